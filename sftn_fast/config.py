@@ -1,0 +1,235 @@
+"""What a run is made of: frozen dataclasses, each field's meaning beside it.
+
+Imports nothing but the standard library, so that ``--help`` and a rejected configuration cost no import of torch.
+A value that can be judged alone is judged in ``__post_init__``; what needs the networks or the data is judged by
+whoever has them. Every refusal is a :class:`ConfigError` naming key, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+STAGES = ("teacher", "sftn", "student", "distill")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "fake")
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be run; the command line turns it into exit code 2 and one line."""
+
+
+def check(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Raise :class:`ConfigError` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
+
+
+def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = True) -> None:
+    """Refuse NaN, infinities and values below ``minimum`` (or at it, if not ``inclusive``)."""
+    enough = value >= minimum if inclusive else value > minimum
+    bound = "at least" if inclusive else "greater than"
+    check(math.isfinite(value) and enough, key, value, f"a finite number {bound} {minimum:g}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how many of them, and how they are augmented."""
+
+    name: str = "digits"
+    """Data set: digits, fashion_mnist, cifar10, cifar100 or fake."""
+    root: str = "data"
+    """Folder that holds, or receives, the data set's files."""
+    download: bool = False
+    """Fetch the files when they are not in root."""
+    train_size: int | None = None
+    """Use only so many training images (a fixed, class-balanced choice); null for all."""
+    val_size: int = 0
+    """Hold so many training images out as a validation split."""
+    image_size: int | None = None
+    """Side of the images in pixels; null for the data set's own. Others are resized once, at load."""
+    crop_padding: int | None = None
+    """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4)."""
+    flip: bool | None = None
+    """Random horizontal flip; null for the data set's own (CIFAR: yes, digits: no)."""
+
+    def __post_init__(self) -> None:
+        check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
+        check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
+        check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
+        check(
+            self.image_size is None or 8 <= self.image_size <= 64, "data.image_size", self.image_size, "from 8 to 64"
+        )
+        check(
+            self.crop_padding is None or 0 <= self.crop_padding <= 16,
+            "data.crop_padding",
+            self.crop_padding,
+            "from 0 to 16",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD and its learning-rate schedule. Defaults are the CIFAR-100 setting of CRD and SFTN."""
+
+    lr: float | None = None
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty, on all that learns, as the reference code has it."""
+    batch_size: int = 64
+    """Images a step, over all ranks together."""
+    schedule: str = "milestones"
+    """milestones, cosine or constant."""
+    milestones: tuple[int, ...] | None = None
+    """Epochs after which the learning rate is multiplied by gamma; null for 5/8, 6/8 and 7/8 of the epochs, which is
+    150, 180 and 210 of the usual 240."""
+    gamma: float = 0.1
+    """Factor at each milestone."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from lr / 10."""
+    clip_grad: float | None = None
+    """Clip the gradient's norm to this; null for no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.lr is not None:
+            check_finite("optim.lr", self.lr, minimum=0, inclusive=False)
+        check_finite("optim.momentum", self.momentum, minimum=0)
+        check(self.momentum < 1, "optim.momentum", self.momentum, "less than 1")
+        check(
+            not self.nesterov or self.momentum > 0, "optim.nesterov", self.nesterov, "false when optim.momentum is 0"
+        )
+        check_finite("optim.weight_decay", self.weight_decay, minimum=0)
+        check(self.batch_size >= 2, "optim.batch_size", self.batch_size, "at least 2")
+        kinds = ("milestones", "cosine", "constant")
+        check(self.schedule in kinds, "optim.schedule", self.schedule, "one of " + ", ".join(kinds))
+        milestones = self.milestones or ()
+        increasing = all(a < b for a, b in zip((0, *milestones), milestones, strict=False))
+        check(increasing, "optim.milestones", list(milestones), "increasing epochs from 1 on")
+        check_finite("optim.gamma", self.gamma, minimum=0, inclusive=False)
+        check_finite("optim.warmup_epochs", self.warmup_epochs, minimum=0)
+        if self.clip_grad is not None:
+            check_finite("optim.clip_grad", self.clip_grad, minimum=0, inclusive=False)
+
+
+@dataclass(frozen=True)
+class SFTNConfig:
+    """Student-aware training of the teacher. Defaults are the paper's for CIFAR-100."""
+
+    teacher_weight: float = 1.0
+    """Weight of the teacher's cross-entropy (lambda_T)."""
+    ce_weight: float = 1.0
+    """Weight of the branches' cross-entropy (lambda_CE)."""
+    kl_weight: float = 3.0
+    """Weight of the divergence between teacher and branches (lambda_KL)."""
+    temperature: float = 1.0
+    """Temperature of that divergence (tau)."""
+    direction: str = "teacher_to_branch"
+    """teacher_to_branch is KL(teacher || branch); branch_to_teacher the other way round."""
+    branch_reduction: str = "mean"
+    """mean or sum over the branches."""
+    stages: tuple[int, ...] | None = None
+    """Teacher stages that carry a branch, counted from 1; null for all but the last."""
+    share_student: bool = False
+    """One copy of the student's stages serves all branches, instead of a copy of its own for each."""
+    init: str | None = None
+    """Fine-tune from a finished teacher: a file, or "teacher" for this run's own; null to train from scratch."""
+
+    def __post_init__(self) -> None:
+        for key in ("teacher_weight", "ce_weight", "kl_weight"):
+            check_finite(f"sftn.{key}", getattr(self, key), minimum=0)
+        check_finite("sftn.temperature", self.temperature, minimum=0, inclusive=False)
+        directions = ("teacher_to_branch", "branch_to_teacher")
+        check(self.direction in directions, "sftn.direction", self.direction, "one of " + ", ".join(directions))
+        check(
+            self.branch_reduction in ("mean", "sum"), "sftn.branch_reduction", self.branch_reduction, "mean or sum"
+        )
+        if self.stages is not None:
+            usable = len(self.stages) > 0 and len(set(self.stages)) == len(self.stages) and min(self.stages) >= 1
+            check(usable, "sftn.stages", list(self.stages), "distinct stage numbers from 1 on")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the training loop runs, whatever is trained."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    amp: str = "fp32"
+    """Arithmetic of the networks: fp32, bf16 or fp16 (with a gradient scaler). The losses are float32 always."""
+    channels_last: bool = False
+    """Lay images and convolutions out as NHWC."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    log_every: int = 50
+    """Steps between lines of metrics."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; null for one at each epoch's end."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept in a run folder."""
+    tensorboard: bool = False
+    """Also write TensorBoard events, if the package is installed."""
+
+    def __post_init__(self) -> None:
+        kinds = ("fp32", "bf16", "fp16")
+        check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
+        known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal()
+        check(known, "engine.device", self.device, "auto, cpu, cuda or cuda:N")
+        check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
+        check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
+        every = self.checkpoint_every
+        check(every is None or every >= 1, "engine.checkpoint_every", every, "at least 1")
+        check(self.keep_checkpoints >= 2, "engine.keep_checkpoints", self.keep_checkpoints, "at least 2")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment: which networks, which stages of training, on which data."""
+
+    teacher: str = "wrn_16_2"
+    """Name of the teacher network."""
+    student: str = "resnet8"
+    """Name of the student network."""
+    teacher_file: str | None = None
+    """A trained teacher to use instead of training the stage "teacher"."""
+    stages: tuple[str, ...] = STAGES
+    """What to do, of: teacher, sftn, student, distill. "distill" runs once for each teacher there is."""
+    distill: str = "kd"
+    """Losses of the stage "distill" with their weights, as in kd=0.9 or kd=1:temperature=2,ce=0.5."""
+    epochs: int = 240
+    """Epochs of each stage."""
+    stage_epochs: dict[str, int] = field(default_factory=dict)
+    """Epochs of single stages, where they differ."""
+    seeds: tuple[int, ...] = (0,)
+    """The whole list of stages runs once for each seed."""
+    output: str = "runs/experiment"
+    """Folder of the run."""
+    resume: str = "auto"
+    """auto goes on where a stopped run of the same configuration stood; never refuses a folder that holds a run;
+    force goes on although the configuration differs."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sftn: SFTNConfig = field(default_factory=SFTNConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        check(
+            len(self.stages) > 0 and set(self.stages) <= set(STAGES), "stages", list(self.stages), "of " + ", ".join(STAGES)
+        )
+        check(set(self.stage_epochs) <= set(STAGES), "stage_epochs", self.stage_epochs, "keyed by " + ", ".join(STAGES))
+        check(all(n >= 1 for n in self.stage_epochs.values()), "stage_epochs", self.stage_epochs, "at least 1 each")
+        distinct = len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds)
+        check(distinct and min(self.seeds) >= 0, "seeds", list(self.seeds), "distinct numbers from 0 on")
+        check(self.resume in ("auto", "never", "force"), "resume", self.resume, "auto, never or force")
+        check(bool(self.output.strip()), "output", self.output, "a folder")
+        if self.optim.schedule == "milestones" and self.optim.milestones:
+            last, epochs = self.optim.milestones[-1], min(map(self.epochs_of, self.stages))
+            check(last < epochs, "optim.milestones", list(self.optim.milestones), f"before the last epoch, {epochs}")
+
+    def epochs_of(self, stage: str) -> int:
+        """Epochs that ``stage`` trains for."""
+        return self.stage_epochs.get(stage, self.epochs)
