@@ -1,0 +1,60 @@
+# make demo   set up, then train a teacher, a student-friendly teacher and their students on handwritten digits
+# make test   set up, then run the tests
+# make check  the tests, and ruff, mypy, clang-format, the ABI audit
+# make bench  measure the kernels against plain PyTorch
+#
+# Everything lives in .venv; a second call reuses what stands.
+
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+PY      := $(BIN)/python
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CLANGED := $(SOURCES) $(shell find tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check lint bench setup clean
+
+demo: setup
+	$(PY) -m sftn_fast.train
+
+test: setup
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+check: lint test
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CLANGED)
+	$(BIN)/torch-abi-audit sftn_fast/_C*.so
+
+bench: setup
+	$(PY) -m bench
+
+setup: $(VENV)/built
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit("sftn_fast needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@echo "== making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created constraints.txt pyproject.toml
+	@echo "== installing the packages pinned in constraints.txt (torch is large: some minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja
+	@$(PY) -m tools.requirements train tensorboard dev > $(VENV)/requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed setup.py $(SOURCES)
+	@echo "== building the C++ and CUDA libraries (a minute or two)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(PY) -m sftn_fast.info
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build sftn_fast/*.so *.egg-info
