@@ -1,0 +1,182 @@
+// Losses on logits: distillation (KD), its sum with cross-entropy, and the student-friendly teacher's loss.
+//
+// With T the temperature, p = softmax(x), q = softmax(x / T), a teacher [N, C] and K students [N, C] each:
+//
+//   parts[0] = mean over valid rows of CE(teacher, target)
+//   parts[1] = branch_scale * sum_k mean over valid rows of CE(student_k, target)
+//   parts[2] = kl_scale * sum_k sum_n KL_kn
+//   parts[3] = 1 / number of valid rows, 0 if there are none
+//   KL_kn    = sum_c q_t (log q_t - log q_s), or with t and s exchanged if student_to_teacher; 0 * inf counts as 0
+//   CE(x, y) = logsumexp(x) - (1 - smoothing) x_y - smoothing / C * sum_c x_c;  a row is valid if y != ignore_index
+//   total    = teacher_weight parts[0] + ce_weight parts[1] + kl_weight parts[2]
+//              with rows: [N], total_n = kl_weight * kl_scale * sum_k KL_kn
+//
+// Without target parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros.
+//
+// stats [N, 3 + 4 K] saves what the gradient needs: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the teacher,
+// then the same three and KL_kn for each student. The second is unspecified without a target.
+//
+// Gradients, before the chain rule's grad_total:
+//   d CE / dx          = p - (1 - smoothing) onehot(y) - smoothing / C
+//   d KL(t || s) / ds  = (q_s - q_t) / T
+//   d KL(t || s) / dt  = q_t ((log q_t - log q_s) - KL) / T
+//
+// A target outside [0, C) that is not ignore_index: the CPU throws before it computes; a GPU, which can't without a
+// synchronisation, makes the row's cross-entropy, and its gradient, NaN.
+//
+// Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
+// functions, `forward(const LogitsInput&, const LogitsOutput&)` and `backward(const LogitsInput&, const LogitsGrad&)`,
+// called with N >= 1, and registers `logits_forward<Backend>` and `logits_backward<Backend>`.
+#pragma once
+
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "tensor.h"
+
+namespace sftn {
+
+#define SFTN_LOGITS_SCALARS                                                                         \
+  "float temperature, float teacher_weight, float ce_weight, float kl_weight, float branch_scale, " \
+  "float kl_scale, bool student_to_teacher, bool rows, int ignore_index, float label_smoothing"
+
+constexpr const char* kLogitsForwardSchema =
+    "logits_forward(Tensor teacher, Tensor[] students, Tensor? target, " SFTN_LOGITS_SCALARS
+    ") -> (Tensor total, Tensor parts, Tensor stats)";
+
+constexpr const char* kLogitsBackwardSchema =
+    "logits_backward(Tensor grad_total, Tensor teacher, Tensor[] students, Tensor? target, Tensor parts, "
+    "Tensor stats, " SFTN_LOGITS_SCALARS ", bool teacher_grad, bool student_grad) -> Tensor[]";
+
+struct LogitsOptions {
+  double temperature;
+  double teacher_weight;
+  double ce_weight;
+  double kl_weight;
+  double branch_scale;
+  double kl_scale;
+  bool student_to_teacher;
+  bool rows;
+  int64_t ignore_index;
+  double label_smoothing;
+};
+
+struct LogitsInput {
+  Matrix teacher;                // [N, C]
+  std::vector<Matrix> students;  // K of [N, C]
+  std::optional<Tensor> target;  // [N] int64, contiguous
+  LogitsOptions options;
+  int64_t n, c;
+  ScalarType dtype;
+
+  int64_t k() const { return static_cast<int64_t>(students.size()); }
+  int64_t stats_width() const { return 3 + 4 * k(); }
+  const int64_t* target_data() const {
+    return target ? static_cast<const int64_t*>(target->const_data_ptr()) : nullptr;
+  }
+};
+
+// All of the accumulator's type: float32, or float64 for float64 logits.
+struct LogitsOutput {
+  Tensor total;  // [], or [N] with rows
+  Tensor parts;  // [4]
+  Tensor stats;  // [N, 3 + 4 K]
+};
+
+struct LogitsGrad {
+  Tensor grad_total;       // as LogitsOutput::total
+  int64_t grad_stride;     // 0 unless options.rows
+  Tensor parts, stats;     // as the forward pass left them
+  bool teacher, students;  // which gradients are asked for
+  // Results [N, C] contiguous, of the logits' dtype: the teacher's if asked for, then the K students' if asked for.
+  std::vector<Tensor> out;
+
+  template <class T>
+  T* teacher_out() const {
+    return teacher ? static_cast<T*>(out[0].mutable_data_ptr()) : nullptr;
+  }
+  template <class T>
+  T* student_out(int64_t k) const {
+    return students ? static_cast<T*>(out[k + (teacher ? 1 : 0)].mutable_data_ptr()) : nullptr;
+  }
+};
+
+inline LogitsInput logits_input(const Tensor& teacher, const std::vector<Tensor>& students,
+                                const std::optional<Tensor>& target, const LogitsOptions& options) {
+  STD_TORCH_CHECK(teacher.dim() == 2, "logits: teacher must be [N, C], got ", teacher.dim(), " dimensions");
+  const int64_t n = teacher.size(0), c = teacher.size(1);
+  const ScalarType dtype = teacher.scalar_type();
+  STD_TORCH_CHECK(n == 0 || c > 0, "logits: there must be a class");
+  STD_TORCH_CHECK(!students.empty(), "logits: there must be a student");
+  STD_TORCH_CHECK(options.temperature > 0, "logits: temperature must be positive, got ", options.temperature);
+  STD_TORCH_CHECK(!(options.rows && target), "logits: rows are of the divergence alone, without a target");
+  LogitsInput in{Matrix(teacher), {}, std::nullopt, options, n, c, dtype};
+  in.students.reserve(students.size());
+  for (const Tensor& student : students) {
+    STD_TORCH_CHECK(student.dim() == 2 && student.size(0) == n && student.size(1) == c,
+                    "logits: students must have the teacher's shape");
+    STD_TORCH_CHECK(student.scalar_type() == dtype, "logits: students must have the teacher's dtype");
+    STD_TORCH_CHECK(student.get_device_index() == teacher.get_device_index() && student.is_cuda() == teacher.is_cuda(),
+                    "logits: students must be on the teacher's device");
+    in.students.emplace_back(student);
+  }
+  if (target) {
+    STD_TORCH_CHECK(target->dim() == 1 && target->size(0) == n, "logits: target must be [N]");
+    STD_TORCH_CHECK(target->scalar_type() == ScalarType::Long, "logits: target must be int64");
+    STD_TORCH_CHECK(target->is_cuda() == teacher.is_cuda(), "logits: target must be on the teacher's device");
+    in.target = target->stride(0) == 1 ? *target : torch::stable::contiguous(*target);
+  }
+  return in;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> logits_forward(const Tensor& teacher, const std::vector<Tensor>& students,
+                                                  const std::optional<Tensor>& target, double temperature,
+                                                  double teacher_weight, double ce_weight, double kl_weight,
+                                                  double branch_scale, double kl_scale, bool student_to_teacher,
+                                                  bool rows, int64_t ignore_index, double label_smoothing) {
+  const LogitsInput in = logits_input(teacher, students, target,
+                                      {temperature, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale,
+                                       student_to_teacher, rows, ignore_index, label_smoothing});
+  const ScalarType dtype = accumulator_dtype(in.dtype);
+  using Sizes1 = std::array<int64_t, 1>;
+  const LogitsOutput out{rows ? empty(Sizes1{in.n}, dtype, teacher) : empty(std::array<int64_t, 0>{}, dtype, teacher),
+                         empty(Sizes1{4}, dtype, teacher),
+                         empty(std::array<int64_t, 2>{in.n, in.stats_width()}, dtype, teacher)};
+  if (in.n > 0) {
+    Backend::forward(in, out);
+  } else {
+    torch::stable::fill_(out.total, 0);
+    torch::stable::fill_(out.parts, 0);
+  }
+  return {out.total, out.parts, out.stats};
+}
+
+template <class Backend>
+std::vector<Tensor> logits_backward(const Tensor& grad_total, const Tensor& teacher,
+                                    const std::vector<Tensor>& students, const std::optional<Tensor>& target,
+                                    const Tensor& parts, const Tensor& stats, double temperature, double teacher_weight,
+                                    double ce_weight, double kl_weight, double branch_scale, double kl_scale,
+                                    bool student_to_teacher, bool rows, int64_t ignore_index, double label_smoothing,
+                                    bool teacher_grad, bool student_grad) {
+  const LogitsInput in = logits_input(teacher, students, target,
+                                      {temperature, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale,
+                                       student_to_teacher, rows, ignore_index, label_smoothing});
+  const ScalarType dtype = accumulator_dtype(in.dtype);
+  STD_TORCH_CHECK(grad_total.scalar_type() == dtype && parts.scalar_type() == dtype && stats.scalar_type() == dtype,
+                  "logits: grad_total, parts and stats must have the accumulator's dtype");
+  STD_TORCH_CHECK(grad_total.numel() == (rows ? in.n : 1), "logits: grad_total must have the shape of total");
+  STD_TORCH_CHECK(parts.is_contiguous() && parts.numel() == 4, "logits: parts must be as the forward pass left them");
+  STD_TORCH_CHECK(stats.is_contiguous() && stats.numel() == in.n * in.stats_width(),
+                  "logits: stats must be as the forward pass left them");
+  LogitsGrad grad{grad_total, rows ? grad_total.stride(0) : 0, parts, stats, teacher_grad, student_grad, {}};
+  const int64_t count = (teacher_grad ? 1 : 0) + (student_grad ? in.k() : 0);
+  grad.out.reserve(count);
+  for (int64_t i = 0; i < count; ++i) grad.out.push_back(empty(std::array<int64_t, 2>{in.n, in.c}, in.dtype, teacher));
+  if (in.n > 0 && count > 0) Backend::backward(in, grad);
+  return std::move(grad.out);
+}
+
+}  // namespace sftn

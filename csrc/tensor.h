@@ -1,0 +1,96 @@
+// What every op's host code needs of the stable ABI: dtype dispatch, allocation, views of matrices.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <array>
+#include <cstdint>
+#include <utility>
+
+namespace sftn {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The type in which a dtype is computed, and in which losses and saved statistics are stored.
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using accumulator_t = typename Accumulator<T>::type;
+
+inline ScalarType accumulator_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+// f(Tag<T>{}) for the T that dtype stands for.
+template <class F>
+void visit_floating(ScalarType dtype, const char* op, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(Tag<float>{});
+    case ScalarType::Double:
+      return f(Tag<double>{});
+    case ScalarType::Half:
+      return f(Tag<Half>{});
+    case ScalarType::BFloat16:
+      return f(Tag<BFloat16>{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected a floating-point tensor, got ", torch::headeronly::toString(dtype));
+  }
+}
+
+// An uninitialised contiguous tensor on like's device. Calls the shim directly: a boxed call of aten::empty costs more
+// than the rest of a small op's host code.
+template <std::size_t D>
+Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype, const Tensor& like) {
+  std::array<int64_t, D> strides{};
+  int64_t step = 1;
+  for (std::size_t d = D; d-- > 0;) {
+    strides[d] = step;
+    step *= sizes[d];
+  }
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(D, sizes.data(), strides.data(), shim_dtype, device_type,
+                                                         like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// A view of a [rows, cols] tensor whose rows are dense: element (i, j) is data[i * stride + j]. Rows may be apart
+// (slices), or the same (expanded, stride 0). Owns a copy only where the rows were not dense.
+struct Matrix {
+  Tensor tensor;
+  int64_t stride;
+
+  explicit Matrix(const Tensor& t) : tensor(t) {
+    if (t.size(1) > 1 && t.stride(1) != 1) tensor = torch::stable::contiguous(t);
+    stride = tensor.stride(0);
+  }
+
+  template <class T>
+  const T* data() const {
+    return static_cast<const T*>(tensor.const_data_ptr());
+  }
+};
+
+}  // namespace sftn
