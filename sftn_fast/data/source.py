@@ -1,0 +1,117 @@
+"""What a data set hands over, and the registry of those that can be named in ``data.name``.
+
+A new data set is one function that returns a :class:`Source`, decorated with :func:`register`, in a module that
+``sources/__init__.py`` imports; its name goes into ``config.DATASETS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sftn_fast.config import ConfigError, DataConfig
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in host memory."""
+
+    pixels: Tensor  # [N, C, H, W] uint8, H = W
+    labels: Tensor  # [N] int64
+
+    def select(self, index: Tensor) -> Images:
+        """The images at ``index`` [M], in that order."""
+        return Images(self.pixels[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it comes: the official splits, and the augmentation that is usual for it.
+
+    Raises:
+        ConfigError: A label lies outside ``0 .. num_classes - 1``, images and labels differ in number, or a tensor has
+            the wrong shape or dtype. A wrong label would otherwise surface as an out-of-bounds access in a kernel.
+    """
+
+    name: str
+    num_classes: int
+    train: Images
+    test: Images
+    mean: tuple[float, ...]  # of each channel, for pixel values from 0 to 1
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        for split, images in (("training", self.train), ("test", self.test)):
+            _check_images(images, self.num_classes, len(self.mean), f"{self.name}: the {split} set")
+
+
+def _check_images(images: Images, num_classes: int, channels: int, what: str) -> None:
+    pixels, labels = images.pixels, images.labels
+    square = pixels.ndim == 4 and pixels.shape[1] == channels and pixels.shape[2] == pixels.shape[3]
+    if not square or pixels.dtype != torch.uint8:
+        raise ConfigError(
+            f"{what} must hold square uint8 images of {channels} channels, got {pixels.dtype} {list(pixels.shape)}"
+        )
+    if labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+        raise ConfigError(
+            f"{what} must have an int64 label for each of its {len(pixels)} images, "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise ConfigError(
+            f"{what} has {len(wrong)} labels outside 0..{num_classes - 1}, the first at image {first}: "
+            f"{int(labels[first])}"
+        )
+
+
+Loader = Callable[[DataConfig], Source]
+_loaders: dict[str, Loader] = {}
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Make the decorated function the loader of the data set ``name``."""
+
+    def add(loader: Loader) -> Loader:
+        if name in _loaders:
+            raise ValueError(f"data set {name!r} is registered twice")
+        _loaders[name] = loader
+        return loader
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that :func:`load` knows."""
+    import_module(".sources", __package__)
+    return tuple(sorted(_loaders))
+
+
+def load(config: DataConfig) -> Source:
+    """Read the data set that ``config`` names.
+
+    Raises:
+        ConfigError: The name is unknown, files are missing or corrupt, or a package that reads them is missing.
+    """
+    if config.name not in names():
+        raise ConfigError(f"data.name must be one of {', '.join(names())}, got {config.name!r}")
+    return _loaders[config.name](config)
+
+
+def require(module: str, package: str, name: str) -> ModuleType:
+    """Import ``module``, which the data set ``name`` can't do without; ``package`` is what pip calls it."""
+    try:
+        return import_module(module)
+    # Not ImportError alone: a torchvision that does not match its torch fails with RuntimeError.
+    except Exception as error:
+        raise ConfigError(
+            f"data.name={name} needs {module}, which can't be imported ({error}); pip install {package}"
+        ) from error

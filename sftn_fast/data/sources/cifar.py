@@ -1,0 +1,112 @@
+"""CIFAR-10 and CIFAR-100, from the published Python archives.
+
+The archives hold pickles, and a pickle runs what it likes. So nothing is unpacked or unpickled before its md5 is found
+to be the one that torchvision lists. Of an archive only the named batches are written, each to a path of our making.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from torch import from_numpy, tensor
+
+from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.files import exclusive, missing, read_verified, root_folder
+from sftn_fast.data.source import Images, Source, register, require
+
+
+@register("cifar10")
+def load_cifar10(config: DataConfig) -> Source:
+    """50,000 + 10,000 colour images of 10 classes, 32 x 32 (Krizhevsky, 2009)."""
+    train, test = _load(config, "CIFAR10")
+    return Source(
+        name="cifar10",
+        num_classes=10,
+        train=train,
+        test=test,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        crop_padding=4,
+        flip=True,
+    )
+
+
+@register("cifar100")
+def load_cifar100(config: DataConfig) -> Source:
+    """50,000 + 10,000 colour images of 100 classes, 32 x 32; mean and deviation as in RepDistiller."""
+    train, test = _load(config, "CIFAR100")
+    return Source(
+        name="cifar100",
+        num_classes=100,
+        train=train,
+        test=test,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+        crop_padding=4,
+        flip=True,
+    )
+
+
+def _load(config: DataConfig, class_name: str) -> tuple[Images, Images]:
+    published = getattr(require("torchvision.datasets", "torchvision", config.name), class_name)
+    root = root_folder(config)
+    _provide(published, root, config)
+    folder = root / published.base_folder
+    return _read(folder, published.train_list), _read(folder, published.test_list)
+
+
+def _read(folder: Path, batches: list[list[str]]) -> Images:
+    entries = [pickle.loads(read_verified(folder / name, md5), encoding="latin1") for name, md5 in batches]
+    pixels = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
+    labels = [label for entry in entries for label in entry["labels" if "labels" in entry else "fine_labels"]]
+    return Images(from_numpy(pixels), tensor(labels))
+
+
+def _provide(published: Any, root: Path, config: DataConfig) -> None:
+    """See to it that the batch files lie in ``root``: unpack the archive, after fetching it where that is allowed."""
+    batches = [root / published.base_folder / name for name, _ in published.train_list + published.test_list]
+    archive = root / published.filename
+    if all(batch.is_file() for batch in batches):
+        return
+    if not archive.is_file() and not config.download:
+        raise missing(config.name, [root], "fetch them with --data.download=true")
+    with exclusive(root) as scratch:
+        if all(batch.is_file() for batch in batches):  # another rank was faster
+            return
+        if not archive.is_file():
+            _download(published, scratch, config.name).replace(archive)
+        _unpack(archive, published, batches, scratch)
+
+
+def _download(published: Any, folder: Path, name: str) -> Path:
+    utils = require("torchvision.datasets.utils", "torchvision", name)
+    try:
+        utils.download_url(published.url, folder, published.filename, published.tgz_md5)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"data.name={name}: {published.url} could not be fetched ({error})") from error
+    return folder / published.filename
+
+
+def _unpack(archive: Path, published: Any, batches: list[Path], scratch: Path) -> None:
+    content = io.BytesIO(read_verified(archive, published.tgz_md5))
+    with tarfile.open(fileobj=content, mode="r:gz") as tar:
+        for member in tar.getmembers():
+            _check_member(member, archive, published.base_folder)
+        for batch in batches:
+            unpacked = tar.extractfile(f"{published.base_folder}/{batch.name}")
+            assert unpacked is not None  # a plain file, as checked
+            (scratch / batch.name).write_bytes(unpacked.read())
+            batch.parent.mkdir(exist_ok=True)
+            (scratch / batch.name).replace(batch)
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path, folder: str) -> None:
+    path = PurePosixPath(member.name)
+    inside = path.parts[:1] == (folder,) and ".." not in path.parts
+    if not inside or not (member.isfile() or member.isdir()):
+        raise ConfigError(f"{archive} is refused: its member {member.name!r} is not a plain file inside {folder}/")

@@ -1,0 +1,37 @@
+"""Handwritten digits, 8 x 8 grey: the small real data set that comes with scikit-learn, no download."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import from_numpy
+
+from sftn_fast.config import DataConfig
+from sftn_fast.data.source import Images, Source, register, require
+from sftn_fast.data.splits import balanced_choice
+
+TRAIN_IMAGES = 1000  # 100 of each digit; scikit-learn has no official split
+
+
+@register("digits")
+def load_digits(config: DataConfig) -> Source:
+    """1797 images of 10 classes, split once and for all into 1000 for training and 797 for testing.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, as in scikit-learn.
+    """
+    bunch = require("sklearn.datasets", "scikit-learn", config.name).load_digits()
+    greys = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # from 0..16
+    images = Images(from_numpy(greys).unsqueeze(1), from_numpy(bunch.target.astype(np.int64)))
+    train = balanced_choice(images.labels, TRAIN_IMAGES, "digits training set")
+    is_test = torch.ones(len(greys), dtype=torch.bool)
+    is_test[train] = False
+    return Source(
+        name="digits",
+        num_classes=10,
+        train=images.select(train),
+        test=images.select(is_test.nonzero().flatten()),
+        mean=(0.3051,),
+        std=(0.3761,),
+        crop_padding=1,
+        flip=False,
+    )

@@ -1,0 +1,49 @@
+"""Made-up images that a small network learns in a few steps: for tests, and to try a set-up without any files."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import from_numpy
+
+from sftn_fast.config import DataConfig
+from sftn_fast.data.keyed import generator
+from sftn_fast.data.source import Images, Source, register
+
+CLASSES, CHANNELS, SIZE = 10, 3, 32
+TRAIN_IMAGES, TEST_IMAGES = 512, 256
+TILE = 8  # pixels; a class is a pattern of coloured tiles, coarse enough for a crop to leave it recognisable
+BLOCK = 512  # images drawn under one key, so that a larger set begins with the smaller one
+
+
+@register("fake")
+def load_fake(config: DataConfig) -> Source:
+    """10 classes of 32 x 32 colour images: the class's pattern of random tiles and as much uniform noise.
+
+    512 training images, more if ``train_size`` and ``val_size`` ask for them, and 256 test images.
+    """
+    wanted = (config.train_size or 0) + config.val_size
+    return Source(
+        name="fake",
+        num_classes=CLASSES,
+        train=_draw("train", max(TRAIN_IMAGES, wanted)),
+        test=_draw("test", TEST_IMAGES),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        crop_padding=2,
+        flip=False,
+    )
+
+
+def _draw(split: str, count: int) -> Images:
+    tiles = generator("fake patterns").integers(
+        256, size=(CLASSES, CHANNELS, SIZE // TILE, SIZE // TILE), dtype=np.uint8
+    )
+    patterns = tiles.repeat(TILE, axis=2).repeat(TILE, axis=3)
+    labels = np.arange(count) % CLASSES
+    pixels = np.empty((count, CHANNELS, SIZE, SIZE), np.uint8)
+    for start in range(0, count, BLOCK):
+        noise = generator("fake noise", split, start).integers(256, size=(BLOCK, *pixels.shape[1:]), dtype=np.uint8)
+        block = slice(start, min(start + BLOCK, count))
+        # Halved before they are added, so that the sum fits a byte.
+        pixels[block] = patterns[labels[block]] // 2 + noise[: block.stop - start] // 2
+    return Images(from_numpy(pixels), from_numpy(labels))

@@ -1,0 +1,115 @@
+"""Fashion-MNIST, in torchvision's layout or as Debian's package ``dataset-fashion-mnist`` installs it."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.files import exclusive, missing, root_folder
+from sftn_fast.data.source import Images, Source, register, require
+
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+FILES = [f"{split}-{kind}" for split in ("train", "t10k") for kind in KINDS]
+SIZE = 28
+MAX_IMAGES = 60_000
+
+
+@register("fashion_mnist")
+def load_fashion_mnist(config: DataConfig) -> Source:
+    """60,000 + 10,000 grey images of 10 classes, 28 x 28 (Xiao et al., 2017)."""
+    folder = _folder(config)
+    return Source(
+        name="fashion_mnist",
+        num_classes=10,
+        train=_read_split(folder, "train"),
+        test=_read_split(folder, "t10k"),
+        mean=(0.2860,),
+        std=(0.3530,),
+        crop_padding=2,
+        flip=True,
+    )
+
+
+def _folder(config: DataConfig) -> Path:
+    root = root_folder(config)
+    folders = [root / "FashionMNIST" / "raw", SYSTEM_FOLDER]
+    for folder in folders:
+        if _complete(folder):
+            return folder
+    if not config.download:
+        raise missing(
+            config.name, folders, "fetch them with --data.download=true or apt-get install dataset-fashion-mnist"
+        )
+    with exclusive(root) as scratch:
+        if not _complete(folders[0]):  # another rank may have been faster
+            _download(folders[0], scratch, config.name)
+    return folders[0]
+
+
+def _download(folder: Path, scratch: Path, name: str) -> None:
+    datasets = require("torchvision.datasets", "torchvision", name)
+    try:
+        fetched = Path(datasets.FashionMNIST(scratch, download=True).raw_folder)  # checks the md5 of each file
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"data.name={name}: the files could not be fetched ({error})") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in FILES:
+        (fetched / file).replace(folder / file)
+
+
+def _complete(folder: Path) -> bool:
+    return all(_find(folder, file) for file in FILES)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    candidates = (folder / name, folder / f"{name}.gz")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_split(folder: Path, split: str) -> Images:
+    paths = [_find(folder, f"{split}-{kind}") for kind in KINDS]
+    assert paths[0] is not None and paths[1] is not None  # _complete saw them
+    return Images(read_idx(paths[0], (SIZE, SIZE)).unsqueeze(1), read_idx(paths[1], ()).long())
+
+
+def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
+    """Read an idx file of unsigned bytes, gzipped if so named.
+
+    The format: two zero bytes, 8 for uint8, the number of dimensions, each dimension as a big-endian uint32, the data.
+    torchvision's reader asserts where this one explains, ignores trailing bytes and does not read gzip.
+
+    Args:
+        path: The file.
+        item_shape: The shape that each of its items must have.
+
+    Returns:
+        [N, *item_shape] uint8.
+
+    Raises:
+        ConfigError: The file has another type or shape, or is longer or shorter than its header says.
+    """
+    dims = 1 + len(item_shape)
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            header = file.read(4 + 4 * dims)
+            shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)]
+            if len(shape) != dims or header[:4] != bytes((0, 0, 8, dims)) or tuple(shape[1:]) != item_shape:
+                raise ConfigError(f"{path} is not an idx file of uint8 items of shape {list(item_shape)}")
+            # Bounds what is read next, whatever a damaged header or a gzip bomb holds.
+            if not 1 <= shape[0] <= MAX_IMAGES:
+                raise ConfigError(f"{path} is corrupt: its header says {shape[0]} items, not 1 to {MAX_IMAGES}")
+            content = file.read(math.prod(shape) + 1)  # one more, to notice a file that goes on
+    except (EOFError, OSError, zlib.error) as error:
+        raise ConfigError(f"{path} can't be read ({error})") from error
+    if len(content) != math.prod(shape):
+        more = "more" if len(content) > math.prod(shape) else str(len(content))
+        raise ConfigError(f"{path} is corrupt: its header says {math.prod(shape)} bytes of data, it holds {more}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
