@@ -1,0 +1,37 @@
+"""Layers and initialisations that several families share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution without bias, padded to keep the size at stride 1, and BatchNorm."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """:func:`conv_norm` and ReLU."""
+    return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups).append(nn.ReLU())
+
+
+def init_convolutions(net: nn.Module) -> None:
+    """Draw convolution weights from N(0, 2 / (k k C_out)) and set their biases to zero.
+
+    C_out counts all groups together, also for depthwise convolutions. Source: He et al., "Delving Deep into
+    Rectifiers", 2015, fan-out mode.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_classifier(classifier: nn.Linear) -> None:
+    """Draw the classifier's weight from N(0, 0.01^2) and set its bias to zero."""
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)

@@ -1,0 +1,65 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TypeVar
+
+from .staged import StagedNet
+
+Factory = Callable[..., StagedNet]
+F = TypeVar("F", bound=Factory)
+
+_factories: dict[str, Factory] = {}
+
+
+def register(name: str) -> Callable[[F], F]:
+    """Make ``factory(*, num_classes, in_channels) -> StagedNet`` known to :func:`build` as ``name``.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def add(factory: F) -> F:
+        if name in _factories:
+            raise ValueError(f"a network named {name!r} is registered already")
+        _factories[name] = factory
+        return factory
+
+    return add
+
+
+def names() -> list[str]:
+    """Names that :func:`build` takes, in the order of registration."""
+    return list(_factories)
+
+
+def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
+    """A network with fresh parameters, drawn from torch's global generator.
+
+    Args:
+        name: One of :func:`names`.
+        num_classes: Classes, the width of the logits.
+        in_channels: Channels of the images.
+
+    Raises:
+        ValueError: The name is unknown, or a count is below 1.
+    """
+    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
+    if name not in _factories:
+        raise ValueError(unknown_name("network", name, names()))
+    net = _factories[name](num_classes=num_classes, in_channels=in_channels)
+    net.name = name
+    return net
+
+
+def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 30) -> str:
+    """The message for a name that is none of ``known``: near matches, and what there is."""
+    folded = {other.lower(): other for other in known}
+    near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3)]
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    more = f" and {len(known) - shown} more" if len(known) > shown else ""
+    return f"unknown {kind} {name!r}{hint}; known are {', '.join(known[:shown])}{more}"

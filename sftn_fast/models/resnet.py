@@ -1,0 +1,126 @@
+"""Residual networks for small images (He et al., "Deep Residual Learning", 2016).
+
+The small ones have depth 6n + 2: three stages of n basic blocks. ``x4`` widens them as RepDistiller does, the stem by
+two. ResNet50 keeps the four stages of bottlenecks it has for ImageNet, behind a 3x3 stem that keeps the image's size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from .layers import conv_norm, conv_norm_relu, init_convolutions
+from .registry import register
+from .staged import Head, PreactModule, Stage, StagedNet
+
+
+class BasicBlock(PreactModule):
+    """ReLU(BN conv3x3 ReLU BN conv3x3 x + shortcut x)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = projection(in_channels, width, stride)
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and the sum that the last ReLU takes."""
+        out = relu(self.bn1(self.conv1(x)))
+        preact = self.bn2(self.conv2(out)) + self.shortcut(x)
+        return relu(preact), preact
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """The residual path's last norm."""
+        return self.bn2
+
+
+class Bottleneck(PreactModule):
+    """ReLU(BN conv1x1 ReLU BN conv3x3 ReLU BN conv1x1 x + shortcut x), four times as wide outside as inside."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = self.expansion * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = projection(in_channels, out_channels, stride)
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and the sum that the last ReLU takes."""
+        out = relu(self.bn1(self.conv1(x)))
+        out = relu(self.bn2(self.conv2(out)))
+        preact = self.bn3(self.conv3(out)) + self.shortcut(x)
+        return relu(preact), preact
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """The residual path's last norm."""
+        return self.bn3
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """The identity where shapes allow it, else a 1x1 convolution with norm."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return conv_norm(in_channels, out_channels, 1, stride=stride)
+
+
+class ResNet(StagedNet):
+    """Stem of one 3x3 convolution, stages that halve the size from the second on."""
+
+    foreign_names = (
+        (r"^conv1\.", "stem.0."),
+        (r"^bn1\.", "stem.1."),
+        *((rf"^layer{i + 1}\.", f"stages.{i}.") for i in range(4)),
+        (r"\.downsample\.", ".shortcut."),
+        (r"^(fc|linear)\.", "head.fc."),
+    )
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        stem_width: int,
+        widths: tuple[int, ...],
+        *,
+        num_classes: int,
+        in_channels: int,
+    ) -> None:
+        stages: list[nn.Module] = []
+        channels = stem_width
+        for index, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            blocks = []
+            for position in range(depth):
+                stride = 2 if index > 0 and position == 0 else 1
+                blocks.append(block(channels, width, stride))
+                channels = block.expansion * width
+            stages.append(Stage(*blocks))
+        super().__init__(
+            conv_norm_relu(in_channels, stem_width, 3),
+            stages,
+            Head(channels, num_classes),
+            num_classes=num_classes,
+            in_channels=in_channels,
+        )
+        init_convolutions(self)
+
+
+def _basic(depth: int, stem_width: int, widths: tuple[int, int, int]) -> partial[ResNet]:
+    return partial(ResNet, BasicBlock, ((depth - 2) // 6,) * 3, stem_width, widths)
+
+
+for _depth in (8, 14, 20, 32, 44, 56, 110):
+    register(f"resnet{_depth}")(_basic(_depth, 16, (16, 32, 64)))
+for _depth in (8, 32):
+    register(f"resnet{_depth}x4")(_basic(_depth, 32, (64, 128, 256)))
+register("ResNet50")(partial(ResNet, Bottleneck, (3, 4, 6, 3), 64, (64, 128, 256, 512)))

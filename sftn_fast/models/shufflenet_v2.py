@@ -1,0 +1,97 @@
+"""ShuffleNet V2 (Ma et al., 2018) at width 1, for small images: a 1x1 stem that does not shrink them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import channel_shuffle, relu
+
+from .layers import conv_norm_relu
+from .registry import register
+from .staged import Head, PreactModule, Stage, StagedNet
+
+STEM_WIDTH, WIDTHS, HEAD_WIDTH = 24, (116, 232, 464), 1024
+DEPTHS = (3, 7, 3)
+"""Units of each stage that follow the one that halves the size."""
+
+
+class HalvingUnit(nn.Module):
+    """Two convolutional branches of the whole input, each giving half of the output's channels."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        width = out_channels // 2
+        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv2 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv4 = nn.Conv2d(width, width, 3, 2, 1, groups=width, bias=False)
+        self.bn4 = nn.BatchNorm2d(width)
+        self.conv5 = nn.Conv2d(width, width, 1, bias=False)
+        self.bn5 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [N, C', H / 2, W / 2] for the input [N, C, H, W]."""
+        left = self.bn1(self.conv1(x))
+        left = relu(self.bn2(self.conv2(left)))
+        right = relu(self.bn3(self.conv3(x)))
+        right = self.bn4(self.conv4(right))
+        right = relu(self.bn5(self.conv5(right)))
+        return channel_shuffle(torch.cat([left, right], 1), 2)
+
+
+class ShuffleUnit(PreactModule):
+    """The first half of the channels passes, the second is convolved, and both are shuffled together."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = channels // 2
+        self.conv1 = nn.Conv2d(width, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and both halves before ReLU and shuffle: the order of channels is another than the output's."""
+        passed, right = x.chunk(2, 1)
+        right = relu(self.bn1(self.conv1(right)))
+        right = self.bn2(self.conv2(right))
+        preact = torch.cat([passed, self.bn3(self.conv3(right))], 1)
+        # The half that passes has been through a ReLU already, so that another one leaves it as it is.
+        return channel_shuffle(relu(preact), 2), preact
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """Raise: half of the pre-activation comes out of no norm."""
+        raise ValueError("ShuffleV2 has no BatchNorm that writes a whole pre-activation: half the channels pass it by")
+
+
+@register("ShuffleV2")
+class ShuffleNetV2(StagedNet):
+    """Three stages, each halving the size in its first unit, and a 1x1 convolution before the pooling."""
+
+    default_lr = 0.01
+    foreign_names = (
+        (r"^conv1\.", "stem.0."),
+        (r"^bn1\.", "stem.1."),
+        *((rf"^layer{i + 1}\.", f"stages.{i}.") for i in range(3)),
+        (r"^conv2\.", "head.expand.0."),
+        (r"^bn2\.", "head.expand.1."),
+        (r"^linear\.", "head.fc."),
+    )
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        channels, stages = STEM_WIDTH, []
+        for width, depth in zip(WIDTHS, DEPTHS, strict=True):
+            stages.append(Stage(HalvingUnit(channels, width), *(ShuffleUnit(width) for _ in range(depth))))
+            channels = width
+        super().__init__(
+            conv_norm_relu(in_channels, STEM_WIDTH, 1),
+            list(stages),
+            Head(HEAD_WIDTH, num_classes, expand=conv_norm_relu(channels, HEAD_WIDTH, 1)),
+            num_classes=num_classes,
+            in_channels=in_channels,
+        )

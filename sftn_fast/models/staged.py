@@ -1,0 +1,234 @@
+"""The shape that everything rests on: stem -> stage 1 .. stage S -> head."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+@dataclass
+class Features:
+    """What one pass through a :class:`StagedNet` saw."""
+
+    stem: Tensor
+    """Output of the stem [N, C, H, W]."""
+    stages: list[Tensor]
+    """Output of each of the S stages [N, C, H, W]."""
+    preacts: list[Tensor] | None
+    """The same before their ReLU, as the network's family defines it; None unless asked for."""
+    pooled: Tensor
+    """What the classifier takes [N, D]."""
+    logits: Tensor
+    """[N, num_classes]."""
+
+
+class PreactModule(nn.Module):
+    """A stage, or the block at its end, that can also give its map from before the last ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [N, C', H', W'] for the input [N, C, H, W]."""
+        return self.forward_preact(x)[0]
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and pre-activation, both [N, C', H', W']."""
+        raise NotImplementedError
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """The BatchNorm that writes the pre-activation.
+
+        Raises:
+            ValueError: No single BatchNorm does.
+        """
+        raise NotImplementedError
+
+
+class Stage(nn.Sequential):
+    """Blocks in sequence, of which the last gives the pre-activation."""
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`PreactModule.forward_preact`."""
+        *body, last = self
+        for block in body:
+            x = block(x)
+        return cast(PreactModule, last).forward_preact(x)
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """See :meth:`PreactModule.preact_norm`."""
+        return cast(PreactModule, self[-1]).preact_norm()
+
+
+class Head(nn.Module):
+    """Global average pooling and a linear classifier.
+
+    Args:
+        features: Channels that are pooled, D.
+        num_classes: Classes.
+        expand: Layers before the pooling, from the last stage's channels to D.
+    """
+
+    def __init__(self, features: int, num_classes: int, *, expand: nn.Module | None = None) -> None:
+        super().__init__()
+        self.expand = expand
+        self.fc = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, num_classes] of the last stage's output [N, C, H, W]."""
+        return self.forward_pooled(x)[1]
+
+    def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled vector [N, D] and logits [N, num_classes]."""
+        if self.expand is not None:
+            x = self.expand(x)
+        pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        return pooled, self.fc(pooled)
+
+
+class Tail(nn.Module):
+    """The end of a staged network: some last stages (perhaps none) and the head."""
+
+    def __init__(self, stages: list[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, num_classes] of the first stage's input [N, C, H, W]."""
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+class StagedNet(nn.Module):
+    """An image classifier, cut into a stem, S stages and a head. Stages count from 1.
+
+    Args:
+        stem: [N, in_channels, H, W] to the first stage's input.
+        stages: One module a stage, each taking what the one before gives.
+        head: The last stage's output to logits; ``head.forward_pooled`` gives the pooled vector too.
+        num_classes: Classes.
+        in_channels: Channels of the images.
+        name: Name under which :func:`sftn_fast.models.build` makes this network again, if it does.
+    """
+
+    default_lr: ClassVar[float] = 0.05
+    """Learning rate that the family is usually trained with, for SGD and batches of 64."""
+
+    foreign_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Regular expressions and replacements that turn the names in a RepDistiller checkpoint into this network's."""
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: list[nn.Module],
+        head: nn.Module,
+        *,
+        num_classes: int,
+        in_channels: int,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+
+    @property
+    def num_stages(self) -> int:
+        """S."""
+        return len(self.stages)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, num_classes] of images [N, in_channels, H, W]."""
+        return self.forward_from(1, self.stem(x))
+
+    def forward_from(self, i: int, x: Tensor) -> Tensor:
+        """Logits [N, num_classes] from what stage ``i`` takes, through stages i..S and the head.
+
+        Raises:
+            ValueError: ``i`` is not in 1 .. S + 1; S + 1 is the head alone.
+        """
+        for stage in self._stages_from(i):
+            x = stage(x)
+        return self.head(x)
+
+    def forward_features(self, x: Tensor, *, preact: bool = False) -> Features:
+        """Everything a pass computes; each layer is evaluated once, also with ``preact``.
+
+        Args:
+            x: Images [N, in_channels, H, W].
+            preact: Also give the stages' maps before their ReLU.
+        """
+        stem = x = self.stem(x)
+        outputs, preacts = [], []
+        for stage in self.stages:
+            if preact:
+                x, before = cast(PreactModule, stage).forward_preact(x)
+                preacts.append(before)
+            else:
+                x = stage(x)
+            outputs.append(x)
+        pooled, logits = cast(Head, self.head).forward_pooled(x)
+        return Features(stem, outputs, preacts if preact else None, pooled, logits)
+
+    def preact_norms(self) -> list[nn.BatchNorm2d]:
+        """The BatchNorm before each stage's ReLU, whose parameters describe the pre-activations' distribution.
+
+        Source: the layers that Heo et al., "A Comprehensive Overhaul of Feature Distillation", take margins from.
+
+        Raises:
+            ValueError: This family has none.
+        """
+        return [cast(PreactModule, stage).preact_norm() for stage in self.stages]
+
+    def tail(self, i: int) -> nn.Module:
+        """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""
+        return copy.deepcopy(Tail(self._stages_from(i), self.head))
+
+    def feature_shapes(self, image_size: int) -> list[Shape]:
+        """(C, H, W) of each stage's output for square images; leaves parameters, statistics and random state alone."""
+        return self._shapes(image_size)[1:]
+
+    def input_shape(self, i: int, image_size: int) -> Shape:
+        """(C, H, W) of what stage ``i`` takes; S + 1 is what the head takes."""
+        self._stages_from(i)
+        return self._shapes(image_size)[i - 1]
+
+    def _stages_from(self, i: int) -> list[nn.Module]:
+        if not 1 <= i <= self.num_stages + 1:
+            raise ValueError(f"stage must be from 1 to {self.num_stages + 1} (the head alone), got {i}")
+        return list(self.stages)[i - 1 :]
+
+    def _shapes(self, image_size: int) -> list[Shape]:
+        """Shapes of the stem's and the stages' outputs, from a pass over tensors that hold no data."""
+        skeleton = _skeleton(self).eval()
+        dtype = next(skeleton.parameters()).dtype
+        images = torch.empty(1, self.in_channels, image_size, image_size, device="meta", dtype=dtype)
+        with torch.no_grad():
+            seen = skeleton.forward_features(images)
+        return [cast(Shape, tuple(map_.shape[1:])) for map_ in (seen.stem, *seen.stages)]
+
+
+def _skeleton(net: StagedNet) -> StagedNet:
+    """A copy of ``net`` whose tensors are on the meta device, made without copying any data."""
+    # deepcopy takes what its memo already holds for the copy of an object.
+    memo = {id(tensor): _on_meta(tensor) for tensor in _tensors(net)}
+    return copy.deepcopy(net, memo)
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -1,0 +1,77 @@
+"""VGG (Simonyan & Zisserman, 2015) with BatchNorm, for small images: global average pooling and one linear layer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from .layers import init_classifier, init_convolutions
+from .registry import register
+from .staged import Head, PreactModule, StagedNet
+
+WIDTHS = (64, 128, 256, 512, 512)
+CONVOLUTIONS = {
+    "vgg8": (1, 1, 1, 1, 1),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+"""Convolutions in the stem and the four stages."""
+
+
+class VGGBlock(PreactModule):
+    """3x3 convolutions with BatchNorm and ReLU; maps ``pooled_from`` pixels wide or more are pooled first."""
+
+    def __init__(self, in_channels: int, width: int, depth: int, *, pooled_from: int | None) -> None:
+        super().__init__()
+        self.pooled_from = pooled_from
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            in_channels = width
+        # The last ReLU is applied outside, so that the map before it can be had.
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and what its ReLU took."""
+        if self.pooled_from is not None and x.shape[-1] >= self.pooled_from:
+            x = max_pool2d(x, 2)
+        preact = self.layers(x)
+        return relu(preact), preact
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """The last convolution's norm."""
+        return cast(nn.BatchNorm2d, self.layers[-1])
+
+
+class VGG(StagedNet):
+    """Stem at full size, stages 1 to 3 that halve it, stage 4 that halves it only if it is 8 pixels or more.
+
+    The last is RepDistiller's rule that the fourth pooling is for images of 64 pixels, as seen from the map it pools.
+    """
+
+    foreign_names = (
+        (r"^block0\.", "stem.layers."),
+        *((rf"^block{i + 1}\.", f"stages.{i}.layers.") for i in range(4)),
+        (r"^classifier\.", "head.fc."),
+    )
+
+    def __init__(self, depths: tuple[int, ...], *, num_classes: int, in_channels: int) -> None:
+        channels, blocks = in_channels, []
+        for width, depth, pooled_from in zip(WIDTHS, depths, (None, 2, 2, 2, 8), strict=True):
+            blocks.append(VGGBlock(channels, width, depth, pooled_from=pooled_from))
+            channels = width
+        stem, *stages = blocks
+        super().__init__(
+            stem, list(stages), Head(channels, num_classes), num_classes=num_classes, in_channels=in_channels
+        )
+        init_convolutions(self)
+        init_classifier(cast(Head, self.head).fc)
+
+
+for _name, _depths in CONVOLUTIONS.items():
+    register(_name)(partial(VGG, _depths))

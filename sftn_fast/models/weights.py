@@ -1,0 +1,126 @@
+"""Weight files of any origin: read without running them, loaded without guessing."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .staged import StagedNet
+
+WRAPPERS = ("model", "state_dict", "net")
+"""Keys under which training scripts (RepDistiller, timm) keep the weights beside the optimizer and the like."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+SHOWN = 5
+
+
+class WeightsError(ValueError):
+    """A file that can't be loaded as weights, or not into this network."""
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a ``.safetensors`` file or a PyTorch one, wrappers and prefixes taken off.
+
+    Nothing in the file is ever run: PyTorch files are read with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightsError: The file is damaged, or holds other things than tensors by name.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    payload = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    return unwrap(payload, path)
+
+
+def unwrap(payload: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name within what a file held."""
+    for key in WRAPPERS:
+        if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
+            payload = payload[key]
+    if not isinstance(payload, Mapping) or not payload:
+        raise WeightsError(f"{path} holds no weights by name: it is a {type(payload).__name__}")
+    strangers = [name for name, value in payload.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise WeightsError(
+            f"{path} holds other things than weights by name, such as {strangers[0]!r}, and no "
+            f"{', '.join(map(repr, WRAPPERS))} that holds only weights"
+        )
+    weights = dict(payload)
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def assign(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy ``weights`` into ``net``, all of them or none.
+
+    Names that are not the network's own are tried as those that RepDistiller gives the same architecture.
+
+    Raises:
+        WeightsError: Names or shapes differ; the message lists the first of them.
+    """
+    own = net.state_dict()
+    if isinstance(net, StagedNet) and own.keys() != weights.keys():
+        renamed = {_own_name(name, net.foreign_names): value for name, value in weights.items()}
+        if own.keys() == renamed.keys():
+            weights = renamed
+    differences = _differences(own, weights)
+    if differences:
+        listed = "".join(f"\n  {line}" for line in differences[:SHOWN])
+        more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        what = f"{net.name} with {net.num_classes} classes" if isinstance(net, StagedNet) else type(net).__name__
+        raise WeightsError(f"{path} does not fit {what}:{listed}{more}")
+    net.load_state_dict(weights)
+
+
+def _own_name(name: str, foreign_names: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in foreign_names:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """A line for each tensor that both have in different shapes, or that one of them lacks."""
+    lines = []
+    for name, tensor in own.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            lines.append(f"{name}: {list(weights[name].shape)} in the file, {list(tensor.shape)} in the network")
+    lines += [f"{name}: {list(own[name].shape)} in the network, not in the file" for name in own if name not in weights]
+    lines += [
+        f"{name}: {list(weights[name].shape)} in the file, not in the network" for name in weights if name not in own
+    ]
+    return lines
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from .export import safetensors
+
+    try:
+        return safetensors().load_file(path)
+    except Exception as error:
+        raise WeightsError(f"{path} is damaged: {error}") from error
+
+
+def _read_pytorch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} was not loaded: it is damaged, or holds Python objects beside tensors, and unpickling those would run whatever "
+            f"code they carry. If you trust its origin, write the weights alone with "
+            f"torch.save(model.state_dict(), ...) where it comes from ({_first_line(error)})"
+        ) from error
+    except Exception as error:
+        raise WeightsError(f"{path} is damaged or no PyTorch file: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

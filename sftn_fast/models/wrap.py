@@ -1,0 +1,254 @@
+"""A user's own network as a staged one: its graph is traced and cut behind the modules that end a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, fx, nn
+
+from .registry import unknown_name
+from .staged import Features, StagedNet
+
+
+def as_staged(
+    module: nn.Module,
+    stages: Sequence[str],
+    head: str,
+    *,
+    stem: str | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+) -> StagedNet:
+    """Cut ``module`` into a staged network that shares its parameters.
+
+    Only the forward functions of the modules *around* the named ones are traced, by :mod:`torch.fx`; all others, the
+    named ones included, are called as they are. What stands between two named modules belongs to the later stage, what
+    stands behind the last one to the head. Pre-activations are not to be had from such a network.
+
+    Args:
+        module: Takes images [N, C, H, W], gives logits [N, num_classes].
+        stages: Dotted name of the last module of each stage, in the order in which they run. Each gives a map
+            [N, C, H, W].
+        head: Dotted name of the classifier; what it takes, flattened, are the pooled features.
+        stem: Dotted name of the stem's last module; by default the stem is all that runs before ``stages[0]``.
+        in_channels: Channels of the images; by default those of the first convolution.
+        num_classes: Classes; by default the width of the head's last linear or convolutional layer.
+
+    Example::
+
+        net = as_staged(torchvision.models.resnet18(), ["layer1", "layer2", "layer3", "layer4"], head="fc")
+
+    Raises:
+        ValueError: A name is unknown, is given twice, or runs never, twice or out of order; a value other than a
+            stage's output crosses a cut; the code around the named modules can't be traced.
+    """
+    if not stages:
+        raise ValueError("stages must name at least one module")
+    named = [*([] if stem is None else [stem]), *stages, head]
+    graph = _trace(module, named)
+    start, result = _ends(graph)
+    *cuts, head_node = _calls_in_order(graph, named)
+    if stem is None:
+        cuts.insert(0, _only_input(cuts[0]))
+    for cut in cuts:
+        _refuse_overwriting(module, cut)
+
+    stem_part, *stage_parts, pool, classifier = _split(module, graph, [start, *cuts, _only_input(head_node), result])
+    net = WrappedNet(
+        stem_part,
+        stage_parts,
+        WrappedHead(pool, classifier),
+        num_classes=_num_classes(module.get_submodule(head), head) if num_classes is None else num_classes,
+        in_channels=_in_channels(module) if in_channels is None else in_channels,
+        name=f"as_staged({type(module).__name__})",
+    )
+    net.training = module.training
+    return net
+
+
+class WrappedHead(nn.Module):
+    """What runs behind the last stage, cut before the classifier."""
+
+    def __init__(self, pool: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, num_classes] of the last stage's output."""
+        return self.forward_pooled(x)[1]
+
+    def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the classifier takes, flattened to [N, D], and logits [N, num_classes]."""
+        pooled = self.pool(x)
+        return pooled.flatten(1), self.classifier(pooled)
+
+
+class WrappedNet(StagedNet):
+    """A staged network made of a user's own; see :func:`as_staged`."""
+
+    def forward_features(self, x: Tensor, *, preact: bool = False) -> Features:
+        """See :meth:`StagedNet.forward_features`.
+
+        Raises:
+            ValueError: ``preact`` is asked for.
+        """
+        if preact:
+            raise ValueError(f"{self.name} has no pre-activations: where its ReLUs stand is not known")
+        return super().forward_features(x)
+
+    def preact_norms(self) -> list[nn.BatchNorm2d]:
+        """Raise: which BatchNorms stand before the stages' ReLUs is not known."""
+        raise ValueError(f"{self.name} has no BatchNorms before its stages' ReLUs that are known")
+
+
+class _Tracer(fx.Tracer):
+    """Traces through ``containers`` and nothing else."""
+
+    def __init__(self, containers: set[nn.Module]) -> None:
+        super().__init__()
+        self.containers = containers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m not in self.containers
+
+
+def _trace(module: nn.Module, named: list[str]) -> fx.Graph:
+    modules = dict(module.named_modules())
+    for name in named:
+        if name not in modules or not name:
+            raise ValueError(unknown_name("module", name, [other for other in modules if other]))
+        if named.count(name) > 1:
+            raise ValueError(f"module {name!r} is named twice")
+    parents = {"", *(name[:i] for name in named for i, letter in enumerate(name) if letter == ".")}
+    containers = {modules[parent] for parent in parents}
+    for name in named:
+        if modules[name] in containers:
+            raise ValueError(f"module {name!r} contains another of the named modules")
+    graphs = []
+    for training in (True, False):
+        try:
+            with _mode(containers, training):
+                graphs.append(_Tracer(containers).trace(module))
+        except Exception as error:
+            raise ValueError(
+                f"{type(module).__name__} can't be traced: {error}. The forward functions of the network and of the "
+                f"modules that contain the named ones must not branch on tensors; move such code into a submodule"
+            ) from error
+    codes = [graph.python_code("self").src for graph in graphs]
+    if codes[0] != codes[1]:
+        raise ValueError(
+            f"the forward function of {type(module).__name__} depends on self.training, which a trace can't: "
+            f"move that code into a submodule, as with nn.Dropout in place of functional dropout"
+        )
+    return graphs[1]
+
+
+@contextmanager
+def _mode(modules: set[nn.Module], training: bool) -> Iterator[None]:
+    """Set the training flag of just these modules for a while."""
+    before = {module: module.training for module in modules}
+    try:
+        for module in modules:
+            module.training = training
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
+def _ends(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
+    """The nodes of the images and of the logits."""
+    start, *others = graph.find_nodes(op="placeholder")
+    if any(other.users for other in others):
+        raise ValueError(f"the network must take images alone, but it also uses {', '.join(map(str, others))}")
+    (output,) = graph.find_nodes(op="output")
+    (result,) = output.args
+    if not isinstance(result, fx.Node):
+        raise ValueError(f"the network must give one tensor, but it gives {result!r}")
+    return start, result
+
+
+def _calls_in_order(graph: fx.Graph, named: list[str]) -> list[fx.Node]:
+    """The one call of each named module."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    found: list[fx.Node] = []
+    for name in named:
+        calls = graph.find_nodes(op="call_module", target=name)
+        if len(calls) != 1:
+            raise ValueError(f"module {name!r} must run once in a forward pass, but runs {len(calls)} times")
+        if found and position[calls[0]] < position[found[-1]]:
+            raise ValueError(
+                f"modules must be named in the order in which they run: {name!r} runs before {found[-1].target!r}"
+            )
+        found += calls
+    return found
+
+
+def _only_input(node: fx.Node) -> fx.Node:
+    inputs = node.all_input_nodes
+    if len(inputs) != 1:
+        raise ValueError(f"module {node.target!r} must take one tensor, but takes {len(inputs)}")
+    return inputs[0]
+
+
+def _refuse_overwriting(module: nn.Module, cut: fx.Node) -> None:
+    """A map that is handed out must not be changed by what runs behind it."""
+    for user in cut.users:
+        if user.op == "call_module":
+            in_place = getattr(module.get_submodule(str(user.target)), "inplace", False)
+        else:
+            function = user.target if isinstance(user.target, str) else user.target.__name__
+            in_place = user.kwargs.get("inplace", False) or (function.endswith("_") and not function.endswith("__"))
+        if in_place and user.args[0] is cut:
+            raise ValueError(
+                f"what {cut.name!r} gives is overwritten in place by {user.name!r}: let that one work out of place, or "
+                f"cut behind it"
+            )
+
+
+def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node]) -> list[nn.Module]:
+    """One module for each pair of neighbouring ``ends``, made of all nodes between them."""
+    nodes = list(graph.nodes)
+    stops = [nodes.index(end) + 1 for end in ends]
+    # What stands behind the last end may still change it in place.
+    stops[-1] = len(nodes) - 1
+    parts: list[nn.Module] = []
+    for start, end, first, stop in zip(ends, ends[1:], stops, stops[1:], strict=False):
+        part = fx.Graph()
+        copies = {start: part.placeholder("x")}
+        for node in nodes[first:stop]:
+            for needed in node.all_input_nodes:
+                if needed.op == "get_attr":
+                    copies.setdefault(needed, part.node_copy(needed))
+                elif needed not in copies:
+                    raise ValueError(
+                        f"{node.name!r} needs {needed.name!r}, which crosses the cut behind {start.name!r}: only what "
+                        f"{start.name!r} gives may. Name modules between which a single tensor flows"
+                    )
+            if node.op not in ("get_attr", "placeholder"):
+                copies[node] = part.node_copy(node, copies.__getitem__)
+        if end not in copies:
+            raise ValueError(f"{end.name!r} must come behind {start.name!r}, but it does not depend on it")
+        part.output(copies[end])
+        parts.append(fx.GraphModule(module, part, type(module).__name__))
+    return parts
+
+
+def _num_classes(head: nn.Module, name: str) -> int:
+    for layer in reversed(list(head.modules())):
+        if isinstance(layer, nn.Linear):
+            return layer.out_features
+        if isinstance(layer, nn.Conv2d):
+            return layer.out_channels
+    raise ValueError(f"head {name!r} holds no linear or convolutional layer to count classes by; give num_classes")
+
+
+def _in_channels(module: nn.Module) -> int:
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            return layer.in_channels
+    raise ValueError("the network holds no convolution to count the images' channels by; give in_channels")

@@ -1,0 +1,119 @@
+"""Wide residual networks (Zagoruyko & Komodakis, 2016): depth 6n + 4, pre-activation blocks, no dropout.
+
+A stage's output is the raw sum: it has seen neither norm nor ReLU, and may be negative. Its pre-activation is that sum
+under the norm of whoever takes it: the first of the next stage, or the head's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from .layers import init_convolutions
+from .registry import register
+from .staged import Features, Head, StagedNet
+
+
+class WideBlock(nn.Module):
+    """x + conv3x3 ReLU BN conv3x3 a with a = ReLU BN x; where the number of channels grows, conv1x1 a + the same."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        same = in_channels == out_channels
+        self.shortcut = None if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
+        """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is bn1(x), if it has been computed already."""
+        active = relu(self.bn1(x) if normed is None else normed)
+        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideStage(nn.Sequential):
+    """Blocks in sequence, the first of which may be given its normed input."""
+
+    def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is self.norm(x), if it has been computed already."""
+        first, *rest = self
+        x = first(x, normed)
+        for block in rest:
+            x = block(x)
+        return x
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The norm that the stage's input meets first."""
+        return cast(WideBlock, self[0]).bn1
+
+
+class WideHead(Head):
+    """Norm and ReLU before pooling and classifier."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__(features, num_classes)
+        self.norm = nn.BatchNorm2d(features)
+
+    def forward_pooled(self, x: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Pooled vector and logits; ``normed`` is ``self.norm(x)``, if it has been computed already."""
+        return super().forward_pooled(relu(self.norm(x) if normed is None else normed))
+
+
+class WideResNet(StagedNet):
+    """Stem of one 3x3 convolution, three stages, of which the second and third halve the size."""
+
+    foreign_names = (
+        (r"^conv1\.", "stem."),
+        (r"^bn1\.", "head.norm."),
+        *((rf"^block{i + 1}\.layer\.", f"stages.{i}.") for i in range(3)),
+        (r"\.convShortcut\.", ".shortcut."),
+        (r"^fc\.", "head.fc."),
+    )
+
+    def __init__(self, depth: int, widen: int, *, num_classes: int, in_channels: int) -> None:
+        channels, stages = 16, []
+        for index, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
+            blocks = [WideBlock(channels, width, 2 if index > 0 else 1)]
+            blocks += [WideBlock(width, width, 1) for _ in range((depth - 4) // 6 - 1)]
+            stages.append(WideStage(*blocks))
+            channels = width
+        super().__init__(
+            nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False),
+            list(stages),
+            WideHead(channels, num_classes),
+            num_classes=num_classes,
+            in_channels=in_channels,
+        )
+        init_convolutions(self)
+        nn.init.zeros_(cast(Head, self.head).fc.bias)
+
+    def forward_features(self, x: Tensor, *, preact: bool = False) -> Features:
+        """See :meth:`StagedNet.forward_features`."""
+        if not preact:
+            return super().forward_features(x)
+        stem = x = self.stem(x)
+        outputs, preacts = [], []
+        normed = None
+        for stage, norm in zip(self.stages, self.preact_norms(), strict=True):
+            x = stage(x, normed)
+            # The taker is handed what its own norm gave: run twice in training, it would count the batch twice.
+            normed = norm(x)
+            outputs.append(x)
+            preacts.append(normed)
+        pooled, logits = cast(WideHead, self.head).forward_pooled(x, normed)
+        return Features(stem, outputs, preacts, pooled, logits)
+
+    def preact_norms(self) -> list[nn.BatchNorm2d]:
+        """The norm that takes each stage's output."""
+        takers = (*list(self.stages)[1:], self.head)
+        return [cast("WideStage | WideHead", taker).norm for taker in takers]
+
+
+for _depth, _widen in ((16, 1), (16, 2), (40, 1), (40, 2)):
+    register(f"wrn_{_depth}_{_widen}")(partial(WideResNet, _depth, _widen))
