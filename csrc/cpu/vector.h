@@ -1,0 +1,21 @@
+// How CPU loops are vectorised: plain loops under `#pragma omp simd`, compiled for several instruction sets.
+//
+// A function marked SFTN_CLONES is compiled once for each level and the loader picks the machine's. What it calls must
+// be SFTN_INLINE, lambdas included, or that part stays at the base level. Where clones do not exist (clang, Arm, musl)
+// the compiler's target decides; Arm's base level has vectors of its own.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>  // defines __GLIBC__ where it applies
+
+#define SFTN_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
+#if __GNUC__ >= 12
+#define SFTN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define SFTN_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#endif
+#else
+#define SFTN_CLONES
+#endif

@@ -1,0 +1,113 @@
+"""Builds two libraries beside the package, both on LibTorch's stable ABI: one wheel for every Python from 3.10.
+
+sftn_fast/_C        schemas and CPU kernels. Needs a C++17 compiler; without one the package is pure Python.
+sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but no GPU.
+
+SFTN_CUDA=0 leaves CUDA out, SFTN_CUDA=1 makes a missing nvcc an error. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST mean
+what they do elsewhere. Build in place with `python setup.py build_ext --inplace`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+COMMON = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+# Not -ffast-math: it folds the exponential's rounding away and takes NaN and infinity for impossible.
+CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
+
+
+def say(line: str) -> None:
+    print(f"sftn_fast: {line}", file=sys.stderr)
+
+
+def has_compiler() -> bool:
+    return shutil.which(os.environ.get("CXX", "c++").split()[0]) is not None
+
+
+def asked_toolkit(nvcc: str) -> Path | None:
+    """The toolkit an nvcc belongs to, from itself: the one on PATH may be a script far from its headers."""
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    dryrun = subprocess.run(command, capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE)
+    return Path(top[1].strip()).resolve() if top else None
+
+
+def find_toolkit() -> Path | None:
+    """The folder of bin/nvcc and include/: CUDA_HOME, else what nvcc on PATH says, else PyPI's nvidia-cuda-nvcc."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    candidates = [Path(home) if home else None, asked_toolkit(nvcc) if nvcc else None]
+    candidates += [nvcc.parent.parent for nvcc in Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvcc")]
+    usable = (top for top in candidates if top and (top / "bin" / "nvcc").exists())
+    return next((top for top in usable if (top / "include" / "cuda_runtime.h").exists()), None)
+
+
+def cuda_toolkit() -> Path | None:
+    """The toolkit to build with, None to leave CUDA out."""
+    wanted = os.environ.get("SFTN_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"sftn_fast: SFTN_CUDA must be 0, 1 or unset, got {wanted!r}")
+    if wanted == "0":
+        return None
+    toolkit = find_toolkit() if torch.version.cuda else None
+    if toolkit is None:
+        missing = "no nvcc with its headers was found" if torch.version.cuda else "this torch was built without CUDA"
+        if wanted == "1":
+            raise SystemExit(f"sftn_fast: SFTN_CUDA=1, but {missing}; set CUDA_HOME to a toolkit, or unset SFTN_CUDA")
+        say(f"{missing}: building the CPU library only")
+    return toolkit
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def cuda_extension(toolkit: Path) -> Extension:
+    os.environ["CUDA_HOME"] = str(toolkit)  # read when torch.utils.cpp_extension is imported
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0 10.0 12.0+PTX")
+    from torch.utils.cpp_extension import CUDAExtension
+
+    extension = CUDAExtension(
+        "sftn_fast._C_cuda",
+        sources("csrc/cuda/*.cu"),
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        py_limited_api=True,
+    )
+    runtimes = sorted((toolkit / "lib").glob("libcudart.so*"))
+    if runtimes and runtimes[0].suffix != ".so":  # PyPI's wheels have libcudart.so.13 without its link name
+        extension.libraries = [f":{runtimes[0].name}" if name == "cudart" else name for name in extension.libraries]
+    return extension
+
+
+def build_options() -> dict:
+    """The part of setup()'s arguments that depends on the machine."""
+    if not has_compiler():
+        say("no C++ compiler was found (set CXX): installing pure Python, the ops run on their reference")
+        return {}
+    toolkit = cuda_toolkit()
+    extensions = [cuda_extension(toolkit)] if toolkit else []
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    cpu = CppExtension(
+        "sftn_fast._C",
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+        extra_compile_args={"cxx": CXX_FLAGS},
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [cpu, *extensions],
+        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+setup(**build_options())
