@@ -1,0 +1,34 @@
+"""The training loop and what keeps a run safe: checkpoints, signals, checks, logs.
+
+It is given a task and data, and knows no method and no network by name.
+"""
+
+from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
+from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
+from sftn_fast.engine.evaluate import evaluate
+from sftn_fast.engine.fingerprint import FingerprintMismatch
+from sftn_fast.engine.finite import NonFiniteError
+from sftn_fast.engine.folder import FolderError, RunFolder
+from sftn_fast.engine.loop import FitResult, fit
+from sftn_fast.engine.optim import Schedule
+from sftn_fast.engine.rng import seed_everything
+from sftn_fast.engine.signals import Interrupted
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointStore",
+    "FingerprintMismatch",
+    "FitResult",
+    "FolderError",
+    "Interrupted",
+    "Layout",
+    "NonFiniteError",
+    "RunFolder",
+    "Schedule",
+    "amp_dtype",
+    "evaluate",
+    "fit",
+    "read_checkpoint",
+    "resolve_device",
+    "seed_everything",
+]

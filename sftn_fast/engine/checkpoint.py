@@ -1,0 +1,166 @@
+"""Checkpoints that survive a kill, a full disk and a flipped bit.
+
+``step_000000123/`` holds ``state.pt`` and ``manifest.json`` (size and SHA-256 of the former). It is written under
+another name, synced, given its manifest last, and renamed: what bears the final name is whole, or its checksum tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".tmp_"
+FAILURES_ALLOWED = 2  # in a row; the third ends the run, which would only lose more work from then on
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be written, or none that can be read."""
+
+
+class CheckpointStore:
+    """The checkpoints in ``folder``, of which the newest ``keep`` stay. One process uses it at a time."""
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self.folder, self.keep = folder, keep
+        self._failures = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps that a checkpoint bears the name of, valid or not, newest first."""
+        return sorted((int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*")), reverse=True)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is, or would be."""
+        return self.folder / f"step_{step:09d}"
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write ``state`` (tensors and plain Python values) as the checkpoint of ``step``, then drop what it replaces.
+
+        Those are all but the newest ``keep``, and any of a later step: a run that stands at ``step`` went on from
+        before them, because they are invalid or because it was told to.
+
+        Raises:
+            CheckpointError: it can't be written. Nothing is left of the attempt, and the older ones are untouched.
+        """
+        final, temporary = self.path(step), self.folder / f"{TEMPORARY}{step:09d}"
+        # In memory first: a full disk is then an OSError of ours and not an abort inside torch's zip writer.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getbuffer()
+        manifest = {
+            "step": step,
+            "bytes": len(payload),
+            "sha256": hashlib.sha256(payload).hexdigest(),
+            "torch": torch.__version__,
+        }
+        try:
+            temporary.mkdir()
+            _write_synced(temporary / "state.pt", payload)
+            _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+            _sync_folder(temporary)
+            replaced = self._set_aside(final)
+            temporary.rename(final)
+            _sync_folder(self.folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(f"checkpoint {final} can't be written: {error.strerror or error}") from error
+        shutil.rmtree(replaced, ignore_errors=True)
+        kept = [other for other in self.steps() if other <= step][: self.keep]
+        for other in set(self.steps()) - set(kept):
+            # The new one is safe by now; what can't be removed is tried again behind the next.
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self._set_aside(self.path(other)))
+        return final
+
+    def try_save(self, step: int, state: dict[str, Any]) -> bool:
+        """:meth:`save`, but a failure is a warning, and training goes on without a checkpoint.
+
+        Raises:
+            CheckpointError: at the third failure in a row.
+        """
+        try:
+            self.save(step, state)
+        except CheckpointError as error:
+            self._failures += 1
+            if self._failures > FAILURES_ALLOWED:
+                raise CheckpointError(f"{error}; given up after {self._failures} failures in a row") from error
+            logger.warning("%s; training goes on, older checkpoints are intact", error)
+            return False
+        self._failures = 0
+        return True
+
+    def load_newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest valid checkpoint, on the CPU; None if there is no checkpoint at all.
+
+        An invalid one is named in a warning and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none of them is valid.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                return step, read_checkpoint(self.path(step))
+            except CheckpointError as error:
+                logger.warning("%s; trying the one before", error)
+        if steps:
+            raise CheckpointError(f"no valid checkpoint is left in {self.folder}; remove the folder to start anew")
+        return None
+
+    def _set_aside(self, path: Path) -> Path:
+        """Rename a checkpoint that is to be removed, so that a kill midway leaves no half of one by its name."""
+        aside = path.with_name(f"{TEMPORARY}old_{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        if path.exists():
+            path.rename(aside)
+        return aside
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """State in the checkpoint folder ``path``, its checksum verified; unpickles nothing but tensors and plain values.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or holds something else.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        payload = (path / "state.pt").read_bytes()
+        if len(payload) != manifest["bytes"]:
+            raise CheckpointError(f"checkpoint {path} is refused: {len(payload)} bytes, not {manifest['bytes']}")
+        if hashlib.sha256(payload).hexdigest() != manifest["sha256"]:
+            raise CheckpointError(f"checkpoint {path} is refused: its SHA-256 is not the manifest's")
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {path} is refused: {type(error).__name__}: {error}") from error
+    return state
+
+
+def _write_synced(path: Path, content: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""Which device to train on, and in which arithmetic, checked before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sftn_fast.config import ConfigError
+
+AMP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images go, how they lie there, and the arithmetic that the networks work in."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def images(self, images: Tensor) -> Tensor:
+        """``images`` ``[N, C, H, W]`` on the device, as NHWC if so chosen."""
+        memory_format = torch.channels_last if self.channels_last else torch.preserve_format
+        return images.to(self.device, non_blocking=True, memory_format=memory_format)
+
+    def indices(self, indices: Tensor) -> Tensor:
+        """Targets or sample numbers ``[N]`` on the device."""
+        return indices.to(self.device, non_blocking=True)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the networks compute in ``dtype``."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``name`` (auto, cpu, cuda or cuda:N) means on this machine.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none, or not that many devices.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise ConfigError(
+            f"engine.device is {name!r}, but no CUDA device is usable (torch is built {built}); use cpu or auto"
+        )
+    index = int(name.removeprefix("cuda:")) if ":" in name else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"engine.device is {name!r}, but CUDA devices here end at {torch.cuda.device_count() - 1}")
+    return torch.device("cuda", index)
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``amp`` (fp32, bf16 or fp16) means for the networks.
+
+    Raises:
+        ConfigError: ``device`` has no arithmetic of that kind.
+    """
+    if amp == "bf16" and device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not native:
+            raise ConfigError(
+                f"engine.amp is 'bf16', but {torch.cuda.get_device_name(device)} has none; use fp16 or fp32"
+            )
+    return AMP_DTYPES[amp]

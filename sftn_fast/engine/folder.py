@@ -1,0 +1,59 @@
+"""The folder that a run writes to: resolved once, writable, and ours alone."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from sftn_fast.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class FolderError(ConfigError):
+    """An output folder that can't be used."""
+
+
+class RunFolder:
+    """Context that makes ``path``, locks it and gives it back resolved.
+
+    The lock is the kernel's (``flock`` on ``.lock``): it ends with the process, however that ends.
+
+    Raises:
+        FolderError: on entry, if the folder can't be written to or another run holds it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).expanduser().resolve()
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise FolderError(f"the output folder {self.path} can't be written to: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise FolderError(f"the output folder {self.path} is in use by another run (process {holder})") from None
+        except OSError as error:
+            logger.warning("%s can't be locked (%s): see to it that only one run uses it", self.path, error.strerror)
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        self._lock.flush()
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The file stays: removing it would let a third run lock a new one beside a second that waits for the old.
+        if self._lock is not None:
+            self._lock.close()

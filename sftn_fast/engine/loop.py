@@ -1,0 +1,218 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sftn_fast.config import ConfigError, EngineConfig, OptimConfig, check
+from sftn_fast.engine import distributed
+from sftn_fast.engine.checkpoint import CheckpointStore
+from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
+from sftn_fast.engine.evaluate import evaluate
+from sftn_fast.engine.fingerprint import FingerprintMismatch, differences, normalise
+from sftn_fast.engine.folder import FolderError
+from sftn_fast.engine.meter import RUN
+from sftn_fast.engine.metrics import RunLog
+from sftn_fast.engine.optim import Schedule, build_sgd
+from sftn_fast.engine.progress import ProgressBar
+from sftn_fast.engine.rng import seed_everything
+from sftn_fast.engine.signals import Interrupted, StopSignals
+from sftn_fast.engine.state import TrainState
+from sftn_fast.engine.step import TrainStep
+
+DEFAULT_LR = 0.05  # CRD's for CIFAR-100
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a run.
+
+    Attributes:
+        history: a row for each epoch: ``epoch`` from 1, ``step``, ``lr``, ``train_*``, ``val_*``, ``test_*``, speed.
+        last: the last epoch's row, which the reference code reports.
+        best: the row of the highest ``val_top1``, or ``test_top1`` where nothing is held out.
+        images_per_second: of training, evaluations not counted.
+        data_wait_share: share of that time spent waiting for data, 0 to 1.
+        resumed_from: the step that the run went on from, or None.
+    """
+
+    history: list[dict[str, Any]]
+    last: dict[str, Any]
+    best: dict[str, Any]
+    images_per_second: float
+    data_wait_share: float
+    resumed_from: int | None
+
+
+def fit(
+    task: nn.Module,
+    data: Any,
+    *,
+    epochs: int,
+    optim: OptimConfig,
+    engine: EngineConfig,
+    folder: Path,
+    fingerprint: dict[str, Any],
+    seed: int,
+    lr: float | None = None,
+    resume: str = "auto",
+) -> FitResult:
+    """Train ``task`` on ``data`` for ``epochs``.
+
+    Args:
+        task: ``task(images, target, index)`` gives the 0-dim float32 terms of the loss, "total" among them, which is
+            minimised; ``task.model`` is what is evaluated. Moved to the engine's device.
+        data: ``train``, ``val`` (or None) and ``test`` loaders, as ``sftn_fast.data.build`` gives them.
+        folder: receives ``metrics.jsonl``, ``summary.csv`` and ``checkpoints/``. The caller holds its lock
+            (:class:`~sftn_fast.engine.folder.RunFolder`).
+        fingerprint: what must agree for a resumed run to be the same run; JSON's types. The loop adds epochs, seed,
+            steps an epoch and ranks.
+        seed: seeds the global generators, hence dropout, at the start.
+        lr: learning rate where ``optim.lr`` is None; 0.05 if that is None too.
+        resume: "auto" goes on from the newest valid checkpoint in ``folder``; "never" refuses a folder that has any;
+            "force" goes on although the fingerprint differs, from the start of the epoch under way.
+
+    Raises:
+        ConfigError: device, arithmetic, data or folder can't be used.
+        FingerprintMismatch: the folder's checkpoint is of another run; a ConfigError too.
+        NonFiniteError: a loss or gradient is not finite.
+        CheckpointError: no checkpoint could be written three times in a row, or none of those there can be read.
+        Interrupted: after SIGTERM or SIGINT, once the checkpoint is written.
+    """
+    check(resume in ("auto", "never", "force"), "resume", resume, "auto, never or force")
+    device = resolve_device(engine.device)
+    dtype = amp_dtype(engine.amp, device)
+    rate = optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR
+    steps_per_epoch, ranks, main = len(data.train), distributed.world_size(), distributed.is_main()
+    if steps_per_epoch == 0:
+        raise ConfigError(f"optim.batch_size is {optim.batch_size}, more than the {data.num_train} training images")
+
+    seed_everything(seed + distributed.rank())
+    task.to(device)
+    if engine.channels_last:
+        task.to(memory_format=torch.channels_last)
+    schedule = Schedule(optim, rate, steps_per_epoch, epochs)
+    layout = Layout(device, dtype, engine.channels_last)
+    train_step = TrainStep(task, build_sgd(task, optim, rate), schedule, layout, clip_grad=optim.clip_grad)
+    state = TrainState(task, train_step)
+
+    run = {"epochs": epochs, "seed": seed, "steps_per_epoch": steps_per_epoch, "ranks": ranks}
+    identity = normalise({**fingerprint, "run": run})
+    store = CheckpointStore(folder / "checkpoints", keep=engine.keep_checkpoints)
+    resumed_from = _resume(store, state, identity, resume)
+
+    bar = ProgressBar(epochs * steps_per_epoch, start=state.step) if main else None
+    log = RunLog(
+        folder, epochs=epochs, offset=state.log_offset, bar=bar, tensorboard=engine.tensorboard, quiet=not main
+    )
+    with StopSignals() as stop, log:
+        if resumed_from is not None:
+            log.say(f"resumed from step {resumed_from}, epoch {state.epoch + 1}/{epochs}")
+        _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity))
+    return _result(state, resumed_from)
+
+
+def _train(state: TrainState, data: Any, engine: EngineConfig, epochs: int, log: RunLog, keeper: _Keeper) -> None:
+    """Train to the end from wherever ``state`` stands."""
+    task, train_step, every = state.task, state.train_step, engine.checkpoint_every
+    while state.epoch < epochs:
+        task.train()
+        state.begin_epoch(log.offset)
+        batches = data.train.epoch(state.epoch, state.step_in_epoch)
+        for batch in state.stopwatch.batches(batches, ranks=distributed.world_size()):
+            # On a GPU this queues the step and returns: nothing is read back.
+            terms = train_step(batch, state.step)
+            state.meter.add(terms)
+            state.next_step()
+            log.progress(state.step, state.epoch)
+
+            # The one wait for the device between two log lines: the means of all terms, read together.
+            if state.step % engine.log_every == 0:
+                train_step.check()
+                log.train(state.window_record())
+
+            # A signal is answered between two steps, when all there is to save is consistent.
+            keeper.stop_if_asked()
+            if every is not None and state.step % every == 0:
+                keeper.save()
+
+        # Read the epoch's means before the evaluation, so that its time is not training's.
+        train_step.check()
+        row = state.epoch_record()
+        if (state.epoch + 1) % engine.eval_every == 0 or state.epoch + 1 == epochs:
+            row |= _evaluate(state, data)
+        state.next_epoch(row)
+        log.epoch(state.history)
+
+        # Behind the evaluation, so that a resumed run does not evaluate twice.
+        keeper.stop_if_asked()
+        if every is None or state.epoch == epochs:
+            keeper.save()
+
+
+def _evaluate(state: TrainState, data: Any) -> dict[str, float]:
+    """Metrics of the validation split, if there is one, and of the test split, as ``val_*`` and ``test_*``."""
+    splits = {"val": data.val, "test": data.test}
+    return {
+        f"{split}_{name}": value
+        for split, batches in splits.items()
+        if batches is not None
+        for name, value in evaluate(state.task.model, batches, state.train_step.layout).items()  # type: ignore[arg-type]
+    }
+
+
+def _resume(store: CheckpointStore, state: TrainState, identity: dict[str, Any], mode: str) -> int | None:
+    """Put ``state`` where the newest valid checkpoint stood; its step, or None if there is none."""
+    if mode == "never" and store.steps():
+        raise FolderError(
+            f"{store.folder} holds checkpoints and resume is 'never'; choose another folder, or resume=auto"
+        )
+    found = store.load_newest()
+    if found is None:
+        return None
+    step, content = found
+    differing = differences(content["fingerprint"], identity)
+    if differing and mode != "force":
+        raise FingerprintMismatch(differing)
+    state.load_state_dict(content, same_run=not differing)
+    return step
+
+
+def _result(state: TrainState, resumed_from: int | None) -> FitResult:
+    last = state.history[-1]
+    judge = "val_top1" if "val_top1" in last else "test_top1"
+    best = max((row for row in state.history if judge in row), key=lambda row: row[judge])
+    speed = state.stopwatch.read(RUN)
+    return FitResult(state.history, last, best, speed["images_per_second"], speed["data_wait"], resumed_from)
+
+
+class _Keeper:
+    """Writes the run's checkpoints, when they are due and when a signal asks for one."""
+
+    def __init__(
+        self, store: CheckpointStore, state: TrainState, log: RunLog, stop: StopSignals, identity: dict[str, Any]
+    ):
+        self.store, self.state, self.log, self.stop, self.identity = store, state, log, stop, identity
+
+    def save(self, *, must: bool = False) -> None:
+        """Write a checkpoint; a failure is a warning unless ``must``. Waits for the device, as the copy does anyway."""
+        # What is not finite never becomes a checkpoint.
+        self.state.train_step.check()
+        self.state.stopwatch.lap()
+        content = {"fingerprint": self.identity, **self.state.state_dict(self.log.offset)}
+        if distributed.is_main():
+            save = self.store.save if must else self.store.try_save
+            save(self.state.step, content)
+
+    def stop_if_asked(self) -> None:
+        """After a signal: save, and raise :class:`Interrupted`."""
+        signum = self.stop.signum
+        if distributed.any_rank(signum is not None, self.state.train_step.layout.device):
+            self.save(must=True)
+            raise Interrupted(signum or signal.SIGTERM)

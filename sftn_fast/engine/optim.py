@@ -1,0 +1,84 @@
+"""SGD as CRD and SFTN train with it, and its learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sftn_fast.config import OptimConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of each step: ``schedule(step)``, the step counted from 0 over the whole run.
+
+    A pure function, so a resumed run has no scheduler state to restore.
+    """
+
+    optim: OptimConfig
+    lr: float
+    """The peak, which a warm-up leads to and milestones or the cosine lead away from."""
+    steps_per_epoch: int
+    epochs: int
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of ``step``. With a milestone at 150 the 150th epoch has all of it, the 151st gamma times it."""
+        warmup = round(self.optim.warmup_epochs * self.steps_per_epoch)
+        if step < warmup:
+            return self.lr * (0.1 + 0.9 * step / warmup)
+        if self.optim.schedule == "milestones":
+            return self.lr * self.optim.gamma ** bisect.bisect_right(self.milestones, step // self.steps_per_epoch)
+        if self.optim.schedule == "cosine":
+            progress = (step - warmup) / max(1, self.steps_per_epoch * self.epochs - warmup)
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs after which the learning rate drops: the configured ones, else 5/8, 6/8 and 7/8 of all."""
+        if self.optim.milestones is not None:
+            return self.optim.milestones
+        return tuple(round(self.epochs * eighths / 8) for eighths in (5, 6, 7))
+
+    def epoch(self, step: int) -> int:
+        """The epoch that ``step`` belongs to, counted from 1."""
+        return step // self.steps_per_epoch + 1
+
+
+def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD:
+    """SGD over every parameter of ``task`` that requires grad, weight decay on all of them as in the reference code.
+
+    Fused, since that is the variant that can be told on the device to skip a step (``optimizer.found_inf``).
+
+    Raises:
+        ValueError: nothing in ``task`` requires grad.
+    """
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the task has no parameter that requires grad: there is nothing to train")
+    sgd = torch.optim.SGD(
+        parameters, lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov, fused=True
+    )
+    # Left to itself fused SGD allocates the momentum uninitialised, and if the first step is skipped it stays so.
+    # Zeros give the same first step: 0 * momentum + gradient.
+    if optim.momentum > 0:
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
+
+
+def load_sgd(sgd: torch.optim.SGD, state: dict[str, Any]) -> None:
+    """Load ``state`` into an optimizer of :func:`build_sgd`.
+
+    The fused kernel walks parameter, gradient and momentum by address, so the momentum takes the parameter's memory
+    format, whatever the checkpoint's was.
+    """
+    sgd.load_state_dict(state)
+    for parameter, entry in sgd.state.items():
+        if entry.get("momentum_buffer") is not None:
+            entry["momentum_buffer"] = torch.empty_like(parameter).copy_(entry["momentum_buffer"])

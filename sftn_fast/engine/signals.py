@@ -1,0 +1,49 @@
+"""SIGTERM and SIGINT: the first asks the loop to stop, the second ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """Training stopped at a signal, its checkpoint is safe. ``signum`` is the signal; a shell expects 128 + signum."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}; the checkpoint is written")
+        self.signum = signum
+
+
+class StopSignals:
+    """Context in which a first SIGTERM or SIGINT only sets :attr:`signum`, and a second one exits at once.
+
+    Outside the main thread Python can't install handlers; there it does nothing. The former handlers come back at exit.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # os.write, since print is not allowed to re-enter itself and a handler may well land inside one.
+        if self.signum is not None:
+            os.write(2, b"second signal: exiting now\n")
+            os._exit(128 + signum)
+        self.signum = signum
+        os.write(2, f"{signal.Signals(signum).name}: stopping after this step; once more to exit now\n".encode())

@@ -1,0 +1,108 @@
+"""Everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sftn_fast.engine import distributed
+from sftn_fast.engine.meter import EPOCH, WINDOW, Meter, Stopwatch
+from sftn_fast.engine.optim import load_sgd
+from sftn_fast.engine.rng import rng_state, set_rng_state
+from sftn_fast.engine.step import TrainStep
+
+
+class TrainState:
+    """Where the run stands, and what it consists of.
+
+    Attributes:
+        epoch: the epoch under way, counted from 0.
+        step_in_epoch: steps of it that are done.
+        step: steps done over the whole run.
+        history: a row of metrics for each epoch that ended.
+        log_offset: bytes of ``metrics.jsonl`` that a resumed run keeps.
+    """
+
+    def __init__(self, task: nn.Module, train_step: TrainStep):
+        self.task, self.train_step = task, train_step
+        self.meter, self.stopwatch = Meter(train_step.layout.device), Stopwatch()
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.log_offset = self._epoch_log_offset = 0
+
+    def begin_epoch(self, log_offset: int) -> None:
+        """Note how long ``metrics.jsonl`` is at the epoch's start; nothing to note in the middle of one."""
+        if self.step_in_epoch == 0:
+            self._epoch_log_offset = log_offset
+
+    def next_step(self) -> None:
+        """Count a step."""
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def next_epoch(self, row: dict[str, Any]) -> None:
+        """Count an epoch, of which ``row`` is the history."""
+        self.history.append(row)
+        self.epoch += 1
+        self.step_in_epoch = 0
+
+    def window_record(self) -> dict[str, Any]:
+        """Means since the last such record, for a line of the log. Waits for the device."""
+        return self._record(WINDOW, prefix="")
+
+    def epoch_record(self) -> dict[str, Any]:
+        """Means over the epoch, for a row of the history. Waits for the device."""
+        return self._record(EPOCH, prefix="train_")
+
+    def _record(self, span: str, prefix: str) -> dict[str, Any]:
+        scaler = self.train_step.scaler
+        means = self.meter.read(span)
+        # Without a scaler no step is ever skipped and trained on: the watch would have ended the run.
+        skipped = means.pop("skipped")
+        if scaler.is_enabled():
+            means |= {"skipped": skipped, "loss_scale": scaler.get_scale()}
+        self.stopwatch.lap()
+        return {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": self.train_step.schedule(self.step - 1),
+            **{prefix + name: value for name, value in means.items()},
+            **self.stopwatch.read(span),
+        }
+
+    def state_dict(self, log_offset: int) -> dict[str, Any]:
+        """All of it, in tensors and plain Python values, ``metrics.jsonl`` being ``log_offset`` bytes long."""
+        return {
+            "task": self.task.state_dict(),
+            "optimizer": self.train_step.optimizer.state_dict(),
+            "scaler": self.train_step.scaler.state_dict(),
+            "rng": distributed.gather(rng_state(self.train_step.layout.device)),
+            "meter": self.meter.state_dict(),
+            "stopwatch": self.stopwatch.state_dict(),
+            "position": [self.epoch, self.step_in_epoch, self.step],
+            "history": self.history,
+            "log_offsets": [log_offset, self._epoch_log_offset],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, same_run: bool = True) -> None:
+        """Go on from ``state``.
+
+        Args:
+            same_run: False for a state of another configuration. Its position inside the epoch, half-summed metrics and
+                random numbers mean nothing then: the epoch under way starts anew.
+        """
+        self.task.load_state_dict(state["task"])
+        load_sgd(self.train_step.optimizer, state["optimizer"])
+        if state["scaler"]:
+            self.train_step.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step_in_epoch, self.step = state["position"]
+        self.history = state["history"]
+        self.log_offset, self._epoch_log_offset = state["log_offsets"]
+        if same_run:
+            self.meter.load_state_dict(state["meter"])
+            self.stopwatch.load_state_dict(state["stopwatch"])
+            set_rng_state(state["rng"][distributed.rank()], self.train_step.layout.device)
+        else:
+            self.step_in_epoch, self.step = 0, self.epoch * self.train_step.schedule.steps_per_epoch
+            self.log_offset = self._epoch_log_offset

@@ -1,0 +1,104 @@
+"""One optimisation step: forward, backward, clip, update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from sftn_fast.engine import distributed
+from sftn_fast.engine.device import Layout
+from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
+from sftn_fast.engine.optim import Schedule
+
+
+class TrainStep:
+    """Calls the task on a batch and updates what learns; ``step(batch, number)`` gives the named terms.
+
+    Args:
+        task: module that gives 0-dim terms, "total" among them; moved to ``device`` already.
+        optimizer: a fused SGD, see :func:`~sftn_fast.engine.optim.build_sgd`.
+        schedule: learning rate by step number.
+        layout: device and arithmetic; below float32 the task runs under autocast, in float16 with a gradient scaler.
+        clip_grad: largest norm of the gradient, or None.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimizer: torch.optim.SGD,
+        schedule: Schedule,
+        layout: Layout,
+        *,
+        clip_grad: float | None = None,
+    ):
+        self.task, self.optimizer, self.schedule = task, optimizer, schedule
+        self.layout, self.clip_grad = layout, clip_grad
+        half = layout.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
+        self.watch = FiniteWatch(layout.device, patience=FP16_PATIENCE if half else 1)
+        self.buffers = BufferSnapshot(task) if half else None
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Train on ``batch`` as step ``number`` of the run, counted from 0.
+
+        Returns:
+            The task's terms, detached, with ``grad_norm`` (before clipping) and ``skipped`` (1 where the update was
+            left out, else 0): 0-dim tensors on the device. Nothing here waits for a GPU.
+
+        Raises:
+            TypeError: the task's total is not a 0-dim float32 or float64 tensor.
+            NonFiniteError: on the CPU, before the update. On a GPU the update is skipped and :meth:`check` raises.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(number)
+        if self.buffers is not None:
+            self.buffers.take()
+
+        # The networks in the chosen arithmetic; the losses come back in float32.
+        images, target, index = batch.images, batch.target, batch.index
+        with self.layout.autocast():
+            terms = self.task(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+        total = _checked_total(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+
+        # One number, not finite as soon as one gradient is not: a single pass serves the check, the log, the clipping.
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        grad_norm = get_total_norm(gradients)
+        values = {**{name: term.detach() for name, term in terms.items()}, "grad_norm": grad_norm}
+        skipped = distributed.all_sum(self.watch.skip(values, number).float()).clamp(max=1)
+        # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
+        if self.layout.device.type == "cpu":
+            self.check()
+        if self.clip_grad is not None:
+            clip_grads_with_norm_(self._parameters, self.clip_grad, grad_norm)
+
+        # The fused update reads the verdict on the device. It skips exactly when the buffers go back, so a skipped step
+        # leaves no trace, which the scaler's own verdict (gradients only) could not promise.
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.scaler.update()
+        if self.buffers is not None:
+            self.buffers.restore_if(skipped > 0)
+        return {**values, "skipped": skipped}
+
+    def check(self) -> None:
+        """Raise :class:`NonFiniteError` if a step so far had to be given up. Waits for the device."""
+        failure = self.watch.failure()
+        if failure is not None:
+            terms, number = failure
+            where = f"step {number + 1}, epoch {self.schedule.epoch(number)}, lr {self.schedule(number):g}"
+            where += f", loss scale {self.scaler.get_scale():g}" if self.scaler.is_enabled() else ""
+            raise NonFiniteError(terms, number + 1, where)
+
+
+def _checked_total(terms: dict[str, Tensor]) -> Tensor:
+    total = terms["total"]
+    if total.ndim != 0 or total.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the task's total must be a 0-dim float32 tensor, got {total.dtype} of shape {[*total.shape]}")
+    return total
