@@ -1,0 +1,89 @@
+"""What a distillation method is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from sftn_fast.data import Batch
+from sftn_fast.models import Features, StagedNet
+from sftn_fast.models.staged import Head, Shape, Tail
+
+
+@dataclass(frozen=True)
+class NetInfo:
+    """A network and the shapes of its features, from which a method makes its adapters."""
+
+    net: StagedNet
+    """To look at, as for a BatchNorm's parameters; a method registers none of it."""
+    stages: list[Shape]
+    """(C, H, W) of each stage's output."""
+    pooled: int
+    """Length of the pooled vector."""
+
+    @classmethod
+    def of(cls, net: StagedNet, image_size: int) -> NetInfo:
+        """Find the shapes for square images of ``image_size`` pixels; leaves the network's state alone."""
+        *_, last = stages = net.feature_shapes(image_size)
+        head = cast(Head, cast(Tail, net.tail(net.num_stages + 1)).head).to("meta").eval()
+        dtype = next(head.parameters()).dtype
+        pooled, _ = head.forward_pooled(torch.empty(1, *last, device="meta", dtype=dtype))
+        return cls(net, stages, pooled.shape[1])
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built for."""
+
+    student: NetInfo
+    teacher: NetInfo
+    num_samples: int
+    """Training images; a batch's ``index`` is below it."""
+    image_size: int
+    """Side of the images in pixels."""
+
+
+class Method(nn.Module):
+    """A loss between a student and a teacher. Its parameters, if any, are adapters that learn beside the student.
+
+    A subclass is registered by :func:`~sftn_fast.distillers.registry.register` and constructed as
+    ``cls(setup, **options)``; the keyword-only arguments of its constructor are the options that users may give, see
+    :mod:`sftn_fast.distillers.options`.
+    """
+
+    default_weight: ClassVar[float] = 1.0
+    """Weight where the user gives none."""
+    weights_alone: ClassVar[tuple[float, float] | None] = None
+    """Default weights of the method and of the cross-entropy where it is the only method, if they differ then."""
+    needs_preacts: ClassVar[bool] = False
+    """Whether ``loss`` reads ``Features.preacts``."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """The loss, 0-dim and unweighted, with gradients to the student's features; the teacher's carry none."""
+        raise NotImplementedError
+
+
+class FusedMethod(Method):
+    """A method that reads nothing but logits and, as the only one, is computed together with the cross-entropy."""
+
+    def loss_with_ce(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, *, weight: float, ce_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Both losses at once.
+
+        Args:
+            student_logits, teacher_logits: [N, num_classes].
+            target: Labels [N], int64.
+            weight, ce_weight: Weights in the total of this method's loss and of the cross-entropy.
+
+        Returns:
+            Total, which carries the gradient; cross-entropy and this method's loss, not weighted and detached. All
+            0-dim.
+        """
+        raise NotImplementedError

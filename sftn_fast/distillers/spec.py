@@ -1,0 +1,96 @@
+"""The language of ``--distill``: ``NAME[=WEIGHT][:OPTION=VALUE]...``, separated by commas."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sftn_fast.config import ConfigError
+from sftn_fast.distillers import registry
+from sftn_fast.distillers.options import options_of
+
+CE = "ce"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One method as it was asked for."""
+
+    name: str
+    weight: float | None = None
+    """None where none was given: the method has a default."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The methods, in the order given, and the weight of the cross-entropy that is always beside them."""
+
+    methods: tuple[Term, ...]
+    ce_weight: float | None = None
+    """None where none was given: it depends on the methods."""
+
+
+def parse(text: str) -> Spec:
+    """Read a specification of distillation losses.
+
+    ``kd`` is knowledge distillation with its usual weights; ``kd=0.9:temperature=2,ce=0.5`` gives weights to it and to
+    the cross-entropy with the labels, ``ce``, and an option to it. Imports torch only where options are given: their
+    names and types are those of the method's class.
+
+    Raises:
+        ConfigError: A piece is not understood; the message has it, and what is allowed.
+    """
+    terms = [_parse_term(piece.strip()) for piece in text.split(",")]
+    for name, count in Counter(term.name for term in terms).items():
+        if count > 1:
+            raise _error(text, f"{name!r} is given {count} times")
+    methods = tuple(term for term in terms if term.name != CE)
+    if not methods:
+        raise _error(text, f"give at least one method of {', '.join(registry.names())}")
+    return Spec(methods, ce_weight=next((term.weight for term in terms if term.name == CE), None))
+
+
+def _parse_term(piece: str) -> Term:
+    head, *options = piece.split(":")
+    name, has_weight, weight = (part.strip() for part in head.partition("="))
+    known = [CE, *registry.names()]
+    if name not in known:
+        raise _error(piece, f"unknown method {name!r}, known are {', '.join(known)}")
+    return Term(name, _parse_weight(piece, weight) if has_weight else None, _parse_options(piece, name, options))
+
+
+def _parse_weight(piece: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise _error(piece, f"weight must be a finite number at least 0, got {text!r}")
+    return weight
+
+
+def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, Any]:
+    if not texts:
+        return {}
+    known = {} if name == CE else options_of(registry.find(name))
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, _, value = (part.strip() for part in text.partition("="))
+        if key not in known:
+            takes = "; ".join(f"{option.name} ({option.allowed})" for option in known.values()) or "no options"
+            raise _error(piece, f"unknown option {key!r}, {name} takes {takes}")
+        if key in values:
+            raise _error(piece, f"option {key!r} is given twice")
+        try:
+            values[key] = known[key].read(value)
+        except ValueError as error:
+            raise _error(piece, str(error)) from None
+    return values
+
+
+def _error(piece: str, problem: str) -> ConfigError:
+    return ConfigError(f"distill: in {piece!r}, {problem}")

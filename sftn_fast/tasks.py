@@ -1,0 +1,99 @@
+"""What one stage of training computes: a network to train and the terms of its loss."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftn_fast import ops
+from sftn_fast.config import SFTNConfig
+from sftn_fast.distillers.distiller import Distiller
+from sftn_fast.models import StagedNet
+from sftn_fast.sftn import StudentAwareTeacher
+
+
+class Task(nn.Module):
+    """The module that a stage trains. Each of its parameters that requires a gradient learns.
+
+    Attributes:
+        model: What is evaluated and exported; in evaluation mode it gives logits [N, num_classes].
+    """
+
+    model: nn.Module
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Loss of one batch.
+
+        Args:
+            images: [N, C, H, W].
+            target: Labels [N], int64.
+            index: The images' numbers in the training data [N], int64.
+
+        Returns:
+            0-dim float32 terms by name, under autocast too. ``total`` carries the gradient, the others are detached.
+        """
+        raise NotImplementedError
+
+
+class SupervisedTask(Task):
+    """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`."""
+        total = F.cross_entropy(self.model(images).float(), target)
+        return {"total": total, "ce": total.detach()}
+
+
+class SFTNTask(Task):
+    """Student-aware training of a teacher: terms ``total``, ``teacher_ce``, ``branch_ce`` and ``branch_kl``.
+
+    See :func:`sftn_fast.ops.sftn_loss` for the formula; ``config`` has its weights.
+    """
+
+    def __init__(self, student_aware: StudentAwareTeacher, config: SFTNConfig) -> None:
+        super().__init__()
+        self.student_aware = student_aware
+        self.config = config
+
+    @property
+    def model(self) -> StagedNet:  # type: ignore[override]
+        """The teacher without its branches. Not registered beside ``student_aware``, whose state has it."""
+        return self.student_aware.teacher
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`."""
+        logits, branch_logits = self.student_aware.forward_branches(images)
+        return ops.sftn_loss(
+            logits,
+            branch_logits,
+            target,
+            self.config.temperature,
+            teacher_weight=self.config.teacher_weight,
+            ce_weight=self.config.ce_weight,
+            kl_weight=self.config.kl_weight,
+            direction=self.config.direction,
+            branch_reduction=self.config.branch_reduction,
+        )._asdict()
+
+
+class DistillTask(Task):
+    """Distillation into ``student``: the terms of ``distiller``, which holds that student.
+
+    Raises:
+        ValueError: The distiller was built for another student.
+    """
+
+    def __init__(self, student: StagedNet, distiller: Distiller) -> None:
+        super().__init__()
+        if distiller.student is not student:
+            raise ValueError("the distiller was built for another student than the one given")
+        self.model = student
+        self.distiller = distiller
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`."""
+        return self.distiller(images, target, index)
