@@ -10,6 +10,7 @@ WORKERS ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
+PIP     := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANGED := $(SOURCES) $(shell find tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
@@ -43,16 +44,14 @@ $(VENV)/created:
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/installed: $(VENV)/created constraints.txt pyproject.toml
-	@echo "== installing the packages pinned in constraints.txt (torch is large: some minutes)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja
-	@$(PY) -m tools.requirements train tensorboard dev > $(VENV)/requirements.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/requirements.txt
+$(VENV)/installed: $(VENV)/created constraints.txt
+	@echo "== installing torch as pinned in constraints.txt (large: some minutes)"
+	@$(PIP) install --quiet -c constraints.txt torch torchvision setuptools wheel ninja
 	@touch $@
 
-$(VENV)/built: $(VENV)/installed setup.py $(SOURCES)
-	@echo "== building the C++ and CUDA libraries (a minute or two)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+$(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
+	@echo "== building the C++ and CUDA libraries and installing the remaining packages (a minute or two)"
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[train,tensorboard,dev]'
 	@$(PY) -m sftn_fast.info
 	@touch $@
 

@@ -1,0 +1,139 @@
+"""The command line: YAML recipes, overridden by options, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftn_fast.config import Config, ConfigError
+from sftn_fast.distillers.spec import parse as parse_distill
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "demo"
+
+DESCRIPTION = """
+Train student-friendly teachers and distil students from them. Without --config the recipe "demo" is the base;
+every option overrides one of its keys.
+"""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe: one of the package's by its name, or a path to one of the user's own.
+
+    Raises :class:`ConfigError` if there is neither.
+    """
+    shipped = RECIPES / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}")
+    return path
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, str]:
+    """Turn command-line arguments into a checked :class:`Config` and the name of the recipe it rests on.
+
+    Raises :class:`ConfigError` with one line for whatever is wrong. ``--help`` and ``--print_config`` print and leave
+    by ``SystemExit``.
+    """
+    arguments, recipe = _resolve_recipe(argv)
+    parser = _parser()
+    try:
+        values = vars(parser.instantiate(parser.parse_args(arguments)))
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(_one_line(str(error))) from None
+    config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+    parse_distill(config.distill)
+    return config, recipe
+
+
+def load(path: Path) -> Config:
+    """Read the configuration that a run left in its folder."""
+    return parse(["--config", str(path)])[0]
+
+
+def dump(config: Config) -> str:
+    """The whole configuration as YAML, in the order of its fields."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain dicts, lists and scalars."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _resolve_recipe(argv: Sequence[str]) -> tuple[list[str], str]:
+    """Replace a recipe's name behind ``--config`` by its files; without ``--config``, put the default in front."""
+    arguments = [part for argument in argv for part in _split_option(argument, "--config")]
+    if "--config" not in arguments[:-1]:
+        arguments = ["--config", DEFAULT_RECIPE, *arguments]
+    position = arguments.index("--config")
+    name = arguments[position + 1]
+    files = [part for path in _with_bases(recipe_path(name)) for part in ("--config", str(path))]
+    return [*files, *arguments[:position], *arguments[position + 2 :]], name
+
+
+def _split_option(argument: str, option: str) -> list[str]:
+    prefix = f"{option}="
+    return [option, argument.removeprefix(prefix)] if argument.startswith(prefix) else [argument]
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """A recipe behind the one that its key ``base`` names, and that behind its own."""
+    found = [path]
+    while base := _base_of(found[0]):
+        found.insert(0, recipe_path(base))
+        if found[0] in found[1:]:
+            raise ConfigError(f"base of {path} leads back to itself")
+    return found
+
+
+def _base_of(path: Path) -> str | None:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {_one_line(str(error))}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
+    base = values.get("base")
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"base of {path} must be the name of a recipe, got {base!r}")
+    return base
+
+
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="python -m sftn_fast.train", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(recipe_names())}")
+    parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.replace("Parser key", "option").split())

@@ -1,0 +1,296 @@
+"""Which networks are trained, in what order, from what; and what is done already.
+
+An experiment runs its stages once for each seed: a standard teacher, a student-friendly one (SFTN), the student alone,
+and the student distilled from each teacher. Every stage has a folder of its own; one with a ``result.json`` that was
+made by the same configuration is finished and not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sftn_fast import cli, data, distillers, engine, models, report, similarity
+from sftn_fast.config import Config, ConfigError
+from sftn_fast.data import ImageData
+from sftn_fast.engine.fingerprint import FingerprintMismatch, differences
+from sftn_fast.models import StagedNet
+from sftn_fast.sftn import StudentAwareTeacher
+from sftn_fast.tasks import DistillTask, SFTNTask, SupervisedTask, Task
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network to train: a stage of the configuration, for one seed and, if it distils, from one teacher."""
+
+    kind: str
+    seed: int
+    source: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the stage's folder."""
+        return f"{self.kind}-{self.source}" if self.source else self.kind
+
+
+def plan(config: Config) -> list[Stage]:
+    """The stages in the order in which they run.
+
+    Raises :class:`ConfigError` where a stage needs a teacher that the experiment does not have.
+    """
+    teachers = [kind for kind in ("teacher", "sftn") if kind in config.stages]
+    if config.teacher_file and "teacher" not in teachers:
+        teachers.insert(0, "teacher")
+    if "distill" in config.stages and not teachers:
+        raise ConfigError(
+            "stages must name teacher or sftn, or teacher_file a trained teacher, for distill to have one"
+        )
+    if config.sftn.init == "teacher" and "sftn" in teachers and "teacher" not in teachers:
+        raise ConfigError("sftn.init=teacher needs the stage teacher, or a teacher_file")
+    return list(_stages(config, teachers))
+
+
+def _stages(config: Config, teachers: list[str]) -> Iterator[Stage]:
+    for seed in config.seeds:
+        yield from (Stage(kind, seed) for kind in teachers)
+        if "student" in config.stages:
+            yield Stage("student", seed)
+        if "distill" in config.stages:
+            yield from (Stage("distill", seed, source) for source in teachers)
+
+
+def run(config: Config) -> None:
+    """Run the whole experiment, then print and write its report and export the student.
+
+    Raises :class:`ConfigError` for what the user can mend, :class:`sftn_fast.engine.Interrupted` after a signal.
+    """
+    stages = plan(config)
+    _check_networks(config)
+    device = engine.resolve_device(config.engine.device)
+    with engine.RunFolder(config.output) as root:
+        (root / "config.yaml").write_text(cli.dump(config))
+        for number, stage in enumerate(stages, start=1):
+            print(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}", flush=True)
+            StageRun(config, stage, root, device).finish()
+        print(f"\n{report.write(root)}")
+        print(f"report: {root / 'report.md'}, plot: {root / 'report.png'}")
+        _export_student(stages, root)
+
+
+def _check_networks(config: Config) -> None:
+    for key in ("teacher", "student"):
+        name = getattr(config, key)
+        if name not in models.names():
+            raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
+
+
+def _describe(config: Config, stage: Stage) -> str:
+    teacher = "SFTN" if stage.source == "sftn" else "standard"
+    return {
+        "teacher": f"standard teacher {config.teacher}",
+        "sftn": f"student-friendly teacher {config.teacher} for {config.student}",
+        "student": f"student {config.student} alone",
+        "distill": f"student {config.student} by {config.distill} from {teacher} teacher",
+    }[stage.kind]
+
+
+def _export_student(stages: list[Stage], root: Path) -> None:
+    """Put the student that the experiment is about where it is easy to find: the last kind of student, first seed."""
+    students = [stage for stage in stages if stage.kind in ("student", "distill")]
+    if not students:
+        return
+    wanted = students[-1].name
+    chosen = next(stage for stage in students if stage.name == wanted)
+    target = root / "student"
+    target.mkdir(exist_ok=True)
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(root / f"seed{chosen.seed}" / chosen.name / name, target / name)
+    print(f"exported student ({report.LABELS[wanted]}, seed {chosen.seed}): sftn_fast.models.load({str(target)!r})")
+
+
+class StageRun:
+    """One stage on its way from configuration to ``result.json``."""
+
+    def __init__(self, config: Config, stage: Stage, root: Path, device: torch.device) -> None:
+        self.config, self.stage, self.device = config, stage, device
+        self.seed_folder = root / f"seed{stage.seed}"
+        self.folder = self.seed_folder / stage.name
+        self.data: ImageData = data.build(
+            config.data, seed=stage.seed, batch_size=config.optim.batch_size, device=device
+        )
+
+    def finish(self) -> None:
+        """Train the stage, unless that is done already."""
+        identity = self._identity()
+        if self._is_finished(identity):
+            print("  finished before, not trained again")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        engine.seed_everything(self.stage.seed)
+        if self.stage.kind == "teacher" and self.config.teacher_file:
+            self._adopt_teacher(identity, self.config.teacher_file)
+        else:
+            self._train(self._task(), identity)
+
+    def _train(self, task: Task, identity: dict[str, Any]) -> None:
+        config, stage = self.config, self.stage
+        started = time.perf_counter()
+        fit = engine.fit(
+            task,
+            self.data,
+            epochs=config.epochs_of(stage.kind),
+            optim=config.optim,
+            engine=config.engine,
+            folder=self.folder,
+            fingerprint=identity,
+            seed=stage.seed,
+            lr=task.model.default_lr,
+            resume=config.resume,
+        )
+        figures = {
+            "last": _scores(fit.last),
+            "best": _scores(fit.best),
+            "seconds": time.perf_counter() - started,
+            "images_per_second": fit.images_per_second,
+            "data_wait_share": fit.data_wait_share,
+        }
+        self._record(task.model, identity, figures)
+
+    def _adopt_teacher(self, identity: dict[str, Any], file: str) -> None:
+        """Measure a teacher that came from a file and take it for this run's own."""
+        network = self._load("teacher_file", file).to(self.device)
+        measured = {"epoch": 0, **engine.evaluate(network, self.data.test, engine.Layout(self.device))}
+        print(f"  {file}: top-1 {measured['top1']:.2f} %")
+        nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
+        self._record(network, identity, {"last": measured, "best": measured, **nothing})
+
+    def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any]) -> None:
+        """Export the network and write ``result.json``, last, because its presence says that the stage is finished."""
+        stage = self.stage
+        models.save(network, self.folder, meta={"top1": figures["last"]["top1"], "image_size": self.data.image_size})
+        likeness = self._likeness(network)
+        result = {
+            "name": stage.name,
+            "seed": stage.seed,
+            "network": network.name,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "epochs": self.config.epochs_of(stage.kind),
+            **figures,
+            **likeness,
+            "identity": identity,
+        }
+        scratch = self.folder / f"{RESULT}.tmp"
+        scratch.write_text(json.dumps(result, indent=2))
+        scratch.replace(self.folder / RESULT)
+
+    def _likeness(self, network: StagedNet) -> dict[str, float | None]:
+        """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
+        source = self.stage.source or ("teacher" if self.stage.kind == "student" else None)
+        if source is None or not (self.seed_folder / source / RESULT).is_file():
+            return {"agreement": None, "kl": None}
+        teacher = models.load(self.seed_folder / source).to(self.device)
+        return dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
+
+    def _task(self) -> Task:
+        """The networks of this stage and what they are trained to do."""
+        config, stage = self.config, self.stage
+        if stage.kind == "teacher":
+            return SupervisedTask(self._build(config.teacher))
+        if stage.kind == "student":
+            return SupervisedTask(self._build(config.student))
+        if stage.kind == "sftn":
+            return self._sftn_task()
+        student, teacher = self._build(config.student), models.load(self.seed_folder / str(stage.source))
+        distiller = distillers.build(
+            config.distill,
+            student=student,
+            teacher=teacher,
+            num_samples=self.data.num_train,
+            image_size=self.data.image_size,
+        )
+        return DistillTask(student, distiller)
+
+    def _sftn_task(self) -> Task:
+        config = self.config.sftn
+        teacher = self._build(self.config.teacher)
+        if config.init == "teacher":
+            teacher = models.load(self.seed_folder / "teacher")
+        elif config.init:
+            teacher = self._load("sftn.init", config.init)
+        student = self._build(self.config.student)
+        aware = StudentAwareTeacher(
+            teacher, student, image_size=self.data.image_size, stages=config.stages, share_student=config.share_student
+        )
+        for pair in aware.pairs:
+            print(f"  {pair}")
+        return SFTNTask(aware, config)
+
+    def _network_name(self) -> str:
+        return self.config.teacher if self.stage.kind in ("teacher", "sftn") else self.config.student
+
+    def _build(self, name: str) -> StagedNet:
+        return models.build(name, num_classes=self.data.num_classes, in_channels=self.data.in_channels)
+
+    def _load(self, key: str, path: str) -> StagedNet:
+        """The configuration's teacher with the weights in the file that ``key`` names."""
+        network = self._build(self.config.teacher)
+        try:
+            models.load_weights(network, path)
+        except (OSError, models.WeightsError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+        return network
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides what this stage computes; a folder is only gone on with if it agrees."""
+        config, stage = self.config, self.stage
+        whole = cli.to_dict(config)
+        identity = {
+            "stage": stage.name,
+            "seed": stage.seed,
+            "network": self._network_name(),
+            "epochs": config.epochs_of(stage.kind),
+            "amp": config.engine.amp,
+            "channels_last": config.engine.channels_last,
+            "optim": whole["optim"],
+            "data": self.data.fingerprint(),
+        }
+        if stage.kind == "sftn":
+            identity |= {"student": config.student, "sftn": whole["sftn"]}
+            if config.sftn.init == "teacher":
+                identity["init"] = _weights_digest(self.seed_folder / "teacher")
+        if stage.kind == "teacher":
+            identity["teacher_file"] = config.teacher_file
+        if stage.kind == "distill":
+            identity |= {"distill": config.distill, "teacher": _weights_digest(self.seed_folder / str(stage.source))}
+        return identity
+
+    def _is_finished(self, identity: dict[str, Any]) -> bool:
+        path = self.folder / RESULT
+        if not path.is_file():
+            return False
+        if self.config.resume == "never":
+            raise ConfigError(f"output {self.folder.parent.parent} holds a run already, and resume is never")
+        differing = differences(json.loads(path.read_text())["identity"], identity)
+        if differing and self.config.resume != "force":
+            raise FingerprintMismatch(differing)
+        return True
+
+
+def _scores(row: dict[str, Any]) -> dict[str, Any]:
+    """The figures on the test set out of an epoch's row."""
+    return {"epoch": row["epoch"], "top1": row["test_top1"], "ce": row["test_ce"]}
+
+
+def _weights_digest(folder: Path) -> str:
+    """The checksum of a finished network's weights, which says whether it is still the same network."""
+    return json.loads((folder / "config.json").read_text())["sha256"]

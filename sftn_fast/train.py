@@ -1,0 +1,37 @@
+"""``python -m sftn_fast.train``: parse, run, and leave with an exit code that says how it ended.
+
+0: done. 2: the command line, the configuration or a file it names can't be used. 128 + n: stopped by signal n, after a
+checkpoint was written. Anything else that goes wrong is a traceback and 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sftn_fast import cli
+from sftn_fast.config import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment that ``argv`` describes; returns the exit code."""
+    try:
+        config, recipe = cli.parse(sys.argv[1:] if argv is None else argv)
+        print(f"recipe {recipe}, output in {config.output}", flush=True)
+        # Imported late: it brings torch, which --help and a refused option can do without.
+        from sftn_fast import experiment
+        from sftn_fast.engine import Interrupted
+
+        try:
+            experiment.run(config)
+        except Interrupted as interrupted:
+            print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
+            return 128 + interrupted.signum
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

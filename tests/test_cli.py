@@ -1,0 +1,155 @@
+"""The command line: what it accepts, and that what it refuses costs one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftn_fast import cli
+from sftn_fast.config import ConfigError
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_arguments_means_the_demo() -> None:
+    config, recipe = cli.parse([])
+    assert (recipe, config.data.name, config.output) == ("demo", "digits", "runs/demo")
+
+
+def test_options_override_the_recipe_wherever_they_stand() -> None:
+    for argv in (
+        ["--epochs", "3", "--config", "cifar100", "--data.download", "true"],
+        ["--config=cifar100", "--epochs=3", "--data.download=true"],
+    ):
+        config, recipe = cli.parse(argv)
+        assert (recipe, config.epochs, config.data.download, config.data.name) == ("cifar100", 3, True, "cifar100")
+
+
+def test_a_recipe_overrides_its_base() -> None:
+    base, _ = cli.parse(["--config", "cifar100"])
+    pair, _ = cli.parse(["--config", "cifar100_vgg13_vgg8"])
+    assert (pair.teacher, pair.student) == ("vgg13", "vgg8")
+    assert (pair.optim, pair.data, pair.epochs) == (base.optim, base.data, base.epochs)
+
+
+def test_a_dumped_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
+    config, _ = cli.parse(
+        ["--seeds", "[4, 5]", "--stage_epochs", '{"sftn": 7}', "--sftn.stages", "[1]", "--optim.lr", "1e-3"]
+    )
+    path = tmp_path / "with space ü.yaml"
+    path.write_text(cli.dump(config))
+    assert cli.load(path) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--epochs", "ten"], ["epochs", "ten", "int"]),
+        (["--epochs", "0"], ["epochs", "at least 1", "0"]),
+        (["--epoch", "3"], ["--epoch"]),
+        (["--optim.lr", ".nan"], ["optim.lr", "nan"]),
+        (["--optim.lr", "-1"], ["optim.lr", "-1"]),
+        (["--optim.lr", "fast"], ["optim.lr", "fast"]),
+        (["--optim.milestones", "[5, 400]", "--optim.schedule", "milestones"], ["optim.milestones", "400"]),
+        (["--optim.milestones", "[5, 4]"], ["optim.milestones", "increasing"]),
+        (["--engine.amp", "off"], ["engine.amp", "off", "fp32, bf16, fp16"]),
+        (["--engine.amp", "false"], ["engine.amp"]),
+        (["--sftn.temperature", "-4"], ["sftn.temperature", "-4"]),
+        (["--sftn.temperature", ".inf"], ["sftn.temperature", "inf"]),
+        (["--distill", "kd=0.9:temperature=-4"], ["temperature", "-4"]),
+        (["--distill", "kd=.nan"], ["kd", "nan"]),
+        (["--distill", "telepathy"], ["telepathy", "kd"]),
+        (["--data.name", "mnist"], ["data.name", "mnist", "digits"]),
+        (["--data.image_size", "4"], ["data.image_size", "4"]),
+        (["--stages", "[teacher, students]"], ["stages", "students"]),
+        (["--seeds", "[1, 1]"], ["seeds", "distinct"]),
+        (["--seeds", "[-1]"], ["seeds"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "demo"]),
+        (["--config"], ["config"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_refused_on_the_command_line(argv: list[str], words: list[str]) -> None:
+    message = refusal(*argv)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("colour: blue\n", ["colour"]),
+        ("optim:\n  learning_rate: 0.1\n", ["learning_rate"]),
+        ("epochs: ten\n", ["epochs", "ten"]),
+        ("engine:\n  amp: off\n", ["engine.amp"]),
+        ("optim:\n  lr: .nan\n", ["optim.lr", "nan"]),
+        ("teacher: [resnet8\n", ["YAML"]),
+        ("- a\n- b\n", ["keys and values"]),
+        ("", ["keys and values"]),
+        ("base: nowhere\n", ["nowhere"]),
+        ("base: 3\n", ["base", "3"]),
+    ],
+)
+def test_refused_in_a_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    message = refusal("--config", str(path))
+    assert all(word in message for word in words), message
+
+
+def test_a_recipe_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text(f"base: {path}\n")
+    assert "back to itself" in refusal("--config", str(path))
+
+
+def test_a_python_tag_never_runs(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"teacher: !!python/object/apply:os.system ['touch {marker}']\n")
+    assert "python" in refusal("--config", str(path))
+    assert not marker.exists()
+
+
+def run_train(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "sftn_fast.train", *argv], capture_output=True, text=True)
+
+
+def test_a_refusal_is_exit_code_2_and_one_line() -> None:
+    done = run_train("--epochs", "ten")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_names_every_key_and_does_without_torch() -> None:
+    done = run_train("--help")
+    assert done.returncode == 0
+    for key in ("--teacher", "--optim.lr", "--sftn.kl_weight", "--engine.amp", "--data.download", "--print_config"):
+        assert key in done.stdout
+    probe = """
+import sys
+from sftn_fast.train import main
+try:
+    main(["--help"])
+finally:
+    assert "torch" not in sys.modules
+"""
+    silent = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert silent.returncode == 0, silent.stderr
+
+
+def test_print_config_gives_a_recipe_that_parses(tmp_path: Path) -> None:
+    done = run_train("--config", "fashion_mnist", "--epochs", "2", "--print_config")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "printed.yaml"
+    path.write_text(done.stdout)
+    assert cli.load(path) == cli.parse(["--config", "fashion_mnist", "--epochs", "2"])[0]

@@ -1,0 +1,136 @@
+"""A whole experiment on small synthetic images: what it trains, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sftn_fast import cli, experiment, models
+from sftn_fast.config import Config, ConfigError
+
+TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
+TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
+
+
+def tiny(output: Path, *options: str) -> Config:
+    return cli.parse([*TINY, "--output", str(output), *options])[0]
+
+
+def stamps(output: Path) -> dict[str, int]:
+    return {
+        str(path.parent.relative_to(output)): path.stat().st_mtime_ns for path in output.glob("seed*/*/result.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("a run") / "tiny"
+    experiment.run(tiny(output))
+    return output
+
+
+def test_plan_trains_teachers_before_their_students() -> None:
+    config, _ = cli.parse(["--seeds", "[3, 5]"])
+    names = [(stage.seed, stage.name) for stage in experiment.plan(config)]
+    expected = ["teacher", "sftn", "student", "distill-teacher", "distill-sftn"]
+    assert names == [(seed, name) for seed in (3, 5) for name in expected]
+
+
+def test_plan_refuses_a_student_without_a_teacher() -> None:
+    with pytest.raises(ConfigError, match="teacher"):
+        experiment.plan(Config(stages=("student", "distill")))
+    with pytest.raises(ConfigError, match=r"sftn\.init"):
+        experiment.plan(cli.parse(["--stages", "[sftn]", "--sftn.init", "teacher"])[0])
+    adopted = experiment.plan(Config(stages=("distill",), teacher_file="somewhere"))
+    assert [stage.name for stage in adopted] == ["teacher", "distill-teacher"]
+
+
+def test_every_stage_leaves_its_result_and_its_network(finished: Path) -> None:
+    names = ["distill-sftn", "distill-teacher", "sftn", "student", "teacher"]
+    assert sorted(path.name for path in (finished / "seed0").iterdir() if path.is_dir()) == names
+    for name in names:
+        result = json.loads((finished / "seed0" / name / "result.json").read_text())
+        assert 0 <= result["last"]["top1"] <= result["best"]["top1"] <= 100
+        assert (result["kl"] is None) == (name in ("teacher", "sftn"))
+        network = models.load(finished / "seed0" / name)
+        assert network.name == ("resnet14" if name in ("teacher", "sftn") else "resnet8")
+        assert sum(p.numel() for p in network.parameters()) == result["parameters"]
+    for name in ("report.md", "report.png", "results.csv", "config.yaml"):
+        assert (finished / name).is_file()
+
+
+def test_no_export_holds_a_branch(finished: Path) -> None:
+    plain, aware = models.load(finished / "seed0" / "teacher"), models.load(finished / "seed0" / "sftn")
+    assert plain.state_dict().keys() == aware.state_dict().keys()
+
+
+def test_the_exported_student_is_the_one_of_the_sftn_teacher(finished: Path) -> None:
+    images = torch.randn(3, 3, 8, 8)
+    exported = models.load(finished / "student").eval()
+    trained = models.load(finished / "seed0" / "distill-sftn").eval()
+    assert torch.equal(exported(images), trained(images))
+
+
+def test_finished_stages_are_not_trained_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stamps(finished)
+    experiment.run(tiny(finished, "--engine.log_every", "3"))
+    assert stamps(finished) == before
+    assert capsys.readouterr().out.count("not trained again") == 5
+
+
+def test_a_missing_stage_is_trained_alone(finished: Path) -> None:
+    before = stamps(finished)
+    (finished / "seed0" / "student" / "result.json").unlink()
+    experiment.run(tiny(finished))
+    after = stamps(finished)
+    assert {name for name in after if after[name] != before[name]} == {"seed0/student"}
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(finished: Path) -> None:
+    before = stamps(finished)
+    with pytest.raises(ConfigError, match=r"batch_size.*8|weight_decay"):
+        experiment.run(tiny(finished, "--optim.batch_size", "8"))
+    with pytest.raises(ConfigError, match="never"):
+        experiment.run(tiny(finished, "--resume", "never"))
+    assert stamps(finished) == before
+
+
+def test_a_teacher_from_a_file_is_measured_and_used(finished: Path, tmp_path: Path) -> None:
+    file = finished / "seed0" / "teacher" / "model.safetensors"
+    config = tiny(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
+    experiment.run(config)
+    theirs = json.loads((finished / "seed0" / "teacher" / "result.json").read_text())
+    ours = json.loads((tmp_path / "run" / "seed0" / "teacher" / "result.json").read_text())
+    assert ours["last"]["top1"] == theirs["last"]["top1"]
+    assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file()
+
+
+def test_a_teacher_file_of_another_network_is_refused(finished: Path, tmp_path: Path) -> None:
+    file = finished / "seed0" / "student" / "model.safetensors"
+    with pytest.raises(ValueError, match=r"stages|blocks|shape|missing|keys"):
+        experiment.run(tiny(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]"))
+
+
+def test_fine_tuning_starts_from_the_standard_teacher(finished: Path, tmp_path: Path) -> None:
+    file = finished / "seed0" / "teacher" / "model.safetensors"
+    options = ["--teacher_file", str(file), "--stages", "[sftn]", "--sftn.init", "teacher", "--optim.lr", "1e-12"]
+    experiment.run(tiny(tmp_path / "run", *options))
+    # With next to no learning rate the fine-tuned teacher's weights are still the ones that it started from.
+    before = dict(models.load(finished / "seed0" / "teacher").named_parameters())
+    after = dict(models.load(tmp_path / "run" / "seed0" / "sftn").named_parameters())
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+
+
+def test_unknown_networks_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher.*resnet9000"):
+        experiment.run(tiny(tmp_path / "run", "--teacher", "resnet9000"))
+
+
+def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    with pytest.raises(ConfigError, match="file"):
+        experiment.run(tiny(blocker / "run"))

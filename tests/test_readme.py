@@ -1,0 +1,44 @@
+"""The README's commands and snippets run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftn_fast import cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def train_commands() -> list[list[str]]:
+    import shlex
+
+    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line)[3:] for line in lines if line.startswith("python -m sftn_fast.train")]
+
+
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[2])
+def test_snippet_runs(snippet: str) -> None:
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("argv", train_commands(), ids=" ".join)
+def test_train_command_is_understood(argv: list[str]) -> None:
+    config, _ = cli.parse([argument for argument in argv if argument != "--print_config"])
+    assert config.epochs >= 1
+
+
+def test_commands_are_found() -> None:
+    assert len(train_commands()) >= 5 and len(blocks("python")) >= 2
+    for target in re.findall(r"`make (\w+)`|^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{''.join(target)}:" in MAKEFILE

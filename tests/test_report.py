@@ -1,0 +1,91 @@
+"""Tables and plots from result files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftn_fast import report
+from sftn_fast.config import ConfigError
+
+
+def result(name: str, seed: int, top1: float, kl: float | None = None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seed": seed,
+        "network": "wrn_16_2" if name in ("teacher", "sftn") else "resnet8",
+        "parameters": 1000,
+        "epochs": 3,
+        "last": {"top1": top1, "ce": 0.5, "epoch": 3},
+        "best": {"top1": top1 + 1, "ce": 0.5, "epoch": 2},
+        "agreement": None if kl is None else 90.0,
+        "kl": kl,
+        "seconds": 1.0,
+        "images_per_second": 10.0,
+        "data_wait_share": 0.1,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results = [
+        result("distill-sftn", 0, 92.0, 0.10),
+        result("distill-sftn", 1, 94.0, 0.20),
+        result("distill-teacher", 0, 91.0, 0.30),
+        result("distill-teacher", 1, 91.0, 0.50),
+        result("teacher", 0, 95.0),
+        result("teacher", 1, 97.0),
+        result("distill-sftn", 10, 90.0, 0.3),
+    ]
+    for each in results:
+        path = tmp_path / f"seed{each['seed']}" / each["name"] / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(each))
+    return tmp_path
+
+
+def test_rows_stand_in_the_order_of_the_experiment(folder: Path) -> None:
+    rows = report.read_results(folder)
+    assert [row.name for row in rows] == ["teacher", "distill-teacher", "distill-sftn"]
+    assert [each["seed"] for each in rows[2].results] == [0, 1, 10]
+
+
+def test_mean_and_sample_deviation() -> None:
+    assert report.mean_and_deviation([95.0, 97.0], 2) == "96.00 ± 1.41"
+    assert report.mean_and_deviation([95.0], 1) == "95.0"
+    assert report.mean_and_deviation([], 1) == "-"
+
+
+def test_gain_pairs_the_seeds_that_both_have(folder: Path) -> None:
+    rows = report.read_results(folder)
+    # Seed 0: 92 - 91, seed 1: 94 - 91; seed 10 has no partner.
+    sentence = report.gain(rows, "distill-sftn", "distill-teacher")
+    assert sentence is not None and "+2.00 ± 1.41 points over 2 paired seeds" in sentence
+    assert report.gain(rows, "distill-sftn", "student") is None
+
+
+def test_everything_is_written(folder: Path) -> None:
+    text = report.write(folder)
+    assert "| standard teacher" in text and "96.00 ± 1.41" in text and "0.4000 ± 0.1414" in text
+    assert (folder / "report.md").read_text().startswith(text)
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 7
+    assert {line["top1_last"] for line in lines if line["name"] == "teacher"} == {"95.0", "97.0"}
+
+
+def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(folder)]) == 0
+    assert "student of SFTN teacher" in capsys.readouterr().out
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert report.main([str(empty)]) == 2
+    assert "no finished stage" in capsys.readouterr().err
+    assert report.main([]) == 2
+    with pytest.raises(ConfigError):
+        report.read_results(tmp_path / "nowhere")

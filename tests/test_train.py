@@ -1,0 +1,159 @@
+"""``python -m sftn_fast.train`` as a process: exit codes, signals, kills, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "64", "--data.image_size", "8"]
+TINY += ["--optim.batch_size", "16", "--epochs", "3", "--seeds", "[0]", "--teacher", "resnet14"]
+TINY += ["--engine.checkpoint_every", "1", "--engine.log_every", "1"]
+
+
+def command(output: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def train(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(output, *options), capture_output=True, text=True, env=environment())
+
+
+def stop(output: Path, signum: int, stage: str) -> tuple[int, str]:
+    """Start the job, send it a signal as soon as ``stage`` has written its first checkpoint, wait for its end."""
+    process = subprocess.Popen(
+        command(output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stdout is not None
+    metrics = output / "seed0" / stage / "metrics.jsonl"
+    for _ in process.stdout:
+        # Every step prints a line, so the file is looked at once a step.
+        if metrics.is_file() and metrics.stat().st_size:
+            process.send_signal(signum)
+            break
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def weights(output: Path) -> dict[str, dict[str, object]]:
+    return {path.parent.name: load_file(path) for path in output.glob("seed0/*/model.safetensors")}
+
+
+def losses(output: Path) -> dict[str, list[object]]:
+    """Every logged loss of every stage; the figures that depend on the clock are left out."""
+    timed = ("images_per_second", "data_wait", "seconds", "time", "eta")
+    found = {}
+    for path in output.glob("seed0/*/metrics.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name] = [
+            {key: value for key, value in line.items() if not key.startswith(timed)} for line in lines
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken") / "run"
+    done = train(output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    first, second = weights(ours), weights(theirs)
+    assert first.keys() == second.keys() and len(first) == 5
+    for stage in first:
+        for name, tensor in first[stage].items():
+            assert (tensor == second[stage][name]).all(), f"{stage}: {name}"
+    assert losses(ours) == losses(theirs)
+
+
+@pytest.mark.parametrize(
+    ("signum", "stage", "code"),
+    [(signal.SIGTERM, "teacher", 143), (signal.SIGINT, "sftn", 130), (signal.SIGKILL, "distill-teacher", -9)],
+)
+def test_a_stopped_run_goes_on_to_the_same_end(
+    unbroken: Path, tmp_path: Path, signum: int, stage: str, code: int
+) -> None:
+    output = tmp_path / "run"
+    returncode, errors = stop(output, signum, stage)
+    assert returncode == code, errors
+    assert "Traceback" not in errors
+    assert not (output / "seed0" / stage / "result.json").is_file(), "stopped too late to test anything"
+    done = train(output)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(output, unbroken)
+
+
+def test_the_report_closes_the_run(unbroken: Path) -> None:
+    done = train(unbroken)
+    assert done.returncode == 0
+    assert "student of SFTN teacher" in done.stdout and "exported student" in done.stdout
+
+
+def test_another_configuration_is_exit_code_2_and_one_line(unbroken: Path) -> None:
+    done = train(unbroken, "--optim.weight_decay", "0.1")
+    assert done.returncode == 2
+    assert "weight_decay" in done.stderr and done.stderr.count("\n") == 1
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_as_teacher_never_runs(tmp_path: Path) -> None:
+    marker, file = tmp_path / "ran", tmp_path / "teacher.pth"
+    file.write_bytes(pickle.dumps(Payload(marker)))
+    done = train(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
+    assert done.returncode == 2
+    assert "teacher.pth" in done.stderr and done.stderr.count("\n") == 1
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "another network"])
+def test_a_teacher_file_that_does_not_fit_is_exit_code_2(unbroken: Path, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "nowhere.pth" if kind == "missing" else unbroken / "seed0" / "student" / "model.safetensors"
+    done = train(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and file.name in done.stderr
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    first = subprocess.Popen(command(output), stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        assert first.stdout is not None
+        next(line for line in first.stdout if line.startswith("[1/"))
+        second = train(output)
+    finally:
+        first.kill()
+        first.communicate()
+    assert second.returncode == 2
+    assert "run" in second.stderr and second.stderr.count("\n") == 1
+
+
+def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:
+    home = tmp_path / "Häuser am See"
+    home.mkdir()
+    env = {**environment(), "HOME": str(home)}
+    argv = [sys.executable, "-m", "sftn_fast.train", *TINY, "--output", "~/mein Lauf", "--stages", "[student]"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (home / "mein Lauf" / "student" / "model.safetensors").is_file()
