@@ -1,0 +1,324 @@
+"""Distillation losses on logits: KD, KD with cross-entropy, and the student-friendly teacher's loss.
+
+Below a few thousand logits Python is what a loss costs, so the path is one check, one ``autograd.Function``, one op
+each way. The ops' schemas and formulas are in ``csrc/logits.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from sftn_fast.ops import reference
+from sftn_fast.ops import validation as check
+from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._library import register_fake
+from sftn_fast.ops.terms import KDTerms, SFTNTerms
+
+REDUCTIONS = ("batchmean", "sum", "none")
+DIRECTIONS = ("teacher_to_branch", "branch_to_teacher")
+BRANCH_REDUCTIONS = ("mean", "sum")
+
+
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
+) -> Tensor:
+    """Distillation loss of Hinton et al. (2015), ``T^2 KL(softmax(t / T) || softmax(s / T))``.
+
+    Equal to ``T**2 * F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction=reduction)``, summed over classes
+    if ``reduction`` is ``"none"``. Logits may be ``-inf``: a class that the teacher rules out contributes nothing. An
+    empty batch gives 0.
+
+    Args:
+        student_logits: ``[N, C]``.
+        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one.
+        temperature: ``T``, above 0.
+        reduction: ``"batchmean"`` (sum / N), ``"sum"``, or ``"none"`` for ``[N]``.
+
+    Returns:
+        0-dim, or ``[N]``; float32, or float64 for float64 logits.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value.
+    """
+    _check_pair(student_logits, teacher_logits, temperature)
+    if reduction not in REDUCTIONS:
+        check.check_choice("reduction", reduction, REDUCTIONS)
+    ops = kernels(student_logits.device.type)
+    if ops is None:
+        return reference.kd_loss(student_logits, teacher_logits, temperature, reduction=reduction)
+    scale = temperature**2
+    if reduction == "batchmean":
+        scale /= max(student_logits.shape[0], 1)
+    options = Options(float(temperature), kl_scale=scale, rows=reduction == "none")
+    total, _ = _fused(ops, teacher_logits, (student_logits,), None, options)
+    return total
+
+
+def kd_ce_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: float = 4.0,
+    *,
+    kd_weight: float = 0.9,
+    ce_weight: float = 0.1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> KDTerms:
+    """Distillation and cross-entropy in one pass: ``kd_weight * kd + ce_weight * ce``.
+
+    ``kd`` is :func:`kd_loss` over all rows, ``ce`` is ``F.cross_entropy(student_logits, target)``, the mean over rows
+    whose target is not ``ignore_index``; 0, with no gradient, if there are none. The default weights are RepDistiller's.
+
+    Args:
+        student_logits: ``[N, C]``.
+        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one.
+        target: ``[N]`` int64 classes.
+        temperature: ``T`` of the distillation, above 0.
+        kd_weight: weight of the distillation.
+        ce_weight: weight of the cross-entropy.
+        ignore_index: target of the rows that the cross-entropy leaves out.
+        label_smoothing: from 0 to 1, as in ``F.cross_entropy``.
+
+    Returns:
+        ``KDTerms(total, kd, ce)``; see :class:`KDTerms`.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value. A class out of range is found on the CPU only; on a GPU, where
+            finding it would cost a synchronisation, it makes the loss NaN.
+    """
+    _check_pair(student_logits, teacher_logits, temperature)
+    check.check_target(target, student_logits)
+    _check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
+    check.check_integer("ignore_index", ignore_index)
+    check.check_fraction("label_smoothing", label_smoothing)
+    ops = kernels(student_logits.device.type)
+    if ops is None:
+        return reference.kd_ce_loss(
+            student_logits,
+            teacher_logits,
+            target,
+            temperature,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+    options = Options(
+        float(temperature),
+        ce_weight=float(ce_weight),
+        kl_weight=float(kd_weight),
+        kl_scale=temperature**2 / max(student_logits.shape[0], 1),
+        ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
+    )
+    total, parts = _fused(ops, teacher_logits, (student_logits,), target, options)
+    _, ce, kd, _ = parts.unbind()
+    return KDTerms(total, kd, ce)
+
+
+def sftn_loss(
+    teacher_logits: Tensor,
+    branch_logits: Sequence[Tensor] | Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    *,
+    teacher_weight: float = 1.0,
+    ce_weight: float = 1.0,
+    kl_weight: float = 3.0,
+    direction: str = "teacher_to_branch",
+    branch_reduction: str = "mean",
+) -> SFTNTerms:
+    """Student-aware training of a teacher with K student branches (Park et al., NeurIPS 2021).
+
+    ``teacher_weight * CE(t, y) + ce_weight * mean_i CE(b_i, y)
+    + kl_weight * T^2 mean_i KL(softmax(t / T) || softmax(b_i / T))``
+
+    with gradients into the teacher and the branches. Defaults are the paper's for CIFAR-100. A target of -100 leaves
+    its row out of the cross-entropies.
+
+    Args:
+        teacher_logits: ``[N, C]``.
+        branch_logits: K tensors ``[N, C]``, or one ``[K, N, C]``.
+        target: ``[N]`` int64 classes.
+        temperature: ``T`` of the divergence, above 0.
+        teacher_weight: weight of the teacher's cross-entropy.
+        ce_weight: weight of the branches' cross-entropy.
+        kl_weight: weight of the divergence.
+        direction: ``"teacher_to_branch"`` for KL(teacher || branch), ``"branch_to_teacher"`` for the other way round.
+        branch_reduction: ``"mean"`` or ``"sum"`` over the branches, for both of their terms.
+
+    Returns:
+        ``SFTNTerms(total, teacher_ce, branch_ce, branch_kl)``; see :class:`SFTNTerms`.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value; as in :func:`kd_ce_loss` for a class out of range.
+    """
+    branches = _branches(branch_logits)
+    check.check_logits("teacher_logits", teacher_logits)
+    for i, branch in enumerate(branches):
+        check.check_logits(f"branch_logits[{i}]", branch)
+        check.check_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
+    check.check_positive("temperature", temperature)
+    check.check_target(target, teacher_logits)
+    _check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
+    check.check_choice("direction", direction, DIRECTIONS)
+    check.check_choice("branch_reduction", branch_reduction, BRANCH_REDUCTIONS)
+    ops = kernels(teacher_logits.device.type)
+    if ops is None:
+        return reference.sftn_loss(
+            teacher_logits,
+            branches,
+            target,
+            temperature,
+            teacher_weight=teacher_weight,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            direction=direction,
+            branch_reduction=branch_reduction,
+        )
+    branch_scale = 1.0 / len(branches) if branch_reduction == "mean" else 1.0
+    options = Options(
+        float(temperature),
+        teacher_weight=float(teacher_weight),
+        ce_weight=float(ce_weight),
+        kl_weight=float(kl_weight),
+        branch_scale=branch_scale,
+        kl_scale=temperature**2 * branch_scale / max(teacher_logits.shape[0], 1),
+        student_to_teacher=direction == "branch_to_teacher",
+    )
+    total, parts = _fused(ops, teacher_logits, branches, target, options)
+    teacher_ce, branch_ce, branch_kl, _ = parts.unbind()
+    return SFTNTerms(total, teacher_ce, branch_ce, branch_kl)
+
+
+class Options(NamedTuple):
+    """The raw ops' scalars, in the schema's order."""
+
+    temperature: float
+    teacher_weight: float = 0.0
+    ce_weight: float = 0.0
+    kl_weight: float = 1.0
+    branch_scale: float = 1.0
+    kl_scale: float = 1.0
+    student_to_teacher: bool = False
+    rows: bool = False
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+
+def _fused(
+    ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    """``(total, parts)``; gradients flow into ``total`` alone."""
+    tensors = _same_dtype(teacher, students)
+    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return _LogitsLoss.apply(ops, options, target, *tensors)
+    total, parts, _ = _forward(ops, options, target, tensors)
+    return total, parts
+
+
+def _forward(
+    ops: Any, options: Options, target: Tensor | None, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    teacher, *students = tensors
+    try:
+        return ops.logits_forward(teacher, students, target, *options)
+    except RuntimeError:
+        if target is not None:
+            check.check_classes(target, teacher.shape[1], options.ignore_index)
+        raise
+
+
+class _LogitsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, options: Options, target: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total, parts, stats = _forward(ops, options, target, tensors)
+        ctx.save_for_backward(target, parts, stats, *tensors)
+        ctx.ops, ctx.options = ops, options
+        ctx.mark_non_differentiable(parts)
+        ctx.set_materialize_grads(False)
+        return total, parts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        target, parts, stats, teacher, *students = ctx.saved_tensors
+        if grad_total is None:
+            return (None,) * (4 + len(students))
+        wanted = ctx.needs_input_grad[3:]
+        teacher_wanted, students_wanted = wanted[0], any(wanted[1:])
+        grads = ctx.ops.logits_backward(
+            grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
+        )
+        if not teacher_wanted:
+            grads.insert(0, None)
+        if not students_wanted:
+            grads.extend([None] * len(students))
+        return None, None, None, *grads
+
+
+@register_fake("logits_forward")
+def _(
+    teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, *scalars: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = Options(*scalars)
+    dtype = torch.float64 if teacher.dtype == torch.float64 else torch.float32
+    n = teacher.shape[0]
+    total = teacher.new_empty((n,) if options.rows else (), dtype=dtype)
+    return total, teacher.new_empty(4, dtype=dtype), teacher.new_empty((n, 3 + 4 * len(students)), dtype=dtype)
+
+
+@register_fake("logits_backward")
+def _(grad_total: Tensor, teacher: Tensor, students: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+    teacher_wanted, students_wanted = rest[-2:]
+    count = int(teacher_wanted) + len(students) * int(students_wanted)
+    return [teacher.new_empty(teacher.shape) for _ in range(count)]
+
+
+def _same_dtype(teacher: Tensor, students: Sequence[Tensor]) -> list[Tensor]:
+    tensors = [teacher, *students]
+    dtype = teacher.dtype
+    for student in students:
+        if student.dtype != dtype:
+            dtype = torch.promote_types(dtype, student.dtype)
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
+def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    if isinstance(branch_logits, Tensor):
+        if branch_logits.dim() != 3:
+            raise ValueError(
+                f"branch_logits must be K tensors [N, C] or one [K, N, C], got {list(branch_logits.shape)}"
+            )
+        branch_logits = branch_logits.unbind()
+    elif not isinstance(branch_logits, (list, tuple)):
+        kind = type(branch_logits).__name__
+        raise TypeError(f"branch_logits must be a list or tuple of tensors or one tensor, got {kind}")
+    if not branch_logits:
+        raise ValueError("branch_logits must hold at least one branch, got none")
+    return branch_logits
+
+
+def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> None:
+    check.check_logits("student_logits", student_logits)
+    check.check_logits("teacher_logits", teacher_logits)
+    check.check_like("teacher_logits", teacher_logits, "student_logits", student_logits)
+    check.check_positive("temperature", temperature)
+
+
+def _check_weights(**weights: Any) -> None:
+    for name, value in weights.items():
+        check.check_finite(name, value)

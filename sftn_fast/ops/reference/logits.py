@@ -1,0 +1,102 @@
+"""Distillation losses on logits, in plain PyTorch. See :mod:`sftn_fast.ops.logits` for what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftn_fast.ops.terms import KDTerms, SFTNTerms
+from sftn_fast.ops.validation import check_classes
+
+
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
+) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.kd_loss`."""
+    rows = temperature**2 * _kl_rows(teacher_logits, student_logits, temperature)
+    if reduction == "none":
+        return rows
+    return rows.sum() / (max(len(rows), 1) if reduction == "batchmean" else 1)
+
+
+def kd_ce_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: float = 4.0,
+    *,
+    kd_weight: float = 0.9,
+    ce_weight: float = 0.1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> KDTerms:
+    """Reference of :func:`sftn_fast.ops.kd_ce_loss`."""
+    kd = kd_loss(student_logits, teacher_logits, temperature)
+    ce = _cross_entropy(student_logits, target, ignore_index, label_smoothing)
+    kd, ce = _same_dtype(kd, ce)
+    return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
+
+
+def sftn_loss(
+    teacher_logits: Tensor,
+    branch_logits: Sequence[Tensor] | Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    *,
+    teacher_weight: float = 1.0,
+    ce_weight: float = 1.0,
+    kl_weight: float = 3.0,
+    direction: str = "teacher_to_branch",
+    branch_reduction: str = "mean",
+) -> SFTNTerms:
+    """Reference of :func:`sftn_fast.ops.sftn_loss`."""
+    teacher_ce = _cross_entropy(teacher_logits, target)
+    branch_ce = torch.stack([_cross_entropy(branch, target) for branch in branch_logits]).sum()
+    pairs = [(teacher_logits, branch) for branch in branch_logits]
+    if direction == "branch_to_teacher":
+        pairs = [(branch, teacher) for teacher, branch in pairs]
+    kl_rows = torch.stack([_kl_rows(p, q, temperature) for p, q in pairs])
+    branch_kl = temperature**2 * kl_rows.sum() / max(len(target), 1)
+    if branch_reduction == "mean":
+        branch_ce, branch_kl = branch_ce / len(branch_logits), branch_kl / len(branch_logits)
+    teacher_ce, branch_ce, branch_kl = _same_dtype(teacher_ce, branch_ce, branch_kl)
+    total = teacher_weight * teacher_ce + ce_weight * branch_ce + kl_weight * branch_kl
+    return SFTNTerms(total, teacher_ce.detach(), branch_ce.detach(), branch_kl.detach())
+
+
+def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
+    """``KL(softmax(p / T) || softmax(q / T))`` of each row, where a probability of 0 contributes nothing: ``[N]``."""
+    p_log, q_log = _same_dtype(_log_softmax(p_logits, temperature), _log_softmax(q_logits, temperature))
+    p = p_log.exp()
+    return (p * torch.where(p == 0, 0.0, p_log - q_log)).sum(dim=1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    # The maximum goes first: at temperature 0.05, logits of 1e4 would lose two digits in the division.
+    logits = _widened(logits)
+    shifted = logits - logits.detach().amax(dim=1, keepdim=True)
+    return F.log_softmax(shifted / temperature, dim=1)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
+    """Mean over the rows whose target counts; 0 if there are none."""
+    try:
+        total = F.cross_entropy(
+            _widened(logits), target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+        )
+    except IndexError:
+        check_classes(target, logits.shape[1], ignore_index)
+        raise
+    return total / (target != ignore_index).sum().clamp(min=1)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _same_dtype(*tensors: Tensor) -> list[Tensor]:
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return [t.to(dtype) for t in tensors]

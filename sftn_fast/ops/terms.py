@@ -1,0 +1,24 @@
+"""What the losses of several terms return. Only ``total`` carries gradients; the rest is detached, for logging."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class KDTerms(NamedTuple):
+    """``total = kd_weight * kd + ce_weight * ce``, each 0-dim."""
+
+    total: Tensor
+    kd: Tensor
+    ce: Tensor
+
+
+class SFTNTerms(NamedTuple):
+    """``total = teacher_weight * teacher_ce + ce_weight * branch_ce + kl_weight * branch_kl``, each 0-dim."""
+
+    total: Tensor
+    teacher_ce: Tensor
+    branch_ce: Tensor
+    branch_kl: Tensor

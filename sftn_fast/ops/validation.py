@@ -1,0 +1,101 @@
+"""Checks of arguments: what is accepted costs a comparison, what is refused gets a sentence.
+
+Every message names the argument, what it got and what it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse what is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def check_logits(name: str, logits: Any) -> None:
+    """Refuse what is not a floating-point ``[N, C]`` with at least one class."""
+    check_tensor(name, logits)
+    if logits.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {logits.dtype}")
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"{name} must be [N, C] with C at least 1, got {list(logits.shape)}")
+
+
+def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a shape or a device other than ``other``'s."""
+    if value.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+
+
+def check_target(target: Any, logits: Tensor) -> None:
+    """Refuse what is not an int64 ``[N]`` beside logits ``[N, C]``. Its values are the kernels' to check."""
+    check_tensor("target", target)
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 class indices, got {target.dtype}")
+    if target.dim() != 1 or target.shape[0] != logits.shape[0]:
+        raise ValueError(f"target must be [N] = [{logits.shape[0]}], got {list(target.shape)}")
+    if target.device != logits.device:
+        raise ValueError(f"target must be on the device of the logits, {logits.device}, got {target.device}")
+
+
+def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Refuse classes out of range, by reading them: a synchronisation on a GPU."""
+    counted = target[target != ignore_index]
+    wrong = counted[(counted < 0) | (counted >= num_classes)]
+    if wrong.numel():
+        allowed = f"classes from 0 to {num_classes - 1} or ignore_index ({ignore_index})"
+        raise ValueError(f"target must hold {allowed}, got {wrong[0].item()}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not a finite number above zero."""
+    _check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuse what is not a finite number."""
+    _check_number(name, value)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Refuse what is not a number from 0 to 1."""
+    _check_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Refuse what is not an int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse what is not one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name} must be a number: there is no gradient with respect to it, got a tensor that asks for one"
+        )
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
