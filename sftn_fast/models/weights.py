@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ def assign(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
         WeightsError: Names or shapes differ; the message lists the first of them.
     """
     own = net.state_dict()
-    if isinstance(net, StagedNet) and own.keys() != weights.keys():
+    if isinstance(net, StagedNet):
         renamed = {_own_name(name, net.foreign_names): value for name, value in weights.items()}
-        if own.keys() == renamed.keys():
+        if len(renamed.keys() & own) > len(weights.keys() & own):
             weights = renamed
     differences = _differences(own, weights)
     if differences:
@@ -79,6 +80,19 @@ def assign(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
         what = f"{net.name} with {net.num_classes} classes" if isinstance(net, StagedNet) else type(net).__name__
         raise WeightsError(f"{path} does not fit {what}:{listed}{more}")
     net.load_state_dict(weights)
+
+
+def safetensors() -> ModuleType:
+    """The module ``safetensors.torch``, imported when it is needed.
+
+    Raises:
+        ImportError: It is not installed; the message says what to do.
+    """
+    try:
+        import safetensors.torch as codec
+    except ImportError as error:
+        raise ImportError(f"networks are saved with safetensors: pip install safetensors ({error})") from error
+    return codec
 
 
 def _own_name(name: str, foreign_names: tuple[tuple[str, str], ...]) -> str:
@@ -101,26 +115,27 @@ def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> li
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from .export import safetensors
-
+    codec = safetensors()
     try:
-        return safetensors().load_file(path)
+        return codec.load_file(path)
     except Exception as error:
-        raise WeightsError(f"{path} is damaged: {error}") from error
+        raise WeightsError(f"{path} is damaged or no safetensors file ({_cause(error)})") from error
 
 
 def _read_pytorch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message advises to switch the protection off, so only the culprit's name is taken from it.
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        held = f"holds Python objects ({culprit[1]})" if culprit else "is damaged or holds Python objects"
         raise WeightsError(
-            f"{path} was not loaded: it is damaged, or holds Python objects beside tensors, and unpickling those would run whatever "
-            f"code they carry. If you trust its origin, write the weights alone with "
-            f"torch.save(model.state_dict(), ...) where it comes from ({_first_line(error)})"
+            f"{path} {held}: unpickling those can run any code, so nothing was loaded. If you trust the file, load it "
+            f"where it was made and save the weights alone: torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:
-        raise WeightsError(f"{path} is damaged or no PyTorch file: {_first_line(error)}") from error
+        raise WeightsError(f"{path} is damaged or no PyTorch file ({_cause(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split(". ")[0].split("\n")[0]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
-import torch
 from torch import Tensor, fx, nn
 
 from .registry import unknown_name
@@ -199,15 +197,21 @@ def _refuse_overwriting(module: nn.Module, cut: fx.Node) -> None:
     """A map that is handed out must not be changed by what runs behind it."""
     for user in cut.users:
         if user.op == "call_module":
-            in_place = getattr(module.get_submodule(str(user.target)), "inplace", False)
+            in_place = _starts_in_place(module.get_submodule(str(user.target)))
         else:
             function = user.target if isinstance(user.target, str) else user.target.__name__
-            in_place = user.kwargs.get("inplace", False) or (function.endswith("_") and not function.endswith("__"))
-        if in_place and user.args[0] is cut:
+            in_place = bool(user.kwargs.get("inplace")) or (function.endswith("_") and not function.endswith("__"))
+        if in_place and user.all_input_nodes[0] is cut:
             raise ValueError(
-                f"what {cut.name!r} gives is overwritten in place by {user.name!r}: let that one work out of place, or "
-                f"cut behind it"
+                f"what {_label(cut)} gives is overwritten in place by {_label(user)}: let that one work out of place, "
+                f"or cut behind it"
             )
+
+
+def _starts_in_place(module: nn.Module) -> bool:
+    while isinstance(module, nn.Sequential) and len(module) > 0:
+        module = module[0]
+    return getattr(module, "inplace", False)
 
 
 def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node]) -> list[nn.Module]:
@@ -226,16 +230,21 @@ def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node]) -> list[nn.M
                     copies.setdefault(needed, part.node_copy(needed))
                 elif needed not in copies:
                     raise ValueError(
-                        f"{node.name!r} needs {needed.name!r}, which crosses the cut behind {start.name!r}: only what "
-                        f"{start.name!r} gives may. Name modules between which a single tensor flows"
+                        f"{_label(node)} needs {_label(needed)}, which crosses the cut behind {_label(start)}: only "
+                        f"what {_label(start)} gives may. Name modules between which a single tensor flows"
                     )
             if node.op not in ("get_attr", "placeholder"):
                 copies[node] = part.node_copy(node, copies.__getitem__)
         if end not in copies:
-            raise ValueError(f"{end.name!r} must come behind {start.name!r}, but it does not depend on it")
+            raise ValueError(f"{_label(end)} must depend on {_label(start)}, but it does not")
         part.output(copies[end])
         parts.append(fx.GraphModule(module, part, type(module).__name__))
     return parts
+
+
+def _label(node: fx.Node) -> str:
+    """A module goes by its dotted name, another step by the one that the trace gave it."""
+    return repr(node.target if node.op == "call_module" else node.name)
 
 
 def _num_classes(head: nn.Module, name: str) -> int:

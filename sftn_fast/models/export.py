@@ -1,0 +1,179 @@
+"""A finished network as two files: ``model.safetensors`` and the ``config.json`` that says what it is.
+
+safetensors notices a truncated file but no flipped bit, so config.json holds the sha256 of the other. It is written
+last: interrupted while it replaces an older export, a folder may be refused, but never gives the wrong weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import __version__
+from .registry import build, names
+from .staged import StagedNet
+from .weights import WeightsError, assign, read, safetensors
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1
+
+
+def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None = None) -> None:
+    """Write ``net`` into ``folder``, which is made if need be.
+
+    A network that was not made by :func:`build` is marked ``custom``: its weights can be loaded, but only into a
+    network that the user built again.
+
+    Args:
+        net: The network; tensors are written as they are, in its dtype.
+        folder: Where ``model.safetensors`` and ``config.json`` go. Older ones are replaced.
+        meta: What else is known, such as accuracy, image size or normalisation; must go into JSON.
+
+    Raises:
+        TypeError: ``meta`` holds what JSON can't.
+        ImportError: safetensors is not installed.
+    """
+    folder = Path(folder).expanduser()
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
+    data = safetensors().save(tensors)
+    config = {
+        "format": FORMAT,
+        "sftn_fast": __version__,
+        "name": net.name,
+        "custom": net.name not in names(),
+        "num_classes": net.num_classes,
+        "in_channels": net.in_channels,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "meta": dict(meta or {}),
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS, data)
+    _write(folder / CONFIG, text.encode())
+
+
+def load(
+    path: str | Path, *, name: str | None = None, num_classes: int | None = None, in_channels: int | None = None
+) -> StagedNet:
+    """The network in ``path``, in evaluation mode on the CPU.
+
+    Args:
+        path: What :func:`save` wrote, its folder or the ``model.safetensors`` in it; or a file of weights from
+            elsewhere (``.pth``, ``.pt``, ``.safetensors``), which takes ``name`` and ``num_classes``.
+        name: Which network it must be.
+        num_classes: How many classes it must have.
+        in_channels: How many channels its images must have; 3 for a file from elsewhere.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightsError: The file is damaged, is not what was asked for, holds a custom network, or does not say which
+            network it holds and neither does the caller. A ValueError.
+    """
+    folder, weights_file = _locate(path)
+    asked = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
+    if folder is not None:
+        config = read_config(folder)
+        for key, value in asked.items():
+            if value is not None and value != config[key]:
+                raise WeightsError(f"{folder} holds a network with {key} {config[key]!r}, not {value!r}")
+        if config["custom"]:
+            raise WeightsError(
+                f"{folder} holds a custom network, {config['name']!r}, that can't be built by name: build it as it "
+                f"was, then models.load_weights(net, {str(path)!r})"
+            )
+        name, num_classes, in_channels = config["name"], config["num_classes"], config["in_channels"]
+    if name is None or num_classes is None:
+        raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
+    # Read before building: a damaged file costs no time.
+    weights = _verified(folder) if folder is not None else read(weights_file)
+    net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
+    assign(net, weights, weights_file)
+    return net.eval()
+
+
+def load_weights(net: StagedNet, path: str | Path) -> None:
+    """Copy the weights in ``path`` into ``net``, all of them or none.
+
+    Args:
+        net: The network, of whatever device, mode and origin.
+        path: As in :func:`load`; DistributedDataParallel's and torch.compile's prefixes, the wrappers ``model``,
+            ``state_dict`` and ``net``, and RepDistiller's names are understood.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        WeightsError: The file is damaged, or names or shapes differ; the message lists the first. A ValueError.
+    """
+    folder, weights_file = _locate(path)
+    assign(net, _verified(folder) if folder is not None else read(weights_file), weights_file)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What ``config.json`` in ``folder`` says.
+
+    Raises:
+        FileNotFoundError: There is none.
+        WeightsError: It is not one that :func:`save` wrote.
+    """
+    file = Path(folder) / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: it says which network {WEIGHTS} holds")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{file} is damaged: {error}") from error
+    expected = {"format": int, "name": str, "custom": bool, "num_classes": int, "in_channels": int, "sha256": str}
+    for key, kind in expected.items():
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            raise WeightsError(f"{file} is not the {CONFIG} of an exported network: {key!r} is missing or wrong")
+    if config["format"] > FORMAT:
+        raise WeightsError(f"{file} has format {config['format']}, this version reads up to {FORMAT}: update sftn_fast")
+    return config
+
+
+def _locate(path: str | Path) -> tuple[Path | None, Path]:
+    """The folder, if ``path`` is or lies in one that :func:`save` wrote, and the file of weights."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return path, path / WEIGHTS
+    if path.name == WEIGHTS and path.is_file() and (path.parent / CONFIG).is_file():
+        return path.parent, path
+    return None, path
+
+
+def _verified(folder: Path) -> dict[str, Tensor]:
+    """The weights in ``folder``, after their checksum."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights at {file}")
+    found, expected = hashlib.sha256(file.read_bytes()).hexdigest(), read_config(folder)["sha256"]
+    if found != expected:
+        raise WeightsError(
+            f"{file} is damaged or not the file that was saved: its sha256 is {found[:12]}.., {CONFIG} says "
+            f"{expected[:12]}.."
+        )
+    return read(file)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is either there as a whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
