@@ -1,0 +1,28 @@
+# The CUDA sources compiled by the host compiler against tests/simt/include.
+set(SFTN_SANITIZE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+
+# What differs between the two variants: "plain" is optimised, "asan" carries AddressSanitizer and UBSan.
+# The section holds __shared__ variables; without being named it would go unguarded.
+function(sftn_emulate target variant)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tests/simt/include)
+  target_compile_options(${target} PRIVATE -Wall -Wno-unknown-pragmas)
+  if(variant STREQUAL "asan")
+    target_compile_options(${target} PRIVATE -O1 -g1 ${SFTN_SANITIZE} -fsanitize-sections=simt_shared)
+    target_link_options(${target} PRIVATE ${SFTN_SANITIZE})
+  else()
+    target_compile_options(${target} PRIVATE -O2)
+  endif()
+endfunction()
+
+# Compiles .cu files as C++ in this directory.
+file(GLOB SFTN_CUDA_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
+set_source_files_properties(${SFTN_CUDA_SOURCES} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+
+# A Python module `sftn_emulated` that registers torch.ops.sftn_fast_emulated, in `folder`.
+function(sftn_emulated_module target variant folder)
+  pybind11_add_module(${target} MODULE EXCLUDE_FROM_ALL NO_EXTRAS ${PROJECT_SOURCE_DIR}/tests/simt/module.cpp
+                      ${SFTN_CUDA_SOURCES})
+  sftn_emulate(${target} ${variant})
+  target_link_libraries(${target} PRIVATE torch_stable)
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME sftn_emulated LIBRARY_OUTPUT_DIRECTORY ${folder})
+endfunction()

@@ -1,0 +1,136 @@
+// CUDA kernels of the losses on logits: one launch a direction, whatever the number of students. ../logits.h has the
+// formulas and the host code that all backends share.
+#include <algorithm>
+#include <limits>
+
+#include "../logits.h"
+#include "logits_backward.cuh"
+#include "logits_forward.cuh"
+
+namespace sftn {
+namespace {
+
+// Rows of up to this many classes get a warp each, longer ones a block.
+constexpr int64_t kWarpRow = 1024;
+constexpr int kThreads = 256;
+constexpr int kThreadsPerMultiprocessor = 2048;
+
+struct Grid {
+  unsigned blocks, threads;
+};
+
+// Enough blocks to fill the device, each with several rows once there are more rows than that.
+Grid grid_for(const LogitsInput& in, bool warp_rows) {
+  int multiprocessors = 0;
+  SFTN_CUDA_CHECK(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, in.teacher.tensor.get_device_index()));
+  int threads = kThreads;
+  if (warp_rows) {
+    // A small batch is spread thin, over as many multiprocessors as it can reach.
+    while (threads > simt::kWarpSize && in.n < int64_t(multiprocessors) * (threads / simt::kWarpSize)) threads /= 2;
+  }
+  const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
+  const int64_t resident = int64_t(multiprocessors) * (kThreadsPerMultiprocessor / kThreads);
+  const int64_t blocks = std::min((in.n + rows_per_block - 1) / rows_per_block, resident);
+  return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads)};
+}
+
+bool aligned(const void* data, int64_t stride, int64_t item_bytes) {
+  return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 && stride * item_bytes % kVectorBytes == 0;
+}
+
+// Whether every row of every input begins at a 16-byte boundary.
+template <class T>
+bool aligned_inputs(const LogitsInput& in) {
+  const auto is_aligned = [](const Matrix& m) { return aligned(m.data<T>(), m.stride, sizeof(T)); };
+  return is_aligned(in.teacher) && std::all_of(in.students.begin(), in.students.end(), is_aligned);
+}
+
+template <class T>
+bool aligned_outputs(const LogitsInput& in, const LogitsGrad& grad) {
+  return std::all_of(grad.out.begin(), grad.out.end(),
+                     [&](const Tensor& out) { return aligned(out.const_data_ptr(), in.c, sizeof(T)); });
+}
+
+template <int Value>
+using Int = std::integral_constant<int, Value>;
+
+// f(Team{}, Int<V>{}): who shares a row, and how many values a load takes.
+template <class T, class F>
+void visit_access(bool warp_rows, bool vectors, F&& f) {
+  if (warp_rows) {
+    vectors ? f(WarpTeam{}, Int<vector_width<T>()>{}) : f(WarpTeam{}, Int<1>{});
+  } else {
+    vectors ? f(BlockTeam{}, Int<vector_width<T>()>{}) : f(BlockTeam{}, Int<1>{});
+  }
+}
+
+// f(Int<G>{}): how many students share a pass over the teacher's row.
+template <class F>
+void visit_group(int64_t students, F&& f) {
+  students == 1 ? f(Int<1>{}) : students == 2 ? f(Int<2>{}) : f(Int<4>{});
+}
+
+void check_limits(const LogitsInput& in) {
+  STD_TORCH_CHECK(in.k() <= kMaxStudents, "logits: at most ", kMaxStudents, " students on this device, got ", in.k());
+  constexpr int64_t kMaxClasses = std::numeric_limits<int>::max() / 2;  // a column past the last chunk is still an int
+  STD_TORCH_CHECK(in.c <= kMaxClasses, "logits: at most ", kMaxClasses, " classes on this device, got ", in.c);
+}
+
+template <class A>
+A* data_of(const Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
+}
+
+struct LogitsCuda {
+  static void forward(const LogitsInput& in, const LogitsOutput& out) {
+    check_limits(in);
+    const simt::DeviceScope scope(in.teacher.tensor.get_device_index());
+    const bool warp_rows = in.c <= kWarpRow;
+    const Grid grid = grid_for(in, warp_rows);
+    visit_floating(in.dtype, "logits_forward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
+      const Tensor arrivals = empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.parts);
+      SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(arrivals), 0, sizeof(unsigned), scope.stream()));
+      const LogitsParams<T> params(in);
+      const LogitsForwardOutput<T> output{data_of<A>(out.total), data_of<A>(out.parts), data_of<A>(out.stats),
+                                          data_of<A>(partials), data_of<unsigned>(arrivals)};
+      visit_access<T>(warp_rows, aligned_inputs<T>(in), [&](auto team, auto width) {
+        visit_group(in.k(), [&](auto group) {
+          simt::launch(logits_forward_kernel<T, decltype(team), group, width>, grid.blocks, grid.threads,
+                       scope.stream(), params, output);
+        });
+      });
+    });
+  }
+
+  static void backward(const LogitsInput& in, const LogitsGrad& grad) {
+    check_limits(in);
+    const simt::DeviceScope scope(in.teacher.tensor.get_device_index());
+    const bool warp_rows = in.c <= kWarpRow;
+    const Grid grid = grid_for(in, warp_rows);
+    visit_floating(in.dtype, "logits_backward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      const LogitsParams<T> params(in);
+      LogitsBackwardOutput<T> output{data_of<A>(grad.grad_total), grad.grad_stride,      data_of<A>(grad.parts),
+                                     data_of<A>(grad.stats),      grad.teacher_out<T>(), {}};
+      for (int64_t k = 0; k < in.k(); ++k) output.students[k] = grad.student_out<T>(k);
+      const bool vectors = aligned_inputs<T>(in) && aligned_outputs<T>(in, grad);
+      visit_access<T>(warp_rows, vectors, [&](auto team, auto width) {
+        simt::launch(logits_backward_kernel<T, decltype(team), width>, grid.blocks, grid.threads, scope.stream(),
+                     params, output);
+      });
+    });
+  }
+};
+
+}  // namespace
+}  // namespace sftn
+
+STABLE_TORCH_LIBRARY_IMPL(SFTN_NAMESPACE, SFTN_DISPATCH_KEY, m) {
+  m.impl("logits_forward", TORCH_BOX(&sftn::logits_forward<sftn::LogitsCuda>));
+  m.impl("logits_backward", TORCH_BOX(&sftn::logits_backward<sftn::LogitsCuda>));
+}

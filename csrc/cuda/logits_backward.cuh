@@ -1,0 +1,145 @@
+// Backward pass of the losses on logits; ../logits.h has the formulas.
+//
+// Rows are independent: a team reads each row of teacher and students once more, recomputes the probabilities from the
+// saved statistics, and writes each gradient once.
+#pragma once
+
+#include "chunk.cuh"
+#include "logits_params.cuh"
+#include "team.cuh"
+
+namespace sftn {
+
+template <class T>
+struct LogitsBackwardOutput {
+  using A = accumulator_t<T>;
+  const A* grad_total;        // [], or [N]
+  int64_t grad_stride;        // 0 for []
+  const A* parts;             // [4]
+  const A* stats;             // [N, 3 + 4 K]
+  T* teacher;                 // [N, C], null if not asked for
+  T* students[kMaxStudents];  // the same
+};
+
+// A row's saved statistics of one tensor, as the gradient uses them.
+template <class A>
+struct SavedSoftmax {
+  A max, log_sum_t;
+  A by_sum_one, by_sum_t;  // 1 / sum exp(x - max), at T
+
+  __device__ SavedSoftmax(const A* stats, const Temperature<A>& temperature)
+      : max(stats[0]),
+        log_sum_t(stats[2]),
+        by_sum_one(temperature.at_one ? exp_of_negative(stats[1]) : A(0)),
+        by_sum_t(exp_of_negative(stats[2])) {}
+
+  // softmax(x) and softmax(x / T) of logits that `max` was taken off already
+  __device__ __forceinline__ Exponentials<A> probabilities(A x, const Temperature<A>& temperature) const {
+    Exponentials<A> e = temperature.exp(x);
+    e.at_one *= by_sum_one;
+    e.at_t *= by_sum_t;
+    return e;
+  }
+
+ private:
+  __device__ static float exp_of_negative(float x) { return expf(-x); }
+  __device__ static double exp_of_negative(double x) { return ::exp(-x); }
+};
+
+// The factors of one row's gradients, the chain rule's and the reductions' included.
+template <class A>
+struct RowScales {
+  A kl;                      // of T dKL / dx
+  A teacher_ce, student_ce;  // of dCE / dx; 0 where the row has no class
+  int target;
+
+  template <class T>
+  __device__ RowScales(const LogitsParams<T>& p, const LogitsBackwardOutput<T>& out, int64_t row)
+      : target(p.target_of(row)) {
+    const A upstream = out.grad_total[row * out.grad_stride];
+    const A per_row = target >= 0 ? upstream * out.parts[3] : A(0);
+    kl = upstream * p.kl_weight * p.kl_scale * p.temperature.inverse;
+    teacher_ce = per_row * p.teacher_weight;
+    student_ce = per_row * p.ce_weight * p.branch_scale;
+  }
+};
+
+// scale (softmax(x) - (1 - smoothing) onehot(target) - smoothing / C)
+template <class A>
+__device__ __forceinline__ A cross_entropy_grad(A scale, A probability, bool is_target, A smoothing, A uniform) {
+  return scale * (probability - (is_target ? A(1) - smoothing : A(0)) - uniform);
+}
+
+// One chunk of one row: every student's gradient, then the teacher's, which all students add to.
+template <class T, int V>
+__device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const LogitsBackwardOutput<T>& out,
+                                               const Chunk<T, V>& chunk, int64_t row,
+                                               const SavedSoftmax<accumulator_t<T>>& teacher,
+                                               const RowScales<accumulator_t<T>>& scales) {
+  using A = accumulator_t<T>;
+  constexpr int kSize = Chunk<T, V>::kSize;
+  const bool has_target = scales.target >= 0;
+  const A uniform = p.smoothing / A(p.c);
+  const A* stats = out.stats + row * p.stats_width();
+
+  A t[kSize], t_at_t[kSize], t_grad[kSize];
+  chunk.load(p.teacher.row(row), t);
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    t[i] -= teacher.max;
+    const Exponentials<A> q = teacher.probabilities(t[i], p.temperature);
+    t_at_t[i] = q.at_t;
+    t_grad[i] = A(0);
+    if (has_target) {
+      t_grad[i] =
+          cross_entropy_grad(scales.teacher_ce, q.at_one, chunk.column(i) == scales.target, p.smoothing, uniform);
+    }
+  }
+
+  for (int k = 0; k < p.k; ++k) {
+    const A* of_student = stats + student_stats(k);
+    const SavedSoftmax<A> student(of_student, p.temperature);
+    const A kl = of_student[3], apart = student.log_sum_t - teacher.log_sum_t;
+    A s[kSize];
+    chunk.load(p.students[k].row(row), s);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      s[i] -= student.max;
+      const Exponentials<A> q = student.probabilities(s[i], p.temperature);
+      A s_grad = A(0);
+      if (has_target) {
+        s_grad =
+            cross_entropy_grad(scales.student_ce, q.at_one, chunk.column(i) == scales.target, p.smoothing, uniform);
+      }
+      // of the distribution that is averaged over: q (log q - log other - KL); of the other: its q less the first's
+      const A log_ratio = (t[i] - s[i]) * p.temperature.inverse + apart;
+      if (p.student_to_teacher) {
+        s_grad += scales.kl * times(q.at_t, -log_ratio - kl);
+        t_grad[i] += scales.kl * (t_at_t[i] - q.at_t);
+      } else {
+        s_grad += scales.kl * (q.at_t - t_at_t[i]);
+        t_grad[i] += scales.kl * times(t_at_t[i], log_ratio - kl);
+      }
+      s[i] = s_grad;
+    }
+    if (out.students[k] != nullptr) chunk.store(out.students[k] + row * p.c, s);
+  }
+  if (out.teacher != nullptr) chunk.store(out.teacher + row * p.c, t_grad);
+}
+
+template <class T, class Team, int V>
+__global__ void __launch_bounds__(Team::kMaxThreads, 1)
+    logits_backward_kernel(const __grid_constant__ LogitsParams<T> p,
+                           const __grid_constant__ LogitsBackwardOutput<T> out) {
+  using A = accumulator_t<T>;
+  for (int64_t row = Team::first_row(); row < p.n; row += Team::row_step()) {
+    const SavedSoftmax<A> teacher(out.stats + row * p.stats_width(), p.temperature);
+    const RowScales<A> scales(p, out, row);
+    const int step = Team::size() * kChunk<T>;
+    for (int begin = 0; begin < p.c; begin += step) {
+      backward_chunk(p, out, Chunk<T, V>{begin, Team::rank(), Team::size(), p.c}, row, teacher, scales);
+    }
+  }
+}
+
+}  // namespace sftn

@@ -1,0 +1,131 @@
+// Forward pass of the losses on logits; ../logits.h has the formulas.
+//
+// A team reads each row of teacher and students once and writes the row's statistics; the losses are summed over its
+// rows, over the block's teams and over the grid, each in a fixed order.
+#pragma once
+
+#include "grid_sum.cuh"
+#include "logits_params.cuh"
+#include "logits_row.cuh"
+
+namespace sftn {
+
+template <class T>
+struct LogitsForwardOutput {
+  using A = accumulator_t<T>;
+  A* total;            // [], or [N]
+  A* parts;            // [4]
+  A* stats;            // [N, 3 + 4 K]
+  A* partials;         // [gridDim.x, 4]
+  unsigned* arrivals;  // zero before the launch
+};
+
+template <class A>
+struct RowLosses {
+  A teacher_ce = 0, student_ce = 0, kl = 0, valid = 0;  // summed over students; valid: rows that have a class
+
+  __device__ void add(const RowLosses& other) {
+    teacher_ce += other.teacher_ce;
+    student_ce += other.student_ce;
+    kl += other.kl;
+    valid += other.valid;
+  }
+};
+
+template <class T, class A>
+__device__ A cross_entropy(const Softmax<A>& softmax, const T* row, int target, int cols, A smoothing) {
+  A loss = log_of(softmax.sum_one) - (A(1) - smoothing) * (static_cast<A>(row[target]) - softmax.max);
+  if (smoothing != A(0)) loss += smoothing * softmax.below / A(cols);
+  return loss;
+}
+
+template <class A>
+__device__ A divergence(const Softmax<A>& teacher, const Softmax<A>& student, A cross, bool student_to_teacher,
+                        const Temperature<A>& temperature) {
+  const A apart = log_of(student.sum_t) - log_of(teacher.sum_t);
+  return student_to_teacher ? cross / student.sum_t * temperature.inverse - apart
+                            : cross / teacher.sum_t * temperature.inverse + apart;
+}
+
+template <class A>
+__device__ void save_softmax(A* stats, const Softmax<A>& softmax) {
+  stats[0] = softmax.max;
+  stats[1] = log_of(softmax.sum_one);
+  stats[2] = log_of(softmax.sum_t);
+}
+
+// What one thread of the team does with the finished state of students first .. first + count.
+template <class T, int G, class A>
+__device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row, const LogitsRowState<A, G>& state,
+                           int64_t index, int first, A* stats, RowLosses<A>& losses) {
+  const int target = p.target_of(index);
+  if (first == 0) {
+    save_softmax(stats, state.teacher);
+    if (target >= 0) {
+      losses.teacher_ce += cross_entropy(state.teacher, row.teacher, target, p.c, p.smoothing);
+      losses.valid += A(1);
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    if (g < row.count) {
+      A* of_student = stats + student_stats(first + g);
+      const A kl = divergence(state.teacher, state.students[g], state.cross[g], p.student_to_teacher, p.temperature);
+      save_softmax(of_student, state.students[g]);
+      of_student[3] = kl;
+      losses.kl += kl;
+      if (target >= 0) {
+        losses.student_ce += cross_entropy(state.students[g], row.students[g], target, p.c, p.smoothing);
+      }
+    }
+  }
+}
+
+template <class T, class Team, int G, int V>
+__device__ __forceinline__ LogitsRowState<accumulator_t<T>, G> read_row(const LogitsParams<T>& p,
+                                                                        const LogitsRow<T, G>& row) {
+  LogitsRowState<accumulator_t<T>, G> state;
+  const int step = Team::size() * kChunk<T>;
+  for (int begin = 0; begin < p.c; begin += step) {
+    const Chunk<T, V> chunk{begin, Team::rank(), Team::size(), p.c};
+    state.add(row, chunk, p.student_to_teacher, p.smoothing != 0, p.temperature);
+  }
+  state.template join<Team>(p.student_to_teacher, p.temperature);
+  return state;
+}
+
+// G students share a pass over the teacher's row; more than G take more passes.
+template <class T, class Team, int G, int V>
+__global__ void __launch_bounds__(Team::kMaxThreads, 1)
+    logits_forward_kernel(const __grid_constant__ LogitsParams<T> p, const LogitsForwardOutput<T> out) {
+  using A = accumulator_t<T>;
+  RowLosses<A> losses;
+  for (int64_t i = Team::first_row(); i < p.n; i += Team::row_step()) {
+    RowLosses<A> of_row;
+    for (int first = 0; first < p.k; first += G) {
+      LogitsRow<T, G> row{p.teacher.row(i), {}, min(G, p.k - first), p.c};
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        if (g < row.count) row.students[g] = p.students[first + g].row(i);
+      }
+      const LogitsRowState<A, G> state = read_row<T, Team, G, V>(p, row);
+      if (Team::rank() == 0) finish_row(p, row, state, i, first, out.stats + i * p.stats_width(), of_row);
+    }
+    if (p.rows && Team::rank() == 0) out.total[i] = p.kl_weight * p.kl_scale * of_row.kl;
+    losses.add(of_row);
+  }
+
+  A sums[4] = {losses.teacher_ce, losses.student_ce, losses.kl, losses.valid};
+  if (grid_sum(sums, out.partials, out.arrivals)) {
+    const A per_valid = sums[3] > A(0) ? A(1) / sums[3] : A(0);
+    const A teacher_ce = sums[0] * per_valid, student_ce = p.branch_scale * sums[1] * per_valid;
+    const A kl = p.kl_scale * sums[2];
+    out.parts[0] = teacher_ce;
+    out.parts[1] = student_ce;
+    out.parts[2] = kl;
+    out.parts[3] = per_valid;
+    if (!p.rows) *out.total = p.teacher_weight * teacher_ce + p.ce_weight * student_ce + p.kl_weight * kl;
+  }
+}
+
+}  // namespace sftn

@@ -1,0 +1,78 @@
+// What the logits kernels are called with: by value, so that a launch needs no copy of its own.
+#pragma once
+
+#include <cmath>
+
+#include "../logits.h"
+#include "softmax.cuh"
+
+namespace sftn {
+
+// Students that one launch takes. The pointers of all fit the 4 KB that a kernel's parameters may have.
+constexpr int kMaxStudents = 64;
+
+template <class T>
+struct Rows {
+  const T* data;   // [N, C]
+  int64_t stride;  // between rows
+  __device__ const T* row(int64_t i) const { return data + i * stride; }
+};
+
+template <class T>
+struct LogitsParams {
+  using A = accumulator_t<T>;
+
+  Rows<T> teacher;
+  Rows<T> students[kMaxStudents];
+  const int64_t* target;  // [N], null without
+  int64_t n, ignore_index;
+  int c, k;
+
+  Temperature<A> temperature;
+  A teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale, smoothing;
+  bool student_to_teacher, rows;
+
+  explicit LogitsParams(const LogitsInput& in)
+      : teacher{in.teacher.data<T>(), in.teacher.stride},
+        students{},
+        target(in.target_data()),
+        n(in.n),
+        ignore_index(in.options.ignore_index),
+        c(static_cast<int>(in.c)),
+        k(static_cast<int>(in.k())) {
+    for (int i = 0; i < k; ++i) students[i] = {in.students[i].data<T>(), in.students[i].stride};
+    const LogitsOptions& options = in.options;
+    constexpr double kLog2E = 1.4426950408889634;
+    int exponent = 0;
+    const bool power_of_two = std::frexp(options.temperature, &exponent) == 0.5;
+    const int log2_t = exponent - 1;
+    temperature.inverse = static_cast<A>(1 / options.temperature);
+    temperature.log2_e = static_cast<A>(kLog2E);
+    temperature.log2_e_by_t = static_cast<A>(kLog2E / options.temperature);
+    temperature.squarings = power_of_two && log2_t >= 0 && log2_t <= 4 ? log2_t : -1;
+    temperature.at_one = target != nullptr;
+    teacher_weight = static_cast<A>(options.teacher_weight);
+    ce_weight = static_cast<A>(options.ce_weight);
+    kl_weight = static_cast<A>(options.kl_weight);
+    branch_scale = static_cast<A>(options.branch_scale);
+    kl_scale = static_cast<A>(options.kl_scale);
+    smoothing = static_cast<A>(options.label_smoothing);
+    student_to_teacher = options.student_to_teacher;
+    rows = options.rows;
+  }
+
+  __device__ int stats_width() const { return 3 + 4 * k; }
+
+  // The row's class, -1 if it has none.
+  __device__ int target_of(int64_t row) const {
+    if (target == nullptr || target[row] == ignore_index) return -1;
+    const int64_t target_class = target[row], num_classes = c;
+    SFTN_DEVICE_ASSERT(target_class >= 0 && target_class < num_classes);
+    return static_cast<int>(target_class);
+  }
+};
+
+// Where a tensor's softmax of one row begins in its row of `stats`: (max, log sum_one, log sum_t), then a student's KL.
+__device__ __forceinline__ int student_stats(int k) { return 3 + 4 * k; }
+
+}  // namespace sftn

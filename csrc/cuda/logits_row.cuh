@@ -1,0 +1,151 @@
+// One pass over a teacher's row and the same row of up to G students: softmax statistics of each, and the cross sums
+// from which their divergences follow.
+#pragma once
+
+#include "chunk.cuh"
+#include "softmax.cuh"
+
+namespace sftn {
+
+// A row's K students, of which this pass takes `count`, G at most.
+template <class T, int G>
+struct LogitsRow {
+  const T* teacher;
+  const T* students[G];
+  int count;
+  int cols;
+};
+
+// With (w, t, s) over the row, w the unnormalised probability at T of the distribution that is averaged over:
+//   cross = sum w ((t - max t) - (s - max s)), signs exchanged where w is the student's.
+// No logit meets the other tensor's before its own maximum is taken off: logits that differ by a large constant lose
+// nothing, and where s = t each term is zero.
+template <class A, int G>
+struct LogitsRowState {
+  Softmax<A> teacher;
+  Softmax<A> students[G];
+  A cross[G] = {};
+  int values_seen = 0;  // counted for label smoothing alone
+
+  __device__ __forceinline__ void rescale(A teacher_max, const A (&student_max)[G], bool student_to_teacher,
+                                          const Temperature<A>& temperature) {
+    const A teacher_weight = teacher.sum_t, teacher_shift = finite_max(teacher.max) - finite_max(teacher_max);
+    const A teacher_factor = teacher.rescale(teacher_max, values_seen, temperature);
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      Softmax<A>& student = students[g];
+      const A student_weight = student.sum_t, student_shift = finite_max(student.max) - finite_max(student_max[g]);
+      const A student_factor = student.rescale(student_max[g], values_seen, temperature);
+      const A weight = student_to_teacher ? student_weight : teacher_weight;
+      const A factor = student_to_teacher ? student_factor : teacher_factor;
+      const A shift = student_to_teacher ? student_shift - teacher_shift : teacher_shift - student_shift;
+      cross[g] = times(factor, cross[g] + times(weight, shift));
+    }
+  }
+
+  template <class T, int V>
+  __device__ __forceinline__ void add(const LogitsRow<T, G>& row, const Chunk<T, V>& chunk, bool student_to_teacher,
+                                      bool smoothing, const Temperature<A>& temperature) {
+    constexpr int kSize = Chunk<T, V>::kSize;
+    A t[kSize], s[G][kSize];
+    chunk.load(row.teacher, t);
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      if (g < row.count) chunk.load(row.students[g], s[g]);
+    }
+
+    A teacher_max = teacher.max, student_max[G];
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) teacher_max = Max::apply(teacher_max, t[i]);
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      student_max[g] = students[g].max;
+      if (g < row.count) {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) student_max[g] = Max::apply(student_max[g], s[g][i]);
+      }
+    }
+    rescale(teacher_max, student_max, student_to_teacher, temperature);
+
+    A teacher_exp[kSize];
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      t[i] -= finite_max(teacher.max);
+      teacher_exp[i] = accumulate(teacher, t[i], temperature);
+    }
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      if (g < row.count) {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          s[g][i] -= finite_max(students[g].max);
+          const A student_exp = accumulate(students[g], s[g][i], temperature);
+          cross[g] += student_to_teacher ? times(student_exp, s[g][i] - t[i]) : times(teacher_exp[i], t[i] - s[g][i]);
+        }
+      }
+    }
+
+    if (smoothing) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        if (chunk.column(i) < chunk.cols) {
+          ++values_seen;
+          teacher.below -= t[i];
+#pragma unroll
+          for (int g = 0; g < G; ++g) {
+            if (g < row.count) students[g].below -= s[g][i];
+          }
+        }
+      }
+    }
+  }
+
+  // Joins the states of all threads of a team; each of them has the whole row's then.
+  template <class Team>
+  __device__ __forceinline__ void join(bool student_to_teacher, const Temperature<A>& temperature) {
+    A max[G + 1];
+    max[G] = teacher.max;
+#pragma unroll
+    for (int g = 0; g < G; ++g) max[g] = students[g].max;
+    Team::template reduce<Max>(max);
+
+    A student_max[G];
+#pragma unroll
+    for (int g = 0; g < G; ++g) student_max[g] = max[g];
+    rescale(max[G], student_max, student_to_teacher, temperature);
+
+    A sums[4 * G + 3];
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      sums[4 * g] = students[g].sum_one;
+      sums[4 * g + 1] = students[g].sum_t;
+      sums[4 * g + 2] = students[g].below;
+      sums[4 * g + 3] = cross[g];
+    }
+    sums[4 * G] = teacher.sum_one;
+    sums[4 * G + 1] = teacher.sum_t;
+    sums[4 * G + 2] = teacher.below;
+    Team::template reduce<Add>(sums);
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      students[g].sum_one = sums[4 * g];
+      students[g].sum_t = sums[4 * g + 1];
+      students[g].below = sums[4 * g + 2];
+      cross[g] = sums[4 * g + 3];
+    }
+    teacher.sum_one = sums[4 * G];
+    teacher.sum_t = sums[4 * G + 1];
+    teacher.below = sums[4 * G + 2];
+  }
+
+ private:
+  // Adds one logit, less the maximum. Returns its unnormalised probability at T.
+  __device__ static __forceinline__ A accumulate(Softmax<A>& softmax, A x, const Temperature<A>& temperature) {
+    const Exponentials<A> e = temperature.exp(x);
+    softmax.sum_one += e.at_one;
+    softmax.sum_t += e.at_t;
+    return e.at_t;
+  }
+};
+
+}  // namespace sftn

@@ -1,0 +1,68 @@
+// What differs between nvcc and the host compiler that builds the kernels for the emulator (tests/simt): here, and
+// nowhere else. Kernels are plain CUDA beside it, without PTX, CUB or cooperative groups.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#ifndef SIMT_EMULATOR
+#undef NDEBUG  // device assertions stay in release builds
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <cassert>
+#endif
+
+#ifdef SIMT_EMULATOR
+#define SFTN_NAMESPACE sftn_fast_emulated
+#define SFTN_DISPATCH_KEY CPU
+#define SFTN_CUDA_CHECK(call) static_cast<void>(call)
+#define SFTN_DEVICE_ASSERT(condition) \
+  ((condition) ? void() : simt_emulator::block.fail("assertion failed: " #condition))
+#else
+#define SFTN_NAMESPACE sftn_fast
+#define SFTN_DISPATCH_KEY CUDA
+#define SFTN_CUDA_CHECK(call) STD_CUDA_CHECK(call)
+#define SFTN_DEVICE_ASSERT(condition) assert(condition)
+#endif
+
+namespace sftn::simt {
+
+constexpr int kWarpSize = 32;
+
+// While it lives the device is current; its stream is the one that PyTorch would launch on.
+class DeviceScope {
+ public:
+#ifdef SIMT_EMULATOR
+  explicit DeviceScope(int32_t /*device*/) {}
+#else
+  explicit DeviceScope(int32_t device) : guard_(device) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+#ifndef SIMT_EMULATOR
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  cudaStream_t stream_ = nullptr;
+};
+
+// kernel<<<grid, threads, 0, stream>>>(arguments...)
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 threads, cudaStream_t stream, A&&... arguments) {
+#ifdef SIMT_EMULATOR
+  static_cast<void>(stream);
+  simt_emulator::launch(kernel, grid, threads, 0, arguments...);
+#else
+  kernel<<<grid, threads, 0, stream> > >(static_cast<P>(arguments)...);
+  SFTN_CUDA_CHECK(cudaGetLastError());
+#endif
+}
+
+}  // namespace sftn::simt

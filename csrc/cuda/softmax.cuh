@@ -1,0 +1,71 @@
+// Softmax of a row at temperatures 1 and T at once, online: in one pass over the row, with the largest logit so far
+// subtracted first, and only then the division by T.
+#pragma once
+
+#include "simt.cuh"
+#include "team.cuh"
+
+namespace sftn {
+
+__device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
+__device__ __forceinline__ double exp2_of(double x) { return exp2(x); }
+__device__ __forceinline__ float log_of(float x) { return logf(x); }
+__device__ __forceinline__ double log_of(double x) { return log(x); }
+
+// A maximum that can be subtracted: before the first finite logit it is -infinity, and -infinity less itself is NaN.
+template <class A>
+__device__ __forceinline__ A finite_max(A max) {
+  return max == -static_cast<A>(INFINITY) ? A(0) : max;
+}
+
+// 0 * infinity = 0.
+template <class A>
+__device__ __forceinline__ A times(A weight, A value) {
+  return weight == A(0) ? A(0) : weight * value;
+}
+
+template <class A>
+struct Exponentials {
+  A at_one, at_t;  // exp(x), exp(x / T)
+};
+
+// The temperature T, prepared on the host.
+template <class A>
+struct Temperature {
+  A inverse;              // 1 / T
+  A log2_e, log2_e_by_t;  // exp(x) = 2^(x log2 e)
+  int squarings;          // log2 T where T is 1, 2, 4, .. 16: exp(x) is exp(x / T) squared that often; else -1
+  bool at_one;            // whether temperature 1 is needed at all
+
+  __device__ __forceinline__ Exponentials<A> exp(A x) const {
+    Exponentials<A> e;
+    e.at_t = exp2_of(x * log2_e_by_t);
+    e.at_one = e.at_t;
+    if (at_one) {
+      if (squarings < 0) e.at_one = exp2_of(x * log2_e);
+      for (int i = 0; i < squarings; ++i) e.at_one *= e.at_one;
+    }
+    return e;
+  }
+};
+
+// What a thread, and in the end the team, knows of one tensor's row.
+template <class A>
+struct Softmax {
+  A max = -static_cast<A>(INFINITY);
+  A sum_one = 0, sum_t = 0;  // sum of exp(x - max), of exp((x - max) / T)
+  A below = 0;               // sum of max - x, for label smoothing
+
+  // Takes a new maximum. Returns what the sums at T were multiplied with.
+  __device__ __forceinline__ A rescale(A new_max, int values_seen, const Temperature<A>& temperature) {
+    if (new_max == max) return A(1);
+    const Exponentials<A> factor = temperature.exp(max - finite_max(new_max));
+    sum_one *= factor.at_one;
+    sum_t *= factor.at_t;
+    below += A(values_seen) * (finite_max(new_max) - finite_max(max));
+    max = new_max;
+    return factor.at_t;
+  }
+};
+
+}  // namespace sftn

@@ -1,0 +1,89 @@
+"""Builds what tests/simt needs, on demand: the CUDA kernels on the emulator and the emulator's native test program."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+CMAKE_DIR = ROOT / "build" / "cmake"
+MODULES = {"plain": ("sftn_emulated", "simt"), "asan": ("sftn_emulated_asan", "simt_asan")}
+
+
+def find_tool(name: str) -> str:
+    """A program beside the running Python, else on PATH. RuntimeError if there is none."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"{name} is needed to build the emulated kernels and was not found; pip install {name}")
+    return found
+
+
+@contextmanager
+def build_lock() -> Iterator[None]:
+    """One build at a time, whatever the number of test processes."""
+    CMAKE_DIR.mkdir(parents=True, exist_ok=True)
+    with (CMAKE_DIR / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run(*command: str) -> None:
+    """Runs a command silently. RuntimeError with its output if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}")
+
+
+def configured() -> bool:
+    """Whether the build folder stands and belongs to the running Python."""
+    cache_file = CMAKE_DIR / "CMakeCache.txt"
+    if not (cache_file.exists() and (CMAKE_DIR / "build.ninja").exists()):
+        return False
+    return f"={sys.executable}\n" in cache_file.read_text()
+
+
+@cache
+def build_target(target: str) -> None:
+    """Configures where needed and builds one CMake target. What is up to date is left alone."""
+    with build_lock():
+        cmake = find_tool("cmake")
+        if not configured():
+            python = f"-DPython_EXECUTABLE={sys.executable}"
+            ninja = f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}"
+            run(cmake, "--fresh", "-S", str(ROOT), "-B", str(CMAKE_DIR), "-G", "Ninja", python, ninja)
+        run(cmake, "--build", str(CMAKE_DIR), "--target", target)
+
+
+def ensure_built(variant: str = "plain") -> Path:
+    """The folder of the emulated kernels' module ``sftn_emulated``, built if it is missing or older than its sources.
+
+    Args:
+        variant: "plain", or "asan" for AddressSanitizer and UBSan, whose runtime must be preloaded to import it.
+
+    Raises:
+        KeyError: unknown variant.
+        RuntimeError: a tool is missing or the build failed; the message holds its output.
+
+    """
+    target, folder = MODULES[variant]
+    build_target(target)
+    return ROOT / "build" / folder
+
+
+def load(variant: str = "plain") -> ModuleType:
+    """Imports the emulator's controls; ``torch.ops.sftn_fast_emulated`` exists from then on."""
+    import torch  # noqa: F401  the module's libraries come with it
+
+    folder = str(ensure_built(variant))
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("sftn_emulated")

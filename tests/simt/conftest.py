@@ -1,0 +1,19 @@
+"""Fixtures of the emulated device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from .build import load
+
+
+@pytest.fixture
+def emulator() -> Iterator[ModuleType]:
+    """The emulator's controls, as new."""
+    module = load()
+    module.reset()
+    yield module
+    module.reset()

@@ -1,0 +1,106 @@
+// Device functions: barriers, warp collectives, atomics, loads, arithmetic.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "scheduler.h"
+
+#define SIMT_SITE_ARGUMENTS const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(SIMT_SITE_ARGUMENTS) {
+  using namespace simt_emulator;
+  block.arrive_and_wait(block.barrier(), {"__syncthreads", file, line});
+}
+
+inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE_ARGUMENTS) {
+  using namespace simt_emulator;
+  if (mask != ~0u) block.fail("__syncwarp: only the full mask is emulated");
+  block.arrive_and_wait(block.warp().barrier, {"__syncwarp", file, line});
+}
+
+namespace simt_emulator {
+
+// A warp collective: every lane deposits its value, then reads that of lane source(own lane).
+template <class T, class F>
+T exchange(unsigned mask, T value, F source, const Site& site) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "shuffles take 4 or 8 bytes");
+  if (mask != ~0u) block.fail(site.text() + ": only the full mask is emulated");
+  Warp& warp = block.warp();
+  std::memcpy(warp.slots[block.lane()], &value, sizeof value);
+  block.arrive_and_wait(warp.barrier, site);
+  const unsigned lane = source(static_cast<int>(block.lane()));
+  if (lane >= warp.barrier.members) block.fail(site.text() + " reads a lane that does not exist");
+  std::memcpy(&value, warp.slots[lane], sizeof value);
+  block.arrive_and_wait(warp.barrier, site);  // nobody deposits anew before all have read
+  return value;
+}
+
+}  // namespace simt_emulator
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_SITE_ARGUMENTS) {
+  return simt_emulator::exchange(mask, value, [=](int lane) { return lane / width * width + (source & (width - 1)); },
+                                 {"__shfl_sync", file, line});
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, SIMT_SITE_ARGUMENTS) {
+  const auto source = [=](int lane) {
+    const int other = lane ^ lane_mask;
+    return other / width <= lane / width ? other : lane;
+  };
+  return simt_emulator::exchange(mask, value, source, {"__shfl_xor_sync", file, line});
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SITE_ARGUMENTS) {
+  const auto source = [=](int lane) {
+    const int other = lane + static_cast<int>(delta);
+    return other / width == lane / width ? other : lane;
+  };
+  return simt_emulator::exchange(mask, value, source, {"__shfl_down_sync", file, line});
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SITE_ARGUMENTS) {
+  const auto source = [=](int lane) {
+    const int other = lane - static_cast<int>(delta);
+    return other >= lane / width * width ? other : lane;
+  };
+  return simt_emulator::exchange(mask, value, source, {"__shfl_up_sync", file, line});
+}
+
+#undef SIMT_SITE_ARGUMENTS
+
+// Fibers never run at once, so that plain arithmetic is atomic.
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  const unsigned old = *address;
+  *address += value;
+  return old;
+}
+inline unsigned atomicInc(unsigned* address, unsigned limit) {
+  const unsigned old = *address;
+  *address = old >= limit ? 0 : old + 1;
+  return old;
+}
+inline void __threadfence() {}
+
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+template <class T>
+T __ldcg(const T* address) {
+  return *address;
+}
+
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}

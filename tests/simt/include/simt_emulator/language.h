@@ -1,0 +1,29 @@
+// CUDA's extensions of C++: qualifiers, built-in types and variables.
+#pragma once
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __align__(n) alignas(n)
+
+// One copy serves all blocks, since they run in turn. The section lets the scheduler poison it before each block.
+#define __shared__ static __attribute__((section("simt_shared")))
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  constexpr unsigned count() const { return x * y * z; }
+};
+
+inline uint3 threadIdx{}, blockIdx{};
+inline dim3 blockDim{}, gridDim{};
+constexpr int warpSize = 32;

@@ -1,0 +1,250 @@
+// Runs a grid: blocks in turn, the threads of a block as fibers, barriers checked.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "context.h"
+#include "language.h"
+
+// The linker's bounds of all __shared__ variables; null where there are none.
+extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_simt_shared[], __stop_simt_shared[];
+
+namespace simt_emulator {
+
+// What tests set and read.
+struct Schedule {
+  unsigned seed = 0;  // 0: blocks, warps and lanes in order; else all three are shuffled
+};
+struct Counters {
+  std::int64_t launches = 0, blocks = 0;
+};
+inline Schedule schedule;
+inline Counters counters;
+
+// Where a thread waits, for messages and to tell one barrier from another.
+struct Site {
+  const char* what;
+  const char* file;
+  int line;
+  bool operator==(const Site& other) const { return line == other.line && !std::strcmp(what, other.what); }
+  std::string text() const { return std::string(what) + " (" + file + ":" + std::to_string(line) + ")"; }
+};
+
+struct Barrier {
+  unsigned members = 0, arrived = 0, generation = 0;
+  Site site{};
+};
+
+struct Thread {
+  Context context;
+  unsigned index = 0;
+  bool done = false;
+  Barrier* waiting = nullptr;
+  unsigned generation = 0;  // of the barrier, when it began to wait
+  bool runnable() const { return !done && !(waiting && waiting->generation == generation); }
+};
+
+struct Warp {
+  Barrier barrier;
+  unsigned char slots[32][8];  // what each lane hands to a collective
+};
+
+class Block {
+ public:
+  void run(uint3 index, void (*body)(void*), void* arguments);
+
+  void resize(dim3 shape, std::size_t shared_bytes);
+  void arrive_and_wait(Barrier& barrier, const Site& site);
+  [[noreturn]] void fail(const std::string& what) const;
+
+  Barrier& barrier() { return barrier_; }
+  Warp& warp() { return warps_[current_->index / 32]; }
+  unsigned lane() const { return current_->index % 32; }
+  void* dynamic_shared() { return dynamic_shared_.get(); }
+
+ private:
+  static constexpr std::size_t kStackBytes = 64 << 10;
+  static constexpr std::uint64_t kCanary = 0x5afe57ac5afe57ac;
+
+  static void thread_main();
+  bool run_warp(unsigned warp);
+  void poison_shared();
+  std::uint64_t& canary(unsigned thread) {
+    return *reinterpret_cast<std::uint64_t*>(stacks_.get() + thread * kStackBytes);
+  }
+
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<unsigned> lanes_;  // the order in which lanes run
+  std::unique_ptr<char[]> stacks_;
+  std::size_t stacks_bytes_ = 0;
+  std::unique_ptr<unsigned char[]> dynamic_shared_;  // of the exact size: AddressSanitizer guards both its ends
+  std::size_t dynamic_shared_bytes_ = 0;
+  dim3 shape_;
+  Barrier barrier_;
+  unsigned live_ = 0;
+  Thread* current_ = nullptr;
+  Context scheduler_;
+  void (*body_)(void*) = nullptr;
+  void* arguments_ = nullptr;
+  std::exception_ptr error_;
+  std::mt19937 random_;
+};
+
+inline Block block;
+
+inline void Block::resize(dim3 shape, std::size_t shared_bytes) {
+  shape_ = shape;
+  const unsigned count = shape.count();
+  threads_.resize(count);
+  warps_.resize((count + 31) / 32);
+  lanes_.resize(32);
+  std::iota(lanes_.begin(), lanes_.end(), 0u);
+  random_.seed(schedule.seed);
+  if (stacks_bytes_ < count * kStackBytes) {
+    stacks_bytes_ = count * kStackBytes;
+    stacks_.reset(new char[stacks_bytes_]);
+  }
+  dynamic_shared_.reset(new unsigned char[shared_bytes]);
+  dynamic_shared_bytes_ = shared_bytes;
+}
+
+// Shared memory is not zeroed on a GPU. Either poison is NaN or huge for a floating-point type; the seed chooses, since
+// fmax hides the one and fmin the other.
+__attribute__((no_sanitize("address"))) inline void Block::poison_shared() {
+  const unsigned char poison = schedule.seed % 2 ? 0x7f : 0xff;
+  for (std::size_t i = 0; i < dynamic_shared_bytes_; ++i) dynamic_shared_[i] = poison;
+  // A volatile pointer keeps this a loop: memset would stop at AddressSanitizer's guards between the variables.
+  for (volatile unsigned char* p = __start_simt_shared; p != __stop_simt_shared; ++p) *p = poison;
+}
+
+inline void Block::fail(const std::string& what) const {
+  std::string message = "SIMT emulator, block " + std::to_string(blockIdx.x) + ": " + what;
+  for (const Thread& thread : threads_) {
+    if (!thread.done && thread.waiting) {
+      message += "; thread " + std::to_string(thread.index) + " waits at " + thread.waiting->site.text();
+      break;
+    }
+  }
+  throw std::runtime_error(message);
+}
+
+inline void Block::arrive_and_wait(Barrier& barrier, const Site& site) {
+  if (barrier.arrived == 0) barrier.site = site;
+  if (!(barrier.site == site)) {
+    fail("thread " + std::to_string(current_->index) + " is at " + site.text() + " where others are not");
+  }
+  Thread& self = *current_;
+  self.generation = barrier.generation;
+  if (++barrier.arrived == barrier.members) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  self.waiting = &barrier;
+  switch_context(self.context, scheduler_);
+  self.waiting = nullptr;
+}
+
+inline void Block::thread_main() {
+  enter_context(block.scheduler_);
+  Thread& self = *block.current_;
+  try {
+    block.body_(block.arguments_);
+    self.done = true;
+    --block.live_;
+    if (block.barrier_.arrived || block.warp().barrier.arrived) block.fail("a thread returned while others wait");
+  } catch (...) {
+    block.error_ = std::current_exception();
+  }
+  switch_context(self.context, block.scheduler_);
+  std::terminate();  // nobody resumes a thread that is done
+}
+
+// Runs a warp until all its lanes wait for other warps or are done. Returns whether any lane ran.
+inline bool Block::run_warp(unsigned warp) {
+  bool progress = false;
+  for (bool again = true; again;) {
+    again = false;
+    if (schedule.seed) std::shuffle(lanes_.begin(), lanes_.end(), random_);
+    for (unsigned lane : lanes_) {
+      const unsigned index = warp * 32 + lane;
+      if (index >= threads_.size() || !threads_[index].runnable()) continue;
+      again = progress = true;
+      current_ = &threads_[index];
+      threadIdx = {index % shape_.x, index / shape_.x % shape_.y, index / (shape_.x * shape_.y)};
+      switch_context(scheduler_, current_->context);
+      if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    }
+  }
+  return progress;
+}
+
+inline void Block::run(uint3 index, void (*body)(void*), void* arguments) {
+  const unsigned count = shape_.count();
+  blockIdx = index;
+  body_ = body;
+  arguments_ = arguments;
+  barrier_ = Barrier{count};
+  live_ = count;
+  error_ = nullptr;
+  poison_shared();
+  for (unsigned w = 0; w < warps_.size(); ++w) warps_[w].barrier = Barrier{std::min(32u, count - 32 * w)};
+  for (unsigned i = 0; i < count; ++i) {
+    threads_[i] = Thread{};
+    threads_[i].index = i;
+    prepare_context(threads_[i].context, stacks_.get() + i * kStackBytes, kStackBytes, thread_main);
+    canary(i) = kCanary;
+  }
+  std::vector<unsigned> order(warps_.size());
+  std::iota(order.begin(), order.end(), 0u);
+  while (live_) {
+    if (schedule.seed) std::shuffle(order.begin(), order.end(), random_);
+    bool progress = false;
+    for (unsigned warp : order) progress |= run_warp(warp);
+    if (!progress) fail("deadlock: a barrier or warp collective is not reached by every thread");
+  }
+  for (unsigned i = 0; i < count; ++i) {
+    if (canary(i) != kCanary) fail("thread " + std::to_string(i) + " overflowed its stack");
+  }
+}
+
+// kernel<<<grid, threads, shared_bytes>>>(arguments...)
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared_bytes, A&&... arguments) {
+  if (grid.count() == 0) throw std::invalid_argument("SIMT emulator: empty grid");
+  if (threads.count() == 0 || threads.count() > 1024) throw std::invalid_argument("SIMT emulator: bad block size");
+  if (shared_bytes > 48 << 10) throw std::invalid_argument("SIMT emulator: more than 48 KiB of dynamic shared memory");
+
+  static std::mutex one_launch_at_a_time;  // autograd may launch from a thread of its own
+  const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
+  std::tuple<P...> bound(static_cast<P>(arguments)...);
+  auto call = [&] { std::apply(kernel, bound); };
+
+  ++counters.launches;
+  blockDim = threads;
+  gridDim = grid;
+  block.resize(threads, shared_bytes);
+  std::vector<unsigned> order(grid.count());
+  std::iota(order.begin(), order.end(), 0u);
+  if (schedule.seed) std::shuffle(order.begin(), order.end(), std::mt19937(schedule.seed));
+  for (unsigned i : order) {
+    ++counters.blocks;
+    const uint3 index{i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
+    block.run(index, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+  }
+}
+
+}  // namespace simt_emulator

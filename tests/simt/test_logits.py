@@ -1,0 +1,148 @@
+"""The logits kernels on the emulator against float64, whatever the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+
+from .logits_cases import CASES, IGNORE, Case, check, oracle, run_raw
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_float64(emulator: ModuleType, case: Case, seed: int) -> None:
+    emulator.set_seed(seed)
+    inputs = case.inputs()
+    check(case, run_raw(case, *inputs), oracle(case, *inputs))
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 7, 132])
+@pytest.mark.parametrize("rows", [1, 13, 100])
+def test_any_size_of_device(emulator: ModuleType, rows: int, multiprocessors: int) -> None:
+    emulator.set_multiprocessors(multiprocessors)
+    case = Case(rows=rows, classes=7, students=2)
+    inputs = case.inputs()
+    check(case, run_raw(case, *inputs), oracle(case, *inputs))
+
+
+@pytest.mark.parametrize("classes", [20, 1100])
+@pytest.mark.parametrize("students", [1, 3, 16])
+def test_one_launch_a_direction(emulator: ModuleType, students: int, classes: int) -> None:
+    case = Case(students=students, classes=classes)
+    run_raw(case, *case.inputs())
+    assert emulator.launches() == 2
+
+
+@pytest.mark.parametrize("case", [Case(rows=40, classes=100, students=3), Case(rows=9, classes=1300)], ids=str)
+def test_same_bits_whatever_the_schedule(emulator: ModuleType, case: Case) -> None:
+    inputs = case.inputs()
+    results = []
+    for seed in range(4):
+        emulator.set_seed(seed)
+        results.append(run_raw(case, *inputs))
+    for other in results[1:]:
+        for a, b in zip([results[0].total, *results[0].grads], [other.total, *other.grads], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", [Case(rows=4, classes=12), Case(rows=4, classes=1200)], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_impossible_classes(emulator: ModuleType, case: Case, reverse: bool) -> None:
+    """Classes at -inf in both networks: no contribution, no gradient, no NaN. So are whole warps of a long row."""
+    case = replace(case, student_to_teacher=reverse)
+    teacher, students, target = case.inputs()
+    dead = torch.arange(case.classes) % 3 == 1
+    dead[case.classes // 2 : case.classes - 3] = True
+    teacher[:, dead] = -INF
+    students[0][:, dead] = -INF
+    target = torch.zeros(case.rows, dtype=torch.int64)
+    ours, right = run_raw(case, teacher, students, target), oracle(case, teacher, students, target)
+    check(case, ours, right)
+    assert all((grad[:, dead] == 0).all() for grad in ours.grads)
+
+
+def test_class_impossible_for_the_teacher_alone(emulator: ModuleType) -> None:
+    case = Case(target=False)
+    teacher, students, _ = case.inputs()
+    teacher[:, ::2] = -INF
+    check(case, run_raw(case, teacher, students, None), oracle(case, teacher, students, None))
+
+
+def test_class_impossible_for_the_student_alone(emulator: ModuleType) -> None:
+    case = Case(target=False)
+    teacher, students, _ = case.inputs()
+    students[0][1, 3] = -INF
+    ours, right = run_raw(case, teacher, students, None), oracle(case, teacher, students, None)
+    assert ours.total == right.total == INF
+    torch.testing.assert_close(ours.grads[1].double(), right.grads[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [10, 1100])
+@pytest.mark.parametrize("where", ["teacher", "student"])
+@pytest.mark.parametrize("bad", [float("nan"), INF])
+def test_nan_shows(emulator: ModuleType, where: str, classes: int, bad: float) -> None:
+    case = Case(classes=classes)
+    teacher, students, target = case.inputs()
+    (teacher if where == "teacher" else students[0])[2, classes - 2] = bad
+    ours = run_raw(case, teacher, students, target)
+    assert ours.total.isnan()
+    assert ours.grads[1][2].isnan().any()
+    assert ours.grads[1][:2].isfinite().all()
+
+
+def test_all_rows_ignored(emulator: ModuleType) -> None:
+    case = Case(students=2)
+    teacher, students, _ = case.inputs()
+    target = torch.full((case.rows,), IGNORE)
+    ours, right = run_raw(case, teacher, students, target), oracle(case, teacher, students, target)
+    check(case, ours, right)
+    assert ours.parts[0] == ours.parts[1] == ours.parts[3] == 0
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 2**40])
+def test_class_out_of_range(emulator: ModuleType, bad: int) -> None:
+    case = Case()
+    teacher, students, target = case.inputs()
+    target[2] = bad
+    with pytest.raises(RuntimeError, match="target"):
+        run_raw(case, teacher, students, target)
+
+
+def test_many_students(emulator: ModuleType) -> None:
+    case = Case(students=64, classes=4)
+    inputs = case.inputs()
+    check(case, run_raw(case, *inputs), oracle(case, *inputs))
+    teacher, students, target = inputs
+    with pytest.raises(RuntimeError, match="at most 64 students"):
+        run_raw(case, teacher, [*students, students[0]], target)
+
+
+@pytest.mark.parametrize(("teacher_grad", "student_grad"), [(True, False), (False, True)])
+def test_gradients_asked_for(emulator: ModuleType, teacher_grad: bool, student_grad: bool) -> None:
+    case = Case(students=2)
+    inputs = case.inputs()
+    ops = torch.ops.sftn_fast_emulated
+    total, parts, stats = ops.logits_forward(*inputs, *case.options)
+    grad = torch.full_like(total, 1.7)
+    some = ops.logits_backward(grad, *inputs, parts, stats, *case.options, teacher_grad, student_grad)
+    whole = ops.logits_backward(grad, *inputs, parts, stats, *case.options, True, True)
+    expected = whole[:1] if teacher_grad else whole[1:]
+    assert len(some) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(some, expected, strict=True))
+
+
+def test_every_row_of_stats_is_written(emulator: ModuleType) -> None:
+    case = Case(rows=50, classes=11, students=3)
+    teacher, students, target = case.inputs()
+    _, _, stats = torch.ops.sftn_fast_emulated.logits_forward(teacher, students, target, *case.options)
+    for k, logits in enumerate((teacher, *students)):
+        x = logits.double()
+        top = x.max(1).values
+        expected = torch.stack([top, x.logsumexp(1) - top, (x / 4).logsumexp(1) - top / 4], 1)
+        begin = 0 if k == 0 else 3 + 4 * (k - 1)
+        torch.testing.assert_close(stats[:, begin : begin + 3].double(), expected, rtol=1e-5, atol=1e-6)
