@@ -1,0 +1,313 @@
+"""Pairing, transforms and branches of the student-aware teacher."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sftn_fast import models
+from sftn_fast.config import ConfigError
+from sftn_fast.models import StagedNet
+from sftn_fast.models.staged import Head, Shape
+from sftn_fast.sftn import FeatureTransform, Pair, StudentAwareTeacher, pair_stages
+
+# One network for each list of stage shapes in the zoo; test_families_cover_the_zoo holds the others against them.
+FAMILIES = ("resnet8", "resnet8x4", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2")
+SIZES = (8, 9, 15, 28, 31, 32, 33, 47, 48, 64)
+
+
+def on_meta(name: str) -> StagedNet:
+    with torch.device("meta"):
+        return models.build(name)
+
+
+@pytest.fixture(scope="module")
+def nets() -> dict[str, StagedNet]:
+    """One network of each family, without data."""
+    return {name: on_meta(name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def shapes(nets: dict[str, StagedNet]) -> dict[tuple[str, int], list[Shape]]:
+    """Stages' shapes of each family at each size."""
+    return {(name, size): net.feature_shapes(size) for name, net in nets.items() for size in SIZES}
+
+
+def net_of(shapes: list[Shape], name: str = "") -> StagedNet:
+    """What pair_stages looks at, without a network behind it."""
+    return SimpleNamespace(name=name, feature_shapes=lambda image_size: shapes)  # type: ignore[return-value]
+
+
+def maps(*sizes: int) -> list[Shape]:
+    return [(8, size, size) for size in sizes]
+
+
+def toy(widths: tuple[int, ...] = (4, 6, 8), *, num_classes: int = 5, stride: int = 2, name: str = "toy") -> StagedNet:
+    """A network of a few hundred parameters; each stage but the first divides the map by ``stride``."""
+
+    def layer(inputs: int, outputs: int, stride: int) -> nn.Module:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    stages = [layer(a, b, 1 if i == 0 else stride) for i, (a, b) in enumerate(itertools.pairwise((3, *widths)))]
+    head = Head(widths[-1], num_classes)
+    return StagedNet(nn.Identity(), stages, head, num_classes=num_classes, in_channels=3, name=name)
+
+
+def images(n: int = 4, size: int = 16) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+# Pairing
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        pytest.param((32, 16, 8), (32, 16, 8), [1, 2, 3], id="equal"),
+        pytest.param((32, 16, 8), (16, 8, 4), [1, 2, 3], id="equal-depth-wins-over-size"),
+        pytest.param((16, 8, 4, 4), (16, 8, 4, 2), [1, 2, 3, 4], id="four-four"),
+        pytest.param((32, 16, 8, 4), (32, 16, 8), [1, 2, 2, 3], id="ResNet50-wrn"),
+        pytest.param((32, 16, 8, 4), (16, 8, 4), [1, 1, 2, 3], id="ResNet50-Shuffle"),
+        pytest.param((32, 16, 8), (16, 8, 4, 4), [1, 2, 4], id="wrn-vgg"),
+        pytest.param((32, 16, 8), (32, 16, 8, 4), [1, 2, 4], id="wrn-ResNet50"),
+        pytest.param((8, 8, 8), (8, 8, 8, 8, 8, 8), [2, 4, 6], id="depth-breaks-ties"),
+        pytest.param((32, 16, 8, 4), (32, 4), [1, 1, 1, 2], id="two-stage-student"),
+        pytest.param((8,), (16, 8), [2], id="one-stage-teacher"),
+    ],
+)
+def test_pairing(teacher: tuple[int, ...], student: tuple[int, ...], expected: list[int]) -> None:
+    pairs = pair_stages(net_of(maps(*teacher)), net_of(maps(*student)), 32)
+    assert [pair.teacher_stage for pair in pairs] == list(range(1, len(teacher) + 1))
+    assert [pair.student_stage for pair in pairs] == expected
+
+
+def test_pairing_of_every_two_families(shapes: dict[tuple[str, int], list[Shape]]) -> None:
+    for size, teacher, student in itertools.product(SIZES, FAMILIES, FAMILIES):
+        teacher_shapes, student_shapes = shapes[teacher, size], shapes[student, size]
+        *inner, last = pair_stages(net_of(teacher_shapes), net_of(student_shapes), size)
+        chosen = [pair.student_stage for pair in inner]
+        assert chosen == sorted(chosen)
+        assert set(chosen) <= set(range(1, len(student_shapes)))
+        assert len(set(chosen)) == min(len(teacher_shapes), len(student_shapes)) - 1
+        assert (last.teacher_stage, last.student_stage) == (len(teacher_shapes), len(student_shapes))
+        assert [pair.into_head for pair in (*inner, last)] == [False] * len(inner) + [True]
+        for pair in (*inner, last):
+            assert pair.teacher_shape == teacher_shapes[pair.teacher_stage - 1]
+            assert pair.student_shape == student_shapes[pair.student_stage - 1]
+
+
+def test_families_cover_the_zoo() -> None:
+    known = {tuple(on_meta(name).feature_shapes(32)) for name in FAMILIES}
+    assert {name for name in models.names() if tuple(on_meta(name).feature_shapes(32)) not in known} == set()
+
+
+def test_a_student_of_one_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match="tiny has 1 stage; a branch needs a student of 2 or more"):
+        pair_stages(net_of(maps(8, 4)), net_of(maps(8), name="tiny"), 32)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "line"),
+    [
+        ((64, 32, 32), (32, 16, 16), "64x32x32 -> 3x3/2 -> student stage 2 input 32x16x16"),
+        ((64, 32, 32), (32, 8, 8), "64x32x32 -> 3x3/2, 3x3/2 -> student stage 2 input 32x8x8"),
+        ((64, 4, 4), (32, 16, 16), "64x4x4 -> 4x4*2, 4x4*2 -> student stage 2 input 32x16x16"),
+        ((64, 8, 8), (32, 8, 8), "64x8x8 -> 1x1 -> student stage 2 input 32x8x8"),
+        ((64, 7, 7), (32, 4, 4), "64x7x7 -> 3x3/2 -> student stage 2 input 32x4x4"),
+        ((64, 7, 7), (32, 3, 3), "64x7x7 -> 3x3/2, pool -> student stage 2 input 32x3x3"),
+    ],
+)
+def test_a_pair_describes_itself(source: Shape, target: Shape, line: str) -> None:
+    assert str(Pair(1, source, 1, target, into_head=False)) == f"teacher stage 1 {line}"
+    into_head = str(Pair(3, source, 3, target, into_head=True))
+    assert into_head == f"teacher stage 3 {line}".replace("student stage 2", "student head")
+
+
+# Transforms
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kernels"),
+    [
+        (32, 32, [(nn.Conv2d, 1, 1)]),
+        (32, 16, [(nn.Conv2d, 3, 2)]),
+        (7, 4, [(nn.Conv2d, 3, 2)]),
+        (32, 8, [(nn.Conv2d, 3, 2)] * 2),
+        (8, 16, [(nn.ConvTranspose2d, 4, 2)]),
+        (4, 32, [(nn.ConvTranspose2d, 4, 2)] * 3),
+        (16, 17, [(nn.Conv2d, 1, 1)]),
+    ],
+)
+def test_layers_of_a_transform(source: int, target: int, kernels: list[tuple[type, int, int]]) -> None:
+    transform = FeatureTransform((5, source, source), (6, target, target))
+    convolutions = [m for m in transform if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert [(type(c), c.kernel_size[0], c.stride[0]) for c in convolutions] == kernels
+    assert [c.in_channels for c in convolutions] == [5] + [6] * (len(kernels) - 1)
+    assert all(c.bias is None for c in convolutions)
+    names = [type(m).__name__ for m in transform if m not in convolutions]
+    assert names[: 2 * len(kernels)] == ["BatchNorm2d", "ReLU"] * len(kernels)
+    assert (names[2 * len(kernels) :] == ["AdaptiveAvgPool2d"]) == (source == 16)
+
+
+def test_transforms_meet_the_shape_at_every_size(shapes: dict[tuple[str, int], list[Shape]]) -> None:
+    wanted = set()
+    for size, teacher, student in itertools.product(SIZES, FAMILIES, FAMILIES):
+        for pair in pair_stages(net_of(shapes[teacher, size]), net_of(shapes[student, size]), size):
+            wanted.add((pair.teacher_shape[1:], pair.student_shape[1:]))
+    assert len(wanted) > 100
+    with torch.device("meta"):
+        for source, target in wanted:
+            out = FeatureTransform((2, *source), (3, *target))(torch.empty(2, 2, *source))
+            assert out.shape == (2, 3, *target)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((8, 4, 4), (16,)), ((8,), (8, 4, 4)), ((8, 4, 0), (8, 4, 4)), ((8, 16, 16), (8, 16, 4))]
+)
+def test_a_transform_that_is_not_to_be_had_is_refused_with_both_shapes(source: Shape, target: Shape) -> None:
+    with pytest.raises(ValueError, match="no transform") as refusal:
+        FeatureTransform(source, target)
+    assert str(source) in str(refusal.value)
+    assert str(target) in str(refusal.value)
+
+
+# The student-aware teacher
+
+
+@pytest.mark.parametrize("student", FAMILIES)
+def test_students_go_on_from_what_transforms_give(student: str, nets: dict[str, StagedNet]) -> None:
+    """With the test above: every teacher of the zoo serves every student, at the cost of one pass a student."""
+    net = nets[student].eval()
+    for entry, shape in enumerate(net.feature_shapes(32), start=2):
+        logits = net.forward_from(entry, torch.empty(2, *shape, device="meta"))
+        assert logits.shape == (2, 100)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "size"),
+    [
+        ("vgg13", "MobileNetV2", 32),
+        ("ResNet50", "vgg8", 16),
+        ("resnet32x4", "ShuffleV2", 16),
+        ("wrn_16_2", "ShuffleV1", 28),
+        ("MobileNetV2", "resnet8", 33),
+        ("vgg8", "wrn_16_1", 8),
+        ("wrn_16_1", "vgg8", 48),
+        ("resnet8", "MobileNetV2", 64),
+    ],
+)
+def test_trains_every_parameter_of_real_pairs(teacher: str, student: str, size: int) -> None:
+    torch.manual_seed(0)
+    net = models.build(teacher, num_classes=7)
+    stages = range(1, net.num_stages + 1)
+    aware = StudentAwareTeacher(net, models.build(student, num_classes=7), image_size=size, stages=stages)
+    logits, branch_logits = aware(images(2, size))
+    assert len(branch_logits) == len(stages)
+    torch.stack([logits, *branch_logits]).logsumexp(-1).sum().backward()
+    assert [name for name, p in aware.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_training_gives_what_teacher_transform_and_student_give_by_hand() -> None:
+    torch.manual_seed(0)
+    teacher, student = toy((4, 6, 8)), toy((3, 5, 7), stride=1)
+    aware = StudentAwareTeacher(teacher, student, image_size=16).double()
+    x = images().double()
+    logits, branch_logits = aware(x)
+    features = teacher.forward_features(x)
+    assert torch.equal(logits, features.logits)
+    student = student.double()
+    for i, branch in enumerate(branch_logits, start=1):
+        transform, _ = aware.branches[str(i)]
+        torch.testing.assert_close(branch, student.forward_from(i + 1, transform(features.stages[i - 1])))
+
+
+def test_evaluation_is_the_teacher_alone() -> None:
+    torch.manual_seed(0)
+    teacher = toy()
+    aware = StudentAwareTeacher(teacher, toy(), image_size=16)
+    ran = []
+    for branch in aware.branches.values():
+        branch.register_forward_hook(lambda *_: ran.append(True))
+    aware(images())
+    assert len(ran) == 2
+    aware.eval()
+    assert torch.equal(aware(images()), teacher(images()))
+    assert len(ran) == 2
+
+
+def test_the_exported_teacher_has_no_branch() -> None:
+    teacher = toy()
+    names = list(teacher.state_dict())
+    aware = StudentAwareTeacher(teacher, toy(), image_size=16)
+    assert aware.teacher is teacher
+    assert list(aware.teacher.state_dict()) == names
+    assert set(aware.state_dict()) > {f"teacher.{name}" for name in names}
+
+
+def test_the_student_is_copied_from_and_left_alone() -> None:
+    torch.manual_seed(0)
+    student = toy().eval().requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    aware = StudentAwareTeacher(toy(), student, image_size=16)
+    held = {id(tensor) for tensor in (*aware.parameters(), *aware.buffers())}
+    assert held.isdisjoint(id(tensor) for tensor in (*student.parameters(), *student.buffers()))
+    assert all(p.requires_grad for p in aware.parameters())
+    assert all(module.training for module in aware.modules())
+    assert torch.equal(aware.branches["2"][1].head.fc.weight, student.head.fc.weight)
+
+    optimizer = torch.optim.SGD(aware.parameters(), lr=0.1)
+    torch.stack(aware(images())[1]).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    assert not student.training
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_branches_have_copies_of_their_own_or_share_one(share: bool) -> None:
+    student = toy()
+    aware = StudentAwareTeacher(toy(), student, image_size=16, share_student=share)
+    (first_transform, first), (second_transform, second) = aware.branches["1"], aware.branches["2"]
+    assert (first.head is second.head) is share
+    assert (first.stages[1] is second.stages[0]) is share
+    assert len(first.stages) == 2 and len(second.stages) == 1
+    assert first_transform is not second_transform
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    tails = size(student.tail(2)) + (0 if share else size(student.tail(3)))
+    assert size(aware) == size(aware.teacher) + size(first_transform) + size(second_transform) + tails
+
+
+@pytest.mark.parametrize(("stages", "expected"), [(None, [1, 2]), ([2], [2]), ((3, 1), [1, 3]), ([1, 2, 3], [1, 2, 3])])
+def test_stages_choose_the_branches(stages: list[int] | None, expected: list[int]) -> None:
+    aware = StudentAwareTeacher(toy(), toy(), image_size=16, stages=stages)
+    assert [pair.teacher_stage for pair in aware.pairs] == expected
+    assert list(aware.branches) == [str(stage) for stage in expected]
+    assert len(aware(images())[1]) == len(aware.describe()) == len(expected)
+    if 3 in expected:
+        assert len(aware.branches["3"][1].stages) == 0
+
+
+def test_a_pairing_of_ones_own() -> None:
+    teacher, student = toy(), toy()
+    pairing = [Pair(t, teacher.feature_shapes(16)[t - 1], 1, student.feature_shapes(16)[0], False) for t in (1, 2)]
+    aware = StudentAwareTeacher(teacher, student, image_size=16, pairing=pairing)
+    assert [len(branch[1].stages) for branch in aware.branches.values()] == [2, 2]
+    assert len(aware(images())[1]) == 2
+
+
+@pytest.mark.parametrize("stages", [[], [0], [4], [-1], [1, 1]])
+def test_stages_that_the_teacher_has_not_are_refused(stages: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"sftn\.stages must be distinct stages of the teacher, from 1 to 3"):
+        StudentAwareTeacher(toy(), toy(), stages=stages)
+
+
+def test_different_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="teacher has 5 classes, student has 6"):
+        StudentAwareTeacher(toy(), toy(num_classes=6))
