@@ -166,7 +166,12 @@ class StagedNet(nn.Module):
         Args:
             x: Images [N, in_channels, H, W].
             preact: Also give the stages' maps before their ReLU.
+
+        Raises:
+            ValueError: ``preact`` is asked of a network whose stages can't tell.
         """
+        if preact:
+            self._require_preacts()
         stem = x = self.stem(x)
         outputs, preacts = [], []
         for stage in self.stages:
@@ -187,6 +192,7 @@ class StagedNet(nn.Module):
         Raises:
             ValueError: This family has none.
         """
+        self._require_preacts()
         return [cast(PreactModule, stage).preact_norm() for stage in self.stages]
 
     def tail(self, i: int) -> nn.Module:
@@ -201,6 +207,12 @@ class StagedNet(nn.Module):
         """(C, H, W) of what stage ``i`` takes; S + 1 is what the head takes."""
         self._stages_from(i)
         return self._shapes(image_size)[i - 1]
+
+    def _require_preacts(self) -> None:
+        if not all(hasattr(stage, "forward_preact") for stage in self.stages):
+            raise ValueError(
+                f"{self.name} has no pre-activations: its stages can't tell their maps from before the last ReLU"
+            )
 
     def _stages_from(self, i: int) -> list[nn.Module]:
         if not 1 <= i <= self.num_stages + 1:

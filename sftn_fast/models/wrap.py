@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, fx, nn
 
 from .registry import unknown_name
-from .staged import Features, StagedNet
+from .staged import StagedNet
 
 
 def as_staged(
@@ -55,7 +55,7 @@ def as_staged(
         _refuse_overwriting(module, cut)
 
     stem_part, *stage_parts, pool, classifier = _split(module, graph, [start, *cuts, _only_input(head_node), result])
-    net = WrappedNet(
+    net = StagedNet(
         stem_part,
         stage_parts,
         WrappedHead(pool, classifier),
@@ -83,24 +83,6 @@ class WrappedHead(nn.Module):
         """What the classifier takes, flattened to [N, D], and logits [N, num_classes]."""
         pooled = self.pool(x)
         return pooled.flatten(1), self.classifier(pooled)
-
-
-class WrappedNet(StagedNet):
-    """A staged network made of a user's own; see :func:`as_staged`."""
-
-    def forward_features(self, x: Tensor, *, preact: bool = False) -> Features:
-        """See :meth:`StagedNet.forward_features`.
-
-        Raises:
-            ValueError: ``preact`` is asked for.
-        """
-        if preact:
-            raise ValueError(f"{self.name} has no pre-activations: where its ReLUs stand is not known")
-        return super().forward_features(x)
-
-    def preact_norms(self) -> list[nn.BatchNorm2d]:
-        """Raise: which BatchNorms stand before the stages' ReLUs is not known."""
-        raise ValueError(f"{self.name} has no BatchNorms before its stages' ReLUs that are known")
 
 
 class _Tracer(fx.Tracer):
