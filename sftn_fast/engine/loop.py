@@ -90,6 +90,8 @@ def fit(
     dtype = amp_dtype(engine.amp, device)
     rate = optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR
     steps_per_epoch, ranks, main = len(data.train), distributed.world_size(), distributed.is_main()
+    if ranks > 1:
+        raise ConfigError(f"training runs in one process so far, and the launcher started {ranks}")
     if steps_per_epoch == 0:
         raise ConfigError(f"optim.batch_size is {optim.batch_size}, more than the {data.num_train} training images")
 
@@ -109,7 +111,13 @@ def fit(
 
     bar = ProgressBar(epochs * steps_per_epoch, start=state.step) if main else None
     log = RunLog(
-        folder, epochs=epochs, offset=state.log_offset, bar=bar, tensorboard=engine.tensorboard, quiet=not main
+        folder,
+        epochs=epochs,
+        step=state.step,
+        offset=state.log_offset,
+        bar=bar,
+        tensorboard=engine.tensorboard,
+        quiet=not main,
     )
     with StopSignals() as stop, log:
         if resumed_from is not None:

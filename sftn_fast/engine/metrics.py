@@ -6,7 +6,6 @@ None of it may stop a run: what can't be written is a warning.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import math
@@ -28,6 +27,7 @@ class RunLog:
 
     Args:
         epochs: epochs of the run, for the lines on stdout.
+        step: steps done before; TensorBoard forgets what it was told of later ones.
         offset: bytes of ``metrics.jsonl`` that stand; a resumed run gives its checkpoint's, so that what was written
             after that checkpoint, and will be again, goes.
         bar: the progress bar to keep clear of, or None.
@@ -40,6 +40,7 @@ class RunLog:
         folder: Path,
         *,
         epochs: int,
+        step: int = 0,
         offset: int = 0,
         bar: ProgressBar | None = None,
         tensorboard: bool = False,
@@ -47,12 +48,11 @@ class RunLog:
     ):
         self._folder, self._epochs, self._bar, self._quiet = folder, epochs, bar, quiet
         self._warned = False
-        self._board = _open_tensorboard(folder) if tensorboard and not quiet else None
+        self._board = _open_tensorboard(folder, step) if tensorboard and not quiet else None
         if not quiet:
             # Unbuffered: a line is in the file or it failed, and a failed one is not tried again at every later write.
             self._file = (folder / "metrics.jsonl").open("ab", buffering=0)
-            self._file.truncate(min(offset, self._file.tell()))
-            self._file.seek(0, io.SEEK_END)
+            self._file.seek(self._file.truncate(min(offset, self._file.tell())))
 
     def __enter__(self) -> RunLog:
         return self
@@ -97,7 +97,10 @@ class RunLog:
         if not self._quiet:
             if self._bar is not None:
                 self._bar.clear()
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except OSError as error:  # a closed pipe, or a file on a full disk
+                self._warn(error)
 
     def _print(self, record: Record, text: str) -> None:
         self.say(f"epoch {record['epoch']}/{self._epochs}  {text}")
@@ -113,7 +116,7 @@ class RunLog:
             if self._file.write(line) != len(line):
                 raise OSError(None, "the disk is full")
         except OSError as error:
-            self._file.truncate(start)
+            self._file.seek(self._file.truncate(start))
             self._warn(error)
         if self._board is not None:
             for name, value in record.items():
@@ -141,7 +144,7 @@ class RunLog:
         self._warned = True
 
 
-def _open_tensorboard(folder: Path) -> Any:
+def _open_tensorboard(folder: Path, step: int) -> Any:
     """A TensorBoard writer, or None and a warning that says why not and what to do."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -152,7 +155,7 @@ def _open_tensorboard(folder: Path) -> Any:
             error,
         )
         return None
-    return SummaryWriter(folder / "tensorboard")
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
 
 def _json_number(value: Any) -> Any:

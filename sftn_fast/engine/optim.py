@@ -27,7 +27,7 @@ class Schedule:
     epochs: int
 
     def __call__(self, step: int) -> float:
-        """Learning rate of ``step``. With a milestone at 150 the 150th epoch has all of it, the 151st gamma times it."""
+        """Learning rate of ``step``. With milestone 150, the 150th epoch has all of it, the 151st gamma times it."""
         warmup = round(self.optim.warmup_epochs * self.steps_per_epoch)
         if step < warmup:
             return self.lr * (0.1 + 0.9 * step / warmup)

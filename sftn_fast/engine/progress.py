@@ -30,14 +30,19 @@ class ProgressBar:
         now = time.monotonic()
         if self.active and now - self._drawn >= INTERVAL:
             self._drawn = now
-            self._stream.write(CLEAR + self._line(done, label, now - self._began))
-            self._stream.flush()
+            self._write(CLEAR + self._line(done, label, now - self._began))
 
     def clear(self) -> None:
         """Make room for a line of text."""
         if self.active:
-            self._stream.write(CLEAR)
+            self._write(CLEAR)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except OSError:  # the terminal is gone; the run is not
+            self.active = False
 
     def _line(self, done: int, label: str, seconds: float) -> str:
         rate = (done - self._start) / max(seconds, 1e-9)

@@ -72,19 +72,19 @@ class TrainStep:
         grad_norm = get_total_norm(gradients)
         values = {**{name: term.detach() for name, term in terms.items()}, "grad_norm": grad_norm}
         skipped = distributed.all_sum(self.watch.skip(values, number).float()).clamp(max=1)
+        if self.buffers is not None:
+            self.buffers.restore_if(skipped > 0)
         # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
         if self.layout.device.type == "cpu":
             self.check()
         if self.clip_grad is not None:
             clip_grads_with_norm_(self._parameters, self.clip_grad, grad_norm)
 
-        # The fused update reads the verdict on the device. It skips exactly when the buffers go back, so a skipped step
-        # leaves no trace, which the scaler's own verdict (gradients only) could not promise.
+        # The fused update reads the verdict on the device. It is ours and not the scaler's, which looks at gradients
+        # only: the update is left out exactly when the buffers went back, so that a skipped step leaves no trace.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scaler.update()
-        if self.buffers is not None:
-            self.buffers.restore_if(skipped > 0)
         return {**values, "skipped": skipped}
 
     def check(self) -> None:

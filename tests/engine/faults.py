@@ -1,0 +1,34 @@
+"""Real faults for the engine's tests, and processes to have them in."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+# Children fork from a server that has torch imported already: a fresh interpreter for each would take seconds.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["torch", "sftn_fast.engine"])
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing past ``size`` bytes of any file fails inside, as it does on a full disk (EFBIG for ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

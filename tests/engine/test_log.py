@@ -1,0 +1,123 @@
+"""The progress bar, and a log that can't be written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+
+import pytest
+
+from sftn_fast.engine.metrics import RunLog
+from sftn_fast.engine.progress import CLEAR, INTERVAL, ProgressBar
+
+from .faults import largest_file
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def test_the_bar_shows_position_rate_and_time_left(clock):
+    terminal = Terminal()
+    bar = ProgressBar(1000, start=200, stream=terminal)
+    clock[0] += 10
+    bar.update(300, "epoch 1/4")
+    shown = terminal.getvalue().removeprefix(CLEAR)
+    assert "epoch 1/4  step 300/1000  10.0 steps/s  0:01:10 left" in shown
+    assert shown.count("=") == pytest.approx(0.3 * (shown.index("]") - 1), abs=1)
+    assert len(shown) < 80 and "\n" not in shown
+
+
+def test_the_bar_is_not_redrawn_at_every_step(clock):
+    terminal = Terminal()
+    bar = ProgressBar(1000, stream=terminal)
+    for step in range(1000):
+        clock[0] += INTERVAL / 50
+        bar.update(step, "epoch 1/1")
+    assert 15 <= terminal.getvalue().count(CLEAR) <= 20
+
+
+def test_the_bar_makes_room_for_lines(tmp_path, clock, capsys):
+    terminal = Terminal()
+    with RunLog(tmp_path, epochs=2, bar=ProgressBar(10, stream=terminal)) as log:
+        clock[0] += 1
+        log.progress(1, 0)
+        log.say("a line")
+        assert terminal.getvalue().endswith(CLEAR)
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal(clock):
+    stream = io.StringIO()
+    bar = ProgressBar(10, stream=stream)
+    clock[0] += 1
+    bar.update(1, "epoch 1/1")
+    bar.clear()
+    assert stream.getvalue() == ""
+
+
+RECORD = {"epoch": 1, "step": 5, "lr": 0.1, "total": 1.0, "images_per_second": 1.0, "data_wait": 0.0, "seconds": 1.0}
+
+
+def test_on_a_full_disk_lines_are_lost_whole_and_training_goes_on(tmp_path, caplog, capsys):
+    with RunLog(tmp_path, epochs=2) as log:
+        log.train(RECORD)
+        with largest_file(log.offset + 20):
+            log.train({**RECORD, "step": 6})
+            log.train({**RECORD, "step": 7})
+            log.epoch([{**RECORD, "note": "x" * 1000}])
+        log.train({**RECORD, "step": 8})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 8]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert caplog.text.count("training goes on") == 1
+
+
+def test_a_stdout_that_is_full_or_closed_stops_nothing(tmp_path, caplog, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, open("/dev/full", "w") as full, RunLog(tmp_path, epochs=2) as log:  # noqa: PTH123
+        for number, stdout in enumerate((closed, full)):
+            monkeypatch.setattr("sys.stdout", stdout)
+            log.train({**RECORD, "step": number})
+            with contextlib.suppress(OSError):
+                stdout.close()  # or it complains once more at exit
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
+    assert caplog.text.count("training goes on") == 1
+
+
+def test_a_terminal_that_goes_away_ends_the_bar_only(clock):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # noqa: PTH123
+        bar = ProgressBar(10, stream=full)
+        bar.active = True
+        clock[0] += 1
+        bar.update(1, "epoch 1/1")
+        assert not bar.active
+
+
+@pytest.mark.parametrize(("offset", "left"), [(0, 0), (10, 10), (10**9, None)])
+def test_what_a_checkpoint_does_not_know_of_goes(tmp_path, offset, left):
+    with RunLog(tmp_path, epochs=2) as log:
+        log.train(RECORD)
+        size = log.offset
+    with RunLog(tmp_path, epochs=2, offset=offset) as log:
+        assert log.offset == (size if left is None else left)
+
+
+def test_a_quiet_log_writes_nothing(tmp_path, capsys):
+    with RunLog(tmp_path, epochs=2, quiet=True) as log:
+        log.train(RECORD)
+        log.epoch([RECORD])
+        assert log.offset == 0
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
