@@ -24,12 +24,11 @@ struct LogitsBackwardOutput {
 // A row's saved statistics of one tensor, as the gradient uses them.
 template <class A>
 struct SavedSoftmax {
-  A max, log_sum_t;
+  A max;
   A by_sum_one, by_sum_t;  // 1 / sum exp(x - max), at T
 
   __device__ SavedSoftmax(const A* stats, const Temperature<A>& temperature)
       : max(stats[0]),
-        log_sum_t(stats[2]),
         by_sum_one(temperature.at_one ? exp_of_negative(stats[1]) : A(0)),
         by_sum_t(exp_of_negative(stats[2])) {}
 
@@ -64,10 +63,11 @@ struct RowScales {
   }
 };
 
-// scale (softmax(x) - (1 - smoothing) onehot(target) - smoothing / C)
+// softmax(x) - (1 - smoothing) onehot(target) - smoothing / C, exactly 0 where the target is the only class
 template <class A>
-__device__ __forceinline__ A cross_entropy_grad(A scale, A probability, bool is_target, A smoothing, A uniform) {
-  return scale * (probability - (is_target ? A(1) - smoothing : A(0)) - uniform);
+__device__ __forceinline__ A cross_entropy_grad(A probability, bool is_target, A smoothing, int cols) {
+  const A onehot = is_target ? A(1) : A(0);
+  return (probability - onehot) + smoothing * (onehot - A(1) / A(cols));
 }
 
 // One chunk of one row: every student's gradient, then the teacher's, which all students add to.
@@ -79,7 +79,6 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
   using A = accumulator_t<T>;
   constexpr int kSize = Chunk<T, V>::kSize;
   const bool has_target = scales.target >= 0;
-  const A uniform = p.smoothing / A(p.c);
   const A* stats = out.stats + row * p.stats_width();
 
   A t[kSize], t_at_t[kSize], t_grad[kSize];
@@ -91,15 +90,14 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
     t_at_t[i] = q.at_t;
     t_grad[i] = A(0);
     if (has_target) {
-      t_grad[i] =
-          cross_entropy_grad(scales.teacher_ce, q.at_one, chunk.column(i) == scales.target, p.smoothing, uniform);
+      t_grad[i] = scales.teacher_ce * cross_entropy_grad(q.at_one, chunk.column(i) == scales.target, p.smoothing, p.c);
     }
   }
 
   for (int k = 0; k < p.k; ++k) {
     const A* of_student = stats + student_stats(k);
     const SavedSoftmax<A> student(of_student, p.temperature);
-    const A kl = of_student[3], apart = student.log_sum_t - teacher.log_sum_t;
+    const A mean_difference = of_student[3];
     A s[kSize];
     chunk.load(p.students[k].row(row), s);
 #pragma unroll
@@ -108,17 +106,17 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
       const Exponentials<A> q = student.probabilities(s[i], p.temperature);
       A s_grad = A(0);
       if (has_target) {
-        s_grad =
-            cross_entropy_grad(scales.student_ce, q.at_one, chunk.column(i) == scales.target, p.smoothing, uniform);
+        s_grad = scales.student_ce * cross_entropy_grad(q.at_one, chunk.column(i) == scales.target, p.smoothing, p.c);
       }
       // of the distribution that is averaged over: q (log q - log other - KL); of the other: its q less the first's
-      const A log_ratio = (t[i] - s[i]) * p.temperature.inverse + apart;
+      const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
+      const A log_ratio_less_kl = (difference - mean_difference) * p.temperature.inverse;
       if (p.student_to_teacher) {
-        s_grad += scales.kl * times(q.at_t, -log_ratio - kl);
+        s_grad += scales.kl * times(q.at_t, log_ratio_less_kl);
         t_grad[i] += scales.kl * (t_at_t[i] - q.at_t);
       } else {
         s_grad += scales.kl * (q.at_t - t_at_t[i]);
-        t_grad[i] += scales.kl * times(t_at_t[i], log_ratio - kl);
+        t_grad[i] += scales.kl * times(t_at_t[i], log_ratio_less_kl);
       }
       s[i] = s_grad;
     }

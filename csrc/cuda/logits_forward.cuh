@@ -39,12 +39,12 @@ __device__ A cross_entropy(const Softmax<A>& softmax, const T* row, int target, 
   return loss;
 }
 
+// KL from the mean of the difference of logits, which is all of it but the normalisers.
 template <class A>
-__device__ A divergence(const Softmax<A>& teacher, const Softmax<A>& student, A cross, bool student_to_teacher,
-                        const Temperature<A>& temperature) {
+__device__ A divergence(const Softmax<A>& teacher, const Softmax<A>& student, A mean_difference,
+                        bool student_to_teacher, const Temperature<A>& temperature) {
   const A apart = log_of(student.sum_t) - log_of(teacher.sum_t);
-  return student_to_teacher ? cross / student.sum_t * temperature.inverse - apart
-                            : cross / teacher.sum_t * temperature.inverse + apart;
+  return mean_difference * temperature.inverse + (student_to_teacher ? -apart : apart);
 }
 
 template <class A>
@@ -70,12 +70,13 @@ __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
   for (int g = 0; g < G; ++g) {
     if (g < row.count) {
       A* of_student = stats + student_stats(first + g);
-      const A kl = divergence(state.teacher, state.students[g], state.cross[g], p.student_to_teacher, p.temperature);
-      save_softmax(of_student, state.students[g]);
-      of_student[3] = kl;
-      losses.kl += kl;
+      const Softmax<A>& student = state.students[g];
+      const A mean_difference = state.cross[g] / (p.student_to_teacher ? student : state.teacher).sum_t;
+      save_softmax(of_student, student);
+      of_student[3] = mean_difference;
+      losses.kl += divergence(state.teacher, student, mean_difference, p.student_to_teacher, p.temperature);
       if (target >= 0) {
-        losses.student_ce += cross_entropy(state.students[g], row.students[g], target, p.c, p.smoothing);
+        losses.student_ce += cross_entropy(student, row.students[g], target, p.c, p.smoothing);
       }
     }
   }

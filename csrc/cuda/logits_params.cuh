@@ -72,7 +72,8 @@ struct LogitsParams {
   }
 };
 
-// Where a tensor's softmax of one row begins in its row of `stats`: (max, log sum_one, log sum_t), then a student's KL.
+// Where student k begins in a row of `stats`. In place of its KL stands the mean difference of logits, of which KL is a
+// function: the gradient wants (log ratio - KL), in which the normalisers cancel, and they had better not been added.
 __device__ __forceinline__ int student_stats(int k) { return 3 + 4 * k; }
 
 }  // namespace sftn
