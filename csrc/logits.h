@@ -14,7 +14,9 @@
 // Without target parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros.
 //
 // stats [N, 3 + 4 K] saves what the gradient needs: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the teacher,
-// then the same three and KL_kn for each student. The second is unspecified without a target.
+// then for each student the same three and what the gradient needs of the divergence: KL_kn, or on the CPU, where it
+// cancels better, the mean of (t - max t) - (s - max s), or of its opposite, under the distribution that weighs. The
+// second is unspecified without a target.
 //
 // Gradients, before the chain rule's grad_total:
 //   d CE / dx          = p - (1 - smoothing) onehot(y) - smoothing / C

@@ -1,8 +1,8 @@
 // CPU kernels of the losses on logits; ../logits.h has the formulas.
 //
-// A row is taken in chunks that stay in the first-level cache: the forward pass reads a chunk once, exponentiates it
-// relative to its own maximum, and merges the chunk's sums into the row's. Rows are independent; what is summed over
-// rows is written down a row and added up in order, so the result does not depend on the number of threads.
+// A row is read from memory once: its maximum, then its sums, chunk by chunk while the row is in the cache. Rows are
+// independent; what is summed over rows is written down a row and added up in order, so the result does not depend on
+// the number of threads.
 #include "../logits.h"
 
 #include <algorithm>
@@ -16,39 +16,7 @@
 
 namespace sftn {
 
-constexpr int64_t kChunk = 1024;  // five buffers of this length are 20 KB, 40 KB in double
-
-// Sums over the part of a row that was seen, relative to its maximum.
-struct Sums {
-  double max = -std::numeric_limits<double>::infinity();
-  double z = 0;      // sum exp((x - max) / T)
-  double z1 = 0;     // sum exp(x - max)
-  double total = 0;  // sum x
-};
-
-// What the row's and the chunk's exponentials are multiplied by once both refer to the same maximum.
-struct Factors {
-  double row, chunk;
-};
-
-SFTN_INLINE double scaled(double value, double factor) { return factor == 0 ? 0 : value * factor; }
-
-inline Factors merge(Sums& row, const Sums& chunk, double inv_t) {
-  row.total += chunk.total;
-  if (row.z == 0) {  // the first chunk, or only -inf before it
-    const double total = row.total;
-    row = chunk;
-    row.total = total;
-    return {0, 1};
-  }
-  if (chunk.z == 0) return {1, 0};
-  const double max = std::max(row.max, chunk.max), drop = row.max - max, chunk_drop = chunk.max - max;
-  const Factors factors{std::exp(drop * inv_t), std::exp(chunk_drop * inv_t)};
-  row.z = row.z * factors.row + chunk.z * factors.chunk;
-  row.z1 = row.z1 * std::exp(drop) + chunk.z1 * std::exp(chunk_drop);
-  row.max = max;
-  return factors;
-}
+constexpr int64_t kChunk = 1024;  // six buffers of this length are 24 KB, 48 KB in double
 
 // exp(x) = exp(x / T)^T needs only products when T is a small power of two: their number, or -1.
 inline int squarings_of(double temperature) {
@@ -81,58 +49,57 @@ SFTN_INLINE auto with_squarings(int squarings, F f) {
   }
 }
 
-template <class A>
-SFTN_INLINE A max_of(const A* x, int64_t n) {
+template <class T>
+SFTN_INLINE accumulator_t<T> max_of(const T* row, accumulator_t<T>* buffer, int64_t c) {
+  using A = accumulator_t<T>;
   A max = -std::numeric_limits<A>::infinity();
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const int64_t n = std::min(kChunk, c - begin);
+    const A* x = load(row + begin, buffer, n);
 #pragma omp simd reduction(max : max)
-  for (int64_t j = 0; j < n; ++j) max = x[j] > max ? x[j] : max;
+    for (int64_t j = 0; j < n; ++j) max = x[j] > max ? x[j] : max;
+  }
   return max;
 }
 
-// Subtracting this from a chunk gives no NaN when all of it is -inf.
+// e = exp((x - max) / T); their sum is returned.
 template <class A>
-SFTN_INLINE A reference_of(A max) {
-  return max == -std::numeric_limits<A>::infinity() ? A(0) : max;
-}
-
-// e = exp((x - reference) / T); their sum is returned.
-template <class A>
-SFTN_INLINE A exponentials(const A* x, A reference, A inv_t, A* e, int64_t n) {
+SFTN_INLINE A exponentials(const A* x, A max, A inv_t, A* e, int64_t n) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
-    e[j] = fast_exp((x[j] - reference) * inv_t);
+    e[j] = fast_exp((x[j] - max) * inv_t);
     sum += e[j];
   }
   return sum;
 }
 
-// sum exp(x - reference), from e = exp((x - reference) / T) where T allows.
+// sum exp(x - max), from e = exp((x - max) / T) where T allows.
 template <class A>
-SFTN_INLINE A sum_at_one(const A* x, A reference, const A* e, int squarings, int64_t n) {
+SFTN_INLINE A sum_at_one(const A* x, A max, const A* e, int squarings, int64_t n) {
   return with_squarings(squarings, [&](auto times) __attribute__((always_inline)) {
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; ++j) sum += times < 0 ? fast_exp(x[j] - reference) : squared(e[j], times);
+    for (int64_t j = 0; j < n; ++j) sum += times < 0 ? fast_exp(x[j] - max) : squared(e[j], times);
     return sum;
   });
 }
 
 template <class A>
-SFTN_INLINE A sum_of_differences(const A* x, A reference, int64_t n) {
+SFTN_INLINE A sum_of_differences(const A* x, A max, int64_t n) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < n; ++j) sum += x[j] - reference;
+  for (int64_t j = 0; j < n; ++j) sum += x[j] - max;
   return sum;
 }
 
-// sum e ((x - x_reference) - (y - y_reference)), where no weight means no contribution, infinite or not.
+// sum e ((x - x_max) - (y - y_max)), where no weight means no contribution, infinite or not.
 template <class A>
-SFTN_INLINE A weighted_difference(const A* e, const A* x, A x_reference, const A* y, A y_reference, int64_t n) {
+SFTN_INLINE A weighted_difference(const A* e, const A* x, A x_max, const A* y, A y_max, int64_t n) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
-    const A difference = (x[j] - x_reference) - (y[j] - y_reference);
+    const A difference = (x[j] - x_max) - (y[j] - y_max);
     sum += e[j] == 0 ? A(0) : e[j] * difference;
   }
   return sum;
@@ -159,21 +126,24 @@ struct LogitsRows {
 
 // ---- forward ----
 
+// Of one row, relative to its maximum.
+struct Sums {
+  double max;
+  double z = 0;      // sum exp((x - max) / T)
+  double z1 = 0;     // sum exp(x - max)
+  double below = 0;  // sum (x - max)
+};
+
+// Adds a chunk of a row to the row's sums and leaves exp((x - max) / T) in e.
 template <class T>
-SFTN_INLINE Sums chunk_sums(const LogitsRows<T>& rows, const accumulator_t<T>* x, accumulator_t<T>* e, int64_t n) {
+SFTN_INLINE void add_chunk(const LogitsRows<T>& rows, Sums& sums, const accumulator_t<T>* x, accumulator_t<T>* e,
+                           int64_t n) {
   using A = accumulator_t<T>;
-  const LogitsOptions& options = rows.in.options;
-  const A max = max_of(x, n), reference = reference_of(max);
-  Sums sums;
-  sums.max = max;
-  sums.z = exponentials(x, reference, A(1 / options.temperature), e, n);
-  if (rows.target) {
-    sums.z1 = rows.squarings == 0 ? sums.z : sum_at_one(x, reference, e, rows.squarings, n);
-    if (options.label_smoothing != 0) {
-      sums.total = double(sum_of_differences(x, reference, n)) + double(reference) * n;
-    }
-  }
-  return sums;
+  const A max = A(sums.max), z = exponentials(x, max, A(1 / rows.in.options.temperature), e, n);
+  sums.z += z;
+  if (!rows.target) return;
+  sums.z1 += rows.squarings == 0 ? z : sum_at_one(x, max, e, rows.squarings, n);
+  if (rows.in.options.label_smoothing != 0) sums.below += sum_of_differences(x, max, n);
 }
 
 // CE = logsumexp(x) - (1 - smoothing) x_y - smoothing mean(x), from differences to the maximum
@@ -183,7 +153,7 @@ SFTN_INLINE double cross_entropy(const LogitsRows<T>& rows, const Sums& sums, co
   accumulator_t<T> buffer;
   const double at_target = double(*load(row + y, &buffer, 1)) - sums.max;
   double loss = std::log(sums.z1) - (1 - smoothing) * at_target;
-  if (smoothing != 0) loss -= smoothing * (sums.total / rows.in.c - sums.max);
+  if (smoothing != 0) loss -= smoothing * sums.below / rows.in.c;
   return loss;
 }
 
@@ -195,57 +165,46 @@ SFTN_INLINE void forward_row(const LogitsRows<T>& rows, int64_t i, accumulator_t
   using A = accumulator_t<T>;
   const LogitsOptions& options = rows.in.options;
   const int64_t c = rows.in.c, k_count = rows.in.k();
-  const double inv_t = 1 / options.temperature;
   alignas(64) A t_buffer[kChunk], t_exp[kChunk], s_buffer[kChunk], s_exp[kChunk];
 
-  std::fill_n(sums, 1 + k_count, Sums{});
-  std::fill_n(dots, k_count, 0.0);
+  sums[0] = Sums{max_of(rows.teacher_row(i), t_buffer, c)};
+  for (int64_t k = 0; k < k_count; ++k) {
+    sums[1 + k] = Sums{max_of(rows.student_row(k, i), s_buffer, c)};
+    dots[k] = 0;
+  }
+  const A t_max = A(sums[0].max);
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t n = std::min(kChunk, c - begin);
     const A* t = load(rows.teacher_row(i) + begin, t_buffer, n);
-    const Sums t_sums = chunk_sums(rows, t, t_exp, n);
-    const A t_reference = reference_of(A(t_sums.max));
-    const Factors t_factors = merge(sums[0], t_sums, inv_t);
+    add_chunk(rows, sums[0], t, t_exp, n);
     for (int64_t k = 0; k < k_count; ++k) {
       const A* s = load(rows.student_row(k, i) + begin, s_buffer, n);
-      const Sums s_sums = chunk_sums(rows, s, s_exp, n);
-      const A s_reference = reference_of(A(s_sums.max));
-      const Factors s_factors = merge(sums[1 + k], s_sums, inv_t);
-      // dots[k] = sum of weights * (x - y), the weights relative to the maximum of the row they come from
-      const double apart = double(t_reference) - double(s_reference);
-      double dot;
-      if (options.student_to_teacher) {
-        dot = weighted_difference(s_exp, s, s_reference, t, t_reference, n) - apart * s_sums.z;
-      } else {
-        dot = weighted_difference(t_exp, t, t_reference, s, s_reference, n) + apart * t_sums.z;
-      }
-      const Factors factors = options.student_to_teacher ? s_factors : t_factors;
-      dots[k] = scaled(dots[k], factors.row) + scaled(dot, factors.chunk);
+      add_chunk(rows, sums[1 + k], s, s_exp, n);
+      const A s_max = A(sums[1 + k].max);
+      dots[k] += options.student_to_teacher ? weighted_difference(s_exp, s, s_max, t, t_max, n)
+                                            : weighted_difference(t_exp, t, t_max, s, s_max, n);
     }
   }
 
   const int64_t y = rows.target ? rows.target[i] : options.ignore_index;
   const bool has_target = rows.target && y != options.ignore_index;
-  const Sums& teacher = sums[0];
-  const double t_log_z = std::log(teacher.z);
-  stats[0] = A(teacher.max);
-  stats[1] = rows.target ? A(std::log(teacher.z1)) : A(0);
+  const double t_log_z = std::log(sums[0].z);
+  stats[0] = t_max;
+  stats[1] = rows.target ? A(std::log(sums[0].z1)) : A(0);
   stats[2] = A(t_log_z);
-  terms[0] = has_target ? cross_entropy(rows, teacher, rows.teacher_row(i), y) : 0;
+  terms[0] = has_target ? cross_entropy(rows, sums[0], rows.teacher_row(i), y) : 0;
   for (int64_t k = 0; k < k_count; ++k) {
     const Sums& student = sums[1 + k];
     const double s_log_z = std::log(student.z);
-    // log q_t - log q_s = ((t - s) - (max_t - max_s)) / T - (log z_t - log z_s)
-    const double offset = (teacher.max - student.max) * inv_t + (t_log_z - s_log_z);
-    const double kl =
-        options.student_to_teacher ? dots[k] / student.z * inv_t + offset : dots[k] / teacher.z * inv_t - offset;
+    const double mean = dots[k] / (options.student_to_teacher ? student.z : sums[0].z);
+    const double apart = options.student_to_teacher ? t_log_z - s_log_z : s_log_z - t_log_z;
     A* of_student = stats + 3 + 4 * k;
     of_student[0] = A(student.max);
     of_student[1] = rows.target ? A(std::log(student.z1)) : A(0);
     of_student[2] = A(s_log_z);
-    of_student[3] = A(kl);
+    of_student[3] = A(mean);
     terms[1 + 2 * k] = has_target ? cross_entropy(rows, student, rows.student_row(k, i), y) : 0;
-    terms[2 + 2 * k] = kl;
+    terms[2 + 2 * k] = mean / options.temperature + apart;
   }
 }
 
@@ -264,7 +223,7 @@ SFTN_INLINE void forward_range(const LogitsRows<T>& rows, accumulator_t<T>* stat
 
 // The factors of a row's gradients, the chain rule's and the reduction's included.
 struct RowScale {
-  double kl;          // of T dKL/dx
+  double kl;          // of T dKL/dx, T = temperature
   double t_ce, s_ce;  // of p - (1 - smoothing) onehot - smoothing / C; 0 where the row has no target
   int64_t y;          // class, -1 without
 };
@@ -291,15 +250,16 @@ SFTN_INLINE void probabilities(const A* x, const A* stats, double inv_t, int squ
   });
 }
 
-// Gradient of the divergence to the distribution that weighs it: scale q ((log q - log other) - KL). `offset` is what
-// the logarithms' normalisers and the divergence add up to. No probability means no gradient, however far the other is.
+// Gradient of the divergence to the distribution that weighs it: scale q (d - mean of d) with d the difference of the
+// two logits to their maxima. That is q (log q - log other - KL) less what cancels, which at logits of 1e4 is all of
+// float's digits. No probability means no gradient, however far the other is.
 template <class A>
-SFTN_INLINE void add_weighing(A* grad, A scale, const A* q, const A* x, A x_max, const A* y, A y_max, A inv_t, A offset,
+SFTN_INLINE void add_weighing(A* grad, A scale, const A* q, const A* x, A x_max, const A* y, A y_max, A mean,
                               int64_t n) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const A log_ratio = ((x[j] - x_max) - (y[j] - y_max)) * inv_t - offset;
-    grad[j] += q[j] == 0 ? A(0) : scale * q[j] * log_ratio;
+    const A difference = (x[j] - x_max) - (y[j] - y_max);
+    grad[j] += q[j] == 0 ? A(0) : scale * q[j] * (difference - mean);
   }
 }
 
@@ -338,13 +298,13 @@ SFTN_INLINE void backward_row(const LogitsRows<T>& rows, int64_t i, const accumu
       A* s_to = want_s ? staging(s_out[k] + begin, s_grad) : s_grad;
       probabilities(s, of_student, inv_t, rows.squarings, want_s && has_target, A(scale.s_ce), s_uniform, s_q, s_to, n);
       if (want_s && !has_target) std::fill_n(s_to, n, A(0));
-      const A kl = A(scale.kl), log_z = stats[2] - of_student[2];
+      const A kl = A(scale.kl), weighing = A(scale.kl * inv_t), mean = of_student[3];
       if (options.student_to_teacher) {
-        if (want_s) add_weighing(s_to, kl, s_q, s, of_student[0], t, stats[0], A(inv_t), of_student[3] - log_z, n);
+        if (want_s) add_weighing(s_to, weighing, s_q, s, of_student[0], t, stats[0], mean, n);
         if (want_t) add_followed(t_to, kl, t_q, s_q, n);
       } else {
         if (want_s) add_followed(s_to, kl, s_q, t_q, n);
-        if (want_t) add_weighing(t_to, kl, t_q, t, stats[0], s, of_student[0], A(inv_t), of_student[3] + log_z, n);
+        if (want_t) add_weighing(t_to, weighing, t_q, t, stats[0], s, of_student[0], mean, n);
       }
       if (want_s) {
         subtract_at(s_to, scale.y - begin, n, scale.s_ce * (1 - smoothing));

@@ -25,8 +25,8 @@ _kernels: dict[str, Any] = {
 def set_backend(name: str) -> None:
     """Choose what the losses run on, from here on and in all threads.
 
-    ``"fused"`` is the compiled kernels, and an error where there are none; ``"reference"`` is plain PyTorch; ``"auto"``,
-    the default, takes the kernels where there are some and says once, in a warning, where there are none.
+    ``"fused"`` is the compiled kernels, and an error where there are none; ``"reference"`` is plain PyTorch;
+    ``"auto"``, the default, takes the kernels where there are some and warns once where there are none.
 
     Raises:
         ValueError: for any other name.

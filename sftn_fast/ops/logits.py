@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import without_second_derivatives
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
@@ -74,8 +74,8 @@ def kd_ce_loss(
 ) -> KDTerms:
     """Distillation and cross-entropy in one pass: ``kd_weight * kd + ce_weight * ce``.
 
-    ``kd`` is :func:`kd_loss` over all rows, ``ce`` is ``F.cross_entropy(student_logits, target)``, the mean over rows
-    whose target is not ``ignore_index``; 0, with no gradient, if there are none. The default weights are RepDistiller's.
+    ``kd`` is :func:`kd_loss` over all rows, ``ce`` is ``F.cross_entropy(student_logits, target)``: the mean over rows
+    whose target is not ``ignore_index``, or 0, without gradient, if there are none. The defaults are RepDistiller's.
 
     Args:
         student_logits: ``[N, C]``.
@@ -253,20 +253,22 @@ class _LogitsLoss(torch.autograd.Function):
         return total, parts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         target, parts, stats, teacher, *students = ctx.saved_tensors
         if grad_total is None:
             return (None,) * (4 + len(students))
-        wanted = ctx.needs_input_grad[3:]
-        teacher_wanted, students_wanted = wanted[0], any(wanted[1:])
-        grads = ctx.ops.logits_backward(
-            grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
-        )
+        _, _, _, teacher_wanted, *student_wanted = ctx.needs_input_grad
+        students_wanted = any(student_wanted)
+        with torch.no_grad():
+            grads = ctx.ops.logits_backward(
+                grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
+            )
         if not teacher_wanted:
             grads.insert(0, None)
         if not students_wanted:
             grads.extend([None] * len(students))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = without_second_derivatives(grads, (teacher, *students))
         return None, None, None, *grads
 
 

@@ -16,6 +16,7 @@ def kd_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
 ) -> Tensor:
     """Reference of :func:`sftn_fast.ops.kd_loss`."""
+    student_logits, teacher_logits = _widened(student_logits, teacher_logits)
     rows = temperature**2 * _kl_rows(teacher_logits, student_logits, temperature)
     if reduction == "none":
         return rows
@@ -34,9 +35,9 @@ def kd_ce_loss(
     label_smoothing: float = 0.0,
 ) -> KDTerms:
     """Reference of :func:`sftn_fast.ops.kd_ce_loss`."""
+    student_logits, teacher_logits = _widened(student_logits, teacher_logits)
     kd = kd_loss(student_logits, teacher_logits, temperature)
     ce = _cross_entropy(student_logits, target, ignore_index, label_smoothing)
-    kd, ce = _same_dtype(kd, ce)
     return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
 
 
@@ -53,30 +54,29 @@ def sftn_loss(
     branch_reduction: str = "mean",
 ) -> SFTNTerms:
     """Reference of :func:`sftn_fast.ops.sftn_loss`."""
+    teacher_logits, *branches = _widened(teacher_logits, *branch_logits)
     teacher_ce = _cross_entropy(teacher_logits, target)
-    branch_ce = torch.stack([_cross_entropy(branch, target) for branch in branch_logits]).sum()
-    pairs = [(teacher_logits, branch) for branch in branch_logits]
+    branch_ce = torch.stack([_cross_entropy(branch, target) for branch in branches]).sum()
+    pairs = [(teacher_logits, branch) for branch in branches]
     if direction == "branch_to_teacher":
         pairs = [(branch, teacher) for teacher, branch in pairs]
     kl_rows = torch.stack([_kl_rows(p, q, temperature) for p, q in pairs])
     branch_kl = temperature**2 * kl_rows.sum() / max(len(target), 1)
     if branch_reduction == "mean":
-        branch_ce, branch_kl = branch_ce / len(branch_logits), branch_kl / len(branch_logits)
-    teacher_ce, branch_ce, branch_kl = _same_dtype(teacher_ce, branch_ce, branch_kl)
+        branch_ce, branch_kl = branch_ce / len(branches), branch_kl / len(branches)
     total = teacher_weight * teacher_ce + ce_weight * branch_ce + kl_weight * branch_kl
     return SFTNTerms(total, teacher_ce.detach(), branch_ce.detach(), branch_kl.detach())
 
 
 def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     """``KL(softmax(p / T) || softmax(q / T))`` of each row, where a probability of 0 contributes nothing: ``[N]``."""
-    p_log, q_log = _same_dtype(_log_softmax(p_logits, temperature), _log_softmax(q_logits, temperature))
+    p_log, q_log = _log_softmax(p_logits, temperature), _log_softmax(q_logits, temperature)
     p = p_log.exp()
     return (p * torch.where(p == 0, 0.0, p_log - q_log)).sum(dim=1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     # The maximum goes first: at temperature 0.05, logits of 1e4 would lose two digits in the division.
-    logits = _widened(logits)
     shifted = logits - logits.detach().amax(dim=1, keepdim=True)
     return F.log_softmax(shifted / temperature, dim=1)
 
@@ -85,7 +85,7 @@ def _cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, lab
     """Mean over the rows whose target counts; 0 if there are none."""
     try:
         total = F.cross_entropy(
-            _widened(logits), target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+            logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
         )
     except IndexError:
         check_classes(target, logits.shape[1], ignore_index)
@@ -93,10 +93,7 @@ def _cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, lab
     return total / (target != ignore_index).sum().clamp(min=1)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _same_dtype(*tensors: Tensor) -> list[Tensor]:
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """All in float64 if one is, else in float32: once for each input, so that its gradient is rounded once."""
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return [t.to(dtype) for t in tensors]

@@ -1,0 +1,67 @@
+"""The backends that the losses run on, as a fixture: every test that takes `backend` runs on each of them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sftn_fast import ops
+from sftn_fast.ops import _backend, _library
+
+BACKENDS = ("reference", "cpu", "emulated", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    device: str
+
+    @property
+    def fused(self) -> bool:
+        return self.name != "reference"
+
+
+@pytest.fixture(scope="session")
+def emulated_ops() -> Any:
+    """The CUDA sources, compiled by g++ against the emulator: `torch.ops.sftn_fast_emulated`, on CPU tensors."""
+    try:
+        folder = os.environ.get("SFTN_EMULATED_DIR") or importlib.import_module("simt.build").ensure_built()
+        sys.path.insert(0, str(Path(folder).resolve()))
+        importlib.import_module("sftn_emulated")
+    except (ImportError, OSError, RuntimeError) as error:
+        pytest.skip(f"the emulated kernels were not built: {error}")
+    return torch.ops.sftn_fast_emulated
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    name = request.param
+    if name == "cpu" and not _library.CPU.loaded:
+        pytest.skip(f"no CPU kernels: {_library.CPU.error}")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if name == "cuda" and not _library.CUDA.loaded:
+        pytest.skip(f"no CUDA kernels: {_library.CUDA.error}")
+    if name == "emulated":
+        emulated = request.getfixturevalue("emulated_ops")
+        with ops.backend("fused"), _backend._use_namespace("cpu", emulated):
+            yield Backend(name, "cpu")
+        return
+    with ops.backend("reference" if name == "reference" else "fused"):
+        yield Backend(name, "cuda" if name == "cuda" else "cpu")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests were skipped for what, in one line a reason."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
