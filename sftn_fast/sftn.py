@@ -47,7 +47,7 @@ def pair_stages(teacher: StagedNet, student: StagedNet, image_size: int) -> list
 
     The last stages pair with each other. The stages before them pair in order, such that (1) as many different student
     stages as possible serve, (2) the maps' sizes differ least, in halvings summed over the pairs, (3) the relative
-    depths t / S_teacher and s / S_student differ least. With equal numbers of stages, stage i therefore pairs with
+    depths t / S_teacher and s / S_student differ least, (4) the student stages are the earliest. With equal numbers of stages, stage i therefore pairs with
     stage i, whatever the sizes.
 
     Args:
@@ -69,7 +69,8 @@ def pair_stages(teacher: StagedNet, student: StagedNet, image_size: int) -> list
     def mismatch(choice: tuple[int, ...]) -> tuple[int, float, float]:
         halvings = (_halvings(teacher_shapes[t - 1], student_shapes[s - 1]) for t, s in zip(inner, choice, strict=True))
         depths = (t / len(teacher_shapes) - s / last for t, s in zip(inner, choice, strict=True))
-        return -len(set(choice)), sum(map(abs, halvings)), sum(map(abs, depths))
+        # Rounded, lest equal sums differ by the order of their terms.
+        return -len(set(choice)), round(sum(map(abs, halvings)), 6), round(sum(map(abs, depths)), 6)
 
     # At most C(S_teacher + S_student - 3, S_teacher - 1) choices: 10 for four stages each.
     choices = itertools.combinations_with_replacement(range(1, last), len(inner))
@@ -141,12 +142,12 @@ class StudentAwareTeacher(nn.Module):
         super().__init__()
         if teacher.num_classes != student.num_classes:
             raise ValueError(f"teacher has {teacher.num_classes} classes, student has {student.num_classes}")
+        paired = {pair.teacher_stage: pair for pair in pairing or pair_stages(teacher, student, image_size)}
         wanted = sorted(range(1, teacher.num_stages) if stages is None else stages)
-        usable = 0 < len(wanted) == len(set(wanted)) and set(wanted) <= set(range(1, teacher.num_stages + 1))
-        check(usable, "sftn.stages", wanted, f"distinct stages of the teacher, from 1 to {teacher.num_stages}")
+        usable = 0 < len(wanted) == len(set(wanted)) and set(wanted) <= paired.keys()
+        check(usable, "sftn.stages", wanted, f"distinct stages of the teacher, of {', '.join(map(str, paired))}")
 
-        pairing = pair_stages(teacher, student, image_size) if pairing is None else pairing
-        self.pairs = [pair for pair in pairing if pair.teacher_stage in wanted]
+        self.pairs = [paired[stage] for stage in wanted]
         self.teacher = teacher
         shared = copy.deepcopy(student) if share_student else None
         self.branches = nn.ModuleDict({str(pair.teacher_stage): _branch(pair, student, shared) for pair in self.pairs})

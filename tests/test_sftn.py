@@ -300,11 +300,13 @@ def test_a_pairing_of_ones_own() -> None:
     aware = StudentAwareTeacher(teacher, student, image_size=16, pairing=pairing)
     assert [len(branch[1].stages) for branch in aware.branches.values()] == [2, 2]
     assert len(aware(images())[1]) == 2
+    with pytest.raises(ConfigError, match="of 1, 2, got"):
+        StudentAwareTeacher(teacher, student, image_size=16, stages=[3], pairing=pairing)
 
 
 @pytest.mark.parametrize("stages", [[], [0], [4], [-1], [1, 1]])
 def test_stages_that_the_teacher_has_not_are_refused(stages: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"sftn\.stages must be distinct stages of the teacher, from 1 to 3"):
+    with pytest.raises(ConfigError, match=r"sftn\.stages must be distinct stages of the teacher, of 1, 2, 3, got"):
         StudentAwareTeacher(toy(), toy(), stages=stages)
 
 

@@ -52,11 +52,13 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
-def test_terms(kind: str, amp: torch.dtype | None) -> None:
-    task = TASKS[kind][0]().train()
-    with torch.autocast("cpu", dtype=amp, enabled=amp is not None):
-        terms = task(*batch())
+@pytest.mark.parametrize("precision", ["fp32", "autocast", "half"])
+def test_terms(kind: str, precision: str) -> None:
+    dtype = torch.bfloat16 if precision == "half" else torch.float32
+    task = TASKS[kind][0]().train().to(dtype)
+    images, target, index = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+        terms = task(images.to(dtype), target, index)
     assert set(terms) == TASKS[kind][1]
     assert all(term.shape == () and term.dtype == torch.float32 and term.isfinite() for term in terms.values())
     assert [name for name, term in terms.items() if term.requires_grad] == ["total"]

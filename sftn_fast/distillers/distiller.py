@@ -91,7 +91,7 @@ class Distiller(nn.Module):
         student = self.student.forward_features(batch.images, preact=self._needs_preacts)
         losses = {CE: F.cross_entropy(student.logits.float(), batch.target)}
         for name, method in self.methods.items():
-            losses[name] = cast(Method, method).loss(student, teacher, batch)
+            losses[name] = cast(Method, method).loss(student, teacher, batch).float()
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"total": cast(Tensor, total)} | {name: loss.detach() for name, loss in losses.items()}
 

@@ -122,9 +122,11 @@ def test_fused_and_separate_losses_agree(nets: tuple[StagedNet, StagedNet]) -> N
 
 
 @pytest.mark.parametrize("spec", ["kd", "match:scale=2", "kd,match=0.5", "preacts,match,kd,ce=0.3"])
-def test_terms(spec: str, nets: tuple[StagedNet, StagedNet]) -> None:
-    distiller = build(spec, nets)
-    terms = distiller(*batch())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_terms(spec: str, dtype: torch.dtype, nets: tuple[StagedNet, StagedNet]) -> None:
+    distiller = build(spec, nets).to(dtype)
+    nets[0].to(dtype)
+    terms = distiller(*batch(dtype=dtype))
     assert set(terms) == {"total", "ce"} | {term.name for term in parse(spec).methods}
     assert all(term.shape == () and term.dtype == torch.float32 for term in terms.values())
     assert [name for name, term in terms.items() if term.requires_grad] == ["total"]
@@ -165,6 +167,7 @@ def test_the_teacher_is_frozen(spec: str, nets: tuple[StagedNet, StagedNet]) -> 
     teacher.train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     distiller = build(spec, nets)
+    assert not any(module.training for module in teacher.modules())
     optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.05)
     losses = []
     for _ in range(5):
