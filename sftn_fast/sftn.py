@@ -47,8 +47,8 @@ def pair_stages(teacher: StagedNet, student: StagedNet, image_size: int) -> list
 
     The last stages pair with each other. The stages before them pair in order, such that (1) as many different student
     stages as possible serve, (2) the maps' sizes differ least, in halvings summed over the pairs, (3) the relative
-    depths t / S_teacher and s / S_student differ least, (4) the student stages are the earliest. With equal numbers of stages, stage i therefore pairs with
-    stage i, whatever the sizes.
+    depths t / S_teacher and s / S_student differ least, (4) the student stages are the earliest. With equal numbers of
+    stages, stage i therefore pairs with stage i, whatever the sizes.
 
     Args:
         teacher: Network with S_teacher stages.
