@@ -2,12 +2,11 @@
 set(SFTN_SANITIZE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 
 # What differs between the two variants: "plain" is optimised, "asan" carries AddressSanitizer and UBSan.
-# The section holds __shared__ variables; without being named it would go unguarded.
 function(sftn_emulate target variant)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tests/simt/include)
   target_compile_options(${target} PRIVATE -Wall -Wno-unknown-pragmas)
   if(variant STREQUAL "asan")
-    target_compile_options(${target} PRIVATE -O1 -g1 ${SFTN_SANITIZE} -fsanitize-sections=simt_shared)
+    target_compile_options(${target} PRIVATE -O1 -g1 ${SFTN_SANITIZE})
     target_link_options(${target} PRIVATE ${SFTN_SANITIZE})
   else()
     target_compile_options(${target} PRIVATE -O2)

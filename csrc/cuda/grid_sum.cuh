@@ -12,17 +12,17 @@ namespace sftn {
 //   arrivals  zero before the launch
 template <int N, class A>
 __device__ __forceinline__ bool grid_sum(A (&values)[N], A* partials, unsigned* arrivals) {
-  __shared__ bool is_last;
+  SIMT_SHARED(bool, is_last, 1);
   block_reduce<Add>(values);
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int i = 0; i < N; ++i) partials[int64_t(blockIdx.x) * N + i] = values[i];
     __threadfence();  // the partial sums must be seen before the arrival
-    is_last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
+    is_last[0] = atomicAdd(arrivals, 1u) == gridDim.x - 1;
     __threadfence();
   }
   __syncthreads();
-  if (is_last) {
+  if (is_last[0]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) values[i] = 0;
     for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ bool grid_sum(A (&values)[N], A* partials, unsigned* 
     }
     block_reduce<Add>(values);
   }
-  return is_last && threadIdx.x == 0;
+  return is_last[0] && threadIdx.x == 0;
 }
 
 }  // namespace sftn

@@ -26,6 +26,8 @@
 #define SFTN_DISPATCH_KEY CUDA
 #define SFTN_CUDA_CHECK(call) STD_CUDA_CHECK(call)
 #define SFTN_DEVICE_ASSERT(condition) assert(condition)
+// An array of static shared memory.
+#define SIMT_SHARED(type, name, count) __shared__ type name[count]
 #endif
 
 namespace sftn::simt {
@@ -58,7 +60,7 @@ template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 threads, cudaStream_t stream, A&&... arguments) {
 #ifdef SIMT_EMULATOR
   static_cast<void>(stream);
-  simt_emulator::launch(kernel, grid, threads, 0, arguments...);
+  simt_emulator::launch(kernel, grid, threads, arguments...);
 #else
   kernel<<<grid, threads, 0, stream> > >(static_cast<P>(arguments)...);
   SFTN_CUDA_CHECK(cudaGetLastError());

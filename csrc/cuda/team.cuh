@@ -33,21 +33,21 @@ __device__ __forceinline__ void warp_reduce(A (&values)[N]) {
 // must call it; blockDim.x is a multiple of the warp size and at most 32 warps.
 template <class Op, int N, class A>
 __device__ __forceinline__ void block_reduce(A (&values)[N]) {
-  __shared__ A of_warp[32][N];
+  SIMT_SHARED(A, of_warp, 32 * N);
   const int lane = threadIdx.x % simt::kWarpSize, warp = threadIdx.x / simt::kWarpSize;
   const int warps = blockDim.x / simt::kWarpSize;
   warp_reduce<Op>(values);
   __syncthreads();  // the last call's values may still be read
   if (lane == 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) of_warp[warp][i] = values[i];
+    for (int i = 0; i < N; ++i) of_warp[warp * N + i] = values[i];
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = of_warp[0][i];
+  for (int i = 0; i < N; ++i) values[i] = of_warp[i];
   for (int w = 1; w < warps; ++w) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = Op::apply(values[i], of_warp[w][i]);
+    for (int i = 0; i < N; ++i) values[i] = Op::apply(values[i], of_warp[w * N + i]);
   }
 }
 

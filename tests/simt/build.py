@@ -27,6 +27,12 @@ def find_tool(name: str) -> str:
     return found
 
 
+def find_compiler() -> str:
+    """The C++ compiler of the configured build."""
+    line = next(x for x in (CMAKE_DIR / "CMakeCache.txt").read_text().splitlines() if x.startswith("CMAKE_CXX_COMPILER:"))
+    return line.split("=", 1)[1]
+
+
 @contextmanager
 def build_lock() -> Iterator[None]:
     """One build at a time, whatever the number of test processes."""

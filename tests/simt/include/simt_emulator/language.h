@@ -11,8 +11,11 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) alignas(n)
 
-// One copy serves all blocks, since they run in turn. The section lets the scheduler poison it before each block.
-#define __shared__ static __attribute__((section("simt_shared")))
+// There is no __shared__: a static variable could not be poisoned before each block. SIMT_SHARED declares an array of
+// `count` values of static shared memory instead, `name`, a pointer here.
+#define SIMT_SHARED(type, name, count) \
+  static char name##_key;              \
+  type* const name = static_cast<type*>(simt_emulator::block.shared(&name##_key, (count) * sizeof(type)))
 
 struct uint3 {
   unsigned x, y, z;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -17,9 +18,6 @@
 
 #include "context.h"
 #include "language.h"
-
-// The linker's bounds of all __shared__ variables; null where there are none.
-extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_simt_shared[], __stop_simt_shared[];
 
 namespace simt_emulator {
 
@@ -65,17 +63,18 @@ class Block {
  public:
   void run(uint3 index, void (*body)(void*), void* arguments);
 
-  void resize(dim3 shape, std::size_t shared_bytes);
+  void resize(dim3 shape);
   void arrive_and_wait(Barrier& barrier, const Site& site);
   [[noreturn]] void fail(const std::string& what) const;
 
   Barrier& barrier() { return barrier_; }
   Warp& warp() { return warps_[current_->index / 32]; }
   unsigned lane() const { return current_->index % 32; }
-  void* dynamic_shared() { return dynamic_shared_.get(); }
+  void* shared(const void* variable, std::size_t bytes);
 
  private:
   static constexpr std::size_t kStackBytes = 64 << 10;
+  static constexpr std::size_t kMaxShared = 48 << 10;
   static constexpr std::uint64_t kCanary = 0x5afe57ac5afe57ac;
 
   static void thread_main();
@@ -90,8 +89,7 @@ class Block {
   std::vector<unsigned> lanes_;  // the order in which lanes run
   std::unique_ptr<char[]> stacks_;
   std::size_t stacks_bytes_ = 0;
-  std::unique_ptr<unsigned char[]> dynamic_shared_;  // of the exact size: AddressSanitizer guards both its ends
-  std::size_t dynamic_shared_bytes_ = 0;
+  std::map<const void*, std::vector<unsigned char>> shared_;  // an allocation each: AddressSanitizer guards their ends
   dim3 shape_;
   Barrier barrier_;
   unsigned live_ = 0;
@@ -105,7 +103,7 @@ class Block {
 
 inline Block block;
 
-inline void Block::resize(dim3 shape, std::size_t shared_bytes) {
+inline void Block::resize(dim3 shape) {
   shape_ = shape;
   const unsigned count = shape.count();
   threads_.resize(count);
@@ -117,24 +115,33 @@ inline void Block::resize(dim3 shape, std::size_t shared_bytes) {
     stacks_bytes_ = count * kStackBytes;
     stacks_.reset(new char[stacks_bytes_]);
   }
-  dynamic_shared_.reset(new unsigned char[shared_bytes]);
-  dynamic_shared_bytes_ = shared_bytes;
+  shared_.clear();
 }
 
 // Shared memory is not zeroed on a GPU. Either poison is NaN or huge for a floating-point type; the seed chooses, since
 // fmax hides the one and fmin the other.
-__attribute__((no_sanitize("address"))) inline void Block::poison_shared() {
-  const unsigned char poison = schedule.seed % 2 ? 0x7f : 0xff;
-  for (std::size_t i = 0; i < dynamic_shared_bytes_; ++i) dynamic_shared_[i] = poison;
-  // A volatile pointer keeps this a loop: memset would stop at AddressSanitizer's guards between the variables.
-  for (volatile unsigned char* p = __start_simt_shared; p != __stop_simt_shared; ++p) *p = poison;
+inline unsigned char poison() { return schedule.seed % 2 ? 0x7f : 0xff; }
+
+inline void Block::poison_shared() {
+  for (auto& [variable, memory] : shared_) std::fill(memory.begin(), memory.end(), poison());
+}
+
+inline void* Block::shared(const void* variable, std::size_t bytes) {
+  auto [entry, is_new] = shared_.try_emplace(variable);
+  if (is_new) {
+    entry->second.assign(bytes, poison());
+    std::size_t total = 0;
+    for (const auto& [_, memory] : shared_) total += memory.size();
+    if (total > kMaxShared) fail("more than 48 KiB of static shared memory");
+  }
+  return entry->second.data();
 }
 
 inline void Block::fail(const std::string& what) const {
   std::string message = "SIMT emulator, block " + std::to_string(blockIdx.x) + ": " + what;
   for (const Thread& thread : threads_) {
     if (!thread.done && thread.waiting) {
-      message += "; thread " + std::to_string(thread.index) + " waits at " + thread.waiting->site.text();
+      message += ", thread " + std::to_string(thread.index) + " waits at " + thread.waiting->site.text();
       break;
     }
   }
@@ -221,12 +228,11 @@ inline void Block::run(uint3 index, void (*body)(void*), void* arguments) {
   }
 }
 
-// kernel<<<grid, threads, shared_bytes>>>(arguments...)
+// kernel<<<grid, threads>>>(arguments...)
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared_bytes, A&&... arguments) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 threads, A&&... arguments) {
   if (grid.count() == 0) throw std::invalid_argument("SIMT emulator: empty grid");
   if (threads.count() == 0 || threads.count() > 1024) throw std::invalid_argument("SIMT emulator: bad block size");
-  if (shared_bytes > 48 << 10) throw std::invalid_argument("SIMT emulator: more than 48 KiB of dynamic shared memory");
 
   static std::mutex one_launch_at_a_time;  // autograd may launch from a thread of its own
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
@@ -236,7 +242,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared_by
   ++counters.launches;
   blockDim = threads;
   gridDim = grid;
-  block.resize(threads, shared_bytes);
+  block.resize(threads);
   std::vector<unsigned> order(grid.count());
   std::iota(order.begin(), order.end(), 0u);
   if (schedule.seed) std::shuffle(order.begin(), order.end(), std::mt19937(schedule.seed));

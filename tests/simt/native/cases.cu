@@ -1,0 +1,321 @@
+// Small kernels, right and wrong ones, that show what the emulator does and what it catches. Each case is a function;
+// the program runs the one named on its command line and prints the error that it met.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace {
+
+#define REQUIRE(condition)                                                 \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::printf("%s:%d: required %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (0)
+
+using simt_emulator::launch;
+using simt_emulator::schedule;
+
+// ---- barriers ----
+
+// Reverses a block's values through shared memory. Without the barrier a thread may read before its partner writes.
+template <bool WithBarrier>
+__global__ void reverse(float* values) {
+  SIMT_SHARED(float, buffer, 128);
+  buffer[threadIdx.x] = values[threadIdx.x];
+  if (WithBarrier) __syncthreads();
+  values[threadIdx.x] = buffer[blockDim.x - 1 - threadIdx.x];
+}
+
+template <bool WithBarrier>
+int wrong_schedules() {
+  int wrong = 0;
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    schedule.seed = seed;
+    std::vector<float> values(128);
+    for (int i = 0; i < 128; ++i) values[i] = static_cast<float>(i);
+    launch(reverse<WithBarrier>, 1, 128, values.data());
+    bool right = true;
+    for (int i = 0; i < 128; ++i) right &= values[i] == static_cast<float>(127 - i);
+    wrong += !right;
+  }
+  return wrong;
+}
+
+void missing_barrier_is_found() {
+  REQUIRE(wrong_schedules<true>() == 0);
+  REQUIRE(wrong_schedules<false>() == 8);
+}
+
+// Within a warp lanes run on their own too: what one wrote another sees only after __syncwarp.
+template <bool WithBarrier>
+__global__ void rotate(int* values) {
+  SIMT_SHARED(int, buffer, 32);
+  buffer[threadIdx.x] = values[threadIdx.x];
+  if (WithBarrier) __syncwarp();
+  values[threadIdx.x] = buffer[(threadIdx.x + 1) % 32];
+}
+
+void missing_warp_barrier_is_found() {
+  for (const bool with_barrier : {true, false}) {
+    int wrong = 0;
+    for (unsigned seed = 1; seed < 5; ++seed) {
+      schedule.seed = seed;
+      std::vector<int> values(32);
+      for (int i = 0; i < 32; ++i) values[i] = i;
+      with_barrier ? launch(rotate<true>, 1, 32, values.data()) : launch(rotate<false>, 1, 32, values.data());
+      for (int i = 0; i < 32; ++i) wrong += values[i] != (i + 1) % 32;
+    }
+    REQUIRE((wrong == 0) == with_barrier);
+  }
+}
+
+__global__ void half_the_threads_wait() {
+  if (threadIdx.x < 32) __syncthreads();
+}
+
+__global__ void two_barriers() {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void lanes_disagree(int* out) {
+  out[threadIdx.x] = threadIdx.x < 16 ? __shfl_sync(~0u, 1, 0) : __shfl_xor_sync(~0u, 1, 1);
+}
+
+__global__ void half_the_lanes_shuffle(int* out) {
+  if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(~0u, 1, 0);
+}
+
+void returned_threads_are_reported() { launch(half_the_threads_wait, 1, 64); }
+void different_barriers_are_reported() { launch(two_barriers, 1, 64); }
+void different_collectives_are_reported() {
+  std::vector<int> out(32);
+  launch(lanes_disagree, 1, 32, out.data());
+}
+void divergent_collectives_are_reported() {
+  std::vector<int> out(32);
+  launch(half_the_lanes_shuffle, 1, 32, out.data());
+}
+
+// ---- collectives ----
+
+struct Shuffled {
+  int broadcast, in_segment, exchanged, exchanged_in_segment, down, up;
+};
+
+__global__ void shuffle(Shuffled* out) {
+  const int lane = threadIdx.x;
+  out[lane] = {__shfl_sync(~0u, lane, 5),        __shfl_sync(~0u, lane, 3, 8),    __shfl_xor_sync(~0u, lane, 16),
+               __shfl_xor_sync(~0u, lane, 8, 8), __shfl_down_sync(~0u, lane, 30), __shfl_up_sync(~0u, lane, 2, 16)};
+}
+
+void shuffles_mean_what_cuda_says() {
+  for (schedule.seed = 0; schedule.seed < 3; ++schedule.seed) {
+    std::vector<Shuffled> out(32);
+    launch(shuffle, 1, 32, out.data());
+    for (int lane = 0; lane < 32; ++lane) {
+      const Shuffled& got = out[lane];
+      REQUIRE(got.broadcast == 5);
+      REQUIRE(got.in_segment == lane / 8 * 8 + 3);
+      REQUIRE(got.exchanged == (lane ^ 16));
+      // A lane of an earlier segment may be read, one of a later segment gives the lane's own value.
+      REQUIRE(got.exchanged_in_segment == (lane % 16 >= 8 ? lane - 8 : lane));
+      REQUIRE(got.down == (lane < 2 ? lane + 30 : lane));
+      REQUIRE(got.up == (lane % 16 >= 2 ? lane - 2 : lane));
+    }
+  }
+}
+
+__global__ void read_lane(double* out, int source) { out[threadIdx.x] = __shfl_sync(~0u, threadIdx.x + 0.5, source); }
+
+void shuffles_take_eight_bytes() {
+  std::vector<double> out(32);
+  launch(read_lane, 1, 32, out.data(), 7);
+  for (double value : out) REQUIRE(value == 7.5);
+}
+
+void lanes_that_do_not_exist_are_reported() {
+  std::vector<double> out(20);
+  launch(read_lane, 1, 20, out.data(), 25);
+}
+
+// ---- schedule ----
+
+__global__ void arrive(unsigned* counter, unsigned* ticket_of_block) {
+  if (threadIdx.x == 0) ticket_of_block[blockIdx.x] = atomicAdd(counter, 1u);
+}
+
+void blocks_are_shuffled() {
+  std::vector<unsigned> in_order(16), shuffled(16);
+  unsigned counter = 0;
+  launch(arrive, 16, 32, &counter, in_order.data());
+  for (unsigned i = 0; i < 16; ++i) REQUIRE(in_order[i] == i);
+  schedule.seed = 3;
+  counter = 0;
+  launch(arrive, 16, 32, &counter, shuffled.data());
+  REQUIRE(counter == 16);
+  REQUIRE(shuffled != in_order);
+  REQUIRE(simt_emulator::counters.launches == 2 && simt_emulator::counters.blocks == 32);
+}
+
+__global__ void record_index(unsigned* out) {
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  ++out[block * blockDim.count() + thread];
+}
+
+void every_thread_runs_once() {
+  for (schedule.seed = 0; schedule.seed < 3; ++schedule.seed) {
+    const dim3 grid(2, 3, 2), threads(5, 4, 3);
+    std::vector<unsigned> out(grid.count() * threads.count());
+    launch(record_index, grid, threads, out.data());
+    for (unsigned times : out) REQUIRE(times == 1);
+  }
+}
+
+__global__ void wrap(unsigned* counter, unsigned* last) {
+  if (atomicInc(counter, 2u) == 2) ++*last;
+}
+
+void increments_wrap() {
+  unsigned counter = 0, last = 0;
+  launch(wrap, 3, 32, &counter, &last);
+  REQUIRE(counter == 0 && last == 32);
+}
+
+__global__ void throw_in_one_thread() {
+  __syncthreads();
+  if (threadIdx.x == 40) simt_emulator::block.fail("thread 40 gives up");
+}
+
+void errors_reach_the_host() { launch(throw_in_one_thread, 2, 64); }
+
+void empty_grids_are_refused() { launch(throw_in_one_thread, 0, 64); }
+
+// ---- memory ----
+
+__global__ void read_unwritten_shared(float* out) {
+  SIMT_SHARED(float, buffer, 32);
+  out[threadIdx.x] = buffer[threadIdx.x];
+  buffer[threadIdx.x] = 1.0f;
+}
+
+void shared_memory_is_poisoned() {
+  for (schedule.seed = 0; schedule.seed < 2; ++schedule.seed) {
+    for (int launches = 0; launches < 2; ++launches) {  // what the last block left is gone
+      std::vector<float> out(32, 0.0f);
+      launch(read_unwritten_shared, 2, 32, out.data());
+      for (float value : out) REQUIRE(!(value < 1e38f));
+    }
+  }
+}
+
+__global__ void much_shared_memory() {
+  SIMT_SHARED(double, buffer, 6145);
+  buffer[0] = 0;
+}
+
+void too_much_shared_memory_is_reported() { launch(much_shared_memory, 1, 32); }
+
+__noinline__ char fill_stack(int frames) {
+  volatile char frame[8192];
+  for (volatile char& byte : frame) byte = static_cast<char>(frames);
+  return frames > 1 ? static_cast<char>(fill_stack(frames - 1) + frame[0]) : frame[0];
+}
+
+__global__ void deep_stack(int frames, int* out) {
+  if (threadIdx.x == 1) *out = fill_stack(frames);  // the second thread's stack ends where the first one's begins
+}
+
+void deep_stacks_are_reported() {
+  int out = 0;
+  launch(deep_stack, 1, 2, 6, &out);
+  REQUIRE(out == 6 + 5 + 4 + 3 + 2 + 1);
+  launch(deep_stack, 1, 2, 8, &out);
+}
+
+// For AddressSanitizer and UBSan: each ends the program with a report.
+__global__ void read_global(const float* values, float* out, int at) { out[threadIdx.x] = values[at]; }
+
+void read_past_the_end() {
+  std::vector<float> values(8), out(32);
+  launch(read_global, 1, 32, values.data(), out.data(), 8);
+}
+
+__global__ void write_shared(int at, float* out) {
+  SIMT_SHARED(float, before, 4);
+  SIMT_SHARED(float, buffer, 4);
+  before[0] = buffer[at] = 1.0f;
+  out[0] = before[0] + buffer[at];
+}
+
+void write_past_shared_memory() {
+  float out = 0;
+  launch(write_shared, 1, 1, 3, &out);
+  launch(write_shared, 1, 1, 4, &out);
+}
+
+struct alignas(16) Vector {
+  float values[4];
+};
+
+__global__ void read_vector(const float* values, float* out) {
+  out[threadIdx.x] = reinterpret_cast<const Vector*>(values)->values[1];
+}
+
+void read_misaligned() {
+  std::vector<float> values(16), out(32);
+  launch(read_vector, 1, 32, values.data() + 1, out.data());
+}
+
+#define CASE(name) {#name, name}
+const std::map<std::string, std::function<void()>> kCases = {
+    CASE(missing_barrier_is_found),
+    CASE(missing_warp_barrier_is_found),
+    CASE(returned_threads_are_reported),
+    CASE(different_barriers_are_reported),
+    CASE(different_collectives_are_reported),
+    CASE(divergent_collectives_are_reported),
+    CASE(shuffles_mean_what_cuda_says),
+    CASE(shuffles_take_eight_bytes),
+    CASE(lanes_that_do_not_exist_are_reported),
+    CASE(blocks_are_shuffled),
+    CASE(every_thread_runs_once),
+    CASE(increments_wrap),
+    CASE(errors_reach_the_host),
+    CASE(empty_grids_are_refused),
+    CASE(shared_memory_is_poisoned),
+    CASE(too_much_shared_memory_is_reported),
+    CASE(deep_stacks_are_reported),
+    CASE(read_past_the_end),
+    CASE(write_past_shared_memory),
+    CASE(read_misaligned),
+};
+
+}  // namespace
+
+// kernels CASE: exit code 0 if the case went through, 1 with a message if not.
+int main(int argc, char** argv) {
+  const auto found = argc == 2 ? kCases.find(argv[1]) : kCases.end();
+  if (found == kCases.end()) {
+    for (const auto& [name, run] : kCases) std::printf("%s\n", name.c_str());
+    return 2;
+  }
+  try {
+    found->second();
+  } catch (const std::exception& error) {
+    std::printf("%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

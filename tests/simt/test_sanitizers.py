@@ -1,0 +1,39 @@
+"""The kernels under AddressSanitizer and UBSan, in a process of their own that has the sanitizers' runtime preloaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from .build import ROOT, ensure_built, find_compiler
+from .logits_cases import CASES
+
+
+def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+    ensure_built("asan")
+    asked = [find_compiler(), "-print-file-name=libasan.so"]
+    runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime,
+        # Python and torch leak at exit by design; a fake stack would be torn by the fibers' switches
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.simt.sanitized", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_kernels_touch_only_their_own_memory() -> None:
+    done = run_sanitized()
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout == f"{2 * len(CASES)} calls\n"
+
+
+def test_planted_overrun_is_caught() -> None:
+    done = run_sanitized("planted")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+    assert "csrc/cuda/" in done.stderr
