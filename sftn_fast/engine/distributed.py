@@ -39,12 +39,18 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def all_max(value: Tensor) -> Tensor:
+    """Maximum of ``value`` over all ranks, written into ``value``."""
+    if world_size() > 1:
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` is set on any rank. Over several ranks this waits for the device."""
     if world_size() == 1:
         return flag
-    votes = torch.tensor(float(flag), device=device)
-    return bool(all_sum(votes) > 0)
+    return bool(all_max(torch.tensor(float(flag), device=device)))
 
 
 def gather(value: Any) -> list[Any]:

@@ -39,24 +39,23 @@ class FiniteWatch:
 
     def __init__(self, device: torch.device, patience: int):
         self.patience = patience
-        self._failed = torch.zeros((), dtype=torch.bool, device=device)
-        self._streak = torch.zeros((), device=device)
-        self._record: Tensor | None = None  # [values..., step] of the last step that was not finite
+        self._streak = torch.zeros((), device=device)  # grows for ever once it has reached patience
+        self._record: Tensor | None = None  # [values..., step] of the latest step, of the failing one once failed
         self._names: list[str] = []
 
     def skip(self, values: dict[str, Tensor], step: int) -> Tensor:
-        """Whether to skip the update (0-dim bool). ``values`` are 0-dim, "total" and "grad_norm" among them."""
+        """1 to skip the update, else 0, as a 0-dim tensor. ``values`` are 0-dim, "total" and "grad_norm" among them."""
         self._names = list(values)
         now = torch.stack([*values.values(), torch.full_like(values["total"], step, dtype=torch.float64)])
-        bad = ~torch.isfinite(values["total"] + values["grad_norm"])
-        self._record = now if self._record is None else torch.where(bad & ~self._failed, now, self._record)
-        self._streak = (self._streak + 1) * bad
-        self._failed = self._failed | (self._streak >= self.patience)
-        return bad | self._failed
+        failed = self._streak >= self.patience
+        self._record = now if self._record is None else torch.where(failed, self._record, now)
+        skip = failed | ~torch.isfinite(values["total"] + values["grad_norm"])
+        self._streak = (self._streak + 1) * skip
+        return skip.float()
 
     def failure(self) -> tuple[dict[str, float], int] | None:
         """The values that are not finite and their step, or None while all is well. Waits for the device."""
-        if self._record is None or not self._failed:
+        if self._record is None or self._streak < self.patience:
             return None
         *values, step = self._record.tolist()
         named = dict(zip(self._names, values, strict=True))
@@ -67,18 +66,25 @@ class BufferSnapshot:
     """The buffers of ``module`` as they were before a step, to undo what a forward pass wrote into them.
 
     BatchNorm's running statistics are updated in the forward pass, long before anyone knows that the batch overflowed.
+    Buffers of one dtype are handled as one tensor: a few kernels a step instead of some for each buffer.
     """
 
     def __init__(self, module: nn.Module):
-        self._live = list(module.buffers())
-        self._saved = [buffer.clone() for buffer in self._live]
+        buffers = list(module.buffers())
+        dtypes = dict.fromkeys(buffer.dtype for buffer in buffers)
+        self._groups = [[buffer for buffer in buffers if buffer.dtype == dtype] for dtype in dtypes]
+        self._saved: list[Tensor] = []
 
     def take(self) -> None:
         """Remember the buffers' present values."""
-        for saved, live in zip(self._saved, self._live, strict=True):
-            saved.copy_(live)
+        self._saved = [_flat(group) for group in self._groups]
 
     def restore_if(self, condition: Tensor) -> None:
         """Put the remembered values back where ``condition`` (0-dim bool) holds, without asking the host."""
-        for saved, live in zip(self._saved, self._live, strict=True):
-            live.copy_(torch.where(condition, saved, live))
+        for group, saved in zip(self._groups, self._saved, strict=True):
+            chosen = torch.where(condition, saved, _flat(group)).split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [part.view(buffer.shape) for part, buffer in zip(chosen, group, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -25,35 +25,39 @@ class Meter:
     def __init__(self, device: torch.device):
         self._device = device
         self._names: list[str] = []
-        self._sums: Tensor | None = None  # [2, terms + 2]: sums of the terms, steps counted, steps skipped
+        self._sums: Tensor | None = None  # [2, terms + 1]: sums of the terms, steps skipped
+        self._steps = [0, 0]  # steps added, skipped ones included
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add a step's terms, "skipped" (0 or 1) the last of them."""
-        *values, skipped = terms.values()
-        kept = torch.where(skipped > 0, 0, torch.stack(values)).double()
-        row = torch.cat([kept, torch.stack([1 - skipped, skipped]).double()])
+        row = torch.stack(list(terms.values()))
         if self._sums is None:
             self._names = list(terms)[:-1]
             self._sums = torch.zeros(len(self._ROWS), len(row), dtype=torch.float64, device=self._device)
-        self._sums += row
+        counted = torch.where(row[-1] > 0, 0, row)
+        counted[-1] = row[-1]
+        self._sums += counted
+        self._steps = [steps + 1 for steps in self._steps]
 
     def read(self, span: str) -> dict[str, float]:
         """Mean of each term over ``span`` and the number of steps "skipped" in it; starts the span anew."""
         if self._sums is None:
             return {"skipped": 0.0}
-        row = self._sums[self._ROWS.index(span)]
-        *sums, steps, skipped = row.tolist()
-        row.zero_()
+        which = self._ROWS.index(span)
+        *sums, skipped = self._sums[which].tolist()
+        steps = self._steps[which] - skipped
+        self._sums[which] = 0
+        self._steps[which] = 0
         means = {name: total / steps if steps else math.nan for name, total in zip(self._names, sums, strict=True)}
         return {**means, "skipped": skipped}
 
     def state_dict(self) -> dict[str, Any]:
         """Names and sums."""
-        return {"names": self._names, "sums": self._sums}
+        return {"names": self._names, "sums": self._sums, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self._names = state["names"]
+        self._names, self._steps = state["names"], state["steps"]
         self._sums = None if state["sums"] is None else state["sums"].to(self._device)
 
 
@@ -73,10 +77,10 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._spans = {WINDOW: _Span(), EPOCH: _Span(), RUN: _Span()}
-        self._mark = 0.0
+        self._mark: float | None = None
 
     def batches(self, batches: Iterable[Any], *, ranks: int = 1) -> Iterator[Any]:
-        """Pass ``batches`` through, timing how long each is waited for; the clock runs from here to the next lap."""
+        """Pass ``batches`` through and time how long each is waited for; the clock runs from here to :meth:`stop`."""
         iterator = iter(batches)
         self._mark = time.perf_counter()
         while True:
@@ -91,11 +95,17 @@ class Stopwatch:
             yield batch
 
     def lap(self) -> None:
-        """Account for the time since the last lap."""
-        now = time.perf_counter()
-        for span in self._spans.values():
-            span.seconds += now - self._mark
-        self._mark = now
+        """Account for the time since the last lap, if the clock runs."""
+        if self._mark is not None:
+            now = time.perf_counter()
+            for span in self._spans.values():
+                span.seconds += now - self._mark
+            self._mark = now
+
+    def stop(self) -> None:
+        """Account for the time since the last lap and stop the clock."""
+        self.lap()
+        self._mark = None
 
     def read(self, span: str) -> dict[str, float]:
         """``images_per_second``, ``data_wait`` (0 to 1), ``seconds`` of ``span``; starts it anew, but for the run's."""

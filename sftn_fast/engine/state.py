@@ -48,28 +48,24 @@ class TrainState:
         self.step_in_epoch = 0
 
     def window_record(self) -> dict[str, Any]:
-        """Means since the last such record, for a line of the log. Waits for the device."""
-        return self._record(WINDOW, prefix="")
+        """Means since the last such record, for a line of the log."""
+        means = self.meter.read(WINDOW)  # waits for the device, so that the lap is of work done, not of work queued
+        self.stopwatch.lap()
+        return self._record("", means, self.stopwatch.read(WINDOW))
 
     def epoch_record(self) -> dict[str, Any]:
-        """Means over the epoch, for a row of the history. Waits for the device."""
-        return self._record(EPOCH, prefix="train_")
+        """Means over the epoch, for a row of the history; stops the clock."""
+        means = self.meter.read(EPOCH)
+        self.stopwatch.stop()
+        return self._record("train_", means, self.stopwatch.read(EPOCH))
 
-    def _record(self, span: str, prefix: str) -> dict[str, Any]:
-        scaler = self.train_step.scaler
-        means = self.meter.read(span)
-        # Without a scaler no step is ever skipped and trained on: the watch would have ended the run.
-        skipped = means.pop("skipped")
+    def _record(self, prefix: str, means: dict[str, float], speed: dict[str, float]) -> dict[str, Any]:
+        scaler, skipped = self.train_step.scaler, means.pop("skipped")
+        # Only a scaler skips a step and goes on; without one the watch ends the run.
         if scaler.is_enabled():
             means |= {"skipped": skipped, "loss_scale": scaler.get_scale()}
-        self.stopwatch.lap()
-        return {
-            "epoch": self.epoch + 1,
-            "step": self.step,
-            "lr": self.train_step.schedule(self.step - 1),
-            **{prefix + name: value for name, value in means.items()},
-            **self.stopwatch.read(span),
-        }
+        position = {"epoch": self.epoch + 1, "step": self.step, "lr": self.train_step.schedule(self.step - 1)}
+        return {**position, **{prefix + name: value for name, value in means.items()}, **speed}
 
     def state_dict(self, log_offset: int) -> dict[str, Any]:
         """All of it, in tensors and plain Python values, ``metrics.jsonl`` being ``log_offset`` bytes long."""

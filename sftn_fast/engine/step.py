@@ -71,7 +71,7 @@ class TrainStep:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         grad_norm = get_total_norm(gradients)
         values = {**{name: term.detach() for name, term in terms.items()}, "grad_norm": grad_norm}
-        skipped = distributed.all_sum(self.watch.skip(values, number).float()).clamp(max=1)
+        skipped = distributed.all_max(self.watch.skip(values, number))
         if self.buffers is not None:
             self.buffers.restore_if(skipped > 0)
         # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.

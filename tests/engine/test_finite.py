@@ -94,12 +94,37 @@ def test_training_stops_before_the_update_and_names_what_was_wrong(tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000000008", "step_000000012"]
 
 
+@pytest.fixture
+def read_late(monkeypatch):
+    """As on a GPU: a step does not look at its own verdict, only the loop does, later."""
+    call, check, inside = TrainStep.__call__, TrainStep.check, []
+
+    def late_call(self, *arguments):
+        inside.append(True)
+        terms = call(self, *arguments)
+        inside.pop()
+        return terms
+
+    monkeypatch.setattr(TrainStep, "__call__", late_call)
+    monkeypatch.setattr(TrainStep, "check", lambda self: None if inside else check(self))
+
+
+@pytest.mark.parametrize(
+    ("when", "every", "log_every", "kept"), [(6, 4, 100, [4]), (9, None, 100, []), (6, 100, 2, []), (17, 8, 5, [8, 16])]
+)
+def test_read_late_a_failure_never_becomes_a_checkpoint(tmp_path, read_late, when, every, log_every, kept):
+    task = FaultyTask("gradient", when={when})
+    with pytest.raises(NonFiniteError, match=f"at step {when}, epoch"):
+        run_fit(tmp_path, task=task, engine={"checkpoint_every": every, "log_every": log_every})
+    assert sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir()) == kept
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if line["step"] >= when] == []  # nor a row of the history
+
+
 @pytest.mark.parametrize("fault", ["images", "term", "gradient"])
-def test_read_late_as_on_a_gpu_the_weights_are_still_those_before_the_failure(monkeypatch, fault):
+def test_read_late_the_weights_are_still_those_before_the_failure(read_late, fault):
     task = FaultyTask(fault, when={3})
     step = step_for(task, "fp32")
-    check = step.check
-    monkeypatch.setattr(step, "check", lambda: None)  # a GPU's steps don't look
     batches = list(Data().train.epoch(0))
     for number in range(2):
         step(batches[number], number)
@@ -108,7 +133,7 @@ def test_read_late_as_on_a_gpu_the_weights_are_still_those_before_the_failure(mo
     assert skipped == [1.0] * 5
     assert_same(weights_of(everything(step)), weights_of(good))
     with pytest.raises(NonFiniteError, match="at step 3, epoch 1") as caught:
-        check()
+        step.check()
     assert caught.value.step == 3
 
 

@@ -62,6 +62,29 @@ def test_means_are_over_the_steps_since_the_last_line(tmp_path):
     assert epochs == pytest.approx([sum(each[:10]) / 10, sum(each[10:]) / 10], rel=1e-12)
 
 
+def test_speed_is_that_of_training_alone(tmp_path, monkeypatch):
+    """On a clock that only the loaders move: 0.5 s for each batch waited for, a day for an evaluation."""
+    now, data = [0.0], Data()
+
+    def slow(batches, seconds):
+        for batch in batches:
+            now[0] += seconds
+            yield batch
+
+    epoch, test = data.train.epoch, list(data.test)
+    data.train.epoch = lambda *position: slow(epoch(*position), 0.5)
+    data.test = type("Slow", (), {"__iter__": lambda self: slow(test, 86_400)})()
+    task = make_task()
+    task.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 1.5))
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    result = run_fit(tmp_path, task=task, data=data, engine={"log_every": 4})
+    assert [row["seconds"] for row in result.history] == [20, 20]
+    assert result.images_per_second == result.last["images_per_second"] == 4
+    assert result.data_wait_share == result.last["data_wait"] == 0.25
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["images_per_second"] for line in lines} == {4}
+
+
 @pytest.mark.parametrize(("every", "evaluated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
 def test_the_last_epoch_is_always_evaluated(tmp_path, every, evaluated):
     result = run_fit(tmp_path, epochs=5, engine={"eval_every": every})
