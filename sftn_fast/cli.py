@@ -124,8 +124,10 @@ def _base_of(path: Path) -> str | None:
 
 
 def _parser() -> ArgumentParser:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    # What a key means is said once, beside its field.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m sftn_fast.train", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )

@@ -57,9 +57,7 @@ class DataConfig:
         check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
         check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
         check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
-        check(
-            self.image_size is None or 8 <= self.image_size <= 64, "data.image_size", self.image_size, "from 8 to 64"
-        )
+        check(self.image_size is None or 8 <= self.image_size <= 64, "data.image_size", self.image_size, "from 8 to 64")
         check(
             self.crop_padding is None or 0 <= self.crop_padding <= 16,
             "data.crop_padding",
@@ -99,9 +97,7 @@ class OptimConfig:
             check_finite("optim.lr", self.lr, minimum=0, inclusive=False)
         check_finite("optim.momentum", self.momentum, minimum=0)
         check(self.momentum < 1, "optim.momentum", self.momentum, "less than 1")
-        check(
-            not self.nesterov or self.momentum > 0, "optim.nesterov", self.nesterov, "false when optim.momentum is 0"
-        )
+        check(not self.nesterov or self.momentum > 0, "optim.nesterov", self.nesterov, "false when optim.momentum is 0")
         check_finite("optim.weight_decay", self.weight_decay, minimum=0)
         check(self.batch_size >= 2, "optim.batch_size", self.batch_size, "at least 2")
         kinds = ("milestones", "cosine", "constant")
@@ -144,9 +140,7 @@ class SFTNConfig:
         check_finite("sftn.temperature", self.temperature, minimum=0, inclusive=False)
         directions = ("teacher_to_branch", "branch_to_teacher")
         check(self.direction in directions, "sftn.direction", self.direction, "one of " + ", ".join(directions))
-        check(
-            self.branch_reduction in ("mean", "sum"), "sftn.branch_reduction", self.branch_reduction, "mean or sum"
-        )
+        check(self.branch_reduction in ("mean", "sum"), "sftn.branch_reduction", self.branch_reduction, "mean or sum")
         if self.stages is not None:
             usable = len(self.stages) > 0 and len(set(self.stages)) == len(self.stages) and min(self.stages) >= 1
             check(usable, "sftn.stages", list(self.stages), "distinct stage numbers from 1 on")
@@ -160,6 +154,8 @@ class EngineConfig:
     """auto, cpu, cuda or cuda:N."""
     amp: str = "fp32"
     """Arithmetic of the networks: fp32, bf16 or fp16 (with a gradient scaler). The losses are float32 always."""
+    threads: int | None = None
+    """CPU threads; null for torch's choice. One is fastest for small networks on small images."""
     channels_last: bool = False
     """Lay images and convolutions out as NHWC."""
     eval_every: int = 1
@@ -178,6 +174,7 @@ class EngineConfig:
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal()
         check(known, "engine.device", self.device, "auto, cpu, cuda or cuda:N")
+        check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
         every = self.checkpoint_every
@@ -218,7 +215,10 @@ class Config:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         check(
-            len(self.stages) > 0 and set(self.stages) <= set(STAGES), "stages", list(self.stages), "of " + ", ".join(STAGES)
+            len(self.stages) > 0 and set(self.stages) <= set(STAGES),
+            "stages",
+            list(self.stages),
+            "of " + ", ".join(STAGES),
         )
         check(set(self.stage_epochs) <= set(STAGES), "stage_epochs", self.stage_epochs, "keyed by " + ", ".join(STAGES))
         check(all(n >= 1 for n in self.stage_epochs.values()), "stage_epochs", self.stage_epochs, "at least 1 each")

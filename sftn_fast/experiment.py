@@ -48,7 +48,7 @@ def plan(config: Config) -> list[Stage]:
 
     Raises :class:`ConfigError` where a stage needs a teacher that the experiment does not have.
     """
-    teachers = [kind for kind in ("teacher", "sftn") if kind in config.stages]
+    teachers: list[str] = [kind for kind in ("teacher", "sftn") if kind in config.stages]
     if config.teacher_file and "teacher" not in teachers:
         teachers.insert(0, "teacher")
     if "distill" in config.stages and not teachers:
@@ -77,6 +77,8 @@ def run(config: Config) -> None:
     stages = plan(config)
     _check_networks(config)
     device = engine.resolve_device(config.engine.device)
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
     with engine.RunFolder(config.output) as root:
         (root / "config.yaml").write_text(cli.dump(config))
         for number, stage in enumerate(stages, start=1):
@@ -231,8 +233,8 @@ class StageRun:
         aware = StudentAwareTeacher(
             teacher, student, image_size=self.data.image_size, stages=config.stages, share_student=config.share_student
         )
-        for pair in aware.pairs:
-            print(f"  {pair}")
+        for line in aware.describe():
+            print(f"  {line}")
         return SFTNTask(aware, config)
 
     def _network_name(self) -> str:

@@ -19,7 +19,7 @@ class Task(nn.Module):
         model: What is evaluated and exported; in evaluation mode it gives logits [N, num_classes].
     """
 
-    model: nn.Module
+    model: StagedNet
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Loss of one batch.
@@ -38,7 +38,7 @@ class Task(nn.Module):
 class SupervisedTask(Task):
     """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: StagedNet) -> None:
         super().__init__()
         self.model = model
 

@@ -1,11 +1,11 @@
 """Staged networks: the usual ones by name, a user's own by the names of the modules at which it splits."""
 
-from . import mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn  # noqa: F401 (they register their networks)
-from .export import load, load_weights, read_config, save
-from .registry import build, names, register
-from .staged import Features, StagedNet
-from .weights import WeightsError
-from .wrap import as_staged
+from sftn_fast.models import mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn  # noqa: F401 (they register their networks)
+from sftn_fast.models.export import load, load_weights, read_config, save
+from sftn_fast.models.registry import build, names, register
+from sftn_fast.models.staged import Features, StagedNet
+from sftn_fast.models.weights import WeightsError
+from sftn_fast.models.wrap import as_staged
 
 __all__ = [
     "Features",

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import __version__
-from .registry import build, names
-from .staged import StagedNet
-from .weights import WeightsError, assign, read, safetensors
+from sftn_fast import __version__
+from sftn_fast.models.registry import build, names
+from sftn_fast.models.staged import StagedNet
+from sftn_fast.models.weights import WeightsError, assign, read, safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1

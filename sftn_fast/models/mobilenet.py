@@ -6,9 +6,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .layers import conv_norm, conv_norm_relu, init_classifier, init_convolutions
-from .registry import register
-from .staged import Head, PreactModule, Stage, StagedNet
+from sftn_fast.models.layers import conv_norm, conv_norm_relu, init_classifier, init_convolutions
+from sftn_fast.models.registry import register
+from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
 # (expansion, output channels, blocks, stride of the first), grouped by stage. Channels are half of the paper's.
 STAGES = (

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import TypeVar
 
-from .staged import StagedNet
+from sftn_fast.models.staged import StagedNet
 
 Factory = Callable[..., StagedNet]
 F = TypeVar("F", bound=Factory)

@@ -11,9 +11,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from .layers import conv_norm, conv_norm_relu, init_convolutions
-from .registry import register
-from .staged import Head, PreactModule, Stage, StagedNet
+from sftn_fast.models.layers import conv_norm, conv_norm_relu, init_convolutions
+from sftn_fast.models.registry import register
+from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
 
 class BasicBlock(PreactModule):

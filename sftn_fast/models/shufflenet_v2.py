@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import channel_shuffle, relu
 
-from .layers import conv_norm_relu
-from .registry import register
-from .staged import Head, PreactModule, Stage, StagedNet
+from sftn_fast.models.layers import conv_norm_relu
+from sftn_fast.models.registry import register
+from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
 STEM_WIDTH, WIDTHS, HEAD_WIDTH = 24, (116, 232, 464), 1024
 DEPTHS = (3, 7, 3)

@@ -8,9 +8,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from .layers import init_classifier, init_convolutions
-from .registry import register
-from .staged import Head, PreactModule, StagedNet
+from sftn_fast.models.layers import init_classifier, init_convolutions
+from sftn_fast.models.registry import register
+from sftn_fast.models.staged import Head, PreactModule, StagedNet
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .staged import StagedNet
+from sftn_fast.models.staged import StagedNet
 
 WRAPPERS = ("model", "state_dict", "net")
 """Keys under which training scripts (RepDistiller, timm) keep the weights beside the optimizer and the like."""
@@ -124,7 +125,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pytorch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torch warns of odd pickles that it refuses a moment later; the refusal says enough.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off, so only the culprit's name is taken from it.
         culprit = re.search(r"GLOBAL (\S+)", str(error))

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
 
-from .registry import unknown_name
-from .staged import StagedNet
+from sftn_fast.models.registry import unknown_name
+from sftn_fast.models.staged import StagedNet
 
 
 def as_staged(

@@ -12,9 +12,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from .layers import init_convolutions
-from .registry import register
-from .staged import Features, Head, StagedNet
+from sftn_fast.models.layers import init_convolutions
+from sftn_fast.models.registry import register
+from sftn_fast.models.staged import Features, Head, StagedNet
 
 
 class WideBlock(nn.Module):
