@@ -121,7 +121,7 @@ def fit(
     )
     with StopSignals() as stop, log:
         if resumed_from is not None:
-            log.say(f"resumed from step {resumed_from}, epoch {state.epoch + 1}/{epochs}")
+            log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
         _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity))
     return _result(state, resumed_from)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import random
@@ -104,9 +105,7 @@ class Payload:
 
 def test_a_pickle_with_a_valid_checksum_is_refused_and_never_runs(tmp_path):
     store = save_all(tmp_path, [1])
-    import hashlib
-
-    content = pickle.dumps(Payload())
+    content = pickle.dumps(Payload(), protocol=2)
     (store.path(1) / "state.pt").write_bytes(content)
     manifest = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (store.path(1) / "manifest.json").write_text(json.dumps(manifest))
