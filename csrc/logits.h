@@ -24,7 +24,7 @@
 //   d KL(t || s) / dt  = q_t ((log q_t - log q_s) - KL) / T
 //
 // A target outside [0, C) that is not ignore_index: the CPU throws before it computes; a GPU, which can't without a
-// synchronisation, makes the row's cross-entropy, and its gradient, NaN.
+// synchronisation, stops at a device-side assertion, as PyTorch's own cross-entropy does.
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const LogitsInput&, const LogitsOutput&)` and `backward(const LogitsInput&, const LogitsGrad&)`,

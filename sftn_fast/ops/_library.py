@@ -39,7 +39,8 @@ def _load(name: str) -> Library:
     try:
         torch.ops.load_library(path)
     except Exception as error:  # a broken file, a missing symbol, a torch it was not built for: all end the same way
-        return Library(name, path, f"{type(error).__name__}: {error}")
+        cause = error.__cause__ or error  # the loader's own words, which torch wraps
+        return Library(name, path, f"{type(cause).__name__}: {cause}")
     return Library(name, path, None)
 
 

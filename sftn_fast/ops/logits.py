@@ -93,7 +93,7 @@ def kd_ce_loss(
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value. A class out of range is found on the CPU only; on a GPU, where
-            finding it would cost a synchronisation, it makes the loss NaN.
+            finding it would cost a synchronisation, it is a device-side assertion, as in ``F.cross_entropy``.
     """
     _check_pair(student_logits, teacher_logits, temperature)
     check.check_target(target, student_logits)
@@ -264,9 +264,9 @@ class _LogitsLoss(torch.autograd.Function):
                 grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
             )
         if not teacher_wanted:
-            grads.insert(0, None)
+            grads = [None, *grads]
         if not students_wanted:
-            grads.extend([None] * len(students))
+            grads = [grads[0], *[None] * len(students)]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = without_second_derivatives(grads, (teacher, *students))
         return None, None, None, *grads

@@ -1,0 +1,65 @@
+"""What this installation is: ``python -m sftn_fast.info``.
+
+Versions, the compiled libraries and the exact reason for one that is not loaded, devices and threads: what a report of
+a problem should hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Iterator
+
+import torch
+
+import sftn_fast
+from sftn_fast.ops import _library
+
+OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
+
+
+def version_of(module: str) -> str:
+    """Version of an optional package, or why there is none."""
+    try:
+        return str(importlib.import_module(module).__version__)
+    except ModuleNotFoundError as error:
+        return f"not installed ({error})"
+    except Exception as error:  # broken, in whatever way
+        return f"broken ({type(error).__name__}: {error})"
+
+
+def describe(library: _library.Library) -> str:
+    """Where a library was loaded from, or why it was not."""
+    return f"loaded from {library.path}" if library.loaded else f"not loaded: {library.error}"
+
+
+def devices() -> Iterator[tuple[str, str]]:
+    """Name and description of each device."""
+    yield "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        yield "cuda", "no GPU"
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+
+
+def lines() -> Iterator[tuple[str, str]]:
+    """All of it, as names and values."""
+    yield "sftn_fast", sftn_fast.__version__
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    for name, module in OPTIONAL:
+        yield name, version_of(module)
+    yield "CPU kernels", describe(_library.CPU)
+    yield "CUDA kernels", describe(_library.CUDA)
+    yield from devices()
+
+
+def main() -> None:
+    """Print it."""
+    for name, value in lines():
+        print(f"{name:<13} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What the losses refuse: each message names the argument, what it got and what it takes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sftn_fast import ops
+
+X = torch.zeros(4, 3)
+Y = torch.zeros(4, dtype=torch.int64)
+
+
+def kd(student=X, teacher=X, *args, **kwargs):
+    return ops.kd_loss(student, teacher, *args, **kwargs)
+
+
+def kd_ce(student=X, teacher=X, target=Y, *args, **kwargs):
+    return ops.kd_ce_loss(student, teacher, target, *args, **kwargs)
+
+
+def sftn(teacher=X, branches=(X, X), target=Y, *args, **kwargs):
+    return ops.sftn_loss(teacher, branches, target, *args, **kwargs)
+
+
+TYPE_ERRORS = {
+    "a list": (lambda: kd([[0.0]]), "student_logits must be a tensor, got list"),
+    "an array": (lambda: kd(X, X.numpy()), "teacher_logits must be a tensor, got ndarray"),
+    "integers": (lambda: kd(X.long()), "student_logits must be float16, bfloat16, float32 or float64, got torch.int64"),
+    "complex": (lambda: sftn(X.cfloat()), "teacher_logits must be float16, .* got torch.complex64"),
+    "float8": (
+        lambda: sftn(X, [X, X.to(torch.float8_e5m2)]),
+        r"branch_logits\[1\] must be float16.* got torch.float8_e5m2",
+    ),
+    "target int32": (lambda: kd_ce(target=Y.int()), "target must be int64 class indices, got torch.int32"),
+    "target probabilities": (lambda: kd_ce(target=X), "target must be int64 class indices, got torch.float32"),
+    "no target": (lambda: kd_ce(target=None), "target must be a tensor, got NoneType"),
+    "temperature text": (lambda: kd(temperature="4"), "temperature must be a number, got str"),
+    "temperature bool": (lambda: kd(temperature=True), "temperature must be a number, got bool"),
+    "temperature tensor": (lambda: kd(temperature=torch.tensor(4.0)), "temperature must be a number, got Tensor"),
+    "temperature learned": (
+        lambda: kd(temperature=torch.tensor(4.0, requires_grad=True)),
+        "temperature must be a number: there is no gradient with respect to it",
+    ),
+    "weight learned": (
+        lambda: kd_ce(ce_weight=torch.nn.Parameter(torch.ones(()))),
+        "ce_weight must be a number: there is no gradient with respect to it",
+    ),
+    "weight none": (lambda: sftn(kl_weight=None), "kl_weight must be a number, got NoneType"),
+    "ignore_index float": (lambda: kd_ce(ignore_index=1.5), "ignore_index must be an int, got float"),
+    "branches generator": (
+        lambda: sftn(branches=(x for x in [X])),
+        "branch_logits must be a list or tuple .* got generator",
+    ),
+}
+
+VALUE_ERRORS = {
+    "one dimension": (lambda: kd(X[0], X[0]), r"student_logits must be \[N, C\] with C at least 1, got \[3\]"),
+    "three dimensions": (lambda: kd(X[None], X[None]), r"student_logits must be \[N, C\] .* got \[1, 4, 3\]"),
+    "no classes": (lambda: kd(X[:, :0], X[:, :0]), r"student_logits must be \[N, C\] with C at least 1, got \[4, 0\]"),
+    "teacher shape": (
+        lambda: kd(X, X[:2]),
+        r"teacher_logits must have the shape of student_logits, \[4, 3\], got \[2, 3\]",
+    ),
+    "teacher broadcasts": (
+        lambda: kd(X, X[:1]),
+        r"teacher_logits must have the shape of student_logits, \[4, 3\], got",
+    ),
+    "teacher device": (
+        lambda: kd(X, X.to("meta")),
+        "teacher_logits must be on the device of student_logits, cpu, got meta",
+    ),
+    "branch shape": (lambda: sftn(branches=[X, X[:, :2]]), r"branch_logits\[1\] must have the shape of teacher_logits"),
+    "branches flat": (
+        lambda: sftn(branches=X),
+        r"branch_logits must be K tensors \[N, C\] or one \[K, N, C\], got \[4, 3\]",
+    ),
+    "no branches": (lambda: sftn(branches=[]), "branch_logits must hold at least one branch, got none"),
+    "target length": (lambda: kd_ce(target=Y[:3]), r"target must be \[N\] = \[4\], got \[3\]"),
+    "target one-hot": (lambda: kd_ce(target=X.long()), r"target must be \[N\] = \[4\], got \[4, 3\]"),
+    "target device": (lambda: kd_ce(target=Y.to("meta")), "target must be on the device of the logits, cpu, got meta"),
+    "temperature zero": (lambda: kd(temperature=0), "temperature must be a finite number above 0, got 0"),
+    "temperature negative": (lambda: sftn(X, [X], Y, -1.0), "temperature must be a finite number above 0, got -1.0"),
+    "temperature nan": (lambda: kd(temperature=math.nan), "temperature must be a finite number above 0, got nan"),
+    "temperature inf": (lambda: kd(temperature=math.inf), "temperature must be a finite number above 0, got inf"),
+    "weight nan": (lambda: kd_ce(kd_weight=math.nan), "kd_weight must be a finite number, got nan"),
+    "weight inf": (lambda: sftn(teacher_weight=math.inf), "teacher_weight must be a finite number, got inf"),
+    "smoothing": (lambda: kd_ce(label_smoothing=1.1), "label_smoothing must be from 0 to 1, got 1.1"),
+    "smoothing nan": (lambda: kd_ce(label_smoothing=math.nan), "label_smoothing must be from 0 to 1, got nan"),
+    "reduction": (lambda: kd(reduction="mean"), "reduction must be one of 'batchmean', 'sum', 'none', got 'mean'"),
+    "direction": (lambda: sftn(direction="both"), "direction must be one of 'teacher_to_branch', .* got 'both'"),
+    "branch_reduction": (
+        lambda: sftn(branch_reduction="max"),
+        "branch_reduction must be one of 'mean', 'sum', got 'max'",
+    ),
+    "backend": (lambda: ops.set_backend("cuda"), "backend must be one of 'auto', 'fused', 'reference', got 'cuda'"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
+def test_type_errors(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
+def test_value_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("wrong", [3, -1, -100, 2**62])
+@pytest.mark.parametrize("needs_grad", [True, False])
+def test_class_out_of_range(backend, wrong, needs_grad):
+    if backend.name == "cuda":
+        pytest.skip("a device-side assertion, which ends the process's CUDA context")
+    student = X.to(backend.device).clone().requires_grad_(needs_grad)
+    target = torch.tensor([0, wrong, 1, 2], device=backend.device)
+    message = rf"target must hold classes from 0 to 2 or ignore_index \(-7\), got {wrong}"
+    with pytest.raises(ValueError, match=message):
+        ops.kd_ce_loss(student, student.detach(), target, ignore_index=-7)
+    if wrong != -100:
+        with pytest.raises(ValueError, match=rf"target must hold classes from 0 to 2 .* got {wrong}"):
+            ops.sftn_loss(student, [student], target)
+
+
+def test_numbers_of_other_types():
+    """NumPy's scalars and integers are numbers too."""
+    np = pytest.importorskip("numpy")
+    plain = kd(X + 1, X, 2.0)
+    for temperature in (2, np.float32(2), np.int64(2)):
+        assert kd(X + 1, X, temperature).item() == plain.item()
+    assert kd_ce(kd_weight=np.float64(1), ce_weight=0, ignore_index=1).total.item() == 0

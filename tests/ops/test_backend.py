@@ -1,0 +1,124 @@
+"""The switch between kernels and plain PyTorch, and what is left when a compiled library is missing or broken."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import sftn_fast
+from sftn_fast import ops
+from sftn_fast.ops import _backend, _library
+
+X, Y = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
+PACKAGE = Path(sftn_fast.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings(monkeypatch):
+    monkeypatch.setattr(_backend, "_warned", set())
+
+
+def test_switch_is_undone_even_after_an_error():
+    with pytest.raises(KeyError), ops.backend("reference"):
+        assert _backend._backend == "reference"
+        raise KeyError
+    assert _backend._backend == "auto"
+
+
+def test_reference_never_calls_the_kernel():
+    class Forbidden:
+        def __getattr__(self, name):
+            raise AssertionError(f"{name} was called")
+
+    with _backend._use_namespace("cpu", Forbidden()):
+        with ops.backend("reference"):
+            ops.sftn_loss(X, [X], Y)
+        with pytest.raises(AssertionError, match="logits_forward was called"):
+            ops.sftn_loss(X, [X], Y)
+
+
+def test_auto_warns_once_where_there_is_no_kernel():
+    with _backend._use_namespace("cpu", None):
+        with pytest.warns(UserWarning, match="no compiled kernels for device 'cpu'") as caught:
+            value = ops.kd_loss(X, X + 1)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert ops.kd_loss(X, X + 1).item() == value.item()
+
+
+def test_fused_is_an_error_where_there_is_no_kernel():
+    with (
+        _backend._use_namespace("cpu", None),
+        ops.backend("fused"),
+        pytest.raises(RuntimeError, match="backend 'fused'"),
+    ):
+        ops.kd_loss(X, X)
+    with ops.backend("fused"), pytest.raises(RuntimeError, match=r"'meta'.*kernels for cpu and cuda only"):
+        ops.kd_loss(X.to("meta"), X.to("meta"))
+
+
+def test_reference_serves_other_devices():
+    with pytest.warns(UserWarning, match="'meta'"):
+        assert ops.kd_loss(X.to("meta"), X.to("meta")).shape == ()
+
+
+# ---- a missing or broken library, really so, in a process of its own ----
+
+
+def run_without(tmp_path: Path, spoil) -> subprocess.CompletedProcess:
+    """A copy of the package whose libraries `spoil` was let loose on: what it prints about itself, and a loss."""
+    copy = tmp_path / "sftn_fast"
+    copy.mkdir()
+    shutil.copytree(PACKAGE / "ops", copy / "ops", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in [*PACKAGE.glob("*.py"), *PACKAGE.glob("*.so")]:
+        shutil.copy(file, copy)
+    spoil(copy)
+    code = (
+        "import torch; from sftn_fast import info, ops; x = torch.randn(4, 3, requires_grad=True)\n"
+        "ops.kd_loss(x, x.detach() + 1).backward(); print('gradient', x.grad.shape); info.main()"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def missing(package: Path) -> None:
+    for file in package.glob("*.so"):
+        file.unlink()
+
+
+def truncated(package: Path) -> None:
+    (package / "_C.so").write_bytes(b"\x7fELF and no more")
+
+
+def text(package: Path) -> None:
+    (package / "_C.so").write_text("not a library\n" * 100)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(missing, "_C.so was not built"), (truncated, "file too short"), (text, "invalid ELF header")],
+    ids=["missing", "truncated", "text"],
+)
+def test_package_works_without_its_library(tmp_path, spoil, reason):
+    result = run_without(tmp_path, spoil)
+    assert result.returncode == 0, result.stderr
+    assert "gradient torch.Size([4, 3])" in result.stdout
+    assert "no compiled kernels for device 'cpu'" in result.stderr
+    assert reason in result.stderr
+    assert reason in result.stdout  # sftn_fast.info
+
+
+@pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
+def test_broken_cuda_library_costs_only_cuda(tmp_path):
+    if torch.version.cuda is None:
+        pytest.skip("this torch was built without CUDA, so the CUDA library is not even tried")
+    result = run_without(tmp_path, lambda package: (package / "_C_cuda.so").write_text("not a library\n" * 100))
+    assert result.returncode == 0, result.stderr
+    assert "no compiled kernels" not in result.stderr
+    assert "invalid ELF header" in result.stdout
