@@ -62,7 +62,9 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 threads, cudaStream_t stream, 
   static_cast<void>(stream);
   simt_emulator::launch(kernel, grid, threads, arguments...);
 #else
-  kernel<<<grid, threads, 0, stream> > >(static_cast<P>(arguments)...);
+  // clang-format off
+  kernel<<<grid, threads, 0, stream>>>(static_cast<P>(arguments)...);
+  // clang-format on
   SFTN_CUDA_CHECK(cudaGetLastError());
 #endif
 }

@@ -29,7 +29,9 @@ def find_tool(name: str) -> str:
 
 def find_compiler() -> str:
     """The C++ compiler of the configured build."""
-    line = next(x for x in (CMAKE_DIR / "CMakeCache.txt").read_text().splitlines() if x.startswith("CMAKE_CXX_COMPILER:"))
+    line = next(
+        x for x in (CMAKE_DIR / "CMakeCache.txt").read_text().splitlines() if x.startswith("CMAKE_CXX_COMPILER:")
+    )
     return line.split("=", 1)[1]
 
 

@@ -1,7 +1,7 @@
 """A program: runs the logits cases on the emulated kernels under AddressSanitizer and UBSan.
 
-``python -m tests.simt.sanitized [planted]``, with the sanitizers' runtime preloaded. "planted" hands the kernels a tensor
-that says to be longer than its memory is, which must not go unnoticed.
+``python -m tests.simt.sanitized [planted]``, with the sanitizers' runtime preloaded. "planted" hands the kernels a
+tensor that says to be longer than its memory is, which must not go unnoticed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer and UBSan, in a process of their own that has the sanitizers' runtime preloaded."""
+"""The kernels under AddressSanitizer and UBSan, in a process of their own that has the runtimes preloaded."""
 
 from __future__ import annotations
 
