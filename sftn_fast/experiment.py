@@ -76,6 +76,7 @@ def run(config: Config) -> None:
     """
     stages = plan(config)
     _check_networks(config)
+    _check_packages()
     device = engine.resolve_device(config.engine.device)
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
@@ -84,8 +85,7 @@ def run(config: Config) -> None:
         for number, stage in enumerate(stages, start=1):
             print(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}", flush=True)
             StageRun(config, stage, root, device).finish()
-        print(f"\n{report.write(root)}")
-        print(f"report: {root / 'report.md'}, plot: {root / 'report.png'}")
+        print(f"\n{report.write(root)}", end="")
         _export_student(stages, root)
 
 
@@ -94,6 +94,14 @@ def _check_networks(config: Config) -> None:
         name = getattr(config, key)
         if name not in models.names():
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
+
+
+def _check_packages() -> None:
+    """Miss what the end of a run needs at its beginning."""
+    try:
+        models.weights.safetensors()
+    except ImportError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _describe(config: Config, stage: Stage) -> str:

@@ -127,13 +127,20 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
 
 
 def write(folder: Path) -> str:
-    """Write ``report.md``, ``report.png`` and ``results.csv`` into ``folder``; returns the text of the report."""
+    """Write ``report.md``, ``results.csv`` and, if matplotlib works, ``report.png`` into ``folder``.
+
+    Returns the report as text, with the files' paths.
+    """
     rows = read_results(folder)
     text = "\n".join([table(rows), "", *comparisons(rows)]).rstrip() + "\n"
     _write_csv(rows, folder / "results.csv")
-    plot(rows, folder / "report.png")
-    (folder / "report.md").write_text(f"{text}\n![results](report.png)\n")
-    return text
+    try:
+        plot(rows, folder / "report.png")
+        picture, where = "\n![results](report.png)\n", f"plot: {folder / 'report.png'}"
+    except ImportError as error:
+        picture, where = "", f"no plot: matplotlib can't be imported ({error}); pip install matplotlib"
+    (folder / "report.md").write_text(text + picture)
+    return f"{text}\nreport: {folder / 'report.md'}\n{where}\n"
 
 
 def _write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,13 @@ def test_fine_tuning_starts_from_the_standard_teacher(finished: Path, tmp_path: 
 def test_unknown_networks_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher.*resnet9000"):
         experiment.run(tiny(tmp_path / "run", "--teacher", "resnet9000"))
+
+
+def test_a_missing_safetensors_is_noticed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ConfigError, match="pip install safetensors"):
+        experiment.run(tiny(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:

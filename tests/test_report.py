@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,21 @@ def test_gain_pairs_the_seeds_that_both_have(folder: Path) -> None:
 def test_everything_is_written(folder: Path) -> None:
     text = report.write(folder)
     assert "| standard teacher" in text and "96.00 ± 1.41" in text and "0.4000 ± 0.1414" in text
-    assert (folder / "report.md").read_text().startswith(text)
+    assert "96.00 ± 1.41" in (folder / "report.md").read_text()
+    assert str(folder / "report.png") in text
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     with (folder / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 7
     assert {line["top1_last"] for line in lines if line["name"] == "teacher"} == {"95.0", "97.0"}
+
+
+def test_a_missing_matplotlib_costs_the_plot_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = report.write(folder)
+    assert "no plot" in text and "pip install matplotlib" in text and "96.00 ± 1.41" in text
+    assert not (folder / "report.png").exists()
+    assert "report.png" not in (folder / "report.md").read_text()
 
 
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,12 @@ def test_a_teacher_file_that_does_not_fit_is_exit_code_2(unbroken: Path, tmp_pat
     assert "Traceback" not in done.stderr and file.name in done.stderr
 
 
+def test_a_loss_that_explodes_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", "--optim.lr", "1e30", "--stages", "[student]")
+    assert done.returncode == 1
+    assert "not finite" in done.stderr and "step" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     output = tmp_path / "run"
     first = subprocess.Popen(command(output), stdout=subprocess.PIPE, text=True, env=environment())

@@ -85,10 +85,15 @@ class RunLog:
         self._print(record, f"{_line(shown)}  {speed}")
 
     def epoch(self, history: list[Record]) -> None:
-        """Note the epoch that ended, the last of ``history``, and write ``summary.csv`` anew."""
+        """Note the epoch that ended, the last of ``history``, and write ``summary.csv`` anew.
+
+        Only an epoch that was evaluated is printed.
+        """
         row = history[-1]
         self._write({"kind": "epoch", **row})
         self._write_summary(history)
+        if "test_top1" not in row:
+            return
         shown = {name: value for name, value in row.items() if name.startswith(("train_total", "val_", "test_"))}
         self._print(row, f"done  {_line(shown)}  {row['seconds']:.1f} s")
 
