@@ -52,23 +52,23 @@ bool aligned_outputs(const LogitsInput& in, const LogitsGrad& grad) {
                      [&](const Tensor& out) { return aligned(out.const_data_ptr(), in.c, sizeof(T)); });
 }
 
+// f(Team{}): who shares a row.
+template <class F>
+void visit_team(bool warp_rows, F&& f) {
+  warp_rows ? f(WarpTeam{}) : f(BlockTeam{});
+}
+
 template <int Value>
 using Int = std::integral_constant<int, Value>;
 
-// f(Team{}, Int<V>{}): who shares a row, and how many values a load takes.
+// f(Int<G>{}): how many students share a pass over the teacher's row. float64 is for checking gradients: one will do.
 template <class T, class F>
-void visit_access(bool warp_rows, bool vectors, F&& f) {
-  if (warp_rows) {
-    vectors ? f(WarpTeam{}, Int<vector_width<T>()>{}) : f(WarpTeam{}, Int<1>{});
-  } else {
-    vectors ? f(BlockTeam{}, Int<vector_width<T>()>{}) : f(BlockTeam{}, Int<1>{});
-  }
-}
-
-// f(Int<G>{}): how many students share a pass over the teacher's row.
-template <class F>
 void visit_group(int64_t students, F&& f) {
-  students == 1 ? f(Int<1>{}) : students == 2 ? f(Int<2>{}) : f(Int<4>{});
+  if constexpr (std::is_same_v<T, double>) {
+    f(Int<1>{});
+  } else {
+    students == 1 ? f(Int<1>{}) : students == 2 ? f(Int<2>{}) : f(Int<4>{});
+  }
 }
 
 void check_limits(const LogitsInput& in) {
@@ -94,13 +94,13 @@ struct LogitsCuda {
       const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
       const Tensor arrivals = empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.parts);
       SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(arrivals), 0, sizeof(unsigned), scope.stream()));
-      const LogitsParams<T> params(in);
+      const LogitsParams<T> params(in, aligned_inputs<T>(in));
       const LogitsForwardOutput<T> output{data_of<A>(out.total), data_of<A>(out.parts), data_of<A>(out.stats),
                                           data_of<A>(partials), data_of<unsigned>(arrivals)};
-      visit_access<T>(warp_rows, aligned_inputs<T>(in), [&](auto team, auto width) {
-        visit_group(in.k(), [&](auto group) {
-          simt::launch(logits_forward_kernel<T, decltype(team), group, width>, grid.blocks, grid.threads,
-                       scope.stream(), params, output);
+      visit_team(warp_rows, [&](auto team) {
+        visit_group<T>(in.k(), [&](auto group) {
+          simt::launch(logits_forward_kernel<T, decltype(team), group>, grid.blocks, grid.threads, scope.stream(),
+                       params, output);
         });
       });
     });
@@ -114,14 +114,13 @@ struct LogitsCuda {
     visit_floating(in.dtype, "logits_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const LogitsParams<T> params(in);
+      const LogitsParams<T> params(in, aligned_inputs<T>(in) && aligned_outputs<T>(in, grad));
       LogitsBackwardOutput<T> output{data_of<A>(grad.grad_total), grad.grad_stride,      data_of<A>(grad.parts),
                                      data_of<A>(grad.stats),      grad.teacher_out<T>(), {}};
       for (int64_t k = 0; k < in.k(); ++k) output.students[k] = grad.student_out<T>(k);
-      const bool vectors = aligned_inputs<T>(in) && aligned_outputs<T>(in, grad);
-      visit_access<T>(warp_rows, vectors, [&](auto team, auto width) {
-        simt::launch(logits_backward_kernel<T, decltype(team), width>, grid.blocks, grid.threads, scope.stream(),
-                     params, output);
+      visit_team(warp_rows, [&](auto team) {
+        simt::launch(logits_backward_kernel<T, decltype(team)>, grid.blocks, grid.threads, scope.stream(), params,
+                     output);
       });
     });
   }

@@ -71,13 +71,13 @@ __device__ __forceinline__ A cross_entropy_grad(A probability, bool is_target, A
 }
 
 // One chunk of one row: every student's gradient, then the teacher's, which all students add to.
-template <class T, int V>
+template <class T>
 __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const LogitsBackwardOutput<T>& out,
-                                               const Chunk<T, V>& chunk, int64_t row,
+                                               const Chunk<T>& chunk, int64_t row,
                                                const SavedSoftmax<accumulator_t<T>>& teacher,
                                                const RowScales<accumulator_t<T>>& scales) {
   using A = accumulator_t<T>;
-  constexpr int kSize = Chunk<T, V>::kSize;
+  constexpr int kSize = kChunk<T>;
   const bool has_target = scales.target >= 0;
   const A* stats = out.stats + row * p.stats_width();
 
@@ -125,7 +125,7 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
   if (out.teacher != nullptr) chunk.store(out.teacher + row * p.c, t_grad);
 }
 
-template <class T, class Team, int V>
+template <class T, class Team>
 __global__ void __launch_bounds__(Team::kMaxThreads, 1)
     logits_backward_kernel(const __grid_constant__ LogitsParams<T> p,
                            const __grid_constant__ LogitsBackwardOutput<T> out) {
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 1)
     const RowScales<A> scales(p, out, row);
     const int step = Team::size() * kChunk<T>;
     for (int begin = 0; begin < p.c; begin += step) {
-      backward_chunk(p, out, Chunk<T, V>{begin, Team::rank(), Team::size(), p.c}, row, teacher, scales);
+      backward_chunk(p, out, Chunk<T>{begin, Team::rank(), Team::size(), p.c, p.aligned}, row, teacher, scales);
     }
   }
 }

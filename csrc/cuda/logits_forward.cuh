@@ -82,13 +82,13 @@ __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
   }
 }
 
-template <class T, class Team, int G, int V>
+template <class T, class Team, int G>
 __device__ __forceinline__ LogitsRowState<accumulator_t<T>, G> read_row(const LogitsParams<T>& p,
                                                                         const LogitsRow<T, G>& row) {
   LogitsRowState<accumulator_t<T>, G> state;
   const int step = Team::size() * kChunk<T>;
   for (int begin = 0; begin < p.c; begin += step) {
-    const Chunk<T, V> chunk{begin, Team::rank(), Team::size(), p.c};
+    const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
     state.add(row, chunk, p.student_to_teacher, p.smoothing != 0, p.temperature);
   }
   state.template join<Team>(p.student_to_teacher, p.temperature);
@@ -96,7 +96,7 @@ __device__ __forceinline__ LogitsRowState<accumulator_t<T>, G> read_row(const Lo
 }
 
 // G students share a pass over the teacher's row; more than G take more passes.
-template <class T, class Team, int G, int V>
+template <class T, class Team, int G>
 __global__ void __launch_bounds__(Team::kMaxThreads, 1)
     logits_forward_kernel(const __grid_constant__ LogitsParams<T> p, const LogitsForwardOutput<T> out) {
   using A = accumulator_t<T>;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 1)
       for (int g = 0; g < G; ++g) {
         if (g < row.count) row.students[g] = p.students[first + g].row(i);
       }
-      const LogitsRowState<A, G> state = read_row<T, Team, G, V>(p, row);
+      const LogitsRowState<A, G> state = read_row<T, Team, G>(p, row);
       if (Team::rank() == 0) finish_row(p, row, state, i, first, out.stats + i * p.stats_width(), of_row);
     }
     if (p.rows && Team::rank() == 0) out.total[i] = p.kl_weight * p.kl_scale * of_row.kl;

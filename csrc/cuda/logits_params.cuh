@@ -31,15 +31,17 @@ struct LogitsParams {
   Temperature<A> temperature;
   A teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale, smoothing;
   bool student_to_teacher, rows;
+  bool aligned;  // every row that is read or written begins at a 16-byte boundary
 
-  explicit LogitsParams(const LogitsInput& in)
+  LogitsParams(const LogitsInput& in, bool all_aligned)
       : teacher{in.teacher.data<T>(), in.teacher.stride},
         students{},
         target(in.target_data()),
         n(in.n),
         ignore_index(in.options.ignore_index),
         c(static_cast<int>(in.c)),
-        k(static_cast<int>(in.k())) {
+        k(static_cast<int>(in.k())),
+        aligned(all_aligned) {
     for (int i = 0; i < k; ++i) students[i] = {in.students[i].data<T>(), in.students[i].stride};
     const LogitsOptions& options = in.options;
     constexpr double kLog2E = 1.4426950408889634;

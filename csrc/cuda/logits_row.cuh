@@ -43,10 +43,10 @@ struct LogitsRowState {
     }
   }
 
-  template <class T, int V>
-  __device__ __forceinline__ void add(const LogitsRow<T, G>& row, const Chunk<T, V>& chunk, bool student_to_teacher,
+  template <class T>
+  __device__ __forceinline__ void add(const LogitsRow<T, G>& row, const Chunk<T>& chunk, bool student_to_teacher,
                                       bool smoothing, const Temperature<A>& temperature) {
-    constexpr int kSize = Chunk<T, V>::kSize;
+    constexpr int kSize = kChunk<T>;
     A t[kSize], s[G][kSize];
     chunk.load(row.teacher, t);
 #pragma unroll
