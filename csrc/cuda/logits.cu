@@ -2,6 +2,7 @@
 // formulas and the host code that all backends share.
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "../logits.h"
 #include "logits_backward.cuh"
@@ -82,6 +83,11 @@ A* data_of(const Tensor& tensor) {
   return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
+template <class A>
+const A* const_data_of(const Tensor& tensor) {
+  return static_cast<const A*>(tensor.const_data_ptr());
+}
+
 struct LogitsCuda {
   static void forward(const LogitsInput& in, const LogitsOutput& out) {
     check_limits(in);
@@ -115,8 +121,9 @@ struct LogitsCuda {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
       const LogitsParams<T> params(in, aligned_inputs<T>(in) && aligned_outputs<T>(in, grad));
-      LogitsBackwardOutput<T> output{data_of<A>(grad.grad_total), grad.grad_stride,      data_of<A>(grad.parts),
-                                     data_of<A>(grad.stats),      grad.teacher_out<T>(), {}};
+      LogitsBackwardOutput<T> output{
+          const_data_of<A>(grad.grad_total), grad.grad_stride,      const_data_of<A>(grad.parts),
+          const_data_of<A>(grad.stats),      grad.teacher_out<T>(), {}};
       for (int64_t k = 0; k < in.k(); ++k) output.students[k] = grad.student_out<T>(k);
       visit_team(warp_rows, [&](auto team) {
         simt::launch(logits_backward_kernel<T, decltype(team)>, grid.blocks, grid.threads, scope.stream(), params,
