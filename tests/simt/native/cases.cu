@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "csrc/cuda/team.cuh"
+
 namespace {
 
 #define REQUIRE(condition)                                                 \
@@ -147,6 +149,33 @@ void shuffles_take_eight_bytes() {
 void lanes_that_do_not_exist_are_reported() {
   std::vector<double> out(20);
   launch(read_lane, 1, 20, out.data(), 25);
+}
+
+// ---- what csrc/cuda makes of them ----
+
+// One reduction right after another, as in a loop over rows: the second must not overwrite what the first still reads.
+template <class Team>
+__global__ void reduce_twice(double* out) {
+  for (int call = 0; call < 2; ++call) {
+    double values[2] = {call + Team::rank() * 1.0, -call - Team::rank() * 1.0};
+    Team::template reduce<sftn::Add>(values);
+    out[call * blockDim.x + threadIdx.x] = values[0] + 1000 * (values[1] + values[0]);
+  }
+}
+
+template <class Team>
+void require_reductions(int threads, int team) {
+  for (schedule.seed = 0; schedule.seed < 20; ++schedule.seed) {
+    std::vector<double> out(2 * threads);
+    launch(reduce_twice<Team>, 1, threads, out.data());
+    for (int i = 0; i < 2 * threads; ++i) REQUIRE(out[i] == team * (team - 1) / 2 + i / threads * team);
+  }
+}
+
+void teams_reduce() {
+  require_reductions<sftn::WarpTeam>(64, 32);
+  require_reductions<sftn::BlockTeam>(32, 32);
+  require_reductions<sftn::BlockTeam>(256, 256);
 }
 
 // ---- schedule ----
@@ -289,6 +318,7 @@ const std::map<std::string, std::function<void()>> kCases = {
     CASE(shuffles_mean_what_cuda_says),
     CASE(shuffles_take_eight_bytes),
     CASE(lanes_that_do_not_exist_are_reported),
+    CASE(teams_reduce),
     CASE(blocks_are_shuffled),
     CASE(every_thread_runs_once),
     CASE(increments_wrap),
