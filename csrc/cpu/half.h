@@ -34,34 +34,4 @@ SFTN_INLINE void narrow(float value, Half& result) {
   result.x = static_cast<uint16_t>(sign | half);
 }
 
-// n values as the accumulator's type: where that is their own, no copy is made.
-template <class T>
-SFTN_INLINE const accumulator_t<T>* load(const T* from, accumulator_t<T>* buffer, int64_t n) {
-  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
-    return from;
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) buffer[j] = widen(from[j]);
-    return buffer;
-  }
-}
-
-// Where to compute n values that go to `to`, and the step that takes them there.
-template <class T>
-SFTN_INLINE accumulator_t<T>* staging(T* to, accumulator_t<T>* buffer) {
-  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
-    return to;
-  } else {
-    return buffer;
-  }
-}
-
-template <class T>
-SFTN_INLINE void store(const accumulator_t<T>* from, T* to, int64_t n) {
-  if constexpr (!std::is_same_v<T, accumulator_t<T>>) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) narrow(from[j], to[j]);
-  }
-}
-
 }  // namespace sftn
