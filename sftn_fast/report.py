@@ -116,7 +116,7 @@ def gain(rows: Sequence[Row], better: str, baseline: str) -> str | None:
     if not differences:
         return None
     deviation = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
-    spread = f"{statistics.fmean(differences):+.2f}{deviation} points over {len(differences)} paired seeds"
+    spread = f"{statistics.fmean(differences):+.2f}{deviation} points, paired by seed, n = {len(differences)}"
     return f"{LABELS[better]} against {LABELS[baseline]}: {spread}"
 
 
