@@ -220,18 +220,17 @@ def _fused(
     ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """``(total, parts)``; gradients flow into ``total`` alone."""
-    tensors = _same_dtype(teacher, students)
+    teacher, students = _same_dtype(teacher, students)
     # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return _LogitsLoss.apply(ops, options, target, *tensors)
-    total, parts, _ = _forward(ops, options, target, tensors)
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(teacher, students)):
+        return _LogitsLoss.apply(ops, options, target, teacher, *students)
+    total, parts, _ = _forward(ops, options, target, teacher, students)
     return total, parts
 
 
 def _forward(
-    ops: Any, options: Options, target: Tensor | None, tensors: Sequence[Tensor]
+    ops: Any, options: Options, target: Tensor | None, teacher: Tensor, students: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    teacher, *students = tensors
     try:
         return ops.logits_forward(teacher, students, target, *options)
     except RuntimeError:
@@ -243,10 +242,10 @@ def _forward(
 class _LogitsLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, ops: Any, options: Options, target: Tensor | None, *tensors: Tensor
+        ctx: Any, ops: Any, options: Options, target: Tensor | None, teacher: Tensor, *students: Tensor
     ) -> tuple[Tensor, Tensor]:
-        total, parts, stats = _forward(ops, options, target, tensors)
-        ctx.save_for_backward(target, parts, stats, *tensors)
+        total, parts, stats = _forward(ops, options, target, teacher, students)
+        ctx.save_for_backward(target, parts, stats, teacher, *students)
         ctx.ops, ctx.options = ops, options
         ctx.mark_non_differentiable(parts)
         ctx.set_materialize_grads(False)
@@ -257,19 +256,33 @@ class _LogitsLoss(torch.autograd.Function):
         target, parts, stats, teacher, *students = ctx.saved_tensors
         if grad_total is None:
             return (None,) * (4 + len(students))
-        _, _, _, teacher_wanted, *student_wanted = ctx.needs_input_grad
-        students_wanted = any(student_wanted)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None, None, None, *_backward(ctx, grad_total, target, parts, stats, teacher, students)
         with torch.no_grad():
-            grads = ctx.ops.logits_backward(
-                grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
-            )
-        if not teacher_wanted:
-            grads = [None, *grads]
-        if not students_wanted:
-            grads = [grads[0], *[None] * len(students)]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grads = without_second_derivatives(grads, (teacher, *students))
-        return None, None, None, *grads
+            grads = _backward(ctx, grad_total, target, parts, stats, teacher, students)
+        return None, None, None, *without_second_derivatives(grads, (teacher, *students))
+
+
+def _backward(
+    ctx: Any,
+    grad_total: Tensor,
+    target: Tensor | None,
+    parts: Tensor,
+    stats: Tensor,
+    teacher: Tensor,
+    students: list[Tensor],
+) -> list[Tensor | None]:
+    """The teacher's gradient, then the students'; None where none is asked for."""
+    _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
+    students_wanted = True in wanted
+    grads = ctx.ops.logits_backward(
+        grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
+    )
+    if not teacher_wanted:
+        grads = [None, *grads]
+    if not students_wanted:
+        grads = [grads[0], *[None] * len(students)]
+    return grads
 
 
 @register_fake("logits_forward")
@@ -290,13 +303,22 @@ def _(grad_total: Tensor, teacher: Tensor, students: Sequence[Tensor], *rest: An
     return [teacher.new_empty(teacher.shape) for _ in range(count)]
 
 
-def _same_dtype(teacher: Tensor, students: Sequence[Tensor]) -> list[Tensor]:
-    tensors = [teacher, *students]
+def _any_requires_grad(teacher: Tensor, students: Sequence[Tensor]) -> bool:
+    return teacher.requires_grad or students[0].requires_grad or any(s.requires_grad for s in students[1:])
+
+
+def _same_dtype(teacher: Tensor, students: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    for student in students:
+        if student.dtype != teacher.dtype:
+            return _promoted(teacher, students)
+    return teacher, students
+
+
+def _promoted(teacher: Tensor, students: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
     dtype = teacher.dtype
     for student in students:
-        if student.dtype != dtype:
-            dtype = torch.promote_types(dtype, student.dtype)
-    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
+        dtype = torch.promote_types(dtype, student.dtype)
+    return teacher.to(dtype), [student.to(dtype) for student in students]
 
 
 def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
