@@ -1,0 +1,1 @@
+"""Throughput of the ops against the PyTorch code that the methods' authors ship."""

@@ -1,0 +1,120 @@
+"""What setup.py decides to build: which nvcc it finds, and what it says when something is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def setup_py(monkeypatch):
+    """setup.py as a module, on a machine without any CUDA toolkit and with a CUDA build of torch."""
+    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: "/nowhere")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return module
+
+
+def toolkit(folder: Path) -> Path:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "include").mkdir()
+    (folder / "bin" / "nvcc").touch()
+    (folder / "include" / "cuda_runtime.h").touch()
+    return folder
+
+
+def wrapper(file: Path, top: Path) -> str:
+    """An nvcc that is a script far from its toolkit, as distributions have them."""
+    file.write_text(f"#!/bin/sh\necho '#$ TOP={top}/bin/..' >&2\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_cuda_home_comes_first(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    nvcc = wrapper(tmp_path / "nvcc", toolkit(tmp_path / "other"))
+    monkeypatch.setattr(setup_py.shutil, "which", lambda name: nvcc)
+    assert setup_py.find_toolkit() == tmp_path / "home"
+
+
+def test_nvcc_on_path_is_asked_for_its_toolkit(setup_py, tmp_path, monkeypatch):
+    nvcc = wrapper(tmp_path / "nvcc", toolkit(tmp_path / "real"))
+    monkeypatch.setattr(setup_py.shutil, "which", lambda name: nvcc)
+    assert setup_py.find_toolkit() == tmp_path / "real"
+
+
+def test_a_broken_cuda_home_is_passed_over(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
+    nvcc = wrapper(tmp_path / "nvcc", toolkit(tmp_path / "real"))
+    monkeypatch.setattr(setup_py.shutil, "which", lambda name: nvcc)
+    assert setup_py.find_toolkit() == tmp_path / "real"
+
+
+def test_the_nvcc_of_a_wheel_comes_last(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_py.sysconfig, "get_path", lambda name: str(tmp_path))
+    toolkit(tmp_path / "nvidia" / "cu13")
+    assert setup_py.find_toolkit() == tmp_path / "nvidia" / "cu13"
+
+
+def test_nvcc_without_headers_is_none(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    (tmp_path / "home" / "include" / "cuda_runtime.h").unlink()
+    assert setup_py.find_toolkit() is None
+
+
+def test_without_nvcc_the_cpu_library_is_built_and_one_line_says_so(setup_py, capsys):
+    assert setup_py.cuda_toolkit() is None
+    assert capsys.readouterr().err.splitlines() == [
+        "sftn_fast: no nvcc with its headers was found: building the CPU library only"
+    ]
+
+
+def test_forced_cuda_without_nvcc_is_an_error(setup_py, monkeypatch):
+    monkeypatch.setenv("SFTN_CUDA", "1")
+    with pytest.raises(SystemExit, match="SFTN_CUDA=1, but no nvcc with its headers was found; set CUDA_HOME"):
+        setup_py.cuda_toolkit()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit, match="SFTN_CUDA=1, but this torch was built without CUDA"):
+        setup_py.cuda_toolkit()
+
+
+def test_cuda_can_be_left_out(setup_py, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    monkeypatch.setenv("SFTN_CUDA", "0")
+    assert setup_py.cuda_toolkit() is None
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("SFTN_CUDA", "yes")
+    with pytest.raises(SystemExit, match="SFTN_CUDA must be 0, 1 or unset, got 'yes'"):
+        setup_py.cuda_toolkit()
+
+
+def test_without_a_compiler_the_package_is_pure_python(tmp_path):
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build",
+        "--build-base",
+        str(tmp_path),
+        "--build-lib",
+        str(tmp_path / "lib"),
+    ]
+    environment = {**os.environ, "CXX": "/nowhere/c++"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "no C++ compiler was found" in result.stderr
+    built = tmp_path / "lib" / "sftn_fast"
+    assert (built / "ops" / "reference" / "logits.py").exists()
+    assert not list(built.rglob("*.so"))
