@@ -54,6 +54,8 @@ class Preacts(Method):
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy methods, registered for the time of one test."""
+    for name in registry.names():
+        registry.find(name)  # a file is imported once: what it registers must not be undone with the toys
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     registry.register("match")(Match)
     registry.register("preacts")(Preacts)

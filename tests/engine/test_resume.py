@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,19 +199,22 @@ def test_never_refuses_a_folder_that_holds_checkpoints(tmp_path):
 
 
 class FillingDisk(TrainLoader):
-    """The disk is full from step ``full`` on, and empty again from step ``empty`` on."""
+    """The disk is full from step ``full`` on, and empty again from step ``empty`` on.
+
+    Not a context manager: a run that fails leaves this generator suspended, to be closed nobody knows when.
+    """
 
     def __init__(self, loader: TrainLoader, full: int, empty: int):
         super().__init__(loader.images, loader.target)
         self.full, self.empty = full, empty
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        full = largest_file(8_000)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         for step, batch in enumerate(super().epoch(epoch, start), start=1 + start + epoch * len(self)):
             if step == self.full:
-                full.__enter__()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
             if step == self.empty:
-                full.__exit__(None, None, None)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             yield batch
 
 
