@@ -11,7 +11,8 @@
 //   total    = teacher_weight parts[0] + ce_weight parts[1] + kl_weight parts[2]
 //              with rows: [N], total_n = kl_weight * kl_scale * sum_k KL_kn
 //
-// Without target parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros.
+// Without target parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros. A backend may leave the teacher's
+// cross-entropy out, and parts[0] at 0, if teacher_weight is 0: distillation has no use for it.
 //
 // stats [N, 3 + 4 K] saves what the gradient needs: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the teacher,
 // then for each student the same three and what the gradient needs of the divergence: KL_kn, or on the CPU, where it

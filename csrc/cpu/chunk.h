@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "half.h"
+#include "vector.h"
 
 namespace sftn {
 
@@ -50,87 +50,49 @@ struct alignas(64) Lanes {
   }
 };
 
-template <class T>
-SFTN_INLINE accumulator_t<T> value_of(T value) {
-  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
-    return value;
-  } else {
-    return widen(value);
-  }
-}
-
-// Room for a chunk of the accumulator's type, and a block for its ragged end.
+// Where a row's ragged end is read from, or computed, as a whole block.
 template <class A>
-struct alignas(64) ChunkBuffer {
-  A values[kChunk];
-  A tail[kLanes];
+struct alignas(64) Tail {
+  A lane[kLanes];
 };
 
-// A chunk of a row as the accumulator's type: where it lies if it is of that type already, else converted into the
-// buffer. The last block is filled up with -inf, whose exponential is 0.
+// `size` values of a row, block by block. The last is filled up with -inf, whose exponential is 0.
 template <class A>
 class ChunkView {
  public:
-  template <class T>
-  SFTN_INLINE ChunkView(const T* from, int64_t size, ChunkBuffer<A>& buffer)
-      : tail_(buffer.tail), whole_(size / kLanes), blocks_((size + kLanes - 1) / kLanes) {
-    const int64_t ragged = whole_ * kLanes;
-    if constexpr (std::is_same_v<T, A>) {
-      body_ = from;
-    } else {
-      body_ = buffer.values;
-#pragma omp simd
-      for (int64_t j = 0; j < ragged; ++j) buffer.values[j] = widen(from[j]);
-    }
-    if (whole_ < blocks_) {
-      constexpr A kNone = -std::numeric_limits<A>::infinity();
-      SFTN_LANES buffer.tail[l] = ragged + l < size ? value_of(from[ragged + l]) : kNone;
-    }
+  SFTN_INLINE ChunkView(const A* from, int64_t size, Tail<A>& tail)
+      : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_((size + kLanes - 1) / kLanes) {
+    if (whole_ == blocks_) return;
+    constexpr A kNone = -std::numeric_limits<A>::infinity();
+    SFTN_LANES tail.lane[l] = whole_ * kLanes + l < size ? from[whole_ * kLanes + l] : kNone;
   }
 
   SFTN_INLINE int64_t blocks() const { return blocks_; }
-  SFTN_INLINE const A* block(int64_t b) const { return b < whole_ ? body_ + b * kLanes : tail_; }
+  SFTN_INLINE const A* block(int64_t b) const { return b < whole_ ? from_ + b * kLanes : tail_; }
 
  private:
-  const A* body_;
+  const A* from_;
   const A* tail_;
   int64_t whole_, blocks_;
 };
 
-// Where a chunk's results are computed; store() takes those that were not computed in their place there.
-template <class T>
+// `size` results of a row, block by block. The ragged end reaches its place with finish().
+template <class A>
 class ChunkResult {
  public:
-  using A = accumulator_t<T>;
+  SFTN_INLINE ChunkResult(A* to, int64_t size, Tail<A>& tail)
+      : to_(to), tail_(tail.lane), size_(size), whole_(size / kLanes) {}
 
-  SFTN_INLINE ChunkResult(T* to, int64_t size, ChunkBuffer<A>& buffer)
-      : to_(to), size_(size), whole_(size / kLanes), tail_(buffer.tail) {
-    if constexpr (std::is_same_v<T, A>) {
-      body_ = to;
-    } else {
-      body_ = buffer.values;
-    }
-  }
+  SFTN_INLINE A* block(int64_t b) const { return b < whole_ ? to_ + b * kLanes : tail_; }
 
-  SFTN_INLINE A* block(int64_t b) const { return b < whole_ ? body_ + b * kLanes : tail_; }
-  SFTN_INLINE A& at(int64_t j) const { return block(j / kLanes)[j % kLanes]; }
-
-  SFTN_INLINE void store() const {
-    const int64_t ragged = whole_ * kLanes;
-    if constexpr (std::is_same_v<T, A>) {
-      for (int64_t j = ragged; j < size_; ++j) to_[j] = tail_[j - ragged];
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < ragged; ++j) narrow(body_[j], to_[j]);
-      for (int64_t j = ragged; j < size_; ++j) narrow(tail_[j - ragged], to_[j]);
-    }
+  SFTN_INLINE void finish() const {
+    for (int64_t j = whole_ * kLanes; j < size_; ++j) to_[j] = tail_[j - whole_ * kLanes];
   }
 
  private:
-  T* to_;
-  int64_t size_, whole_;
-  A* body_;
+  A* to_;
   A* tail_;
+  int64_t size_, whole_;
 };
 
 }  // namespace sftn

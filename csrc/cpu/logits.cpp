@@ -2,49 +2,129 @@
 //
 // Rows are independent; their terms are written down a row and added up in order, so the result does not depend on the
 // number of threads.
-#include "logits_rows.h"
+#include <vector>
+
+#include "half.h"
+#include "logits_row.h"
 #include "parallel.h"
 
 namespace sftn {
 
+// Clones are made of functions, not of templates.
+#define SFTN_LOGITS_ROW(A)                                                                                             \
+  SFTN_CLONES void forward_row(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,                \
+                               RowSums<A>* sums) {                                                                     \
+    forward_row_inline(in, row, stats, terms, sums);                                                                   \
+  }                                                                                                                    \
+  SFTN_CLONES void backward_row(const LogitsInput& in, const LogitsRow<A>& row, const A* stats, const RowScale& scale, \
+                                A* t_out, A* const* s_out) {                                                           \
+    backward_row_inline(in, row, stats, scale, t_out, s_out);                                                          \
+  }
+SFTN_LOGITS_ROW(float)
+SFTN_LOGITS_ROW(double)
+#undef SFTN_LOGITS_ROW
+
+// Gives a thread the rows of the inputs in the accumulator's type: the tensor's own, or converted copies of one row
+// each.
 template <class T>
-SFTN_INLINE void forward_range(const LogitsRows<T>& rows, accumulator_t<T>* stats, double* terms, int64_t begin,
-                               int64_t end) {
-  const int64_t terms_width = 1 + 2 * rows.in.k();
-  std::vector<RowSums<accumulator_t<T>>> sums(1 + rows.in.k());
+class RowReader {
+ public:
+  using A = accumulator_t<T>;
+  static constexpr bool kCopies = !std::is_same_v<T, A>;
+
+  explicit RowReader(const LogitsInput& in)
+      : in_(in), target_(in.target_data()), students_(in.k()), copies_(kCopies ? (1 + in.k()) * in.c : 0) {}
+
+  LogitsRow<A> operator()(int64_t i) {
+    const A* teacher = row(in_.teacher, i, 0);
+    for (int64_t k = 0; k < in_.k(); ++k) students_[k] = row(in_.students[k], i, 1 + k);
+    return {teacher, students_.data(), target_ && target_[i] != in_.options.ignore_index ? target_[i] : -1};
+  }
+
+ private:
+  const A* row(const Matrix& matrix, int64_t i, int64_t slot) {
+    const T* from = matrix.data<T>() + i * matrix.stride;
+    if constexpr (kCopies) {
+      A* copy = copies_.data() + slot * in_.c;
+      widen(from, copy, in_.c);
+      return copy;
+    } else {
+      return from;
+    }
+  }
+
+  const LogitsInput& in_;
+  const int64_t* target_;
+  std::vector<const A*> students_;
+  std::vector<A> copies_;
+};
+
+template <class T>
+static void forward_range(const LogitsInput& in, accumulator_t<T>* stats, double* terms, int64_t begin, int64_t end) {
+  RowReader<T> read(in);
+  std::vector<RowSums<accumulator_t<T>>> sums(1 + in.k());
   for (int64_t i = begin; i < end; ++i) {
-    forward_row(rows, i, stats + i * rows.in.stats_width(), terms + i * terms_width, sums.data());
+    forward_row(in, read(i), stats + i * in.stats_width(), terms + i * (1 + 2 * in.k()), sums.data());
   }
 }
 
+// Rows of the results, or where they are computed before they are rounded.
 template <class T>
-SFTN_INLINE void backward_range(const LogitsRows<T>& rows, const LogitsGradRows<T>& grad, int64_t begin, int64_t end) {
-  const LogitsOptions& options = rows.in.options;
+class RowWriter {
+ public:
+  using A = accumulator_t<T>;
+  static constexpr bool kCopies = !std::is_same_v<T, A>;
+
+  RowWriter(const LogitsInput& in, const LogitsGrad& grad)
+      : c_(in.c), out_(grad.out.size()), copies_(kCopies ? grad.out.size() * in.c : 0) {
+    for (const Tensor& tensor : grad.out) tensors_.push_back(static_cast<T*>(tensor.mutable_data_ptr()));
+  }
+
+  // One pointer a result, in the order of LogitsGrad::out.
+  A* const* open(int64_t i) {
+    for (std::size_t r = 0; r < out_.size(); ++r) {
+      if constexpr (kCopies) {
+        out_[r] = copies_.data() + r * c_;
+      } else {
+        out_[r] = tensors_[r] + i * c_;
+      }
+    }
+    return out_.data();
+  }
+
+  void close(int64_t i) {
+    if constexpr (kCopies) {
+      for (std::size_t r = 0; r < out_.size(); ++r) narrow(out_[r], tensors_[r] + i * c_, c_);
+    }
+  }
+
+ private:
+  int64_t c_;
+  std::vector<T*> tensors_;
+  std::vector<A*> out_;
+  std::vector<A> copies_;
+};
+
+template <class T>
+static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_t begin, int64_t end) {
+  using A = accumulator_t<T>;
+  const LogitsOptions& options = in.options;
+  const A* upstream = static_cast<const A*>(grad.grad_total.const_data_ptr());
+  const A* stats = static_cast<const A*>(grad.stats.const_data_ptr());
+  const double inv_valid = static_cast<const A*>(grad.parts.const_data_ptr())[3];
+  RowReader<T> read(in);
+  RowWriter<T> write(in, grad);
   for (int64_t i = begin; i < end; ++i) {
-    const double upstream = grad.grad_total[i * grad.grad_stride];
-    const int64_t y = rows.target && rows.target[i] != options.ignore_index ? rows.target[i] : -1;
-    const double per_row = y < 0 ? 0 : upstream * grad.inv_valid;
-    backward_row(rows, grad, i,
-                 RowScale{upstream * options.kl_weight * options.kl_scale / options.temperature,
-                          per_row * options.teacher_weight, per_row * options.ce_weight * options.branch_scale, y});
+    const LogitsRow<A> row = read(i);
+    const double given = upstream[i * grad.grad_stride], ce = row.y < 0 ? 0 : given * inv_valid;
+    const RowScale scale{given * options.kl_weight * options.kl_scale / options.temperature,
+                         ce * options.teacher_weight, ce * options.ce_weight * options.branch_scale};
+    A* const* out = write.open(i);
+    backward_row(in, row, stats + i * in.stats_width(), scale, grad.teacher ? out[0] : nullptr,
+                 grad.students ? out + (grad.teacher ? 1 : 0) : nullptr);
+    write.close(i);
   }
 }
-
-// One pair of functions a dtype: clones are made of functions, not of templates.
-#define SFTN_LOGITS_CLONES(T)                                                                                    \
-  SFTN_CLONES void run_forward(const LogitsRows<T>& rows, accumulator_t<T>* stats, double* terms, int64_t begin, \
-                               int64_t end) {                                                                    \
-    forward_range(rows, stats, terms, begin, end);                                                               \
-  }                                                                                                              \
-  SFTN_CLONES void run_backward(const LogitsRows<T>& rows, const LogitsGradRows<T>& grad, int64_t begin,         \
-                                int64_t end) {                                                                   \
-    backward_range(rows, grad, begin, end);                                                                      \
-  }
-SFTN_LOGITS_CLONES(float)
-SFTN_LOGITS_CLONES(double)
-SFTN_LOGITS_CLONES(Half)
-SFTN_LOGITS_CLONES(BFloat16)
-#undef SFTN_LOGITS_CLONES
 
 // Number of rows with a target. Throws at a target out of range, here because parallel regions may lose an error's
 // text.
@@ -89,27 +169,24 @@ static void reduce(const LogitsInput& in, const std::vector<double>& terms, int6
 
 struct LogitsCpu {
   static void forward(const LogitsInput& in, const LogitsOutput& out) {
-    const int64_t valid = count_valid(in), width = 1 + 2 * in.k();
-    std::vector<double> terms(in.n * width);
+    const int64_t valid = count_valid(in);
+    std::vector<double> terms(in.n * (1 + 2 * in.k()));
     visit_floating(in.dtype, "logits_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const LogitsRows<T> rows(in);
       A* stats = static_cast<A*>(out.stats.mutable_data_ptr());
       parallel_rows(in.n, in.c * (1 + in.k()),
-                    [&](int64_t begin, int64_t end) { run_forward(rows, stats, terms.data(), begin, end); });
+                    [&](int64_t begin, int64_t end) { forward_range<T>(in, stats, terms.data(), begin, end); });
       reduce(in, terms, valid, static_cast<A*>(out.parts.mutable_data_ptr()),
              static_cast<A*>(out.total.mutable_data_ptr()));
     });
   }
 
-  static void backward(const LogitsInput& in, const LogitsGrad& out) {
+  static void backward(const LogitsInput& in, const LogitsGrad& grad) {
     visit_floating(in.dtype, "logits_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
-      const LogitsRows<T> rows(in);
-      const LogitsGradRows<T> grad(in, out);
       parallel_rows(in.n, in.c * (1 + in.k()),
-                    [&](int64_t begin, int64_t end) { run_backward(rows, grad, begin, end); });
+                    [&](int64_t begin, int64_t end) { backward_range<T>(in, grad, begin, end); });
     });
   }
 };

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstdlib>  // defines __GLIBC__ where it applies
+#include <cstring>
 
 #define SFTN_INLINE inline __attribute__((always_inline))
 
@@ -19,3 +20,15 @@
 #else
 #define SFTN_CLONES
 #endif
+
+namespace sftn {
+
+template <class To, class From>
+SFTN_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+}  // namespace sftn

@@ -130,6 +130,7 @@ def test_terms_add_up_and_only_total_has_a_gradient(backend):
     true = oracle.sftn_loss(teacher, students, target, teacher_weight=0.5, ce_weight=2.0, kl_weight=3.0)
     for actual, value in zip(sftn, true, strict=True):
         assert actual.item() == pytest.approx(value.item(), rel=1e-5)
+    assert ops.sftn_loss(teacher, students, target, teacher_weight=0).teacher_ce.item() == pytest.approx(true[1].item())
 
 
 @pytest.mark.parametrize("name", ["kd", "kd-none", "kd_ce", "sftn", "sftn-reverse"])

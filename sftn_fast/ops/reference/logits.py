@@ -37,7 +37,7 @@ def kd_ce_loss(
     """Reference of :func:`sftn_fast.ops.kd_ce_loss`."""
     student_logits, teacher_logits = _widened(student_logits, teacher_logits)
     kd = kd_loss(student_logits, teacher_logits, temperature)
-    ce = _cross_entropy(student_logits, target, ignore_index, label_smoothing)
+    ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
     return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
 
 
@@ -55,8 +55,8 @@ def sftn_loss(
 ) -> SFTNTerms:
     """Reference of :func:`sftn_fast.ops.sftn_loss`."""
     teacher_logits, *branches = _widened(teacher_logits, *branch_logits)
-    teacher_ce = _cross_entropy(teacher_logits, target)
-    branch_ce = torch.stack([_cross_entropy(branch, target) for branch in branches]).sum()
+    teacher_ce = cross_entropy(teacher_logits, target)
+    branch_ce = torch.stack([cross_entropy(branch, target) for branch in branches]).sum()
     pairs = [(teacher_logits, branch) for branch in branches]
     if direction == "branch_to_teacher":
         pairs = [(branch, teacher) for teacher, branch in pairs]
@@ -81,7 +81,7 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return F.log_softmax(shifted / temperature, dim=1)
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
     """Mean over the rows whose target counts; 0 if there are none."""
     try:
         total = F.cross_entropy(

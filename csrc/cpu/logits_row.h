@@ -1,0 +1,296 @@
+// One row of the losses on logits, forward and backward, in float or double; ../logits.h has the formulas.
+//
+// A row is read from memory once: its maximum, then its sums, chunk by chunk while the row is in the cache.
+#pragma once
+
+#include <cmath>
+
+#include "../logits.h"
+#include "chunk.h"
+#include "exp.h"
+
+namespace sftn {
+
+// What a row is computed from.
+template <class A>
+struct LogitsRow {
+  const A* teacher;          // [C]
+  const A* const* students;  // K of [C]
+  int64_t y;                 // class, -1 without
+};
+
+// How exp(x) is had beside exp(x / T): not at all, anew, or by 0, 1 or 2 squarings, for T = 1, 2 or 4. Known when the
+// loops are compiled: a loop of squarings inside would take half of their time.
+constexpr int kNotAtOne = -2, kAnew = -1;
+
+template <class F>
+SFTN_INLINE void with_squarings(bool at_one, double temperature, F f) {
+  if (!at_one) return f(std::integral_constant<int, kNotAtOne>{});
+  if (temperature == 1) return f(std::integral_constant<int, 0>{});
+  if (temperature == 2) return f(std::integral_constant<int, 1>{});
+  if (temperature == 4) return f(std::integral_constant<int, 2>{});
+  f(std::integral_constant<int, kAnew>{});
+}
+
+// exp(x), from e = exp(x / T)
+template <int kSquarings, class A>
+SFTN_INLINE A exp_at_one(A x, A e) {
+  if constexpr (kSquarings == kNotAtOne) return A(0);
+  if constexpr (kSquarings == kAnew) return fast_exp2(x * A(kLog2E));
+  if constexpr (kSquarings == 1) return e * e;
+  if constexpr (kSquarings == 2) return (e * e) * (e * e);
+  return e;
+}
+
+// ---- forward ----
+
+// Of one row, relative to its maximum.
+template <class A>
+struct RowSums {
+  A max = 0;
+  double z = 0;      // sum exp((x - max) / T)
+  double z1 = 0;     // sum exp(x - max)
+  double below = 0;  // sum (x - max), for label smoothing
+  double dot = 0;    // students: sum of weight * difference, see add_student
+};
+
+template <class A>
+SFTN_INLINE A max_of(const A* row, int64_t c) {
+  Tail<A> tail;
+  Lanes<A> max(-std::numeric_limits<A>::infinity());
+  const ChunkView<A> view(row, c, tail);
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A* x = view.block(b);
+    SFTN_LANES max.lane[l] = x[l] > max.lane[l] ? x[l] : max.lane[l];
+  }
+  return max.max();
+}
+
+template <class A>
+SFTN_INLINE void add_below(RowSums<A>& sums, const A* x, int64_t size) {
+  double below = 0;
+  for (int64_t j = 0; j < size; ++j) below += x[j] - sums.max;
+  sums.below += below;
+}
+
+// Adds a chunk of the teacher to its sums and leaves exp((t - max) / T) in `weights`. `rate` is log2(e) / T.
+template <int kSquarings, class A>
+SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, A* weights) {
+  Lanes<A> z(0), z1(0);
+  const A max = sums.max;
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A* t = view.block(b);
+    A* e = weights + b * kLanes;
+    SFTN_LANES {
+      const A x = t[l] - max, e_l = fast_exp2(x * rate);
+      e[l] = e_l;
+      z.lane[l] += e_l;
+      z1.lane[l] += exp_at_one<kSquarings>(x, e_l);
+    }
+  }
+  sums.z += z.sum();
+  sums.z1 += z1.sum();
+}
+
+// Adds a chunk of a student to its sums, and to its dot the sum over classes of weight * difference of the two logits
+// to their maxima: the teacher's weights and t - s, or the student's and s - t. No weight means no contribution,
+// however large the difference.
+template <int kSquarings, bool kStudentWeighs, class A>
+SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, const ChunkView<A>& teacher, A t_max,
+                             const A* t_weights) {
+  Lanes<A> z(0), z1(0), dot(0);
+  const A max = sums.max;
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A *s = view.block(b), *t = teacher.block(b), *t_e = t_weights + b * kLanes;
+    SFTN_LANES {
+      const A x = s[l] - max, e = fast_exp2(x * rate);
+      z.lane[l] += e;
+      z1.lane[l] += exp_at_one<kSquarings>(x, e);
+      const A apart = (t[l] - t_max) - x, weight = kStudentWeighs ? e : t_e[l];
+      dot.lane[l] += weight == 0 ? A(0) : weight * (kStudentWeighs ? -apart : apart);
+    }
+  }
+  sums.z += z.sum();
+  sums.z1 += z1.sum();
+  sums.dot += dot.sum();
+}
+
+// The sums of the teacher and of each student, [1 + K].
+template <int kSquarings, bool kStudentWeighs, class A>
+SFTN_INLINE void row_sums(const LogitsInput& in, const LogitsRow<A>& row, bool teacher_ce, bool smooth,
+                          RowSums<A>* sums) {
+  const int64_t k_count = in.k();
+  const A rate = A(kLog2E / in.options.temperature);
+  RowSums<A>& teacher = sums[0];
+  RowSums<A>* students = sums + 1;
+  Tail<A> t_tail, s_tail;
+  alignas(64) A t_weights[kChunk];
+
+  teacher = {max_of(row.teacher, in.c)};
+  for (int64_t k = 0; k < k_count; ++k) students[k] = {max_of(row.students[k], in.c)};
+  for (int64_t begin = 0; begin < in.c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, in.c - begin);
+    const ChunkView<A> t(row.teacher + begin, size, t_tail);
+    if (teacher_ce) {
+      add_teacher<kSquarings>(teacher, t, rate, t_weights);
+    } else {
+      add_teacher<kNotAtOne>(teacher, t, rate, t_weights);
+    }
+    if (smooth) add_below(teacher, row.teacher + begin, size);
+    for (int64_t k = 0; k < k_count; ++k) {
+      const ChunkView<A> s(row.students[k] + begin, size, s_tail);
+      add_student<kSquarings, kStudentWeighs>(students[k], s, rate, t, teacher.max, t_weights);
+      if (smooth) add_below(students[k], row.students[k] + begin, size);
+    }
+  }
+}
+
+// CE = logsumexp(x) - (1 - smoothing) x_y - smoothing mean(x), from differences to the maximum
+template <class A>
+SFTN_INLINE double cross_entropy(const RowSums<A>& sums, A at_target, double log_z1, double smoothing, int64_t c) {
+  const double loss = log_z1 - (1 - smoothing) * (double(at_target) - double(sums.max));
+  return smoothing == 0 ? loss : loss - smoothing * sums.below / c;
+}
+
+// One row's statistics to `stats` [3 + 4 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and KL of
+// each student. `sums` [1 + K] is scratch.
+template <class A>
+SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,
+                                    RowSums<A>* sums) {
+  const LogitsOptions& options = in.options;
+  const bool has_target = in.target.has_value(), teacher_ce = has_target && options.teacher_weight != 0;
+  const bool smooth = has_target && options.label_smoothing != 0, student_weighs = options.student_to_teacher;
+  with_squarings(has_target, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
+    if (student_weighs) {
+      row_sums<squarings, true>(in, row, teacher_ce, smooth, sums);
+    } else {
+      row_sums<squarings, false>(in, row, teacher_ce, smooth, sums);
+    }
+  });
+
+  const RowSums<A>& teacher = sums[0];
+  const double t_log_z = std::log(teacher.z), t_log_z1 = teacher_ce ? std::log(teacher.z1) : 0;
+  stats[0] = teacher.max;
+  stats[1] = A(t_log_z1);
+  stats[2] = A(t_log_z);
+  terms[0] = 0;
+  if (row.y >= 0 && teacher_ce) {
+    terms[0] = cross_entropy(teacher, row.teacher[row.y], t_log_z1, options.label_smoothing, in.c);
+  }
+  for (int64_t k = 0; k < in.k(); ++k) {
+    const RowSums<A>& student = sums[1 + k];
+    const double s_log_z = std::log(student.z), s_log_z1 = has_target ? std::log(student.z1) : 0;
+    const double mean = student.dot / (student_weighs ? student.z : teacher.z);
+    A* of_student = stats + 3 + 4 * k;
+    of_student[0] = student.max;
+    of_student[1] = A(s_log_z1);
+    of_student[2] = A(s_log_z);
+    of_student[3] = A(mean);
+    double* of_terms = terms + 1 + 2 * k;
+    of_terms[0] = 0;
+    if (row.y >= 0) {
+      of_terms[0] = cross_entropy(student, row.students[k][row.y], s_log_z1, options.label_smoothing, in.c);
+    }
+    of_terms[1] = mean / options.temperature + (student_weighs ? t_log_z - s_log_z : s_log_z - t_log_z);
+  }
+}
+
+// ---- backward ----
+
+// The factors of a row's gradients, the chain rule's and the reduction's included.
+struct RowScale {
+  double kl;          // of T dKL/dx, T the temperature
+  double t_ce, s_ce;  // of p - (1 - smoothing) onehot - smoothing / C; 0 where the row has no target
+};
+
+// What turns one row's logits into probabilities and the gradient of its cross-entropy.
+template <class A>
+struct SavedRow {
+  A max, inv_z, ce_scale, uniform;  // softmax(x / T) = exp(x / T) inv_z; gradient = exp(x) ce_scale - uniform
+
+  SFTN_INLINE SavedRow(const A* stats, bool with_ce, double ce, double smoothing, int64_t c)
+      : max(stats[0]),
+        inv_z(A(std::exp(-double(stats[2])))),
+        ce_scale(with_ce ? A(ce * std::exp(-double(stats[1]))) : A(0)),
+        uniform(A(ce * smoothing / c)) {}
+
+  // q = softmax(x / T) of a block, and grad = the cross-entropy's gradient but for its target, or 0 without one
+  template <int kSquarings>
+  SFTN_INLINE void probabilities(const A* logits, A rate, A* x, A* q, A* grad) const {
+    SFTN_LANES {
+      x[l] = logits[l] - max;
+      const A e = fast_exp2(x[l] * rate);
+      q[l] = e * inv_z;
+      grad[l] = kSquarings == kNotAtOne ? A(0) : exp_at_one<kSquarings>(x[l], e) * ce_scale - uniform;
+    }
+  }
+};
+
+// Gradient of the divergence to the distribution that weighs it: scale q (d - mean of d) with d the difference of the
+// two logits to their maxima. That is q (log q - log other - KL) less what cancels, which at logits of 1e4 is all of
+// float's digits. No probability means no gradient, however far the other is.
+template <class A>
+SFTN_INLINE void add_weighing(A* grad, A scale, const A* q, const A* x, const A* other, A mean) {
+  SFTN_LANES grad[l] += q[l] == 0 ? A(0) : scale * q[l] * ((x[l] - other[l]) - mean);
+}
+
+// Gradient of the divergence to the other distribution.
+template <class A>
+SFTN_INLINE void add_followed(A* grad, A scale, const A* q, const A* weight) {
+  SFTN_LANES grad[l] += scale * (q[l] - weight[l]);
+}
+
+// One row of the gradients that are asked for: t_out [C] and K of s_out [C], null if not.
+template <class A>
+SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const A* stats,
+                                     const RowScale& scale, A* t_out, A* const* s_out) {
+  const LogitsOptions& options = in.options;
+  const double smoothing = options.label_smoothing;
+  const A rate = A(kLog2E / options.temperature), kl = A(scale.kl), weighing = A(scale.kl / options.temperature);
+  const bool want_t = t_out != nullptr, want_s = s_out != nullptr;
+  const bool t_ce = want_t && row.y >= 0 && options.teacher_weight != 0, s_ce = want_s && row.y >= 0;
+  const SavedRow<A> teacher(stats, t_ce, scale.t_ce, smoothing, in.c);
+  Tail<A> t_tail, s_tail, t_grad, s_grad;
+  alignas(64) A t_q[kChunk], t_x[kChunk], t_unwanted[kLanes], s_unwanted[kLanes];
+
+  for (int64_t begin = 0; begin < in.c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, in.c - begin);
+    const ChunkView<A> t(row.teacher + begin, size, t_tail);
+    const ChunkResult<A> t_result(want_t ? t_out + begin : nullptr, size, t_grad);
+    with_squarings(t_ce, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
+      for (int64_t b = 0; b < t.blocks(); ++b) {
+        A* to = want_t ? t_result.block(b) : t_unwanted;
+        teacher.template probabilities<squarings>(t.block(b), rate, t_x + b * kLanes, t_q + b * kLanes, to);
+      }
+    });
+    for (int64_t k = 0; k < in.k(); ++k) {
+      const A* of_student = stats + 3 + 4 * k;
+      const A mean = of_student[3];
+      const SavedRow<A> student(of_student, s_ce, scale.s_ce, smoothing, in.c);
+      const ChunkView<A> s(row.students[k] + begin, size, s_tail);
+      const ChunkResult<A> s_result(want_s ? s_out[k] + begin : nullptr, size, s_grad);
+      with_squarings(s_ce, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
+        for (int64_t b = 0; b < s.blocks(); ++b) {
+          alignas(64) A x[kLanes], q[kLanes];
+          A* s_to = want_s ? s_result.block(b) : s_unwanted;
+          A* t_to = want_t ? t_result.block(b) : t_unwanted;
+          const A *of_t = t_x + b * kLanes, *weights = t_q + b * kLanes;
+          student.template probabilities<squarings>(s.block(b), rate, x, q, s_to);
+          if (options.student_to_teacher) {
+            add_weighing(s_to, weighing, q, x, of_t, mean);
+            if (want_t) add_followed(t_to, kl, weights, q);
+          } else {
+            add_followed(s_to, kl, q, weights);
+            if (want_t) add_weighing(t_to, weighing, weights, of_t, x, mean);
+          }
+        }
+      });
+      if (want_s) s_result.finish();
+    }
+    if (want_t) t_result.finish();
+  }
+  if (t_ce) t_out[row.y] -= A(scale.t_ce * (1 - smoothing));
+  for (int64_t k = 0; s_ce && k < in.k(); ++k) s_out[k][row.y] -= A(scale.s_ce * (1 - smoothing));
+}
+
+}  // namespace sftn
