@@ -18,6 +18,7 @@ from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import without_second_derivatives
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._library import register_fake
+from sftn_fast.ops.reference.logits import cross_entropy
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
 REDUCTIONS = ("batchmean", "sum", "none")
@@ -199,7 +200,7 @@ def sftn_loss(
     total, parts = _fused(ops, teacher_logits, branches, target, options)
     teacher_ce, branch_ce, branch_kl, _ = parts.unbind()
     if teacher_weight == 0:  # the kernels leave out what the total does not need
-        teacher_ce = reference.cross_entropy(teacher_logits, target).detach().to(teacher_ce.dtype)
+        teacher_ce = cross_entropy(teacher_logits.detach().to(teacher_ce.dtype), target)
     return SFTNTerms(total, teacher_ce, branch_ce, branch_kl)
 
 
