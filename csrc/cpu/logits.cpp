@@ -33,12 +33,22 @@ class RowReader {
   static constexpr bool kCopies = !std::is_same_v<T, A>;
 
   explicit RowReader(const LogitsInput& in)
-      : in_(in), target_(in.target_data()), students_(in.k()), copies_(kCopies ? (1 + in.k()) * in.c : 0) {}
+      : in_(in),
+        target_(in.target_data()),
+        students_(in.k()),
+        to_next_(1 + in.k()),
+        copies_(kCopies ? (1 + in.k()) * in.c : 0) {
+    // Long rows stream by themselves, and two of them might not fit the cache.
+    if (kCopies || in.c * (1 + in.k()) > 16384) return;
+    to_next_[0] = in.teacher.stride;
+    for (int64_t k = 0; k < in.k(); ++k) to_next_[1 + k] = in.students[k].stride;
+  }
 
   LogitsRow<A> operator()(int64_t i) {
     const A* teacher = row(in_.teacher, i, 0);
     for (int64_t k = 0; k < in_.k(); ++k) students_[k] = row(in_.students[k], i, 1 + k);
-    return {teacher, students_.data(), target_ && target_[i] != in_.options.ignore_index ? target_[i] : -1};
+    return {teacher, students_.data(), to_next_.data(),
+            target_ && target_[i] != in_.options.ignore_index ? target_[i] : -1};
   }
 
  private:
@@ -56,6 +66,7 @@ class RowReader {
   const LogitsInput& in_;
   const int64_t* target_;
   std::vector<const A*> students_;
+  std::vector<int64_t> to_next_;
   std::vector<A> copies_;
 };
 

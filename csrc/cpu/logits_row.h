@@ -16,7 +16,9 @@ template <class A>
 struct LogitsRow {
   const A* teacher;          // [C]
   const A* const* students;  // K of [C]
-  int64_t y;                 // class, -1 without
+  const int64_t*
+      to_next;  // [1 + K] from a row to its next: fetched while this one is computed, as its maximum waits for it
+  int64_t y;    // class, -1 without
 };
 
 // How exp(x) is had beside exp(x / T): not at all, anew, or by 0, 1 or 2 squarings, for T = 1, 2 or 4. Known when the
@@ -75,12 +77,13 @@ SFTN_INLINE void add_below(RowSums<A>& sums, const A* x, int64_t size) {
 
 // Adds a chunk of the teacher to its sums and leaves exp((t - max) / T) in `weights`. `rate` is log2(e) / T.
 template <int kSquarings, class A>
-SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, A* weights) {
+SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, A* weights, int64_t to_next) {
   Lanes<A> z(0), z1(0);
   const A max = sums.max;
   for (int64_t b = 0; b < view.blocks(); ++b) {
     const A* t = view.block(b);
     A* e = weights + b * kLanes;
+    __builtin_prefetch(t + to_next);
     SFTN_LANES {
       const A x = t[l] - max, e_l = fast_exp2(x * rate);
       e[l] = e_l;
@@ -97,11 +100,12 @@ SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate,
 // however large the difference.
 template <int kSquarings, bool kStudentWeighs, class A>
 SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, const ChunkView<A>& teacher, A t_max,
-                             const A* t_weights) {
+                             const A* t_weights, int64_t to_next) {
   Lanes<A> z(0), z1(0), dot(0);
   const A max = sums.max;
   for (int64_t b = 0; b < view.blocks(); ++b) {
     const A *s = view.block(b), *t = teacher.block(b), *t_e = t_weights + b * kLanes;
+    __builtin_prefetch(s + to_next);
     SFTN_LANES {
       const A x = s[l] - max, e = fast_exp2(x * rate);
       z.lane[l] += e;
@@ -132,14 +136,14 @@ SFTN_INLINE void row_sums(const LogitsInput& in, const LogitsRow<A>& row, bool t
     const int64_t size = std::min(kChunk, in.c - begin);
     const ChunkView<A> t(row.teacher + begin, size, t_tail);
     if (teacher_ce) {
-      add_teacher<kSquarings>(teacher, t, rate, t_weights);
+      add_teacher<kSquarings>(teacher, t, rate, t_weights, row.to_next[0]);
     } else {
-      add_teacher<kNotAtOne>(teacher, t, rate, t_weights);
+      add_teacher<kNotAtOne>(teacher, t, rate, t_weights, row.to_next[0]);
     }
     if (smooth) add_below(teacher, row.teacher + begin, size);
     for (int64_t k = 0; k < k_count; ++k) {
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
-      add_student<kSquarings, kStudentWeighs>(students[k], s, rate, t, teacher.max, t_weights);
+      add_student<kSquarings, kStudentWeighs>(students[k], s, rate, t, teacher.max, t_weights, row.to_next[1 + k]);
       if (smooth) add_below(students[k], row.students[k] + begin, size);
     }
   }
@@ -260,6 +264,7 @@ SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& 
     with_squarings(t_ce, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
       for (int64_t b = 0; b < t.blocks(); ++b) {
         A* to = want_t ? t_result.block(b) : t_unwanted;
+        __builtin_prefetch(t.block(b) + row.to_next[0]);
         teacher.template probabilities<squarings>(t.block(b), rate, t_x + b * kLanes, t_q + b * kLanes, to);
       }
     });
@@ -275,6 +280,7 @@ SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& 
           A* s_to = want_s ? s_result.block(b) : s_unwanted;
           A* t_to = want_t ? t_result.block(b) : t_unwanted;
           const A *of_t = t_x + b * kLanes, *weights = t_q + b * kLanes;
+          __builtin_prefetch(s.block(b) + row.to_next[1 + k]);
           student.template probabilities<squarings>(s.block(b), rate, x, q, s_to);
           if (options.student_to_teacher) {
             add_weighing(s_to, weighing, q, x, of_t, mean);
