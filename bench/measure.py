@@ -65,8 +65,9 @@ def peak_memory(step: Step, device: str = "cpu") -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    held = lowest = peak = 0
     for event in sorted(changes, key=lambda event: event.start_ns()):
         held += event.nbytes()
-        peak = max(peak, held)
+        lowest = min(lowest, held)  # a step begins by freeing the gradients of the one before
+        peak = max(peak, held - lowest)
     return peak
