@@ -14,11 +14,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory is not the subject
+
 import torch
 
 import sftn_fast
 from bench.cases import CASES
-from bench.measure import interleaved, peak_memory
+from bench.measure import TURN_MS, interleaved, peak_memory
 from sftn_fast import ops
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,11 +49,11 @@ def conditions(device: str) -> dict[str, Any]:
     }
 
 
-def measure(family: str, device: str, rounds: int) -> list[dict[str, Any]]:
+def measure(family: str, device: str, turns: int) -> list[dict[str, Any]]:
     rows = []
     for case in CASES[family]:
         steps = case.steps(device)
-        timings = interleaved(steps, rounds=rounds, device=device)
+        timings = interleaved(steps, turns=turns, device=device)
         for name, timing in timings.items():
             rows.append(
                 {
@@ -82,7 +84,7 @@ def write(name: str, family: str, about: dict[str, Any], rows: list[dict[str, An
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
-    how = f"float32; {facts}. Implementations take turns; a sample is the mean over calls that fill 3 ms."
+    how = f"float32; {facts}. Implementations take turns of {TURN_MS:g} ms; n counts calls."
     text = [f"# {family}: forward and backward", "", how, "", HEADER, *map(line, rows)]
     (RESULTS / f"{name}.md").write_text("\n".join(text) + "\n")
 
@@ -91,13 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="?", default="logits", choices=sorted(CASES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=100, help="samples of each implementation (default: 100)")
+    parser.add_argument("--turns", type=int, default=50, help="turns of each implementation (default: 50)")
     parser.add_argument("--name", help="name of the files under bench/results (default: FAMILY-DEVICE)")
     args = parser.parse_args()
     about = conditions(args.device)
     print("\n".join(f"{key}: {value}" for key, value in about.items()), HEADER, sep="\n\n")
     with ops.backend("fused"):
-        rows = measure(args.family, args.device, args.rounds)
+        rows = measure(args.family, args.device, args.turns)
     write(args.name or f"{args.family}-{args.device}", args.family, about, rows)
 
 

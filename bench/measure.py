@@ -12,6 +12,10 @@ import torch
 Step = Callable[[], object]
 
 
+TURN_MS = 20.0
+"""How long an implementation runs before it is the next one's turn: long enough to be in its own caches mostly."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Quantiles of the time of one call, in microseconds, over n samples."""
@@ -22,26 +26,30 @@ class Timing:
     p80: float
 
 
-def interleaved(
-    steps: dict[str, Step], *, rounds: int = 50, sample_ms: float = 3.0, device: str = "cpu"
-) -> dict[str, Timing]:
-    """Each step in turn, `rounds` times; a sample is the mean over as many calls as fill `sample_ms`."""
-    calls = {name: max(1, round(sample_ms / 1e3 / _seconds(step, 3, device))) for name, step in steps.items()}
+def interleaved(steps: dict[str, Step], *, turns: int = 50, device: str = "cpu") -> dict[str, Timing]:
+    """Each step in turn, `turns` times, each time for about `TURN_MS` after one call that does not count."""
+    calls = {name: max(1, round(TURN_MS / 1e3 / min(_seconds(step, 5, device)))) for name, step in steps.items()}
     samples: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    for _ in range(turns):
         for name, step in steps.items():
-            samples[name].append(1e6 * _seconds(step, calls[name], device))
-    return {name: _timing(times) for name, times in samples.items()}
+            step()
+            samples[name] += _seconds(step, calls[name], device)
+    return {name: _timing([1e6 * seconds for seconds in times]) for name, times in samples.items()}
 
 
-def _seconds(step: Step, calls: int, device: str) -> float:
-    step()  # back into the caches
+def _seconds(step: Step, calls: int, device: str) -> list[float]:
+    """Time of each call; on a GPU, whose queue would be drained between them, of their mean."""
+    if device == "cuda":
+        return [_one(lambda: [step() for _ in range(calls)], device) / calls]
+    return [_one(step, device) for _ in range(calls)]
+
+
+def _one(call: Callable[[], object], device: str) -> float:
     _synchronize(device)
     start = time.perf_counter()
-    for _ in range(calls):
-        step()
+    call()
     _synchronize(device)
-    return (time.perf_counter() - start) / calls
+    return time.perf_counter() - start
 
 
 def _synchronize(device: str) -> None:
