@@ -167,8 +167,7 @@ def sftn_loss(
     branches = _branches(branch_logits)
     check.check_logits("teacher_logits", teacher_logits)
     for i, branch in enumerate(branches):
-        check.check_logits(f"branch_logits[{i}]", branch)
-        check.check_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
+        check.check_logits_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
     check.check_positive("temperature", temperature)
     check.check_target(target, teacher_logits)
     _check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
@@ -341,8 +340,7 @@ def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
 
 def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> None:
     check.check_logits("student_logits", student_logits)
-    check.check_logits("teacher_logits", teacher_logits)
-    check.check_like("teacher_logits", teacher_logits, "student_logits", student_logits)
+    check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
     check.check_positive("temperature", temperature)
 
 

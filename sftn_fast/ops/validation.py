@@ -31,8 +31,14 @@ def check_logits(name: str, logits: Any) -> None:
         raise ValueError(f"{name} must be [N, C] with C at least 1, got {list(logits.shape)}")
 
 
-def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse a shape or a device other than ``other``'s."""
+def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
+    """Refuse logits of a shape or on a device other than ``other``'s, which are checked already."""
+    try:
+        if value.shape == other.shape and value.dtype is other.dtype and value.device == other.device:
+            return
+    except AttributeError:
+        pass  # not a tensor
+    check_logits(name, value)
     if value.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
     if value.device != other.device:
