@@ -13,20 +13,21 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sftn_fast import cli, data, distillers, engine, models, report, similarity
+from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine.fingerprint import FingerprintMismatch, differences
 from sftn_fast.models import StagedNet
+from sftn_fast.report import RESULT
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, SFTNTask, SupervisedTask, Task
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,23 @@ def run(config: Config) -> None:
     device = engine.resolve_device(config.engine.device)
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
+    # One seed's images at a time: the stages come seed by seed, and read the same ones.
+    images_of = lru_cache(maxsize=1)(partial(_build_data, config, device))
     with engine.RunFolder(config.output) as root:
-        (root / "config.yaml").write_text(cli.dump(config))
+        settings = root / "config.yaml"
+        if not settings.exists():
+            write_atomically(settings, cli.dump(config))
         for number, stage in enumerate(stages, start=1):
             print(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}", flush=True)
-            StageRun(config, stage, root, device).finish()
+            StageRun(config, stage, root, device, images_of(stage.seed)).finish()
+        # Not before every stage agreed: a run that is refused leaves the folder's configuration as it was.
+        write_atomically(settings, cli.dump(config))
         print(f"\n{report.write(root)}", end="")
         _export_student(stages, root)
+
+
+def _build_data(config: Config, device: torch.device, seed: int) -> ImageData:
+    return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=device)
 
 
 def _check_networks(config: Config) -> None:
@@ -131,13 +142,10 @@ def _export_student(stages: list[Stage], root: Path) -> None:
 class StageRun:
     """One stage on its way from configuration to ``result.json``."""
 
-    def __init__(self, config: Config, stage: Stage, root: Path, device: torch.device) -> None:
-        self.config, self.stage, self.device = config, stage, device
+    def __init__(self, config: Config, stage: Stage, root: Path, device: torch.device, images: ImageData) -> None:
+        self.config, self.stage, self.device, self.data = config, stage, device, images
         self.seed_folder = root / f"seed{stage.seed}"
         self.folder = self.seed_folder / stage.name
-        self.data: ImageData = data.build(
-            config.data, seed=stage.seed, batch_size=config.optim.batch_size, device=device
-        )
 
     def finish(self) -> None:
         """Train the stage, unless that is done already."""
@@ -199,9 +207,7 @@ class StageRun:
             **likeness,
             "identity": identity,
         }
-        scratch = self.folder / f"{RESULT}.tmp"
-        scratch.write_text(json.dumps(result, indent=2))
-        scratch.replace(self.folder / RESULT)
+        write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 
     def _likeness(self, network: StagedNet) -> dict[str, float | None]:
         """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
@@ -303,4 +309,4 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
 
 def _weights_digest(folder: Path) -> str:
     """The checksum of a finished network's weights, which says whether it is still the same network."""
-    return json.loads((folder / "config.json").read_text())["sha256"]
+    return models.read_config(folder)["sha256"]

@@ -20,6 +20,9 @@ from sftn_fast.config import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RESULT = "result.json"
+"""A finished stage's figures, in its folder; written last, so that its presence says that the stage is finished."""
+
 ORDER = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn")
 LABELS = {
     "teacher": "standard teacher",
@@ -72,7 +75,7 @@ def read_results(folder: Path) -> list[Row]:
 
     Raises :class:`ConfigError` if nothing there has finished.
     """
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*/*/result.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob(f"seed*/*/{RESULT}"))]
     if not results:
         raise ConfigError(f"no finished stage in {folder}")
     results.sort(key=lambda result: result["seed"])

@@ -91,12 +91,13 @@ def test_a_missing_stage_is_trained_alone(finished: Path) -> None:
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(finished: Path) -> None:
-    before = stamps(finished)
+    before, settings = stamps(finished), (finished / "config.yaml").read_text()
     with pytest.raises(ConfigError, match=r"batch_size.*8|weight_decay"):
         experiment.run(tiny(finished, "--optim.batch_size", "8"))
     with pytest.raises(ConfigError, match="never"):
         experiment.run(tiny(finished, "--resume", "never"))
     assert stamps(finished) == before
+    assert (finished / "config.yaml").read_text() == settings
 
 
 def test_a_teacher_from_a_file_is_measured_and_used(finished: Path, tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-FP16_PATIENCE = (
-    20  # halvings in a row that bring the scaler from its initial 2^16 to below one: scaling is no cure then
-)
+# Halvings in a row that bring the scaler from its initial 2^16 to below one: scaling is no cure then.
+FP16_PATIENCE = 20
 
 
 class NonFiniteError(FloatingPointError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sftn_fast import __version__
+from sftn_fast.atomic import write_atomically
 from sftn_fast.models.registry import build, names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weights import WeightsError, assign, read, safetensors
@@ -55,8 +55,8 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
     }
     text = json.dumps(config, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, data)
-    _write(folder / CONFIG, text.encode())
+    write_atomically(folder / WEIGHTS, data)
+    write_atomically(folder / CONFIG, text)
 
 
 def load(
@@ -159,21 +159,3 @@ def _verified(folder: Path) -> dict[str, Tensor]:
             f"{expected[:12]}.."
         )
     return read(file)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is either there as a whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
