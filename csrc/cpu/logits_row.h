@@ -16,9 +16,9 @@ template <class A>
 struct LogitsRow {
   const A* teacher;          // [C]
   const A* const* students;  // K of [C]
-  const int64_t*
-      to_next;  // [1 + K] from a row to its next: fetched while this one is computed, as its maximum waits for it
-  int64_t y;    // class, -1 without
+  // [1 + K] from a row to its next, which is fetched while this one is computed: its maximum would wait for it.
+  const int64_t* to_next;
+  int64_t y;  // class, -1 without
 };
 
 // How exp(x) is had beside exp(x / T): not at all, anew, or by 0, 1 or 2 squarings, for T = 1, 2 or 4. Known when the

@@ -11,13 +11,14 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sftn_fast.atomic import sync_folder, write_synced
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ class CheckpointStore:
         }
         try:
             temporary.mkdir()
-            _write_synced(temporary / "state.pt", payload)
-            _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-            _sync_folder(temporary)
+            write_synced(temporary / "state.pt", payload)
+            write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+            sync_folder(temporary)
             replaced = self._set_aside(final)
             temporary.rename(final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"checkpoint {final} can't be written: {error.strerror or error}") from error
@@ -149,18 +150,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise
         raise CheckpointError(f"checkpoint {path} is refused: {type(error).__name__}: {error}") from error
     return state
-
-
-def _write_synced(path: Path, content: bytes | memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
