@@ -19,7 +19,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memo
 import torch
 
 import sftn_fast
-from bench.cases import CASES
+from bench.cases import FAMILIES, of_family
 from bench.measure import TURN_MS, interleaved, peak_memory
 from sftn_fast import ops
 
@@ -51,7 +51,7 @@ def conditions(device: str) -> dict[str, Any]:
 
 def measure(family: str, device: str, turns: int) -> list[dict[str, Any]]:
     rows = []
-    for case in CASES[family]:
+    for case in of_family(family):
         steps = case.steps(device)
         timings = interleaved(steps, turns=turns, device=device)
         for name, timing in timings.items():
@@ -91,7 +91,7 @@ def write(name: str, family: str, about: dict[str, Any], rows: list[dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("family", nargs="?", default="logits", choices=sorted(CASES))
+    parser.add_argument("family", nargs="?", default="logits", choices=FAMILIES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--turns", type=int, default=50, help="turns of each implementation (default: 50)")
     parser.add_argument("--name", help="name of the files under bench/results (default: FAMILY-DEVICE)")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.cases import LOGITS
+from bench.cases.logits import CASES
 from sftn_fast import ops
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 @pytest.mark.parametrize("implementation", ["eager", "reference", "ours"])
-@pytest.mark.parametrize("case", LOGITS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("device", DEVICES)
 def test_forward_and_backward(benchmark, device, case, implementation):
     benchmark.group = f"{case.name} on {device}"

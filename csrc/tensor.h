@@ -58,8 +58,20 @@ void visit_floating(ScalarType dtype, const char* op, F&& f) {
   }
 }
 
-// An uninitialised contiguous tensor on like's device. Calls the shim directly: a boxed call of aten::empty costs more
-// than the rest of a small op's host code.
+// An uninitialised tensor on like's device. Calls the shim directly: a boxed call of aten::empty costs more than the
+// rest of a small op's host code.
+inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
+                            const Tensor& like) {
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, shim_dtype, device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// The same, contiguous.
 template <std::size_t D>
 Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype, const Tensor& like) {
   std::array<int64_t, D> strides{};
@@ -68,13 +80,7 @@ Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype, const Tensor
     strides[d] = step;
     step *= sizes[d];
   }
-  int32_t device_type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(D, sizes.data(), strides.data(), shim_dtype, device_type,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
+  return empty_strided(D, sizes.data(), strides.data(), dtype, like);
 }
 
 // A view of a [rows, cols] tensor whose rows are dense: element (i, j) is data[i * stride + j]. Rows may be apart

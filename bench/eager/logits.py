@@ -1,4 +1,4 @@
-"""The baselines: the losses as their authors write them in PyTorch."""
+"""The losses on logits as RepDistiller and the SFTN paper write them."""
 
 from __future__ import annotations
 
