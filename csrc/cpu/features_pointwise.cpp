@@ -15,8 +15,8 @@ namespace sftn {
     pointwise_forward_inline(kind, tile, parameters, sums);                                                            \
   }                                                                                                                    \
   SFTN_CLONES void pointwise_backward(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters,           \
-                                      const A* weights, A* student_out, A* teacher_out) {                              \
-    pointwise_backward_inline(kind, tile, parameters, weights, student_out, teacher_out);                              \
+                                      const A* weights, A least, A* student_out, A* teacher_out) {                     \
+    pointwise_backward_inline(kind, tile, parameters, weights, least, student_out, teacher_out);                       \
   }
 SFTN_POINTWISE_TILE(float)
 SFTN_POINTWISE_TILE(double)
@@ -142,13 +142,16 @@ static void gradients(const PointwiseInput& in, const PointwiseGrad& grad) {
   const std::vector<A> parameters = parameters_along<A>(in, walk);
   const std::vector<A> weights = along<A>(
       in, walk, [&](int64_t c) { return is_vid ? upstream * stats[in.student.c + c] : A(2 * in.scale * upstream); });
+  A largest = 0;
+  for (const A weight : weights) largest = std::max(largest, std::abs(weight));
+  const A least = std::numeric_limits<A>::min() / largest;
   parallel_rows(walk.tiles(), cost(walk.kTile), [&](int64_t begin, int64_t end) {
     PointwiseReader<T> read(in, walk);
     PointwiseWriter<T> student(student_out), teacher(teacher_out);
     for (int64_t k = begin; k < end; ++k) {
       const PointwisePlace place(walk, k / walk.parts * walk.tile_rows, walk.rows, k % walk.parts);
       const int64_t at = walk.by_row ? 0 : place.col;
-      pointwise_backward(in.kind, read(place), parameters.data() + at, weights.data() + at, student.open(place),
+      pointwise_backward(in.kind, read(place), parameters.data() + at, weights.data() + at, least, student.open(place),
                          teacher.open(place));
       student.close(place);
       teacher.close(place);

@@ -1,6 +1,9 @@
 // A tile of two feature maps, forward and backward, in float or double: loops over lanes and nothing else.
 #pragma once
 
+#include <cmath>
+#include <type_traits>
+
 #include "../features_pointwise.h"
 #include "../features_pointwise_residual.h"
 #include "chunk.h"
@@ -25,22 +28,41 @@ SFTN_INLINE void with_residual(PointwiseKind kind, F f) {
   f(Difference{});
 }
 
-// The sum of one row's squares.
+// 0 in place of what is closer to it than `least`. Products that underflow take a detour of a hundred cycles; nobody
+// misses them.
+template <class A>
+SFTN_INLINE A no_closer(A r, A least) {
+  return std::abs(r) < least ? A(0) : r;
+}
+
+// Of what is smaller the square is no normal number.
+template <class A>
+constexpr A kLeastSquared = std::is_same_v<A, double> ? A(0x1p-511) : A(0x1p-63);
+
+template <class Residual, class A>
+SFTN_INLINE A square(A s, A t, A parameter) {
+  const A r = no_closer(Residual::residual(s, t, parameter), kLeastSquared<A>);
+  return r * r;
+}
+
+// The sum of one row's squares. The ragged end is one more block, which overlaps the last: scalar code would branch.
 template <class Residual, class A>
 SFTN_INLINE A sum_squares(const A* s, const A* t, int64_t size, A parameter) {
   Lanes<A> sums(0);
-  const int64_t whole = size / kLanes * kLanes;
-  for (int64_t j = 0; j < whole; j += kLanes) {
+  int64_t j = 0;
+  for (; j + kLanes <= size; j += kLanes) {
+    SFTN_LANES sums.lane[l] += square<Residual>(s[j + l], t[j + l], parameter);
+  }
+  if (j < size && size >= kLanes) {
+    const int64_t from = size - kLanes, counted = j - from;
     SFTN_LANES {
-      const A r = Residual::residual(s[j + l], t[j + l], parameter);
-      sums.lane[l] += r * r;
+      const A of_lane = square<Residual>(s[from + l], t[from + l], parameter);
+      sums.lane[l] += l < counted ? A(0) : of_lane;
     }
+    j = size;
   }
   A rest = 0;
-  for (int64_t j = whole; j < size; ++j) {
-    const A r = Residual::residual(s[j], t[j], parameter);
-    rest += r * r;
-  }
+  for (; j < size; ++j) rest += square<Residual>(s[j], t[j], parameter);
   return sums.sum() + rest;
 }
 
@@ -58,63 +80,55 @@ SFTN_INLINE void pointwise_forward_inline(PointwiseKind kind, const PointwiseTil
         if (++channel == tile.period) channel = 0;
       } else {
 #pragma omp simd
-        for (int64_t j = 0; j < tile.cols; ++j) {
-          const A r = Residual::residual(s[j], t[j], parameters[j]);
-          sums[j] += r * r;
-        }
+        for (int64_t j = 0; j < tile.cols; ++j) sums[j] += square<Residual>(s[j], t[j], parameters[j]);
       }
     }
   });
 }
 
+// An element's gradients; `least` is what makes the product with the weight a normal number.
 template <class Residual, class A>
-SFTN_INLINE void student_gradient(const A* s, const A* t, int64_t size, A parameter, A weight, A* out) {
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) out[j] = weight * Residual::residual(s[j], t[j], parameter);
+SFTN_INLINE A student_gradient(A s, A t, A parameter, A weight, A least) {
+  return weight * no_closer(Residual::residual(s, t, parameter), least);
 }
-
 template <class Residual, class A>
-SFTN_INLINE void teacher_gradient(const A* s, const A* t, int64_t size, A parameter, A weight, A* out) {
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    const A r = Residual::residual(s[j], t[j], parameter);
-    out[j] = Residual::follows(t[j], parameter) ? -weight * r : A(0);
-  }
-}
-
-template <class Residual, class A>
-SFTN_INLINE void student_gradient(const A* s, const A* t, int64_t size, const A* parameters, const A* weights, A* out) {
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) out[j] = weights[j] * Residual::residual(s[j], t[j], parameters[j]);
-}
-
-template <class Residual, class A>
-SFTN_INLINE void teacher_gradient(const A* s, const A* t, int64_t size, const A* parameters, const A* weights, A* out) {
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    const A r = Residual::residual(s[j], t[j], parameters[j]);
-    out[j] = Residual::follows(t[j], parameters[j]) ? -weights[j] * r : A(0);
-  }
+SFTN_INLINE A teacher_gradient(A s, A t, A parameter, A weight, A least) {
+  const A gradient = -student_gradient<Residual>(s, t, parameter, weight, least);
+  return Residual::follows(t, parameter) ? gradient : A(0);
 }
 
 // Writes the gradients [rows, cols] that are not null. Both are rarely asked for: a loop each, the second from cache.
 template <class A>
 SFTN_INLINE void pointwise_backward_inline(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters,
-                                           const A* weights, A* student_out, A* teacher_out) {
+                                           const A* weights, A least, A* student_out, A* teacher_out) {
   with_residual(kind, [&](auto residual) __attribute__((always_inline)) {
-    using Residual = decltype(residual);
+    using R = decltype(residual);
     int64_t channel = tile.phase;
     for (int64_t i = 0; i < tile.rows; ++i) {
       const int64_t at = i * tile.cols;
       const A *s = tile.student + at, *t = tile.teacher + at;
+      A *s_out = student_out + at, *t_out = teacher_out + at;
       if (tile.by_row) {
         const A p = parameters[channel], w = weights[channel];
-        if (student_out) student_gradient<Residual>(s, t, tile.cols, p, w, student_out + at);
-        if (teacher_out) teacher_gradient<Residual>(s, t, tile.cols, p, w, teacher_out + at);
         if (++channel == tile.period) channel = 0;
+        if (student_out) {
+#pragma omp simd
+          for (int64_t j = 0; j < tile.cols; ++j) s_out[j] = student_gradient<R>(s[j], t[j], p, w, least);
+        }
+        if (teacher_out) {
+#pragma omp simd
+          for (int64_t j = 0; j < tile.cols; ++j) t_out[j] = teacher_gradient<R>(s[j], t[j], p, w, least);
+        }
       } else {
-        if (student_out) student_gradient<Residual>(s, t, tile.cols, parameters, weights, student_out + at);
-        if (teacher_out) teacher_gradient<Residual>(s, t, tile.cols, parameters, weights, teacher_out + at);
+        const A *p = parameters, *w = weights;
+        if (student_out) {
+#pragma omp simd
+          for (int64_t j = 0; j < tile.cols; ++j) s_out[j] = student_gradient<R>(s[j], t[j], p[j], w[j], least);
+        }
+        if (teacher_out) {
+#pragma omp simd
+          for (int64_t j = 0; j < tile.cols; ++j) t_out[j] = teacher_gradient<R>(s[j], t[j], p[j], w[j], least);
+        }
       }
     }
   });
