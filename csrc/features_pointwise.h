@@ -54,7 +54,7 @@ struct PointwiseInput {
 
   // Element i of the memory is of channel (i / run()) % channels(). Where the channel does not matter there is one.
   int64_t channels() const { return channel ? student.c : 1; }
-  int64_t run() const { return student.channels_last || channels() == 1 ? 1 : student.pixels; }
+  int64_t run() const { return channels() == 1 ? numel() : student.channels_last ? 1 : student.pixels; }
 
   template <class A>
   const A* channel_data() const {

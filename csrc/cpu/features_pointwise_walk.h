@@ -25,7 +25,7 @@ struct PointwiseWalk {
   explicit PointwiseWalk(const PointwiseInput& in) {
     const int64_t channels = in.channels(), run = in.run();
     by_row = channels == 1 || run >= kShortRun;
-    cols = channels == 1 ? in.numel() : by_row ? run : channels * run;
+    cols = by_row ? run : channels * run;
     rows = in.numel() / cols;
     period = by_row ? channels : 1;
     parts = (cols + kTile - 1) / kTile;
