@@ -54,7 +54,8 @@ def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
 def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Reference of :func:`sftn_fast.ops.vid_loss`."""
     mean, teacher = pooled_alike(*_widened(mean, teacher_features))
-    variance = _per_channel(-F.logsigmoid(-log_scale) + eps, mean)  # F.softplus is off by 2e-9 from 20 on
+    softplus = -F.logsigmoid(-_per_channel(log_scale, mean))  # F.softplus is off by 2e-9 from 20 on
+    variance = softplus + eps
     terms = 0.5 * ((mean - teacher).square() / variance + variance.log())
     return terms.sum() / max(terms.numel(), 1)
 
