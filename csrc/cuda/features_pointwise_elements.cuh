@@ -28,14 +28,14 @@ struct PointwiseParams {
   bool aligned;  // all maps that are read or written begin at a 16-byte boundary
 };
 
-// The channel of an element, and of those behind it.
+// The channel of an element, and of those of its pack behind it.
 class ChannelCursor {
  public:
-  __device__ ChannelCursor(int64_t element, int64_t run, int channels)
-      : run_(run), channels_(channels), channel_(0), left_(run) {
+  __device__ ChannelCursor(int64_t element, int64_t run, int channels) : channels_(channels) {
     const int64_t row = divided(element, run);
     channel_ = static_cast<int>(row - divided(row, channels) * channels);
-    left_ = run - (element - row * run);
+    run_ = within_a_pack(run);
+    left_ = within_a_pack((row + 1) * run - element);
   }
 
   __device__ int channel() const { return channel_; }
@@ -53,9 +53,13 @@ class ChannelCursor {
     return a / b;
   }
 
-  int64_t run_;
+  // What lies farther than a pack's last element is never reached.
+  __device__ static int within_a_pack(int64_t elements) {
+    return elements < kVectorBytes ? static_cast<int>(elements) : kVectorBytes;
+  }
+
   int channels_, channel_;
-  int64_t left_;  // elements of this run from the current one on
+  int run_, left_;  // elements of a run, of this run from the current one on
 };
 
 // A pack's elements, 0 behind the end of the map.

@@ -234,7 +234,9 @@ def _(student: Tensor, teacher: Tensor, channel: Tensor | None, kind: int, *scal
 def _(grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | None, *rest: Any) -> list[Tensor]:
     student_wanted, teacher_wanted, channel_wanted = rest[-3:]
     grads = [torch.empty_like(student) for _ in range(int(student_wanted) + int(teacher_wanted))]
-    return [*grads, torch.empty_like(channel)] if channel_wanted else grads
+    if channel_wanted and channel is not None:
+        grads.append(torch.empty_like(channel))
+    return grads
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

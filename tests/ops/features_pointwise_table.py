@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 ORACLE = sys.modules[__name__]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
 def hint_loss(student, teacher):
@@ -92,6 +93,10 @@ def make(shape: tuple[int, ...], *, dtype: torch.dtype, device: str, seed: int =
     channel = torch.randn(shape[1], generator=generator, dtype=torch.float64)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     return student.to(dtype).to(device), teacher.to(dtype).to(device), channel.to(accumulator).to(device)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 # Of the largest gradient. Half precision rounds once, when the gradient is stored.

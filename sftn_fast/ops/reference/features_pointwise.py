@@ -74,7 +74,7 @@ def _pooled(x: Tensor, size: torch.Size) -> Tensor:
     if x.shape[2] % size[0] == 0 and x.shape[3] % size[1] == 0:
         # The same windows; but adaptive pooling's gradient is marked as not deterministic on CUDA.
         return F.avg_pool2d(x, (x.shape[2] // size[0], x.shape[3] // size[1]))
-    return F.adaptive_avg_pool2d(x, list(size))
+    return F.adaptive_avg_pool2d(x, (size[0], size[1]))
 
 
 def _per_channel(vector: Tensor, features: Tensor) -> Tensor:
