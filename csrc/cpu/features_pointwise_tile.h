@@ -107,25 +107,26 @@ SFTN_INLINE void pointwise_backward_inline(PointwiseKind kind, const PointwiseTi
     for (int64_t i = 0; i < tile.rows; ++i) {
       const int64_t at = i * tile.cols;
       const A *s = tile.student + at, *t = tile.teacher + at;
-      A *s_out = student_out + at, *t_out = teacher_out + at;
+      A* s_out = student_out ? student_out + at : nullptr;
+      A* t_out = teacher_out ? teacher_out + at : nullptr;
       if (tile.by_row) {
         const A p = parameters[channel], w = weights[channel];
         if (++channel == tile.period) channel = 0;
-        if (student_out) {
+        if (s_out) {
 #pragma omp simd
           for (int64_t j = 0; j < tile.cols; ++j) s_out[j] = student_gradient<R>(s[j], t[j], p, w, least);
         }
-        if (teacher_out) {
+        if (t_out) {
 #pragma omp simd
           for (int64_t j = 0; j < tile.cols; ++j) t_out[j] = teacher_gradient<R>(s[j], t[j], p, w, least);
         }
       } else {
         const A *p = parameters, *w = weights;
-        if (student_out) {
+        if (s_out) {
 #pragma omp simd
           for (int64_t j = 0; j < tile.cols; ++j) s_out[j] = student_gradient<R>(s[j], t[j], p[j], w[j], least);
         }
-        if (teacher_out) {
+        if (t_out) {
 #pragma omp simd
           for (int64_t j = 0; j < tile.cols; ++j) t_out[j] = teacher_gradient<R>(s[j], t[j], p[j], w[j], least);
         }
