@@ -4,6 +4,7 @@ The oracle of the tests, a baseline of the benchmarks, and what runs where there
 for half-precision inputs, as in the kernels. The functions trust their arguments; :mod:`sftn_fast.ops` checks them.
 """
 
+from sftn_fast.ops.reference.contrastive_negatives import sample_negatives
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
 
-__all__ = ["kd_ce_loss", "kd_loss", "sftn_loss"]
+__all__ = ["kd_ce_loss", "kd_loss", "sample_negatives", "sftn_loss"]
