@@ -11,8 +11,8 @@
 //
 // The first K distinct ones of uniform draws are a uniform K-subset. They are found in rounds: where M are missing the
 // next M draws are marked in a bitmap over ranks, in any order, for they cannot be too many; a round leaves about a
-// fifth missing where K = C/3. Reading the bitmap from its start gives the ranks in order, and the position of a rank is
-// the rank plus the number of own positions before it.
+// fifth missing where K = C/3. Reading the bitmap from its start gives the ranks in order, and the position of a rank
+// is the rank plus the number of own positions before it.
 //
 // Integers alone: the same key gives the same negatives on the CPU, on CUDA and in the Python reference.
 //
@@ -55,19 +55,19 @@ inline NegativesInput negatives_input(const Tensor& key, const Tensor& index, co
     return t.stride(0) == 1 ? t : torch::stable::contiguous(t);
   };
   STD_TORCH_CHECK(k >= 0, "sample_negatives: num_negatives must be 0 or more, got ", k);
-  NegativesInput in{vector(key, "key"), vector(index, "index"), vector(labels, "labels"), index.size(0),
-                    labels.size(0), k};
+  NegativesInput in{vector(key, "key"), vector(index, "index"), vector(labels, "labels"),
+                    index.size(0),      labels.size(0),         k};
   STD_TORCH_CHECK(key.size(0) == 1, "sample_negatives: key must be [1]");
   STD_TORCH_CHECK(in.n <= std::numeric_limits<int32_t>::max(), "sample_negatives: too many labels, ", in.n);
   return in;
 }
 
 // What a row draws: `distinct` ranks, to take or to leave out; none if the K negatives are drawn with replacement.
-struct Plan {
+struct NegativesPlan {
   bool with_replacement, leave_out;
   int64_t distinct;
 
-  SFTN_HOST_DEVICE Plan(int64_t candidates, int64_t k)
+  SFTN_HOST_DEVICE NegativesPlan(int64_t candidates, int64_t k)
       : with_replacement(k > candidates),
         leave_out(!with_replacement && 2 * k > candidates),
         distinct(with_replacement ? 0

@@ -39,10 +39,11 @@ constexpr int64_t kSlack = 4;
 template <class Out>
 SFTN_INLINE Out* write_bits(uint64_t word, int64_t base, Out* out) {
   Out* const behind = out + __builtin_popcountll(word);
+  constexpr uint64_t kLastBit = uint64_t{1} << (kWordBits - 1);  // 0 has no first bit, and a branch would cost more
   // Four at once, needed or not: how many there are is anybody's guess, and a wrong guess costs more.
   do {
     for (int64_t i = 0; i < kSlack; ++i, word &= word - 1) {
-      *out++ = static_cast<Out>(base + (word == 0 ? 0 : __builtin_ctzll(word)));
+      *out++ = static_cast<Out>(base + __builtin_ctzll(word | kLastBit));
     }
   } while (word != 0);
   return behind;
@@ -124,7 +125,7 @@ struct NegativesCpu {
         const int32_t* own_end = positions.end(slot_of_row[b]);
         const int64_t candidates = in.n - (own_end - own);
         const uint64_t seed = random_word(key, b);
-        const Plan plan(candidates, in.k);
+        const NegativesPlan plan(candidates, in.k);
         Out* out = negatives + b * in.k;
         if (plan.with_replacement) {
           draw_repeated(candidates, in.k, seed, own, own_end, out);

@@ -2,11 +2,13 @@
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
+#include "csrc/contrastive_negatives.h"
 #include "csrc/logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
+  m.def(sftn::kSampleNegativesSchema);
 }
 
 PYBIND11_MODULE(sftn_emulated, m) {
