@@ -42,7 +42,8 @@ def sample_negatives(
         index: ``[B]`` int64, the positions of the batch's samples in the data set.
         labels: ``[N]`` int64, the class of every sample of the data set; any numbers, in any order.
         num_negatives: ``K``, 0 or more.
-        generator: on ``index``'s device; None for the default generator there. Advances by one number.
+        generator: on ``index``'s device; None for the default generator there, the only one that ``torch.compile``
+            knows. Advances by one number.
         dtype: of the result; ``torch.int32`` halves its memory.
 
     Returns:
@@ -75,7 +76,7 @@ def _fused(ops: Any, key: Tensor, index: Tensor, labels: Tensor, num_negatives: 
     try:
         return ops.sample_negatives(key, index, labels, num_negatives, dtype == torch.int32)
     except RuntimeError:
-        reference.check_positions(index, labels, num_negatives)
+        reference.check_positions(index, labels)
         raise
 
 

@@ -28,26 +28,29 @@ def sample_negatives(
 
 def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """What makes one call's negatives differ from the next one's, ``[1]`` int64; drawn where it is used."""
-    return torch.empty(1, dtype=torch.int64, device=device).random_(generator=generator)
+    return torch.randint(2**63 - 1, (1,), generator=generator, device=device)
 
 
 def with_key(key: Tensor, index: Tensor, labels: Tensor, num_negatives: int, dtype: torch.dtype) -> Tensor:
     """The negatives ``[B, K]`` that belong to a key: what the raw op computes."""
-    check_positions(index, labels, num_negatives)
     negatives = torch.empty(len(index), num_negatives, dtype=dtype, device=index.device)
+    if num_negatives == 0:
+        return negatives
+    check_positions(index, labels)
     seeds = _random_words(key, 0, len(index))
-    for row, own in enumerate(labels[index] if num_negatives else ()):
+    for row, own in enumerate(labels[index]):
         others = (labels != own).nonzero().squeeze(1)
         negatives[row] = others[_sorted_ranks(seeds[row], len(others), num_negatives)]
     return negatives
 
 
-def check_positions(index: Tensor, labels: Tensor, num_negatives: int) -> None:
+def check_positions(index: Tensor, labels: Tensor) -> None:
     """Refuse positions out of range, and samples without any of another class, by reading them."""
     wrong = index[(index < 0) | (index >= len(labels))]
     if wrong.numel():
-        raise ValueError(f"index must hold positions from 0 to {len(labels) - 1}, got {wrong[0].item()}")
-    if num_negatives and index.numel() and bool((labels == labels[0]).all()):
+        there = f"positions in labels, of which there are {len(labels)}"
+        raise ValueError(f"index must hold {there}, got {wrong[0].item()}")
+    if index.numel() and bool((labels == labels[0]).all()):
         raise ValueError(f"labels must hold at least two classes, got {labels[0].item()} alone")
 
 
