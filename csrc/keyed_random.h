@@ -22,9 +22,7 @@ SFTN_HOST_DEVICE uint64_t random_word(uint64_t seed, uint64_t counter) {
 // A uniform number from 0 to bound - 1: the high 64 bits of the product of a random word and the bound. No number is
 // more likely than another by more than bound / 2^64, which is below 1e-9.
 SFTN_HOST_DEVICE uint32_t random_below(uint32_t bound, uint64_t seed, uint64_t counter) {
-  const uint64_t word = random_word(seed, counter);
-  const uint64_t carry = (word & 0xFFFFFFFF) * bound >> 32;
-  return static_cast<uint32_t>(((word >> 32) * bound + carry) >> 32);
+  return static_cast<uint32_t>(static_cast<unsigned __int128>(random_word(seed, counter)) * bound >> 64);
 }
 
 }  // namespace sftn

@@ -13,22 +13,15 @@ constexpr int64_t kWordBits = 64;
 
 // Sets the bits of the first `distinct` distinct ranks that are drawn.
 SFTN_CLONES static void draw_distinct(uint64_t* words, uint32_t candidates, int64_t distinct, uint64_t seed) {
-  constexpr int64_t kBlock = 256;  // draws that are computed at once, in vectors
-  uint32_t ranks[kBlock];
   uint64_t draws = 0;
   for (int64_t missing = distinct; missing > 0;) {
     int64_t repeated = 0;
-    for (int64_t done = 0; done < missing; done += kBlock) {
-      const int64_t count = std::min(kBlock, missing - done);
-#pragma omp simd
-      for (int64_t i = 0; i < kBlock; ++i) ranks[i] = random_below(candidates, seed, draws + i);
-      draws += count;
-      for (int64_t i = 0; i < count; ++i) {
-        uint64_t& word = words[ranks[i] / kWordBits];
-        const uint64_t mask = uint64_t{1} << ranks[i] % kWordBits;
-        repeated += (word & mask) != 0;
-        word |= mask;
-      }
+    for (int64_t i = 0; i < missing; ++i) {
+      const uint32_t rank = random_below(candidates, seed, draws++);
+      uint64_t& word = words[rank / kWordBits];
+      const uint64_t mask = uint64_t{1} << rank % kWordBits;
+      repeated += (word & mask) != 0;
+      word |= mask;
     }
     missing = repeated;
   }

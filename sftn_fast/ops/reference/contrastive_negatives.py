@@ -70,7 +70,7 @@ def _sorted_ranks(seed: Tensor, candidates: int, count: int) -> Tensor:
 
 
 def _draws(seed: Tensor, first: int, count: int, below: int) -> Tensor:
-    """Uniform numbers from 0 to ``below - 1``: the high 64 bits of random words times ``below``, a number under 2^31."""
+    """Uniform numbers from 0 to ``below - 1``: the high 64 bits of random words times ``below``, which is < 2^31."""
     words = _random_words(seed, first, count)
     high, low = _shifted_right(words, 32), words & 0xFFFFFFFF
     return (high * below + (low * below >> 32)) >> 32
