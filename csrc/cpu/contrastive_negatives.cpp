@@ -65,7 +65,7 @@ SFTN_INLINE void write_positions(const uint64_t* words, bool leave_out, int64_t 
     // An own position stands just before the rank that is its number without the own ones ahead of it.
     for (; own < own_end && *own - own_before < first + kWordBits; ++own, ++own_before) {
       const uint64_t ahead = left & ((uint64_t{1} << (*own - own_before - first)) - 1);
-      write(ahead);
+      if (ahead != 0) write(ahead);  // large classes leave many gaps
       left ^= ahead;
     }
     write(left);
