@@ -45,6 +45,9 @@ __device__ __forceinline__ unsigned sum_of_lanes(unsigned value) {
 
 // A warp's piece of the positions, and the ranks of its candidates, which are in one piece too.
 struct WarpPiece {
+  // 32 positions at a time would leave the warp waiting for the labels of the next 32.
+  static constexpr int kGroups = 8;
+
   const int64_t* labels;
   int64_t own_label;
   unsigned begin, end;             // positions
@@ -53,33 +56,48 @@ struct WarpPiece {
 
   // To be called by all threads of the block.
   __device__ WarpPiece(const int64_t* labels, int64_t own_label, unsigned n) : labels(labels), own_label(own_label) {
-    const unsigned lane = threadIdx.x % simt::kWarpSize;
     const unsigned length = (n + blockDim.x - 1) / blockDim.x * simt::kWarpSize;
     begin = min(n, threadIdx.x / simt::kWarpSize * length);
     end = min(n, begin + length);
-    unsigned own = 0, all_own = 0;
-#pragma unroll 4
-    for (unsigned position = begin + lane; position < end; position += simt::kWarpSize) {
-      own += __ldg(labels + position) == own_label;
+    unsigned count = 0;
+    for (unsigned first = begin; first < end; first += kGroups * simt::kWarpSize) {
+      bool is_candidate[kGroups];
+      read_groups(first, is_candidate);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) count += is_candidate[g];
     }
-    own = sum_of_lanes(own);
-    first_rank = begin - sum_of_warps_before(own, all_own);
-    last_rank = first_rank + (end - begin - own);
-    candidates = n - all_own;
+    count = sum_of_lanes(count);
+    first_rank = sum_of_warps_before(count, candidates);
+    last_rank = first_rank + count;
   }
 
-  // f(position, is_candidate, rank) in all lanes at once, for 32 positions after 32.
-  template <class F>
-  __device__ __forceinline__ void walk(F&& f) const {
+  // write(position, copies_of(rank)) for the candidates, write(position, 0) for the others; the latter in all lanes at
+  // once, for 32 positions after 32.
+  template <class CopiesOf, class Write>
+  __device__ __forceinline__ void walk(CopiesOf&& copies_of, Write&& write) const {
     const unsigned lane = threadIdx.x % simt::kWarpSize, lanes_before = (1u << lane) - 1;
     unsigned rank = first_rank;
-#pragma unroll 4
-    for (unsigned first = begin; first < end; first += simt::kWarpSize) {
-      const unsigned position = first + lane;
-      const bool is_candidate = position < end && __ldg(labels + position) != own_label;
-      const unsigned candidates_here = __ballot_sync(~0u, is_candidate);
-      f(position, is_candidate, rank + __popc(candidates_here & lanes_before));
-      rank += __popc(candidates_here);
+    for (unsigned first = begin; first < end; first += kGroups * simt::kWarpSize) {
+      bool is_candidate[kGroups];
+      unsigned copies[kGroups];
+      read_groups(first, is_candidate);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const unsigned of_group = __ballot_sync(~0u, is_candidate[g]);
+        copies[g] = is_candidate[g] ? copies_of(rank + __popc(of_group & lanes_before)) : 0u;
+        rank += __popc(of_group);
+      }
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) write(first + g * simt::kWarpSize + lane, copies[g]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void read_groups(unsigned first, bool (&is_candidate)[kGroups]) const {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const unsigned position = first + g * simt::kWarpSize + threadIdx.x % simt::kWarpSize;
+      is_candidate[g] = position < end && __ldg(labels + position) != own_label;
     }
   }
 };
@@ -122,12 +140,12 @@ __device__ __forceinline__ void write_distinct(const WarpPiece& piece, const uns
   const unsigned flip = leave_out ? ~0u : 0u, lanes_before = (1u << threadIdx.x % simt::kWarpSize) - 1;
   unsigned all = 0;
   out += sum_of_warps_before(count_bits(words, flip, piece.first_rank, piece.last_rank), all);
-  piece.walk([&](unsigned position, bool is_candidate, unsigned rank) {
-    const bool chosen = is_candidate && ((words[rank / kWordBits] ^ flip) >> rank % kWordBits & 1u);
-    const unsigned chosen_here = __ballot_sync(~0u, chosen);
-    if (chosen) out[__popc(chosen_here & lanes_before)] = static_cast<Out>(position);
-    out += __popc(chosen_here);
-  });
+  piece.walk([&](unsigned rank) { return (words[rank / kWordBits] ^ flip) >> rank % kWordBits & 1u; },
+             [&](unsigned position, unsigned chosen) {
+               const unsigned chosen_here = __ballot_sync(~0u, chosen);
+               if (chosen != 0) out[__popc(chosen_here & lanes_before)] = static_cast<Out>(position);
+               out += __popc(chosen_here);
+             });
 }
 
 // K draws in order, by counting how often each rank comes. A row longer than its candidates are many is no common case:
@@ -154,8 +172,7 @@ __device__ __forceinline__ void draw_repeated(const WarpPiece& piece, unsigned* 
     }
     Out* to = out + sum_of_warps_before(sum_of_lanes(count), all);
     out += all;
-    piece.walk([&](unsigned position, bool is_candidate, unsigned rank) {
-      const unsigned copies = is_candidate ? count_of(rank) : 0;
+    piece.walk(count_of, [&](unsigned position, unsigned copies) {
       unsigned up_to_here = copies;
 #pragma unroll
       for (int step = 1; step < simt::kWarpSize; step *= 2) {

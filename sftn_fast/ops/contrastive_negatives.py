@@ -33,10 +33,10 @@ def sample_negatives(
     independent. A row is in ascending order, in which a memory bank is read best. Where there are fewer than K samples
     of other classes they are drawn with replacement, as RepDistiller's data sets do.
 
-    The negatives are a function of a key, drawn from the generator once a call, of the row and of what other classes
-    there are: the same on every device, whatever the batch size and the number of threads. ``labels`` is read anew on
-    each call. Nothing waits for a GPU; a CUDA graph that captures the call draws other negatives in every replay, if
-    ``generator`` is registered with it (the default one is).
+    A row's negatives are a function of a key, which the call draws from the generator, of the row's number and of which
+    samples are of other classes: the batch size, the number of threads and, given the key, the device do not matter.
+    ``labels`` is read anew on each call. Nothing waits for a GPU; a CUDA graph that captures the call draws other
+    negatives in every replay, if ``generator`` is registered with it, as the default one is.
 
     Args:
         index: ``[B]`` int64, the positions of the batch's samples in the data set.

@@ -91,6 +91,7 @@ CASES = [
     *(Case(samples=samples, classes=2, negatives=16) for samples in (31, 32, 33, 63, 64, 65, 1023, 1025)),
     Case(samples=1500, share=0.99, negatives=5),
     Case(samples=1500, share=0.01, negatives=900, as_int32=True),
+    Case(samples=8700, negatives=1000, rows=2, as_int32=True),
     Case(samples=2200, classes=500, negatives=300, rows=2),
     Case(rows=7),
 ]
