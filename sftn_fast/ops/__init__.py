@@ -7,13 +7,16 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, set_backend
+from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
 __all__ = [
     "KDTerms",
     "SFTNTerms",
+    "at_loss",
     "backend",
+    "ft_loss",
     "kd_ce_loss",
     "kd_loss",
     "reference",

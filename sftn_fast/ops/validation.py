@@ -45,6 +45,15 @@ def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> 
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
+def check_feature_map(name: str, features: Any) -> None:
+    """Refuse what is not a floating-point ``[N, C, H, W]`` with at least one channel and pixel."""
+    check_tensor(name, features)
+    if features.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {features.dtype}")
+    if features.dim() != 4 or 0 in features.shape[1:]:
+        raise ValueError(f"{name} must be [N, C, H, W] with C, H and W at least 1, got {list(features.shape)}")
+
+
 def check_target(target: Any, logits: Tensor) -> None:
     """Refuse what is not an int64 ``[N]`` beside logits ``[N, C]``. Its values are the kernels' to check."""
     check_tensor("target", target)
