@@ -1,10 +1,13 @@
 // The ops' schemas, torch.ops.sftn_fast.*. Kernels are registered where they are written: cpu/, and cuda/ in _C_cuda.
 #include "features_attention.h"
+#include "features_pool.h"
 #include "logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast, m) {
   m.def(sftn::kAttentionForwardSchema);
   m.def(sftn::kAttentionBackwardSchema);
+  m.def(sftn::kPoolForwardSchema);
+  m.def(sftn::kPoolBackwardSchema);
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
 }

@@ -18,7 +18,7 @@ from sftn_fast.ops._autograd import without_second_derivatives
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
-from sftn_fast.ops.reference.features_attention import pooled_alike
+from sftn_fast.ops.features_pool import pooled_alike
 
 VARIANTS = ("repdistiller", "paper")
 
@@ -31,8 +31,8 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
     authors' ``at_loss``, but for a negative ``f`` and a ``p`` that is not even: they raise ``f`` itself to ``p``. The
     gradient at ``f = 0`` is 0 for every ``p``. Add up the stages yourself.
 
-    The map of more pixels is averaged to the size of the other first, as by ``F.adaptive_avg_pool2d``. That is plain
-    PyTorch: a pass over the larger map each way, and a smaller map in float32. An empty batch gives 0.
+    The map of more pixels is averaged to the size of the other first, as by ``F.adaptive_avg_pool2d``: one kernel more
+    each way. An empty batch gives 0.
 
     Args:
         student_features: ``[N, C, H, W]``; contiguous and channels-last maps are read where they are.
@@ -90,9 +90,8 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute: bool) -> Tensor:
-    if student.shape[2:] != teacher.shape[2:]:
-        student, teacher = pooled_alike(student, teacher)
-    elif student.dtype != teacher.dtype:
+    student, teacher = pooled_alike(ops, student, teacher)
+    if student.dtype != teacher.dtype:
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         student, teacher = student.to(dtype), teacher.to(dtype)
     if power > 0:  # attention has no channels, and no layout
