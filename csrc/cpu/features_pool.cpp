@@ -67,6 +67,15 @@ SFTN_INLINE void sum_columns(const A* sums, int64_t count, A scale, A* to) {
   }
 }
 
+template <int kStep, class A>
+SFTN_INLINE void spread_columns(const A* from, int64_t count, A scale, A* to) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    const A value = from[j] * scale;
+    for (int k = 0; k < kStep; ++k) to[j * kStep + k] = value;
+  }
+}
+
 // `sums` [W] and `copy` [W] are scratch.
 template <class T, class A>
 SFTN_INLINE void pool_plane_inline(const PoolInput& in, const Bins& bins, const T* x, A* to, A* sums, A* copy) {
@@ -95,11 +104,17 @@ SFTN_INLINE void spread_plane_inline(const PoolInput& in, const Bins& bins, cons
   for (int64_t i = 0; i < in.out_height; ++i) {
     const A* from = grad + i * in.out_width;
     A* row = spread + i * in.width;
-    const A of_rows = A(1) / A(bins.rows[i].size());
+    const int64_t height = bins.rows[i].size();
+    if (bins.column_step == 2 || bins.column_step == 4) {
+      const A scale = A(1) / A(height * bins.column_step);
+      bins.column_step == 2 ? spread_columns<2>(from, in.out_width, scale, row)
+                            : spread_columns<4>(from, in.out_width, scale, row);
+      continue;
+    }
     std::fill(row, row + in.width, A(0));
     for (int64_t j = 0; j < in.out_width; ++j) {
       const Bin column = bins.columns[j];
-      const A value = from[j] * (of_rows / A(column.size()));
+      const A value = from[j] / A(height * column.size());
       for (int64_t x = column.begin; x < column.end; ++x) row[x] += value;
     }
   }

@@ -41,7 +41,7 @@ class _Pool(torch.autograd.Function):
         return ops.features_pool_forward(features, height, width)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None, None, None, _backward(ctx, grad)
         with torch.no_grad():
