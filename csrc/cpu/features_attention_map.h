@@ -8,10 +8,12 @@
 
 #include "chunk.h"
 #include "half.h"
+#include "power.h"
 
 namespace sftn::attention {
 
-// ---- powers: 1 to 4 by multiplication, known when the loops are compiled; 0 stands for any other ----
+// ---- powers: 1 to 4 by multiplication, known when the loops are compiled; 0 stands for any other, a logarithm each
+// ----
 
 template <class F>
 SFTN_INLINE void with_power(double power, F f) {
@@ -29,7 +31,7 @@ SFTN_INLINE A power_of(A x, A power) {
   if constexpr (kPower == 2) return x * x;
   if constexpr (kPower == 3) return std::fabs(x) * (x * x);
   if constexpr (kPower == 4) return (x * x) * (x * x);
-  return std::pow(std::fabs(x), power);
+  return fast_power(std::fabs(x), power);
 }
 
 // |x|^(power - 1) sign(x), which with a factor of power is the slope of |x|^power; 0 at 0
@@ -39,7 +41,7 @@ SFTN_INLINE A slope_of(A x, A power) {
   if constexpr (kPower == 2) return x;
   if constexpr (kPower == 3) return x * std::fabs(x);
   if constexpr (kPower == 4) return x * (x * x);
-  return x == 0 ? A(0) : std::copysign(std::pow(std::fabs(x), power - 1), x);
+  return x == 0 ? A(0) : std::copysign(fast_power(std::fabs(x), power - 1), x);
 }
 
 // ---- how a sample lies in memory ----

@@ -37,7 +37,7 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
     Args:
         student_features: ``[N, C, H, W]``; contiguous and channels-last maps are read where they are.
         teacher_features: ``[N, C', H', W']``. Receives a gradient too if it requires one.
-        p: the power, above 0. On a CPU 1, 2, 3 and 4 are fast.
+        p: the power, above 0. On a CPU any other than 1, 2, 3 and 4 takes several times as long.
 
     Returns:
         0-dim; float32, or float64 if a map is float64.
