@@ -13,16 +13,14 @@ from bench.eager import features as eager
 from sftn_fast import ops
 from sftn_fast.ops import reference
 
-Shape = tuple[int, int, int, int]
-
 # ---- attention and factors ----
 
 
-def _maps(
+def _attention(
     authors: type[nn.Module],
     loss: Callable[[object], Callable[[Tensor, Tensor], Tensor]],
-    student_shape: Shape,
-    teacher_shape: Shape,
+    student_shape: tuple[int, ...],
+    teacher_shape: tuple[int, ...],
     device: str,
     *,
     channels_last: bool = False,
@@ -35,20 +33,19 @@ def _maps(
     return {name: step([student], partial(run, student, teacher)) for name, run in losses.items()}
 
 
-_at = partial(_maps, eager.Attention, lambda module: module.at_loss)
-_ft = partial(_maps, eager.FactorTransfer, lambda module: module.ft_loss)
-_paper_ft = partial(_maps, eager.PaperFactorTransfer, lambda module: partial(module.ft_loss, variant="paper"))
+_at = partial(_attention, eager.Attention, lambda module: module.at_loss)
+_ft = partial(_attention, eager.FactorTransfer, lambda module: module.ft_loss)
+_paper_ft = partial(_attention, eager.PaperFactorTransfer, lambda module: partial(module.ft_loss, variant="paper"))
 
-_SMALL: Shape = (64, 256, 8, 8)
-_LARGE: Shape = (64, 64, 32, 32)
+_SMALL_MAP, _LARGE_MAP = (64, 256, 8, 8), (64, 64, 32, 32)
 
 ATTENTION = [
-    Case("AT (64, 256, 8, 8)", partial(_at, _SMALL, _SMALL)),
-    Case("AT (64, 64, 32, 32)", partial(_at, _LARGE, _LARGE)),
-    Case("AT (64, 64, 32, 32), channels last", partial(_at, _LARGE, _LARGE, channels_last=True)),
-    Case("AT (64, 64, 32, 32), teacher (64, 256, 8, 8)", partial(_at, _LARGE, _SMALL)),
-    Case("FT (64, 256, 8, 8)", partial(_ft, _SMALL, _SMALL)),
-    Case("FT of the paper (64, 256, 8, 8)", partial(_paper_ft, _SMALL, _SMALL)),
+    Case("AT (64, 256, 8, 8)", partial(_at, _SMALL_MAP, _SMALL_MAP)),
+    Case("AT (64, 64, 32, 32)", partial(_at, _LARGE_MAP, _LARGE_MAP)),
+    Case("AT (64, 64, 32, 32), channels last", partial(_at, _LARGE_MAP, _LARGE_MAP, channels_last=True)),
+    Case("AT (64, 64, 32, 32), teacher (64, 256, 8, 8)", partial(_at, _LARGE_MAP, _SMALL_MAP)),
+    Case("FT (64, 256, 8, 8)", partial(_ft, _SMALL_MAP, _SMALL_MAP)),
+    Case("FT of the paper (64, 256, 8, 8)", partial(_paper_ft, _SMALL_MAP, _SMALL_MAP)),
 ]
 
 CASES = [*ATTENTION]

@@ -12,7 +12,7 @@ class Attention(nn.Module):
     """AT of one stage as RepDistiller has it."""
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = _pooled(student, teacher)
+        student, teacher = _pooled_alike(student, teacher)
         return (_attention(student) - _attention(teacher)).pow(2).mean()
 
 
@@ -20,7 +20,7 @@ class FactorTransfer(nn.Module):
     """FT as RepDistiller has it."""
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = _pooled(student, teacher)
+        student, teacher = _pooled_alike(student, teacher)
         return (_attention(student) - _attention(teacher)).abs().mean()
 
 
@@ -35,7 +35,7 @@ def _attention(features: Tensor) -> Tensor:
     return F.normalize(features.pow(2).mean(1).view(features.size(0), -1))
 
 
-def _pooled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     student_height, teacher_height = student.shape[2], teacher.shape[2]
     if student_height > teacher_height:
         student = F.adaptive_avg_pool2d(student, (teacher_height, teacher_height))

@@ -294,7 +294,7 @@ def test_without_gradients(backend):
 
 
 @every_loss
-@pytest.mark.parametrize("teacher_size", [(3, 3), (6, 3), (2, 2)], **ids)
+@pytest.mark.parametrize("teacher_size", [(3, 3), (6, 3)], **ids)
 def test_gradcheck(backend, loss, teacher_size):
     shape = (2, 3, 3, 3)
     teacher_shape = (2, 3 if loss.same_channels else 2, *teacher_size)
