@@ -8,6 +8,7 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, set_backend
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "backend",
     "kd_ce_loss",
     "kd_loss",
+    "pkt_loss",
     "reference",
     "set_backend",
     "sftn_loss",
+    "sp_loss",
 ]

@@ -5,5 +5,6 @@ for half-precision inputs, as in the kernels. The functions trust their argument
 """
 
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.reference.relational_similarity import pkt_loss, sp_loss
 
-__all__ = ["kd_ce_loss", "kd_loss", "sftn_loss"]
+__all__ = ["kd_ce_loss", "kd_loss", "pkt_loss", "sftn_loss", "sp_loss"]
