@@ -46,7 +46,7 @@ def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ops = kernels(student_features.device.type)
     if ops is None:
         return reference.sp_loss(student_features, teacher_features)
-    return _fused(ops.sp_forward, student_features, teacher_features)
+    return _fused(ops, student_features, teacher_features, None)
 
 
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
@@ -75,58 +75,62 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     ops = kernels(student.device.type)
     if ops is None:
         return reference.pkt_loss(student, teacher, eps=eps)
-    return _fused(ops.pkt_forward, student, teacher, float(eps), skip_nan=True)
+    return _fused(ops, student, teacher, float(eps))
 
 
-def _fused(op: Any, student: Tensor, teacher: Tensor, *options: float, skip_nan: bool = False) -> Tensor:
+def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
+    """PKT, or without ``eps`` SP."""
     # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
     if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
-        return _SimilarityLoss.apply(op, skip_nan, student, teacher, *options)
-    loss, _, _ = _forward(op, student, teacher, options, False, False)
+        return _SimilarityLoss.apply(ops, eps, student, teacher)
+    loss, _, _ = _forward(ops, eps, student, teacher, False, False)
     return loss
 
 
 def _forward(
-    op: Any, student: Tensor, teacher: Tensor, options: tuple[float, ...], student_grad: bool, teacher_grad: bool
+    ops: Any, eps: float | None, student: Tensor, teacher: Tensor, student_grad: bool, teacher_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and what to multiply the student's and the teacher's rows with for their gradients."""
+    """The loss, and the matrices that make the student's and the teacher's rows their gradients."""
     dtype = torch.float64 if student.dtype == torch.float64 or teacher.dtype == torch.float64 else torch.float32
+    student, teacher = _rows(student, dtype), _rows(teacher, dtype)
     with _full_precision(student.device.type):
-        return op(_gram(student, dtype), _gram(teacher, dtype), *options, student_grad, teacher_grad)
+        grams = _gram(student, dtype), _gram(teacher, dtype)
+        if eps is None:
+            return ops.sp_forward(*grams, student_grad, teacher_grad)
+        norms = (torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (student, teacher))
+        return ops.pkt_forward(*grams, *norms, eps, student_grad, teacher_grad)
 
 
 class _SimilarityLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, op: Any, skip_nan: bool, student: Tensor, teacher: Tensor, *options: float
-    ) -> Tensor:
-        _, _, student_grad, teacher_grad, *_ = ctx.needs_input_grad
-        loss, student_slope, teacher_slope = _forward(op, student, teacher, options, student_grad, teacher_grad)
-        student_saved = (student, student_slope) if student_grad else (None, None)
-        teacher_saved = (teacher, teacher_slope) if teacher_grad else (None, None)
-        ctx.save_for_backward(*student_saved, *teacher_saved)
-        ctx.skip_nan, ctx.num_options = skip_nan, len(options)
+    def forward(ctx: Any, ops: Any, eps: float | None, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
+        _, _, student_grad, teacher_grad = ctx.needs_input_grad
+        loss, student_slope, teacher_slope = _forward(ops, eps, student, teacher, student_grad, teacher_grad)
+        of_student = (student, student_slope) if student_grad else (None, None)
+        of_teacher = (teacher, teacher_slope) if teacher_grad else (None, None)
+        ctx.save_for_backward(*of_student, *of_teacher)
+        ctx.skip_nan = eps is not None
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         student, student_slope, teacher, teacher_slope = ctx.saved_tensors
-        saved = ((student, student_slope), (teacher, teacher_slope))
+        pairs = (student, student_slope), (teacher, teacher_slope)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            grads = [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in saved]
+            grads = [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in pairs]
         else:
             with torch.no_grad():
-                grads = [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in saved]
+                grads = [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in pairs]
             grads = without_second_derivatives(grads, [x for x in (student, teacher) if x is not None])
-        return None, None, *grads, *[None] * ctx.num_options
+        return None, None, *grads
 
 
 def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_nan: bool) -> Tensor | None:
     if features is None:
         return None
-    rows = _rows(features).to(slope.dtype)
+    rows = _rows(features, slope.dtype).to(slope.dtype)
     if skip_nan:
-        rows = rows.nan_to_num(0.0, 0.0, 0.0)  # the slope along such a row is 0, and 0 times NaN is not
+        rows = rows.nan_to_num(0.0, 0.0, 0.0)  # such a row's slope is 0, and 0 times NaN is not
     with _full_precision(features.device.type):
         grad = torch.mm(slope * grad_loss, rows).to(features.dtype)
     if _channels_last(features):
@@ -134,19 +138,22 @@ def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_na
     return grad.view(features.shape)
 
 
-def _gram(features: Tensor, dtype: torch.dtype) -> Tensor:
-    rows = _rows(features)
-    if rows.is_cuda and rows.dtype != dtype and dtype == torch.float32:
-        return torch.mm(rows, rows.t(), out_dtype=dtype)  # exact products of half precision, summed in float32
-    rows = rows.to(dtype)
-    return torch.mm(rows, rows.t())
+def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    if rows.dtype == dtype:
+        return torch.mm(rows, rows.t())
+    return torch.mm(rows, rows.t(), out_dtype=dtype)  # exact products of half precision, summed in float32
 
 
-def _rows(features: Tensor) -> Tensor:
-    """``[B, D]``, a view wherever there can be one: the features in the order of memory."""
-    if features.dim() == 2:
+def _rows(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[B, D]``, in the order of memory and a view where it can be one.
+
+    Of ``dtype``, or of a half-precision one where the device multiplies that into ``dtype``.
+    """
+    if features.dim() > 2:
+        features = (features.movedim(1, -1) if _channels_last(features) else features).flatten(1)
+    if features.is_cuda and dtype == torch.float32:
         return features
-    return (features.movedim(1, -1) if _channels_last(features) else features).flatten(1)
+    return features.to(dtype)
 
 
 def _channels_last(features: Tensor) -> bool:
@@ -165,7 +172,13 @@ def _(student_gram: Tensor, teacher_gram: Tensor, student_grad: bool, teacher_gr
 
 @register_fake("pkt_forward")
 def _(
-    student_gram: Tensor, teacher_gram: Tensor, eps: float, student_grad: bool, teacher_grad: bool
+    student_gram: Tensor,
+    teacher_gram: Tensor,
+    student_norm: Tensor,
+    teacher_norm: Tensor,
+    eps: float,
+    student_grad: bool,
+    teacher_grad: bool,
 ) -> tuple[Tensor, ...]:
     return _fake_outputs(student_gram, student_grad, teacher_grad)
 
