@@ -121,14 +121,14 @@ struct PktRows {
 
 // C, of an entry of the Gram matrix and its row's and column's scales
 template <class A>
-SFTN_INLINE A cosine(A gram, A row_scale, A column_scale) {
+SFTN_INLINE A pkt_cosine(A gram, A row_scale, A column_scale) {
   const A c = gram * row_scale * column_scale;
   return c == c ? c : A(0);
 }
 
 // K
 template <class A>
-SFTN_INLINE A similarity(A cosine) {
+SFTN_INLINE A pkt_similarity(A cosine) {
   const A k = (cosine + 1) * A(0.5);
   return k < 0 ? A(0) : k;
 }
@@ -148,11 +148,11 @@ struct PktEntry {
 };
 
 template <class A>
-SFTN_INLINE A similarity_sum(const PktSide<A>& side, int64_t n, int64_t i) {
+SFTN_INLINE A pkt_similarity_sum(const PktSide<A>& side, int64_t n, int64_t i) {
   const A *x = side.row(i), *scale = side.scale.data();
   const A row_scale = scale[i];
   Lanes<A> sum(0);
-  over_columns(n, SFTN_COLUMN { sum.lane[l] += similarity(cosine(x[j], row_scale, scale[j])); });
+  over_columns(n, SFTN_COLUMN { sum.lane[l] += pkt_similarity(pkt_cosine(x[j], row_scale, scale[j])); });
   return sum.sum();
 }
 
@@ -161,15 +161,16 @@ template <class A>
 SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i) {
   PktSide<A>&student = rows.student, &teacher = rows.teacher;
   const int64_t n = rows.n;
-  const A eps = rows.eps, s_inverse = 1 / similarity_sum(student, n, i), t_inverse = 1 / similarity_sum(teacher, n, i);
+  const A eps = rows.eps, s_inverse = 1 / pkt_similarity_sum(student, n, i),
+          t_inverse = 1 / pkt_similarity_sum(teacher, n, i);
   const A *s = student.row(i), *t = teacher.row(i);
   const A *s_scale = student.scale.data(), *t_scale = teacher.scale.data();
   const A s_row = s_scale[i], t_row = t_scale[i];
   Lanes<A> loss(0), s_mean(0), t_mean(0);
   over_columns(
       n, SFTN_COLUMN {
-        const A p_s = similarity(cosine(s[j], s_row, s_scale[j])) * s_inverse;
-        const A p_t = similarity(cosine(t[j], t_row, t_scale[j])) * t_inverse;
+        const A p_s = pkt_similarity(pkt_cosine(s[j], s_row, s_scale[j])) * s_inverse;
+        const A p_t = pkt_similarity(pkt_cosine(t[j], t_row, t_scale[j])) * t_inverse;
         const PktEntry<A> entry(p_s, p_t, eps);
         loss.lane[l] += entry.loss;
         s_mean.lane[l] += p_s * entry.student_slope;
@@ -195,8 +196,8 @@ SFTN_INLINE void pkt_slope_inline(const PktRows<A>& rows, int64_t i, A* out) {
   Lanes<A> radial(0);
   over_columns(
       rows.n, SFTN_COLUMN {
-        const A c_s = cosine(s[j], s_row, s_scale[j]), c_t = cosine(t[j], t_row, t_scale[j]);
-        const A k_s = similarity(c_s), k_t = similarity(c_t);
+        const A c_s = pkt_cosine(s[j], s_row, s_scale[j]), c_t = pkt_cosine(t[j], t_row, t_scale[j]);
+        const A k_s = pkt_similarity(c_s), k_t = pkt_similarity(c_t);
         const auto along_similarity = [&](int64_t row) __attribute__((always_inline)) {
           const PktEntry<A> entry(k_s * s_inverse[row], k_t * t_inverse[row], eps);
           return ((kTeacher ? entry.teacher_slope : entry.student_slope) - mean[row]) * inverse[row];

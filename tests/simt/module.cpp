@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 
 #include "csrc/logits.h"
+#include "csrc/relational_similarity.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
+  m.def(sftn::kPktForwardSchema);
+  m.def(sftn::kSpForwardSchema);
 }
 
 PYBIND11_MODULE(sftn_emulated, m) {
