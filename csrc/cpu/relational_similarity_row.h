@@ -13,14 +13,18 @@
 
 namespace sftn {
 
-// f(j, l) for the n columns j of a row, in lane l.
+// f(j, l) for the n columns j of a row, in lane l. The ragged end stays scalar: the compiler would vectorise it where the
+// addresses allow, and which products are fused with sums, and so the last bit, would depend on where a tensor lies.
 template <class F>
 SFTN_INLINE void over_columns(int64_t n, F f) {
   const int64_t whole = n / kLanes * kLanes;
   for (int64_t begin = 0; begin < whole; begin += kLanes) {
     SFTN_LANES f(begin + l, l);
   }
-  for (int64_t j = whole; j < n; ++j) f(j, j - whole);
+  for (int64_t j = whole; j < n; ++j) {
+    asm volatile("" ::: "memory");
+    f(j, j - whole);
+  }
 }
 
 #define SFTN_COLUMN [&](int64_t j, int64_t l) __attribute__((always_inline))
@@ -32,23 +36,24 @@ template <class A>
 struct SpSide {
   const A* gram;
   int64_t stride;
-  std::vector<A> inverse;  // 1 / n
-  std::vector<A> along;    // q
-  std::vector<A> factor;   // 2 / (B^2 n), or 0
+  std::vector<A> norm;    // n
+  std::vector<A> along;   // q
+  std::vector<A> factor;  // 2 / (B^2 n), or 0
 
   SpSide(const Matrix& matrix, int64_t n)
-      : gram(matrix.data<A>()), stride(matrix.stride), inverse(n), along(n), factor(n) {}
+      : gram(matrix.data<A>()), stride(matrix.stride), norm(n), along(n), factor(n) {}
 
   SFTN_INLINE const A* row(int64_t i) const { return gram + i * stride; }
 
-  SFTN_INLINE A set_norm(int64_t i, A square) {
-    const A norm = std::sqrt(square), eps = A(kSpEps);
-    const double n = double(inverse.size());
-    inverse[i] = 1 / (norm < eps ? eps : norm);  // NaN stays NaN
-    factor[i] = norm == 0 ? A(0) : A(2 / (n * n)) * inverse[i];
-    along[i] = norm < eps ? A(0) : A(1);
-    return inverse[i];
+  SFTN_INLINE void set(int64_t i, A given_norm, A given_along) {
+    const A eps = A(kSpEps);
+    const double n = double(norm.size());
+    norm[i] = at_least_eps(given_norm);
+    along[i] = given_norm < eps ? A(0) : given_along;
+    factor[i] = given_norm == 0 ? A(0) : A(2 / (n * n)) / norm[i];
   }
+
+  SFTN_INLINE static A at_least_eps(A norm) { return norm < A(kSpEps) ? A(kSpEps) : norm; }  // NaN stays NaN
 };
 
 // Row i of both sides' numbers. Returns its sum of squared differences.
@@ -61,16 +66,17 @@ SFTN_INLINE double sp_row_inline(SpSide<A>& student, SpSide<A>& teacher, int64_t
         s_square.lane[l] += s[j] * s[j];
         t_square.lane[l] += t[j] * t[j];
       });
-  const A s_inverse = student.set_norm(i, s_square.sum()), t_inverse = teacher.set_norm(i, t_square.sum());
+  const A s_norm = std::sqrt(s_square.sum()), t_norm = std::sqrt(t_square.sum());
+  const A s_divisor = SpSide<A>::at_least_eps(s_norm), t_divisor = SpSide<A>::at_least_eps(t_norm);
   over_columns(
       n, SFTN_COLUMN {
-        const A s_unit = s[j] * s_inverse, t_unit = t[j] * t_inverse, apart = s_unit - t_unit;
+        const A s_unit = s[j] / s_divisor, t_unit = t[j] / t_divisor, apart = s_unit - t_unit;
         loss.lane[l] += apart * apart;
         s_along.lane[l] += apart * s_unit;
         t_along.lane[l] -= apart * t_unit;
       });
-  student.along[i] *= s_along.sum();
-  teacher.along[i] *= t_along.sum();
+  student.set(i, s_norm, s_along.sum());
+  teacher.set(i, t_norm, t_along.sum());
   return loss.sum();
 }
 
@@ -78,10 +84,10 @@ SFTN_INLINE double sp_row_inline(SpSide<A>& student, SpSide<A>& teacher, int64_t
 template <class A>
 SFTN_INLINE void sp_slope_inline(const SpSide<A>& side, const SpSide<A>& other, int64_t n, int64_t i, A* out) {
   const A *x = side.row(i), *y = other.row(i);
-  const A *inverse = side.inverse.data(), *other_inverse = other.inverse.data();
+  const A *norm = side.norm.data(), *other_norm = other.norm.data();
   const A *along = side.along.data(), *factor = side.factor.data();
   const auto entry = [&](int64_t row, int64_t j) __attribute__((always_inline)) {
-    const A unit = x[j] * inverse[row], apart = unit - y[j] * other_inverse[row];
+    const A unit = x[j] / norm[row], apart = unit - y[j] / other_norm[row];
     return factor[row] * (apart - unit * along[row]);
   };
   over_columns(n, SFTN_COLUMN { out[j] = entry(i, j) + entry(j, j); });

@@ -12,22 +12,22 @@ __device__ __forceinline__ double sqrt_of(double x) { return sqrt(x); }
 template <class A>
 struct SpSide {
   SimilarityGram<A> gram;
-  A* inverse;  // 1 / n
-  A* along;    // q
-  A* factor;   // 2 / (B^2 n), or 0
+  A* norm;    // n
+  A* along;   // q
+  A* factor;  // 2 / (B^2 n), or 0
 };
 
 template <class A>
-__device__ __forceinline__ A sp_inverse(A norm) {
-  return A(1) / (norm < A(kSpEps) ? A(kSpEps) : norm);  // NaN stays NaN
+__device__ __forceinline__ A at_least_eps(A norm) {
+  return norm < A(kSpEps) ? A(kSpEps) : norm;  // NaN stays NaN
 }
 
 template <class A>
 __device__ __forceinline__ void sp_store_row(const SpSide<A>& side, int i, int n, A norm, A along) {
-  const A inverse = sp_inverse(norm);
-  side.inverse[i] = inverse;
+  const A divisor = at_least_eps(norm);
+  side.norm[i] = divisor;
   side.along[i] = norm < A(kSpEps) ? A(0) : along;
-  side.factor[i] = norm == A(0) ? A(0) : A(2) / (A(n) * A(n)) * inverse;
+  side.factor[i] = norm == A(0) ? A(0) : A(2) / (A(n) * A(n)) / divisor;
 }
 
 // Reads each row twice: its norms, then the loss and the slope's numbers.
@@ -45,10 +45,10 @@ __global__ void __launch_bounds__(kSimilarityThreads)
   norms[0] = sqrt_of(norms[0]);
   norms[1] = sqrt_of(norms[1]);
 
-  const A s_inverse = sp_inverse(norms[0]), t_inverse = sp_inverse(norms[1]);
+  const A s_divisor = at_least_eps(norms[0]), t_divisor = at_least_eps(norms[1]);
   A loss = 0, along[2] = {A(0), A(0)};
   over_columns(n, [&](int j) {
-    const A s_unit = s[j] * s_inverse, t_unit = t[j] * t_inverse, apart = s_unit - t_unit;
+    const A s_unit = s[j] / s_divisor, t_unit = t[j] / t_divisor, apart = s_unit - t_unit;
     loss += apart * apart;
     along[0] += apart * s_unit;
     along[1] -= apart * t_unit;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kSimilarityThreads)
   over_columns(n, [&](int j) {
     // The transposed entry from this one, as the Gram matrix is symmetric.
     const auto entry = [&](int row) {
-      const A unit = x[j] * side.inverse[row], apart = unit - y[j] * other.inverse[row];
+      const A unit = x[j] / side.norm[row], apart = unit - y[j] / other.norm[row];
       return side.factor[row] * (apart - unit * side.along[row]);
     };
     to[j] = entry(i) + entry(j);

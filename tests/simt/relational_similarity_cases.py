@@ -1,4 +1,4 @@
-"""Cases of SP's and PKT's raw ops on the emulated device, and their float64 oracle. Imports the kernels of no package."""
+"""Cases of the raw ops of SP and PKT on the emulated device, and their float64 oracle. Imports no package's kernels."""
 
 from __future__ import annotations
 
