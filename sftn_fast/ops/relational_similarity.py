@@ -133,6 +133,8 @@ def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_na
         rows = rows.nan_to_num(0.0, 0.0, 0.0)  # such a row's slope is 0, and 0 times NaN is not
     with _full_precision(features.device.type):
         grad = torch.mm(slope * grad_loss, rows).to(features.dtype)
+    if features.dim() == 2:
+        return grad
     if _channels_last(features):
         return grad.view(features.movedim(1, -1).shape).movedim(-1, 1)
     return grad.view(features.shape)
