@@ -1,4 +1,4 @@
-// A branch-free natural logarithm of a quotient, for positive, finite arguments.
+// A branch-free natural logarithm of a quotient that is positive and a normal number.
 //
 // r = 2^k (1 + f) with 1 + f from sqrt(1/2) to sqrt(2): subtracting the bits of sqrt(1/2) leaves k in the exponent.
 // log(1 + f) = 2 atanh(s) with s = f / (2 + f), |s| <= 0.172: its Taylor series, to s^9 in float (relative error 2e-9)

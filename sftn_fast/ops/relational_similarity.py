@@ -93,12 +93,12 @@ def _forward(
     """The loss, and the matrices that make the student's and the teacher's rows their gradients."""
     dtype = torch.float64 if student.dtype == torch.float64 or teacher.dtype == torch.float64 else torch.float32
     student, teacher = _rows(student, dtype), _rows(teacher, dtype)
-    with _full_precision(student.device.type):
+    with _without_autocast(student.device.type):
         grams = _gram(student, dtype), _gram(teacher, dtype)
-        if eps is None:
-            return ops.sp_forward(*grams, student_grad, teacher_grad)
-        norms = (torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (student, teacher))
-        return ops.pkt_forward(*grams, *norms, eps, student_grad, teacher_grad)
+    if eps is None:
+        return ops.sp_forward(*grams, student_grad, teacher_grad)
+    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (student, teacher)]
+    return ops.pkt_forward(*grams, *norms, eps, student_grad, teacher_grad)
 
 
 class _SimilarityLoss(torch.autograd.Function):
@@ -128,11 +128,15 @@ class _SimilarityLoss(torch.autograd.Function):
 def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_nan: bool) -> Tensor | None:
     if features is None:
         return None
-    rows = _rows(features, slope.dtype).to(slope.dtype)
+    rows = _rows(features, slope.dtype)
+    if rows.dtype != slope.dtype:
+        rows = rows.to(slope.dtype)
     if skip_nan:
         rows = rows.nan_to_num(0.0, 0.0, 0.0)  # such a row's slope is 0, and 0 times NaN is not
-    with _full_precision(features.device.type):
-        grad = torch.mm(slope * grad_loss, rows).to(features.dtype)
+    with _without_autocast(features.device.type):
+        grad = torch.mm(slope * grad_loss, rows)
+    if grad.dtype != features.dtype:
+        grad = grad.to(features.dtype)
     if features.dim() == 2:
         return grad
     if _channels_last(features):
@@ -153,7 +157,7 @@ def _rows(features: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if features.dim() > 2:
         features = (features.movedim(1, -1) if _channels_last(features) else features).flatten(1)
-    if features.is_cuda and dtype == torch.float32:
+    if features.dtype == dtype or (features.is_cuda and dtype == torch.float32):
         return features
     return features.to(dtype)
 
@@ -162,9 +166,11 @@ def _channels_last(features: Tensor) -> bool:
     return features.stride(1) < features.stride(-1)
 
 
-def _full_precision(device_type: str) -> AbstractContextManager:
-    """Where autocast would have matrix products in half precision: without it."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast would have matrix products in half precision. What is compiled may run under it later."""
+    if torch.is_autocast_enabled(device_type) or torch.compiler.is_compiling():
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 @register_fake("sp_forward")
