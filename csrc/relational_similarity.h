@@ -9,18 +9,18 @@
 //   W_ij  = dL/dGs_ij = 2 / (B^2 n_i) (D_ij - Hs_ij q_i),  D = Hs - Ht,  q_i = sum_j D_ij Hs_ij, 0 where |G_i| < 1e-12
 //   W_ij  = 0 where |G_i| = 0: a sample without features has no direction
 //
-// PKT, with n_i = sqrt(G_ii), a_i = 1 / (n_i + eps) or 0 where n_i is 0, infinite or NaN, C_ij = a_i a_j G_ij or 0
-// where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij, r_ij = (pt_ij + eps) / (ps_ij + eps):
+// PKT, with n_i the norm of row i of F, a_i = 1 / (n_i + eps) or 0 where n_i is 0, infinite or NaN, C_ij = a_i a_j G_ij
+// or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij, r_ij = (pt_ij + eps) / (ps_ij + eps):
 //   loss  = sum_ij (pt_ij log r_ij - (pt_ij - ps_ij)) / B^2
 //   S_ij  = a_i a_j N_ij, less a_i / n_i sum_j N_ij C_ij on the diagonal, as a row's norm divides it
 //   N_ij  = (M_ij + M_ji) / 2, the slope along C
 //   M_ij  = dL/dK_ij = (g_ij - sum_j p_ij g_ij) / (B^2 sum_j K_ij)
-//   g_ij  = B^2 dL/dp_ij and a constant: of the student (eps + ps - pt) / (ps + eps), of the teacher
-//           log r_ij - eps / (pt + eps)
-// The norms are on the Gram matrix's diagonal as well, but a matrix product rounds more than a norm does, and where all
-// cosines are near 1 that would double the gradient's error. A row's p sum to 1, so that pt - ps adds nothing to the
-// loss; but with it a summand is of second order in pt - ps, and the rounding of p is, too. For the same reason g is
-// the derivative less its value at pt = ps.
+//   g_ij  = B^2 dL/dp_ij: of the student 1 - pt_ij / (ps_ij + eps), of the teacher log r_ij - eps / (pt_ij + eps)
+//
+// A row's p sum to 1, so that pt - ps adds nothing to the loss, and a constant nothing to M. But with it a summand and
+// what the rounding of p does to it are of second order in pt - ps, and g is of first order: nothing cancels in a sum.
+// The norms are on the Gram matrix's diagonal as well, but a matrix product rounds more than a norm does: where all
+// cosines are near 1 that would double the gradient's error.
 //
 // A backend is a class with two static functions, `sp(const GramPair&, const SimilarityOutput&)` and
 // `pkt(const GramPair&, const PktInput&, const SimilarityOutput&)`, called with B >= 1.

@@ -95,9 +95,9 @@ def _forward(
     student, teacher = _rows(student, dtype), _rows(teacher, dtype)
     with _without_autocast(student.device.type):
         grams = _gram(student, dtype), _gram(teacher, dtype)
-    if eps is None:
-        return ops.sp_forward(*grams, student_grad, teacher_grad)
-    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (student, teacher)]
+        if eps is None:
+            return ops.sp_forward(*grams, student_grad, teacher_grad)
+        norms = [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (student, teacher)]
     return ops.pkt_forward(*grams, *norms, eps, student_grad, teacher_grad)
 
 
