@@ -303,6 +303,18 @@ def test_all_zeros(backend):
             assert all((x == 0).all() for x in result)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
+def test_features_below_eps(backend, dtype):
+    """Rows of the Gram matrix whose norm is under 1e-12 are divided by that, and some that are just above."""
+    student, teacher = make(((8, 5), (8, 7)), dtype=dtype, device=backend.device, scale=2e-7)
+    student[::2] *= 4
+    norms = (student.double() @ student.t().double()).norm(dim=1)
+    assert norms.min() < 1e-12 < norms.max()
+    actual = differentiate(LOSSES["sp"], ops, student, teacher)
+    expected = differentiate(LOSSES["sp"], oracle, student.double(), teacher.double())
+    assert_close(actual, expected, (dtype, dtype))
+
+
 def test_large_half_precision(backend):
     """Norms of 320: float16 would overflow in the Gram matrix."""
     features = [x * (320 / x.norm(dim=1, keepdim=True)) for x in make(((12, 64), (12, 50)), device=backend.device)]
@@ -338,6 +350,16 @@ def test_opposite_rows(backend):
     for loss in (LOSSES["pkt"], LOSSES["pkt-eps"]):
         check(loss, student, teacher)
         assert all(x.isfinite().all() for x in differentiate(loss, ops, student.float(), teacher.float()))
+
+
+def test_rounding_below_zero(backend):
+    """Opposite rows whose cosine is rounded below -1: no logarithm of what is negative, however small eps is."""
+    (half,) = make(((30, 5),), device=backend.device)
+    student, teacher = torch.cat([half, -3 * half]).requires_grad_(), torch.cat([half, 7 * half])
+    value = ops.pkt_loss(student, teacher, eps=1e-12)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
 
 
 # ---- conduct ----
@@ -376,6 +398,20 @@ def test_threads_do_not_change_the_bits(eps):
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("batch", [5, 20])
+def test_addresses_do_not_change_the_bits(batch):
+    """Of the kernels: what else is asked for, and so where the results lie, is of no account."""
+    for seed in range(100):
+        features = make(((batch, 6), (batch, 4)), dtype=torch.float64, seed=seed)
+        inputs = [*(x @ x.t() for x in features), *(x.norm(dim=1) for x in features), 0.25]
+        for op, arguments in ((torch.ops.sftn_fast.sp_forward, inputs[:2]), (torch.ops.sftn_fast.pkt_forward, inputs)):
+            loss, student, teacher = op(*arguments, True, True)
+            assert torch.equal(op(*arguments, False, False)[0], loss)
+            assert torch.equal(op(*arguments, True, False)[1], student)
+            assert torch.equal(op(*arguments, False, True)[2], teacher)
 
 
 def test_autocast_leaves_the_loss_alone(backend, loss):
