@@ -13,8 +13,9 @@
 
 namespace sftn {
 
-// f(j, l) for the n columns j of a row, in lane l. The ragged end stays scalar: the compiler would vectorise it where the
-// addresses allow, and which products are fused with sums, and so the last bit, would depend on where a tensor lies.
+// f(j, l) for the n columns j of a row, in lane l. The ragged end stays scalar: the compiler would vectorise it where
+// the addresses allow, and which products are fused with sums, and so the last bit, would depend on where a tensor
+// lies.
 template <class F>
 SFTN_INLINE void over_columns(int64_t n, F f) {
   const int64_t whole = n / kLanes * kLanes;
