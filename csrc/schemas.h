@@ -6,6 +6,7 @@
 #include "features_pointwise.h"
 #include "features_pool.h"
 #include "logits.h"
+#include "relational_similarity.h"
 
 namespace sftn {
 
@@ -15,11 +16,13 @@ void define_ops(Library& m) {
   m.def(kAttentionBackwardSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
+  m.def(kPktForwardSchema);
   m.def(kPointwiseForwardSchema);
   m.def(kPointwiseBackwardSchema);
   m.def(kPoolForwardSchema);
   m.def(kPoolBackwardSchema);
   m.def(kSampleNegativesSchema);
+  m.def(kSpForwardSchema);
 }
 
 }  // namespace sftn

@@ -8,6 +8,7 @@ from sftn_fast.ops.reference.contrastive_negatives import sample_negatives
 from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.reference.relational_similarity import pkt_loss, sp_loss
 
 __all__ = [
     "ab_loss",
@@ -18,7 +19,9 @@ __all__ = [
     "kd_loss",
     "oh_loss",
     "oh_margin",
+    "pkt_loss",
     "sample_negatives",
     "sftn_loss",
+    "sp_loss",
     "vid_loss",
 ]
