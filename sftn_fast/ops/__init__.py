@@ -7,12 +7,14 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, set_backend
+from sftn_fast.ops.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
 __all__ = [
     "KDTerms",
     "SFTNTerms",
+    "adapted_hint_loss",
     "backend",
     "kd_ce_loss",
     "kd_loss",
