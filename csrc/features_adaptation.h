@@ -24,7 +24,8 @@
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const AdaptedInput&, const AdaptedOutput&)` and `backward(const AdaptedInput&, const
-// AdaptedGrad&)`, called with M >= 1, and registers `adapted_hint_forward<Backend>` and `adapted_hint_backward<Backend>`.
+// AdaptedGrad&)`, called with M >= 1, and registers `adapted_hint_forward<Backend>` and
+// `adapted_hint_backward<Backend>`.
 #pragma once
 
 #include <optional>

@@ -79,11 +79,8 @@ SFTN_INLINE void gradients_inline(const MapPieces<A>& maps, int64_t pixels, int6
                                   A by_teacher) {
   const auto scale = [=](int64_t c) __attribute__((always_inline)) {
     const A* of = scales + c;
-    return GradientScale<A>{{of[0], of[channels], of[2 * channels]},
-                            of[3 * channels],
-                            of[4 * channels],
-                            of[5 * channels],
-                            by_teacher};
+    return GradientScale<A>{
+        {of[0], of[channels], of[2 * channels]}, of[3 * channels], of[4 * channels], of[5 * channels], by_teacher};
   };
   const auto write = [=](A* gradient, auto formula) __attribute__((always_inline)) {
     if (gradient == nullptr) return;
@@ -99,24 +96,24 @@ SFTN_INLINE void gradients_inline(const MapPieces<A>& maps, int64_t pixels, int6
       }
     });
   };
-  write(maps.features_grad, [](const GradientScale<A>& by, A x, A t)
-                                __attribute__((always_inline)) { return by.of_features(x, t); });
-  write(maps.teacher_grad, [](const GradientScale<A>& by, A x, A t)
-                               __attribute__((always_inline)) { return by.of_teacher(x, t); });
+  write(maps.features_grad,
+        [](const GradientScale<A>& by, A x, A t) __attribute__((always_inline)) { return by.of_features(x, t); });
+  write(maps.teacher_grad,
+        [](const GradientScale<A>& by, A x, A t) __attribute__((always_inline)) { return by.of_teacher(x, t); });
 }
 
 // Clones are made of functions, not of templates.
-#define SFTN_ADAPTED_PIXELS(A) \
-  SFTN_CLONES void deviations(const A* features, int64_t pixels, int64_t channels, const A* shift, A* sums) { \
-    deviations_inline(features, pixels, channels, shift, sums); \
-  } \
+#define SFTN_ADAPTED_PIXELS(A)                                                                                    \
+  SFTN_CLONES void deviations(const A* features, int64_t pixels, int64_t channels, const A* shift, A* sums) {     \
+    deviations_inline(features, pixels, channels, shift, sums);                                                   \
+  }                                                                                                               \
   SFTN_CLONES void errors(const A* features, const A* teacher, int64_t pixels, int64_t channels, const A* affine, \
-                          A* sums) { \
-    errors_inline(features, teacher, pixels, channels, affine, sums); \
-  } \
-  SFTN_CLONES void gradients(const MapPieces<A>& maps, int64_t pixels, int64_t channels, const A* scales, \
-                             A by_teacher) { \
-    gradients_inline(maps, pixels, channels, scales, by_teacher); \
+                          A* sums) {                                                                              \
+    errors_inline(features, teacher, pixels, channels, affine, sums);                                             \
+  }                                                                                                               \
+  SFTN_CLONES void gradients(const MapPieces<A>& maps, int64_t pixels, int64_t channels, const A* scales,         \
+                             A by_teacher) {                                                                      \
+    gradients_inline(maps, pixels, channels, scales, by_teacher);                                                 \
   }
 SFTN_ADAPTED_PIXELS(float)
 SFTN_ADAPTED_PIXELS(double)

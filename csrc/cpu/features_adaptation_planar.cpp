@@ -1,7 +1,7 @@
 // Adapted hint loss of contiguous maps: a channel is a stretch of pixels in every sample.
 //
-// Channels go over threads, each through both passes while its values are in the cache; a channel's sums are taken in
-// the order of its samples, so the result does not depend on the number of threads.
+// Channels go over threads, a few neighbours at a time, through both passes while their values are in the cache. A
+// channel's sums are taken in the order of its samples, so the result does not depend on the number of threads.
 #include <cstring>
 #include <vector>
 
@@ -12,6 +12,8 @@
 
 namespace sftn {
 namespace {
+
+constexpr int64_t kGroup = 4;  // channels
 
 // Some of a channel's values; element (r, j) is data[r * stride + j]. Columns come in whole blocks: what fills a buffer
 // up is not counted, and changes no sum.
@@ -48,7 +50,8 @@ SFTN_INLINE void deviations_inline(const Plane<A>& plane, A shift, A* sum, A* su
 }
 
 template <class A>
-SFTN_INLINE void errors_inline(const Plane<A>& features, const A* teacher, const Affine<A>& affine, ErrorSums<A>* sums) {
+SFTN_INLINE void errors_inline(const Plane<A>& features, const A* teacher, const Affine<A>& affine,
+                               ErrorSums<A>* sums) {
   Lanes<A> loss(0), error(0), weighted(0);
   for_each_block(features, [&, affine](int64_t at) SFTN_ALWAYS {
     const A *x = features.data + at, *t = teacher + at;
@@ -93,22 +96,22 @@ SFTN_INLINE void gradients_inline(const PixelRows<A>& rows, const GradientScale<
 }
 
 // Clones are made of functions, not of templates.
-#define SFTN_ADAPTED_PLANE(A) \
-  SFTN_CLONES void deviations(const Plane<A>& plane, A shift, A* sum, A* sum_of_squares) { \
-    deviations_inline(plane, shift, sum, sum_of_squares); \
-  } \
+#define SFTN_ADAPTED_PLANE(A)                                                                                        \
+  SFTN_CLONES void deviations(const Plane<A>& plane, A shift, A* sum, A* sum_of_squares) {                           \
+    deviations_inline(plane, shift, sum, sum_of_squares);                                                            \
+  }                                                                                                                  \
   SFTN_CLONES void errors(const Plane<A>& features, const A* teacher, const Affine<A>& affine, ErrorSums<A>* sums) { \
-    errors_inline(features, teacher, affine, sums); \
-  } \
-  SFTN_CLONES void gradients(const PixelRows<A>& rows, const GradientScale<A>* scales) { \
-    gradients_inline(rows, scales); \
+    errors_inline(features, teacher, affine, sums);                                                                  \
+  }                                                                                                                  \
+  SFTN_CLONES void gradients(const PixelRows<A>& rows, const GradientScale<A>* scales) {                             \
+    gradients_inline(rows, scales);                                                                                  \
   }
 SFTN_ADAPTED_PLANE(float)
 SFTN_ADAPTED_PLANE(double)
 #undef SFTN_ADAPTED_PLANE
 
-// Cuts a channel into chunks of whole samples, and gives a map's chunks as planes: where they are, or, where the type is
-// not the kernels' or rows are no whole blocks, as one row in a buffer.
+// Cuts a channel into chunks of whole samples, and gives a map's chunks as planes: where they are, or, where the type
+// is not the kernels' or rows are no whole blocks, as one row in a buffer.
 template <class T>
 class Chunks {
  public:
@@ -164,36 +167,59 @@ class Chunks {
 };
 
 template <class T>
-Moments channel_moments(const Chunks<T>& chunks, const T* features, int64_t channel, accumulator_t<T>* buffer) {
+void add_moments(const Chunks<T>& chunks, const T* features, int64_t channel, int64_t chunk, accumulator_t<T>* buffer,
+                 Moments& moments) {
   using A = accumulator_t<T>;
-  Moments moments;
-  for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
-    // What fills up deviates by nothing.
-    const A shift = chunk == 0 ? chunks.first_shift(features, channel) : A(moments.mean);
-    const Plane<A> plane = chunks.read(features, channel, chunk, buffer, shift);
-    A sum, sum_of_squares;
-    deviations(plane, shift, &sum, &sum_of_squares);
-    moments.add(plane.count, shift, sum, sum_of_squares);
-  }
-  return moments;
+  const A shift = chunk == 0 ? chunks.first_shift(features, channel) : A(moments.mean);
+  const Plane<A> plane = chunks.read(features, channel, chunk, buffer, shift);
+  A sum, sum_of_squares;
+  deviations(plane, shift, &sum, &sum_of_squares);
+  moments.add(plane.count, shift, sum, sum_of_squares);
 }
 
 template <class T>
-ErrorSums<double> channel_errors(const Chunks<T>& chunks, const T* features, const T* teacher, int64_t channel,
-                                 const Affine<accumulator_t<T>>& affine, accumulator_t<T>* buffer) {
+void add_errors(const Chunks<T>& chunks, const T* features, const T* teacher, int64_t channel, int64_t chunk,
+                const Affine<accumulator_t<T>>& affine, accumulator_t<T>* buffer, ErrorSums<double>& sums) {
   using A = accumulator_t<T>;
   const A no_error = affine.shift <= 0 ? A(0) : affine.shift;
-  ErrorSums<double> sums{0, 0, 0};
-  for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
-    const Plane<A> x = chunks.read(features, channel, chunk, buffer, affine.mean);
-    const Plane<A> t = chunks.read(teacher, channel, chunk, buffer + chunks.buffer_size(), no_error);
-    ErrorSums<A> of_chunk;
-    errors(x, t.data, affine, &of_chunk);
-    sums.loss += of_chunk.loss;
-    sums.error += of_chunk.error;
-    sums.weighted += of_chunk.weighted;
+  const Plane<A> x = chunks.read(features, channel, chunk, buffer, affine.mean);
+  const Plane<A> t = chunks.read(teacher, channel, chunk, buffer + chunks.buffer_size(), no_error);
+  ErrorSums<A> of_chunk;
+  errors(x, t.data, affine, &of_chunk);
+  sums.loss += of_chunk.loss;
+  sums.error += of_chunk.error;
+  sums.weighted += of_chunk.weighted;
+}
+
+// Both passes over channels begin .. end, of which there are at most kGroup.
+template <class T>
+void forward_group(const AdaptedInput& in, const AdaptedOutput& out, const Chunks<T>& chunks, int64_t begin,
+                   int64_t end, accumulator_t<T>* buffer, double* losses) {
+  using A = accumulator_t<T>;
+  const T *features = in.features.data<T>(), *teacher = in.teacher.data<T>();
+  Moments moments[kGroup];
+  for (int64_t chunk = 0; out.training() && chunk < chunks.count(); ++chunk) {
+    for (int64_t c = begin; c < end; ++c) add_moments(chunks, features, c, chunk, buffer, moments[c - begin]);
   }
-  return sums;
+  Affine<A> affine[kGroup];
+  for (int64_t c = begin; c < end; ++c) {
+    if (out.training()) {
+      write_moments<A>(out, moments[c - begin], c, in.features.c);
+    } else {
+      write_running<A>(out, c, in.features.c);
+    }
+    affine[c - begin] = Affine<A>::of(in, out.stats, c);
+  }
+  ErrorSums<double> sums[kGroup] = {};
+  for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
+    for (int64_t c = begin; c < end; ++c) {
+      add_errors(chunks, features, teacher, c, chunk, affine[c - begin], buffer, sums[c - begin]);
+    }
+  }
+  for (int64_t c = begin; c < end; ++c) {
+    write_sums<A>(in, out, sums[c - begin], c);
+    losses[c] = sums[c - begin].loss;
+  }
 }
 
 }  // namespace
@@ -202,22 +228,13 @@ void adapted_planar_forward(const AdaptedInput& in, const AdaptedOutput& out) {
   visit_floating(in.dtype, "adapted_hint_forward", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;
-    const T *features = in.features.data<T>(), *teacher = in.teacher.data<T>();
     const int64_t channels = in.features.c;
     const Chunks<T> chunks(in.features);
     std::vector<double> losses(channels);
     parallel_rows(channels, in.per_channel() / kPassCost, [&](int64_t begin, int64_t end) {
       std::vector<A> buffer(2 * chunks.buffer_size());
-      for (int64_t c = begin; c < end; ++c) {
-        if (out.training()) {
-          write_moments<A>(out, channel_moments(chunks, features, c, buffer.data()), c, channels);
-        } else {
-          write_running<A>(out, c, channels);
-        }
-        const auto affine = Affine<A>::of(in, out.stats, c);
-        const ErrorSums<double> sums = channel_errors(chunks, features, teacher, c, affine, buffer.data());
-        write_sums<A>(in, out, sums, c);
-        losses[c] = sums.loss;
+      for (int64_t first = begin; first < end; first += kGroup) {
+        forward_group(in, out, chunks, first, std::min(first + kGroup, end), buffer.data(), losses.data());
       }
     });
     double loss = 0;
