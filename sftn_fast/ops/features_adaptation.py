@@ -1,8 +1,8 @@
 """The hint loss behind a convolution: BatchNorm, ReLU and mean squared error in one.
 
-Unfused, each of the three keeps a map of its own for the backward pass. Here the two passes over the maps that the
-forward pass takes leave a few numbers a channel, and the backward pass reads the maps once more and writes the gradient.
-The ops' schemas and formulas are in ``csrc/features_adaptation.h``.
+Unfused, each of the three keeps a map of its own for the backward pass. Here the forward pass leaves a few numbers a
+channel, and the backward pass reads the two maps once more and writes the gradient. The ops' schemas and formulas are
+in ``csrc/features_adaptation.h``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cases of the raw ops of the adapted hint loss on the emulated device, against float64. Imports no package's kernels."""
+"""Cases of the raw ops of the adapted hint loss on the emulated device, and their float64 oracle."""
 
 from __future__ import annotations
 
@@ -105,11 +105,15 @@ LAYOUTS = (False, True)
 CASES = [
     *(Case(dtype=dtype, channels_last=last) for dtype in (HALF, BRAIN, SINGLE, DOUBLE) for last in LAYOUTS),
     *(Case(shape=(2, 8, 4, 4), dtype=dtype, channels_last=True) for dtype in (HALF, SINGLE)),
-    *(Case(shape=(3, 16, 2, 4), dtype=dtype, channels_last=last, offset=1) for dtype in (BRAIN, SINGLE) for last in LAYOUTS),
+    *(
+        Case(shape=(3, 16, 2, 4), dtype=dtype, channels_last=last, offset=1)
+        for dtype in (BRAIN, SINGLE)
+        for last in LAYOUTS
+    ),
     *(Case(shape=(5, 3, 7, 7), channels_last=last) for last in LAYOUTS),
     *(Case(shape=(2, 2, 40, 41), dtype=dtype, channels_last=last) for dtype in (HALF, SINGLE) for last in LAYOUTS),
-    *(Case(shape=(2, 130, 3, 3), channels_last=last) for last in LAYOUTS),
-    *(Case(shape=(3, 136, 2, 2), dtype=BRAIN, channels_last=last) for last in LAYOUTS),
+    Case(shape=(2, 130, 3, 3), channels_last=True),
+    *(Case(shape=(3, 72, 2, 2), dtype=BRAIN, channels_last=last) for last in LAYOUTS),
     *(Case(shape=(300, 1, 4, 2), channels_last=last) for last in LAYOUTS),
     Case(shape=(70, 33, 1, 1)),
     *(Case(shape=(2, 1, 1, 1), channels_last=last) for last in LAYOUTS),

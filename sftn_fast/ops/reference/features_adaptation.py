@@ -30,6 +30,6 @@ def adapted_hint_loss(
     normalised = F.batch_norm(x, mean, var, scale, shift, training, momentum, eps)
     if training:
         for own, updated in zip(statistics, (mean, var), strict=True):
-            if own is not None and own is not updated:
+            if own is not None and updated is not None and own is not updated:
                 own.copy_(updated)
     return (F.relu(normalised) - teacher).square().sum() / max(x.numel(), 1)
