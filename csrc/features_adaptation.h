@@ -43,7 +43,7 @@ constexpr const char* kAdaptedHintForwardSchema =
 
 constexpr const char* kAdaptedHintBackwardSchema =
     "adapted_hint_backward(Tensor grad_loss, Tensor features, Tensor teacher, Tensor? weight, Tensor? bias, "
-    "Tensor stats, bool training, bool features_grad, bool teacher_grad) -> Tensor[]";
+    "Tensor stats, bool training, bool features_grad, bool teacher_grad, bool affine_grad) -> Tensor[]";
 
 // Rows of stats.
 enum AdaptedStats : int { kMean, kUnbiasedVar, kMeanRest, kInvStd, kBiasGrad, kWeightGrad, kAdaptedStats };
@@ -76,8 +76,8 @@ struct AdaptedOutput {
 struct AdaptedGrad {
   Tensor grad_loss, stats;
   bool training;
-  // Results of the maps' sizes, strides and dtype; none where not asked for.
-  std::optional<Tensor> features, teacher;
+  // Results, none where not asked for: of the maps' sizes, strides and dtype, and [2, C], bias and weight, as stats.
+  std::optional<Tensor> features, teacher, affine;
 
   template <class T>
   static T* data_or_null(const std::optional<Tensor>& tensor) {
@@ -133,7 +133,8 @@ std::tuple<Tensor, Tensor> adapted_hint_forward(const Tensor& features, const Te
 template <class Backend>
 std::vector<Tensor> adapted_hint_backward(const Tensor& grad_loss, const Tensor& features, const Tensor& teacher,
                                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                                          const Tensor& stats, bool training, bool features_grad, bool teacher_grad) {
+                                          const Tensor& stats, bool training, bool features_grad, bool teacher_grad,
+                                          bool affine_grad) {
   const AdaptedInput in = adapted_input(features, teacher, weight, bias);
   const ScalarType dtype = accumulator_dtype(in.dtype);
   STD_TORCH_CHECK(grad_loss.scalar_type() == dtype && grad_loss.numel() == 1,
@@ -141,13 +142,18 @@ std::vector<Tensor> adapted_hint_backward(const Tensor& grad_loss, const Tensor&
   STD_TORCH_CHECK(
       stats.scalar_type() == dtype && stats.is_contiguous() && stats.numel() == kAdaptedStats * in.features.c,
       "adapted_hint: stats must be as the forward pass left them");
-  AdaptedGrad grad{grad_loss, stats, training, std::nullopt, std::nullopt};
+  AdaptedGrad grad{grad_loss, stats, training, std::nullopt, std::nullopt, std::nullopt};
   std::vector<Tensor> out;
-  for (const auto& [wanted, result] :
-       {std::pair{features_grad, &grad.features}, std::pair{teacher_grad, &grad.teacher}}) {
-    if (wanted) out.push_back(result->emplace(empty_like_map(in.features, in.dtype)));
+  if (features_grad) out.push_back(grad.features.emplace(empty_like_map(in.features, in.dtype)));
+  if (teacher_grad) out.push_back(grad.teacher.emplace(empty_like_map(in.teacher, in.dtype)));
+  if (affine_grad) {
+    out.push_back(grad.affine.emplace(empty(std::array<int64_t, 2>{2, in.features.c}, dtype, features)));
   }
-  if (in.features.numel() > 0 && !out.empty()) Backend::backward(in, grad);
+  if (in.features.numel() > 0) {
+    if (!out.empty()) Backend::backward(in, grad);
+  } else if (affine_grad) {
+    torch::stable::fill_(*grad.affine, 0);
+  }
   return out;
 }
 

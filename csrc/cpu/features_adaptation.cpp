@@ -8,7 +8,20 @@ struct AdaptedCpu {
     in.channels_last() ? adapted_pixels_forward(in, out) : adapted_planar_forward(in, out);
   }
   static void backward(const AdaptedInput& in, const AdaptedGrad& grad) {
+    if (grad.affine) write_affine(in, grad);
+    if (!grad.features && !grad.teacher) return;
     in.channels_last() ? adapted_pixels_backward(in, grad) : adapted_planar_backward(in, grad);
+  }
+
+ private:
+  static void write_affine(const AdaptedInput& in, const AdaptedGrad& grad) {
+    visit_floating(accumulator_dtype(in.dtype), "adapted_hint_backward", [&](auto tag) {
+      using A = typename decltype(tag)::type;
+      const A upstream = *static_cast<const A*>(grad.grad_loss.const_data_ptr());
+      const A* from = static_cast<const A*>(grad.stats.const_data_ptr()) + kBiasGrad * in.features.c;
+      A* to = static_cast<A*>(grad.affine->mutable_data_ptr());
+      for (int64_t i = 0; i < 2 * in.features.c; ++i) to[i] = upstream * from[i];
+    });
   }
 };
 

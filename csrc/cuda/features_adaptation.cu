@@ -114,9 +114,9 @@ struct AdaptedCuda {
     visit_floating(in.dtype, "adapted_hint_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const AdaptedGradients<T> gradients{static_cast<const A*>(grad.grad_loss.const_data_ptr()),
-                                          AdaptedGrad::data_or_null<T>(grad.features),
-                                          AdaptedGrad::data_or_null<T>(grad.teacher), grad.training};
+      const AdaptedGradients<T> gradients{
+          static_cast<const A*>(grad.grad_loss.const_data_ptr()), AdaptedGrad::data_or_null<T>(grad.features),
+          AdaptedGrad::data_or_null<T>(grad.teacher), AdaptedGrad::data_or_null<A>(grad.affine), grad.training};
       const auto maps = {static_cast<const void*>(in.features.data<T>()),
                          static_cast<const void*>(in.teacher.data<T>()), static_cast<const void*>(gradients.features),
                          static_cast<const void*>(gradients.teacher)};

@@ -244,6 +244,7 @@ struct AdaptedGradients {
   const A* grad_loss;  // []
   T* features;         // as the maps, null where not asked for
   T* teacher;          // the same
+  A* affine;           // [2, C]: bias, weight; null where not asked for
   bool training;
 };
 
@@ -284,6 +285,16 @@ __global__ void __launch_bounds__(kMapThreads)
       by[j] = ChannelGradient<A>(p, gradients, affine[j], walk.channel() + j);
     }
   }
+  if (gradients.affine != nullptr && blockIdx.y == 0 && walk.row() == 0 && walk.has_channel()) {
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) {
+      const int64_t channels = p.map.channels, channel = walk.channel() + j;
+      const A* stats = p.stats + channel;
+      gradients.affine[channel] = *gradients.grad_loss * stats[kBiasGrad * channels];
+      gradients.affine[channels + channel] = *gradients.grad_loss * stats[kWeightGrad * channels];
+    }
+  }
+  if (gradients.features == nullptr && gradients.teacher == nullptr) return;
   const A by_teacher = A(2) * *gradients.grad_loss / p.numel();
   Values<T, V> x[kInFlight], t[kInFlight];
   for_each_item<kInFlight>(

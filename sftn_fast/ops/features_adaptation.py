@@ -61,15 +61,15 @@ def adapted_hint_loss(
         ValueError: for a wrong shape, device or value; in training for a single value a channel, which has no variance.
     """
     _check_maps(features, teacher_features)
-    per_channel = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, value in per_channel.items():
-        if value is not None:
-            _check_per_channel(name, value, features)
+    _check_per_channel("weight", weight, features)
+    _check_per_channel("bias", bias, features)
+    _check_per_channel("running_mean", running_mean, features)
+    _check_per_channel("running_var", running_var, features)
     _check_running_statistics(running_mean, running_var, training)
     check.check_fraction("momentum", momentum)
     check.check_positive("eps", eps)
-    count = features.numel() // features.shape[1]
-    if training and count == 1:
+    count = features.numel()
+    if training and count == features.shape[1]:
         raise ValueError(
             f"features must hold more than one value a channel in training, got {list(features.shape)}: "
             "the batch's variance would be 0"
@@ -92,9 +92,13 @@ def adapted_hint_loss(
     )
     if training and running_mean is not None and running_var is not None and count > 0:
         with torch.no_grad():
-            running_mean.lerp_(stats[0].to(running_mean.dtype), momentum)
-            running_var.lerp_(stats[1].to(running_var.dtype), momentum)
+            _update(running_mean, stats[0], momentum)
+            _update(running_var, stats[1], momentum)
     return loss
+
+
+def _update(running: Tensor, of_batch: Tensor, momentum: float) -> None:
+    running.lerp_(of_batch if of_batch.dtype == running.dtype else of_batch.to(running.dtype), momentum)
 
 
 NUM_STATS = 6
@@ -117,7 +121,8 @@ def _fused(
     features, teacher = same_layout(features, teacher)
     accumulator = torch.float64 if features.dtype == torch.float64 else torch.float32
     weight, bias, mean, var = (
-        None if x is None else x.to(accumulator) for x in (weight, bias, *(running or (None, None)))
+        x if x is None or x.dtype == accumulator else x.to(accumulator)
+        for x in (weight, bias, *(running or (None, None)))
     )
     inputs = (features, teacher, weight, bias)
     # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
@@ -163,17 +168,14 @@ class _AdaptedHintLoss(torch.autograd.Function):
 def _backward(ctx: Any, grad_loss: Tensor, inputs: list[Tensor | None], stats: Tensor) -> list[Tensor | None]:
     """Gradients of features, teacher, weight and bias; None where none is asked for."""
     features_wanted, teacher_wanted, weight_wanted, bias_wanted = ctx.needs_input_grad[4:]
-    grads: list[Tensor | None] = [None] * 4
-    if features_wanted or teacher_wanted:
-        maps = ctx.ops.adapted_hint_backward(grad_loss, *inputs, stats, ctx.training, features_wanted, teacher_wanted)
-        if teacher_wanted:
-            grads[1] = maps[-1]
-        if features_wanted:
-            grads[0] = maps[0]
-    if weight_wanted or bias_wanted:
-        bias_grad, weight_grad = (stats[4:6] * grad_loss).unbind()
-        grads[2:] = weight_grad if weight_wanted else None, bias_grad if bias_wanted else None
-    return grads
+    affine_wanted = weight_wanted or bias_wanted
+    computed = ctx.ops.adapted_hint_backward(
+        grad_loss, *inputs, stats, ctx.training, features_wanted, teacher_wanted, affine_wanted
+    )
+    features_grad = computed[0] if features_wanted else None
+    teacher_grad = computed[int(features_wanted)] if teacher_wanted else None
+    bias_grad, weight_grad = computed[-1].unbind() if affine_wanted else (None, None)
+    return [features_grad, teacher_grad, weight_grad if weight_wanted else None, bias_grad if bias_wanted else None]
 
 
 @register_fake("adapted_hint_forward")
@@ -183,8 +185,10 @@ def _(features: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 @register_fake("adapted_hint_backward")
-def _(grad_loss: Tensor, features: Tensor, *rest: Any) -> list[Tensor]:
-    return [torch.empty_like(features) for wanted in rest[-2:] if wanted]
+def _(grad_loss: Tensor, features: Tensor, teacher: Tensor, *rest: Any) -> list[Tensor]:
+    *maps_wanted, affine_wanted = rest[-3:]
+    maps = [torch.empty_like(x) for x, wanted in zip((features, teacher), maps_wanted, strict=True) if wanted]
+    return [*maps, grad_loss.new_empty((2, features.shape[1]))] if affine_wanted else maps
 
 
 def _check_maps(features: Any, teacher_features: Any) -> None:
@@ -203,12 +207,13 @@ def _check_maps(features: Any, teacher_features: Any) -> None:
 
 
 def _check_per_channel(name: str, value: Any, features: Tensor) -> None:
+    if value is None:
+        return
     check.check_tensor(name, value)
     if value.dtype not in check.FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
-    channels = features.shape[1]
-    if value.dim() != 1 or value.shape[0] != channels:
-        raise ValueError(f"{name} must be [C] = [{channels}], got {list(value.shape)}")
+    if value.shape != features.shape[1:2]:
+        raise ValueError(f"{name} must be [C] = [{features.shape[1]}], got {list(value.shape)}")
     if value.device != features.device:
         raise ValueError(f"{name} must be on the device of features, {features.device}, got {value.device}")
 

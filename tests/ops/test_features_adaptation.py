@@ -443,7 +443,7 @@ def test_opcheck(dtype, memory_format):
     for running in ((None, None), (arguments.mean, arguments.var)):
         torch.library.opcheck(namespace.adapted_hint_forward.default, (*arguments.leaves, *running, 1e-5))
     loss, stats = namespace.adapted_hint_forward(*arguments.leaves, None, None, 1e-5)
-    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+    for wanted in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
         torch.library.opcheck(
             namespace.adapted_hint_backward.default,
             (torch.ones_like(loss), *arguments.leaves, stats, True, *wanted),

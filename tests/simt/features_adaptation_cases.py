@@ -69,6 +69,7 @@ def run_case(case: Case) -> None:
         *[(f"stats[{row}]", stats[row], right_stats[row], accumulator, 0.0) for row in (1, 4, 5)],
         ("features", gradients[0], right_gradients[0], stored, terms),
         ("teacher", gradients[1], right_gradients[1], stored, 0.0),
+        ("bias and weight", gradients[2], right_gradients[2], accumulator, 0.0),
     ]:
         bound = tolerance * max(scale, float(right.abs().max())) + (6e-8 if case.dtype == HALF else 0.0)
         torch.testing.assert_close(
@@ -80,7 +81,7 @@ def run_raw(case: Case, inputs: list[Tensor | None]) -> tuple[Tensor, Tensor, li
     ops = torch.ops.sftn_fast_emulated
     loss, stats = ops.adapted_hint_forward(*inputs, EPS)
     grad = torch.full_like(loss, -1.75)
-    return loss, stats, ops.adapted_hint_backward(grad, *inputs[:4], stats, case.training, True, True)
+    return loss, stats, ops.adapted_hint_backward(grad, *inputs[:4], stats, case.training, True, True, True)
 
 
 def oracle(case: Case, inputs: list[Tensor | None]) -> tuple[Tensor, dict[int, Tensor], list[Tensor]]:
@@ -96,7 +97,7 @@ def oracle(case: Case, inputs: list[Tensor | None]) -> tuple[Tensor, dict[int, T
     if case.training:
         var, mean = torch.var_mean(features.detach(), (0, 2, 3))
     rows = {0: mean, 1: var, 4: of_bias, 5: of_weight}
-    return loss.detach(), rows, [-1.75 * of_features, -1.75 * of_teacher]
+    return loss.detach(), rows, [-1.75 * x for x in (of_features, of_teacher, torch.stack([of_bias, of_weight]))]
 
 
 LAYOUTS = (False, True)
