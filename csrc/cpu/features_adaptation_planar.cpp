@@ -13,7 +13,7 @@
 namespace sftn {
 namespace {
 
-constexpr int64_t kGroup = 4;  // channels
+constexpr int64_t kGroup = 4;  // channels that take turns, so that a page is fetched once for all of them
 
 // Some of a channel's values; element (r, j) is data[r * stride + j]. Columns come in whole blocks: what fills a buffer
 // up is not counted, and changes no sum.
@@ -32,12 +32,10 @@ SFTN_INLINE void for_each_block(const Plane<A>& plane, F f) {
   }
 }
 
-#define SFTN_ALWAYS __attribute__((always_inline))
-
 template <class A>
 SFTN_INLINE void deviations_inline(const Plane<A>& plane, A shift, A* sum, A* sum_of_squares) {
   Lanes<A> first(0), second(0);
-  for_each_block(plane, [&](int64_t at) SFTN_ALWAYS {
+  for_each_block(plane, [&](int64_t at) __attribute__((always_inline)) {
     const A* x = plane.data + at;
     SFTN_LANES {
       const A deviation = x[l] - shift;
@@ -53,7 +51,7 @@ template <class A>
 SFTN_INLINE void errors_inline(const Plane<A>& features, const A* teacher, const Affine<A>& affine,
                                ErrorSums<A>* sums) {
   Lanes<A> loss(0), error(0), weighted(0);
-  for_each_block(features, [&, affine](int64_t at) SFTN_ALWAYS {
+  for_each_block(features, [&, affine](int64_t at) __attribute__((always_inline)) {
     const A *x = features.data + at, *t = teacher + at;
     SFTN_LANES {
       ErrorSums<A> of_lane{loss.lane[l], error.lane[l], weighted.lane[l]};
