@@ -225,5 +225,8 @@ def _check_running_statistics(running_mean: Tensor | None, running_var: Tensor |
     if running_mean is None and not training:
         raise ValueError("running_mean and running_var must be given where training is False, got None")
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-        if value is not None and value.requires_grad:
-            raise TypeError(f"{name} must not require a gradient: it is a statistic, got one that does")
+        if value is not None and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require a gradient: there is none with respect to it, got a tensor that asks for one; "
+                "detach it"
+            )

@@ -487,10 +487,6 @@ TYPE_ERRORS = {
     "integers": (lambda: call(teacher=X.long()), "^teacher_features must be float16, .* got torch.int64"),
     "weight a number": (lambda: call(weight=1.0), "^weight must be a tensor, got float"),
     "bias integers": (lambda: call(bias=C.int()), "^bias must be float16, .* got torch.int32"),
-    "mean learned": (
-        lambda: call(mean=C.clone().requires_grad_()),
-        "^running_mean must not require a gradient",
-    ),
     "momentum none": (lambda: call(momentum=None), "^momentum must be a number, got NoneType"),
     "eps text": (lambda: call(eps="1e-5"), "^eps must be a number, got str"),
 }
@@ -516,6 +512,7 @@ VALUE_ERRORS = {
         lambda: call(mean=None, var=None, training=False),
         "must be given where training is False, got None",
     ),
+    "mean learned": (lambda: call(mean=C.clone().requires_grad_()), "^running_mean must not require a gradient"),
     "momentum": (lambda: call(momentum=1.5), "^momentum must be from 0 to 1, got 1.5"),
     "eps": (lambda: call(eps=0.0), "^eps must be a finite number above 0, got 0.0"),
 }

@@ -54,8 +54,8 @@ class Case:
 EPS = 1e-5
 
 
-def run_case(case: Case) -> None:
-    """Forward and backward on the emulator. AssertionError where they differ from float64."""
+def run_case(case: Case) -> list[Tensor]:
+    """Forward and backward on the emulator, with all they give. AssertionError where they differ from float64."""
     inputs = case.inputs()
     loss, stats, gradients = run_raw(case, inputs)
     right_loss, right_stats, right_gradients = oracle(case, inputs)
@@ -75,6 +75,7 @@ def run_case(case: Case) -> None:
         torch.testing.assert_close(
             ours.double(), right, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}"
         )
+    return [loss, stats, *gradients]
 
 
 def run_raw(case: Case, inputs: list[Tensor | None]) -> tuple[Tensor, Tensor, list[Tensor]]:
