@@ -227,6 +227,6 @@ def _check_running_statistics(running_mean: Tensor | None, running_var: Tensor |
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         if value is not None and value.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                f"{name} must not require a gradient: there is none with respect to it, got a tensor that asks for one; "
-                "detach it"
+                f"{name} must not require a gradient: there is none with respect to it, "
+                "got a tensor that asks for one; detach it"
             )
