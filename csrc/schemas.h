@@ -2,6 +2,7 @@
 #pragma once
 
 #include "contrastive_negatives.h"
+#include "features_adaptation.h"
 #include "features_attention.h"
 #include "features_pointwise.h"
 #include "features_pool.h"
@@ -12,6 +13,8 @@ namespace sftn {
 
 template <class Library>
 void define_ops(Library& m) {
+  m.def(kAdaptedHintForwardSchema);
+  m.def(kAdaptedHintBackwardSchema);
   m.def(kAttentionForwardSchema);
   m.def(kAttentionBackwardSchema);
   m.def(kLogitsForwardSchema);
