@@ -5,5 +5,6 @@ for half-precision inputs, as in the kernels. The functions trust their argument
 """
 
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.reference.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 
-__all__ = ["kd_ce_loss", "kd_loss", "sftn_loss"]
+__all__ = ["kd_ce_loss", "kd_loss", "rkd_angle_loss", "rkd_distance_loss", "rkd_loss", "sftn_loss"]
