@@ -61,11 +61,17 @@ struct Angles {
   }
 };
 
-// g(x), and what it adds to the loss. NaN stays in the loss.
+template <class A>
+using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
+// g(x) = min(max(x, -1), 1), with the minimum of |x| and 1 taken as integers, which order positive floats in the same
+// way. Of a comparison of floats GCC makes branches, follows each, and computes all three outcomes under masks. NaN
+// gives 1 or -1, and stays in the loss by its other factor.
 template <class A>
 SFTN_INLINE A clamp_one(A x) {
-  const A below = x < A(1) ? x : A(1);
-  return below > A(-1) ? below : A(-1);
+  constexpr Bits<A> kSign = std::numeric_limits<Bits<A>>::min();
+  const Bits<A> bits = bit_cast<Bits<A>>(x), magnitude = bits & ~kSign, one = bit_cast<Bits<A>>(A(1));
+  return bit_cast<A>((bits & kSign) | (magnitude < one ? magnitude : one));
 }
 
 // Adds one network's gradients, given g at the three angles, to the pairs (i, k) and (j, k); returns (i, j)'s.
