@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 
 #include "csrc/logits.h"
+#include "csrc/relational_rkd.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
+  m.def(sftn::kRelationalRkdForwardSchema);
+  m.def(sftn::kRelationalRkdBackwardSchema);
 }
 
 PYBIND11_MODULE(sftn_emulated, m) {
