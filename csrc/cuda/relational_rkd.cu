@@ -58,14 +58,15 @@ struct RkdCuda {
     const ScalarType dtype = accumulator_dtype(in.dtype);
     const unsigned sum_blocks = static_cast<unsigned>(std::min<int64_t>(b, 1024));
     const int64_t num_partials = std::max<int64_t>(2 * 2 * tiles, int64_t(kPairSums) * sum_blocks);
-    const Tensor squared = empty(std::array<int64_t, 3>{2, b, b}, dtype, like);
+    const Tensor sides = empty(std::array<int64_t, 4>{2, b, b, 2}, dtype, like);
     const Tensor means = empty(std::array<int64_t, 1>{2}, dtype, like);
     const Tensor sums = empty(std::array<int64_t, 1>{kPairSums + num_partials}, ScalarType::Double, like);
     const Tensor arrivals = empty(std::array<int64_t, 1>{kForwardKernels}, ScalarType::Int, like);
     SFTN_CUDA_CHECK(
         cudaMemsetAsync(data_of<unsigned>(arrivals), 0, kForwardKernels * sizeof(unsigned), scope.stream()));
-    const RkdScratch<A> scratch{data_of<A>(squared),   data_of<A>(squared) + b * b,       data_of<A>(means),
-                                data_of<double>(sums), data_of<double>(sums) + kPairSums, data_of<unsigned>(arrivals)};
+    const RkdScratch<A> scratch{
+        data_of<Side<A>>(sides), data_of<Side<A>>(sides) + b * b,   data_of<A>(means),
+        data_of<double>(sums),   data_of<double>(sums) + kPairSums, data_of<unsigned>(arrivals)};
     const RkdOptions& options = in.options;
     const bool wanted = out.student_grad || out.teacher_grad;
     const bool angle_grad = wanted && options.angle && options.angle_weight != 0;

@@ -66,14 +66,21 @@ __device__ __forceinline__ A smooth_l1(A x, A g) {
   return g * (x - A(0.5) * g);
 }
 
+// A side of a triangle: D2 and n.
+template <class A>
+struct alignas(2 * sizeof(A)) Side {
+  A squared, inverse;
+};
+
 // What the forward kernels hand on to each other.
 template <class A>
 struct RkdScratch {
-  A *student_squared, *teacher_squared;  // [B, B]
-  A* mean;                               // [2]: m of either
-  double* sums;                          // [kPairSums]
-  double* partials;                      // what grid_sum needs, for whichever kernel runs
-  unsigned* arrivals;                    // [kForwardKernels], zero
+  Side<A>* student_sides;  // [B, B]
+  Side<A>* teacher_sides;  // [B, B]
+  A* mean;                 // [2]: m of either
+  double* sums;            // [kPairSums]
+  double* partials;        // what grid_sum needs, for whichever kernel runs
+  unsigned* arrivals;      // [kForwardKernels], zero
 };
 
 constexpr int kForwardKernels = 3;

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
   double sums[kPairSums] = {};
   for (int64_t j = blockIdx.x; j < b; j += gridDim.x) {
     for (int64_t k = j + 1 + threadIdx.x; k < b; k += blockDim.x) {
-      const A student = scratch.student_squared[j * b + k], teacher = scratch.teacher_squared[j * b + k];
+      const A student = scratch.student_sides[j * b + k].squared, teacher = scratch.teacher_sides[j * b + k].squared;
       const A s = distance_of(student, eps) * student_inverse_mean,
               t = distance_of(teacher, eps) * teacher_inverse_mean;
       const A x = s - t, g = clamp_one(x);
@@ -37,25 +37,21 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
   }
 }
 
-// A side of a triangle.
-template <class A>
-struct alignas(2 * sizeof(A)) Side {
-  A squared, inverse;
-};
-
 // Rows i that are in shared memory at once.
 constexpr int kThirds = 32;
 // The sides from rows i to the rows of a tile: [kThirds, kTile], padded for the banks that a column of it meets.
 constexpr int kSidesStride = kTile + 1;
 
 template <class A>
-__device__ __forceinline__ void load_sides(const A* squared, int64_t b, int64_t first, int64_t begin, A eps,
+__device__ __forceinline__ void load_sides(const Side<A>* __restrict__ sides, int64_t b, int64_t first, int64_t begin,
                                            Side<A>* to) {
   const int lane = threadIdx.x % kThirds;
-  for (int r = threadIdx.x / kThirds; r < kTile; r += kTileThreads / kThirds) {
-    const bool there = first + r < b && begin + lane < b;
-    const A value = there ? squared[(first + r) * b + begin + lane] : A(0);
-    to[lane * kSidesStride + r] = {value, inverse_of(value, eps)};
+#pragma unroll
+  for (int step = 0; step < kTile; step += kTileThreads / kThirds) {
+    const int r = step + threadIdx.x / kThirds;
+    Side<A> side{A(0), A(0)};
+    if (first + r < b && begin + lane < b) side = sides[(first + r) * b + begin + lane];
+    to[lane * kSidesStride + r] = side;
   }
 }
 
@@ -85,9 +81,10 @@ struct TriangleAngles {
 
 // The finished gradient of a pair of one network.
 template <class A>
-__device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b, A squared, A other_squared, A mean,
-                                           A other_mean, double sum_gr, A direct, A by_length) {
+__device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b, const Side<A>& side, A other_squared,
+                                           A mean, A other_mean, double sum_gr, A direct, A by_length) {
   const double rows = static_cast<double>(b);
+  const A squared = side.squared, n = side.inverse;
   A grad = 0;
   if (scales.distance && squared >= scales.eps) {
     const A d = root(squared), g = clamp_one(d / mean - distance_of(other_squared, scales.eps) / other_mean);
@@ -95,7 +92,6 @@ __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b
     grad = static_cast<A>(scales.distance_weight / (rows * rows)) / mean * (g - mean_gr) / d;
   }
   if (scales.angle_grad) {
-    const A n = inverse_of(squared, scales.eps);
     A of_angles = direct, itself = 0;
     if (root(squared) > scales.eps) {
       of_angles -= by_length * n * n;
@@ -122,19 +118,20 @@ __global__ void __launch_bounds__(kTileThreads)
   SIMT_SHARED(Side<A>, teacher_k, kThirds * kSidesStride);
   const TilePair pair(blockIdx.x, b);
   const int at_j = threadIdx.x / kTile, at_k = threadIdx.x % kTile;
-  const int64_t offset = pair.counts ? pair.j * b + pair.k : 0;
-  const A s2 = pair.counts ? scratch.student_squared[offset] : A(0),
-          t2 = pair.counts ? scratch.teacher_squared[offset] : A(0);
-  const Side<A> student_jk{s2, inverse_of(s2, scales.eps)}, teacher_jk{t2, inverse_of(t2, scales.eps)};
+  Side<A> student_jk{A(0), A(0)}, teacher_jk{A(0), A(0)};
+  if (pair.counts) {
+    student_jk = scratch.student_sides[pair.j * b + pair.k];
+    teacher_jk = scratch.teacher_sides[pair.j * b + pair.k];
+  }
   A loss = 0, student_direct = 0, student_by_length = 0, teacher_direct = 0, teacher_by_length = 0;
 
   const int64_t thirds = scales.angle ? b : 0;
   for (int64_t begin = 0; begin < thirds; begin += kThirds) {
     __syncthreads();
-    load_sides(scratch.student_squared, b, pair.first_j, begin, scales.eps, student_j);
-    load_sides(scratch.student_squared, b, pair.first_k, begin, scales.eps, student_k);
-    load_sides(scratch.teacher_squared, b, pair.first_j, begin, scales.eps, teacher_j);
-    load_sides(scratch.teacher_squared, b, pair.first_k, begin, scales.eps, teacher_k);
+    load_sides(scratch.student_sides, b, pair.first_j, begin, student_j);
+    load_sides(scratch.student_sides, b, pair.first_k, begin, student_k);
+    load_sides(scratch.teacher_sides, b, pair.first_j, begin, teacher_j);
+    load_sides(scratch.teacher_sides, b, pair.first_k, begin, teacher_k);
     __syncthreads();
     // A pair that does not count, and rows beyond the last, have sides of inverse 0, and with that angles of 0.
     const int not_j = static_cast<int>(pair.j - begin), not_k = static_cast<int>(pair.k - begin);
@@ -158,15 +155,15 @@ __global__ void __launch_bounds__(kTileThreads)
   const bool diagonal = pair.j == pair.k && pair.j < b;
   if (student_pairs != nullptr && (pair.counts || diagonal)) {
     const A grad = diagonal ? A(0)
-                            : pair_gradient(scales, b, s2, t2, student_mean, teacher_mean, scratch.sums[kSumStudent],
-                                            student_direct, student_by_length);
+                            : pair_gradient(scales, b, student_jk, teacher_jk.squared, student_mean, teacher_mean,
+                                            scratch.sums[kSumStudent], student_direct, student_by_length);
     student_pairs[pair.j * b + pair.k] = grad;
     student_pairs[pair.k * b + pair.j] = grad;
   }
   if (teacher_pairs != nullptr && (pair.counts || diagonal)) {
     const A grad = diagonal ? A(0)
-                            : pair_gradient(scales, b, t2, s2, teacher_mean, student_mean, -scratch.sums[kSumTeacher],
-                                            -teacher_direct, -teacher_by_length);
+                            : pair_gradient(scales, b, teacher_jk, student_jk.squared, teacher_mean, student_mean,
+                                            -scratch.sums[kSumTeacher], -teacher_direct, -teacher_by_length);
     teacher_pairs[pair.j * b + pair.k] = grad;
     teacher_pairs[pair.k * b + pair.j] = grad;
   }

@@ -20,7 +20,9 @@ template <class T>
 __device__ __forceinline__ void load_rows(const RkdRows<T>& rows, int64_t b, int64_t first, int64_t begin,
                                           accumulator_t<T>* to) {  // [kTile, kStep + 1]
   const int lane = threadIdx.x % kStep;
-  for (int r = threadIdx.x / kStep; r < kTile; r += kTileThreads / kStep) {
+#pragma unroll
+  for (int step = 0; step < kTile; step += kTileThreads / kStep) {
+    const int r = step + threadIdx.x / kStep;
     const bool there = first + r < b && begin + lane < rows.d;
     to[r * (kStep + 1) + lane] =
         there ? static_cast<accumulator_t<T>>(rows.data[(first + r) * rows.stride + begin + lane])
@@ -28,7 +30,7 @@ __device__ __forceinline__ void load_rows(const RkdRows<T>& rows, int64_t b, int
   }
 }
 
-// D2 of both networks, on both sides of the diagonal, and the mean distances. One block a tile of one network.
+// The sides of both networks, on both sides of the diagonal, and the mean distances. One block a tile of one network.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
     rkd_distances_kernel(RkdRows<T> student, RkdRows<T> teacher, int64_t b, accumulator_t<T> eps,
@@ -58,12 +60,13 @@ __global__ void __launch_bounds__(kTileThreads)
     }
     squared += of_step;
   }
-  A* out = of_student ? scratch.student_squared : scratch.teacher_squared;
+  Side<A>* out = of_student ? scratch.student_sides : scratch.teacher_sides;
   if (pair.counts) {
-    out[pair.j * b + pair.k] = squared;
-    out[pair.k * b + pair.j] = squared;
+    const Side<A> side{squared, inverse_of(squared, eps)};
+    out[pair.j * b + pair.k] = side;
+    out[pair.k * b + pair.j] = side;
   } else if (pair.j == pair.k && pair.j < b) {
-    out[pair.j * b + pair.j] = 0;
+    out[pair.j * b + pair.j] = {A(0), A(0)};
   }
   const double distance = pair.counts ? distance_of(squared, eps) : A(0);
   double sums[2] = {of_student ? distance : 0, of_student ? 0 : distance};
