@@ -206,11 +206,12 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   *static_cast<A*>(out.total.mutable_data_ptr()) = A((options.distance ? options.distance_weight * distance : 0) +
                                                      (options.angle ? options.angle_weight * angle : 0));
 
-  const double distance_weight = options.distance ? options.distance_weight : 0;
+  // Where a loss is NaN, so are its gradients: g, which is between -1 and 1 whatever x is, would hide it.
+  const double of_distance = options.distance ? (options.distance_weight + 0 * distance) / bb : 0;
+  const double of_triples = angle_grad ? (2 * options.angle_weight + 0 * angle) / bbb : 0;
   const auto scale = [&](const Pairs<A>& of, double sign, double sum_gr) {
-    const double triples = angle_grad ? 2 * options.angle_weight / bbb : 0;
-    return PairScale<A>{1 / of.mean, A(distance_weight / (bb * of.mean)), A(sign * 2 * sum_gr / in.num_pairs()),
-                        A(sign * triples), A(triples)};
+    return PairScale<A>{1 / of.mean, A(of_distance / of.mean), A(sign * 2 * sum_gr / in.num_pairs()),
+                        A(sign * of_triples), A(of_triples)};
   };
   if (out.student_grad) {
     finish(student, teacher, eps, scale(student, 1, sums.student), student.grad, out.student_data<A>());

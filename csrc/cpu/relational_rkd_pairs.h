@@ -16,9 +16,10 @@ struct PairRow {
   SFTN_INLINE bool counts(int32_t j) const { return j > int32_t(i) && j < int32_t(b); }
 };
 
+// max(x, least), in which NaN stays
 template <class A>
-SFTN_INLINE A larger(A a, A b) {
-  return a > b ? a : b;
+SFTN_INLINE A at_least(A x, A least) {
+  return x < least ? least : x;
 }
 
 // Fills a row of `inverse` and `inverse_slope`, and of `squared` where no pair is, from `squared`. Returns the sum of
@@ -31,11 +32,11 @@ SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* inverse
       const int64_t j = block + l;
       const bool counts = row.counts(int32_t(j));
       const A d2 = counts ? squared[j] : A(0), length = std::sqrt(d2);
-      const A n = d2 == 0 ? A(0) : A(1) / larger(length, eps);
+      const A n = d2 == 0 ? A(0) : A(1) / at_least(length, eps);
       squared[j] = d2;
       inverse[j] = n * A(0.70710678118654752440);
       inverse_slope[j] = length > eps ? A(0.5) * n * n : A(0);
-      sum.lane[l] += counts ? std::sqrt(larger(d2, eps)) : A(0);
+      sum.lane[l] += counts ? std::sqrt(at_least(d2, eps)) : A(0);
     }
   }
   return sum.sum();
@@ -73,8 +74,8 @@ SFTN_INLINE PairSums sum_row_inline(PairRow row, A eps, A student_inverse_mean, 
       const int64_t j = block + l;
       const A keep = row.counts(int32_t(j)) ? A(1) : A(0);
       const A s2 = student_squared[j], t2 = teacher_squared[j];
-      const A s = keep * std::sqrt(larger(s2, eps)) * student_inverse_mean;
-      const A t = keep * std::sqrt(larger(t2, eps)) * teacher_inverse_mean;
+      const A s = keep * std::sqrt(at_least(s2, eps)) * student_inverse_mean;
+      const A t = keep * std::sqrt(at_least(t2, eps)) * teacher_inverse_mean;
       const A x = s - t, g = clamp_one(x);
       distance.lane[l] += g * (x - A(0.5) * g);
       student.lane[l] += g * s;
@@ -95,8 +96,8 @@ SFTN_INLINE void finish_row_inline(PairRow row, A eps, const PairScale<A>& scale
   for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
     SFTN_LANES {
       const int64_t j = block + l;
-      const A d2 = squared[j], other2 = other_squared[j], d = std::sqrt(larger(d2, eps));
-      const A g = clamp_one(d * scale.inverse_mean - std::sqrt(larger(other2, eps)) * other_inverse_mean);
+      const A d2 = squared[j], other2 = other_squared[j], d = std::sqrt(at_least(d2, eps));
+      const A g = clamp_one(d * scale.inverse_mean - std::sqrt(at_least(other2, eps)) * other_inverse_mean);
       out[j] = d2 < eps ? A(0) : scale.distance * (g - scale.mean_gr) / d;
     }
     if (!swept) continue;

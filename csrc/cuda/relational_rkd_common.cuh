@@ -35,20 +35,21 @@ struct TilePair {
 __device__ __forceinline__ float root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double root(double x) { return ::sqrt(x); }
 
+// max(x, least), in which NaN stays
 template <class A>
-__device__ __forceinline__ A larger(A a, A b) {
-  return a > b ? a : b;
+__device__ __forceinline__ A at_least(A x, A least) {
+  return x < least ? least : x;
 }
 
 template <class A>
 __device__ __forceinline__ A distance_of(A squared, A eps) {
-  return root(larger(squared, eps));
+  return root(at_least(squared, eps));
 }
 
 // n; 0 between equal rows
 template <class A>
 __device__ __forceinline__ A inverse_of(A squared, A eps) {
-  return squared == A(0) ? A(0) : A(1) / larger(root(squared), eps);
+  return squared == A(0) ? A(0) : A(1) / at_least(root(squared), eps);
 }
 
 // cos(i; j,j): 1 but for rows that are equal, or all but.

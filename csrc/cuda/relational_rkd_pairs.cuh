@@ -32,8 +32,9 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
     }
   }
   if (grid_sum(sums, scratch.partials, scratch.arrivals + 1)) {
+    // Where a loss is NaN, so are its gradients: g, which is between -1 and 1 whatever x is, would hide it.
 #pragma unroll
-    for (int i = 0; i < kPairSums; ++i) scratch.sums[i] = sums[i];
+    for (int i = 0; i < kPairSums; ++i) scratch.sums[i] = sums[i] + 0 * sums[kSumDistance];
   }
 }
 
@@ -152,6 +153,9 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 
   const A student_mean = scratch.mean[0], teacher_mean = scratch.mean[1];
+  // NaN shows in the gradients too, as above.
+  student_direct += A(0) * loss;
+  teacher_direct += A(0) * loss;
   const bool diagonal = pair.j == pair.k && pair.j < b;
   if (student_pairs != nullptr && (pair.counts || diagonal)) {
     const A grad = diagonal ? A(0)

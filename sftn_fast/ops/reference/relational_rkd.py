@@ -59,7 +59,8 @@ def _cosines(difference: Tensor, eps: float) -> Tensor:
     length = torch.linalg.vector_norm(difference, dim=2, keepdim=True)
     # F.normalize would multiply the gradient of a difference of zero by 1 / eps.
     unit = difference * torch.where(length == 0, 0, 1 / length.clamp(min=max(eps, TINY)))
-    return unit @ unit.transpose(1, 2)
+    with torch.autocast(unit.device.type, enabled=False):
+        return unit @ unit.transpose(1, 2)
 
 
 def _mean_smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
