@@ -3,7 +3,7 @@
 // Every number is written by one task, and sums over tasks are taken in their order, so that the result does not depend
 // on the number of threads.
 #include <cmath>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -15,11 +15,12 @@ namespace sftn {
 
 // Clones are made of functions, not of templates.
 #define SFTN_RKD_LOOPS(A)                                                                                            \
-  SFTN_CLONES void squared_distances(const A* x, int64_t width, Span of, Span to, A* squared, int64_t stride) {      \
-    squared_distances_inline(x, width, of, to, squared, stride);                                                     \
+  SFTN_CLONES void squared_distances(const double* x, int64_t width, Span of, Span to, A* squared, A* low,           \
+                                     int64_t stride) {                                                               \
+    squared_distances_inline(x, width, of, to, squared, low, stride);                                                \
   }                                                                                                                  \
-  SFTN_CLONES double prepare_row(PairRow row, A eps, A* squared, A* inverse, A* inverse_slope) {                     \
-    return prepare_row_inline(row, eps, squared, inverse, inverse_slope);                                            \
+  SFTN_CLONES double prepare_row(PairRow row, A eps, A* squared, A* low, A* inverse, A* inverse_slope) {             \
+    return prepare_row_inline(row, eps, squared, low, inverse, inverse_slope);                                       \
   }                                                                                                                  \
   SFTN_CLONES PairSums sum_row(PairRow row, A eps, A student_inverse_mean, A teacher_inverse_mean,                   \
                                const A* student_squared, const A* teacher_squared) {                                 \
@@ -66,39 +67,45 @@ template <class A>
 struct Pairs {
   std::vector<Tensor> owned;
   int64_t b, stride;
-  A *squared, *inverse, *inverse_slope, *grad;
-  A mean = 0;  // m
+  A *squared, *low, *inverse, *inverse_slope, *grad;  // as in AngleMatrices
+  A mean = 0;                                         // m
 
   // With room for the gradients of the angles, if they are wanted.
   Pairs(int64_t b, bool angle_grad, const Tensor& like) : b(b), stride(round_up(b, kLanes) | kLanes) {
+    const bool with_low = std::is_same_v<A, float>;
     const int64_t size = b * stride + 4 * kLanes;
-    squared = new_values<A>((angle_grad ? 4 : 3) * size, like, owned);
-    inverse = squared + size;
-    inverse_slope = inverse + size;
-    grad = angle_grad ? inverse_slope + size : nullptr;
+    A* next = new_values<A>((3 + with_low + angle_grad) * size, like, owned);
+    const auto take = [&](bool wanted) { return wanted ? std::exchange(next, next + size) : nullptr; };
+    squared = take(true);
+    inverse = take(true);
+    inverse_slope = take(true);
+    low = take(with_low);
+    grad = take(angle_grad);
   }
 
-  AngleMatrices<A> angles() const { return {squared, inverse, inverse_slope, grad}; }
+  AngleMatrices<A> angles() const { return {squared, low, inverse, inverse_slope, grad}; }
 
   template <class T>
   void measure(const Matrix& rows, A eps) {
     const int64_t d = rows.tensor.size(1), width = round_up(d, kLanes), spans = num_spans(b);
-    A* x = new_values<A>(b * width, rows.tensor, owned);
+    std::vector<Tensor> freed;
+    double* x = new_values<double>(b * width, rows.tensor, freed);
     copy_in_blocks<T>(rows, b, d, x, kLanes, width);
     std::vector<Span> tasks;  // two spans each
     for (int64_t i = 0; i < spans; ++i) {
       for (int64_t j = i; j < spans; ++j) tasks.push_back({i, j});
     }
-    parallel_rows(static_cast<int64_t>(tasks.size()), kSpan * kSpan * width / 32, [&](int64_t begin, int64_t end) {
+    parallel_rows(static_cast<int64_t>(tasks.size()), kSpan * kSpan * width / 16, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        squared_distances(x, width, span_of(tasks[t].begin, b), span_of(tasks[t].end, b), squared, stride);
+        squared_distances(x, width, span_of(tasks[t].begin, b), span_of(tasks[t].end, b), squared, low, stride);
       }
     });
     std::vector<double> sums(b);
     parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i * stride;
-        sums[i] = prepare_row({i, b}, eps, squared + row, inverse + row, inverse_slope + row);
+        sums[i] =
+            prepare_row({i, b}, eps, squared + row, low ? low + row : nullptr, inverse + row, inverse_slope + row);
         if (grad) std::fill(grad + row + i, grad + row + stride, A(0));
       }
     });

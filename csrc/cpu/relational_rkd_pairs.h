@@ -25,7 +25,7 @@ SFTN_INLINE A at_least(A x, A least) {
 // Fills a row of `inverse` and `inverse_slope`, and of `squared` where no pair is, from `squared`. Returns the sum of
 // d.
 template <class A>
-SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* inverse, A* inverse_slope) {
+SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* low, A* inverse, A* inverse_slope) {
   Lanes<A> sum(0);
   for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
     SFTN_LANES {
@@ -34,6 +34,7 @@ SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* inverse
       const A d2 = counts ? squared[j] : A(0), length = std::sqrt(d2);
       const A n = d2 == 0 ? A(0) : A(1) / at_least(length, eps);
       squared[j] = d2;
+      if constexpr (std::is_same_v<A, float>) low[j] = counts ? low[j] : A(0);
       inverse[j] = n * A(0.70710678118654752440);
       inverse_slope[j] = length > eps ? A(0.5) * n * n : A(0);
       sum.lane[l] += counts ? std::sqrt(at_least(d2, eps)) : A(0);

@@ -1,7 +1,6 @@
 // What RKD does with the rows themselves, in float or double: squared distances forward, the gradient backward.
 #pragma once
 
-#include <cstring>
 #include <type_traits>
 
 #include "../relational_rkd.h"
@@ -12,21 +11,25 @@ namespace sftn {
 
 SFTN_INLINE constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Copies rows of any dtype in the accumulator's type, filled up with zeros to whole blocks of lanes: block p of row i
-// goes to `to + p * block_stride + i * row_stride`.
+// Copies rows of any dtype as A, float or double, filled up with zeros to whole blocks of lanes: block p of row i goes
+// to `to + p * block_stride + i * row_stride`.
 template <class T, class A>
 void copy_in_blocks(const Matrix& from, int64_t rows, int64_t cols, A* to, int64_t block_stride, int64_t row_stride) {
+  using Wide = accumulator_t<T>;
+  Wide buffer[kLanes];
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = from.data<T>() + i * from.stride;
     for (int64_t c = 0; c < cols; c += kLanes) {
       A* block = to + c / kLanes * block_stride + i * row_stride;
       const int64_t size = std::min(kLanes, cols - c);
-      if constexpr (std::is_same_v<T, A>) {
-        std::memcpy(block, row + c, size * sizeof(A));
+      const Wide* values = buffer;
+      if constexpr (std::is_same_v<T, Wide>) {
+        values = row + c;
       } else {
-        widen(row + c, block, size);
+        widen(row + c, buffer, size);
       }
-      for (int64_t l = size; l < kLanes; ++l) block[l] = 0;
+      std::copy(values, values + size, block);
+      std::fill(block + size, block + kLanes, A(0));
     }
   }
 }
@@ -36,36 +39,34 @@ struct Span {
   int64_t begin, end;
 };
 
-// |x_i - x_j|^2 for i in `of`, j in `to`, j > i.
+// |x_i - x_j|^2 for i in `of`, j in `to`, j > i: to double's precision for float rows, whose differences are exact in
+// double, as the sum of two floats. An angle's cosine is a small difference of such squares where two rows are close.
 template <class A>
-SFTN_INLINE void squared_distances_inline(const A* x,     // [B, width]
-                                          int64_t width,  // a multiple of kLanes
+SFTN_INLINE void squared_distances_inline(const double* x,  // [B, width]
+                                          int64_t width,    // a multiple of kLanes
                                           Span of, Span to,
                                           A* squared,  // [B, stride]
+                                          A* low,      // the same; null for double
                                           int64_t stride) {
-  constexpr int kGroup = 4;  // rows j that share a load of x_i
-  for (int64_t j = to.begin; j < to.end; j += kGroup) {
-    const int64_t count = std::min<int64_t>(kGroup, to.end - j);
-    const A* rows[kGroup];
-    for (int g = 0; g < kGroup; ++g) rows[g] = x + (g < count ? j + g : j) * width;
-    for (int64_t i = of.begin; i < std::min(of.end, j + count - 1); ++i) {
-      const A* row = x + i * width;
-      Lanes<A> sum0(0), sum1(0), sum2(0), sum3(0);
+  const auto put = [=](int64_t i, int64_t j, double value) __attribute__((always_inline)) {
+    squared[i * stride + j] = A(value);
+    if (low) low[i * stride + j] = A(value - double(A(value)));
+  };
+  for (int64_t j = to.begin; j < to.end; j += 2) {  // two rows j share a load of x_i
+    const bool two = j + 1 < to.end;
+    const double *row0 = x + j * width, *row1 = two ? row0 + width : row0;
+    for (int64_t i = of.begin; i < std::min(of.end, two ? j + 1 : j); ++i) {
+      const double* row = x + i * width;
+      Lanes<double> sum0(0), sum1(0);
       for (int64_t c = 0; c < width; c += kLanes) {
         SFTN_LANES {
-          const A a = row[c + l];
-          const A d0 = a - rows[0][c + l], d1 = a - rows[1][c + l];
-          const A d2 = a - rows[2][c + l], d3 = a - rows[3][c + l];
+          const double d0 = row[c + l] - row0[c + l], d1 = row[c + l] - row1[c + l];
           sum0.lane[l] += d0 * d0;
           sum1.lane[l] += d1 * d1;
-          sum2.lane[l] += d2 * d2;
-          sum3.lane[l] += d3 * d3;
         }
       }
-      const A sums[kGroup] = {sum0.sum(), sum1.sum(), sum2.sum(), sum3.sum()};
-      for (int64_t g = 0; g < count; ++g) {
-        if (j + g > i) squared[i * stride + j + g] = sums[g];
-      }
+      if (i < j) put(i, j, sum0.sum());
+      if (two) put(i, j + 1, sum1.sum());
     }
   }
 }

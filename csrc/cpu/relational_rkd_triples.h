@@ -16,21 +16,24 @@ namespace sftn {
 template <class A>
 struct AngleMatrices {
   const A* squared;        // D2
+  const A* low;            // what rounding to A has taken off D2; null for double
   const A* inverse;        // n / sqrt(2): products of two bring the cosine's 1/2 along
   const A* inverse_slope;  // n'^2 / 2
   A* grad;                 // where d / d D2 is added up, unscaled and for s = 1; null if not asked for
 };
 
-// Rows i, j and a block of k of one network, and its three cosines.
+// Rows i and j of one network.
 template <class A>
 struct TripleRows {
-  const A *squared_i, *squared_j, *inverse_i, *inverse_j, *slope_i, *slope_j;
+  const A *squared_i, *squared_j, *low_i, *low_j, *inverse_i, *inverse_j, *slope_i, *slope_j;
   A *grad_i, *grad_j;
-  A squared, inverse, slope;  // of the pair (i, j)
+  A squared, low, inverse, slope;  // of the pair (i, j)
 
   SFTN_INLINE TripleRows(const AngleMatrices<A>& m, int64_t stride, int64_t i, int64_t j)
       : squared_i(m.squared + i * stride),
         squared_j(m.squared + j * stride),
+        low_i(m.low ? m.low + i * stride : nullptr),
+        low_j(m.low ? m.low + j * stride : nullptr),
         inverse_i(m.inverse + i * stride),
         inverse_j(m.inverse + j * stride),
         slope_i(m.inverse_slope + i * stride),
@@ -38,27 +41,9 @@ struct TripleRows {
         grad_i(m.grad ? m.grad + i * stride : nullptr),
         grad_j(m.grad ? m.grad + j * stride : nullptr),
         squared(squared_i[j]),
+        low(m.low ? low_i[j] : A(0)),
         inverse(inverse_i[j]),
         slope(slope_i[j]) {}
-};
-
-template <class A>
-struct Angles {
-  A weight_i, weight_j, weight_k;  // n n / 2 of the two sides that meet there
-  A cos_i, cos_j, cos_k;
-
-  SFTN_INLINE Angles(const TripleRows<A>& rows, int64_t k) {
-    const A ij = rows.squared, ik = rows.squared_i[k], jk = rows.squared_j[k];
-    const A inverse_ik = rows.inverse_i[k], inverse_jk = rows.inverse_j[k];
-    // Exact where i and j are close: ik and jk are close then, too.
-    const A difference = ik - jk;
-    weight_i = rows.inverse * inverse_ik;
-    weight_j = rows.inverse * inverse_jk;
-    weight_k = inverse_ik * inverse_jk;
-    cos_i = (ij + difference) * weight_i;
-    cos_j = (ij - difference) * weight_j;
-    cos_k = ((ik + jk) - ij) * weight_k;
-  }
 };
 
 template <class A>
@@ -73,6 +58,41 @@ SFTN_INLINE A clamp_one(A x) {
   const Bits<A> bits = bit_cast<Bits<A>>(x), magnitude = bits & ~kSign, one = bit_cast<Bits<A>>(A(1));
   return bit_cast<A>((bits & kSign) | (magnitude < one ? magnitude : one));
 }
+
+// a + b - c for squared sides, exact but for a rounding of the result: where a or b is small, the other is close to c,
+// and their difference comes first. Positive floats are compared as integers, as above.
+template <class A>
+SFTN_INLINE A twice_dot(A a, A b, A c, A low) {
+  const Bits<A> a_bits = bit_cast<Bits<A>>(a), b_bits = bit_cast<Bits<A>>(b);
+  const A larger = bit_cast<A>(a_bits > b_bits ? a_bits : b_bits);
+  const A smaller = bit_cast<A>(a_bits > b_bits ? b_bits : a_bits);
+  return smaller + ((larger - c) + low);
+}
+
+// The angles of the triangle i, j, k of one network.
+template <class A>
+struct Angles {
+  A weight_i, weight_j, weight_k;  // n n / 2 of the two sides that meet there
+  A cos_i, cos_j, cos_k;
+
+  SFTN_INLINE Angles(const TripleRows<A>& rows, int64_t k) {
+    const A ij = rows.squared, ik = rows.squared_i[k], jk = rows.squared_j[k];
+    A low_i = 0, low_j = 0, low_k = 0;
+    if constexpr (std::is_same_v<A, float>) {
+      const A low_ik = rows.low_i[k], low_jk = rows.low_j[k], difference = low_ik - low_jk;
+      low_i = rows.low + difference;
+      low_j = rows.low - difference;
+      low_k = (low_ik + low_jk) - rows.low;
+    }
+    const A inverse_ik = rows.inverse_i[k], inverse_jk = rows.inverse_j[k];
+    weight_i = rows.inverse * inverse_ik;
+    weight_j = rows.inverse * inverse_jk;
+    weight_k = inverse_ik * inverse_jk;
+    cos_i = twice_dot(ij, ik, jk, low_i) * weight_i;
+    cos_j = twice_dot(ij, jk, ik, low_j) * weight_j;
+    cos_k = twice_dot(ik, jk, ij, low_k) * weight_k;
+  }
+};
 
 // Adds one network's gradients, given g at the three angles, to the pairs (i, k) and (j, k); returns (i, j)'s.
 template <class A>
