@@ -12,7 +12,8 @@
 //   total    = distance_weight parts[0] + angle_weight parts[1]
 //   h(x)     = g(x) (x - g(x) / 2), smooth L1; its derivative is g(x) = min(max(x, -1), 1)
 //
-// B = 0 and B = 1 give zeros.
+// B = 0 and B = 1 give zeros. Where two rows are close, their third side of a triangle cancels against the others:
+// float's D2 is summed in double and kept as two floats, of which the sum in cos is taken.
 //
 // Both parts are functions of D2 alone. The forward op leaves pairs [B, B] for each network whose gradient will be
 // wanted, symmetric with zeros on the diagonal: the gradient of total for D2_ij, taken as one variable with D2_ji. An

@@ -42,7 +42,7 @@ struct RkdCuda {
     visit_floating(grad.dtype, "relational_rkd_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const dim3 grid(grid_size(tiles_of(grad.b)), grid_size((grad.d + kPullColumns - 1) / kPullColumns));
+      const dim3 grid(grid_size((grad.d + kPullColumns - 1) / kPullColumns), grid_size(tiles_of(grad.b)));
       simt::launch(rkd_pull_kernel<T>, grid, kTileThreads, scope.stream(), rows_of<T>(grad.rows), grad.b,
                    static_cast<const A*>(grad.pairs.const_data_ptr()),
                    static_cast<const A*>(grad.grad_total.const_data_ptr()), data_of<T>(grad.out));
@@ -58,7 +58,8 @@ struct RkdCuda {
     const ScalarType dtype = accumulator_dtype(in.dtype);
     const unsigned sum_blocks = static_cast<unsigned>(std::min<int64_t>(b, 1024));
     const int64_t num_partials = std::max<int64_t>(2 * 2 * tiles, int64_t(kPairSums) * sum_blocks);
-    const Tensor sides = empty(std::array<int64_t, 4>{2, b, b, 2}, dtype, like);
+    constexpr int64_t kSideItems = sizeof(Side<A>) / sizeof(A);
+    const Tensor sides = empty(std::array<int64_t, 4>{2, b, b, kSideItems}, dtype, like);
     const Tensor means = empty(std::array<int64_t, 1>{2}, dtype, like);
     const Tensor sums = empty(std::array<int64_t, 1>{kPairSums + num_partials}, ScalarType::Double, like);
     const Tensor arrivals = empty(std::array<int64_t, 1>{kForwardKernels}, ScalarType::Int, like);

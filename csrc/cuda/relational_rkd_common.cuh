@@ -41,15 +41,20 @@ __device__ __forceinline__ A at_least(A x, A least) {
   return x < least ? least : x;
 }
 
+__device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double lesser(double a, double b) { return fmin(a, b); }
+__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double greater(double a, double b) { return fmax(a, b); }
+
 template <class A>
 __device__ __forceinline__ A distance_of(A squared, A eps) {
   return root(at_least(squared, eps));
 }
 
-// n; 0 between equal rows
+// n / sqrt(2); 0 between equal rows
 template <class A>
 __device__ __forceinline__ A inverse_of(A squared, A eps) {
-  return squared == A(0) ? A(0) : A(1) / at_least(root(squared), eps);
+  return squared == A(0) ? A(0) : A(0.70710678118654752440) / at_least(root(squared), eps);
 }
 
 // cos(i; j,j): 1 but for rows that are equal, or all but.
@@ -59,18 +64,22 @@ __device__ __forceinline__ A cos_of_itself(A squared, A eps) {
   return ratio > A(1) ? A(1) : ratio * ratio;
 }
 
-// g(x) = min(max(x, -1), 1), and h(x), in which NaN stays
-__device__ __forceinline__ float clamp_one(float x) { return fminf(fmaxf(x, -1.0f), 1.0f); }
-__device__ __forceinline__ double clamp_one(double x) { return fmin(fmax(x, -1.0), 1.0); }
+// g(x) = min(max(x, -1), 1), which is no NaN, and h(x), which may be
+template <class A>
+__device__ __forceinline__ A clamp_one(A x) {
+  return lesser(greater(x, A(-1)), A(1));
+}
 template <class A>
 __device__ __forceinline__ A smooth_l1(A x, A g) {
   return g * (x - A(0.5) * g);
 }
 
-// A side of a triangle: D2 and n.
+// A side of a triangle: D2, n / sqrt(2), and what rounding to float has taken off D2, 0 for double. Products of two
+// inverses bring the cosine's 1/2 along.
 template <class A>
-struct alignas(2 * sizeof(A)) Side {
+struct alignas(16) Side {
   A squared, inverse;
+  float low;
 };
 
 // What the forward kernels hand on to each other.

@@ -38,42 +38,50 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
   }
 }
 
-// Rows i that are in shared memory at once.
-constexpr int kThirds = 32;
+// Rows i that are in shared memory at once: four tiles of sides, of 16 bytes or 32.
+template <class A>
+constexpr int kThirds = sizeof(A) == 8 ? 16 : 32;
 // The sides from rows i to the rows of a tile: [kThirds, kTile], padded for the banks that a column of it meets.
 constexpr int kSidesStride = kTile + 1;
 
 template <class A>
 __device__ __forceinline__ void load_sides(const Side<A>* __restrict__ sides, int64_t b, int64_t first, int64_t begin,
                                            Side<A>* to) {
-  const int lane = threadIdx.x % kThirds;
+  constexpr int kColumns = kThirds<A>;
+  const int lane = threadIdx.x % kColumns;
 #pragma unroll
-  for (int step = 0; step < kTile; step += kTileThreads / kThirds) {
-    const int r = step + threadIdx.x / kThirds;
-    Side<A> side{A(0), A(0)};
+  for (int step = 0; step < kTile; step += kTileThreads / kColumns) {
+    const int r = step + threadIdx.x / kColumns;
+    Side<A> side{A(0), A(0), 0.0f};
     if (first + r < b && begin + lane < b) side = sides[(first + r) * b + begin + lane];
     to[lane * kSidesStride + r] = side;
   }
 }
 
-// The angles of the triangle i, j, k of one network. Twice the cosines' weights: halved where they are summed up.
+// a + b - c for squared sides, exact but for a rounding of the result: where a or b is small, the other is close
+// to c, and their difference comes first.
+template <class A>
+__device__ __forceinline__ A twice_dot(A a, A b, A c, A low) {
+  return lesser(a, b) + ((greater(a, b) - c) + low);
+}
+
+// The angles of the triangle i, j, k of one network.
 template <class A>
 struct TriangleAngles {
-  A weight_i, weight_j, weight_k;
+  A weight_i, weight_j, weight_k;  // n n / 2 of the two sides that meet there
   A cos_i, cos_j, cos_k;
 
   __device__ __forceinline__ TriangleAngles(const Side<A>& jk, const Side<A>& ij, const Side<A>& ik) {
-    // Exact where j and k are close: ij and ik are close then, too.
-    const A difference = ij.squared - ik.squared;
     weight_i = ij.inverse * ik.inverse;
     weight_j = ij.inverse * jk.inverse;
     weight_k = ik.inverse * jk.inverse;
-    cos_i = A(0.5) * ((ij.squared + ik.squared) - jk.squared) * weight_i;
-    cos_j = A(0.5) * (jk.squared + difference) * weight_j;
-    cos_k = A(0.5) * (jk.squared - difference) * weight_k;
+    const float low = ij.low - ik.low;
+    cos_i = twice_dot(ij.squared, ik.squared, jk.squared, A((ij.low + ik.low) - jk.low)) * weight_i;
+    cos_j = twice_dot(ij.squared, jk.squared, ik.squared, A(jk.low + low)) * weight_j;
+    cos_k = twice_dot(ik.squared, jk.squared, ij.squared, A(jk.low - low)) * weight_k;
   }
 
-  // Of twice d / d D2_jk: what n' squared is multiplied with, and the rest.
+  // Of d / d D2_jk: what n'^2 / 2 is multiplied with, and the rest.
   __device__ __forceinline__ void add_gradient(A g_i, A g_j, A g_k, A& direct, A& by_length) const {
     direct += (g_j * weight_j + g_k * weight_k) - g_i * weight_i;
     by_length += g_j * cos_j + g_k * cos_k;
@@ -85,7 +93,7 @@ template <class A>
 __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b, const Side<A>& side, A other_squared,
                                            A mean, A other_mean, double sum_gr, A direct, A by_length) {
   const double rows = static_cast<double>(b);
-  const A squared = side.squared, n = side.inverse;
+  const A squared = side.squared, half_n_n = side.inverse * side.inverse;
   A grad = 0;
   if (scales.distance && squared >= scales.eps) {
     const A d = root(squared), g = clamp_one(d / mean - distance_of(other_squared, scales.eps) / other_mean);
@@ -95,11 +103,11 @@ __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b
   if (scales.angle_grad) {
     A of_angles = direct, itself = 0;
     if (root(squared) > scales.eps) {
-      of_angles -= by_length * n * n;
+      of_angles -= by_length * half_n_n;
     } else {
-      itself = (cos_of_itself(squared, scales.eps) - cos_of_itself(other_squared, scales.eps)) * n * n;
+      itself = (cos_of_itself(squared, scales.eps) - cos_of_itself(other_squared, scales.eps)) * half_n_n;
     }
-    grad += static_cast<A>(scales.angle_weight / (rows * rows * rows)) * (of_angles + A(2) * itself);
+    grad += static_cast<A>(2 * scales.angle_weight / (rows * rows * rows)) * (of_angles + A(2) * itself);
   }
   return grad;
 }
@@ -113,13 +121,13 @@ __global__ void __launch_bounds__(kTileThreads)
                       A* __restrict__ teacher_pairs,  // the same
                       A* __restrict__ total,          // []
                       A* __restrict__ parts) {        // [2]
-  SIMT_SHARED(Side<A>, student_j, kThirds * kSidesStride);
-  SIMT_SHARED(Side<A>, student_k, kThirds * kSidesStride);
-  SIMT_SHARED(Side<A>, teacher_j, kThirds * kSidesStride);
-  SIMT_SHARED(Side<A>, teacher_k, kThirds * kSidesStride);
+  SIMT_SHARED(Side<A>, student_j, kThirds<A> * kSidesStride);
+  SIMT_SHARED(Side<A>, student_k, kThirds<A> * kSidesStride);
+  SIMT_SHARED(Side<A>, teacher_j, kThirds<A> * kSidesStride);
+  SIMT_SHARED(Side<A>, teacher_k, kThirds<A> * kSidesStride);
   const TilePair pair(blockIdx.x, b);
   const int at_j = threadIdx.x / kTile, at_k = threadIdx.x % kTile;
-  Side<A> student_jk{A(0), A(0)}, teacher_jk{A(0), A(0)};
+  Side<A> student_jk{A(0), A(0), 0.0f}, teacher_jk{A(0), A(0), 0.0f};
   if (pair.counts) {
     student_jk = scratch.student_sides[pair.j * b + pair.k];
     teacher_jk = scratch.teacher_sides[pair.j * b + pair.k];
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(kTileThreads)
   A loss = 0, student_direct = 0, student_by_length = 0, teacher_direct = 0, teacher_by_length = 0;
 
   const int64_t thirds = scales.angle ? b : 0;
-  for (int64_t begin = 0; begin < thirds; begin += kThirds) {
+  for (int64_t begin = 0; begin < thirds; begin += kThirds<A>) {
     __syncthreads();
     load_sides(scratch.student_sides, b, pair.first_j, begin, student_j);
     load_sides(scratch.student_sides, b, pair.first_k, begin, student_k);
@@ -136,8 +144,8 @@ __global__ void __launch_bounds__(kTileThreads)
     __syncthreads();
     // A pair that does not count, and rows beyond the last, have sides of inverse 0, and with that angles of 0.
     const int not_j = static_cast<int>(pair.j - begin), not_k = static_cast<int>(pair.k - begin);
-#pragma unroll 4
-    for (int i = 0; i < kThirds; ++i) {
+#pragma unroll 2
+    for (int i = 0; i < kThirds<A>; ++i) {
       const TriangleAngles<A> s(student_jk, student_j[i * kSidesStride + at_j], student_k[i * kSidesStride + at_k]);
       const TriangleAngles<A> t(teacher_jk, teacher_j[i * kSidesStride + at_j], teacher_k[i * kSidesStride + at_k]);
       const A x_i = pair.counts ? s.cos_i - t.cos_i : A(0), g_i = clamp_one(x_i);

@@ -18,57 +18,57 @@ constexpr int kStep = 32;  // columns of a tile's rows that are in shared memory
 // Loads kTile rows from `first` on, columns from `begin` on, with zeros for what is not there.
 template <class T>
 __device__ __forceinline__ void load_rows(const RkdRows<T>& rows, int64_t b, int64_t first, int64_t begin,
-                                          accumulator_t<T>* to) {  // [kTile, kStep + 1]
+                                          double* to) {  // [kTile, kStep + 1]
   const int lane = threadIdx.x % kStep;
 #pragma unroll
   for (int step = 0; step < kTile; step += kTileThreads / kStep) {
     const int r = step + threadIdx.x / kStep;
     const bool there = first + r < b && begin + lane < rows.d;
-    to[r * (kStep + 1) + lane] =
-        there ? static_cast<accumulator_t<T>>(rows.data[(first + r) * rows.stride + begin + lane])
-              : accumulator_t<T>(0);
+    const T value = there ? rows.data[(first + r) * rows.stride + begin + lane] : T(0);
+    to[r * (kStep + 1) + lane] = static_cast<double>(static_cast<accumulator_t<T>>(value));
   }
 }
 
 // The sides of both networks, on both sides of the diagonal, and the mean distances. One block a tile of one network.
+// In double, in which differences of floats are exact: an angle's cosine is a small difference of squares where two
+// rows are close.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
     rkd_distances_kernel(RkdRows<T> student, RkdRows<T> teacher, int64_t b, accumulator_t<T> eps,
                          RkdScratch<accumulator_t<T>> scratch) {
   using A = accumulator_t<T>;
-  SIMT_SHARED(A, of_j, kTile * (kStep + 1));
-  SIMT_SHARED(A, of_k, kTile * (kStep + 1));
+  SIMT_SHARED(double, of_j, kTile*(kStep + 1));
+  SIMT_SHARED(double, of_k, kTile*(kStep + 1));
   const int64_t tiles = num_tiles(b);
   const bool of_student = blockIdx.x < tiles;
   // Field by field: a choice between structs would be one between addresses, for which they move to local memory.
   const RkdRows<T> rows{of_student ? student.data : teacher.data, of_student ? student.stride : teacher.stride,
                         of_student ? student.d : teacher.d};
   const TilePair pair(of_student ? blockIdx.x : blockIdx.x - tiles, b);
-  const A* x_j = of_j + threadIdx.x / kTile * (kStep + 1);
-  const A* x_k = of_k + threadIdx.x % kTile * (kStep + 1);
-  A squared = 0;
+  const double* x_j = of_j + threadIdx.x / kTile * (kStep + 1);
+  const double* x_k = of_k + threadIdx.x % kTile * (kStep + 1);
+  double squared = 0;
   for (int64_t begin = 0; begin < rows.d; begin += kStep) {
     __syncthreads();
     load_rows(rows, b, pair.first_j, begin, of_j);
     load_rows(rows, b, pair.first_k, begin, of_k);
     __syncthreads();
-    A of_step = 0;  // a sum of its own, for accuracy over thousands of columns
 #pragma unroll
     for (int c = 0; c < kStep; ++c) {
-      const A difference = x_j[c] - x_k[c];
-      of_step += difference * difference;
+      const double difference = x_j[c] - x_k[c];
+      squared += difference * difference;
     }
-    squared += of_step;
   }
+  const A rounded = static_cast<A>(squared);
   Side<A>* out = of_student ? scratch.student_sides : scratch.teacher_sides;
   if (pair.counts) {
-    const Side<A> side{squared, inverse_of(squared, eps)};
+    const Side<A> side{rounded, inverse_of(rounded, eps), static_cast<float>(squared - rounded)};
     out[pair.j * b + pair.k] = side;
     out[pair.k * b + pair.j] = side;
   } else if (pair.j == pair.k && pair.j < b) {
-    out[pair.j * b + pair.j] = {A(0), A(0)};
+    out[pair.j * b + pair.j] = {A(0), A(0), 0.0f};
   }
-  const double distance = pair.counts ? distance_of(squared, eps) : A(0);
+  const double distance = pair.counts ? distance_of(rounded, eps) : A(0);
   double sums[2] = {of_student ? distance : 0, of_student ? 0 : distance};
   if (grid_sum(sums, scratch.partials, scratch.arrivals)) {
     const double pairs = 0.5 * static_cast<double>(b) * static_cast<double>(b - 1);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kTileThreads)
   SIMT_SHARED(A, of_i, kTile * (kTile + 1));  // pairs of these rows i with kTile rows j
   SIMT_SHARED(A, x_j, kTile * kPullColumns);
   const int row = threadIdx.x / kTile, rank = threadIdx.x % kTile;
-  const int64_t i = blockIdx.x * int64_t(kTile) + row, begin = blockIdx.y * int64_t(kPullColumns);
+  const int64_t i = blockIdx.y * int64_t(kTile) + row, begin = blockIdx.x * int64_t(kPullColumns);
   A x[kPerThread], sum[kPerThread];
 #pragma unroll
   for (int c = 0; c < kPerThread; ++c) {

@@ -1,7 +1,8 @@
 """Relational distillation (RKD): the student learns distances and angles between the samples of a batch.
 
-Everything follows from the squared distances between rows, so that nothing of three indices is ever stored. One op
-each way, one ``autograd.Function``; schemas and formulas are in ``csrc/relational_rkd.h``.
+Everything follows from the squared distances between rows, so that nothing of three indices is ever stored: memory is
+a few matrices ``[B, B]``. One op each way, one ``autograd.Function``; schemas and formulas are in
+``csrc/relational_rkd.h``.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> T
     authors' and RepDistiller's code.
 
     A batch of one row, or of none, gives 0. Between equal rows there is no direction: their cosines are 0 and have no
-    gradient, where the authors' code multiplies it by ``1 / eps``. Cosines are computed from squared distances: where
-    one side of an angle is r times as long as the other, r times float32's rounding error is in the cosine.
+    gradient, where the authors' code multiplies it by ``1 / eps``. Rows that are close to each other, or far from the
+    origin, lose no digits.
 
     Args:
         student: ``[B, D]`` embeddings.

@@ -27,6 +27,7 @@ class Case:
     pad: int = 0
     offset: int = 0
     mean: float = 0.0
+    close: float = 0.0  # distance of the second half's rows from the first's, a standard normal's the unit
 
     def __str__(self) -> str:
         default = Case()
@@ -43,6 +44,9 @@ class Case:
         flat = torch.zeros(self.offset + self.rows * step, dtype=self.dtype)
         view = flat[self.offset :].view(self.rows, step)[:, :width]
         view.copy_(self.mean + torch.randn(self.rows, width, generator=generator, dtype=torch.float64))
+        if self.close:
+            half = self.rows // 2
+            view[half : 2 * half] = view[:half] + self.close * view[half : 2 * half]
         if self.equal_rows:
             view[1::3] = view[0].clone()
         return view
@@ -110,4 +114,5 @@ CASES = [
     Case(rows=18, teacher_grad=False),
     Case(rows=18, student_grad=False, teacher_grad=False),
     Case(rows=18, mean=100.0),
+    Case(rows=18, close=1e-4),
 ]

@@ -31,10 +31,11 @@ def rkd_loss(
     return RKDTerms(distance_weight * distance + angle_weight * angle, distance.detach(), angle.detach())
 
 
-def _differences(student: Tensor, teacher: Tensor) -> list[Tensor]:
+def _differences(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """``x_j - x_i`` at ``[i, j]`` of either network, ``[B, B, D]``, in float32 or float64."""
     dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-    return [x[None, :] - x[:, None] for x in (student.to(dtype), teacher.to(dtype))]
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    return student[None, :] - student[:, None], teacher[None, :] - teacher[:, None]
 
 
 def _distance(student: Tensor, teacher: Tensor, eps: float) -> Tensor:
