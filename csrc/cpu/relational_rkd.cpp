@@ -11,7 +11,7 @@
 #include "relational_rkd_rows.h"
 #include "relational_rkd_triples.h"
 
-namespace sftn {
+namespace sftn::rkd {
 
 // Clones are made of functions, not of templates.
 #define SFTN_RKD_LOOPS(A)                                                                                            \
@@ -70,7 +70,8 @@ struct Pairs {
   A *squared, *low, *inverse, *inverse_slope, *grad;  // as in AngleMatrices
   A mean = 0;                                         // m
 
-  // With room for the gradients of the angles, if they are wanted.
+  // With room for the gradients of the angles, if they are wanted. An odd number of blocks of lanes in a row, and some
+  // between the matrices: rows at distances of powers of two would meet in the same lines of the cache.
   Pairs(int64_t b, bool angle_grad, const Tensor& like) : b(b), stride(round_up(b, kLanes) | kLanes) {
     const bool with_low = std::is_same_v<A, float>;
     const int64_t size = b * stride + 4 * kLanes;
@@ -151,6 +152,26 @@ static double sweep(const Pairs<A>& student, const Pairs<A>& teacher) {
   return total;
 }
 
+template <class A>
+static PairSums sum_pairs(const Pairs<A>& student, const Pairs<A>& teacher, A eps) {
+  const int64_t b = student.b, stride = student.stride;
+  std::vector<PairSums> of_rows(b);
+  parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      of_rows[i] = sum_row({i, b}, eps, 1 / student.mean, 1 / teacher.mean, student.squared + i * stride,
+                           teacher.squared + i * stride);
+    }
+  });
+  PairSums sums;
+  for (const PairSums& of_row : of_rows) {
+    sums.distance += of_row.distance;
+    sums.student += of_row.student;
+    sums.teacher += of_row.teacher;
+    sums.angle += of_row.angle;
+  }
+  return sums;
+}
+
 // Writes one network's finished gradients, on both sides of the diagonal.
 template <class A>
 static void finish(const Pairs<A>& of, const Pairs<A>& other, A eps, const PairScale<A>& scale, const A* swept,
@@ -187,21 +208,7 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   student.template measure<T>(in.student, eps);
   teacher.template measure<T>(in.teacher, eps);
 
-  std::vector<PairSums> of_rows(b);
-  parallel_rows(b, student.stride, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i * student.stride;
-      of_rows[i] =
-          sum_row({i, b}, eps, 1 / student.mean, 1 / teacher.mean, student.squared + row, teacher.squared + row);
-    }
-  });
-  PairSums sums;
-  for (const PairSums& of_row : of_rows) {
-    sums.distance += of_row.distance;
-    sums.student += of_row.student;
-    sums.teacher += of_row.teacher;
-    sums.angle += of_row.angle;
-  }
+  PairSums sums = sum_pairs(student, teacher, eps);
   if (options.angle) sums.angle += sweep(student, teacher);
 
   const double bb = double(b) * b, bbb = in.num_triples();
@@ -263,17 +270,17 @@ static void backward(const RkdGrad& grad) {
 struct RkdCpu {
   static void forward(const RkdInput& in, const RkdOutput& out) {
     visit_floating(in.dtype, "relational_rkd_forward",
-                   [&](auto tag) { sftn::forward<typename decltype(tag)::type>(in, out); });
+                   [&](auto tag) { rkd::forward<typename decltype(tag)::type>(in, out); });
   }
   static void backward(const RkdGrad& grad) {
     visit_floating(grad.dtype, "relational_rkd_backward",
-                   [&](auto tag) { sftn::backward<typename decltype(tag)::type>(grad); });
+                   [&](auto tag) { rkd::backward<typename decltype(tag)::type>(grad); });
   }
 };
 
-}  // namespace sftn
+}  // namespace sftn::rkd
 
 STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
-  m.impl("relational_rkd_forward", TORCH_BOX(&sftn::relational_rkd_forward<sftn::RkdCpu>));
-  m.impl("relational_rkd_backward", TORCH_BOX(&sftn::relational_rkd_backward<sftn::RkdCpu>));
+  m.impl("relational_rkd_forward", TORCH_BOX(&sftn::relational_rkd_forward<sftn::rkd::RkdCpu>));
+  m.impl("relational_rkd_backward", TORCH_BOX(&sftn::relational_rkd_backward<sftn::rkd::RkdCpu>));
 }

@@ -6,7 +6,7 @@
 
 #include "relational_rkd_triples.h"
 
-namespace sftn {
+namespace sftn::rkd {
 
 // One row i of a matrix [B, stride], from the block of lanes that the diagonal lies in.
 struct PairRow {
@@ -111,4 +111,4 @@ SFTN_INLINE void finish_row_inline(PairRow row, A eps, const PairScale<A>& scale
   }
 }
 
-}  // namespace sftn
+}  // namespace sftn::rkd

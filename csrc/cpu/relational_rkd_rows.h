@@ -7,7 +7,7 @@
 #include "chunk.h"
 #include "half.h"
 
-namespace sftn {
+namespace sftn::rkd {
 
 SFTN_INLINE constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -106,4 +106,4 @@ SFTN_INLINE void pull_inline(const A* panel,  // [B, kLanes], these columns of x
   }
 }
 
-}  // namespace sftn
+}  // namespace sftn::rkd

@@ -9,7 +9,7 @@
 
 #include "relational_rkd_rows.h"
 
-namespace sftn {
+namespace sftn::rkd {
 
 // What the angles need of a network, and what they give: matrices [B, stride], of which only what lies above the
 // diagonal counts. Rows are whole blocks of lanes; in what fills them up, `inverse` is 0.
@@ -153,4 +153,4 @@ SFTN_INLINE double sweep_inline(const AngleMatrices<A>& student, const AngleMatr
   return total;
 }
 
-}  // namespace sftn
+}  // namespace sftn::rkd

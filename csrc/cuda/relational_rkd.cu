@@ -8,7 +8,7 @@
 #include "relational_rkd_pairs.cuh"
 #include "relational_rkd_rows.cuh"
 
-namespace sftn {
+namespace sftn::rkd {
 namespace {
 
 unsigned grid_size(int64_t blocks) {
@@ -83,9 +83,9 @@ struct RkdCuda {
 };
 
 }  // namespace
-}  // namespace sftn
+}  // namespace sftn::rkd
 
 STABLE_TORCH_LIBRARY_IMPL(SFTN_NAMESPACE, SFTN_DISPATCH_KEY, m) {
-  m.impl("relational_rkd_forward", TORCH_BOX(&sftn::relational_rkd_forward<sftn::RkdCuda>));
-  m.impl("relational_rkd_backward", TORCH_BOX(&sftn::relational_rkd_backward<sftn::RkdCuda>));
+  m.impl("relational_rkd_forward", TORCH_BOX(&sftn::relational_rkd_forward<sftn::rkd::RkdCuda>));
+  m.impl("relational_rkd_backward", TORCH_BOX(&sftn::relational_rkd_backward<sftn::rkd::RkdCuda>));
 }

@@ -5,7 +5,7 @@
 #include "simt.cuh"
 #include "team.cuh"
 
-namespace sftn {
+namespace sftn::rkd {
 
 // Pairs (j, k) are cut into tiles of kTile x kTile, a thread each, of which those on and above the diagonal are
 // computed, numbered column by column: (0, 0), (0, 1), (1, 1), (0, 2), ...
@@ -98,4 +98,4 @@ constexpr int kForwardKernels = 3;
 // Sums over pairs j < k.
 enum PairSum { kSumDistance, kSumStudent, kSumTeacher, kSumItself, kPairSums };
 
-}  // namespace sftn
+}  // namespace sftn::rkd

@@ -4,7 +4,7 @@
 #include "grid_sum.cuh"
 #include "relational_rkd_common.cuh"
 
-namespace sftn {
+namespace sftn::rkd {
 
 template <class A>
 struct RkdScales {
@@ -191,4 +191,4 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-}  // namespace sftn
+}  // namespace sftn::rkd
