@@ -435,7 +435,7 @@ VALUE_ERRORS = {
     "one dimension": (lambda: ops.rkd_loss(X[0], X), r"student must be \[B, D\] with D at least 1, got \[3\]"),
     "no columns": (lambda: ops.rkd_loss(X, X[:, :0]), r"teacher must be \[B, D\] with D at least 1, got \[4, 0\]"),
     "maps": (lambda: ops.rkd_loss(X[None], X), r"student must be \[B, D\] .* got \[1, 4, 3\]"),
-    "batches": (lambda: ops.rkd_loss(X, X[:2]), "teacher must have as many rows as student, 4, got 2"),
+    "batches": (lambda: ops.rkd_loss(X, X[:2]), "teacher must have the batch size of student, 4, got 2"),
     "devices": (lambda: ops.rkd_loss(X, X.to("meta")), "teacher must be on the device of student, cpu, got meta"),
     "eps 0": (lambda: ops.rkd_angle_loss(X, X, eps=0.0), "eps must be a finite number above 0, got 0.0"),
     "weight nan": (
