@@ -21,8 +21,9 @@ import torch
 
 from sftn_fast import cli, data, distillers, engine, models, report, similarity
 from sftn_fast.atomic import write_atomically
-from sftn_fast.config import Config, ConfigError
+from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
+from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine.fingerprint import FingerprintMismatch, differences
 from sftn_fast.models import StagedNet
 from sftn_fast.report import RESULT
@@ -161,20 +162,13 @@ class StageRun:
             self._train(self._task(), identity)
 
     def _train(self, task: Task, identity: dict[str, Any]) -> None:
-        config, stage = self.config, self.stage
+        config = self.config
         started = time.perf_counter()
-        fit = engine.fit(
-            task,
-            self.data,
-            epochs=config.epochs_of(stage.kind),
-            optim=config.optim,
-            engine=config.engine,
-            folder=self.folder,
-            fingerprint=identity,
-            seed=stage.seed,
-            lr=task.model.default_lr,
-            resume=config.resume,
-        )
+        if isinstance(task, DistillTask):
+            for name, first in task.distiller.initialisations():
+                self._initialise(name, first, identity, lr=task.model.default_lr)
+        lr, epochs = task.model.default_lr, config.epochs_of(self.stage.kind)
+        fit = self._fit(task, self.folder, identity, epochs=epochs, optim=config.optim, lr=lr)
         figures = {
             "last": _scores(fit.last),
             "best": _scores(fit.best),
@@ -183,6 +177,43 @@ class StageRun:
             "data_wait_share": fit.data_wait_share,
         }
         self._record(task.model, identity, figures)
+
+    def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
+        """Train what a method needs before the student can learn; gone on with, or done already, as any other fit."""
+        print(f"  initialisation of {name}, {first.epochs} epochs", flush=True)
+        optim = dataclasses.replace(
+            self.config.optim,
+            lr=first.lr if first.lr is not None else self.config.optim.lr,
+            schedule="milestones" if first.milestones else "constant",
+            milestones=tuple(first.milestones) or None,
+        )
+        folder = self.folder / f"init-{name}"
+        folder.mkdir(exist_ok=True)
+        self._fit(first.task, folder, identity | {"initialisation": name}, epochs=first.epochs, optim=optim, lr=lr)
+        first.task.finish()
+
+    def _fit(
+        self,
+        task: Task | InitTask,
+        folder: Path,
+        identity: dict[str, Any],
+        *,
+        epochs: int,
+        optim: OptimConfig,
+        lr: float,
+    ) -> engine.FitResult:
+        return engine.fit(
+            task,
+            self.data,
+            epochs=epochs,
+            optim=optim,
+            engine=self.config.engine,
+            folder=folder,
+            fingerprint=identity,
+            seed=self.stage.seed,
+            lr=lr,
+            resume=self.config.resume,
+        )
 
     def _adopt_teacher(self, identity: dict[str, Any], file: str) -> None:
         """Measure a teacher that came from a file and take it for this run's own."""
@@ -233,7 +264,10 @@ class StageRun:
             teacher=teacher,
             num_samples=self.data.num_train,
             image_size=self.data.image_size,
+            labels=self.data.train_labels,
         )
+        for line in distiller.describe():
+            print(f"  {line}")
         return DistillTask(student, distiller)
 
     def _sftn_task(self) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
+from sftn_fast.distillers.pairing import StagePair, pair_stages
 from sftn_fast.models import Features, StagedNet
 from sftn_fast.models.staged import Head, Shape, Tail
 
@@ -44,6 +46,13 @@ class Setup:
     """Training images; a batch's ``index`` is below it."""
     image_size: int
     """Side of the images in pixels."""
+    labels: Tensor | None = None
+    """Classes of the training images [num_samples] int64, where they are known beforehand."""
+
+    @property
+    def pairs(self) -> tuple[StagePair, ...]:
+        """The stages that stand beside each other, each at most once; see :func:`pair_stages`."""
+        return pair_stages(self.student.stages, self.teacher.stages)
 
 
 class Method(nn.Module):
@@ -58,6 +67,8 @@ class Method(nn.Module):
     """Weight where the user gives none."""
     weights_alone: ClassVar[tuple[float, float] | None] = None
     """Default weights of the method and of the cross-entropy where it is the only method, if they differ then."""
+    paper: ClassVar[str | None] = None
+    """The specification that stands for the method as the SFTN paper trains it; None for the method with KD."""
     needs_preacts: ClassVar[bool] = False
     """Whether ``loss`` reads ``Features.preacts``."""
 
@@ -65,8 +76,52 @@ class Method(nn.Module):
         super().__init__()
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """The loss, 0-dim and unweighted, with gradients to the student's features; the teacher's carry none."""
+        """The loss, 0-dim and unweighted, with gradients to the student's features; the teacher's carry none.
+
+        The features are of ``batch.images``, followed by those of :meth:`extra_images` where there are some.
+        """
         raise NotImplementedError
+
+    def extra_images(self, images: Tensor) -> Tensor | None:
+        """Further images [M, C, H, W] that both networks are to see with the batch's own, or None."""
+        return None
+
+    def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
+        """What has to be trained before the student is, or None."""
+        return None
+
+    def describe(self) -> list[str]:
+        """What the method compares, a line each, for the start of a run."""
+        return []
+
+
+class InitTask(nn.Module):
+    """What an initialisation trains: a task whose ``model`` is None, since there is nothing to evaluate.
+
+    It registers what it trains and whatever else of the networks it changes, so that its state holds all of that. The
+    adapters in it are the method's own, which are ready when it is done.
+    """
+
+    model: None = None
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """0-dim float32 terms by name; ``total`` carries the gradient. Arguments as a task's."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Put back what the task had to change for its time, as frozen parameters."""
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """A stage of training that comes before the student's own."""
+
+    task: InitTask
+    epochs: int
+    lr: float | None = None
+    """Learning rate; None for the student's."""
+    milestones: Sequence[int] = ()
+    """Epochs after which the learning rate is divided by ten; constant without any."""
 
 
 class FusedMethod(Method):

@@ -28,6 +28,14 @@ class Features:
     logits: Tensor
     """[N, num_classes]."""
 
+    def first(self, count: int) -> Features:
+        """Those of the first ``count`` images."""
+        if count == len(self.logits):
+            return self
+        preacts = None if self.preacts is None else [x[:count] for x in self.preacts]
+        stages = [x[:count] for x in self.stages]
+        return Features(self.stem[:count], stages, preacts, self.pooled[:count], self.logits[:count])
+
 
 class PreactModule(nn.Module):
     """A stage, or the block at its end, that can also give its map from before the last ReLU."""
