@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -93,6 +93,36 @@ class Method(nn.Module):
     def describe(self) -> list[str]:
         """What the method compares, a line each, for the start of a run."""
         return []
+
+
+class PairedMethod(Method):
+    """A method that compares the maps of all stages that stand beside each other."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.pairs = setup.pairs
+
+    def maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """The paired stages' outputs [N, C, H, W], the student's first."""
+        return self._paired(student.stages, teacher.stages)
+
+    def preact_maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """The same before their ReLU; for methods that ask for them by ``needs_preacts``."""
+        assert student.preacts is not None and teacher.preacts is not None
+        return self._paired(student.preacts, teacher.preacts)
+
+    def _paired(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [(student[pair.student_stage - 1], teacher[pair.teacher_stage - 1]) for pair in self.pairs]
+
+    def describe(self) -> list[str]:
+        """See :meth:`Method.describe`."""
+        return [", ".join(str(pair) for pair in self.pairs)]
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one loss."""
+    first, *others = losses
+    return sum(others, start=first)
 
 
 class InitTask(nn.Module):
