@@ -67,8 +67,6 @@ class Method(nn.Module):
     """Weight where the user gives none."""
     weights_alone: ClassVar[tuple[float, float] | None] = None
     """Default weights of the method and of the cross-entropy where it is the only method, if they differ then."""
-    paper: ClassVar[str | None] = None
-    """The specification that stands for the method as the SFTN paper trains it; None for the method with KD."""
     needs_preacts: ClassVar[bool] = False
     """Whether ``loss`` reads ``Features.preacts``."""
 
