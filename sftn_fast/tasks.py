@@ -94,6 +94,10 @@ class DistillTask(Task):
         self.model = student
         self.distiller = distiller
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Told by the engine before each epoch, counted from 0."""
+        self.distiller.begin_epoch(epoch)
+
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`Task.forward`."""
         return self.distiller(images, target, index)

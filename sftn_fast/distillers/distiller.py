@@ -101,6 +101,12 @@ class Distiller(nn.Module):
             for line in method.describe()
         ]
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the methods which epoch begins, counted from 0. A loop that never does has no warm-up."""
+        for number in range(len(self.teachers)):
+            for method in self._methods_of(number).values():
+                method.begin_epoch(epoch)
+
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Losses of one batch.
 

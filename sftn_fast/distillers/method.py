@@ -88,6 +88,9 @@ class Method(nn.Module):
         """What has to be trained before the student is, or None."""
         return None
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Told before each epoch, counted from 0, by loops that count; for weights that warm up."""
+
     def describe(self) -> list[str]:
         """What the method compares, a line each, for the start of a run."""
         return []

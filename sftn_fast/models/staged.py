@@ -203,6 +203,16 @@ class StagedNet(nn.Module):
         self._require_preacts()
         return [cast(PreactModule, stage).preact_norm() for stage in self.stages]
 
+    def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
+        """Scale and shift [C] of the normal distribution that each channel of each pre-activation follows.
+
+        Those of :meth:`preact_norms`, and zeros for a channel that was through a ReLU before.
+
+        Raises:
+            ValueError: This family has none.
+        """
+        return [(norm.weight.detach(), norm.bias.detach()) for norm in self.preact_norms()]
+
     def tail(self, i: int) -> nn.Module:
         """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""
         return copy.deepcopy(Tail(self._stages_from(i), self.head))

@@ -114,8 +114,8 @@ class VIDLoss(nn.Module):
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """``[N, Cs, Hs, Ws]`` and ``[N, Ct, Ht, Wt]``; 0-dim."""
-        student_size, teacher_size = student_features.shape[2:], teacher_features.shape[2:]
-        if student_size[0] > teacher_size[0]:  # before the regressor, which has less to do then
-            student_features = F.adaptive_avg_pool2d(student_features, teacher_size)
+        height, width = teacher_features.shape[2:]
+        if student_features.shape[2] > height:  # before the regressor, which has less to do then
+            student_features = F.adaptive_avg_pool2d(student_features, (height, width))
         mean = self.regressor(student_features)
         return ops.vid_loss(mean, self.log_scale, teacher_features, eps=self.eps)

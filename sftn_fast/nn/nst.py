@@ -25,9 +25,9 @@ class NSTLoss(nn.Module):
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the height and width of the one that is less high, by average pooling."""
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
     return a, b
 
 
