@@ -244,7 +244,7 @@ class StageRun:
         """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
         source = self.stage.source or ("teacher" if self.stage.kind == "student" else None)
         if source is None or not (self.seed_folder / source / RESULT).is_file():
-            return {"agreement": None, "kl": None}
+            return dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
         teacher = models.load(self.seed_folder / source).to(self.device)
         return dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
 

@@ -54,6 +54,7 @@ COLUMNS = (
     Column("top-1 best %", lambda result: result["best"]["top1"]),
     Column("agreement %", lambda result: result["agreement"]),
     Column("KL(teacher, student)", lambda result: result["kl"], digits=4),
+    Column("CKA", lambda result: result.get("cka"), digits=3),
 )
 
 
@@ -148,7 +149,16 @@ def write(folder: Path) -> str:
 
 def _write_csv(rows: Sequence[Row], path: Path) -> None:
     names = ["name", "seed", "network", "parameters", "epochs", "top1_last", "top1_best", "best_epoch"]
-    names += ["agreement", "kl", "seconds", "images_per_second", "data_wait_share"]
+    names += [
+        "agreement",
+        "agreement5",
+        "kl",
+        "cka",
+        "calibration_error",
+        "seconds",
+        "images_per_second",
+        "data_wait_share",
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
