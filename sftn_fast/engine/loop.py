@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def fit(
     seed: int,
     lr: float | None = None,
     resume: str = "auto",
+    on_epoch: Callable[[int], None] | None = None,
 ) -> FitResult:
     """Train ``task`` on ``data`` for ``epochs``.
 
@@ -79,6 +81,8 @@ def fit(
         lr: learning rate where ``optim.lr`` is None; 0.05 if that is None too.
         resume: "auto" goes on from the newest valid checkpoint in ``folder``; "never" refuses a folder that has any;
             "force" goes on although the fingerprint differs, from the start of the epoch under way.
+        on_epoch: called after each epoch, counted from 1, before its checkpoint; again for an epoch that a stopped run
+            repeats. On the main process alone.
 
     Raises:
         ConfigError: device, arithmetic, data or folder can't be used.
@@ -124,11 +128,19 @@ def fit(
     with StopSignals() as stop, log:
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
-        _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity))
+        _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity), on_epoch)
     return _result(state, resumed_from)
 
 
-def _train(state: TrainState, data: Any, engine: EngineConfig, epochs: int, log: RunLog, keeper: _Keeper) -> None:
+def _train(
+    state: TrainState,
+    data: Any,
+    engine: EngineConfig,
+    epochs: int,
+    log: RunLog,
+    keeper: _Keeper,
+    on_epoch: Callable[[int], None] | None,
+) -> None:
     """Train to the end from wherever ``state`` stands."""
     task, train_step, every = state.task, state.train_step, engine.checkpoint_every
     begin_epoch = getattr(task, "begin_epoch", lambda epoch: None)
@@ -161,6 +173,8 @@ def _train(state: TrainState, data: Any, engine: EngineConfig, epochs: int, log:
             row |= _evaluate(state, data)
         state.next_epoch(row)
         log.epoch(state.history)
+        if on_epoch is not None and distributed.is_main():
+            on_epoch(state.epoch)
 
         # Behind the evaluation, so that a resumed run does not evaluate twice.
         keeper.stop_if_asked()
