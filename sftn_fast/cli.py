@@ -55,7 +55,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     except (ArgumentError, OSError) as error:
         raise ConfigError(_one_line(str(error))) from None
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
-    parse_distill(config.distill)
+    for distill in (config.distill, *config.methods):
+        parse_distill(distill)
     return config, recipe
 
 

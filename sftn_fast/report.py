@@ -98,9 +98,8 @@ def read_results(folder: Path) -> list[Row]:
     results.sort(key=lambda result: result["seed"])
     rows = []
     order = list(LABELS)
-    for name in sorted(
-        {result["name"] for result in results}, key=lambda name: (_method(name), order.index(kind(name)))
-    ):
+    names = {result["name"] for result in results}
+    for name in sorted(names, key=lambda name: (_method(name), order.index(kind(name)))):
         chosen = tuple(result for result in results if result["name"] == name)
         rows.append(Row(name, chosen[0]["network"], chosen))
     return rows

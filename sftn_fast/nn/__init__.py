@@ -1,5 +1,6 @@
 """The losses of :mod:`sftn_fast.ops` as modules, and those that need layers of their own."""
 
+from sftn_fast.nn.adapted_hint import AdaptedHint, hint_convolution
 from sftn_fast.nn.contrastive import CRDLoss, Embed
 from sftn_fast.nn.correlation import CorrelationLoss
 from sftn_fast.nn.features import ABLoss, ATLoss, FTLoss, HintLoss, OHLoss, VIDLoss
@@ -11,6 +12,7 @@ from sftn_fast.nn.relational import PKTLoss, RKDAngleLoss, RKDDistanceLoss, RKDL
 __all__ = [
     "ABLoss",
     "ATLoss",
+    "AdaptedHint",
     "CRDLoss",
     "CorrelationLoss",
     "Embed",
@@ -28,4 +30,5 @@ __all__ = [
     "SFTNLoss",
     "SPLoss",
     "VIDLoss",
+    "hint_convolution",
 ]

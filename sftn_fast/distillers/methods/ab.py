@@ -13,7 +13,7 @@ from sftn_fast.distillers.method import Initialisation, PairedMethod, Setup, sum
 from sftn_fast.distillers.options import Bound, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features, StagedNet
-from sftn_fast.nn import resizing_convolution
+from sftn_fast.nn import hint_convolution
 
 
 @register("ab")
@@ -58,4 +58,8 @@ class AB(PairedMethod):
 def _connector(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> nn.Module:
     if student == teacher:
         return nn.Identity()
-    return nn.Sequential(resizing_convolution(student, teacher), nn.BatchNorm2d(teacher[0]))
+    try:
+        convolution = hint_convolution(student, teacher)
+    except ValueError as error:
+        raise ValueError(f"ab: {error}") from None
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher[0]))

@@ -29,7 +29,10 @@ class FitNet(Method):
         if layer > len(setup.pairs):
             raise ValueError(f"fitnet: layer must be from 1 to {len(setup.pairs)}, the pairs of stages, got {layer}")
         self.pair = setup.pairs[layer - 1]
-        self.hint = AdaptedHint(self.pair.student_shape, self.pair.teacher_shape)
+        try:
+            self.hint = AdaptedHint(self.pair.student_shape, self.pair.teacher_shape)
+        except ValueError as error:
+            raise ValueError(f"fitnet: {error}") from None
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
