@@ -155,16 +155,17 @@ FLOATING = [pytest.param(name, key, id=f"{name}-{key}") for name, op in TABLE.it
 
 
 def refuse(name, key, change, error):
-    """The call raises `error`, whose message begins with the argument's name."""
+    """The call raises `error`, whose message names the argument."""
     arguments = TABLE[name].arguments()
-    with pytest.raises(error, match=rf"^{key}\b"):
+    with pytest.raises(error, match=rf"\b{key}\b"):
         TABLE[name].call(ops, arguments | {key: change(arguments[key])})
 
 
 @pytest.mark.parametrize(("name", "key"), ARGUMENTS)
 def test_what_is_no_tensor_is_refused(name, key):
     refuse(name, key, lambda x: x.numpy(), TypeError)
-    refuse(name, key, lambda x: None, TypeError)
+    if key not in TABLE[name].optional:
+        refuse(name, key, lambda x: None, TypeError)
 
 
 @pytest.mark.parametrize(("name", "key"), FLOATING)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from sftn_fast import ops
 from sftn_fast.ops import _library
 
-each = pytest.mark.parametrize("name", TABLE)
+each = pytest.mark.parametrize("name", [name for name, op in TABLE.items() if op.traceable])
 needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
@@ -41,7 +41,7 @@ def test_opcheck(name, dtype, n):
     """Schemas, fakes and tracing of each raw op, on the arguments that the loss gives it, forward and backward."""
     with ops.backend("fused"), RawCalls() as raw:
         evaluate(TABLE[name], TABLE[name].arguments(dtype=dtype, n=n))
-    assert raw.calls or n == 0
+    assert raw.calls or n == 0 or not TABLE[name].differentiable
     for function, args, kwargs in raw.calls:
         torch.library.opcheck(function, args, kwargs)
 

@@ -62,6 +62,13 @@ def test_no_gradient_is_an_error(backend, name, key):
         TABLE[name].call(ops, arguments)
 
 
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, op in TABLE.items() for key in op.constant])
+def test_constants_are_no_part_of_the_graph(backend, name, key):
+    arguments = TABLE[name].arguments(device=backend.device)
+    arguments[key].requires_grad_()
+    assert not any(result.requires_grad for result in TABLE[name].call(ops, arguments))
+
+
 @fused
 @each_loss
 def test_second_derivatives_are_refused(backend, name):
