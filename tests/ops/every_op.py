@@ -343,7 +343,7 @@ TABLE: dict[str, Op] = {
     "ab": Op("ab_loss", _preacts, PREACTS[:1], {"margin": 0.7}, refused=PREACTS[1:]),
     "ft": Op("ft_loss", _factors, FACTORS),
     "ft-paper": Op("ft_loss", _factors, FACTORS, {"variant": "paper"}),
-    "oh": Op("oh_loss", _margins, PREACTS[:1], refused=(*PREACTS[1:], "margin")),
+    "oh": Op("oh_loss", _margins, PREACTS, refused=("margin",)),
     "oh_margin": Op("oh_margin", _norms, (), constant=("weight", "bias")),
 }
 

@@ -189,6 +189,6 @@ def test_wrong_devices_are_refused(name, key):
     refuse(name, key, lambda x: x.to("meta"), ValueError)
 
 
-@pytest.mark.parametrize(("name", "key"), [p for p in BESIDES if p.values != ("negatives", "labels")])
+@pytest.mark.parametrize(("name", "key"), [p for p in BESIDES if p.values[1] != "labels"])
 def test_wrong_sizes_are_refused(name, key):
     refuse(name, key, lambda x: torch.cat([x, x], 1 if key == "branch_logits" else 0), ValueError)
