@@ -1,7 +1,10 @@
 // The ops' schemas, torch.ops.sftn_fast.*. Kernels are registered where they are written: cpu/, and cuda/ in _C_cuda.
+#include "features_pointwise.h"
 #include "logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast, m) {
+  m.def(sftn::kPointwiseForwardSchema);
+  m.def(sftn::kPointwiseBackwardSchema);
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
 }

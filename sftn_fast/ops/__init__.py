@@ -7,16 +7,22 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, set_backend
+from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
 __all__ = [
     "KDTerms",
     "SFTNTerms",
+    "ab_loss",
     "backend",
+    "hint_loss",
     "kd_ce_loss",
     "kd_loss",
+    "oh_loss",
+    "oh_margin",
     "reference",
     "set_backend",
     "sftn_loss",
+    "vid_loss",
 ]

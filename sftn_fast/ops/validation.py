@@ -45,6 +45,56 @@ def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> 
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
+def check_map(name: str, value: Any) -> None:
+    """Refuse what is not a floating-point ``[N, C, ...]`` with at least one channel."""
+    check_tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.dim() < 2 or value.shape[1] == 0:
+        raise ValueError(f"{name} must be [N, C, ...] with C at least 1, got {list(value.shape)}")
+
+
+def check_vector(name: str, value: Any) -> None:
+    """Refuse what is not a floating-point ``[C]``."""
+    check_tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.dim() != 1:
+        raise ValueError(f"{name} must be [C], got {list(value.shape)}")
+
+
+def check_channels(name: str, value: Any, map_name: str, features: Tensor) -> None:
+    """Refuse what is not a floating-point ``[C]`` beside a map ``[N, C, ...]``."""
+    check_vector(name, value)
+    if value.shape[0] != features.shape[1]:
+        raise ValueError(
+            f"{name} must be [C] = [{features.shape[1]}], the channels of {map_name}, got {list(value.shape)}"
+        )
+    check_same_device(name, value, map_name, features)
+
+
+def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a tensor of a shape or on a device other than ``other``'s."""
+    if value.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
+    check_same_device(name, value, other_name, other)
+
+
+def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a tensor on a device other than ``other``'s."""
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+
+
+def check_constant(name: str, value: Tensor) -> None:
+    """Refuse a tensor that asks for a gradient where there is none to give."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must not require a gradient: there is none with respect to it, got a tensor that asks for one; "
+            "detach it"
+        )
+
+
 def check_target(target: Any, logits: Tensor) -> None:
     """Refuse what is not an int64 ``[N]`` beside logits ``[N, C]``. Its values are the kernels' to check."""
     check_tensor("target", target)

@@ -2,9 +2,12 @@
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
+#include "csrc/features_pointwise.h"
 #include "csrc/logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
+  m.def(sftn::kPointwiseForwardSchema);
+  m.def(sftn::kPointwiseBackwardSchema);
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
 }

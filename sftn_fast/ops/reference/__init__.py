@@ -4,6 +4,7 @@ The oracle of the tests, a baseline of the benchmarks, and what runs where there
 for half-precision inputs, as in the kernels. The functions trust their arguments; :mod:`sftn_fast.ops` checks them.
 """
 
+from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
 
-__all__ = ["kd_ce_loss", "kd_loss", "sftn_loss"]
+__all__ = ["ab_loss", "hint_loss", "kd_ce_loss", "kd_loss", "oh_loss", "oh_margin", "sftn_loss", "vid_loss"]

@@ -1,0 +1,83 @@
+"""The losses between feature maps."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.cases.case import Case, Step, step
+from bench.eager import features as eager
+from sftn_fast import ops
+from sftn_fast.ops import reference
+
+Shape = tuple[int, int, int, int]
+
+# ---- element by element: hint, AB, OH, VID ----
+
+
+def _pair(shape: Shape, device: str, *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    student, teacher = (torch.randn(shape, device=device).to(memory_format=memory_format) for _ in range(2))
+    return student.requires_grad_(), teacher
+
+
+def _hint(shape: Shape, device: str) -> dict[str, Step]:
+    student, teacher = _pair(shape, device)
+    authors = eager.HintLoss()
+    losses = {
+        "eager": lambda: authors(student, teacher),
+        "reference": lambda: reference.hint_loss(student, teacher),
+        "ours": lambda: ops.hint_loss(student, teacher),
+    }
+    return {name: step([student], loss) for name, loss in losses.items()}
+
+
+def _ab(shape: Shape, device: str) -> dict[str, Step]:
+    student, teacher = _pair(shape, device)
+    authors = eager.ABLoss()
+    losses = {
+        "eager": lambda: authors(student, teacher),
+        "reference": lambda: reference.ab_loss(student, teacher),
+        "ours": lambda: ops.ab_loss(student, teacher),
+    }
+    return {name: step([student], loss) for name, loss in losses.items()}
+
+
+def _oh(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str, Step]:
+    student, teacher = _pair(shape, device, channels_last=channels_last)
+    margin = -torch.rand(shape[1], device=device)
+    authors = eager.OHLoss()
+    losses = {
+        "eager": lambda: authors(student, teacher, margin),
+        "reference": lambda: reference.oh_loss(student, teacher, margin),
+        "ours": lambda: ops.oh_loss(student, teacher, margin),
+    }
+    return {name: step([student], loss) for name, loss in losses.items()}
+
+
+def _vid(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str, Step]:
+    mean, teacher = _pair(shape, device, channels_last=channels_last)
+    authors = eager.VIDLoss(shape[1]).to(device)
+    log_scale = authors.log_scale
+    losses = {
+        "eager": lambda: authors(mean, teacher),
+        "reference": lambda: reference.vid_loss(mean, log_scale, teacher),
+        "ours": lambda: ops.vid_loss(mean, log_scale, teacher),
+    }
+    return {name: step([mean, log_scale], loss) for name, loss in losses.items()}
+
+
+POINTWISE_CASES = [
+    Case("hint (64, 256, 8, 8)", partial(_hint, (64, 256, 8, 8))),
+    Case("AB (64, 256, 8, 8)", partial(_ab, (64, 256, 8, 8))),
+    Case("OH (64, 256, 8, 8)", partial(_oh, (64, 256, 8, 8))),
+    Case("OH (64, 256, 8, 8) channels last", partial(_oh, (64, 256, 8, 8), channels_last=True)),
+    Case("OH (64, 64, 32, 32)", partial(_oh, (64, 64, 32, 32))),
+    Case("VID (64, 256, 8, 8)", partial(_vid, (64, 256, 8, 8))),
+    Case("VID (64, 256, 8, 8) channels last", partial(_vid, (64, 256, 8, 8), channels_last=True)),
+    Case("VID (64, 64, 32, 32)", partial(_vid, (64, 64, 32, 32))),
+]
+
+CASES = [*POINTWISE_CASES]

@@ -1,0 +1,51 @@
+"""The losses between feature maps as their authors, or RepDistiller, write them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ---- element by element: hint, AB, OH, VID ----
+
+
+class HintLoss(nn.MSELoss):
+    """RepDistiller's, behind its regressor."""
+
+
+class ABLoss(nn.Module):
+    """RepDistiller's for one layer, which is the authors': both sides of the boundary, each with its mask."""
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        inactive = (student + self.margin).pow(2) * ((student > -self.margin) & (teacher <= 0)).float()
+        active = (student - self.margin).pow(2) * ((student <= self.margin) & (teacher > 0)).float()
+        return (inactive + active).sum() / student.shape[0]
+
+
+class OHLoss(nn.Module):
+    """The authors' for one layer: the margin ReLU, then the distance with its mask."""
+
+    def forward(self, student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+        target = torch.max(teacher, margin[None, :, None, None])
+        distance = F.mse_loss(student, target, reduction="none")
+        return (distance * ((student > target) | (target > 0)).float()).sum() / student.shape[0]
+
+
+class VIDLoss(nn.Module):
+    """RepDistiller's behind its regressor, with what it learns a channel."""
+
+    def __init__(self, channels: int, initial_variance: float = 5.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.log_scale = nn.Parameter(torch.full((channels,), math.log(math.exp(initial_variance - eps) - 1)))
+
+    def forward(self, mean: Tensor, teacher: Tensor) -> Tensor:
+        variance = torch.log(1 + torch.exp(self.log_scale)) + self.eps
+        variance = variance.view(1, -1, 1, 1)
+        return torch.mean(0.5 * ((mean - teacher) ** 2 / variance + torch.log(variance)))

@@ -1,0 +1,267 @@
+"""Losses between a student's and a teacher's feature map, element by element: hint, AB, OH and VID.
+
+Each is a sum of squared residuals, one kernel with one formula apiece; ``csrc/features_pointwise.h`` has them, and the
+schemas of the raw ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sftn_fast.ops import reference
+from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._layout import same_layout
+from sftn_fast.ops._library import register_fake
+from sftn_fast.ops.reference.features_pointwise import pooled_alike
+
+HINT, AB, OH, VID = range(4)
+
+
+def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Mean squared error between two feature maps, the hint loss of FitNets (Romero et al., ICLR 2015).
+
+    ``mean((s - t)^2)`` over all elements. An empty batch gives 0.
+
+    Args:
+        student_features: ``[N, C, ...]``, any number of trailing dimensions or none; behind the regressor.
+        teacher_features: the same shape. Receives a gradient too if it requires one.
+
+    Returns:
+        0-dim; float32, or float64 for float64 maps.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape or device.
+    """
+    _check_pair("student_features", student_features, "teacher_features", teacher_features)
+    ops = kernels(student_features.device.type)
+    if ops is None:
+        return reference.hint_loss(student_features, teacher_features)
+    options = Options(HINT, 0.0, 1 / max(student_features.numel(), 1))
+    return _fused(ops, student_features, teacher_features, None, options)
+
+
+def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Activation boundary loss (Heo et al., AAAI 2019): the student's signs shall be the teacher's, by a margin.
+
+    ``sum(max(m - s, 0)^2 where t > 0, max(m + s, 0)^2 elsewhere) / N``, without the factor of 3/1000 and the weights of
+    the layers that the authors multiply with. An empty batch gives 0.
+
+    Args:
+        student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
+        teacher_preact: the same shape, before the ReLU. Only its signs matter, through which no gradient flows.
+        margin: ``m``.
+
+    Returns:
+        0-dim; float32, or float64 for float64 maps.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient.
+    """
+    _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
+    check.check_constant("teacher_preact", teacher_preact)
+    check.check_finite("margin", margin)
+    ops = kernels(student_preact.device.type)
+    if ops is None:
+        return reference.ab_loss(student_preact, teacher_preact, margin=margin)
+    options = Options(AB, float(margin), 1 / max(student_preact.shape[0], 1))
+    return _fused(ops, student_preact, teacher_preact, None, options)
+
+
+def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> Tensor:
+    """Partial L2 distance with a margin ReLU, of "A comprehensive overhaul of feature distillation" (ICCV 2019).
+
+    ``sum((s - t')^2 where s > t' or t' > 0) / N`` with ``t' = max(t, margin_c)``, without the factor of 1/1000 and the
+    weights of the layers that the authors multiply with. An empty batch gives 0.
+
+    Args:
+        student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
+        teacher_preact: the same shape, before the ReLU. Receives a gradient too if it requires one.
+        margin: ``[C]``, a constant, from :func:`oh_margin`; taken in the precision that the maps are computed in.
+
+    Returns:
+        0-dim; float32, or float64 for float64 maps.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape or device, and for a margin that requires a gradient.
+    """
+    _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
+    check.check_channels("margin", margin, "student_preact", student_preact)
+    check.check_constant("margin", margin)
+    ops = kernels(student_preact.device.type)
+    if ops is None:
+        return reference.oh_loss(student_preact, teacher_preact, margin)
+    options = Options(OH, 0.0, 1 / max(student_preact.shape[0], 1))
+    return _fused(ops, student_preact, teacher_preact, margin, options)
+
+
+def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
+    """The margins of :func:`oh_loss`, from the teacher's BatchNorm before the ReLU.
+
+    The mean of what is negative of a normal distribution with deviation ``s = |weight|`` and mean ``m = bias``:
+    ``m - s phi(m / s) / Phi(-m / s)``, or ``-3 s`` where the probability ``Phi(-m / s)`` is 0.001 or less. Computed in
+    float64, as a constant: no gradient flows to the BatchNorm. A weight of 0 gives ``min(m, 0)``.
+
+    Args:
+        weight: ``[C]``.
+        bias: ``[C]``.
+
+    Returns:
+        ``[C]`` of the weight's dtype.
+
+    Raises:
+        TypeError: for what is not a floating-point tensor.
+        ValueError: for a wrong shape or device.
+    """
+    check.check_vector("weight", weight)
+    check.check_vector("bias", bias)
+    check.check_like("bias", bias, "weight", weight)
+    return reference.oh_margin(weight, bias)
+
+
+def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Variational information distillation (Ahn et al., CVPR 2019): a Gaussian's negative log-likelihood.
+
+    ``mean(0.5 ((mean - t)^2 / v_c + log v_c))`` over all elements, ``v_c = softplus(log_scale_c) + eps``, without the
+    constant of 2 pi, as RepDistiller has it. An empty batch gives 0.
+
+    Maps ``[N, C, H, W]`` of different sizes are accepted, one not smaller than the other in both directions: the larger
+    is average-pooled to the smaller, as by ``F.adaptive_avg_pool2d``. (RepDistiller pools a larger student before its
+    regressor, which is not seen here.) Where the sizes do not divide, that pooling's gradient is PyTorch's, which is
+    not deterministic on CUDA.
+
+    Args:
+        mean: ``[N, C, ...]``, what the regressor makes of the student's features.
+        log_scale: ``[C]``, learned; taken in the precision that the maps are computed in.
+        teacher_features: ``[N, C, ...]``. Receives a gradient too if it requires one.
+        eps: the least variance, above 0.
+
+    Returns:
+        0-dim; float32, or float64 for float64 maps.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value.
+    """
+    check.check_map("mean", mean)
+    check.check_map("teacher_features", teacher_features)
+    if teacher_features.shape != mean.shape:
+        _check_poolable(mean, teacher_features)
+    check.check_same_device("teacher_features", teacher_features, "mean", mean)
+    check.check_channels("log_scale", log_scale, "mean", mean)
+    check.check_positive("eps", eps)
+    ops = kernels(mean.device.type)
+    if ops is None:
+        return reference.vid_loss(mean, log_scale, teacher_features, eps=eps)
+    if teacher_features.shape != mean.shape:
+        # Widened first: pooling would round to half precision.
+        dtype = _accumulator(torch.promote_types(mean.dtype, teacher_features.dtype))
+        mean, teacher_features = pooled_alike(mean.to(dtype), teacher_features.to(dtype))
+    options = Options(VID, float(eps), 1 / max(mean.numel(), 1))
+    return _fused(ops, mean, teacher_features, log_scale, options)
+
+
+class Options(NamedTuple):
+    """The raw ops' scalars, in the schema's order."""
+
+    kind: int
+    parameter: float  # AB's margin, VID's eps
+    scale: float
+
+
+def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, options: Options) -> Tensor:
+    if student.dtype != teacher.dtype:
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        student, teacher = student.to(dtype), teacher.to(dtype)
+    student, teacher = same_layout(student, teacher)
+    if channel is not None:
+        channel = channel.to(_accumulator(student.dtype)).contiguous()
+    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(student, teacher, channel)):
+        return _PointwiseLoss.apply(ops, options, student, teacher, channel)
+    total, _ = ops.features_pointwise_forward(student, teacher, channel, *options)
+    return total
+
+
+class _PointwiseLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, options: Options, student: Tensor, teacher: Tensor, channel: Tensor | None
+    ) -> Tensor:
+        total, stats = ops.features_pointwise_forward(student, teacher, channel, *options)
+        ctx.save_for_backward(student, teacher, channel, stats)
+        ctx.ops, ctx.options = ops, options
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        student, teacher, channel, stats = ctx.saved_tensors
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None, None, *_backward(ctx, grad_total, student, teacher, channel, stats)
+        with torch.no_grad():
+            grads = _backward(ctx, grad_total, student, teacher, channel, stats)
+        inputs = [x for x in (student, teacher, channel) if x is not None]
+        return None, None, *without_second_derivatives(grads, inputs)
+
+
+def _backward(
+    ctx: Any, grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | None, stats: Tensor
+) -> list[Tensor | None]:
+    """The gradients of student, teacher and channel; None where none is asked for."""
+    wanted = ctx.needs_input_grad[2:]
+    grads = iter(
+        ctx.ops.features_pointwise_backward(grad_total, student, teacher, channel, stats, *ctx.options, *wanted)
+    )
+    return [next(grads) if want else None for want in wanted]
+
+
+@register_fake("features_pointwise_forward")
+def _(student: Tensor, teacher: Tensor, channel: Tensor | None, kind: int, *scalars: Any) -> tuple[Tensor, Tensor]:
+    dtype = _accumulator(student.dtype)
+    stats = (2, student.shape[1]) if kind == VID else (0,)
+    return student.new_empty((), dtype=dtype), student.new_empty(stats, dtype=dtype)
+
+
+@register_fake("features_pointwise_backward")
+def _(grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | None, *rest: Any) -> list[Tensor]:
+    student_wanted, teacher_wanted, channel_wanted = rest[-3:]
+    grads = [torch.empty_like(student) for _ in range(int(student_wanted) + int(teacher_wanted))]
+    if channel_wanted and channel is not None:
+        grads.append(torch.empty_like(channel))
+    return grads
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _any_requires_grad(student: Tensor, teacher: Tensor, channel: Tensor | None) -> bool:
+    return student.requires_grad or teacher.requires_grad or (channel is not None and channel.requires_grad)
+
+
+def _check_pair(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:
+    check.check_map(student_name, student)
+    check.check_map(teacher_name, teacher)
+    check.check_like(teacher_name, teacher, student_name, student)
+
+
+def _check_poolable(mean: Tensor, teacher: Tensor) -> None:
+    """Refuse maps of which neither can be pooled to the other's size."""
+    poolable = mean.dim() == teacher.dim() == 4 and mean.shape[:2] == teacher.shape[:2]
+    if poolable and 0 not in (*mean.shape[2:], *teacher.shape[2:]):
+        larger = [a >= b for a, b in zip(mean.shape[2:], teacher.shape[2:], strict=True)]
+        smaller = [a <= b for a, b in zip(mean.shape[2:], teacher.shape[2:], strict=True)]
+        if all(larger) or all(smaller):
+            return
+    raise ValueError(
+        f"teacher_features must have the shape of mean, {list(mean.shape)}, or be a map [N, C, H, W] that differs from "
+        f"it in size alone and is not smaller in one direction and larger in the other, got {list(teacher.shape)}"
+    )

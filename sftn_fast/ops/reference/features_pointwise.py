@@ -1,0 +1,82 @@
+"""Losses between two feature maps, element by element, in plain PyTorch.
+
+See :mod:`sftn_fast.ops.features_pointwise` for what they compute.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftn_fast.ops.reference.logits import _widened
+
+
+def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.hint_loss`."""
+    student, teacher = _widened(student_features, teacher_features)
+    return (student - teacher).square().sum() / max(student.numel(), 1)
+
+
+def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.ab_loss`."""
+    student, teacher = _widened(student_preact, teacher_preact)
+    active = (student - margin).clamp(max=0)
+    inactive = (student + margin).clamp(min=0)
+    # A NaN of the teacher's is on neither side, and shows in the loss.
+    residual = torch.where(teacher > 0, active, torch.where(teacher <= 0, inactive, teacher))
+    return residual.square().sum() / max(len(student), 1)
+
+
+def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.oh_loss`."""
+    student, teacher = _widened(student_preact, teacher_preact)
+    margin = _per_channel(margin, student)
+    target = torch.where(teacher <= margin, margin, teacher)
+    left_out = (student <= target) & (target <= 0)  # not the opposite of "counts": a NaN must show
+    residual = torch.where(left_out, 0.0, student - target)
+    return residual.square().sum() / max(len(student), 1)
+
+
+def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.oh_margin`."""
+    deviation, mean = weight.detach().double().abs(), bias.detach().double()
+    # By a deviation of 0 the ratio is 0 or infinite, and the formula holds.
+    ratio = mean / deviation.clamp(min=torch.finfo(torch.float64).tiny)
+    negative = torch.special.ndtr(-ratio)
+    density = (-0.5 * ratio.square() - 0.5 * math.log(2 * math.pi)).exp()
+    margin = torch.where(negative > 0.001, mean - deviation * density / negative, -3 * deviation)
+    return margin.to(weight.dtype)
+
+
+def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.vid_loss`."""
+    mean, teacher = pooled_alike(*_widened(mean, teacher_features))
+    softplus = -F.logsigmoid(-_per_channel(log_scale, mean))  # F.softplus is off by 2e-9 from 20 on
+    variance = softplus + eps
+    terms = 0.5 * ((mean - teacher).square() / variance + variance.log())
+    return terms.sum() / max(terms.numel(), 1)
+
+
+def pooled_alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps ``[N, C, H, W]`` at the size of the smaller, by adaptive average pooling of the larger."""
+    size, other = first.shape[2:], second.shape[2:]
+    if size == other:
+        return first, second
+    if size.numel() > other.numel():
+        return _pooled(first, other), second
+    return first, _pooled(second, size)
+
+
+def _pooled(x: Tensor, size: torch.Size) -> Tensor:
+    if x.shape[2] % size[0] == 0 and x.shape[3] % size[1] == 0:
+        # The same windows; but adaptive pooling's gradient is marked as not deterministic on CUDA.
+        return F.avg_pool2d(x, (x.shape[2] // size[0], x.shape[3] // size[1]))
+    return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+
+
+def _per_channel(vector: Tensor, features: Tensor) -> Tensor:
+    """``[C]`` in the shape that broadcasts over ``[N, C, ...]``, in its dtype."""
+    return vector.to(features.dtype).reshape(-1, *[1] * (features.dim() - 2))
