@@ -1,0 +1,5 @@
+"""The losses on relations between samples under pytest-benchmark: `python -m pytest bench`."""
+
+from bench.suite import throughput_of
+
+test_forward_and_backward = throughput_of("relational")
