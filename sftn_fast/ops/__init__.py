@@ -7,6 +7,7 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, set_backend
+from sftn_fast.ops.contrastive_negatives import sample_negatives
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
@@ -22,6 +23,7 @@ __all__ = [
     "oh_loss",
     "oh_margin",
     "reference",
+    "sample_negatives",
     "set_backend",
     "sftn_loss",
     "vid_loss",

@@ -142,7 +142,31 @@ def check_integer(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is not an int of 0 or more."""
+    check_integer(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must be 0 or more, got {value}")
+
+
+def check_indices(name: str, value: Any, shape: str) -> None:
+    """Refuse what is not an int64 tensor of one dimension, described as ``shape``."""
+    check_tensor(name, value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {value.dtype}")
+    if value.dim() != 1:
+        raise ValueError(f"{name} must be {shape}, got {list(value.shape)}")
+
+
+def check_generator(generator: Any, device: torch.device) -> None:
+    """Refuse what is not a generator on ``device``."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+    if generator.device != device:
+        raise ValueError(f"generator must be on the device of the tensors, {device}, got {generator.device}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse what is not one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "csrc/features_pointwise.h"
+#include "csrc/contrastive_negatives.h"
 #include "csrc/logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
@@ -10,6 +11,7 @@ STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
   m.def(sftn::kPointwiseBackwardSchema);
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
+  m.def(sftn::kSampleNegativesSchema);
 }
 
 PYBIND11_MODULE(sftn_emulated, m) {

@@ -4,7 +4,18 @@ The oracle of the tests, a baseline of the benchmarks, and what runs where there
 for half-precision inputs, as in the kernels. The functions trust their arguments; :mod:`sftn_fast.ops` checks them.
 """
 
+from sftn_fast.ops.reference.contrastive_negatives import sample_negatives
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
 
-__all__ = ["ab_loss", "hint_loss", "kd_ce_loss", "kd_loss", "oh_loss", "oh_margin", "sftn_loss", "vid_loss"]
+__all__ = [
+    "ab_loss",
+    "hint_loss",
+    "kd_ce_loss",
+    "kd_loss",
+    "oh_loss",
+    "oh_margin",
+    "sample_negatives",
+    "sftn_loss",
+    "vid_loss",
+]

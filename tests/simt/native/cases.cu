@@ -138,6 +138,27 @@ void shuffles_mean_what_cuda_says() {
   }
 }
 
+__global__ void vote(unsigned* out) { out[threadIdx.x] = __ballot_sync(~0u, threadIdx.x % 3 == 1); }
+
+void ballots_have_a_bit_a_lane() {
+  std::vector<unsigned> out(64);
+  launch(vote, 1, 64, out.data());
+  for (int i = 0; i < 64; ++i) REQUIRE(out[i] == (i < 32 ? 0x92492492u : 0x24924924u));
+}
+
+// Sets bits, and counts those that were set already.
+__global__ void mark(unsigned* words, unsigned* repeated) {
+  const unsigned mask = 1u << threadIdx.x / 2 % 32;
+  if (atomicOr(words + threadIdx.x / 64, mask) & mask) atomicAdd(repeated, 1u);
+}
+
+void bits_are_set_once() {
+  std::vector<unsigned> words(2);
+  unsigned repeated = 0;
+  launch(mark, 1, 96, words.data(), &repeated);
+  REQUIRE(__popc(words[0]) == 32 && words[1] == 0xffff && repeated == 48);
+}
+
 __global__ void read_lane(double* out, int source) { out[threadIdx.x] = __shfl_sync(~0u, threadIdx.x + 0.5, source); }
 
 void shuffles_take_eight_bytes() {
@@ -316,6 +337,8 @@ const std::map<std::string, std::function<void()>> kCases = {
     CASE(different_collectives_are_reported),
     CASE(divergent_collectives_are_reported),
     CASE(shuffles_mean_what_cuda_says),
+    CASE(ballots_have_a_bit_a_lane),
+    CASE(bits_are_set_once),
     CASE(shuffles_take_eight_bytes),
     CASE(lanes_that_do_not_exist_are_reported),
     CASE(teams_reduce),

@@ -72,6 +72,15 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SI
   return simt_emulator::exchange(mask, value, source, {"__shfl_up_sync", file, line});
 }
 
+inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE_ARGUMENTS) {
+  unsigned lanes = predicate ? 1u << simt_emulator::block.lane() : 0u;
+  for (int step = 1; step < 32; step *= 2) {
+    const auto other = [=](int own) { return own ^ step; };
+    lanes |= simt_emulator::exchange(mask, lanes, other, {"__ballot_sync", file, line});
+  }
+  return lanes;
+}
+
 #undef SIMT_SITE_ARGUMENTS
 
 // Fibers never run at once, so that plain arithmetic is atomic.
@@ -85,7 +94,14 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
   *address = old >= limit ? 0 : old + 1;
   return old;
 }
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  const unsigned old = *address;
+  *address |= value;
+  return old;
+}
 inline void __threadfence() {}
+
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 
 template <class T>
 T __ldg(const T* address) {

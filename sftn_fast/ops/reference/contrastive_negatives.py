@@ -1,0 +1,89 @@
+"""Negatives for contrastive distillation, in plain PyTorch. See :mod:`sftn_fast.ops.contrastive_negatives`.
+
+Draws from the same stream of random numbers as the kernels, so that the same key gives the same negatives everywhere.
+The formulas are in ``csrc/contrastive_negatives.h``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def sample_negatives(
+    index: Tensor,
+    labels: Tensor,
+    num_negatives: int,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.sample_negatives`. Waits for the device several times a row."""
+    return with_key(draw_key(index.device, generator), index, labels, num_negatives, dtype)
+
+
+def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """What makes one call's negatives differ from the next one's, ``[1]`` int64; drawn where it is used."""
+    return torch.randint(2**63 - 1, (1,), generator=generator, device=device)
+
+
+def with_key(key: Tensor, index: Tensor, labels: Tensor, num_negatives: int, dtype: torch.dtype) -> Tensor:
+    """The negatives ``[B, K]`` that belong to a key: what the raw op computes."""
+    negatives = torch.empty(len(index), num_negatives, dtype=dtype, device=index.device)
+    if num_negatives == 0:
+        return negatives
+    check_positions(index, labels)
+    seeds = _random_words(key, 0, len(index))
+    for row, own in enumerate(labels[index]):
+        others = (labels != own).nonzero().squeeze(1)
+        negatives[row] = others[_sorted_ranks(seeds[row], len(others), num_negatives)]
+    return negatives
+
+
+def check_positions(index: Tensor, labels: Tensor) -> None:
+    """Refuse positions out of range, and samples without any of another class, by reading them."""
+    wrong = index[(index < 0) | (index >= len(labels))]
+    if wrong.numel():
+        there = f"positions in labels, of which there are {len(labels)}"
+        raise ValueError(f"index must hold {there}, got {wrong[0].item()}")
+    if index.numel() and bool((labels == labels[0]).all()):
+        raise ValueError(f"labels must hold at least two classes, got {labels[0].item()} alone")
+
+
+def _sorted_ranks(seed: Tensor, candidates: int, count: int) -> Tensor:
+    """``count`` of the numbers below ``candidates``, in order; distinct unless there are too few."""
+    if count > candidates:
+        return _draws(seed, 0, count, candidates).sort().values
+    leave_out = 2 * count > candidates  # the fewer ones are drawn: those to take, or those to leave
+    wanted = candidates - count if leave_out else count
+    drawn = torch.zeros(candidates, dtype=torch.bool, device=seed.device)
+    draws, missing = 0, wanted
+    while missing:  # a round of no more draws than are missing cannot bring too many
+        drawn[_draws(seed, draws, missing, candidates)] = True
+        draws += missing
+        missing = wanted - int(drawn.sum())
+    return (drawn != leave_out).nonzero().squeeze(1)
+
+
+def _draws(seed: Tensor, first: int, count: int, below: int) -> Tensor:
+    """Uniform numbers from 0 to ``below - 1``: the high 64 bits of random words times ``below``, which is < 2^31."""
+    words = _random_words(seed, first, count)
+    high, low = _shifted_right(words, 32), words & 0xFFFFFFFF
+    return (high * below + (low * below >> 32)) >> 32
+
+
+def _random_words(seed: Tensor, first: int, count: int) -> Tensor:
+    """SplitMix64's outputs ``first`` to ``first + count - 1``. Products wrap around, as in C++."""
+    z = seed + GOLDEN * torch.arange(first + 1, first + count + 1, device=seed.device)
+    z = (z ^ _shifted_right(z, 30)) * MIX_1
+    z = (z ^ _shifted_right(z, 27)) * MIX_2
+    return z ^ _shifted_right(z, 31)
+
+
+def _shifted_right(x: Tensor, bits: int) -> Tensor:
+    """As if ``x`` were unsigned."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
