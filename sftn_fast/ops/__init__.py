@@ -8,6 +8,7 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, set_backend
 from sftn_fast.ops.contrastive_negatives import sample_negatives
+from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
@@ -16,7 +17,9 @@ __all__ = [
     "KDTerms",
     "SFTNTerms",
     "ab_loss",
+    "at_loss",
     "backend",
+    "ft_loss",
     "hint_loss",
     "kd_ce_loss",
     "kd_loss",

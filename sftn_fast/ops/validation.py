@@ -93,6 +93,13 @@ def check_constant(name: str, value: Tensor) -> None:
             f"{name} must not require a gradient: there is none with respect to it, got a tensor that asks for one; "
             "detach it"
         )
+def check_feature_map(name: str, features: Any) -> None:
+    """Refuse what is not a floating-point ``[N, C, H, W]`` with at least one channel and pixel."""
+    check_tensor(name, features)
+    if features.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {features.dtype}")
+    if features.dim() != 4 or 0 in features.shape[1:]:
+        raise ValueError(f"{name} must be [N, C, H, W] with C, H and W at least 1, got {list(features.shape)}")
 
 
 def check_target(target: Any, logits: Tensor) -> None:

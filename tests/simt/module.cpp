@@ -9,6 +9,15 @@
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
   m.def(sftn::kPointwiseForwardSchema);
   m.def(sftn::kPointwiseBackwardSchema);
+#include "csrc/features_attention.h"
+#include "csrc/features_pool.h"
+#include "csrc/logits.h"
+
+STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
+  m.def(sftn::kAttentionForwardSchema);
+  m.def(sftn::kAttentionBackwardSchema);
+  m.def(sftn::kPoolForwardSchema);
+  m.def(sftn::kPoolBackwardSchema);
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
   m.def(sftn::kSampleNegativesSchema);

@@ -5,11 +5,14 @@ for half-precision inputs, as in the kernels. The functions trust their argument
 """
 
 from sftn_fast.ops.reference.contrastive_negatives import sample_negatives
+from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
 
 __all__ = [
     "ab_loss",
+    "at_loss",
+    "ft_loss",
     "hint_loss",
     "kd_ce_loss",
     "kd_loss",

@@ -1,0 +1,131 @@
+// How a launch walks over a feature map: which block and which thread reads what. The same walk forward and backward.
+//
+// Contiguous maps: a block takes a tile of a sample's pixels and a slice of its channels. Its threads are groups, each
+// of which reads the tile of one channel, and the groups channels in turn; so the block reads along memory also where
+// planes are small. A thread keeps its pixels, one unit: a pack, or a pixel where packs would not be aligned.
+//
+// Channels last: a team of up to a warp takes a pixel, and its lanes read along the channels.
+#pragma once
+
+#include <algorithm>
+
+#include "../features_attention.h"
+#include "chunk.cuh"
+
+namespace sftn::attention {
+
+constexpr int kMapThreads = 256;
+constexpr int kMaxTile = 64;  // units, of 16 bytes mostly: 1 KB in a row is long enough, and small tiles spread better
+constexpr int kMinPerTeam = 8;  // lanes along the channels: 128 bytes at once
+
+// V values in a row, as one access where they are a pack.
+template <int V, class T, class A>
+__device__ __forceinline__ void load_values(const T* from, A (&to)[V]) {
+  if constexpr (V == 1) {
+    to[0] = static_cast<A>(*from);
+  } else {
+    const auto pack = *reinterpret_cast<const Pack<T>*>(from);
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = static_cast<A>(pack.values[v]);
+  }
+}
+
+template <int V, class T, class A>
+__device__ __forceinline__ void store_values(T* to, const A (&from)[V]) {
+  if constexpr (V == 1) {
+    *to = static_cast<T>(from[0]);
+  } else {
+    Pack<T> pack;
+#pragma unroll
+    for (int v = 0; v < V; ++v) pack.values[v] = static_cast<T>(from[v]);
+    *reinterpret_cast<Pack<T>*>(to) = pack;
+  }
+}
+
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
+
+struct MapPlan {
+  int64_t n, pixels, blocks;
+  int channels;
+  bool channels_last, packed;
+  int tile, tiles, groups;     // contiguous: units of a tile, tiles of a sample, groups of a block
+  int slices, slice_channels;  // contiguous: slices of the channels; 1 and all of them if channels last
+  int width;                   // channels last: lanes of a team
+};
+
+// `aligned`: whether all that is read and written begins at a pack's boundary.
+template <class T>
+MapPlan plan_map(const FeatureMap& map, bool aligned, int multiprocessors) {
+  constexpr int kPack = Pack<T>::kSize;
+  MapPlan plan{};
+  plan.n = map.n;
+  plan.pixels = map.pixels;
+  plan.channels = static_cast<int>(map.c);
+  plan.channels_last = map.channels_last;
+  plan.packed = aligned && (map.channels_last ? map.c : map.pixels) % kPack == 0;
+  plan.slices = 1;
+  plan.slice_channels = plan.channels;
+  if (map.channels_last) {
+    const int64_t items = map.c / (plan.packed ? kPack : 1), rows = map.n * map.pixels;
+    // A small map is spread thin.
+    const auto too_few = [&](int width) {
+      return width < kMinPerTeam || rows * width < int64_t(multiprocessors) * 1024;
+    };
+    plan.width = 1;
+    while (plan.width < simt::kWarpSize && plan.width < items && too_few(plan.width)) plan.width *= 2;
+    const int64_t teams = kMapThreads / plan.width;
+    plan.blocks = (rows + teams - 1) / teams;
+    return plan;
+  }
+  const int64_t units = map.pixels / (plan.packed ? kPack : 1);
+  plan.tiles = static_cast<int>((units + kMaxTile - 1) / kMaxTile);
+  plan.tile = static_cast<int>((units + plan.tiles - 1) / plan.tiles);
+  plan.groups = kMapThreads / plan.tile;
+  // Slices until the device has a few blocks for each multiprocessor, or a thread has but four channels left.
+  const int64_t blocks = map.n * plan.tiles, wanted = (int64_t(multiprocessors) * 3 + blocks - 1) / blocks;
+  const int64_t most = std::max<int64_t>(1, map.c / (4 * plan.groups));
+  plan.slice_channels = static_cast<int>((map.c + std::min(wanted, most) - 1) / std::min(wanted, most));
+  plan.slices = static_cast<int>((map.c + plan.slice_channels - 1) / plan.slice_channels);
+  plan.blocks = blocks * plan.slices;
+  return plan;
+}
+
+// A thread's part of a contiguous map.
+template <int V>
+struct PlaneWalk {
+  int64_t sample;
+  int slice, unit, group;  // unit: within the tile
+  int64_t pixel;           // the first of the thread's V
+  int begin, end;          // its channels: begin, begin + groups, .. below end; none if it has no pixel
+
+  __device__ PlaneWalk(const MapPlan& plan, int64_t block)
+      : slice(static_cast<int>(block % plan.slices)), unit(threadIdx.x % plan.tile), group(threadIdx.x / plan.tile) {
+    const int64_t tile = block / plan.slices;
+    sample = tile / plan.tiles;
+    pixel = (tile % plan.tiles * plan.tile + unit) * V;
+    begin = slice * plan.slice_channels + group;
+    const bool is_idle = group >= plan.groups || pixel >= plan.pixels;
+    end = is_idle ? begin : min((slice + 1) * plan.slice_channels, plan.channels);
+  }
+
+  __device__ bool has_pixel(const MapPlan& plan) const { return pixel < plan.pixels; }
+  __device__ int64_t offset(const MapPlan& plan, int channel) const {
+    return (sample * plan.channels + channel) * plan.pixels + pixel;
+  }
+};
+
+// A thread's part of a channels-last map.
+template <int V>
+struct PixelWalk {
+  int64_t row;      // sample * pixels + pixel
+  int begin, step;  // its channels: V from begin, from begin + step, ..
+  bool has_row;
+
+  __device__ PixelWalk(const MapPlan& plan, int64_t block)
+      : row(block * (kMapThreads / plan.width) + threadIdx.x / plan.width),
+        begin(threadIdx.x % plan.width * V),
+        step(plan.width * V),
+        has_row(row < plan.n * plan.pixels) {}
+};
+
+}  // namespace sftn::attention

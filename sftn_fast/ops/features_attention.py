@@ -1,0 +1,165 @@
+"""Losses on where a network looks: attention transfer (AT) and factor transfer (FT).
+
+Two kernels forward and one backward, whatever the number of channels; the ops' schemas and formulas are in
+``csrc/features_attention.h``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sftn_fast.ops import reference
+from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._layout import same_layout
+from sftn_fast.ops._library import register_fake
+from sftn_fast.ops.features_pool import pooled_alike
+
+VARIANTS = ("repdistiller", "paper")
+
+
+def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2) -> Tensor:
+    """Attention transfer of one stage (Zagoruyko and Komodakis, ICLR 2017).
+
+    ``mean over N and H * W of (at(s) - at(t))^2``, where ``at(f)`` is the mean over the channels of ``|f|^p`` at each
+    pixel, divided by its norm over the pixels of a sample (at least 1e-12). As in RepDistiller's ``Attention`` and the
+    authors' ``at_loss``, but for a negative ``f`` and a ``p`` that is not even: they raise ``f`` itself to ``p``. The
+    gradient at ``f = 0`` is 0 for every ``p``. Add up the stages yourself.
+
+    The map of more pixels is averaged to the size of the other first, as by ``F.adaptive_avg_pool2d``: one kernel more
+    each way. An empty batch gives 0.
+
+    Args:
+        student_features: ``[N, C, H, W]``; contiguous and channels-last maps are read where they are.
+        teacher_features: ``[N, C', H', W']``. Receives a gradient too if it requires one.
+        p: the power, above 0. On a CPU any other than 1, 2, 3 and 4 takes several times as long.
+
+    Returns:
+        0-dim; float32, or float64 if a map is float64.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value; for maps of which neither is the larger both ways.
+    """
+    _check_maps("student_features", student_features, "teacher_features", teacher_features)
+    check.check_positive("p", p)
+    ops = kernels(student_features.device.type)
+    if ops is None:
+        return reference.at_loss(student_features, teacher_features, p=p)
+    return _fused(ops, student_features, teacher_features, float(p), absolute=False)
+
+
+def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "repdistiller") -> Tensor:
+    """Factor transfer (Kim et al., NeurIPS 2018): the translator's factor is drawn to the paraphraser's.
+
+    ``"repdistiller"``: ``mean over N and H * W of |at(s) - at(t)|``, with the ``at`` of :func:`at_loss` at ``p = 2``;
+    RepDistiller's ``FactorTransfer`` with its defaults. ``"paper"``: ``mean over N, C, H, W of |s / |s| - t / |t||``,
+    the norms over all of a sample's factor and at least 1e-12; the authors' code. The gradient of ``|x|`` at 0 is 0.
+
+    The factor of more pixels is averaged to the size of the other first, as in :func:`at_loss`. An empty batch gives 0.
+
+    Args:
+        student_factor: ``[N, C, H, W]``; contiguous and channels-last factors are read where they are.
+        teacher_factor: ``[N, C', H', W']``; ``C' = C`` for ``"paper"``, where a teacher in another memory layout than
+            the student's is copied. Receives a gradient too if it requires one.
+        variant: ``"repdistiller"`` or ``"paper"``.
+
+    Returns:
+        0-dim; float32, or float64 if a factor is float64.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value; for factors of which neither is the larger both ways.
+    """
+    _check_maps("student_factor", student_factor, "teacher_factor", teacher_factor)
+    check.check_choice("variant", variant, VARIANTS)
+    if variant == "paper" and student_factor.shape[1] != teacher_factor.shape[1]:
+        raise ValueError(
+            f"teacher_factor must have the channels of student_factor, {student_factor.shape[1]}, for variant 'paper', "
+            f"got {teacher_factor.shape[1]}"
+        )
+    ops = kernels(student_factor.device.type)
+    if ops is None:
+        return reference.ft_loss(student_factor, teacher_factor, variant=variant)
+    return _fused(ops, student_factor, teacher_factor, 2.0 if variant == "repdistiller" else 0.0, absolute=True)
+
+
+def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute: bool) -> Tensor:
+    student, teacher = pooled_alike(ops, student, teacher)
+    if student.dtype != teacher.dtype:
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        student, teacher = student.to(dtype), teacher.to(dtype)
+    if power > 0:  # attention has no channels, and no layout
+        (student,), (teacher,) = same_layout(student), same_layout(teacher)
+    else:
+        student, teacher = same_layout(student, teacher)
+    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
+    wants_grad = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
+    if wants_grad or forward_ad._current_level >= 0:
+        return _AttentionLoss.apply(ops, power, absolute, student, teacher)
+    loss, _, _ = ops.features_attention_forward(student, teacher, power, absolute)
+    return loss
+
+
+class _AttentionLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, power: float, absolute: bool, student: Tensor, teacher: Tensor
+    ) -> Tensor:
+        loss, maps, stats = ops.features_attention_forward(student, teacher, power, absolute)
+        ctx.save_for_backward(student, teacher, maps, stats)
+        ctx.ops, ctx.power, ctx.absolute = ops, power, absolute
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None, None, None, *_backward(ctx, grad_loss)
+        with torch.no_grad():
+            grads = _backward(ctx, grad_loss)
+        return None, None, None, *without_second_derivatives(grads, ctx.saved_tensors[:2])
+
+
+def _backward(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+    """The student's gradient and the teacher's; None where none is asked for."""
+    wanted = ctx.needs_input_grad[3:]
+    grads = iter(ctx.ops.features_attention_backward(grad_loss, *ctx.saved_tensors, ctx.power, ctx.absolute, *wanted))
+    return [next(grads) if is_wanted else None for is_wanted in wanted]
+
+
+@register_fake("features_attention_forward")
+def _(student: Tensor, teacher: Tensor, power: float, absolute: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    n, _, height, width = student.shape
+    maps = student.new_empty((2, n, height * width if power > 0 else 0), dtype=dtype)
+    return student.new_empty((), dtype=dtype), maps, student.new_empty((n, 4), dtype=dtype)
+
+
+@register_fake("features_attention_backward")
+def _(grad_loss: Tensor, student: Tensor, teacher: Tensor, *rest: Any) -> list[Tensor]:
+    wanted = rest[-2:]
+    return [torch.empty_like(x) for x, is_wanted in zip((student, teacher), wanted, strict=True) if is_wanted]
+
+
+def _check_maps(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:
+    check.check_feature_map(student_name, student)
+    check.check_feature_map(teacher_name, teacher)
+    if teacher.shape[0] != student.shape[0]:
+        raise ValueError(
+            f"{teacher_name} must have the batch size of {student_name}, {student.shape[0]}, got {teacher.shape[0]}"
+        )
+    if teacher.device != student.device:
+        raise ValueError(
+            f"{teacher_name} must be on the device of {student_name}, {student.device}, got {teacher.device}"
+        )
+    (height, width), (teacher_height, teacher_width) = student.shape[2:], teacher.shape[2:]
+    if (height - teacher_height) * (width - teacher_width) < 0:
+        raise ValueError(
+            f"{teacher_name} must be as large as {student_name}, {height} x {width}, or larger or smaller both ways, "
+            f"got {teacher_height} x {teacher_width}"
+        )

@@ -1,0 +1,69 @@
+"""Adaptive average pooling for losses whose maps differ in size; ``csrc/features_pool.h`` says why not PyTorch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._layout import same_layout
+from sftn_fast.ops._library import register_fake
+
+
+def pooled_alike(ops: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps ``[N, C, H, W]``, the one of more pixels averaged down to the height and width of the other.
+
+    ``ops`` is the namespace of the kernels. A map that is pooled becomes float32, or stays float64.
+    """
+    if student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    if student.shape[2] * student.shape[3] > teacher.shape[2] * teacher.shape[3]:
+        return _pooled(ops, student, teacher.shape[2], teacher.shape[3]), teacher
+    return student, _pooled(ops, teacher, student.shape[2], student.shape[3])
+
+
+def _pooled(ops: Any, features: Tensor, height: int, width: int) -> Tensor:
+    (features,) = same_layout(features)
+    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and features.requires_grad):
+        return _Pool.apply(ops, height, width, features)
+    return ops.features_pool_forward(features, height, width)
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ops: Any, height: int, width: int, features: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(features)
+        ctx.ops = ops
+        return ops.features_pool_forward(features, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None, None, None, _backward(ctx, grad)
+        with torch.no_grad():
+            of_features = _backward(ctx, grad)
+        return None, None, None, *without_second_derivatives([of_features], ctx.saved_tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    features, grad = same_layout(*ctx.saved_tensors, grad)
+    return ctx.ops.features_pool_backward(grad, features)
+
+
+@register_fake("features_pool_forward")
+def _(features: Tensor, height: int, width: int) -> Tensor:
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    n, c = features.shape[:2]
+    strides = (c * height * width, height * width, width, 1)
+    if not features.is_contiguous():
+        strides = (c * height * width, 1, width * c, c)
+    return features.new_empty_strided((n, c, height, width), strides, dtype=dtype)
+
+
+@register_fake("features_pool_backward")
+def _(grad: Tensor, features: Tensor) -> Tensor:
+    return torch.empty_like(features)
