@@ -2,24 +2,21 @@
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
-#include "csrc/features_pointwise.h"
 #include "csrc/contrastive_negatives.h"
-#include "csrc/logits.h"
-
-STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
-  m.def(sftn::kPointwiseForwardSchema);
-  m.def(sftn::kPointwiseBackwardSchema);
 #include "csrc/features_attention.h"
+#include "csrc/features_pointwise.h"
 #include "csrc/features_pool.h"
 #include "csrc/logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
-  m.def(sftn::kAttentionForwardSchema);
   m.def(sftn::kAttentionBackwardSchema);
-  m.def(sftn::kPoolForwardSchema);
-  m.def(sftn::kPoolBackwardSchema);
-  m.def(sftn::kLogitsForwardSchema);
+  m.def(sftn::kAttentionForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
+  m.def(sftn::kLogitsForwardSchema);
+  m.def(sftn::kPointwiseBackwardSchema);
+  m.def(sftn::kPointwiseForwardSchema);
+  m.def(sftn::kPoolBackwardSchema);
+  m.def(sftn::kPoolForwardSchema);
   m.def(sftn::kSampleNegativesSchema);
 }
 
