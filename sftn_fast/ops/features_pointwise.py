@@ -18,7 +18,7 @@ from sftn_fast.ops._autograd import without_second_derivatives
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
-from sftn_fast.ops.reference.features_pointwise import pooled_alike
+from sftn_fast.ops.features_pool import pooled_alike
 
 HINT, AB, OH, VID = range(4)
 
@@ -135,8 +135,7 @@ def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: 
 
     Maps ``[N, C, H, W]`` of different sizes are accepted, one not smaller than the other in both directions: the larger
     is average-pooled to the smaller, as by ``F.adaptive_avg_pool2d``. (RepDistiller pools a larger student before its
-    regressor, which is not seen here.) Where the sizes do not divide, that pooling's gradient is PyTorch's, which is
-    not deterministic on CUDA.
+    regressor, which is not seen here.)
 
     Args:
         mean: ``[N, C, ...]``, what the regressor makes of the student's features.
@@ -161,10 +160,7 @@ def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: 
     ops = kernels(mean.device.type)
     if ops is None:
         return reference.vid_loss(mean, log_scale, teacher_features, eps=eps)
-    if teacher_features.shape != mean.shape:
-        # Widened first: pooling would round to half precision.
-        dtype = _accumulator(torch.promote_types(mean.dtype, teacher_features.dtype))
-        mean, teacher_features = pooled_alike(mean.to(dtype), teacher_features.to(dtype))
+    mean, teacher_features = pooled_alike(ops, mean, teacher_features)
     options = Options(VID, float(eps), 1 / max(mean.numel(), 1))
     return _fused(ops, mean, teacher_features, log_scale, options)
 

@@ -93,6 +93,8 @@ def check_constant(name: str, value: Tensor) -> None:
             f"{name} must not require a gradient: there is none with respect to it, got a tensor that asks for one; "
             "detach it"
         )
+
+
 def check_feature_map(name: str, features: Any) -> None:
     """Refuse what is not a floating-point ``[N, C, H, W]`` with at least one channel and pixel."""
     check_tensor(name, features)

@@ -2,23 +2,9 @@
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
-#include "csrc/contrastive_negatives.h"
-#include "csrc/features_attention.h"
-#include "csrc/features_pointwise.h"
-#include "csrc/features_pool.h"
-#include "csrc/logits.h"
+#include "csrc/schemas.h"
 
-STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
-  m.def(sftn::kAttentionBackwardSchema);
-  m.def(sftn::kAttentionForwardSchema);
-  m.def(sftn::kLogitsBackwardSchema);
-  m.def(sftn::kLogitsForwardSchema);
-  m.def(sftn::kPointwiseBackwardSchema);
-  m.def(sftn::kPointwiseForwardSchema);
-  m.def(sftn::kPoolBackwardSchema);
-  m.def(sftn::kPoolForwardSchema);
-  m.def(sftn::kSampleNegativesSchema);
-}
+STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) { sftn::define_ops(m); }
 
 PYBIND11_MODULE(sftn_emulated, m) {
   m.doc() = "CUDA kernels on a CPU. Importing it registers torch.ops.sftn_fast_emulated.";

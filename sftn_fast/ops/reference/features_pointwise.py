@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops.reference.features_pool import pooled_alike
 from sftn_fast.ops.reference.logits import _widened
 
 
@@ -53,28 +54,11 @@ def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Reference of :func:`sftn_fast.ops.vid_loss`."""
-    mean, teacher = pooled_alike(*_widened(mean, teacher_features))
+    mean, teacher = pooled_alike(mean, teacher_features)
     softplus = -F.logsigmoid(-_per_channel(log_scale, mean))  # F.softplus is off by 2e-9 from 20 on
     variance = softplus + eps
     terms = 0.5 * ((mean - teacher).square() / variance + variance.log())
     return terms.sum() / max(terms.numel(), 1)
-
-
-def pooled_alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps ``[N, C, H, W]`` at the size of the smaller, by adaptive average pooling of the larger."""
-    size, other = first.shape[2:], second.shape[2:]
-    if size == other:
-        return first, second
-    if size.numel() > other.numel():
-        return _pooled(first, other), second
-    return first, _pooled(second, size)
-
-
-def _pooled(x: Tensor, size: torch.Size) -> Tensor:
-    if x.shape[2] % size[0] == 0 and x.shape[3] % size[1] == 0:
-        # The same windows; but adaptive pooling's gradient is marked as not deterministic on CUDA.
-        return F.avg_pool2d(x, (x.shape[2] // size[0], x.shape[3] // size[1]))
-    return F.adaptive_avg_pool2d(x, (size[0], size[1]))
 
 
 def _per_channel(vector: Tensor, features: Tensor) -> Tensor:

@@ -1,0 +1,25 @@
+// Every op's schema, for the library that defines torch.ops.sftn_fast and for the emulator's twin of it.
+#pragma once
+
+#include "contrastive_negatives.h"
+#include "features_attention.h"
+#include "features_pointwise.h"
+#include "features_pool.h"
+#include "logits.h"
+
+namespace sftn {
+
+template <class Library>
+void define_ops(Library& m) {
+  m.def(kAttentionForwardSchema);
+  m.def(kAttentionBackwardSchema);
+  m.def(kLogitsForwardSchema);
+  m.def(kLogitsBackwardSchema);
+  m.def(kPointwiseForwardSchema);
+  m.def(kPointwiseBackwardSchema);
+  m.def(kPoolForwardSchema);
+  m.def(kPoolBackwardSchema);
+  m.def(kSampleNegativesSchema);
+}
+
+}  // namespace sftn

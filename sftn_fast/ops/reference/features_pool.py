@@ -1,0 +1,34 @@
+"""Maps of different size made alike, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 or float64, the map of more pixels averaged down to the height and width of the other."""
+    dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    if student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    if student.shape[2:].numel() > teacher.shape[2:].numel():
+        return _pooled(student, teacher.shape[2], teacher.shape[3]), teacher
+    return student, _pooled(teacher, student.shape[2], student.shape[3])
+
+
+def _pooled(features: Tensor, height: int, width: int) -> Tensor:
+    """``F.adaptive_avg_pool2d``, whose own gradient adds up in no fixed order on a GPU."""
+    old_height, old_width = features.shape[2:]
+    if old_height % height == 0 and old_width % width == 0:
+        return F.avg_pool2d(features, (old_height // height, old_width // width))
+    with torch.autocast(features.device.type, enabled=False):
+        return _averages(old_height, height, features) @ features @ _averages(old_width, width, features).t()
+
+
+def _averages(size: int, bins: int, like: Tensor) -> Tensor:
+    """``[bins, size]``, the matrix that averages over adaptive pooling's bins, which may overlap."""
+    place, bin_ = torch.arange(size, device=like.device), torch.arange(bins, device=like.device)[:, None]
+    inside = (place >= bin_ * size // bins) & (place < ((bin_ + 1) * size + bins - 1) // bins)
+    return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)
