@@ -2,24 +2,30 @@
 #pragma once
 
 #include "contrastive_negatives.h"
+#include "features_adaptation.h"
 #include "features_attention.h"
 #include "features_pointwise.h"
 #include "features_pool.h"
 #include "logits.h"
+#include "relational_similarity.h"
 
 namespace sftn {
 
 template <class Library>
 void define_ops(Library& m) {
+  m.def(kAdaptedHintForwardSchema);
+  m.def(kAdaptedHintBackwardSchema);
   m.def(kAttentionForwardSchema);
   m.def(kAttentionBackwardSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
+  m.def(kPktForwardSchema);
   m.def(kPointwiseForwardSchema);
   m.def(kPointwiseBackwardSchema);
   m.def(kPoolForwardSchema);
   m.def(kPoolBackwardSchema);
   m.def(kSampleNegativesSchema);
+  m.def(kSpForwardSchema);
 }
 
 }  // namespace sftn

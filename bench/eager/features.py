@@ -88,3 +88,17 @@ def _pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     elif student_height < teacher_height:
         teacher = F.adaptive_avg_pool2d(teacher, (student_height, student_height))
     return student, teacher
+
+
+# ---- behind a BatchNorm ----
+
+
+class HintBehindBatchNorm(nn.Module):
+    """RepDistiller's regressor without its convolution, and its hint loss."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn, self.relu, self.loss = nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.MSELoss()
+
+    def forward(self, features: Tensor, teacher: Tensor) -> Tensor:
+        return self.loss(self.relu(self.bn(features)), teacher)

@@ -6,17 +6,22 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 """
 
 from sftn_fast.ops import reference
-from sftn_fast.ops._backend import backend, set_backend
+from sftn_fast.ops._backend import backend, find_kernels, set_backend
 from sftn_fast.ops.contrastive_negatives import sample_negatives
+from sftn_fast.ops.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
+
+find_kernels()
 
 __all__ = [
     "KDTerms",
     "SFTNTerms",
     "ab_loss",
+    "adapted_hint_loss",
     "at_loss",
     "backend",
     "ft_loss",
@@ -25,9 +30,11 @@ __all__ = [
     "kd_loss",
     "oh_loss",
     "oh_margin",
+    "pkt_loss",
     "reference",
     "sample_negatives",
     "set_backend",
     "sftn_loss",
+    "sp_loss",
     "vid_loss",
 ]

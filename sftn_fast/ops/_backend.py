@@ -15,11 +15,14 @@ BACKENDS = ("auto", "fused", "reference")
 
 _backend = "auto"
 _warned: set[str] = set()
-_kernels: dict[str, Any] = {
-    device: torch.ops.sftn_fast
-    for device, library in (("cpu", _library.CPU), ("cuda", _library.CUDA))
-    if library.loaded
-}
+_kernels: dict[str, Any] = {}
+
+
+def find_kernels() -> None:
+    """Take the libraries that loaded and have every op; to be called once all ops are registered."""
+    for device, library in (("cpu", _library.CPU), ("cuda", _library.CUDA)):
+        if library.loaded:
+            _kernels[device] = torch.ops.sftn_fast
 
 
 def set_backend(name: str) -> None:

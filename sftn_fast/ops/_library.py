@@ -18,9 +18,9 @@ REBUILD = "`pip install --no-build-isolation -e .` in the source tree builds it"
 F = TypeVar("F", bound=Callable)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Library:
-    """A compiled library: where it is, and why it is not loaded, if it is not."""
+    """A compiled library: where it is, and why its ops can't be called, if they can't."""
 
     name: str
     path: Path | None
@@ -60,8 +60,12 @@ def register_fake(op: str) -> Callable[[F], F]:
     """Decorator: the function gives the shapes and dtypes that ``torch.ops.sftn_fast.<op>`` returns, for compilers."""
 
     def register(function: F) -> F:
-        if CPU.loaded:
+        if not CPU.loaded:
+            return function
+        if hasattr(torch.ops.sftn_fast, op):
             torch.library.register_fake(f"sftn_fast::{op}", function)
+        else:  # as after the sources were brought up to date, and not the build
+            CPU.error = CUDA.error = f"it is older than the package: it has no {op}; {REBUILD}"
         return function
 
     return register

@@ -22,11 +22,16 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
+def check_floating(name: str, value: Any) -> None:
+    """Refuse what is not a floating-point tensor."""
+    check_tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+
+
 def check_logits(name: str, logits: Any) -> None:
     """Refuse what is not a floating-point ``[N, C]`` with at least one class."""
-    check_tensor(name, logits)
-    if logits.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {logits.dtype}")
+    check_floating(name, logits)
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"{name} must be [N, C] with C at least 1, got {list(logits.shape)}")
 
@@ -47,18 +52,14 @@ def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> 
 
 def check_map(name: str, value: Any) -> None:
     """Refuse what is not a floating-point ``[N, C, ...]`` with at least one channel."""
-    check_tensor(name, value)
-    if value.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    check_floating(name, value)
     if value.dim() < 2 or value.shape[1] == 0:
         raise ValueError(f"{name} must be [N, C, ...] with C at least 1, got {list(value.shape)}")
 
 
 def check_vector(name: str, value: Any) -> None:
     """Refuse what is not a floating-point ``[C]``."""
-    check_tensor(name, value)
-    if value.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    check_floating(name, value)
     if value.dim() != 1:
         raise ValueError(f"{name} must be [C], got {list(value.shape)}")
 
@@ -97,11 +98,26 @@ def check_constant(name: str, value: Tensor) -> None:
 
 def check_feature_map(name: str, features: Any) -> None:
     """Refuse what is not a floating-point ``[N, C, H, W]`` with at least one channel and pixel."""
-    check_tensor(name, features)
-    if features.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {features.dtype}")
+    check_floating(name, features)
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise ValueError(f"{name} must be [N, C, H, W] with C, H and W at least 1, got {list(features.shape)}")
+
+
+def check_batch(name: str, value: Any, *, dim: int | None = None) -> None:
+    """Refuse what is not a floating-point ``[B, ...]``, or ``[B, D]`` with ``dim`` 2."""
+    check_floating(name, value)
+    if value.dim() != dim if dim else value.dim() < 2:
+        raise ValueError(f"{name} must be {'[B, D]' if dim == 2 else '[B, ...]'}, got {list(value.shape)}")
+
+
+def check_same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a batch of a size or on a device other than ``other``'s."""
+    if value.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{name} must have the batch size of {other_name}, {other.shape[0]}, got {value.shape[0]}: "
+            f"{list(value.shape)}"
+        )
+    check_same_device(name, value, other_name, other)
 
 
 def check_target(target: Any, logits: Tensor) -> None:

@@ -18,6 +18,8 @@ from sftn_fast.ops import _backend, _library
 X, Y = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
 PACKAGE = Path(sftn_fast.__file__).parent
 
+needs_library = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
+
 
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch):
@@ -100,10 +102,21 @@ def text(package: Path) -> None:
     (package / "_C.so").write_text("not a library\n" * 100)
 
 
+def outdated(package: Path) -> None:
+    """The sources know an op that the library, built before, does not have."""
+    with (package / "ops" / "logits.py").open("a") as file:
+        file.write('\nregister_fake("op_of_tomorrow")(lambda: None)\n')
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(missing, "_C.so was not built"), (truncated, "file too short"), (text, "invalid ELF header")],
-    ids=["missing", "truncated", "text"],
+    [
+        (missing, "_C.so was not built"),
+        (truncated, "file too short"),
+        (text, "invalid ELF header"),
+        pytest.param(outdated, "older than the package: it has no op_of_tomorrow", marks=needs_library),
+    ],
+    ids=["missing", "truncated", "text", "outdated"],
 )
 def test_package_works_without_its_library(tmp_path, spoil, reason):
     result = run_without(tmp_path, spoil)
@@ -114,7 +127,7 @@ def test_package_works_without_its_library(tmp_path, spoil, reason):
     assert reason in result.stdout  # sftn_fast.info
 
 
-@pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
+@needs_library
 def test_broken_cuda_library_costs_only_cuda(tmp_path):
     if torch.version.cuda is None:
         pytest.skip("this torch was built without CUDA, so the CUDA library is not even tried")

@@ -5,12 +5,15 @@ for half-precision inputs, as in the kernels. The functions trust their argument
 """
 
 from sftn_fast.ops.reference.contrastive_negatives import sample_negatives
+from sftn_fast.ops.reference.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.reference.relational_similarity import pkt_loss, sp_loss
 
 __all__ = [
     "ab_loss",
+    "adapted_hint_loss",
     "at_loss",
     "ft_loss",
     "hint_loss",
@@ -18,7 +21,9 @@ __all__ = [
     "kd_loss",
     "oh_loss",
     "oh_margin",
+    "pkt_loss",
     "sample_negatives",
     "sftn_loss",
+    "sp_loss",
     "vid_loss",
 ]

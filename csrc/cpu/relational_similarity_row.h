@@ -1,0 +1,221 @@
+// One row of the losses on similarities, in float or double; ../relational_similarity.h has the formulas.
+//
+// A slope takes the transposed entries too, which are computed from the row's own, as Gram matrices are symmetric: only
+// a few numbers a row are kept between the passes.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "../relational_similarity.h"
+#include "chunk.h"
+#include "log.h"
+
+namespace sftn {
+
+// f(j, l) for the n columns j of a row, in lane l. The ragged end stays scalar: the compiler would vectorise it where
+// the addresses allow, and which products are fused with sums, and so the last bit, would depend on where a tensor
+// lies.
+template <class F>
+SFTN_INLINE void over_columns(int64_t n, F f) {
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t begin = 0; begin < whole; begin += kLanes) {
+    SFTN_LANES f(begin + l, l);
+  }
+  for (int64_t j = whole; j < n; ++j) {
+    asm volatile("" ::: "memory");
+    f(j, j - whole);
+  }
+}
+
+#define SFTN_COLUMN [&](int64_t j, int64_t l) __attribute__((always_inline))
+
+// ---- SP ----
+
+// Student or teacher: its Gram matrix, and what the passes know of each row, [B].
+template <class A>
+struct SpSide {
+  const A* gram;
+  int64_t stride;
+  std::vector<A> norm;    // n
+  std::vector<A> along;   // q
+  std::vector<A> factor;  // 2 / (B^2 n), or 0
+
+  SpSide(const Matrix& matrix, int64_t n)
+      : gram(matrix.data<A>()), stride(matrix.stride), norm(n), along(n), factor(n) {}
+
+  SFTN_INLINE const A* row(int64_t i) const { return gram + i * stride; }
+
+  SFTN_INLINE void set(int64_t i, A given_norm, A given_along) {
+    const A eps = A(kSpEps);
+    const double n = double(norm.size());
+    norm[i] = at_least_eps(given_norm);
+    along[i] = given_norm < eps ? A(0) : given_along;
+    factor[i] = given_norm == 0 ? A(0) : A(2 / (n * n)) / norm[i];
+  }
+
+  SFTN_INLINE static A at_least_eps(A norm) { return norm < A(kSpEps) ? A(kSpEps) : norm; }  // NaN stays NaN
+};
+
+// Row i of both sides' numbers. Returns its sum of squared differences.
+template <class A>
+SFTN_INLINE double sp_row_inline(SpSide<A>& student, SpSide<A>& teacher, int64_t n, int64_t i) {
+  const A *s = student.row(i), *t = teacher.row(i);
+  Lanes<A> s_square(0), t_square(0), loss(0), s_along(0), t_along(0);
+  over_columns(
+      n, SFTN_COLUMN {
+        s_square.lane[l] += s[j] * s[j];
+        t_square.lane[l] += t[j] * t[j];
+      });
+  const A s_norm = std::sqrt(s_square.sum()), t_norm = std::sqrt(t_square.sum());
+  const A s_divisor = SpSide<A>::at_least_eps(s_norm), t_divisor = SpSide<A>::at_least_eps(t_norm);
+  over_columns(
+      n, SFTN_COLUMN {
+        const A s_unit = s[j] / s_divisor, t_unit = t[j] / t_divisor, apart = s_unit - t_unit;
+        loss.lane[l] += apart * apart;
+        s_along.lane[l] += apart * s_unit;
+        t_along.lane[l] -= apart * t_unit;
+      });
+  student.set(i, s_norm, s_along.sum());
+  teacher.set(i, t_norm, t_along.sum());
+  return loss.sum();
+}
+
+// Row i of the slope along `side`'s rows, to out [B].
+template <class A>
+SFTN_INLINE void sp_slope_inline(const SpSide<A>& side, const SpSide<A>& other, int64_t n, int64_t i, A* out) {
+  const A *x = side.row(i), *y = other.row(i);
+  const A *norm = side.norm.data(), *other_norm = other.norm.data();
+  const A *along = side.along.data(), *factor = side.factor.data();
+  const auto entry = [&](int64_t row, int64_t j) __attribute__((always_inline)) {
+    const A unit = x[j] / norm[row], apart = unit - y[j] / other_norm[row];
+    return factor[row] * (apart - unit * along[row]);
+  };
+  over_columns(n, SFTN_COLUMN { out[j] = entry(i, j) + entry(j, j); });
+}
+
+// ---- PKT ----
+
+// Student or teacher: its Gram matrix, and what the passes know of each row, [B].
+template <class A>
+struct PktSide {
+  const A* gram;
+  int64_t stride;
+  std::vector<A> scale;         // a
+  std::vector<A> inverse_norm;  // 1 / n, or 0 where a is 0
+  std::vector<A> inverse_sum;   // 1 / sum_j K_ij
+  std::vector<A> mean;          // sum_j p_ij g_ij
+
+  PktSide(const Matrix& matrix, const Tensor& norms, int64_t n, A eps)
+      : gram(matrix.data<A>()), stride(matrix.stride), scale(n), inverse_norm(n), inverse_sum(n), mean(n) {
+    const A* norm = static_cast<const A*>(norms.const_data_ptr());
+    for (int64_t i = 0; i < n; ++i) {
+      if (!(norm[i] > 0 && norm[i] <= std::numeric_limits<A>::max())) continue;
+      scale[i] = 1 / (norm[i] + eps);
+      inverse_norm[i] = 1 / norm[i];
+    }
+  }
+
+  SFTN_INLINE const A* row(int64_t i) const { return gram + i * stride; }
+};
+
+template <class A>
+struct PktRows {
+  PktSide<A> student, teacher;
+  A eps;
+  int64_t n;
+};
+
+// C, of an entry of the Gram matrix and its row's and column's scales
+template <class A>
+SFTN_INLINE A pkt_cosine(A gram, A row_scale, A column_scale) {
+  const A c = gram * row_scale * column_scale;
+  return c == c ? c : A(0);
+}
+
+// K
+template <class A>
+SFTN_INLINE A pkt_similarity(A cosine) {
+  const A k = (cosine + 1) * A(0.5);
+  return k < 0 ? A(0) : k;
+}
+
+// What a pair of probabilities is to the loss and to its slopes.
+template <class A>
+struct PktEntry {
+  A loss, student_slope, teacher_slope;  // summand; g of the student, of the teacher
+
+  SFTN_INLINE PktEntry(A p_s, A p_t, A eps) {
+    const A apart = p_t - p_s, inverse = 1 / (p_s + eps), relative = apart * inverse;
+    const A log_ratio = fast_log((p_t + eps) * inverse, relative);
+    loss = p_t * log_ratio - apart;
+    student_slope = eps * inverse - relative;
+    teacher_slope = log_ratio - eps / (p_t + eps);
+  }
+};
+
+template <class A>
+SFTN_INLINE A pkt_similarity_sum(const PktSide<A>& side, int64_t n, int64_t i) {
+  const A *x = side.row(i), *scale = side.scale.data();
+  const A row_scale = scale[i];
+  Lanes<A> sum(0);
+  over_columns(n, SFTN_COLUMN { sum.lane[l] += pkt_similarity(pkt_cosine(x[j], row_scale, scale[j])); });
+  return sum.sum();
+}
+
+// Row i of both sides' numbers. Returns its sum of the loss.
+template <class A>
+SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i) {
+  PktSide<A>&student = rows.student, &teacher = rows.teacher;
+  const int64_t n = rows.n;
+  const A eps = rows.eps, s_inverse = 1 / pkt_similarity_sum(student, n, i),
+          t_inverse = 1 / pkt_similarity_sum(teacher, n, i);
+  const A *s = student.row(i), *t = teacher.row(i);
+  const A *s_scale = student.scale.data(), *t_scale = teacher.scale.data();
+  const A s_row = s_scale[i], t_row = t_scale[i];
+  Lanes<A> loss(0), s_mean(0), t_mean(0);
+  over_columns(
+      n, SFTN_COLUMN {
+        const A p_s = pkt_similarity(pkt_cosine(s[j], s_row, s_scale[j])) * s_inverse;
+        const A p_t = pkt_similarity(pkt_cosine(t[j], t_row, t_scale[j])) * t_inverse;
+        const PktEntry<A> entry(p_s, p_t, eps);
+        loss.lane[l] += entry.loss;
+        s_mean.lane[l] += p_s * entry.student_slope;
+        t_mean.lane[l] += p_t * entry.teacher_slope;
+      });
+  student.inverse_sum[i] = s_inverse;
+  student.mean[i] = s_mean.sum();
+  teacher.inverse_sum[i] = t_inverse;
+  teacher.mean[i] = t_mean.sum();
+  return loss.sum();
+}
+
+// Row i of the slope along the student's rows, or the teacher's, to out [B].
+template <bool kTeacher, class A>
+SFTN_INLINE void pkt_slope_inline(const PktRows<A>& rows, int64_t i, A* out) {
+  const PktSide<A>&student = rows.student, &teacher = rows.teacher, &side = kTeacher ? teacher : student;
+  const A *s = student.row(i), *t = teacher.row(i);
+  const A *s_scale = student.scale.data(), *t_scale = teacher.scale.data(), *scale = side.scale.data();
+  const A *s_inverse = student.inverse_sum.data(), *t_inverse = teacher.inverse_sum.data();
+  const A *inverse = side.inverse_sum.data(), *mean = side.mean.data();
+  const A eps = rows.eps, s_row = s_scale[i], t_row = t_scale[i], row_scale = scale[i];
+  const A half = A(0.5 / (double(rows.n) * rows.n));
+  Lanes<A> radial(0);
+  over_columns(
+      rows.n, SFTN_COLUMN {
+        const A c_s = pkt_cosine(s[j], s_row, s_scale[j]), c_t = pkt_cosine(t[j], t_row, t_scale[j]);
+        const A k_s = pkt_similarity(c_s), k_t = pkt_similarity(c_t);
+        const auto along_similarity = [&](int64_t row) __attribute__((always_inline)) {
+          const PktEntry<A> entry(k_s * s_inverse[row], k_t * t_inverse[row], eps);
+          return ((kTeacher ? entry.teacher_slope : entry.student_slope) - mean[row]) * inverse[row];
+        };
+        const A along_cosine = half * (along_similarity(i) + along_similarity(j));
+        radial.lane[l] += along_cosine * (kTeacher ? c_t : c_s);
+        out[j] = along_cosine * row_scale * scale[j];
+      });
+  out[i] -= radial.sum() * row_scale * side.inverse_norm[i];
+}
+
+#undef SFTN_COLUMN
+
+}  // namespace sftn

@@ -1,0 +1,138 @@
+// CUDA kernels of the adapted hint loss: four launches forward, three where the running statistics serve, one backward.
+// ../features_adaptation.h has the formulas and the host code that all backends share.
+#include <algorithm>
+#include <type_traits>
+
+#include "../features_adaptation.h"
+#include "features_adaptation_kernels.cuh"
+
+namespace sftn {
+namespace {
+
+// Blocks that a multiprocessor should have, where the map is large enough, and items that a thread should.
+constexpr int64_t kBlocksPerMultiprocessor = 4;
+constexpr int64_t kItemsPerThread = 4;
+
+template <int V>
+using Packed = std::integral_constant<int, V>;
+
+// f(Packed<V>, whether channels are last), V as many values as a pack holds if all of `maps` begin at its boundary, and
+// pixels or channels come in whole packs.
+template <class T, class F>
+void visit_walk(const AdaptedInput& in, std::initializer_list<const void*> maps, F&& f) {
+  constexpr int kPack = Pack<T>::kSize;
+  const bool last = in.channels_last(), whole = (last ? in.features.c : in.features.pixels) % kPack == 0;
+  const bool packed = whole && std::all_of(maps.begin(), maps.end(), [](const void* map) {
+                        return reinterpret_cast<uintptr_t>(map) % kVectorBytes == 0;
+                      });
+  if (last) {
+    packed ? f(Packed<kPack>{}, std::true_type{}) : f(Packed<1>{}, std::true_type{});
+  } else {
+    packed ? f(Packed<kPack>{}, std::false_type{}) : f(Packed<1>{}, std::false_type{});
+  }
+}
+
+struct MapGrid {
+  MapWalk walk;
+  dim3 blocks;
+};
+
+// The walk over the map in items of `pack` values, cut into enough slices to fill the device.
+MapGrid grid_for(const AdaptedInput& in, int pack) {
+  const bool last = in.channels_last();
+  const int64_t channels = in.features.c, pixels = in.features.pixels;
+  MapWalk walk{in.features.n, channels, pixels, last ? pixels : pixels / pack, 0, 1};
+  const int64_t packs = channels / pack;  // of a pixel
+  while (last && walk.cols < simt::kWarpSize && walk.cols < packs) walk.cols *= 2;
+  const int64_t groups = last ? (packs + walk.cols - 1) / walk.cols : channels;
+
+  int multiprocessors = 0;
+  SFTN_CUDA_CHECK(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, in.features.tensor.get_device_index()));
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t wanted = divide_up(kBlocksPerMultiprocessor * multiprocessors, groups);
+  const int64_t slices = std::min(wanted, divide_up(walk.items(), walk.rows() * kItemsPerThread));
+  walk.slice = divide_up(walk.items(), slices);
+  return {walk, dim3(static_cast<unsigned>(groups), static_cast<unsigned>(divide_up(walk.items(), walk.slice)))};
+}
+
+template <class A>
+A* data_of(const Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
+}
+
+template <class T>
+AdaptedParams<T> params_for(const AdaptedInput& in, const MapGrid& grid, const Tensor& stats) {
+  using A = accumulator_t<T>;
+  AdaptedParams<T> params{};
+  params.map = grid.walk;
+  params.features = in.features.data<T>();
+  params.teacher = in.teacher.data<T>();
+  params.weight = AdaptedInput::data_or_null<A>(in.weight);
+  params.bias = AdaptedInput::data_or_null<A>(in.bias);
+  params.stats = data_of<A>(stats);
+  params.slices = grid.blocks.y;
+  params.blocks = int64_t(grid.blocks.x) * grid.blocks.y;
+  params.channels_last = in.channels_last();
+  return params;
+}
+
+struct AdaptedCuda {
+  static void forward(const AdaptedInput& in, const AdaptedOutput& out) {
+    const simt::DeviceScope scope(in.features.tensor.get_device_index());
+    visit_floating(in.dtype, "adapted_hint_forward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      visit_walk<T>(in, {in.features.data<T>(), in.teacher.data<T>()}, [&](auto pack, auto last) {
+        const MapGrid grid = grid_for(in, pack);
+        const int64_t channels = in.features.c, slices = grid.blocks.y, blocks = int64_t(grid.blocks.x) * slices;
+        // The moments of slices, which are read before their sums are written, then the losses of blocks.
+        const Tensor partials =
+            empty(std::array<int64_t, 1>{2 * slices * channels + blocks}, accumulator_dtype(in.dtype), out.stats);
+        AdaptedParams<T> params = params_for<T>(in, grid, out.stats);
+        params.running_mean = AdaptedInput::data_or_null<A>(out.running_mean);
+        params.running_var = AdaptedInput::data_or_null<A>(out.running_var);
+        params.moments = params.sums = data_of<A>(partials);
+        params.losses = params.sums + 2 * slices * channels;
+        params.loss = data_of<A>(out.loss);
+        params.eps = static_cast<A>(out.eps);
+
+        const unsigned joins = static_cast<unsigned>((channels + kJoinCols - 1) / kJoinCols);
+        const cudaStream_t stream = scope.stream();
+        if (out.training()) {
+          simt::launch(adapted_moments_kernel<T, pack, last>, grid.blocks, kMapThreads, stream, params);
+        }
+        simt::launch(adapted_join_moments_kernel<T>, joins, kMapThreads, stream, params);
+        simt::launch(adapted_sums_kernel<T, pack, last>, grid.blocks, kMapThreads, stream, params);
+        simt::launch(adapted_join_sums_kernel<T>, joins + 1, kMapThreads, stream, params);
+      });
+    });
+  }
+
+  static void backward(const AdaptedInput& in, const AdaptedGrad& grad) {
+    const simt::DeviceScope scope(in.features.tensor.get_device_index());
+    visit_floating(in.dtype, "adapted_hint_backward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      const AdaptedGradients<T> gradients{
+          static_cast<const A*>(grad.grad_loss.const_data_ptr()), AdaptedGrad::data_or_null<T>(grad.features),
+          AdaptedGrad::data_or_null<T>(grad.teacher), AdaptedGrad::data_or_null<A>(grad.affine), grad.training};
+      const auto maps = {static_cast<const void*>(in.features.data<T>()),
+                         static_cast<const void*>(in.teacher.data<T>()), static_cast<const void*>(gradients.features),
+                         static_cast<const void*>(gradients.teacher)};
+      visit_walk<T>(in, maps, [&](auto pack, auto last) {
+        const MapGrid grid = grid_for(in, pack);
+        simt::launch(adapted_backward_kernel<T, pack, last>, grid.blocks, kMapThreads, scope.stream(),
+                     params_for<T>(in, grid, grad.stats), gradients);
+      });
+    });
+  }
+};
+
+}  // namespace
+}  // namespace sftn
+
+STABLE_TORCH_LIBRARY_IMPL(SFTN_NAMESPACE, SFTN_DISPATCH_KEY, m) {
+  m.impl("adapted_hint_forward", TORCH_BOX(&sftn::adapted_hint_forward<sftn::AdaptedCuda>));
+  m.impl("adapted_hint_backward", TORCH_BOX(&sftn::adapted_hint_backward<sftn::AdaptedCuda>));
+}

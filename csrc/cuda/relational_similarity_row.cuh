@@ -1,0 +1,39 @@
+// What the kernels of SP and PKT share: a block a row of the Gram matrices, which lie in the second-level cache.
+#pragma once
+
+#include "grid_sum.cuh"
+#include "simt.cuh"
+#include "team.cuh"
+
+namespace sftn {
+
+constexpr int kSimilarityThreads = 128;  // a block at most
+
+template <class A>
+struct SimilarityGram {
+  const A* data;   // [B, B]
+  int64_t stride;  // between rows
+  __device__ const A* row(int64_t i) const { return data + i * stride; }
+};
+
+// f(j) for the columns of this thread: neighbours read neighbours.
+template <class F>
+__device__ __forceinline__ void over_columns(int n, F f) {
+  for (int j = threadIdx.x; j < n; j += blockDim.x) f(j);
+}
+
+template <class A>
+struct SimilarityMean {
+  A* loss;             // []
+  A* partials;         // [B]
+  unsigned* arrivals;  // zero before the launch
+};
+
+// The loss, from every thread's share of its row. To be called once by all threads of every block.
+template <class A>
+__device__ __forceinline__ void store_similarity_mean(A share, int n, const SimilarityMean<A>& out) {
+  A sum[1] = {share};
+  if (grid_sum(sum, out.partials, out.arrivals)) *out.loss = sum[0] / (A(n) * A(n));
+}
+
+}  // namespace sftn

@@ -1,0 +1,232 @@
+"""The hint loss behind a convolution: BatchNorm, ReLU and mean squared error in one.
+
+Unfused, each of the three keeps a map of its own for the backward pass. Here the forward pass leaves a few numbers a
+channel, and the backward pass reads the two maps once more and writes the gradient. The ops' schemas and formulas are
+in ``csrc/features_adaptation.h``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sftn_fast.ops import reference
+from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._layout import same_layout
+from sftn_fast.ops._library import register_fake
+
+
+def adapted_hint_loss(
+    features: Tensor,
+    teacher_features: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """FitNets' hint loss (Romero et al., 2015) as RepDistiller has it, from the regressor's convolution on.
+
+    ``mean over all elements of (relu(batch_norm(features)) - teacher_features)^2``, equal to
+    ``F.mse_loss(F.relu(F.batch_norm(features, running_mean, running_var, weight, bias, training, momentum, eps)),
+    teacher_features)``. :class:`sftn_fast.nn.AdaptedHint` holds the convolution and the BatchNorm.
+
+    In training the running statistics are updated in place, as ``F.batch_norm`` does, with the unbiased variance: the
+    one write to an argument. An empty batch gives 0 and leaves them alone.
+
+    Args:
+        features: ``[N, C, H, W]``, what the convolution gives.
+        teacher_features: the same shape. Receives a gradient too if it requires one.
+        weight: ``[C]``, BatchNorm's scale, or None for 1. May be float32 beside half-precision features.
+        bias: ``[C]``, BatchNorm's shift, or None for 0.
+        running_mean: ``[C]``, or None, in training only, to keep no statistics.
+        running_var: ``[C]``, or None where ``running_mean`` is.
+        training: whether to normalise by the batch's mean and variance, or by the running ones.
+        momentum: the batch's share, from 0 to 1, in the updated running statistics.
+        eps: added to the variance, above 0.
+
+    Returns:
+        0-dim; float32, or float64 for float64 features.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value; in training for a single value a channel, which has no variance.
+    """
+    _check_maps(features, teacher_features)
+    _check_per_channel("weight", weight, features)
+    _check_per_channel("bias", bias, features)
+    _check_per_channel("running_mean", running_mean, features)
+    _check_per_channel("running_var", running_var, features)
+    _check_running_statistics(running_mean, running_var, training)
+    check.check_fraction("momentum", momentum)
+    check.check_positive("eps", eps)
+    count = features.numel()
+    if training and count == features.shape[1]:
+        raise ValueError(
+            f"features must hold more than one value a channel in training, got {list(features.shape)}: "
+            "the batch's variance would be 0"
+        )
+    ops = kernels(features.device.type)
+    if ops is None:
+        return reference.adapted_hint_loss(
+            features,
+            teacher_features,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+        )
+    loss, stats = _fused(
+        ops, features, teacher_features, weight, bias, None if training else (running_mean, running_var), float(eps)
+    )
+    if training and running_mean is not None and running_var is not None and count > 0:
+        with torch.no_grad():
+            _update(running_mean, stats[0], momentum)
+            _update(running_var, stats[1], momentum)
+    return loss
+
+
+def _update(running: Tensor, of_batch: Tensor, momentum: float) -> None:
+    running.lerp_(of_batch if of_batch.dtype == running.dtype else of_batch.to(running.dtype), momentum)
+
+
+NUM_STATS = 6
+"""Rows of ``stats``: mean, unbiased variance, two more of the statistics, then the gradients of bias and weight."""
+
+
+def _fused(
+    ops: Any,
+    features: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor | None, Tensor | None] | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``(loss, stats)``; gradients flow into the loss alone."""
+    if teacher.dtype != features.dtype:
+        dtype = torch.promote_types(features.dtype, teacher.dtype)
+        features, teacher = features.to(dtype), teacher.to(dtype)
+    features, teacher = same_layout(features, teacher)
+    accumulator = torch.float64 if features.dtype == torch.float64 else torch.float32
+    weight, bias, mean, var = (
+        x if x is None or x.dtype == accumulator else x.to(accumulator)
+        for x in (weight, bias, *(running or (None, None)))
+    )
+    inputs = (features, teacher, weight, bias)
+    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
+    if forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    ):
+        return _AdaptedHintLoss.apply(ops, eps, mean, var, *inputs)
+    return ops.adapted_hint_forward(*inputs, mean, var, eps)
+
+
+class _AdaptedHintLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        ops: Any,
+        eps: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        features: Tensor,
+        teacher: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        loss, stats = ops.adapted_hint_forward(features, teacher, weight, bias, running_mean, running_var, eps)
+        ctx.save_for_backward(features, teacher, weight, bias, stats)
+        ctx.ops, ctx.training = ops, running_mean is None
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return loss, stats
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_loss is None:
+            return (None,) * 8
+        *inputs, stats = ctx.saved_tensors
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None, None, None, None, *_backward(ctx, grad_loss, inputs, stats)
+        with torch.no_grad():
+            grads = _backward(ctx, grad_loss, inputs, stats)
+        return None, None, None, None, *without_second_derivatives(grads, inputs)
+
+
+def _backward(ctx: Any, grad_loss: Tensor, inputs: list[Tensor | None], stats: Tensor) -> list[Tensor | None]:
+    """Gradients of features, teacher, weight and bias; None where none is asked for."""
+    features_wanted, teacher_wanted, weight_wanted, bias_wanted = ctx.needs_input_grad[4:]
+    affine_wanted = weight_wanted or bias_wanted
+    computed = ctx.ops.adapted_hint_backward(
+        grad_loss, *inputs, stats, ctx.training, features_wanted, teacher_wanted, affine_wanted
+    )
+    features_grad = computed[0] if features_wanted else None
+    teacher_grad = computed[int(features_wanted)] if teacher_wanted else None
+    bias_grad, weight_grad = computed[-1].unbind() if affine_wanted else (None, None)
+    return [features_grad, teacher_grad, weight_grad if weight_wanted else None, bias_grad if bias_wanted else None]
+
+
+@register_fake("adapted_hint_forward")
+def _(features: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return features.new_empty((), dtype=dtype), features.new_empty((NUM_STATS, features.shape[1]), dtype=dtype)
+
+
+@register_fake("adapted_hint_backward")
+def _(grad_loss: Tensor, features: Tensor, teacher: Tensor, *rest: Any) -> list[Tensor]:
+    *maps_wanted, affine_wanted = rest[-3:]
+    maps = [torch.empty_like(x) for x, wanted in zip((features, teacher), maps_wanted, strict=True) if wanted]
+    return [*maps, grad_loss.new_empty((2, features.shape[1]))] if affine_wanted else maps
+
+
+def _check_maps(features: Any, teacher_features: Any) -> None:
+    for name, value in (("features", features), ("teacher_features", teacher_features)):
+        check.check_tensor(name, value)
+        if value.dtype not in check.FLOATING:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if features.dim() != 4 or features.shape[1] == 0:
+        raise ValueError(f"features must be [N, C, H, W] with C at least 1, got {list(features.shape)}")
+    if teacher_features.shape != features.shape:
+        shapes = f"{list(features.shape)}, got {list(teacher_features.shape)}"
+        raise ValueError(f"teacher_features must have the shape of features, {shapes}")
+    if teacher_features.device != features.device:
+        devices = f"{features.device}, got {teacher_features.device}"
+        raise ValueError(f"teacher_features must be on the device of features, {devices}")
+
+
+def _check_per_channel(name: str, value: Any, features: Tensor) -> None:
+    if value is None:
+        return
+    check.check_tensor(name, value)
+    if value.dtype not in check.FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.shape != features.shape[1:2]:
+        raise ValueError(f"{name} must be [C] = [{features.shape[1]}], got {list(value.shape)}")
+    if value.device != features.device:
+        raise ValueError(f"{name} must be on the device of features, {features.device}, got {value.device}")
+
+
+def _check_running_statistics(running_mean: Tensor | None, running_var: Tensor | None, training: bool) -> None:
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(f"running_mean and running_var must be given together or not at all, got no {missing}")
+    if running_mean is None and not training:
+        raise ValueError("running_mean and running_var must be given where training is False, got None")
+    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+        if value is not None and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require a gradient: there is none with respect to it, "
+                "got a tensor that asks for one; detach it"
+            )

@@ -1,0 +1,50 @@
+"""SP and PKT in plain PyTorch. See :mod:`sftn_fast.ops.relational_similarity` for what they compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SP_EPS = 1e-12
+
+
+def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.sp_loss`."""
+    student_features, teacher_features = _widened(student_features, teacher_features)
+    with torch.autocast(student_features.device.type, enabled=False):
+        student, teacher = _gram_rows(student_features), _gram_rows(teacher_features)
+        return (teacher - student).square().sum() / max(len(student), 1) ** 2
+
+
+def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """Reference of :func:`sftn_fast.ops.pkt_loss`."""
+    student, teacher = _widened(student, teacher)
+    with torch.autocast(student.device.type, enabled=False):
+        p_student, p_teacher = _similarity_rows(student, eps), _similarity_rows(teacher, eps)
+        ratio = (p_teacher + eps) / (p_student + eps)
+        return (p_teacher * ratio.log()).sum() / max(len(student), 1) ** 2
+
+
+def _gram_rows(features: Tensor) -> Tensor:
+    """Rows of the Gram matrix, each of norm 1: ``[B, B]``."""
+    flat = features.flatten(1)
+    gram = flat @ flat.t()
+    norm = torch.linalg.vector_norm(gram, dim=1, keepdim=True)
+    # A row of zeros stays what it is. The slope that it would have, 1 / SP_EPS, is left out.
+    return torch.where(norm == 0, 0.0, gram / norm.clamp(min=SP_EPS))
+
+
+def _similarity_rows(embedding: Tensor, eps: float) -> Tensor:
+    """Cosine similarities from 0 to 1, each row divided by its sum: ``[B, B]``."""
+    square = embedding.detach().square().sum(dim=1, keepdim=True)
+    # A row of zeros, or one with NaN or infinity in it, has cosine 0 to all rows.
+    embedding = torch.where((square > 0) & (square < torch.inf), embedding, 0.0)
+    unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + eps)
+    similarity = ((unit @ unit.t() + 1) / 2).clamp(min=0)
+    return similarity / similarity.sum(dim=1, keepdim=True)
+
+
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """All in float64 if one is, else in float32."""
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return [t.to(dtype) for t in tensors]
