@@ -1,4 +1,4 @@
-"""Time and memory of steps that are compared: in turns, so that a slow moment of the machine hits them all."""
+"""Time and cost of steps that are compared: in turns, so that a slow moment of the machine hits them all."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 Step = Callable[[], object]
 
 
 TURN_MS = 20.0
 """How long an implementation runs before it is the next one's turn: long enough to be in its own caches mostly."""
+
+MIN_TURNS = 3
+"""However little time there is: quantiles of fewer samples say nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,29 @@ class Timing:
     p80: float
 
 
-def interleaved(steps: dict[str, Step], *, turns: int = 50, device: str = "cpu") -> dict[str, Timing]:
-    """Each step in turn, `turns` times, each time for about `TURN_MS` after one call that does not count."""
-    calls = {name: max(1, round(TURN_MS / 1e3 / min(_seconds(step, 5, device)))) for name, step in steps.items()}
+def interleaved(
+    steps: dict[str, Step], *, turns: int = 50, seconds: float = float("inf"), device: str = "cpu"
+) -> dict[str, Timing]:
+    """Each step in turn, `turns` times, each time for about `TURN_MS` after one call that does not count.
+
+    There are fewer turns, but at least `MIN_TURNS`, where they would take more than about `seconds`.
+    """
+    fastest = {name: _fastest(step, device) for name, step in steps.items()}
+    calls = {name: max(1, round(TURN_MS / 1e3 / time)) for name, time in fastest.items()}
+    one_turn = sum((calls[name] + 1) * time for name, time in fastest.items())
     samples: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(turns):
+    for _ in range(max(MIN_TURNS, min(turns, int(seconds / one_turn)))):
         for name, step in steps.items():
-            step()
+            if calls[name] > 1:  # a longer one than a turn fills its caches by itself
+                step()
             samples[name] += _seconds(step, calls[name], device)
     return {name: _timing([1e6 * seconds for seconds in times]) for name, times in samples.items()}
+
+
+def _fastest(step: Step, device: str) -> float:
+    """The best of five calls, or of one if that is slow."""
+    first = _one(step, device)
+    return first if first > 5 * TURN_MS / 1e3 else min(_seconds(step, 5, device))
 
 
 def _seconds(step: Step, calls: int, device: str) -> list[float]:
@@ -45,14 +64,14 @@ def _seconds(step: Step, calls: int, device: str) -> list[float]:
 
 
 def _one(call: Callable[[], object], device: str) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -62,20 +81,67 @@ def _timing(times: list[float]) -> Timing:
     return Timing(len(times), p20, statistics.median(times), p80)
 
 
-def peak_memory(step: Step, device: str = "cpu") -> int:
-    """Bytes that a step has allocated at its worst moment, its results included."""
-    step()
-    if device == "cuda":
+@dataclass(frozen=True)
+class Cost:
+    """What a call takes beside time. ``peak_bytes`` includes its results; ``launches`` as :func:`cost` says."""
+
+    peak_bytes: int
+    launches: int
+
+
+def cost(step: Step, device: str = "cpu") -> Cost:
+    """Of one call of a step that has run before.
+
+    ``launches`` are, on a GPU, the kernels launched, on a CPU the ops that Python and autograd dispatch.
+    """
+    on_gpu = device == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
+    if on_gpu:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+    with torch.profiler.profile(activities=activities, profile_memory=not on_gpu) as profile:
         step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        synchronize(device)
+    events = profile.profiler.kineto_results.events()
+    if on_gpu:
+        return Cost(torch.cuda.max_memory_allocated() - before, _kernels(events))
+    return Cost(_peak(events), _dispatched(events))
+
+
+def peak_memory(step: Step, device: str = "cpu") -> int:
+    """Bytes that a step has allocated at its worst moment, its results included, at its second call."""
+    step()
+    return cost(step, device).peak_bytes
+
+
+def _peak(events: list[Any]) -> int:
     held = lowest = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
         lowest = min(lowest, held)  # a step begins by freeing the gradients of the one before
         peak = max(peak, held - lowest)
     return peak
+
+
+def _kernels(events: list[Any]) -> int:
+    on_device = [event for event in events if event.device_type() == DeviceType.CUDA]
+    return sum(not (e.is_user_annotation() or e.name().startswith(("Memcpy", "Memset"))) for e in on_device)
+
+
+def _dispatched(events: list[Any]) -> int:
+    ops = [event for event in events if event.name().startswith(("aten::", "sftn_fast::"))]
+    count, end = 0, -1
+    for event in sorted(ops, key=lambda event: (event.start_ns(), -event.duration_ns())):
+        if event.start_ns() >= end:  # not inside the op before, which called it
+            count, end = count + 1, event.end_ns()
+    return count
+
+
+def copy_bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    source = torch.ones(megabytes * 2**18, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    best = min(_seconds(lambda: target.copy_(source), 7, device))
+    return 2 * source.nbytes / best

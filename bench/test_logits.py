@@ -1,28 +1,5 @@
 """The losses on logits under pytest-benchmark: `python -m pytest bench`."""
 
-from __future__ import annotations
+from bench.suite import throughput_of
 
-import pytest
-import torch
-
-from bench.cases.logits import CASES
-from sftn_fast import ops
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-
-
-@pytest.mark.parametrize("implementation", ["eager", "reference", "ours"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("device", DEVICES)
-def test_forward_and_backward(benchmark, device, case, implementation):
-    benchmark.group = f"{case.name} on {device}"
-    steps = case.steps(device)
-    with ops.backend("fused"):
-        torch.testing.assert_close(steps[implementation](), steps["eager"](), rtol=1e-4, atol=1e-5)
-        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-
-        def run():
-            steps[implementation]()
-            synchronize()
-
-        benchmark(run)
+test_forward_and_backward = throughput_of("logits")

@@ -9,28 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Step = Callable[[], Tensor]  # forward and backward; returns the loss
+
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward of a loss; calling it returns the loss. ``loss()`` gives it, alone or first in a tuple."""
+
+    leaves: list[Tensor]
+    loss: Callable[[], Any]
+
+    def __call__(self) -> Tensor:
+        for leaf in self.leaves:
+            leaf.grad = None
+        result = self.loss()
+        total = result[0] if isinstance(result, tuple) else result
+        if total.requires_grad:
+            total.backward()
+        return total.detach()
+
+
+def step(leaves: list[Tensor], loss: Callable[[], Any]) -> Step:
+    return Step(leaves, loss)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A loss at a size. `build(device)` gives the implementations by name, "eager" first, all on the same tensors."""
+    """A loss at a size. `build(device)` gives the implementations by name, "eager" first, all on the same tensors.
+
+    `bytes_moved` is what any implementation must read and write, forward and backward, however well it is written.
+    """
 
     name: str
     build: Callable[[str], dict[str, Step]]
+    bytes_moved: int | None = None
 
     def steps(self, device: str) -> dict[str, Step]:
         torch.manual_seed(0)
         return self.build(device)
-
-
-def step(leaves: list[Tensor], loss: Callable[[], Any]) -> Step:
-    def run() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        result = loss()
-        total = result[0] if isinstance(result, tuple) else result
-        total.backward()
-        return total.detach()
-
-    return run

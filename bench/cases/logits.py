@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.cases.case import Case, Step, step
+from bench.eager import liger
 from bench.eager import logits as eager
 from sftn_fast import ops
 from sftn_fast.ops import reference
@@ -26,6 +27,8 @@ def _kd_ce(n: int, c: int, device: str) -> dict[str, Step]:
         "reference": lambda: reference.kd_ce_loss(student, teacher, target),
         "ours": lambda: ops.kd_ce_loss(student, teacher, target),
     }
+    if device == "cuda" and liger.installed():
+        losses["liger"] = liger.kd_with_cross_entropy(student, teacher, target)
     return {name: step([student], loss) for name, loss in losses.items()}
 
 
@@ -41,10 +44,15 @@ def _sftn(n: int, c: int, device: str) -> dict[str, Step]:
     return {name: step([teacher, *branches], loss) for name, loss in losses.items()}
 
 
+def _bytes(n: int, c: int, tensors: int, gradients: int) -> int:
+    """Each tensor is read forward and backward, each gradient written."""
+    return 4 * n * c * (2 * tensors + gradients)
+
+
+KD_SIZES = [(64, 100), (256, 1000), (1024, 1000)]
+SFTN_SIZES = [(64, 100), (256, 1000)]
+
 CASES = [
-    Case("KD + CE (64, 100)", partial(_kd_ce, 64, 100)),
-    Case("KD + CE (256, 1000)", partial(_kd_ce, 256, 1000)),
-    Case("KD + CE (1024, 1000)", partial(_kd_ce, 1024, 1000)),
-    Case("SFTN, 3 branches (64, 100)", partial(_sftn, 64, 100)),
-    Case("SFTN, 3 branches (256, 1000)", partial(_sftn, 256, 1000)),
+    *(Case(f"KD + CE ({n}, {c})", partial(_kd_ce, n, c), _bytes(n, c, 2, 1)) for n, c in KD_SIZES),
+    *(Case(f"SFTN, 3 branches ({n}, {c})", partial(_sftn, n, c), _bytes(n, c, 4, 4)) for n, c in SFTN_SIZES),
 ]

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from every_op import TABLE
 
 from sftn_fast import ops
 
+ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 X = torch.zeros(4, 3)
 Y = torch.zeros(4, dtype=torch.int64)
 
@@ -133,3 +135,60 @@ def test_numbers_of_other_types():
     for temperature in (2, np.float32(2), np.int64(2)):
         assert kd(X + 1, X, temperature).item() == plain.item()
     assert kd_ce(kd_weight=np.float64(1), ce_weight=0, ignore_index=1).total.item() == 0
+
+
+# ---- every loss, over the table of every_op ----
+
+
+def tensor_arguments(names):
+    """(name, argument) for each tensor among the arguments of each op."""
+    return [
+        pytest.param(name, key, id=f"{name}-{key}")
+        for name in names
+        for key, value in TABLE[name].arguments().items()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+ARGUMENTS = tensor_arguments(TABLE)
+FLOATING = [pytest.param(name, key, id=f"{name}-{key}") for name, op in TABLE.items() for key in op.differentiable]
+
+
+def refuse(name, key, change, error):
+    """The call raises `error`, whose message names the argument."""
+    arguments = TABLE[name].arguments()
+    with pytest.raises(error, match=rf"\b{key}\b"):
+        TABLE[name].call(ops, arguments | {key: change(arguments[key])})
+
+
+@pytest.mark.parametrize(("name", "key"), ARGUMENTS)
+def test_what_is_no_tensor_is_refused(name, key):
+    refuse(name, key, lambda x: x.numpy(), TypeError)
+    if key not in TABLE[name].optional:
+        refuse(name, key, lambda x: None, TypeError)
+
+
+@pytest.mark.parametrize(("name", "key"), FLOATING)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e5m2, torch.bool], **ids)
+def test_what_does_not_float_is_refused(name, key, dtype):
+    refuse(name, key, lambda x: x.to(dtype), TypeError)
+
+
+@pytest.mark.parametrize(("name", "key"), ARGUMENTS)
+def test_wrong_numbers_of_dimensions_are_refused(name, key):
+    refuse(name, key, lambda x: x.sum().to(x.dtype), ValueError)
+    refuse(name, key, lambda x: x[None, None, None], ValueError)
+
+
+BESIDES = [p for p in ARGUMENTS if p.values[1] != next(iter(TABLE[p.values[0]].arguments()))]
+"""All but the first argument, which is the measure of the others."""
+
+
+@pytest.mark.parametrize(("name", "key"), BESIDES)
+def test_wrong_devices_are_refused(name, key):
+    refuse(name, key, lambda x: x.to("meta"), ValueError)
+
+
+@pytest.mark.parametrize(("name", "key"), [p for p in BESIDES if p.values[1] != "labels"])
+def test_wrong_sizes_are_refused(name, key):
+    refuse(name, key, lambda x: torch.cat([x, x], 1 if key == "branch_logits" else 0), ValueError)

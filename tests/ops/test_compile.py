@@ -1,78 +1,103 @@
-"""The raw ops and the losses under PyTorch's compilers."""
+"""Every loss under PyTorch's compilers, and the raw ops that it calls under opcheck: the table of :mod:`every_op`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from logits_table import LOSSES, differentiate, make
+from every_op import LOSSES, TABLE, assert_close, evaluate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from sftn_fast import ops
 from sftn_fast.ops import _library
-from sftn_fast.ops.logits import Options
 
+each = pytest.mark.parametrize("name", [name for name, op in TABLE.items() if op.traceable])
 needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
+ids = {"ids": lambda value: str(value).removeprefix("torch.")}
+
+# One of each kind suffices: what is compiled around the raw ops is alike, and each costs seconds.
+INDUCTOR = ("kd_ce", "sftn", "crd", "rkd", "sp", "adapted_hint")
+
+NOT_TRACED = {("reference", "negatives"): "plain PyTorch draws again as long as the values ask for it"}
+
+
+class RawCalls(TorchDispatchMode):
+    """Records the raw ops that are called inside it, with copies of their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "sftn_fast":
+            copies = tree_map_only(torch.Tensor, lambda x: x.detach().clone(), (args, kwargs or {}))
+            self.calls.append((function, *copies))
+        return function(*args, **(kwargs or {}))
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("rows", [False, True])
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
-def test_opcheck(dtype, rows, wanted):
-    teacher, students, target = make(LOSSES["sftn"], 4, 9, dtype=dtype, device="cpu")
-    target = None if rows else target
-    options = Options(2.0, 1.0, 0.5, 3.0, 1 / 3, 0.25, rows=rows)
-    namespace = torch.ops.sftn_fast
-    torch.library.opcheck(namespace.logits_forward.default, (teacher, students, target, *options))
-    total, parts, stats = namespace.logits_forward(teacher, students, target, *options)
-    backward = (torch.ones_like(total), teacher, students, target, parts, stats, *options, *wanted)
-    torch.library.opcheck(namespace.logits_backward.default, backward)
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], **ids)
+@pytest.mark.parametrize("n", [4, 0])
+def test_opcheck(name, dtype, n):
+    """Schemas, fakes and tracing of each raw op, on the arguments that the loss gives it, forward and backward."""
+    with ops.backend("fused"), RawCalls() as raw:
+        evaluate(TABLE[name], TABLE[name].arguments(dtype=dtype, n=n))
+    assert raw.calls or n == 0 or not TABLE[name].differentiable
+    for function, args, kwargs in raw.calls:
+        torch.library.opcheck(function, args, kwargs)
 
 
+@needs_kernels
 @pytest.mark.parametrize("name", LOSSES)
+def test_opcheck_of_single_gradients(name):
+    """The raw ops where one input alone asks for a gradient."""
+    op = TABLE[name]
+    for key in op.differentiable:
+        arguments = op.arguments()
+        arguments[key].requires_grad_()
+        with ops.backend("fused"), RawCalls() as raw:
+            op.call(ops, arguments)[0].sum().backward()
+        for function, args, kwargs in raw.calls:
+            torch.library.opcheck(function, args, kwargs)
+
+
+def check_compiled(name, *sizes, **options):
+    """No graph break, and the values, gradients and states of the eager call."""
+    op = TABLE[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda module, arguments: op.call(module, arguments), fullgraph=True, **options)
+    for n in sizes:
+        assert_close(evaluate(op, op.arguments(n=n), call=compiled), evaluate(op, op.arguments(n=n)))
+
+
+@each
 @pytest.mark.parametrize("kind", ["fused", "reference"])
 def test_traced_whole(name, kind):
-    """No graph break, and the values of the eager call."""
     if kind == "fused" and not _library.CPU.loaded:
         pytest.skip(f"no CPU kernels: {_library.CPU.error}")
-    loss = LOSSES[name]
-    arguments = make(loss, 5, 12, dtype=torch.float32, device="cpu")
-    torch._dynamo.reset()
-
-    class Compiled:
-        total = staticmethod(
-            torch.compile(lambda _, t, s, y: loss.total(ops, t, s, y), fullgraph=True, backend="aot_eager")
-        )
-
+    if (kind, name) in NOT_TRACED:
+        pytest.skip(NOT_TRACED[kind, name])
     with ops.backend(kind):
-        eager = differentiate(loss, ops, *arguments)
-        compiled = differentiate(Compiled, ops, *arguments)
-    torch.testing.assert_close(compiled.total, eager.total)
-    for a, b in zip(compiled.grads, eager.grads, strict=True):
-        torch.testing.assert_close(a, b)
+        check_compiled(name, 5, backend="aot_eager")
 
 
 @needs_kernels
-def test_traced_with_changing_batch():
-    loss = LOSSES["kd_ce"]
-    torch._dynamo.reset()
-
-    class Compiled:
-        total = staticmethod(
-            torch.compile(
-                lambda _, t, s, y: loss.total(ops, t, s, y), fullgraph=True, dynamic=True, backend="aot_eager"
-            )
-        )
-
-    for n in (4, 7, 2):
-        arguments = make(loss, n, 12, dtype=torch.float32, device="cpu")
-        eager, compiled = differentiate(loss, ops, *arguments), differentiate(Compiled, ops, *arguments)
-        torch.testing.assert_close(compiled.total, eager.total)
-        torch.testing.assert_close(compiled.student_grads, eager.student_grads)
+@each
+def test_traced_with_changing_batch(name):
+    check_compiled(name, 4, 7, 2, backend="aot_eager", dynamic=True)
 
 
 @needs_kernels
-def test_inductor():
-    """Inside a compiled network: the code that inductor writes calls the op."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in INDUCTOR if name in TABLE])
+def test_inductor(name):
+    """The code that inductor writes calls the ops."""
+    check_compiled(name, 5)
+
+
+@needs_kernels
+def test_inductor_inside_a_network():
     torch._dynamo.reset()
     torch.manual_seed(0)
     net = torch.nn.Linear(6, 10)
@@ -90,11 +115,17 @@ def test_inductor():
 
 
 @needs_kernels
-def test_exported():
-    class Net(torch.nn.Module):
-        def forward(self, student, teacher):
-            return ops.kd_loss(student, teacher)
+@pytest.mark.parametrize("name", LOSSES)
+def test_exported(name):
+    op = TABLE[name]
+    arguments, same = op.arguments(), op.arguments()
+    if op.state:
+        pytest.skip("a function that changes its arguments")
 
-    student, teacher = torch.randn(3, 5), torch.randn(3, 5)
-    exported = torch.export.export(Net(), (student, teacher))
-    torch.testing.assert_close(exported.module()(student, teacher), ops.kd_loss(student, teacher))
+    class Net(torch.nn.Module):
+        def forward(self, arguments):
+            return op.call(ops, arguments)
+
+    exported = torch.export.export(Net(), (arguments,))
+    for actual, expected in zip(exported.module()(arguments), op.call(ops, same), strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logits_oracle as oracle
 import pytest
 import torch
-import torch.nn.functional as F
 from logits_table import LOSSES, Result, assert_close, differentiate, make
 
 from sftn_fast import ops
@@ -50,27 +49,6 @@ def test_repdistillers_own_value(backend, temperature, golden):
     student, teacher = 3 * torch.sin(0.7 * steps + 0.1), 3 * torch.cos(0.3 * steps + 0.2)
     assert ops.kd_loss(student, teacher, temperature).item() == pytest.approx(golden, rel=1e-13)
     assert ops.kd_loss(student.float(), teacher.float(), temperature).item() == pytest.approx(golden, rel=1e-6)
-
-
-# ---- layouts ----
-
-LAYOUTS = {
-    "row slice": lambda x: x.repeat_interleave(2, 0)[::2],
-    "column slice": lambda x: torch.cat([x[:, :0].new_full((len(x), 3), 7), x, x], 1)[:, 3 : 3 + x.shape[1]],
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-    "transposed": lambda x: x.t().contiguous().t(),
-    "column step": lambda x: x.repeat_interleave(2, 1)[:, ::2],
-    "expanded": lambda x: x[:1].expand(x.shape),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
-def test_layouts(backend, dtype, layout):
-    for name in ("kd-none", "kd_ce", "sftn"):
-        teacher, students, target = make(LOSSES[name], 6, 37, dtype=dtype, device=backend.device)
-        target = target.repeat_interleave(2)[::2]
-        check(LOSSES[name], backend, layout(teacher), [layout(s) for s in students], target)
 
 
 def test_row_slices_are_not_copied():
@@ -133,58 +111,15 @@ def test_terms_add_up_and_only_total_has_a_gradient(backend):
     assert ops.sftn_loss(teacher, students, target, teacher_weight=0).teacher_ce.item() == pytest.approx(true[1].item())
 
 
-@pytest.mark.parametrize("name", ["kd", "kd-none", "kd_ce", "sftn", "sftn-reverse"])
-def test_gradients_only_where_asked(backend, name):
+@pytest.mark.parametrize("name", ["sftn", "sftn-reverse"])
+def test_gradient_of_one_branch(backend, name):
     loss = LOSSES[name]
     teacher, students, target = make(loss, 4, 7, dtype=torch.float64, device=backend.device)
     full = expected(loss, teacher, students, target)
-    wanted = [[True, *[False] * len(students)], [False, *[True] * len(students)], [False, True, *[False] * 9]]
-    for flags in wanted:
-        leaves = [x.detach().requires_grad_(flag) for x, flag in zip([teacher, *students], flags, strict=False)]
-        total = loss.total(ops, leaves[0], leaves[1:], target)
-        total.backward(torch.linspace(-1.5, 2.5, total.numel(), device=backend.device).double().view(total.shape))
-        for leaf, flag, grad in zip(leaves, flags, full.grads, strict=False):
-            assert (leaf.grad is not None) == flag
-            if flag:
-                torch.testing.assert_close(leaf.grad, grad)
-
-
-def test_without_gradients(backend):
-    teacher, students, target = make(LOSSES["sftn"], 4, 7, dtype=torch.float32, device=backend.device)
-    students = [s.requires_grad_() for s in students]
-    with torch.no_grad():
-        quiet = ops.sftn_loss(teacher, students, target)
-    assert not quiet.total.requires_grad
-    assert quiet.total.item() == ops.sftn_loss(teacher, students, target).total.item()
-    with torch.inference_mode():
-        assert ops.sftn_loss(teacher, students, target).total.item() == quiet.total.item()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_gradcheck(backend, name):
-    loss = LOSSES[name]
-    teacher, students, target = make(loss, 3, 5, dtype=torch.float64, device=backend.device)
-    leaves = [x.requires_grad_() for x in (teacher, *students)]
-    assert torch.autograd.gradcheck(lambda t, *s: loss.total(ops, t, list(s), target), leaves, eps=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
-def test_half_precision_is_no_worse_than_pytorch(backend, dtype):
-    teacher, (student,), target = make(LOSSES["kd_ce"], 32, 100, dtype=dtype, device=backend.device)
-
-    class Eager:
-        @staticmethod
-        def kd_ce_loss(s, t, y, temperature=4.0):
-            kd = F.kl_div(F.log_softmax(s / 4, 1), F.softmax(t / 4, 1), reduction="batchmean") * 16
-            return 0.9 * kd + 0.1 * F.cross_entropy(s, y)
-
-    true = expected(LOSSES["kd_ce"], teacher, [student], target)
-    ours = differentiate(LOSSES["kd_ce"], ops, teacher, [student], target)
-    theirs = differentiate(LOSSES["kd_ce"], Eager, teacher, [student], target)
-    assert abs(ours.total - true.total) <= abs(theirs.total - true.total) + 1e-6
-    for our_grad, their_grad, grad in zip(ours.grads, theirs.grads, true.grads, strict=True):
-        error = (our_grad.double() - grad).abs().max()
-        assert error <= (their_grad.double() - grad).abs().max() + 1e-7
+    students[0].requires_grad_()
+    (-1.5 * loss.total(ops, teacher, students, target)).backward()
+    torch.testing.assert_close(students[0].grad, full.student_grads[0])
+    assert all(x.grad is None for x in (teacher, *students[1:]))
 
 
 # ---- extremes ----
@@ -249,15 +184,6 @@ def test_nan_propagates(backend, dtype, where):
     assert rows.isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-def test_empty_batch(backend, name, dtype):
-    result = differentiate(LOSSES[name], ops, *make(LOSSES[name], 0, 5, dtype=dtype, device=backend.device))
-    assert result.total.sum().item() == 0
-    assert result.total.shape == ((0,) if name == "kd-none" else ())
-    assert all(grad.shape == (0, 5) and grad.dtype == dtype for grad in result.grads)
-
-
 def test_all_targets_ignored(backend):
     teacher, (student,), _ = make(LOSSES["kd_ce"], 4, 6, dtype=torch.float32, device=backend.device)
     target = torch.full((4,), -100, device=backend.device)
@@ -267,67 +193,3 @@ def test_all_targets_ignored(backend):
     assert terms.ce.item() == 0
     assert terms.kd.item() > 0
     assert student.grad.count_nonzero() == 0
-
-
-# ---- conduct ----
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-def test_inputs_are_not_written_to(backend, name, dtype):
-    teacher, students, target = make(LOSSES[name], 5, 33, dtype=dtype, device=backend.device)
-    before = [x.clone() for x in (teacher, *students, target)]
-    differentiate(LOSSES[name], ops, teacher, students, target)
-    assert all(torch.equal(a, b) for a, b in zip((teacher, *students, target), before, strict=True))
-
-
-def test_same_inputs_same_bits(backend):
-    arguments = make(LOSSES["sftn"], 24, 130, dtype=torch.float32, device=backend.device)
-    first, second = (differentiate(LOSSES["sftn"], ops, *arguments) for _ in range(2))
-    assert first.total.item() == second.total.item()
-    assert all(torch.equal(a, b) for a, b in zip(first.grads, second.grads, strict=True))
-
-
-def test_threads_do_not_change_the_bits():
-    arguments = make(LOSSES["sftn"], 257, 1001, dtype=torch.float32, device="cpu")
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(differentiate(LOSSES["sftn"], ops, *arguments))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert result.total.item() == results[0].total.item()
-        assert all(torch.equal(a, b) for a, b in zip(result.grads, results[0].grads, strict=True))
-
-
-def test_autocast_leaves_the_loss_alone(backend):
-    teacher, students, target = make(LOSSES["sftn"], 6, 20, dtype=torch.bfloat16, device=backend.device)
-    plain = differentiate(LOSSES["sftn"], ops, teacher, students, target)
-    with torch.autocast(backend.device, dtype=torch.bfloat16):
-        cast = differentiate(LOSSES["sftn"], ops, teacher, students, target)
-    assert cast.total.dtype == torch.float32
-    torch.testing.assert_close(cast.total, plain.total)
-    for a, b in zip(cast.grads, plain.grads, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_second_derivatives_are_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    teacher, (student,), target = make(LOSSES["kd_ce"], 4, 6, dtype=torch.float64, device=backend.device)
-    student.requires_grad_()
-    total = ops.kd_ce_loss(student, teacher, target).total
-    (grad,) = torch.autograd.grad(total, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (total + grad.square().sum()).backward()
-
-
-def test_forward_mode_is_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    teacher, (student,), _ = make(LOSSES["kd"], 4, 6, dtype=torch.float64, device=backend.device)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        ops.kd_loss(torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher)

@@ -1,7 +1,7 @@
-"""A program: runs the logits cases on the emulated kernels under AddressSanitizer and UBSan.
+"""A program: runs every family's cases on the emulated kernels under AddressSanitizer and UBSan.
 
-``python -m tests.simt.sanitized [planted]``, with the sanitizers' runtime preloaded. "planted" hands the kernels a
-tensor that says to be longer than its memory is, which must not go unnoticed.
+``python -m tests.simt.sanitized [STEM ...]`` with the sanitizers' runtime preloaded; without a stem it runs all.
+``--planted`` hands the kernels a tensor that says to be longer than its memory is, which must not go unnoticed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import sys
 import torch
 
 from .build import load
-from .logits_cases import CASES, Case, check, oracle, run_raw
+from .cases import STEMS, cases_of, run_shuffled
+from .logits_cases import Case, run_raw
 
 
-def run_cases() -> int:
-    """Every case in order, and shuffled. Returns how many calls that were."""
+def run_cases(stem: str) -> int:
+    """Every case of a family in order, and shuffled. Returns how many calls that were."""
     emulator = load("asan")
-    calls = 0
-    for seed in (0, 1):
-        for case in CASES:
-            emulator.set_seed(seed)
-            inputs = case.inputs()
-            check(case, run_raw(case, *inputs), oracle(case, *inputs))
-            calls += 1
-    return calls
+    schedules = [(seed, case) for seed in (0, 1) for case in cases_of(stem)]
+    for seed, case in schedules:
+        run_shuffled(emulator, stem, case, seed=seed)
+    return len(schedules)
 
 
 def run_planted(case: Case) -> None:
@@ -41,7 +38,8 @@ def run_planted(case: Case) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["planted"]:
+    if sys.argv[1:] == ["--planted"]:
         run_planted(Case(rows=3, classes=37))
     else:
-        print(f"{run_cases()} calls")
+        for stem in sys.argv[1:] or STEMS:
+            print(f"{stem}: {run_cases(stem)} calls", flush=True)

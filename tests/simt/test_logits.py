@@ -1,4 +1,4 @@
-"""The logits kernels on the emulator against float64, whatever the schedule."""
+"""The logits kernels on the emulator: values that no case of logits_cases.py has, launches, what is refused."""
 
 from __future__ import annotations
 
@@ -8,26 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from .logits_cases import CASES, IGNORE, Case, check, oracle, run_raw
+from .logits_cases import IGNORE, Case, check, oracle, run_raw
 
 INF = float("inf")
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_float64(emulator: ModuleType, case: Case, seed: int) -> None:
-    emulator.set_seed(seed)
-    inputs = case.inputs()
-    check(case, run_raw(case, *inputs), oracle(case, *inputs))
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 7, 132])
-@pytest.mark.parametrize("rows", [1, 13, 100])
-def test_any_size_of_device(emulator: ModuleType, rows: int, multiprocessors: int) -> None:
-    emulator.set_multiprocessors(multiprocessors)
-    case = Case(rows=rows, classes=7, students=2)
-    inputs = case.inputs()
-    check(case, run_raw(case, *inputs), oracle(case, *inputs))
 
 
 @pytest.mark.parametrize("classes", [20, 1100])
@@ -36,18 +19,6 @@ def test_one_launch_a_direction(emulator: ModuleType, students: int, classes: in
     case = Case(students=students, classes=classes)
     run_raw(case, *case.inputs())
     assert emulator.launches() == 2
-
-
-@pytest.mark.parametrize("case", [Case(rows=40, classes=100, students=3), Case(rows=9, classes=1300)], ids=str)
-def test_same_bits_whatever_the_schedule(emulator: ModuleType, case: Case) -> None:
-    inputs = case.inputs()
-    results = []
-    for seed in range(4):
-        emulator.set_seed(seed)
-        results.append(run_raw(case, *inputs))
-    for other in results[1:]:
-        for a, b in zip([results[0].total, *results[0].grads], [other.total, *other.grads], strict=True):
-            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("case", [Case(rows=4, classes=12), Case(rows=4, classes=1200)], ids=str)

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from .build import ROOT, ensure_built, find_compiler
-from .logits_cases import CASES
+from .cases import STEMS, cases_of
 
 
 def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,14 +28,15 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_kernels_touch_only_their_own_memory() -> None:
-    done = run_sanitized()
+@pytest.mark.parametrize("stem", STEMS)
+def test_kernels_touch_only_their_own_memory(stem: str) -> None:
+    done = run_sanitized(stem)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout == f"{2 * len(CASES)} calls\n"
+    assert done.stdout == f"{stem}: {2 * len(cases_of(stem))} calls\n"
 
 
 def test_planted_overrun_is_caught() -> None:
-    done = run_sanitized("planted")
+    done = run_sanitized("--planted")
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
     assert "csrc/cuda/" in done.stderr

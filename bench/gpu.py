@@ -1,0 +1,195 @@
+"""All that wants a GPU, in one go: `python -m bench.gpu OUTPUT_FOLDER [--device cpu] [--parts PART ...]`.
+
+Builds the kernels for the GPU that is there, compares every loss with float64, runs the tests on CUDA,
+compute-sanitizer's four tools, the benchmarks, Nsight Compute and a real training. Each part is a process of its own
+with a time limit: one that fails, hangs or misses a tool costs only its own line in the table at the end. The raw
+output is in OUTPUT_FOLDER. `--device cpu` runs what a CPU can, as a trial of this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.ncu import ARGUMENTS as NCU
+from bench.ncu import summary as ncu_summary
+
+ROOT = Path(__file__).resolve().parents[1]
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, how long it may take, and how to say in a line what came of it."""
+
+    name: str
+    command: list[str]
+    limit: float  # seconds
+    environment: dict[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()  # programs, and modules of Python as "module:NAME"
+    gpu_only: bool = False
+    detail: Callable[[str], str] = lambda log: last_line(log)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    result: str  # ok, FAILED, TIMED OUT, or not run
+    seconds: float
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.name:22} {self.result:10} {self.seconds:7.1f} s  {self.detail}"
+
+
+def last_line(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1].strip("= ")[:160] if lines else "no output"
+
+
+def missing(part: Part, device: str) -> str | None:
+    """Why a part can't be run here, None if it can."""
+    if part.gpu_only and device != "cuda":
+        return "for a GPU"
+    for need in part.needs:
+        kind, _, name = need.rpartition(":")
+        found = importlib.util.find_spec(name) if kind == "module" else shutil.which(name)
+        if found is None:
+            return f"{name} is not installed"
+    return None
+
+
+def run(part: Part, folder: Path, device: str) -> Outcome:
+    """Runs a part into ``folder/<name>.log``. Its whole process group ends with it."""
+    reason = missing(part, device)
+    if reason:
+        return Outcome(part.name, "not run", 0.0, reason)
+    path = folder / f"{part.name}.log"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "KINETO_LOG_LEVEL": "99", **part.environment}
+    start = time.monotonic()
+    with path.open("w") as log:
+        log.write(f"$ {' '.join(part.command)}\n")
+        log.flush()
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            result = "ok" if process.wait(part.limit) == 0 else "FAILED"
+        except subprocess.TimeoutExpired:
+            result = "TIMED OUT"
+        finally:
+            end(process)
+    return Outcome(part.name, result, time.monotonic() - start, part.detail(path.read_text(errors="replace")))
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def sanitizer_detail(log: str) -> str:
+    """The tool's summary, and whether any error was in a kernel of ours: PyTorch's own are not on trial."""
+    said = [line.strip("= \n") for line in log.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
+    ours = any("sftn" in line for line in log.splitlines() if line.startswith("=========") and " at " in line)
+    return f"{said[-1] if said else last_line(log)}; in our kernels: {'YES' if ours else 'none'}"
+
+
+def parts(device: str, folder: Path) -> list[Part]:
+    python = sys.executable
+    on_gpu = device == "cuda"
+    table = [python, "tests/ops/on_cuda.py", "--device", device]
+    build_for = {"SFTN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture()} if on_gpu else {"SFTN_CUDA": "0"}
+    # Each allocation of its own, or an overrun would land in another tensor of the same block unnoticed.
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    short = [] if on_gpu else ["--turns", "3", "--seconds", "0.5", "--no-compile"]
+    few = [] if on_gpu else ["--epochs", "2", "--seeds", "[0]"]
+    tests = [python, "-m", "pytest", "tests/ops", "-q", "-o", "addopts=-ra", "-p", "no:cacheprovider", "-k", device]
+    demo = [python, "-m", "sftn_fast.train", "--config", "demo"]
+    sanitizers = [
+        Part(
+            tool,
+            # A filter would hide from initcheck what PyTorch's kernels have written.
+            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+            + ([] if tool == "initcheck" else ["--kernel-regex", "kns=sftn"])
+            + [*table, "--dtypes", "float32", "bfloat16"],
+            150,
+            alone,
+            needs=("compute-sanitizer",),
+            gpu_only=True,
+            detail=sanitizer_detail,
+        )
+        for tool in SANITIZERS
+    ]
+    return [
+        Part("info", [python, "-m", "sftn_fast.info"], 60),
+        Part("build", [python, "setup.py", "build_ext", "--inplace"], 300, build_for, needs=("module:setuptools",)),
+        Part("table", table, 180),
+        Part("tests", tests, 300, needs=("module:pytest",)),
+        *sanitizers,
+        Part("bench", [python, "-m", "bench", "--device", device, "--folder", str(folder), *short], 420),
+        Part(
+            "ncu",
+            ["ncu", *NCU, "--log-file", str(folder / "ncu.csv"), python, "-m", "bench.once", "--device", device],
+            180,
+            needs=("ncu",),
+            gpu_only=True,
+            detail=lambda log: ncu_summary(folder / "ncu.csv", folder / "ncu.md") or last_line(log),
+        ),
+        Part(
+            "train",
+            [*demo, "--engine.device", device, "--output", str(folder / "demo"), *few],
+            420,
+            needs=("module:jsonargparse", "module:sklearn"),
+        ),
+    ]
+
+
+def architecture() -> str:
+    """The compute capability of the GPU that is there, as TORCH_CUDA_ARCH_LIST takes it."""
+    import torch
+
+    return ".".join(map(str, torch.cuda.get_device_capability()))
+
+
+def main() -> int:
+    names = [part.name for part in parts("cpu", Path())]
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="all that wants a GPU, in one go")
+    parser.add_argument("folder", type=Path, help="where logs and figures go")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--parts", nargs="+", default=names, choices=names, metavar="PART", help=", ".join(names))
+    args = parser.parse_args()
+    if args.device == "cuda" and not has_gpu():
+        parser.error("PyTorch finds no GPU; --device cpu runs what a CPU can")
+    folder = args.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for part in parts(args.device, folder):
+        if part.name in args.parts:
+            print(f"== {part.name}, at most {part.limit:.0f} s", flush=True)
+            outcomes.append(run(part, folder, args.device))
+    (folder / "summary.json").write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1) + "\n")
+    print("", *outcomes, sep="\n")
+    return int(any(outcome.result in ("FAILED", "TIMED OUT") for outcome in outcomes))
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Derivatives of every loss in the table of :mod:`every_op`: right where there are some, else refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from every_op import LOSSES, TABLE, evaluate, upstream
+from torch.autograd import forward_ad
+
+from sftn_fast import ops
+
+each_loss = pytest.mark.parametrize("name", LOSSES)
+fused = pytest.mark.parametrize("backend", ["cpu", "emulated", "cuda"], indirect=True)
+
+
+def double(op, backend, **sizes):
+    return op.arguments(dtype=torch.float64, device=backend.device, **sizes)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if TABLE[name].smooth])
+def test_gradcheck(backend, name):
+    op = TABLE[name]
+    leaves = [double(op, backend, n=3, width=4)[key].requires_grad_() for key in op.differentiable]
+
+    def total(*values):  # anew each time: a call may change its state
+        arguments = double(op, backend, n=3, width=4)
+        return op.call(ops, arguments | dict(zip(op.differentiable, values, strict=True)))[0]
+
+    assert torch.autograd.gradcheck(total, leaves, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+@each_loss
+def test_gradients_only_where_asked(backend, name):
+    """Each input alone, where the others need none: the same gradient, and nothing for the others."""
+    op = TABLE[name]
+    full = evaluate(op, double(op, backend))
+    for wanted in op.differentiable:
+        arguments = double(op, backend)
+        arguments[wanted].requires_grad_()
+        total = op.call(ops, arguments)[0]
+        total.backward(upstream(total))
+        for key in op.differentiable:
+            assert (arguments[key].grad is not None) == (key == wanted)
+        torch.testing.assert_close(arguments[wanted].grad, full.grads[wanted], rtol=1e-10, atol=1e-12)
+
+
+@each_loss
+def test_only_the_total_has_a_gradient(backend, name):
+    op = TABLE[name]
+    arguments = op.arguments(device=backend.device)
+    for key in op.differentiable:
+        arguments[key].requires_grad_()
+    results = op.call(ops, arguments)
+    assert [result.requires_grad for result in results] == [True] + [False] * (len(results) - 1)
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, op in TABLE.items() for key in op.refused])
+def test_no_gradient_is_an_error(backend, name, key):
+    arguments = TABLE[name].arguments(device=backend.device)
+    arguments[key].requires_grad_()
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=key):
+        TABLE[name].call(ops, arguments)
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, op in TABLE.items() for key in op.constant])
+def test_constants_are_no_part_of_the_graph(backend, name, key):
+    arguments = TABLE[name].arguments(device=backend.device)
+    arguments[key].requires_grad_()
+    assert not any(result.requires_grad for result in TABLE[name].call(ops, arguments))
+
+
+@fused
+@each_loss
+def test_second_derivatives_are_refused(backend, name):
+    """A gradient penalty raises. It does not go on without its penalty."""
+    op = TABLE[name]
+    for key in op.differentiable:
+        arguments = double(op, backend)
+        arguments[key].requires_grad_()
+        total = op.call(ops, arguments)[0].sum()
+        (grad,) = torch.autograd.grad(total, arguments[key], create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            (total + grad.square().sum()).backward()
+
+
+@fused
+@each_loss
+def test_forward_mode_is_refused(backend, name):
+    op = TABLE[name]
+    for key in op.differentiable:
+        arguments = double(op, backend)
+        tangent = torch.ones_like(arguments[key])
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+            op.call(ops, arguments | {key: forward_ad.make_dual(arguments[key], tangent)})

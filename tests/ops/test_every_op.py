@@ -1,0 +1,287 @@
+"""What every loss promises, over the table of :mod:`every_op`: its dtypes, layouts and edges, and that it leaves alone
+what is not its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from every_op import (
+    LOSSES,
+    TABLE,
+    Op,
+    Outcome,
+    assert_close,
+    assert_same_bits,
+    bits,
+    bound,
+    evaluate,
+    tensors_of,
+    widened,
+)
+
+from sftn_fast import ops
+from sftn_fast.ops import reference
+
+each = pytest.mark.parametrize("name", TABLE)
+each_loss = pytest.mark.parametrize("name", LOSSES)
+fused = pytest.mark.parametrize("backend", ["cpu", "emulated", "cuda"], indirect=True)
+ids = {"ids": lambda value: str(value).removeprefix("torch.")}
+HALF = [torch.float16, torch.bfloat16]
+DTYPES = [*HALF, torch.float32, torch.float64]
+
+# ---- the table ----
+
+SWITCHES = {"backend", "set_backend"}
+
+
+def public_functions(module) -> set[str]:
+    return {name for name in module.__all__ if inspect.isfunction(getattr(module, name))} - SWITCHES
+
+
+def test_table_holds_every_public_function():
+    assert {op.function for op in TABLE.values()} == public_functions(ops)
+
+
+def test_reference_has_the_same_functions():
+    assert public_functions(reference) == public_functions(ops)
+
+
+@pytest.mark.parametrize("function", sorted(public_functions(ops)))
+def test_reference_has_the_same_signature(function):
+    assert inspect.signature(getattr(reference, function)) == inspect.signature(getattr(ops, function))
+
+
+@each
+def test_table_names_what_takes_gradients(name):
+    """Each floating-point tensor takes a gradient or refuses to: there is no third, which would be a silent zero."""
+    arguments = TABLE[name].arguments()
+    floating = {key for key, x in arguments.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    assert floating == {*TABLE[name].differentiable, *TABLE[name].refused, *TABLE[name].constant}
+
+
+# ---- values ----
+
+
+def truth(op: Op, arguments) -> Outcome:
+    """The reference in float64, on the very values that the backend is given."""
+    return evaluate(op, widened(arguments), module=reference)
+
+
+def assert_dtypes(outcome: Outcome, arguments) -> None:
+    given = [arguments[key].dtype for key in outcome.grads]
+    assert [grad.dtype for grad in outcome.grads.values()] == given
+    if given:
+        wide = torch.float64 if torch.float64 in given else torch.float32
+        assert {result.dtype for result in outcome.results} == {wide}
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_values_and_gradients(backend, name, dtype):
+    op = TABLE[name]
+    for n, width in ((5, 9), (8, 16), (3, 33)):
+        arguments = op.arguments(dtype=dtype, device=backend.device, n=n, width=width)
+        expected = truth(op, op.arguments(dtype=dtype, device=backend.device, n=n, width=width))
+        actual = evaluate(op, arguments)
+        assert_dtypes(actual, arguments)
+        assert_close(actual, expected)
+
+
+@fused
+@each_loss
+@pytest.mark.parametrize("dtype", HALF, **ids)
+def test_half_precision_is_no_worse_than_pytorch(backend, name, dtype):
+    """The error of plain PyTorch, which computes in float32 too, is the measure."""
+    op = TABLE[name]
+    same = {"dtype": dtype, "device": backend.device, "n": 16, "width": 24}
+    ours, theirs = evaluate(op, op.arguments(**same)), evaluate(op, op.arguments(**same), module=reference)
+    true = truth(op, op.arguments(**same))
+    for our, their, right in zip(ours.tensors, theirs.tensors, true.tensors, strict=True):
+        error, allowed = ((x.double() - right).abs().max().item() for x in (our, their))
+        assert error <= allowed + bound(right, torch.float32)
+
+
+@each_loss
+@pytest.mark.parametrize("pair", [HALF, [torch.bfloat16, torch.float32], [torch.float64, torch.float16]], **ids)
+def test_mixed_dtypes(backend, name, pair):
+    """The first argument of one dtype, the others of another: each gets a gradient of its own dtype."""
+    op = TABLE[name]
+
+    def mixed():
+        widest = torch.float64 if torch.float64 in pair else torch.bfloat16  # the memory's, where there is one
+        arguments = op.arguments(dtype=widest, device=backend.device)
+        dtypes = dict.fromkeys(op.differentiable, pair[1]) | {op.differentiable[0]: pair[0]}
+        return arguments | {key: arguments[key].to(dtype) for key, dtype in dtypes.items()}
+
+    arguments = mixed()
+    actual = evaluate(op, arguments)
+    assert_dtypes(actual, arguments)
+    assert_close(actual, truth(op, mixed()))
+
+
+# ---- layouts ----
+
+LAYOUTS = {
+    "row slice": lambda x: x.repeat_interleave(2, 0)[::2],
+    "column slice": lambda x: torch.cat([x, x, x], -1)[..., x.shape[-1] : 2 * x.shape[-1]],
+    "column step": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "first channels last": None,  # one in each layout
+}
+
+
+@each
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+def test_layouts(backend, name, dtype, layout):
+    op = TABLE[name]
+    arguments, expected = (op.arguments(dtype=dtype, device=backend.device, n=6, width=37) for _ in range(2))
+    tensors = [key for key, x in arguments.items() if isinstance(x, torch.Tensor) and key not in op.state]
+    if layout == "expanded":  # rows of integers have to differ
+        tensors = [key for key in tensors if arguments[key].is_floating_point()]
+    change = LAYOUTS[layout]
+    if change is None:
+        tensors, change = tensors[:1], LAYOUTS["channels last"]
+    for key in tensors:
+        arguments[key] = change(arguments[key])
+        expected[key] = arguments[key].clone(memory_format=torch.contiguous_format)
+    assert_close(evaluate(op, arguments), evaluate(op, expected), slack=1.0 if layout == "expanded" else 0.0)
+
+
+# ---- edges ----
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_empty_batch(backend, name, dtype):
+    arguments = TABLE[name].arguments(dtype=dtype, device=backend.device, n=0)
+    outcome = evaluate(TABLE[name], arguments)
+    assert outcome.results[0].shape == ((0,) if TABLE[name].options.get("reduction") == "none" else ())
+    assert_dtypes(outcome, arguments)
+    for key, grad in outcome.grads.items():
+        assert grad.shape == arguments[key].shape
+        assert grad.count_nonzero() == 0
+    assert all(result.sum() == 0 for result in outcome.results)
+
+
+@each_loss
+@pytest.mark.parametrize(("n", "width"), [(1, 7), (4, 1), (1, 1)])
+def test_smallest_sizes(backend, name, n, width):
+    op = TABLE[name]
+    arguments, same = (op.arguments(device=backend.device, n=n, width=width) for _ in range(2))
+    outcome = evaluate(op, arguments)
+    assert all(x.isfinite().all() for x in outcome.tensors)
+    if not (op.function == "pkt_loss" and n > width == 1):  # cosines of 1 and -1 alone, where its logarithm has a pole
+        assert_close(outcome, truth(op, same), slack=1.0)
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", HALF, **ids)
+def test_large_half_precision_values_stay_finite(backend, name, dtype):
+    """Vectors of norm 320 and more, whose squares float16 cannot hold."""
+    arguments = TABLE[name].arguments(dtype=dtype, device=backend.device, spread=100.0)
+    outcome = evaluate(TABLE[name], arguments)
+    assert all(result.isfinite().all() for result in outcome.results)
+    assert all(grad.isfinite().all() for grad in outcome.grads.values() if grad.dtype == torch.bfloat16)
+    assert not any(grad.isnan().any() for grad in outcome.grads.values())
+
+
+@each_loss
+def test_equal_rows_stay_finite(backend, name):
+    op = TABLE[name]
+    arguments = op.arguments(device=backend.device)
+    for key in op.differentiable:
+        if arguments[key].dim() > 1:
+            arguments[key] = arguments[key][:1].expand(arguments[key].shape).contiguous()
+    assert all(x.isfinite().all() for x in evaluate(op, arguments).tensors)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if TABLE[name].shows_nan])
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_nan_shows(backend, name, dtype):
+    """A NaN anywhere makes the loss NaN: training stops at it instead of going on with half a loss."""
+    for key in TABLE[name].differentiable:
+        arguments = TABLE[name].arguments(dtype=dtype, device=backend.device)
+        arguments[key].view(-1)[-1] = torch.nan
+        total = TABLE[name].call(ops, arguments)[0]
+        assert total.isnan().any(), key
+
+
+# ---- conduct ----
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_inputs_are_not_written_to(backend, name, dtype):
+    op = TABLE[name]
+    arguments = op.arguments(dtype=dtype, device=backend.device)
+    before = [bits(x).clone() for x in tensors_of(arguments, without=op.state)]
+    evaluate(op, arguments)
+    after = [bits(x) for x in tensors_of(arguments, without=op.state)]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+def test_same_inputs_same_bits(backend, name, dtype):
+    op = TABLE[name]
+    first, second = (evaluate(op, op.arguments(dtype=dtype, device=backend.device, n=24, width=65)) for _ in range(2))
+    assert_same_bits(first, second)
+
+
+@each
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_threads_do_not_change_the_bits(backend, name):
+    op = TABLE[name]
+    threads = torch.get_num_threads()
+    outcomes = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            outcomes.append(evaluate(op, op.arguments(n=129, width=500)))
+    finally:
+        torch.set_num_threads(threads)
+    for outcome in outcomes[1:]:
+        (assert_close if op.long_products else assert_same_bits)(outcomes[0], outcome)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+def test_autocast_leaves_the_loss_alone(backend, name, dtype):
+    op = TABLE[name]
+
+    def in_autocast(*arguments):
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
+            return op.call(*arguments)
+
+    plain = evaluate(op, op.arguments(dtype=dtype, device=backend.device))
+    outcomes = [evaluate(op, op.arguments(dtype=dtype, device=backend.device), call=in_autocast)]
+    if backend.fused:  # the backward pass too, where PyTorch's own would compute in half precision
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
+            outcomes.append(evaluate(op, op.arguments(dtype=dtype, device=backend.device)))
+    for cast in outcomes:
+        for a, b in zip(cast.tensors, plain.tensors, strict=True):
+            assert a.dtype == b.dtype
+        assert_close(cast, plain)
+
+
+@each
+def test_without_gradients(backend, name):
+    """The same values where nobody asks for a gradient, whether the inputs require one or not."""
+    op = TABLE[name]
+    expected = evaluate(op, op.arguments(device=backend.device))
+    for mode in (torch.no_grad, torch.inference_mode):
+        arguments = op.arguments(device=backend.device)
+        for key in op.differentiable:
+            arguments[key].requires_grad_()
+        torch.manual_seed(0)
+        with mode():
+            results = op.call(ops, arguments)
+        assert not any(result.requires_grad for result in results)
+        assert_close(Outcome(results, {}, op.states(arguments)), Outcome(expected.results, {}, expected.states))

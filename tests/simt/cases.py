@@ -1,0 +1,44 @@
+"""The cases of every family on the emulated device, found by file name.
+
+A module ``<stem>_cases.py`` in this folder has ``CASES``, small ones whose ``str()`` reads well, and
+``run_case(case)``, which runs the raw ops ``torch.ops.sftn_fast_emulated.*`` forward and backward and raises
+AssertionError where they differ from float64. What it returns, a list of tensors, must not depend on the order in which
+blocks, warps and lanes run; None compares nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+SUFFIX = "_cases.py"
+STEMS = tuple(sorted(path.name.removesuffix(SUFFIX) for path in Path(__file__).parent.glob(f"*{SUFFIX}")))
+
+
+def cases_of(stem: str) -> Sequence[Any]:
+    """The cases of a family."""
+    return importlib.import_module(f"{__package__}.{stem}_cases").CASES
+
+
+def run_shuffled(
+    emulator: ModuleType, stem: str, case: Any, *, seed: int, multiprocessors: int | None = None
+) -> Sequence[Tensor] | None:
+    """One case under one schedule, on a device of the emulator's usual size or of another.
+
+    Raises:
+        AssertionError: the kernels differ from float64; the message names the schedule.
+    """
+    emulator.reset()
+    emulator.set_seed(seed)
+    if multiprocessors is not None:
+        emulator.set_multiprocessors(multiprocessors)
+    try:
+        return importlib.import_module(f"{__package__}.{stem}_cases").run_case(case)
+    except AssertionError as error:
+        device = "" if multiprocessors is None else f", {multiprocessors} multiprocessors"
+        raise AssertionError(f"{stem}, {case}, seed {seed}{device}: {error}") from error

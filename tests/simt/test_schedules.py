@@ -1,0 +1,35 @@
+"""Every family's kernels on the emulator: right, and the same bits, whatever the schedule and the device's size."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from .cases import STEMS, cases_of, run_shuffled
+
+ALL = [pytest.param(stem, case, id=f"{stem}-{case}") for stem in STEMS for case in cases_of(stem)]
+
+
+@pytest.mark.parametrize(("stem", "case"), ALL)
+def test_right_and_the_same_bits_whatever_the_schedule(emulator: ModuleType, stem: str, case: Any) -> None:
+    in_order, *shuffled = [run_shuffled(emulator, stem, case, seed=seed) for seed in (0, 1, 2)]
+    if in_order is not None:
+        for results in shuffled:
+            torch.testing.assert_close(list(results), list(in_order), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 7, 132])
+@pytest.mark.parametrize(("stem", "case"), ALL)
+def test_right_whatever_the_size_of_the_device(
+    emulator: ModuleType, stem: str, case: Any, multiprocessors: int
+) -> None:
+    run_shuffled(emulator, stem, case, seed=3, multiprocessors=multiprocessors)
+
+
+def test_case_names_are_unique() -> None:
+    for stem in STEMS:
+        names = [str(case) for case in cases_of(stem)]
+        assert sorted(set(names)) == sorted(names), stem

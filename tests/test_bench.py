@@ -1,0 +1,99 @@
+"""The benchmark's own code: what it counts, what it writes, and when it calls a kernel slower."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench.cases
+import bench.family
+from bench import chart, record
+from bench.cases.case import Case, Step
+from bench.check import TOLERANCE, compare
+from bench.family import Effort, measure_case
+from bench.measure import MIN_TURNS, cost, interleaved, peak_memory
+
+EFFORT = Effort(turns=3, seconds=0.1, compile=False)
+SUITES = Path(bench.__file__).parent
+
+
+def small_case(loss=lambda x: x.square().sum()) -> Case:
+    def build(device):
+        x = torch.ones(1000, device=device, requires_grad=True)
+        return {name: Step([x], lambda: loss(x)) for name in ("eager", "reference", "ours")}
+
+    return Case("squares", build, bytes_moved=12_000)
+
+
+def test_every_family_has_a_suite():
+    assert {path.stem.removeprefix("test_") for path in SUITES.glob("test_*.py")} == set(bench.cases.FAMILIES)
+
+
+@pytest.mark.parametrize("family", bench.cases.FAMILIES)
+def test_case_names_are_unique(family):
+    names = [case.name for case in bench.cases.of_family(family)]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_slow_steps_get_few_turns():
+    slow = {name: lambda: time.sleep(0.15) for name in ("eager", "ours")}
+    start = time.perf_counter()
+    timings = interleaved(slow, turns=1000, seconds=0.5)
+    assert time.perf_counter() - start < 3
+    assert {timing.n for timing in timings.values()} == {MIN_TURNS}
+    assert timings["eager"].p20 >= 150_000
+
+
+def test_ops_and_memory_are_counted():
+    x = torch.ones(1000)
+    assert cost(lambda: x + 1).launches == 1
+    assert cost(lambda: (x + 1).softmax(0)).launches == 2  # softmax, whatever it calls inside
+    assert peak_memory(x.clone) == 4000
+
+
+def test_rows_of_a_case():
+    rows = list(measure_case(small_case(), "cpu", EFFORT, bandwidth=1e9))
+    assert [row["implementation"] for row in rows] == ["eager", "reference", "ours"]
+    assert rows[0]["ratio"] == 1
+    for row in rows:
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"]
+        assert row["bandwidth_share"] == pytest.approx(12_000 / row["p50"] * 1e6 / 1e9, rel=0.05, abs=1e-3)
+
+
+def test_what_torch_compile_cannot_take_costs_only_its_row(monkeypatch):
+    def fail(step):
+        raise RuntimeError("no C++ compiler | was found\nand more")
+
+    monkeypatch.setattr(bench.family, "compiled", fail)
+    effort = Effort(turns=3, seconds=0.1, compile=True)
+    *measured, failed = measure_case(small_case(), "cpu", effort, bandwidth=1e9)
+    assert [row["implementation"] for row in measured] == ["eager", "reference", "ours"]
+    assert failed["error"] == "RuntimeError: no C++ compiler | was found"
+    assert record.line(failed).count("|") == record.line(measured[0]).count("|")
+
+
+def test_a_measurement_is_written_and_read_back(tmp_path):
+    rows = list(measure_case(small_case(), "cpu", EFFORT, bandwidth=1e9))
+    rows.append({"case": "squares", "implementation": "compile", "error": "RuntimeError: none"})
+    about = record.conditions("cpu")
+    record.write("squares-cpu", "squares", "cpu", about, rows, tmp_path)
+    chart.draw(tmp_path / "squares-cpu.png", "squares", about, rows)
+    assert record.read("squares-cpu", tmp_path) == (about, rows)
+    assert "squares-cpu.png" in (tmp_path / "squares-cpu.md").read_text()
+    assert (tmp_path / "squares-cpu.png").stat().st_size > 5000
+
+
+def row(case: str, ratio: float, implementation: str = "ours") -> dict:
+    return {"case": case, "implementation": implementation, "ratio": ratio}
+
+
+def test_only_ratios_decide():
+    recorded = [row("a", 10.0), row("b", 10.0), row("gone", 3.0), row("a", 1.0, "eager")]
+    least = 10.0 * (1 - TOLERANCE)
+    measured = [row("a", least + 0.1), row("b", least - 0.1), row("new", 1.0), row("a", 0.1, "reference")]
+    verdicts = compare(recorded, measured)
+    assert [verdict.regressed for verdict in verdicts] == [False, True, True]
+    assert [str(verdict).split()[0] for verdict in verdicts] == ["ok", "SLOWER", "MISSING"]
