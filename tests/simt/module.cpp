@@ -2,9 +2,13 @@
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
+#include "csrc/contrastive.h"
 #include "csrc/logits.h"
 
 STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) {
+  m.def(sftn::kContrastiveForwardSchema);
+  m.def(sftn::kContrastiveNormalizersSchema);
+  m.def(sftn::kContrastiveUpdateSchema);
   m.def(sftn::kLogitsForwardSchema);
   m.def(sftn::kLogitsBackwardSchema);
 }
