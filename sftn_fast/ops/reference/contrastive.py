@@ -55,7 +55,8 @@ def update_banks(memory: CRDMemory, student_embedding: Tensor, teacher_embedding
 
 def _scores(embedding: Tensor, bank: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """``<bank[rows[b, k]], embedding[b]> / T``: ``[B, 1 + K]``, by way of the scores of the whole bank."""
-    return (embedding @ bank.to(embedding.dtype).T).gather(1, rows.long()) / temperature
+    constants = bank.to(embedding.dtype, copy=True)  # the backward pass needs the rows as they are before the update
+    return (embedding @ constants.T).gather(1, rows.long()) / temperature
 
 
 def _nce(scores: Tensor, z: Tensor, memory: CRDMemory) -> Tensor:

@@ -1,0 +1,155 @@
+// The work on a group of bank rows that one anchor is scored against: their dot products with its embedding, the
+// logistic loss of each, and their weighted sum, the gradient. The rows are read twice, the second time from the
+// first-level cache.
+#pragma once
+
+#include "chunk.h"
+#include "exp.h"
+
+// Vectors that functions return have no agreed place between machines of different levels. These are always inlined.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
+namespace sftn {
+
+constexpr int64_t kGroup = 32;  // 16 KB of rows at D = 128
+constexpr int64_t kTogether = 4;  // rows whose dot products are computed side by side
+
+// 64 bytes of values: one vector or several, as the machine has them.
+template <class A>
+struct WideOf {
+  typedef A type __attribute__((vector_size(64)));
+};
+template <class A>
+using Wide = typename WideOf<A>::type;
+template <class A>
+constexpr int64_t kWide = 64 / sizeof(A);
+
+template <class A>
+SFTN_INLINE Wide<A> load_wide(const A* from) {
+  Wide<A> to;
+  std::memcpy(&to, from, sizeof to);
+  return to;
+}
+
+template <class A>
+SFTN_INLINE A sum_of(const Wide<A>& wide) {
+  typedef A Quarter __attribute__((vector_size(16)));
+  Quarter q[4];
+  std::memcpy(q, &wide, sizeof q);
+  const Quarter sum = (q[0] + q[2]) + (q[1] + q[3]);
+  A result = sum[0] + sum[1];
+  if constexpr (sizeof(A) == 4) result += sum[2] + sum[3];
+  return result;
+}
+
+// Rows of an anchor, each of `dim` values, a multiple of kLanes.
+template <class A>
+struct Group {
+  const A* rows[kGroup + kTogether - 1];  // `count`, then enough of them again to fill up the last kTogether
+  int64_t count, dim;
+  // Rows of the group to come, fetched into the cache while this one is computed.
+  const char* const* next;
+  int64_t next_count, row_bytes;
+};
+
+// What turns <row, v> into base-2 logits: a log2(e) = dot * rate - shift, with the shift in two parts. Rounded to one
+// float, log(Z noise) would put the same error into every term.
+template <class A>
+struct Logistic {
+  A rate, shift, shift_rest;
+
+  Logistic(double temperature, double z, double noise)
+      : rate(A(kLog2E / temperature)),
+        shift(A(std::log2(z * noise))),
+        shift_rest(A(std::log2(z * noise) - double(shift))) {}
+
+  SFTN_INLINE A operator()(A dot) const { return (dot * rate - shift) - shift_rest; }
+};
+
+// log(1 + e) for e from 0 to 1, to the last place: 2 artanh(e / (2 + e)), the series of which converges by 9 a term.
+template <class A>
+SFTN_INLINE A log1p_of_fraction(A e) {
+  constexpr int kTerms = sizeof(A) == 4 ? 7 : 17;
+  const A x = e / (2 + e), square = x * x;
+  A sum = A(1.0 / (2 * kTerms + 1));
+  for (int k = kTerms - 1; k >= 0; --k) sum = sum * square + A(1.0 / (2 * k + 1));
+  return 2 * x * sum;
+}
+
+// dots[i] = <rows[i], v>
+template <class A>
+SFTN_INLINE void dot_rows(const Group<A>& group, const A* v, A* dots) {
+  for (int64_t i = 0; i < group.count; i += kTogether) {
+    for (int64_t r = i; r < std::min(i + kTogether, group.next_count); ++r) {
+      for (int64_t byte = 0; byte < group.row_bytes; byte += 64) __builtin_prefetch(group.next[r] + byte);
+    }
+    const A *row0 = group.rows[i], *row1 = group.rows[i + 1], *row2 = group.rows[i + 2], *row3 = group.rows[i + 3];
+    Wide<A> sum0{}, sum1{}, sum2{}, sum3{};
+    for (int64_t j = 0; j < group.dim; j += kWide<A>) {
+      const Wide<A> v_j = load_wide(v + j);
+      sum0 += load_wide(row0 + j) * v_j;
+      sum1 += load_wide(row1 + j) * v_j;
+      sum2 += load_wide(row2 + j) * v_j;
+      sum3 += load_wide(row3 + j) * v_j;
+    }
+    dots[i] = sum_of<A>(sum0);
+    dots[i + 1] = sum_of<A>(sum1);
+    dots[i + 2] = sum_of<A>(sum2);
+    dots[i + 3] = sum_of<A>(sum3);
+  }
+}
+
+// Turns dots into weights, sigmoid(a), and returns the sum of softplus(a).
+template <class A>
+SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, int64_t count, A* dots) {
+  Lanes<A> loss(0);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    A* dot = dots + i;
+    const A lanes = A(count - i);
+    SFTN_LANES {
+      const A a = logistic(dot[l]), size = a < 0 ? -a : a;
+      const A e = fast_exp2(-size), inverse = 1 / (1 + e);
+      const A softplus = (a > 0 ? a * A(1 / kLog2E) : 0) + log1p_of_fraction(e);
+      dot[l] = a > 0 ? inverse : e * inverse;
+      loss.lane[l] += A(l) < lanes ? softplus : 0;
+    }
+  }
+  return loss.sum();
+}
+
+// grad += sum of weights[i] rows[i] over kBlocks blocks of columns from `column` on
+template <int kBlocks, class A>
+SFTN_INLINE void add_columns(const Group<A>& group, const A* weights, int64_t column, A* grad) {
+  Wide<A> sum[kBlocks] = {};
+  for (int64_t i = 0; i < group.count; ++i) {
+    const A* row = group.rows[i] + column;
+    for (int b = 0; b < kBlocks; ++b) sum[b] += load_wide(row + b * kWide<A>) * weights[i];
+  }
+  for (int b = 0; b < kBlocks; ++b) {
+    sum[b] += load_wide(grad + column + b * kWide<A>);
+    std::memcpy(grad + column + b * kWide<A>, &sum[b], sizeof sum[b]);
+  }
+}
+
+template <class A>
+SFTN_INLINE void add_rows(const Group<A>& group, const A* weights, A* grad) {
+  constexpr int64_t kColumns = 4 * kWide<A>;
+  int64_t column = 0;
+  for (; column + kColumns <= group.dim; column += kColumns) add_columns<4>(group, weights, column, grad);
+  for (; column < group.dim; column += kWide<A>) add_columns<1>(group, weights, column, grad);
+}
+
+// Adds a group of negatives to its anchor's gradient [dim], if that is asked for. Returns their loss.
+template <class A>
+SFTN_INLINE double negatives_inline(const Group<A>& group, const Logistic<A>& logistic, const A* v, A* grad) {
+  alignas(64) A weights[kGroup];
+  for (int64_t i = group.count / kLanes * kLanes; i < kGroup; ++i) weights[i] = 0;
+  dot_rows(group, v, weights);
+  const double loss = logistic_rows(logistic, group.count, weights);
+  if (grad) add_rows(group, weights, grad);
+  return loss;
+}
+
+}  // namespace sftn
