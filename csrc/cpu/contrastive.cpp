@@ -12,14 +12,19 @@
 namespace sftn {
 
 // Clones are made of functions, not of templates.
-SFTN_CLONES double add_negatives(const Group<float>& group, const Logistic<float>& logistic, const float* v,
-                                 float* grad) {
-  return negatives_inline(group, logistic, v, grad);
-}
-SFTN_CLONES double add_negatives(const Group<double>& group, const Logistic<double>& logistic, const double* v,
-                                 double* grad) {
-  return negatives_inline(group, logistic, v, grad);
-}
+#define SFTN_ADD_NEGATIVES(A, T)                                                                                      \
+  SFTN_CLONES double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,     \
+                                   int64_t d, const A* v, A* grad, A* copies) {                                        \
+    return negatives_inline(rows, next, logistic, d, v, grad, copies);                                                 \
+  }
+SFTN_ADD_NEGATIVES(float, float)
+SFTN_ADD_NEGATIVES(float, Half)
+SFTN_ADD_NEGATIVES(float, BFloat16)
+SFTN_ADD_NEGATIVES(double, float)
+SFTN_ADD_NEGATIVES(double, Half)
+SFTN_ADD_NEGATIVES(double, BFloat16)
+SFTN_ADD_NEGATIVES(double, double)
+#undef SFTN_ADD_NEGATIVES
 
 static void check_index(const Tensor& index, int64_t b, int64_t n) {
   const auto* data = static_cast<const int64_t*>(index.const_data_ptr());
@@ -109,8 +114,8 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
   const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
   const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
   const Logistic<A> logistic(in.temperature, read_normalizer(side.z), in.noise() + kContrastiveEps);
-  GroupReader<A, T> read(in.d);
-  const int64_t dim = read.dim(), anchors = end - begin;
+  const int64_t dim = whole_blocks(in.d), anchors = end - begin;
+  std::vector<A> copies(std::is_same_v<A, T> && in.d == dim ? 0 : kGroup * dim);
   std::vector<A> v(anchors * dim), sums(grads ? anchors * dim : 0);  // in whole blocks
   for (int64_t i = 0; i < anchors; ++i) {
     const A* of_anchor = embedding + (begin + i) * in.d;
@@ -128,8 +133,8 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
     more = walk.next(next);
     if (!more) next.count = 0;
     const int64_t i = group.anchor - begin;
-    losses[group.anchor] +=
-        add_negatives(read(group, next), logistic, v.data() + i * dim, grads ? sums.data() + i * dim : nullptr);
+    losses[group.anchor] += add_negatives(group, next, logistic, in.d, v.data() + i * dim,
+                                          grads ? sums.data() + i * dim : nullptr, copies.data());
   }
   if (!walk.in_range()) in_range = false;
 

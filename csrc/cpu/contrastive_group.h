@@ -3,6 +3,7 @@
 // first-level cache.
 #pragma once
 
+#include "../tensor.h"
 #include "chunk.h"
 #include "exp.h"
 
@@ -44,15 +45,49 @@ SFTN_INLINE A sum_of(const Wide<A>& wide) {
   return result;
 }
 
-// Rows of an anchor, each of `dim` values, a multiple of kLanes.
+inline int64_t whole_blocks(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
+
+template <class A, class T>
+SFTN_INLINE void widen_values(const T* from, A* to, int64_t n) {
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    SFTN_LANES to[j + l] = static_cast<A>(static_cast<accumulator_t<T>>(from[j + l]));
+  }
+  for (; j < n; ++j) to[j] = static_cast<A>(static_cast<accumulator_t<T>>(from[j]));
+}
+
+// Rows of a bank that one anchor meets together.
+template <class T>
+struct BankRows {
+  const T* rows[kGroup];
+  int64_t count = 0, anchor = 0;
+};
+
+// The same in the type that is computed in, each of `dim` values, a multiple of kLanes.
 template <class A>
 struct Group {
-  const A* rows[kGroup + kTogether - 1];  // `count`, then enough of them again to fill up the last kTogether
+  const A* rows[kGroup + kTogether - 1];  // `count`, then the first again to fill up the last kTogether
   int64_t count, dim;
-  // Rows of the group to come, fetched into the cache while this one is computed.
-  const char* const* next;
-  int64_t next_count, row_bytes;
 };
+
+// Bank rows [d] as a group: where they are, or as copies in `copies` [kGroup, dim], zero behind the d values of a row.
+template <class A, class T>
+SFTN_INLINE Group<A> group_of(const BankRows<T>& from, int64_t d, int64_t dim, A* copies) {
+  Group<A> group;
+  group.count = from.count;
+  group.dim = dim;
+  for (int64_t i = 0; i < from.count; ++i) {
+    if constexpr (std::is_same_v<T, A>) {
+      group.rows[i] = from.rows[i];
+      if (d == dim) continue;
+    }
+    A* copy = copies + i * dim;
+    widen_values(from.rows[i], copy, d);
+    group.rows[i] = copy;
+  }
+  for (int64_t i = 0; i < kTogether - 1; ++i) group.rows[from.count + i] = group.rows[0];
+  return group;
+}
 
 // What turns <row, v> into base-2 logits: a log2(e) = dot * rate - shift, with the shift in two parts. Rounded to one
 // float, log(Z noise) would put the same error into every term.
@@ -78,12 +113,12 @@ SFTN_INLINE A log1p_of_fraction(A e) {
   return 2 * x * sum;
 }
 
-// dots[i] = <rows[i], v>
-template <class A>
-SFTN_INLINE void dot_rows(const Group<A>& group, const A* v, A* dots) {
+// dots[i] = <rows[i], v>. Meanwhile the next group's rows [d] come to the cache.
+template <class A, class T>
+SFTN_INLINE void dot_rows(const Group<A>& group, const A* v, A* dots, const BankRows<T>& next, int64_t d) {
   for (int64_t i = 0; i < group.count; i += kTogether) {
-    for (int64_t r = i; r < std::min(i + kTogether, group.next_count); ++r) {
-      for (int64_t byte = 0; byte < group.row_bytes; byte += 64) __builtin_prefetch(group.next[r] + byte);
+    for (int64_t r = i; r < std::min(i + kTogether, next.count); ++r) {
+      for (int64_t j = 0; j < d; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(next.rows[r] + j);
     }
     const A *row0 = group.rows[i], *row1 = group.rows[i + 1], *row2 = group.rows[i + 2], *row3 = group.rows[i + 3];
     Wide<A> sum0{}, sum1{}, sum2{}, sum3{};
@@ -141,12 +176,13 @@ SFTN_INLINE void add_rows(const Group<A>& group, const A* weights, A* grad) {
   for (; column < group.dim; column += kWide<A>) add_columns<1>(group, weights, column, grad);
 }
 
-// Adds a group of negatives to its anchor's gradient [dim], if that is asked for. Returns their loss.
-template <class A>
-SFTN_INLINE double negatives_inline(const Group<A>& group, const Logistic<A>& logistic, const A* v, A* grad) {
-  alignas(64) A weights[kGroup];
-  for (int64_t i = group.count / kLanes * kLanes; i < kGroup; ++i) weights[i] = 0;
-  dot_rows(group, v, weights);
+// Adds an anchor's negatives to its gradient [dim], if that is asked for. Returns their loss.
+template <class A, class T>
+SFTN_INLINE double negatives_inline(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,
+                                    int64_t d, const A* v, A* grad, A* copies) {
+  const Group<A> group = group_of(rows, d, whole_blocks(d), copies);
+  alignas(64) A weights[kGroup] = {};
+  dot_rows(group, v, weights, next, d);
   const double loss = logistic_rows(logistic, group.count, weights);
   if (grad) add_rows(group, weights, grad);
   return loss;

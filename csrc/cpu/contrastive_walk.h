@@ -10,16 +10,8 @@
 
 #include "../contrastive.h"
 #include "contrastive_group.h"
-#include "half.h"
 
 namespace sftn {
-
-// Rows of the bank, of the negatives' or the positive's.
-template <class T>
-struct BankRows {
-  const T* rows[kGroup];
-  int64_t count = 0, anchor = 0;
-};
 
 // Groups of the negatives of anchors begin .. end, tile after tile.
 template <class T>
@@ -78,46 +70,6 @@ class Walk {
   int64_t tile_, limit_;          // rows of a tile; row at which the present one ends
   int64_t anchor_;
   bool in_range_ = true;
-};
-
-// Gives rows in the type that is computed in, of a whole number of blocks: the bank's own, or copies.
-template <class A, class T>
-class GroupReader {
- public:
-  explicit GroupReader(int64_t d)
-      : d_(d), dim_((d + kLanes - 1) / kLanes * kLanes), copies_(copies() ? kGroup * dim_ : 0) {}
-
-  int64_t dim() const { return dim_; }
-
-  Group<A> operator()(const BankRows<T>& from, const BankRows<T>& next) {
-    Group<A> group;
-    group.count = from.count;
-    group.dim = dim_;
-    group.next = reinterpret_cast<const char* const*>(next.rows);
-    group.next_count = next.count;
-    group.row_bytes = d_ * static_cast<int64_t>(sizeof(T));
-    for (int64_t i = 0; i < from.count; ++i) group.rows[i] = row(from.rows[i], copies_.data() + i * dim_);
-    for (int64_t i = 0; i < kTogether - 1; ++i) group.rows[from.count + i] = group.rows[0];
-    return group;
-  }
-
- private:
-  bool copies() const { return !std::is_same_v<T, A> || d_ != dim_; }
-
-  const A* row(const T* from, A* copy) const {
-    if constexpr (std::is_same_v<T, A>) {
-      if (d_ == dim_) return from;
-      std::copy(from, from + d_, copy);
-    } else if constexpr (std::is_same_v<A, float>) {
-      widen(from, copy, d_);
-    } else {
-      for (int64_t j = 0; j < d_; ++j) copy[j] = static_cast<A>(static_cast<accumulator_t<T>>(from[j]));
-    }
-    return copy;  // what lies behind the row stays zero
-  }
-
-  int64_t d_, dim_;
-  std::vector<A> copies_;
 };
 
 }  // namespace sftn
