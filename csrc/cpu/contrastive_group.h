@@ -47,13 +47,19 @@ SFTN_INLINE A sum_of(const Wide<A>& wide) {
 
 inline int64_t whole_blocks(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
 
+// A value of a bank in the type that is computed in.
 template <class A, class T>
-SFTN_INLINE void widen_values(const T* from, A* to, int64_t n) {
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    SFTN_LANES to[j + l] = static_cast<A>(static_cast<accumulator_t<T>>(from[j + l]));
-  }
-  for (; j < n; ++j) to[j] = static_cast<A>(static_cast<accumulator_t<T>>(from[j]));
+SFTN_INLINE A widened(T value) {
+  return static_cast<A>(static_cast<accumulator_t<T>>(value));
+}
+
+template <>
+SFTN_INLINE float widened<float, Half>(Half value) {
+  // Moved to float's place the exponent is 112 too small; a product puts that right, for subnormals as well.
+  const int32_t moved = static_cast<int32_t>(static_cast<int16_t>(value.x)) * 8192;
+  const float finite = bit_cast<float>(moved & static_cast<int32_t>(0x8FFFE000)) * 0x1p112f;
+  const int32_t special = (moved & 0x0F800000) == 0x0F800000 ? 0x7F800000 : 0;  // infinity or NaN
+  return bit_cast<float>(bit_cast<int32_t>(finite) | special);
 }
 
 // Rows of a bank that one anchor meets together.
@@ -63,17 +69,19 @@ struct BankRows {
   int64_t count = 0, anchor = 0;
 };
 
-// The same in the type that is computed in, each of `dim` values, a multiple of kLanes.
-template <class A>
+// The same in the type that is computed in, each of `dim` values, a multiple of kLanes. Dim is int64_t, or a constant,
+// with which loops over a row are written out.
+template <class A, class Dim>
 struct Group {
   const A* rows[kGroup + kTogether - 1];  // `count`, then the first again to fill up the last kTogether
-  int64_t count, dim;
+  int64_t count;
+  Dim dim;
 };
 
 // Bank rows [d] as a group: where they are, or as copies in `copies` [kGroup, dim], zero behind the d values of a row.
-template <class A, class T>
-SFTN_INLINE Group<A> group_of(const BankRows<T>& from, int64_t d, int64_t dim, A* copies) {
-  Group<A> group;
+template <class A, class T, class Dim>
+SFTN_INLINE Group<A, Dim> group_of(const BankRows<T>& from, int64_t d, Dim dim, A* copies) {
+  Group<A, Dim> group;
   group.count = from.count;
   group.dim = dim;
   for (int64_t i = 0; i < from.count; ++i) {
@@ -82,7 +90,9 @@ SFTN_INLINE Group<A> group_of(const BankRows<T>& from, int64_t d, int64_t dim, A
       if (d == dim) continue;
     }
     A* copy = copies + i * dim;
-    widen_values(from.rows[i], copy, d);
+    const T* row = from.rows[i];
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) copy[j] = widened<A>(row[j]);
     group.rows[i] = copy;
   }
   for (int64_t i = 0; i < kTogether - 1; ++i) group.rows[from.count + i] = group.rows[0];
@@ -113,13 +123,24 @@ SFTN_INLINE A log1p_of_fraction(A e) {
   return 2 * x * sum;
 }
 
+template <class T>
+SFTN_INLINE void fetch_row(const T* row, int64_t d) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  int64_t j = 0;
+  for (; j + 4 * kLine <= d; j += 4 * kLine) {
+    __builtin_prefetch(row + j);
+    __builtin_prefetch(row + j + kLine);
+    __builtin_prefetch(row + j + 2 * kLine);
+    __builtin_prefetch(row + j + 3 * kLine);
+  }
+  for (; j < d; j += kLine) __builtin_prefetch(row + j);
+}
+
 // dots[i] = <rows[i], v>. Meanwhile the next group's rows [d] come to the cache.
-template <class A, class T>
-SFTN_INLINE void dot_rows(const Group<A>& group, const A* v, A* dots, const BankRows<T>& next, int64_t d) {
+template <class A, class T, class Dim>
+SFTN_INLINE void dot_rows(const Group<A, Dim>& group, const A* v, A* dots, const BankRows<T>& next, int64_t d) {
   for (int64_t i = 0; i < group.count; i += kTogether) {
-    for (int64_t r = i; r < std::min(i + kTogether, next.count); ++r) {
-      for (int64_t j = 0; j < d; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(next.rows[r] + j);
-    }
+    for (int64_t r = i; r < std::min(i + kTogether, next.count); ++r) fetch_row(next.rows[r], d);
     const A *row0 = group.rows[i], *row1 = group.rows[i + 1], *row2 = group.rows[i + 2], *row3 = group.rows[i + 3];
     Wide<A> sum0{}, sum1{}, sum2{}, sum3{};
     for (int64_t j = 0; j < group.dim; j += kWide<A>) {
@@ -155,8 +176,8 @@ SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, int64_t count, A* dots)
 }
 
 // grad += sum of weights[i] rows[i] over kBlocks blocks of columns from `column` on
-template <int kBlocks, class A>
-SFTN_INLINE void add_columns(const Group<A>& group, const A* weights, int64_t column, A* grad) {
+template <int kBlocks, class A, class Dim>
+SFTN_INLINE void add_columns(const Group<A, Dim>& group, const A* weights, int64_t column, A* grad) {
   Wide<A> sum[kBlocks] = {};
   for (int64_t i = 0; i < group.count; ++i) {
     const A* row = group.rows[i] + column;
@@ -168,24 +189,34 @@ SFTN_INLINE void add_columns(const Group<A>& group, const A* weights, int64_t co
   }
 }
 
-template <class A>
-SFTN_INLINE void add_rows(const Group<A>& group, const A* weights, A* grad) {
-  constexpr int64_t kColumns = 4 * kWide<A>;
+template <class A, class Dim>
+SFTN_INLINE void add_rows(const Group<A, Dim>& group, const A* weights, A* grad) {
+  constexpr int kBlocks = 8;
   int64_t column = 0;
-  for (; column + kColumns <= group.dim; column += kColumns) add_columns<4>(group, weights, column, grad);
+  for (; column + kBlocks * kWide<A> <= group.dim; column += kBlocks * kWide<A>) {
+    add_columns<kBlocks>(group, weights, column, grad);
+  }
   for (; column < group.dim; column += kWide<A>) add_columns<1>(group, weights, column, grad);
+}
+
+template <class A, class T, class Dim>
+SFTN_INLINE double negatives_of_dim(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,
+                                    int64_t d, Dim dim, const A* v, A* grad, A* copies) {
+  const Group<A, Dim> group = group_of(rows, d, dim, copies);
+  alignas(64) A weights[kGroup] = {};
+  dot_rows(group, v, weights, next, d);
+  const double loss = logistic_rows(logistic, group.count, weights);
+  if (grad) add_rows(group, weights, grad);
+  return loss;
 }
 
 // Adds an anchor's negatives to its gradient [dim], if that is asked for. Returns their loss.
 template <class A, class T>
 SFTN_INLINE double negatives_inline(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,
                                     int64_t d, const A* v, A* grad, A* copies) {
-  const Group<A> group = group_of(rows, d, whole_blocks(d), copies);
-  alignas(64) A weights[kGroup] = {};
-  dot_rows(group, v, weights, next, d);
-  const double loss = logistic_rows(logistic, group.count, weights);
-  if (grad) add_rows(group, weights, grad);
-  return loss;
+  constexpr std::integral_constant<int64_t, 128> kUsual{};
+  if (d == kUsual) return negatives_of_dim(rows, next, logistic, kUsual(), kUsual, v, grad, copies);
+  return negatives_of_dim(rows, next, logistic, d, whole_blocks(d), v, grad, copies);
 }
 
 }  // namespace sftn

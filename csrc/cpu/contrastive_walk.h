@@ -48,19 +48,27 @@ class Walk {
 
   template <class I>
   void take(BankRows<T>& group) {
-    group.anchor = begin_ + anchor_;
-    group.count = 0;
-    const I* negatives = in_.negatives.data<I>() + group.anchor * in_.negatives.stride;
-    int64_t& cursor = cursors_[anchor_];
-    for (; cursor < in_.k && group.count < kGroup; ++cursor) {
+    const int64_t anchor = begin_ + anchor_, k = in_.k, n = in_.n, d = in_.d, limit = limit_;
+    const I* negatives = in_.negatives.data<I>() + anchor * in_.negatives.stride;
+    const T* bank = bank_;
+    int64_t cursor = cursors_[anchor_], count = 0;
+    for (; cursor < k && count < kGroup; ++cursor) {
       const int64_t row = negatives[cursor];
-      if (row >= limit_) break;
-      if (row < 0 || row >= in_.n) {
+      if (row >= limit) break;
+      if (row < 0 || row >= n) {
         in_range_ = false;
         continue;
       }
-      group.rows[group.count++] = bank_ + row * in_.d;
+      group.rows[count++] = bank + row * d;
     }
+    // What comes next of this anchor, perhaps after all others had their turn.
+    constexpr int64_t kLine = 64 / sizeof(I);
+    for (int64_t ahead = cursor; ahead < std::min(cursor + 2 * kGroup, k); ahead += kLine) {
+      __builtin_prefetch(negatives + ahead);
+    }
+    cursors_[anchor_] = cursor;
+    group.anchor = anchor;
+    group.count = count;
   }
 
   const ContrastiveInput& in_;
