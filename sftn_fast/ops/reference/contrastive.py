@@ -46,17 +46,19 @@ def update_banks(memory: CRDMemory, student_embedding: Tensor, teacher_embedding
     last = torch.where(index[:, None] == index, order, -1).amax(dim=1)  # of the rows that go to the same place
     for bank, embedding in ((memory.student_bank, student_embedding), (memory.teacher_bank, teacher_embedding)):
         dtype = memory.compute_dtype(embedding)
-        old = bank[index]
+        old = bank.index_select(0, index)
         mixed = memory.momentum * old.to(dtype) + (1 - memory.momentum) * embedding[last].to(dtype)
         norm = mixed.square().sum(dim=1, keepdim=True).sqrt()
         new = mixed / norm.clamp(min=torch.finfo(dtype).tiny ** 0.5)
-        bank[index] = torch.where(norm.isfinite(), new.to(bank.dtype), old)
+        bank.index_copy_(0, index, torch.where(norm.isfinite(), new.to(bank.dtype), old))
 
 
 def _scores(embedding: Tensor, bank: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """``<bank[rows[b, k]], embedding[b]> / T``: ``[B, 1 + K]``, by way of the scores of the whole bank."""
     constants = bank.to(embedding.dtype, copy=True)  # the backward pass needs the rows as they are before the update
-    return (embedding @ constants.T).gather(1, rows.long()) / temperature
+    with torch.autocast(bank.device.type, enabled=False):
+        scores = embedding @ constants.T
+    return scores.gather(1, rows.long()) / temperature
 
 
 def _nce(scores: Tensor, z: Tensor, memory: CRDMemory) -> Tensor:
