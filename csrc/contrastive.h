@@ -16,19 +16,21 @@
 //
 // so that nothing overflows, nothing cancels, and both come from one read of each row.
 //
-//   contrastive_normalizers  sets a side's Z to N times the mean of exp(<row, v> / T) over the batch's 1 + K rows, where
+//   contrastive_normalizers  sets a side's Z to N times the mean of exp(<row, v> / T) over the batch's 1 + K rows,
+//   where
 //                            it is NaN so far and the mean is finite; returns at once where it is not NaN
 //   contrastive_forward      the loss, and the gradients that are asked for; one that is not is [0, D]
 //   contrastive_update       row = w / max(|w|, tiny) with w = momentum row + (1 - momentum) v, each bank with its own
-//                            side's embedding. Of several b with the same index the last counts. A row that would not be
-//                            finite stays as it is
+//                            side's embedding. Of several b with the same index the last counts. A row that would not
+//                            be finite stays as it is
 //
 // Embeddings are of the type that is computed in, A: float64 if an embedding or the banks were, else float32. Banks are
-// of any type, both of the same. Rows out of range: the CPU throws, having written nothing; a GPU stops at a device-side
-// assertion. B = 0 gives 0 and changes nothing.
+// of any type, both of the same. Rows out of range: the CPU throws, having written nothing; a GPU stops at a
+// device-side assertion. B = 0 gives 0 and changes nothing.
 //
 // A backend is a class with three static functions, called with B >= 1: `normalize(const
-// ContrastiveInput&)`, `forward(const ContrastiveInput&, const ContrastiveOutput&)`, `update(const ContrastiveUpdate&)`.
+// ContrastiveInput&)`, `forward(const ContrastiveInput&, const ContrastiveOutput&)`, `update(const
+// ContrastiveUpdate&)`.
 #pragma once
 
 #include <cmath>

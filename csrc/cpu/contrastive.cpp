@@ -12,10 +12,10 @@
 namespace sftn {
 
 // Clones are made of functions, not of templates.
-#define SFTN_ADD_NEGATIVES(A, T)                                                                                      \
-  SFTN_CLONES double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,     \
-                                   int64_t d, const A* v, A* grad, A* copies) {                                        \
-    return negatives_inline(rows, next, logistic, d, v, grad, copies);                                                 \
+#define SFTN_ADD_NEGATIVES(A, T)                                                                                  \
+  SFTN_CLONES double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic, \
+                                   int64_t d, const A* v, A* grad, A* copies) {                                   \
+    return negatives_inline(rows, next, logistic, d, v, grad, copies);                                            \
   }
 SFTN_ADD_NEGATIVES(float, float)
 SFTN_ADD_NEGATIVES(float, Half)

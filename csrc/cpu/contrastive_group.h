@@ -14,7 +14,7 @@
 
 namespace sftn {
 
-constexpr int64_t kGroup = 32;  // 16 KB of rows at D = 128
+constexpr int64_t kGroup = 32;    // 16 KB of rows at D = 128
 constexpr int64_t kTogether = 4;  // rows whose dot products are computed side by side
 
 // 64 bytes of values: one vector or several, as the machine has them.

@@ -1,9 +1,9 @@
 // The order in which anchors meet the rows of a bank.
 //
 // The bank is cut into tiles, and a tile's rows meet all anchors before the next tile's do: they come from memory once
-// and then from the cache. That needs ascending negatives, as a sampler can give them; others are as right, but meet the
-// whole bank as one tile. An anchor takes its negatives in their own order whatever the tiles, so that sums over them
-// do not depend on the number of anchors that a thread has.
+// and then from the cache. That needs ascending negatives, as a sampler can give them; others are as right, but meet
+// the whole bank as one tile. An anchor takes its negatives in their own order whatever the tiles, so that sums over
+// them do not depend on the number of anchors that a thread has.
 #pragma once
 
 #include <vector>

@@ -97,8 +97,8 @@ struct ContrastiveCuda {
       const Tensor losses = empty(std::array<int64_t, 3>{2, in.b, slices}, in.dtype, like);
       const int64_t sides = wanted[0] || wanted[1] ? 2 : 0;
       const Tensor grads = empty(std::array<int64_t, 4>{sides, in.b, slices, in.d}, in.dtype, like);
-      const ContrastiveShares<A> shares{data_of<A>(losses), data_of<A>(grads), static_cast<int>(slices), slice_length,
-                                        {wanted[0], wanted[1]}};
+      const ContrastiveShares<A> shares{
+          data_of<A>(losses), data_of<A>(grads), static_cast<int>(slices), slice_length, {wanted[0], wanted[1]}};
       visit_packs(in.d, [&](auto packs) {
         simt::launch(contrastive_score_kernel<A, T, packs>, static_cast<unsigned>(2 * in.b * slices), kScoreThreads,
                      scope.stream(), params_of<A, T>(in), shares);

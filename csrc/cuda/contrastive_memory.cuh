@@ -21,7 +21,8 @@ struct NormalizerSums {
 // Side blockIdx.y. Every step launches it, for the host does not know whether Z is set; where it is, nothing is read.
 template <class A, class T, int kPacks>
 __global__ void __launch_bounds__(kNormalizeThreads, 1)
-    contrastive_normalize_kernel(const __grid_constant__ ContrastiveParams<A, T> p, const NormalizerSums<A> sums) {
+    contrastive_normalize_kernel(const __grid_constant__ ContrastiveParams<A, T> p,
+                                 const __grid_constant__ NormalizerSums<A> sums) {
   constexpr int kSize = LaneColumns<kPacks>::kSize, kLanesOfRow = simt::kWarpSize / kRows<kPacks>;
   const int side = blockIdx.y, lane = threadIdx.x % simt::kWarpSize;
   const double z = p.z(side);

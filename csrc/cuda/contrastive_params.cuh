@@ -1,7 +1,7 @@
 // What the contrastive kernels are called with, and how a warp reads bank rows.
 //
-// A warp takes kRows rows of one anchor at a time. Its lanes hold neighbouring columns, four at a time, so that a row of
-// 128 floats is one 16-byte load a lane, and the rows' loads are in flight together.
+// A warp takes kRows rows of one anchor at a time. Its lanes hold neighbouring columns, four at a time, so that a row
+// of 128 floats is one 16-byte load a lane, and the rows' loads are in flight together.
 #pragma once
 
 #include "../contrastive.h"
@@ -28,9 +28,9 @@ struct ContrastiveSideParams {
 template <class A, class T>
 struct ContrastiveParams {
   ContrastiveSideParams<A, T> sides[2];
-  const int64_t* index;       // [B]
-  const void* negatives;      // [B, K] int64 or int32
-  int64_t negatives_stride;   // between rows
+  const int64_t* index;      // [B]
+  const void* negatives;     // [B, K] int64 or int32
+  int64_t negatives_stride;  // between rows
   int64_t n, k;
   int b, d;
   bool wide_negatives, wide_z;

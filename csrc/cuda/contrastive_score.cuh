@@ -33,7 +33,8 @@ struct Logistic {
 
 template <class A, class T, int kPacks>
 __global__ void __launch_bounds__(kScoreThreads, 1)
-    contrastive_score_kernel(const __grid_constant__ ContrastiveParams<A, T> p, const ContrastiveShares<A> shares) {
+    contrastive_score_kernel(const __grid_constant__ ContrastiveParams<A, T> p,
+                             const __grid_constant__ ContrastiveShares<A> shares) {
   constexpr int kSize = LaneColumns<kPacks>::kSize, kLanesOfRow = simt::kWarpSize / kRows<kPacks>;
   SIMT_SHARED(A, shift, 2);
   SIMT_SHARED(A, block_grad, kPacks * kPack * simt::kWarpSize);
@@ -113,7 +114,8 @@ struct ContrastiveResults {
 // Adds the shares up. Block i < 2 B has the gradient of anchor i % B of side i / B, the last block the loss.
 template <class A>
 __global__ void __launch_bounds__(kScoreThreads, 1)
-    contrastive_join_kernel(const ContrastiveShares<A> shares, const ContrastiveResults<A> out, int b, int d) {
+    contrastive_join_kernel(const __grid_constant__ ContrastiveShares<A> shares,
+                            const __grid_constant__ ContrastiveResults<A> out, int b, int d) {
   if (static_cast<int>(blockIdx.x) == 2 * b) {
     A loss[1] = {A(0)};
     for (int64_t i = threadIdx.x; i < int64_t(2) * b * shares.slices; i += blockDim.x) loss[0] += shares.losses[i];
