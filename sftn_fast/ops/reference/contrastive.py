@@ -44,13 +44,19 @@ def update_banks(memory: CRDMemory, student_embedding: Tensor, teacher_embedding
         return
     order = torch.arange(len(index), device=index.device)
     last = torch.where(index[:, None] == index, order, -1).amax(dim=1)  # of the rows that go to the same place
-    for bank, embedding in ((memory.student_bank, student_embedding), (memory.teacher_bank, teacher_embedding)):
+    for name, embedding in (("student_bank", student_embedding), ("teacher_bank", teacher_embedding)):
+        bank = getattr(memory, name)
         dtype = memory.compute_dtype(embedding)
         old = bank.index_select(0, index)
         mixed = memory.momentum * old.to(dtype) + (1 - memory.momentum) * embedding[last].to(dtype)
         norm = mixed.square().sum(dim=1, keepdim=True).sqrt()
         new = mixed / norm.clamp(min=torch.finfo(dtype).tiny ** 0.5)
-        bank.index_copy_(0, index, torch.where(norm.isfinite(), new.to(bank.dtype), old))
+        row = torch.where(norm.isfinite(), new.to(bank.dtype), old)
+        if torch.compiler.is_compiling():
+            # Compilers may read the bank once more in the backward pass, which wants it as it is now: leave it alone.
+            setattr(memory, name, bank.index_copy(0, index, row))
+        else:
+            bank.index_copy_(0, index, row)
 
 
 def _scores(embedding: Tensor, bank: Tensor, rows: Tensor, temperature: float) -> Tensor:
