@@ -86,9 +86,7 @@ def _fused(
     ops.contrastive_normalizers(*constants, *batch)
     mark_written(*z)
     # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (
-        torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
-    ):
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
         loss = _ContrastiveLoss.apply(ops, student, teacher, *batch)
     else:
         loss, _, _ = ops.contrastive_forward(*constants, *batch, False, False)

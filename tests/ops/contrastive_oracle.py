@@ -1,4 +1,4 @@
-"""Contrastive distillation once more, in float64 and as the paper writes it: what the tests hold all backends against."""
+"""CRD once more, in float64 and as the paper writes it: what the tests hold all backends against."""
 
 from __future__ import annotations
 

@@ -133,7 +133,9 @@ def test_widths(backend, d, bank_dtype):
     check(make(n=40, b=3, k=21, d=d, bank_dtype=bank_dtype, device=backend.device))
 
 
-@pytest.mark.parametrize(("n", "b", "k"), [(2, 1, 1), (1, 1, 1), (700, 3, 40), (3000, 2, 70), (600, 70, 5), (9, 4, 300)])
+@pytest.mark.parametrize(
+    ("n", "b", "k"), [(2, 1, 1), (1, 1, 1), (700, 3, 40), (3000, 2, 70), (600, 70, 5), (9, 4, 300)]
+)
 def test_sizes(backend, n, b, k):
     if b > n:
         pytest.skip("more anchors than samples")
@@ -170,12 +172,19 @@ def test_layouts(backend):
         "slices": (student.repeat_interleave(2, 1)[:, ::2], teacher.t().contiguous().t(), index, wide[:, :37]),
         "int32": (student, teacher, index.repeat_interleave(2)[::2], negatives.int()),
         "int32 steps": (student, teacher, index, wide.int().repeat_interleave(2, 1)[:, :74:2]),
-        "offset": (torch.cat([student.new_zeros(1), student.flatten()])[1:].view_as(student), teacher, index, negatives),
+        "offset": (
+            torch.cat([student.new_zeros(1), student.flatten()])[1:].view_as(student),
+            teacher,
+            index,
+            negatives,
+        ),
     }
     for arguments in views.values():
         other = run(*arguments, copy.deepcopy(memory))
         exact = 0 if backend.fused else 1e-5  # PyTorch's products have their own ways with strides
-        for a, b in zip([other.loss, *other.grads, *other.banks], [dense.loss, *dense.grads, *dense.banks], strict=True):
+        for a, b in zip(
+            [other.loss, *other.grads, *other.banks], [dense.loss, *dense.grads, *dense.banks], strict=True
+        ):
             torch.testing.assert_close(a, b, rtol=exact, atol=exact)
     shared = negatives[:1].expand(6, 37)
     check((student[:1].expand_as(student), teacher, index, shared, memory))
@@ -382,7 +391,9 @@ def test_threads_do_not_change_the_bits():
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert result.loss.item() == results[0].loss.item()
-        assert all(torch.equal(a, b) for a, b in zip(result.grads + result.z, results[0].grads + results[0].z, strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(result.grads + result.z, results[0].grads + results[0].z, strict=True)
+        )
 
 
 def test_inference_mode_and_autocast(backend):

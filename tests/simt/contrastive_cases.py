@@ -1,4 +1,4 @@
-"""Cases of the raw contrastive ops on the emulated device, and their float64 oracle. Imports the kernels of no package."""
+"""Cases of the raw contrastive ops on the emulated device, and their float64 oracle."""
 
 from __future__ import annotations
 
