@@ -185,9 +185,7 @@ def mark_written(*tensors: Tensor) -> None:
 
 
 @register_fake("contrastive_update")
-def _(
-    student: Tensor, teacher: Tensor, index: Tensor, student_bank: Tensor, teacher_bank: Tensor, momentum: float
-) -> None:
+def _(*arguments: Any) -> None:
     pass
 
 

@@ -16,6 +16,10 @@ class Result:
     z: list[torch.Tensor]
     banks: list[torch.Tensor]  # after the update
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.loss, *self.grads, *self.z, *self.banks]
+
 
 def crd(student, teacher, index, negatives, memory, grad_output=1.0) -> Result:
     """Everything that a call of crd_loss gives or changes, from the memory as it is before."""
