@@ -82,7 +82,9 @@ static void sum_exponentials(const ContrastiveInput& in, const ContrastiveSide& 
   Walk<T> walk(in, bank, begin, end);
   BankRows<T> group;
   while (walk.next(group)) {
-    for (int64_t r = 0; r < group.count; ++r) sums[group.anchor] += exponential(group.rows[r], group.anchor);
+    for (int64_t r = 0; r < group.count; ++r) {
+      sums[group.anchor] += double(group.times[r]) * exponential(group.rows[r], group.anchor);
+    }
   }
   if (!walk.in_range()) in_range = false;
 }

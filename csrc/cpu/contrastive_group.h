@@ -66,6 +66,7 @@ SFTN_INLINE float widened<float, Half>(Half value) {
 template <class T>
 struct BankRows {
   const T* rows[kGroup];
+  float times[kGroup];  // how often the anchor has each; 0 behind the last
   int64_t count = 0, anchor = 0;
 };
 
@@ -157,19 +158,19 @@ SFTN_INLINE void dot_rows(const Group<A, Dim>& group, const A* v, A* dots, const
   }
 }
 
-// Turns dots into weights, sigmoid(a), and returns the sum of softplus(a).
+// Turns dots into weights, sigmoid(a), and returns the sum of softplus(a), each as often as the anchor has the row.
 template <class A>
-SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, int64_t count, A* dots) {
+SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, const float* times, int64_t count, A* dots) {
   Lanes<A> loss(0);
   for (int64_t i = 0; i < count; i += kLanes) {
     A* dot = dots + i;
-    const A lanes = A(count - i);
+    const float* n = times + i;
     SFTN_LANES {
       const A a = logistic(dot[l]), size = a < 0 ? -a : a;
       const A e = fast_exp2(-size), inverse = 1 / (1 + e);
       const A softplus = (a > 0 ? a * A(1 / kLog2E) : 0) + log1p_of_fraction(e);
-      dot[l] = a > 0 ? inverse : e * inverse;
-      loss.lane[l] += A(l) < lanes ? softplus : 0;
+      dot[l] = A(n[l]) * (a > 0 ? inverse : e * inverse);
+      loss.lane[l] += n[l] > 0 ? A(n[l]) * softplus : 0;
     }
   }
   return loss.sum();
@@ -205,7 +206,7 @@ SFTN_INLINE double negatives_of_dim(const BankRows<T>& rows, const BankRows<T>& 
   const Group<A, Dim> group = group_of(rows, d, dim, copies);
   alignas(64) A weights[kGroup] = {};
   dot_rows(group, v, weights, next, d);
-  const double loss = logistic_rows(logistic, group.count, weights);
+  const double loss = logistic_rows(logistic, rows.times, rows.count, weights);
   if (grad) add_rows(group, weights, grad);
   return loss;
 }

@@ -51,7 +51,7 @@ class Walk {
     const int64_t anchor = begin_ + anchor_, k = in_.k, n = in_.n, d = in_.d, limit = limit_;
     const I* negatives = in_.negatives.data<I>() + anchor * in_.negatives.stride;
     const T* bank = bank_;
-    int64_t cursor = cursors_[anchor_], count = 0;
+    int64_t cursor = cursors_[anchor_], count = 0, last = -1;
     for (; cursor < k && count < kGroup; ++cursor) {
       const int64_t row = negatives[cursor];
       if (row >= limit) break;
@@ -59,8 +59,15 @@ class Walk {
         in_range_ = false;
         continue;
       }
-      group.rows[count++] = bank + row * d;
+      if (row == last) {  // repeats, which stand together where negatives ascend, are one row's work
+        group.times[count - 1] += 1;
+        continue;
+      }
+      group.rows[count] = bank + row * d;
+      group.times[count++] = 1;
+      last = row;
     }
+    std::fill(group.times + count, group.times + kGroup, 0.f);
     // What comes next of this anchor, perhaps after all others had their turn.
     constexpr int64_t kLine = 64 / sizeof(I);
     for (int64_t ahead = cursor; ahead < std::min(cursor + 2 * kGroup, k); ahead += kLine) {
