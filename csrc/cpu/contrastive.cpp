@@ -11,20 +11,22 @@
 
 namespace sftn {
 
-// Clones are made of functions, not of templates.
-#define SFTN_ADD_NEGATIVES(A, T)                                                                                  \
-  SFTN_CLONES double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic, \
-                                   int64_t d, const A* v, A* grad, A* copies) {                                   \
-    return negatives_inline(rows, next, logistic, d, v, grad, copies);                                            \
+#define SFTN_ADD_NEGATIVES_OF(attribute, bytes, A, T)                                                           \
+  attribute double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic, \
+                                 int64_t d, const A* v, A* grad, A* copies) {                                   \
+    return negatives_inline<bytes>(rows, next, logistic, d, v, grad, copies);                                   \
   }
-SFTN_ADD_NEGATIVES(float, float)
-SFTN_ADD_NEGATIVES(float, Half)
-SFTN_ADD_NEGATIVES(float, BFloat16)
-SFTN_ADD_NEGATIVES(double, float)
-SFTN_ADD_NEGATIVES(double, Half)
-SFTN_ADD_NEGATIVES(double, BFloat16)
-SFTN_ADD_NEGATIVES(double, double)
+#define SFTN_ADD_NEGATIVES(attribute, bytes)                \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, float)     \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, Half)      \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, BFloat16)  \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, float)    \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, Half)     \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, BFloat16) \
+  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, double)
+SFTN_LEVELS(SFTN_ADD_NEGATIVES)
 #undef SFTN_ADD_NEGATIVES
+#undef SFTN_ADD_NEGATIVES_OF
 
 static void check_index(const Tensor& index, int64_t b, int64_t n) {
   const auto* data = static_cast<const int64_t*>(index.const_data_ptr());

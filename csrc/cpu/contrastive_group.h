@@ -17,31 +17,34 @@ namespace sftn {
 constexpr int64_t kGroup = 32;    // 16 KB of rows at D = 128
 constexpr int64_t kTogether = 4;  // rows whose dot products are computed side by side
 
-// 64 bytes of values: one vector or several, as the machine has them.
-template <class A>
-struct WideOf {
-  typedef A type __attribute__((vector_size(64)));
+// One vector of kBytes: what the machine has, see SFTN_LEVELS. A wider one would live in memory.
+template <int kBytes, class A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(kBytes)));
 };
-template <class A>
-using Wide = typename WideOf<A>::type;
-template <class A>
-constexpr int64_t kWide = 64 / sizeof(A);
+template <int kBytes, class A>
+using Vector = typename VectorOf<kBytes, A>::type;
+template <int kBytes, class A>
+constexpr int64_t kWidth = kBytes / static_cast<int>(sizeof(A));
 
-template <class A>
-SFTN_INLINE Wide<A> load_wide(const A* from) {
-  Wide<A> to;
+template <int kBytes, class A>
+SFTN_INLINE Vector<kBytes, A> load_vector(const A* from) {
+  Vector<kBytes, A> to;
   std::memcpy(&to, from, sizeof to);
   return to;
 }
 
-template <class A>
-SFTN_INLINE A sum_of(const Wide<A>& wide) {
+template <int kBytes, class A>
+SFTN_INLINE A sum_of(const Vector<kBytes, A>& vector) {
   typedef A Quarter __attribute__((vector_size(16)));
-  Quarter q[4];
-  std::memcpy(q, &wide, sizeof q);
-  const Quarter sum = (q[0] + q[2]) + (q[1] + q[3]);
-  A result = sum[0] + sum[1];
-  if constexpr (sizeof(A) == 4) result += sum[2] + sum[3];
+  constexpr int kQuarters = kBytes / 16;
+  Quarter q[kQuarters];
+  std::memcpy(q, &vector, sizeof q);
+  for (int half = kQuarters / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) q[i] += q[i + half];
+  }
+  A result = q[0][0] + q[0][1];
+  if constexpr (sizeof(A) == 4) result += q[0][2] + q[0][3];
   return result;
 }
 
@@ -138,23 +141,23 @@ SFTN_INLINE void fetch_row(const T* row, int64_t d) {
 }
 
 // dots[i] = <rows[i], v>. Meanwhile the next group's rows [d] come to the cache.
-template <class A, class T, class Dim>
+template <int kBytes, class A, class T, class Dim>
 SFTN_INLINE void dot_rows(const Group<A, Dim>& group, const A* v, A* dots, const BankRows<T>& next, int64_t d) {
   for (int64_t i = 0; i < group.count; i += kTogether) {
     for (int64_t r = i; r < std::min(i + kTogether, next.count); ++r) fetch_row(next.rows[r], d);
     const A *row0 = group.rows[i], *row1 = group.rows[i + 1], *row2 = group.rows[i + 2], *row3 = group.rows[i + 3];
-    Wide<A> sum0{}, sum1{}, sum2{}, sum3{};
-    for (int64_t j = 0; j < group.dim; j += kWide<A>) {
-      const Wide<A> v_j = load_wide(v + j);
-      sum0 += load_wide(row0 + j) * v_j;
-      sum1 += load_wide(row1 + j) * v_j;
-      sum2 += load_wide(row2 + j) * v_j;
-      sum3 += load_wide(row3 + j) * v_j;
+    Vector<kBytes, A> sum0{}, sum1{}, sum2{}, sum3{};
+    for (int64_t j = 0; j < group.dim; j += kWidth<kBytes, A>) {
+      const Vector<kBytes, A> v_j = load_vector<kBytes>(v + j);
+      sum0 += load_vector<kBytes>(row0 + j) * v_j;
+      sum1 += load_vector<kBytes>(row1 + j) * v_j;
+      sum2 += load_vector<kBytes>(row2 + j) * v_j;
+      sum3 += load_vector<kBytes>(row3 + j) * v_j;
     }
-    dots[i] = sum_of<A>(sum0);
-    dots[i + 1] = sum_of<A>(sum1);
-    dots[i + 2] = sum_of<A>(sum2);
-    dots[i + 3] = sum_of<A>(sum3);
+    dots[i] = sum_of<kBytes, A>(sum0);
+    dots[i + 1] = sum_of<kBytes, A>(sum1);
+    dots[i + 2] = sum_of<kBytes, A>(sum2);
+    dots[i + 3] = sum_of<kBytes, A>(sum3);
   }
 }
 
@@ -176,48 +179,50 @@ SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, const float* times, int
   return loss.sum();
 }
 
-// grad += sum of weights[i] rows[i] over kBlocks blocks of columns from `column` on
-template <int kBlocks, class A, class Dim>
+// grad += sum of weights[i] rows[i] over kVectors vectors of columns from `column` on
+template <int kBytes, int kVectors, class A, class Dim>
 SFTN_INLINE void add_columns(const Group<A, Dim>& group, const A* weights, int64_t column, A* grad) {
-  Wide<A> sum[kBlocks] = {};
+  constexpr int64_t kStep = kWidth<kBytes, A>;
+  Vector<kBytes, A> sum[kVectors] = {};
   for (int64_t i = 0; i < group.count; ++i) {
     const A* row = group.rows[i] + column;
-    for (int b = 0; b < kBlocks; ++b) sum[b] += load_wide(row + b * kWide<A>) * weights[i];
+    for (int b = 0; b < kVectors; ++b) sum[b] += load_vector<kBytes>(row + b * kStep) * weights[i];
   }
-  for (int b = 0; b < kBlocks; ++b) {
-    sum[b] += load_wide(grad + column + b * kWide<A>);
-    std::memcpy(grad + column + b * kWide<A>, &sum[b], sizeof sum[b]);
+  for (int b = 0; b < kVectors; ++b) {
+    sum[b] += load_vector<kBytes>(grad + column + b * kStep);
+    std::memcpy(grad + column + b * kStep, &sum[b], sizeof sum[b]);
   }
 }
 
-template <class A, class Dim>
+template <int kBytes, class A, class Dim>
 SFTN_INLINE void add_rows(const Group<A, Dim>& group, const A* weights, A* grad) {
-  constexpr int kBlocks = 8;
+  constexpr int kVectors = 8;
+  constexpr int64_t kStep = kWidth<kBytes, A>;
   int64_t column = 0;
-  for (; column + kBlocks * kWide<A> <= group.dim; column += kBlocks * kWide<A>) {
-    add_columns<kBlocks>(group, weights, column, grad);
+  for (; column + kVectors * kStep <= group.dim; column += kVectors * kStep) {
+    add_columns<kBytes, kVectors>(group, weights, column, grad);
   }
-  for (; column < group.dim; column += kWide<A>) add_columns<1>(group, weights, column, grad);
+  for (; column < group.dim; column += kStep) add_columns<kBytes, 1>(group, weights, column, grad);
 }
 
-template <class A, class T, class Dim>
+template <int kBytes, class A, class T, class Dim>
 SFTN_INLINE double negatives_of_dim(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,
                                     int64_t d, Dim dim, const A* v, A* grad, A* copies) {
   const Group<A, Dim> group = group_of(rows, d, dim, copies);
   alignas(64) A weights[kGroup] = {};
-  dot_rows(group, v, weights, next, d);
+  dot_rows<kBytes>(group, v, weights, next, d);
   const double loss = logistic_rows(logistic, rows.times, rows.count, weights);
-  if (grad) add_rows(group, weights, grad);
+  if (grad) add_rows<kBytes>(group, weights, grad);
   return loss;
 }
 
 // Adds an anchor's negatives to its gradient [dim], if that is asked for. Returns their loss.
-template <class A, class T>
+template <int kBytes, class A, class T>
 SFTN_INLINE double negatives_inline(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,
                                     int64_t d, const A* v, A* grad, A* copies) {
   constexpr std::integral_constant<int64_t, 128> kUsual{};
-  if (d == kUsual) return negatives_of_dim(rows, next, logistic, kUsual(), kUsual, v, grad, copies);
-  return negatives_of_dim(rows, next, logistic, d, whole_blocks(d), v, grad, copies);
+  if (d == kUsual) return negatives_of_dim<kBytes>(rows, next, logistic, kUsual(), kUsual, v, grad, copies);
+  return negatives_of_dim<kBytes>(rows, next, logistic, d, whole_blocks(d), v, grad, copies);
 }
 
 }  // namespace sftn
