@@ -119,13 +119,13 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
   const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
   const Logistic<A> logistic(in.temperature, read_normalizer(side.z), in.noise() + kContrastiveEps);
   const int64_t dim = whole_blocks(in.d), anchors = end - begin;
-  std::vector<A> copies(std::is_same_v<A, T> && in.d == dim ? 0 : kGroup * dim);
-  std::vector<A> v(anchors * dim), sums(grads ? anchors * dim : 0);  // in whole blocks
+  AlignedRows<A> v(anchors, dim), sums(grads ? anchors : 0, dim);
+  AlignedRows<A> copies(std::is_same_v<A, T> && in.d == dim ? 0 : kGroup, dim);
   for (int64_t i = 0; i < anchors; ++i) {
     const A* of_anchor = embedding + (begin + i) * in.d;
-    std::copy(of_anchor, of_anchor + in.d, v.data() + i * dim);
-    losses[begin + i] = in.constant() + begin_anchor(bank + index[begin + i] * in.d, of_anchor, logistic, in.d,
-                                                     grads ? sums.data() + i * dim : nullptr);
+    std::copy(of_anchor, of_anchor + in.d, v.row(i));
+    losses[begin + i] =
+        in.constant() + begin_anchor(bank + index[begin + i] * in.d, of_anchor, logistic, in.d, sums.row(i));
   }
 
   Walk<T> walk(in, bank, begin, end);
@@ -137,14 +137,13 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
     more = walk.next(next);
     if (!more) next.count = 0;
     const int64_t i = group.anchor - begin;
-    losses[group.anchor] += add_negatives(group, next, logistic, in.d, v.data() + i * dim,
-                                          grads ? sums.data() + i * dim : nullptr, copies.data());
+    losses[group.anchor] += add_negatives(group, next, logistic, in.d, v.row(i), sums.row(i), copies.row(0));
   }
   if (!walk.in_range()) in_range = false;
 
   const A scale = A(1 / (static_cast<double>(in.b) * in.temperature));
   for (int64_t i = 0; grads && i < anchors; ++i) {
-    for (int64_t j = 0; j < in.d; ++j) grads[(begin + i) * in.d + j] = scale * sums[i * dim + j];
+    for (int64_t j = 0; j < in.d; ++j) grads[(begin + i) * in.d + j] = scale * sums.row(i)[j];
   }
 }
 
