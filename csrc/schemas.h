@@ -7,6 +7,7 @@
 #include "features_pointwise.h"
 #include "features_pool.h"
 #include "logits.h"
+#include "relational_rkd.h"
 #include "relational_similarity.h"
 
 namespace sftn {
@@ -24,6 +25,8 @@ void define_ops(Library& m) {
   m.def(kPointwiseBackwardSchema);
   m.def(kPoolForwardSchema);
   m.def(kPoolBackwardSchema);
+  m.def(kRelationalRkdForwardSchema);
+  m.def(kRelationalRkdBackwardSchema);
   m.def(kSampleNegativesSchema);
   m.def(kSpForwardSchema);
 }

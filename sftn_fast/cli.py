@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftn_fast.config import Config, ConfigError
+from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
 
 if TYPE_CHECKING:
@@ -46,14 +48,15 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     Raises :class:`ConfigError` with one line for whatever is wrong. ``--help`` and ``--print_config`` print and leave
     by ``SystemExit``.
     """
-    arguments, recipe = _resolve_recipe(argv)
+    arguments, recipe = _resolve_recipe(_resolve_distill(argv))
     parser = _parser()
     try:
         values = vars(parser.instantiate(parser.parse_args(arguments)))
     except (ArgumentError, OSError) as error:
         raise ConfigError(_one_line(str(error))) from None
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
-    parse_distill(config.distill)
+    for distill in (config.distill, *config.methods):
+        parse_distill(distill)
     return config, recipe
 
 
@@ -91,6 +94,31 @@ def _resolve_recipe(argv: Sequence[str]) -> tuple[list[str], str]:
     name = arguments[position + 1]
     files = [part for path in _with_bases(recipe_path(name)) for part in ("--config", str(path))]
     return [*files, *arguments[:position], *arguments[position + 2 :]], name
+
+
+def _resolve_distill(argv: Sequence[str]) -> list[str]:
+    """Replace ``--method`` and RepDistiller's ``-r``, ``-a`` and ``-b`` by the ``--distill`` that they stand for."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--method")
+    parser.add_argument("--distill")
+    for short, long in (("-r", "--gamma"), ("-a", "--alpha"), ("-b", "--beta")):
+        parser.add_argument(short, long, type=float)
+    try:
+        given, others = parser.parse_known_args(argv)
+    except ArgumentError as error:
+        raise ConfigError(_one_line(str(error))) from None
+    weights = (given.gamma, given.alpha, given.beta)
+    weighted = any(weight is not None for weight in weights)
+    if given.method and (given.distill or weighted):
+        raise ConfigError("method already says what distill, -r, -a and -b would; give one of the two")
+    if weighted and not given.distill:
+        raise ConfigError("-r, -a and -b need --distill with the name of a method")
+    distill = given.distill
+    if given.method:
+        distill = of_method(given.method)
+    elif weighted:
+        distill = of_weights(given.distill, *weights)
+    return others if distill is None else [*others, "--distill", distill]
 
 
 def _split_option(argument: str, option: str) -> list[str]:
@@ -132,6 +160,13 @@ def _parser() -> ArgumentParser:
         prog="python -m sftn_fast.train", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(recipe_names())}")
+    for short, long, what in (
+        (None, "--method", "a method as the SFTN paper trains it, instead of --distill: those on features with KD"),
+        ("-r", "--gamma", "with --distill METHOD, as in RepDistiller: weight of the cross-entropy (default: 1)"),
+        ("-a", "--alpha", "likewise: weight of KD"),
+        ("-b", "--beta", "likewise: weight of the method"),
+    ):
+        parser.add_argument(*([short] if short else []), long, help=what)  # for --help: see _resolve_distill
     parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
     parser.add_class_arguments(Config)
     return parser

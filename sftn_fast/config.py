@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-STAGES = ("teacher", "sftn", "student", "distill")
+STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
+USUAL_STAGES = ("teacher", "sftn", "student", "distill")
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "fake")
 
 
@@ -147,6 +148,61 @@ class SFTNConfig:
 
 
 @dataclass(frozen=True)
+class RouteConfig:
+    """Distil along the teacher's training (RCO): from snapshots of the teacher, the early ones first."""
+
+    anchors: int = 0
+    """Snapshots, at equal intervals of the teacher's epochs, the last one being the finished teacher; 0 for none."""
+    epochs: tuple[int, ...] = ()
+    """Epochs of the teacher to take snapshots after, instead of equal intervals."""
+
+    def __post_init__(self) -> None:
+        check(self.anchors >= 0, "route.anchors", self.anchors, "0 or more")
+        increasing = all(a < b for a, b in zip((0, *self.epochs), self.epochs, strict=False))
+        check(increasing, "route.epochs", list(self.epochs), "increasing epochs from 1 on")
+        check(not (self.anchors and self.epochs), "route.anchors", self.anchors, "0 beside route.epochs")
+
+    def epochs_of(self, teacher_epochs: int) -> tuple[int, ...]:
+        """The epochs, counted from 1, after which a teacher that trains for ``teacher_epochs`` is kept."""
+        if self.epochs or not self.anchors:
+            return self.epochs
+        return tuple(round(teacher_epochs * (i + 1) / self.anchors) for i in range(self.anchors))
+
+
+@dataclass(frozen=True)
+class CollaborateConfig:
+    """The stage "collaborate": several networks learn from each other, none of them trained before."""
+
+    method: str = "dml"
+    """dml: each network learns from each of the others; kdcl: all from a target that they make together."""
+    networks: tuple[str, ...] = ()
+    """Networks that learn together; the last one is evaluated and exported. Empty for the teacher and the student."""
+    init: str | None = None
+    """Start the first network from a finished stage, teacher or sftn; null for all from scratch."""
+    temperature: float | None = None
+    """Temperature of the divergence; null for 1 in dml and 4 in kdcl."""
+    weight: float | None = None
+    """Weight of the divergence; null for 1 in dml and 0.5 in kdcl."""
+    ce_weight: float | None = None
+    """Weight of the cross-entropy; null for 1 in dml and 0.5 in kdcl."""
+    peers: str = "sum"
+    """sum, as in the authors' code of dml, or mean over a network's peers."""
+    ensemble: str = "mean"
+    """The target of kdcl: mean of the logits; minlogit, the least logit of each class less that of the label's."""
+
+    def __post_init__(self) -> None:
+        check(self.method in ("dml", "kdcl"), "collaborate.method", self.method, "dml or kdcl")
+        check(len(self.networks) != 1, "collaborate.networks", list(self.networks), "two networks or more, or none")
+        check(self.init in (None, "teacher", "sftn"), "collaborate.init", self.init, "teacher, sftn or null")
+        check(self.peers in ("sum", "mean"), "collaborate.peers", self.peers, "sum or mean")
+        check(self.ensemble in ("mean", "minlogit"), "collaborate.ensemble", self.ensemble, "mean or minlogit")
+        for key in ("temperature", "weight", "ce_weight"):
+            value = getattr(self, key)
+            if value is not None:
+                check_finite(f"collaborate.{key}", value, minimum=0, inclusive=key != "temperature")
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """How the training loop runs, whatever is trained."""
 
@@ -192,10 +248,12 @@ class Config:
     """Name of the student network."""
     teacher_file: str | None = None
     """A trained teacher to use instead of training the stage "teacher"."""
-    stages: tuple[str, ...] = STAGES
-    """What to do, of: teacher, sftn, student, distill. "distill" runs once for each teacher there is."""
+    stages: tuple[str, ...] = USUAL_STAGES
+    """What to do, of: teacher, sftn, student, distill, collaborate. "distill" runs once for each teacher there is."""
     distill: str = "kd"
     """Losses of the stage "distill" with their weights, as in kd=0.9 or kd=1:temperature=2,ce=0.5."""
+    methods: tuple[str, ...] = ()
+    """Several such losses, each distilled in a stage of its own, instead of distill."""
     epochs: int = 240
     """Epochs of each stage."""
     stage_epochs: dict[str, int] = field(default_factory=dict)
@@ -210,6 +268,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)
+    route: RouteConfig = field(default_factory=RouteConfig)
+    collaborate: CollaborateConfig = field(default_factory=CollaborateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -224,6 +284,11 @@ class Config:
         check(all(n >= 1 for n in self.stage_epochs.values()), "stage_epochs", self.stage_epochs, "at least 1 each")
         distinct = len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds)
         check(distinct and min(self.seeds) >= 0, "seeds", list(self.seeds), "distinct numbers from 0 on")
+        taught = min((self.epochs_of(kind) for kind in ("teacher", "sftn") if kind in self.stages), default=0)
+        if taught:
+            within = f"within the teacher's {taught} epochs"
+            check(max(self.route.epochs, default=0) <= taught, "route.epochs", list(self.route.epochs), within)
+            check(self.route.anchors <= taught, "route.anchors", self.route.anchors, within)
         check(self.resume in ("auto", "never", "force"), "resume", self.resume, "auto, never or force")
         check(bool(self.output.strip()), "output", self.output, "a folder")
         if self.optim.schedule == "milestones" and self.optim.milestones:

@@ -23,21 +23,37 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 """A finished stage's figures, in its folder; written last, so that its presence says that the stage is finished."""
 
-ORDER = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn")
 LABELS = {
     "teacher": "standard teacher",
     "sftn": "SFTN teacher",
     "student": "student alone",
     "distill-teacher": "student of standard teacher",
     "distill-sftn": "student of SFTN teacher",
+    "collaborate": "student among peers",
 }
+"""What a stage is called, in the order of the table."""
 COLORS = {
     "teacher": "#8a8f98",
     "sftn": "#d9822b",
     "student": "#b8bcc4",
     "distill-teacher": "#4c78a8",
     "distill-sftn": "#d9822b",
+    "collaborate": "#54a24b",
 }
+
+
+def kind(name: str) -> str:
+    """The part of a stage's name that says what it is, without its method: a key of ``LABELS``."""
+    return max((key for key in LABELS if f"{name}-".startswith(f"{key}-")), key=len)
+
+
+def label(name: str) -> str:
+    """What a stage is called in a table."""
+    return f"{LABELS[kind(name)]}, {_method(name)}" if _method(name) else LABELS[kind(name)]
+
+
+def _method(name: str) -> str:
+    return name[len(kind(name)) + 1 :]
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,7 @@ COLUMNS = (
     Column("top-1 best %", lambda result: result["best"]["top1"]),
     Column("agreement %", lambda result: result["agreement"]),
     Column("KL(teacher, student)", lambda result: result["kl"], digits=4),
+    Column("CKA", lambda result: result.get("cka"), digits=3),
 )
 
 
@@ -80,10 +97,11 @@ def read_results(folder: Path) -> list[Row]:
         raise ConfigError(f"no finished stage in {folder}")
     results.sort(key=lambda result: result["seed"])
     rows = []
-    for name in ORDER:
+    order = list(LABELS)
+    names = {result["name"] for result in results}
+    for name in sorted(names, key=lambda name: (_method(name), order.index(kind(name)))):
         chosen = tuple(result for result in results if result["name"] == name)
-        if chosen:
-            rows.append(Row(name, chosen[0]["network"], chosen))
+        rows.append(Row(name, chosen[0]["network"], chosen))
     return rows
 
 
@@ -100,7 +118,7 @@ def table(rows: Sequence[Row]) -> str:
     cells = [["", "network", *(column.heading for column in COLUMNS), "n"]]
     for row in rows:
         figures = [mean_and_deviation(row.values(column), column.digits) for column in COLUMNS]
-        cells.append([LABELS[row.name], row.network, *figures, str(len(row.results))])
+        cells.append([label(row.name), row.network, *figures, str(len(row.results))])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
@@ -120,12 +138,15 @@ def gain(rows: Sequence[Row], better: str, baseline: str) -> str | None:
         return None
     deviation = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
     spread = f"{statistics.fmean(differences):+.2f}{deviation} points, paired by seed, n = {len(differences)}"
-    return f"{LABELS[better]} against {LABELS[baseline]}: {spread}"
+    return f"{label(better)} against {label(baseline)}: {spread}"
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
     """The differences that the experiment is about."""
-    pairs = (("distill-sftn", "distill-teacher"), ("distill-sftn", "student"), ("distill-teacher", "student"))
+    pairs = [("collaborate", "student")]
+    for method in dict.fromkeys(_method(row.name) for row in rows if row.name.startswith("distill-")):
+        sftn, standard = (f"distill-{source}-{method}".rstrip("-") for source in ("sftn", "teacher"))
+        pairs += [(sftn, standard), (sftn, "student"), (standard, "student")]
     return [sentence for better, baseline in pairs if (sentence := gain(rows, better, baseline))]
 
 
@@ -148,7 +169,16 @@ def write(folder: Path) -> str:
 
 def _write_csv(rows: Sequence[Row], path: Path) -> None:
     names = ["name", "seed", "network", "parameters", "epochs", "top1_last", "top1_best", "best_epoch"]
-    names += ["agreement", "kl", "seconds", "images_per_second", "data_wait_share"]
+    names += [
+        "agreement",
+        "agreement5",
+        "kl",
+        "cka",
+        "calibration_error",
+        "seconds",
+        "images_per_second",
+        "data_wait_share",
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
@@ -185,13 +215,13 @@ def _strip(axis: Axes, rows: Sequence[Row], column: Column, title: str) -> None:
         values = row.values(column)
         mean = statistics.fmean(values)
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        color = COLORS[row.name]
+        color = COLORS[kind(row.name)]
         axis.errorbar(mean, height, xerr=deviation, fmt="|", color=color, markersize=16, markeredgewidth=2.5, capsize=3)
         axis.plot(values, [height + 0.22] * len(values), "o", color=color, markersize=4, alpha=0.7)
         axis.annotate(
             f"{mean:.{column.digits}f}", (mean, height), (0, -14), textcoords="offset points", ha="center", fontsize=8
         )
-    axis.set_yticks(range(len(rows)), [f"{LABELS[row.name]}\n({row.network})" for row in reversed(rows)], fontsize=8)
+    axis.set_yticks(range(len(rows)), [f"{label(row.name)}\n({row.network})" for row in reversed(rows)], fontsize=8)
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_title(title, fontsize=10)
     axis.grid(axis="x", alpha=0.3)

@@ -1,4 +1,4 @@
-"""How alike a student and its teacher answer, on data that neither was trained on."""
+"""How alike a student and its teacher answer and see, on data that neither was trained on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sftn_fast.data import Batch
+from sftn_fast.models import StagedNet
+
+CALIBRATION_BINS = 15
+CKA_BATCH = 256  # images whose similarities are compared at a time
 
 
 @dataclass(frozen=True)
@@ -18,23 +22,99 @@ class Similarity:
 
     agreement: float
     """Share of samples on which both choose the same class, in percent."""
+    agreement5: float
+    """Share of samples on which the teacher's class is among the student's first five, in percent."""
     kl: float
     """Mean over the samples of KL(teacher || student) at temperature 1, in nats."""
+    cka: float | None
+    """Linear centred kernel alignment of the pooled vectors, about 0 to 1; see :class:`CKA`."""
+    calibration_error: float
+    """Expected calibration error of the student in percent: 15 bins of equal width."""
 
 
 @torch.no_grad()
-def measure(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> Similarity:
+def measure(student: StagedNet, teacher: StagedNet, batches: Iterable[Batch]) -> Similarity:
     """Compare two classifiers, both in evaluation mode, over ``batches``."""
     student.eval()
     teacher.eval()
-    agreed, divergence, count = None, None, 0
+    sums: list[Tensor] = []
+    count, cka, calibration = 0, CKA(), Calibration()
     for batch in batches:
-        ours, theirs = student(batch.images).double(), teacher(batch.images).double()
+        seen = student.forward_features(batch.images)
+        taught = teacher.forward_features(batch.images)
+        ours, theirs = seen.logits.double(), taught.logits.double()
+        chosen = theirs.argmax(1)
+        first_five = ours.topk(min(5, ours.shape[1]), dim=1).indices
         kl = F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), reduction="sum", log_target=True)
-        same = (ours.argmax(1) == theirs.argmax(1)).sum()
+        hits = ((ours.argmax(1) == chosen).sum(), (first_five == chosen[:, None]).sum())
         # Sums stay on the device; reading them once at the end is the only synchronisation.
-        agreed = same if agreed is None else agreed + same
-        divergence = kl if divergence is None else divergence + kl
+        sums.append(torch.stack([*(hit.double() for hit in hits), kl]))
+        for part in zip(seen.pooled.split(CKA_BATCH), taught.pooled.split(CKA_BATCH), strict=True):
+            cka.add(*part)
+        calibration.add(ours, batch.target)
         count += len(batch.target)
-    assert isinstance(agreed, Tensor) and isinstance(divergence, Tensor), "no batches to compare on"
-    return Similarity(agreement=100.0 * agreed.item() / count, kl=divergence.item() / count)
+    assert count, "no batches to compare on"
+    agreement, agreement5, divergence = (torch.stack(sums).sum(0) / count).tolist()
+    return Similarity(100 * agreement, 100 * agreement5, divergence, cka.value(), 100 * calibration.error())
+
+
+class CKA:
+    """Linear centred kernel alignment from minibatches (Kornblith et al., ICML 2019).
+
+    Each of the three similarities of kernels is an unbiased estimate (Song et al., 2012), averaged over the minibatches
+    before the ratio is taken (Nguyen et al., ICLR 2021), so that the result does not depend on the batch size but for
+    noise. Minibatches of fewer than four samples tell nothing and are left out.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Take in the features ``[n, Da]`` and ``[n, Db]`` of the same n samples."""
+        if len(a) < 4:
+            return
+        one, other = (_gram(x.flatten(1).double()) for x in (a, b))
+        found = torch.stack([_hsic(one, other), _hsic(one, one), _hsic(other, other)])
+        self._sums = found if self._sums is None else self._sums + found
+
+    def value(self) -> float | None:
+        """The alignment so far; None where one of the two sees no difference between samples."""
+        if self._sums is None:
+            return None
+        both, first, second = self._sums.tolist()
+        return both / (first * second) ** 0.5 if first > 0 and second > 0 else None
+
+
+def _gram(x: Tensor) -> Tensor:
+    return (x @ x.T).fill_diagonal_(0)
+
+
+def _hsic(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased Hilbert-Schmidt independence criterion of two kernel matrices ``[n, n]`` with zero diagonals."""
+    n, rows, other_rows = len(a), a.sum(1), b.sum(1)
+    means = rows.sum() * other_rows.sum() / ((n - 1) * (n - 2)) - 2 * (rows * other_rows).sum() / (n - 2)
+    return ((a * b).sum() + means) / (n * (n - 3))
+
+
+class Calibration:
+    """Expected calibration error: how far confidence is from accuracy, a bin of confidence at a time."""
+
+    def __init__(self, bins: int = CALIBRATION_BINS) -> None:
+        self.bins = bins
+        self._sums: Tensor | None = None  # [bins, 3]: samples, of them right, their confidence
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Take in logits ``[N, C]`` and labels ``[N]``."""
+        confidence, chosen = logits.softmax(1).max(1)
+        place = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        facts = torch.stack([torch.ones_like(confidence), (chosen == target).to(confidence), confidence], 1)
+        if self._sums is None:
+            self._sums = facts.new_zeros(self.bins, 3)
+        # One-hot times facts and not index_add_, whose order of sums a GPU leaves open.
+        self._sums += F.one_hot(place, self.bins).to(facts).T @ facts
+
+    def error(self) -> float:
+        """Mean over the samples of |accuracy - confidence| of their bin, 0 to 1."""
+        assert self._sums is not None, "no samples"
+        samples, right, confidence = self._sums.T
+        return ((right - confidence).abs().sum() / samples.sum()).item()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftn_fast import ops
+from sftn_fast import models, ops
 from sftn_fast.config import SFTNConfig
 from sftn_fast.distillers.distiller import Distiller
 from sftn_fast.models import StagedNet
@@ -80,19 +84,48 @@ class SFTNTask(Task):
         )._asdict()
 
 
+@dataclass(frozen=True)
+class Route:
+    """A teacher's way through its training, for a student to follow (Jin et al., "Knowledge Distillation via Route
+    Constrained Optimization", ICCV 2019).
+
+    Each anchor, a snapshot of the teacher, teaches for an equal share of the student's epochs. The paper's choice of
+    anchors by a greedy search is not offered: give the epochs that it would find.
+    """
+
+    anchors: Sequence[Path]
+    """Exported snapshots, the earliest first."""
+    epochs: int
+    """Epochs that the student trains for."""
+
+    def anchor(self, epoch: int) -> Path:
+        """The snapshot that teaches in ``epoch``, counted from 0."""
+        return self.anchors[min(epoch * len(self.anchors) // self.epochs, len(self.anchors) - 1)]
+
+
 class DistillTask(Task):
     """Distillation into ``student``: the terms of ``distiller``, which holds that student.
+
+    With a ``route`` the teacher's weights change as the epochs go by; what a method read from the teacher when it was
+    built, as OH its margins, stays that of the finished teacher.
 
     Raises:
         ValueError: The distiller was built for another student.
     """
 
-    def __init__(self, student: StagedNet, distiller: Distiller) -> None:
+    def __init__(self, student: StagedNet, distiller: Distiller, route: Route | None = None) -> None:
         super().__init__()
         if distiller.student is not student:
             raise ValueError("the distiller was built for another student than the one given")
         self.model = student
         self.distiller = distiller
+        self.route = route
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Told by the engine before each epoch, counted from 0."""
+        if self.route is not None:
+            self.distiller.teacher.load_state_dict(models.load(self.route.anchor(epoch)).state_dict())
+        self.distiller.begin_epoch(epoch)
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`Task.forward`."""

@@ -153,3 +153,35 @@ def test_print_config_gives_a_recipe_that_parses(tmp_path: Path) -> None:
     path = tmp_path / "printed.yaml"
     path.write_text(done.stdout)
     assert cli.load(path) == cli.parse(["--config", "fashion_mnist", "--epochs", "2"])[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "distill"),
+    [
+        ("--method crd", "crd"),
+        ("--method=at", "at,kd=1"),
+        ("--method hint", "fitnet,kd=1"),
+        ("--distill kd -r 0.1 -a 0.9 -b 0", "ce=0.1,kd=0.9"),
+        ("--distill hint -a 0 -b 100", "ce=1,fitnet=100"),
+        ("--distill crd -r 1 -a 1 -b 0.8", "ce=1,kd=1,crd=0.8"),
+        ("--distill abound --gamma 1 --alpha 0 --beta 1", "ce=1,ab=1"),
+        ("--distill attention=10,kd=2", "attention=10,kd=2"),
+    ],
+)
+def test_repdistillers_options_and_the_papers_settings(options, distill):
+    assert cli.parse(options.split())[0].distill == distill
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--method nonsense", "method must be one of ab, at"),
+        ("--method crd --distill kd", "give one of the two"),
+        ("-r 1", "need --distill"),
+        ("--distill kd=1,crd -b 2", "must be one method of"),
+        ("--distill kd -r much", "invalid float value: 'much'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        cli.parse(options.split())

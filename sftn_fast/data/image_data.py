@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sftn_fast.config import DataConfig
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
@@ -27,6 +28,11 @@ class ImageData:
     val: EvalLoader | None
     test: EvalLoader
     content: str  # digest of the splits
+
+    @property
+    def train_labels(self) -> Tensor:
+        """Classes of the training images [num_train] int64, by the index that a batch gives."""
+        return self.train.data.labels
 
     def fingerprint(self) -> dict[str, str | int]:
         """What must agree for a resumed run to be the same run, as far as the data are concerned."""

@@ -6,29 +6,46 @@ or a method's options are looked up, so that a command line can be checked witho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sftn_fast.distillers.spec import parse
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sftn_fast.distillers.distiller import Distiller
     from sftn_fast.models import StagedNet
 
 
-def build(spec: str, *, student: StagedNet, teacher: StagedNet, num_samples: int, image_size: int) -> Distiller:
+def build(
+    spec: str,
+    *,
+    student: StagedNet,
+    teacher: StagedNet | Sequence[StagedNet],
+    num_samples: int,
+    image_size: int = 32,
+    labels: Tensor | None = None,
+) -> Distiller:
     """Build the losses that ``spec`` describes.
 
     Args:
         spec: Methods and weights, as in ``kd=0.9:temperature=2,ce=0.5``; see :func:`sftn_fast.distillers.spec.parse`.
         student: The network that learns.
-        teacher: The network it learns from; put into evaluation mode, and never trained.
+        teacher: The network it learns from, or several; put into evaluation mode, and never trained.
         num_samples: Training images, for methods that remember each.
         image_size: Side of the images in pixels.
+        labels: Classes of the training images ``[num_samples]`` int64, for methods that contrast an image with those of
+            other classes. They learn what they are not told from the batches that they see.
 
     Raises:
         ConfigError: ``spec`` is not understood.
         ValueError: The networks don't fit each other or the method.
     """
     from sftn_fast.distillers.distiller import Distiller
+    from sftn_fast.models import StagedNet
 
-    return Distiller(parse(spec), student=student, teacher=teacher, num_samples=num_samples, image_size=image_size)
+    teachers = (teacher,) if isinstance(teacher, StagedNet) else tuple(teacher)
+    return Distiller(
+        parse(spec), student=student, teachers=teachers, num_samples=num_samples, image_size=image_size, labels=labels
+    )

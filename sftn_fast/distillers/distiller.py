@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.method import FusedMethod, Method, NetInfo, Setup
+from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
 from sftn_fast.distillers.spec import CE, Spec
 from sftn_fast.models import StagedNet
 
@@ -19,17 +19,20 @@ from sftn_fast.models import StagedNet
 class Distiller(nn.Module):
     """Cross-entropy and distillation losses of a student.
 
-    Student and teacher are held, not registered: parameters and state are those of the methods' adapters alone. The
-    teacher moves along with the module, and is in evaluation mode whatever mode the module is in.
+    Student and teachers are held, not registered: parameters and state are those of the methods' adapters alone. The
+    teachers move along with the module, and are in evaluation mode whatever mode the module is in. With several
+    teachers each has adapters of its own, and a method's loss is the mean over them.
 
     Args:
         spec: Methods with weights and options.
         student: The network that learns.
-        teacher: The network it learns from.
+        teachers: The networks it learns from, one or more.
         num_samples: Training images.
         image_size: Side of the images in pixels.
+        labels: Classes of the training images [num_samples], where they are known beforehand.
 
     Attributes:
+        methods: For each teacher, its methods by name.
         weights: Weight of each term, ``ce`` and the methods by name.
 
     Raises:
@@ -37,18 +40,32 @@ class Distiller(nn.Module):
     """
 
     def __init__(
-        self, spec: Spec, *, student: StagedNet, teacher: StagedNet, num_samples: int, image_size: int
+        self,
+        spec: Spec,
+        *,
+        student: StagedNet,
+        teachers: Sequence[StagedNet],
+        num_samples: int,
+        image_size: int,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if student.num_classes != teacher.num_classes:
-            raise ValueError(f"student has {student.num_classes} classes, teacher has {teacher.num_classes}")
+        if not teachers:
+            raise ValueError("teacher must be a network or several, got none")
+        for teacher in teachers:
+            if student.num_classes != teacher.num_classes:
+                raise ValueError(f"student has {student.num_classes} classes, teacher has {teacher.num_classes}")
         # The tuple hides the networks from nn.Module, which would register them.
-        self._held = (student, teacher.eval())
-        setup = Setup(NetInfo.of(student, image_size), NetInfo.of(teacher, image_size), num_samples, image_size)
-        methods = {term.name: registry.find(term.name)(setup, **term.options) for term in spec.methods}
-        self.methods = nn.ModuleDict(methods)
-        self.weights = _weights(spec, methods)
-        self._needs_preacts = any(method.needs_preacts for method in methods.values())
+        self._held = (student, *(teacher.eval() for teacher in teachers))
+        about_student = NetInfo.of(student, image_size)
+        self.methods = nn.ModuleList()
+        for teacher in teachers:
+            setup = Setup(about_student, NetInfo.of(teacher, image_size), num_samples, image_size, labels)
+            self.methods.append(
+                nn.ModuleDict({term.name: registry.find(term.name)(setup, **term.options) for term in spec.methods})
+            )
+        self.weights = _weights(spec, self._methods_of(0))
+        self._needs_preacts = any(method.needs_preacts for method in self._methods_of(0).values())
 
     @property
     def student(self) -> StagedNet:
@@ -56,9 +73,39 @@ class Distiller(nn.Module):
         return self._held[0]
 
     @property
+    def teachers(self) -> tuple[StagedNet, ...]:
+        """The networks it learns from, frozen."""
+        return self._held[1:]
+
+    @property
     def teacher(self) -> StagedNet:
-        """The network it learns from, frozen."""
+        """The first of the teachers."""
         return self._held[1]
+
+    def initialisations(self) -> list[tuple[str, Initialisation]]:
+        """What has to be trained before the student, in this order; each with a name that tells it from the others."""
+        found = []
+        for number, teacher in enumerate(self.teachers):
+            for name, method in self._methods_of(number).items():
+                first = method.initialisation(self.student, teacher)
+                if first is not None:
+                    found.append((name if number == 0 else f"{name}-{number + 1}", first))
+        return found
+
+    def describe(self) -> list[str]:
+        """What the methods compare, a line each."""
+        return [
+            f"{name}: {line}"
+            for number in range(len(self.teachers))
+            for name, method in self._methods_of(number).items()
+            for line in method.describe()
+        ]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the methods which epoch begins, counted from 0. A loop that never does has no warm-up."""
+        for number in range(len(self.teachers)):
+            for method in self._methods_of(number).values():
+                method.begin_epoch(epoch)
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Losses of one batch.
@@ -72,8 +119,8 @@ class Distiller(nn.Module):
             0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and each method's by its name, not
             weighted and detached.
         """
-        (name, method), *others = self.methods.items()
-        if not others and isinstance(method, FusedMethod):
+        (name, method), *others = self._methods_of(0).items()
+        if len(self.teachers) == 1 and not others and isinstance(method, FusedMethod):
             return self._fused_terms(name, method, images, target)
         return self._terms(Batch(images, target, index))
 
@@ -86,23 +133,43 @@ class Distiller(nn.Module):
         return {"total": total, CE: ce, name: loss}
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            teacher = self.teacher.forward_features(batch.images, preact=self._needs_preacts)
-        student = self.student.forward_features(batch.images, preact=self._needs_preacts)
-        losses = {CE: F.cross_entropy(student.logits.float(), batch.target)}
-        for name, method in self.methods.items():
-            losses[name] = cast(Method, method).loss(student, teacher, batch).float()
+        images, extra = self._all_images(batch.images)
+        student = self.student.forward_features(images, preact=self._needs_preacts)
+        own = student.first(len(batch.target))
+        losses = {CE: F.cross_entropy(own.logits.float(), batch.target)}
+        for number, teacher in enumerate(self.teachers):
+            with torch.no_grad():
+                taught = teacher.forward_features(images, preact=self._needs_preacts)
+            for name, method in self._methods_of(number).items():
+                pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
+                loss = method.loss(*pair, batch).float() / len(self.teachers)
+                losses[name] = losses[name] + loss if name in losses else loss
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"total": cast(Tensor, total)} | {name: loss.detach() for name, loss in losses.items()}
 
+    def _all_images(self, images: Tensor) -> tuple[Tensor, str | None]:
+        """The batch's images with those that a method asks for behind them, and that method's name."""
+        asked = {name: method.extra_images(images) for name, method in self._methods_of(0).items()}
+        extra = {name: more for name, more in asked.items() if more is not None}
+        if len(extra) > 1:
+            raise ValueError(f"only one method may add images of its own, got {' and '.join(extra)}")
+        for name, more in extra.items():
+            return torch.cat([images, more]), name
+        return images, None
+
+    def _methods_of(self, teacher: int) -> dict[str, Method]:
+        return dict(cast(nn.ModuleDict, self.methods[teacher]).items())  # type: ignore[arg-type]
+
     def train(self, mode: bool = True) -> Distiller:
-        """Set the mode of the adapters; the teacher is in evaluation mode after it in any case."""
-        self.teacher.eval()
+        """Set the mode of the adapters; the teachers are in evaluation mode after it in any case."""
+        for teacher in self.teachers:
+            teacher.eval()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        """Carries ``.to``, ``.cuda`` and ``.double`` over to the teacher, which nn.Module doesn't know of."""
-        self.teacher._apply(fn, recurse)
+        """Carries ``.to``, ``.cuda`` and ``.double`` over to the teachers, which nn.Module doesn't know of."""
+        for teacher in self.teachers:
+            teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 

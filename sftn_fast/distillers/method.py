@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
+from sftn_fast.distillers.pairing import StagePair, pair_stages
 from sftn_fast.models import Features, StagedNet
 from sftn_fast.models.staged import Head, Shape, Tail
 
@@ -44,6 +46,13 @@ class Setup:
     """Training images; a batch's ``index`` is below it."""
     image_size: int
     """Side of the images in pixels."""
+    labels: Tensor | None = None
+    """Classes of the training images [num_samples] int64, where they are known beforehand."""
+
+    @property
+    def pairs(self) -> tuple[StagePair, ...]:
+        """The stages that stand beside each other, each at most once; see :func:`pair_stages`."""
+        return pair_stages(self.student.stages, self.teacher.stages)
 
 
 class Method(nn.Module):
@@ -65,8 +74,85 @@ class Method(nn.Module):
         super().__init__()
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """The loss, 0-dim and unweighted, with gradients to the student's features; the teacher's carry none."""
+        """The loss, 0-dim and unweighted, with gradients to the student's features; the teacher's carry none.
+
+        The features are of ``batch.images``, followed by those of :meth:`extra_images` where there are some.
+        """
         raise NotImplementedError
+
+    def extra_images(self, images: Tensor) -> Tensor | None:
+        """Further images [M, C, H, W] that both networks are to see with the batch's own, or None."""
+        return None
+
+    def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
+        """What has to be trained before the student is, or None."""
+        return None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Told before each epoch, counted from 0, by loops that count; for weights that warm up."""
+
+    def describe(self) -> list[str]:
+        """What the method compares, a line each, for the start of a run."""
+        return []
+
+
+class PairedMethod(Method):
+    """A method that compares the maps of all stages that stand beside each other."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.pairs = setup.pairs
+
+    def maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """The paired stages' outputs [N, C, H, W], the student's first."""
+        return self._paired(student.stages, teacher.stages)
+
+    def preact_maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """The same before their ReLU; for methods that ask for them by ``needs_preacts``."""
+        assert student.preacts is not None and teacher.preacts is not None
+        return self._paired(student.preacts, teacher.preacts)
+
+    def _paired(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [(student[pair.student_stage - 1], teacher[pair.teacher_stage - 1]) for pair in self.pairs]
+
+    def describe(self) -> list[str]:
+        """See :meth:`Method.describe`."""
+        return [", ".join(str(pair) for pair in self.pairs)]
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one loss."""
+    first, *others = losses
+    return sum(others, start=first)
+
+
+class InitTask(nn.Module):
+    """What an initialisation trains: a task whose ``model`` is None, since there is nothing to evaluate.
+
+    It registers what it trains and whatever else of the networks it changes, so that its state holds all of that. The
+    adapters in it are the method's own, which are ready when it is done.
+    """
+
+    model: None = None
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """0-dim float32 terms by name; ``total`` carries the gradient. Arguments as a task's."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Put back what the task had to change for its time, as frozen parameters."""
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """A stage of training that comes before the student's own."""
+
+    task: InitTask
+    epochs: int
+    lr: float | None = None
+    """Learning rate; None for the student's."""
+    milestones: Sequence[int] = ()
+    """Epochs after which the learning rate is divided by ten; constant without any."""
 
 
 class FusedMethod(Method):

@@ -13,6 +13,18 @@ from sftn_fast.distillers import registry
 from sftn_fast.distillers.options import options_of
 
 CE = "ce"
+ALIASES = {
+    "abound": "ab",
+    "attention": "at",
+    "correlation": "cc",
+    "factor": "ft",
+    "hint": "fitnet",
+    "ofd": "oh",
+    "similarity": "sp",
+}
+"""Names that RepDistiller and mdistiller give to methods."""
+ALONE = ("crd", "dist", "dkd", "kd", "sskd")
+"""Methods that the SFTN paper, or their own, trains without KD beside them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ def parse(text: str) -> Spec:
 
     ``kd`` is knowledge distillation with its usual weights; ``kd=0.9:temperature=2,ce=0.5`` gives weights to it and to
     the cross-entropy with the labels, ``ce``, and an option to it. Imports torch only where options are given: their
-    names and types are those of the method's class.
+    names and types are those of the method's class. RepDistiller's names are understood too.
 
     Raises:
         ConfigError: A piece is not understood; the message has it, and what is allowed.
@@ -54,9 +66,30 @@ def parse(text: str) -> Spec:
     return Spec(methods, ce_weight=next((term.weight for term in terms if term.name == CE), None))
 
 
+def of_method(name: str) -> str:
+    """The specification of one method in the SFTN paper's setting: those on features jointly with KD."""
+    name = ALIASES.get(name, name)
+    if name not in registry.names():
+        raise ConfigError(f"method must be one of {', '.join(registry.names())}, got {name!r}")
+    return name if name in ALONE else f"{name},kd=1"
+
+
+def of_weights(name: str, gamma: float | None, alpha: float | None, beta: float | None) -> str:
+    """The specification that RepDistiller's script has for ``--distill name -r gamma -a alpha -b beta``."""
+    name = ALIASES.get(name, name)
+    if name not in registry.names():
+        known = ", ".join(registry.names())
+        raise ConfigError(f"distill beside -r, -a or -b must be one method of {known}, got {name!r}")
+    terms = {CE: 1.0 if gamma is None else gamma, "kd": alpha or 0.0}
+    if name != "kd":
+        terms[name] = beta or 0.0
+    return ",".join(f"{term}={weight:g}" for term, weight in terms.items() if weight or term in (CE, name))
+
+
 def _parse_term(piece: str) -> Term:
     head, *options = piece.split(":")
     name, has_weight, weight = (part.strip() for part in head.partition("="))
+    name = ALIASES.get(name, name)
     known = [CE, *registry.names()]
     if name not in known:
         raise _error(piece, f"unknown method {name!r}, known are {', '.join(known)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class FitResult:
     Attributes:
         history: a row for each epoch: ``epoch`` from 1, ``step``, ``lr``, ``train_*``, ``val_*``, ``test_*``, speed.
         last: the last epoch's row, which the reference code reports.
-        best: the row of the highest ``val_top1``, or ``test_top1`` where nothing is held out.
+        best: the row of the highest ``val_top1``, or ``test_top1`` where nothing is held out; the last one where
+            nothing is evaluated.
         images_per_second: of training, evaluations not counted.
         data_wait_share: share of that time spent waiting for data, 0 to 1.
         resumed_from: the step that the run went on from, or None.
@@ -62,12 +64,14 @@ def fit(
     seed: int,
     lr: float | None = None,
     resume: str = "auto",
+    on_epoch: Callable[[int], None] | None = None,
 ) -> FitResult:
     """Train ``task`` on ``data`` for ``epochs``.
 
     Args:
         task: ``task(images, target, index)`` gives the 0-dim float32 terms of the loss, "total" among them, which is
-            minimised; ``task.model`` is what is evaluated. Moved to the engine's device.
+            minimised; ``task.model`` is what is evaluated, None for nothing. ``task.begin_epoch(epoch)``, where there
+            is one, is called with each epoch, counted from 0, that is begun or resumed. Moved to the engine's device.
         data: ``train``, ``val`` (or None) and ``test`` loaders, as ``sftn_fast.data.build`` gives them.
         folder: receives ``metrics.jsonl``, ``summary.csv`` and ``checkpoints/``. The caller holds its lock
             (:class:`~sftn_fast.engine.folder.RunFolder`).
@@ -77,6 +81,8 @@ def fit(
         lr: learning rate where ``optim.lr`` is None; 0.05 if that is None too.
         resume: "auto" goes on from the newest valid checkpoint in ``folder``; "never" refuses a folder that has any;
             "force" goes on although the fingerprint differs, from the start of the epoch under way.
+        on_epoch: called after each epoch, counted from 1, before its checkpoint; again for an epoch that a stopped run
+            repeats. On the main process alone.
 
     Raises:
         ConfigError: device, arithmetic, data or folder can't be used.
@@ -122,15 +128,25 @@ def fit(
     with StopSignals() as stop, log:
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
-        _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity))
+        _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity), on_epoch)
     return _result(state, resumed_from)
 
 
-def _train(state: TrainState, data: Any, engine: EngineConfig, epochs: int, log: RunLog, keeper: _Keeper) -> None:
+def _train(
+    state: TrainState,
+    data: Any,
+    engine: EngineConfig,
+    epochs: int,
+    log: RunLog,
+    keeper: _Keeper,
+    on_epoch: Callable[[int], None] | None,
+) -> None:
     """Train to the end from wherever ``state`` stands."""
     task, train_step, every = state.task, state.train_step, engine.checkpoint_every
+    begin_epoch = getattr(task, "begin_epoch", lambda epoch: None)
     while state.epoch < epochs:
         task.train()
+        begin_epoch(state.epoch)
         state.begin_epoch(log.offset)
         batches = data.train.epoch(state.epoch, state.step_in_epoch)
         for batch in state.stopwatch.batches(batches, ranks=distributed.world_size()):
@@ -157,6 +173,8 @@ def _train(state: TrainState, data: Any, engine: EngineConfig, epochs: int, log:
             row |= _evaluate(state, data)
         state.next_epoch(row)
         log.epoch(state.history)
+        if on_epoch is not None and distributed.is_main():
+            on_epoch(state.epoch)
 
         # Behind the evaluation, so that a resumed run does not evaluate twice.
         keeper.stop_if_asked()
@@ -166,6 +184,8 @@ def _train(state: TrainState, data: Any, engine: EngineConfig, epochs: int, log:
 
 def _evaluate(state: TrainState, data: Any) -> dict[str, float]:
     """Metrics of the validation split, if there is one, and of the test split, as ``val_*`` and ``test_*``."""
+    if state.task.model is None:
+        return {}
     splits = {"val": data.val, "test": data.test}
     return {
         f"{split}_{name}": value
@@ -195,7 +215,7 @@ def _resume(store: CheckpointStore, state: TrainState, identity: dict[str, Any],
 def _result(state: TrainState, resumed_from: int | None) -> FitResult:
     last = state.history[-1]
     judge = "val_top1" if "val_top1" in last else "test_top1"
-    best = max((row for row in state.history if judge in row), key=lambda row: row[judge])
+    best = max((row for row in state.history if judge in row), key=lambda row: row[judge], default=last)
     speed = state.stopwatch.read(RUN)
     return FitResult(state.history, last, best, speed["images_per_second"], speed["data_wait"], resumed_from)
 

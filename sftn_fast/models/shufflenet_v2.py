@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import channel_shuffle, relu
@@ -95,3 +97,12 @@ class ShuffleNetV2(StagedNet):
             num_classes=num_classes,
             in_channels=in_channels,
         )
+
+    def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
+        """The last norm's for the half that it writes; zeros for the half that passes, which was through a ReLU."""
+        norms = [cast(ShuffleUnit, cast(Stage, stage)[-1]).bn3 for stage in self.stages]
+        zeros = [torch.zeros_like(norm.weight.detach()) for norm in norms]
+        return [
+            (torch.cat([zero, norm.weight.detach()]), torch.cat([zero, norm.bias.detach()]))
+            for zero, norm in zip(zeros, norms, strict=True)
+        ]

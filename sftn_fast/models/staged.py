@@ -28,6 +28,14 @@ class Features:
     logits: Tensor
     """[N, num_classes]."""
 
+    def first(self, count: int) -> Features:
+        """Those of the first ``count`` images."""
+        if count == len(self.logits):
+            return self
+        preacts = None if self.preacts is None else [x[:count] for x in self.preacts]
+        stages = [x[:count] for x in self.stages]
+        return Features(self.stem[:count], stages, preacts, self.pooled[:count], self.logits[:count])
+
 
 class PreactModule(nn.Module):
     """A stage, or the block at its end, that can also give its map from before the last ReLU."""
@@ -194,6 +202,16 @@ class StagedNet(nn.Module):
         """
         self._require_preacts()
         return [cast(PreactModule, stage).preact_norm() for stage in self.stages]
+
+    def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
+        """Scale and shift [C] of the normal distribution that each channel of each pre-activation follows.
+
+        Those of :meth:`preact_norms`, and zeros for a channel that was through a ReLU before.
+
+        Raises:
+            ValueError: This family has none.
+        """
+        return [(norm.weight.detach(), norm.bias.detach()) for norm in self.preact_norms()]
 
     def tail(self, i: int) -> nn.Module:
         """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""

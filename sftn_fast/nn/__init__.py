@@ -1,5 +1,34 @@
-"""Losses that learn parameters of their own, as modules around :mod:`sftn_fast.ops`."""
+"""The losses of :mod:`sftn_fast.ops` as modules, and those that need layers of their own."""
 
-from sftn_fast.nn.adapted_hint import AdaptedHint
+from sftn_fast.nn.adapted_hint import AdaptedHint, hint_convolution
+from sftn_fast.nn.contrastive import CRDLoss, Embed
+from sftn_fast.nn.correlation import CorrelationLoss
+from sftn_fast.nn.features import ABLoss, ATLoss, FTLoss, HintLoss, OHLoss, VIDLoss
+from sftn_fast.nn.fsp import FSPLoss
+from sftn_fast.nn.logits import KDCELoss, KDLoss, SFTNLoss
+from sftn_fast.nn.nst import NSTLoss
+from sftn_fast.nn.relational import PKTLoss, RKDAngleLoss, RKDDistanceLoss, RKDLoss, SPLoss
 
-__all__ = ["AdaptedHint"]
+__all__ = [
+    "ABLoss",
+    "ATLoss",
+    "AdaptedHint",
+    "CRDLoss",
+    "CorrelationLoss",
+    "Embed",
+    "FSPLoss",
+    "FTLoss",
+    "HintLoss",
+    "KDCELoss",
+    "KDLoss",
+    "NSTLoss",
+    "OHLoss",
+    "PKTLoss",
+    "RKDAngleLoss",
+    "RKDDistanceLoss",
+    "RKDLoss",
+    "SFTNLoss",
+    "SPLoss",
+    "VIDLoss",
+    "hint_convolution",
+]

@@ -53,7 +53,7 @@ class AdaptedHint(nn.Module):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = _convolution(student_shape, teacher_shape)
+        self.conv = hint_convolution(student_shape, teacher_shape)
         self.bn = nn.BatchNorm2d(teacher_shape[0], eps, momentum, track_running_stats=track_running_stats)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def _count_batch(bn: nn.BatchNorm2d) -> float:
     return 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
 
 
-def _convolution(student: Shape, teacher: Shape) -> nn.Conv2d | nn.ConvTranspose2d:
-    """From [N, *student] to [N, *teacher], with a bias."""
+def hint_convolution(student: Shape, teacher: Shape) -> nn.Conv2d | nn.ConvTranspose2d:
+    """The convolution of :class:`AdaptedHint`, from [N, *student] to [N, *teacher], with a bias."""
     if any(len(shape) != 3 or min(shape) < 1 for shape in (student, teacher)):
         raise ValueError(f"no convolution from {student} to {teacher}: not shapes (C, H, W) of maps")
     sizes = list(zip(student[1:], teacher[1:], strict=True))

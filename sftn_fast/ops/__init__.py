@@ -12,13 +12,15 @@ from sftn_fast.ops.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
-from sftn_fast.ops.terms import KDTerms, SFTNTerms
+from sftn_fast.ops.terms import KDTerms, RKDTerms, SFTNTerms
 
 find_kernels()
 
 __all__ = [
     "KDTerms",
+    "RKDTerms",
     "SFTNTerms",
     "ab_loss",
     "adapted_hint_loss",
@@ -32,6 +34,9 @@ __all__ = [
     "oh_margin",
     "pkt_loss",
     "reference",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rkd_loss",
     "sample_negatives",
     "set_backend",
     "sftn_loss",

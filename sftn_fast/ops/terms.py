@@ -15,6 +15,14 @@ class KDTerms(NamedTuple):
     ce: Tensor
 
 
+class RKDTerms(NamedTuple):
+    """``total = distance_weight * distance + angle_weight * angle``, each 0-dim."""
+
+    total: Tensor
+    distance: Tensor
+    angle: Tensor
+
+
 class SFTNTerms(NamedTuple):
     """``total = teacher_weight * teacher_ce + ce_weight * branch_ce + kl_weight * branch_kl``, each 0-dim."""
 

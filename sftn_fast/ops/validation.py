@@ -120,6 +120,15 @@ def check_same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -
     check_same_device(name, value, other_name, other)
 
 
+def check_embedding(name: str, value: Any) -> None:
+    """Refuse what is not a floating-point ``[B, D]`` with D at least 1."""
+    check_tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.dim() != 2 or value.shape[1] == 0:
+        raise ValueError(f"{name} must be [B, D] with D at least 1, got {list(value.shape)}")
+
+
 def check_target(target: Any, logits: Tensor) -> None:
     """Refuse what is not an int64 ``[N]`` beside logits ``[N, C]``. Its values are the kernels' to check."""
     check_tensor("target", target)

@@ -191,9 +191,9 @@ def test_the_teacher_is_frozen(spec: str, nets: tuple[StagedNet, StagedNet]) -> 
 def test_only_adapters_are_parameters_and_state(nets: tuple[StagedNet, StagedNet]) -> None:
     assert list(build("kd", nets).state_dict()) == list(build("kd", nets).parameters()) == []
     distiller = build("kd,match", nets)
-    assert [name for name, _ in distiller.named_parameters()] == ["methods.match.adapter.weight"]
-    assert list(distiller.state_dict()) == ["methods.match.adapter.weight"]
-    assert distiller.methods["match"].adapter.weight.shape == (128, 64)
+    assert [name for name, _ in distiller.named_parameters()] == ["methods.0.match.adapter.weight"]
+    assert list(distiller.state_dict()) == ["methods.0.match.adapter.weight"]
+    assert distiller.methods[0]["match"].adapter.weight.shape == (128, 64)
 
 
 def test_the_teacher_moves_along(nets: tuple[StagedNet, StagedNet]) -> None:
@@ -273,7 +273,7 @@ def test_a_method_is_one_file(nets: tuple[StagedNet, StagedNet]) -> None:
     assert "dropped" in registry.names()
     distiller = build("dropped:layers=2,kd=0.5", nets)
     assert distiller.weights == {"ce": 1.0, "dropped": 7.0, "kd": 0.5}
-    adapter = distiller.methods["dropped"].adapter
+    adapter = distiller.methods[0]["dropped"].adapter
     assert adapter.weight.shape == (64, 32, 1, 1)
     distiller(*batch())["total"].backward()
     assert adapter.weight.grad.abs().sum() > 0
@@ -284,3 +284,46 @@ def test_a_method_is_one_file(nets: tuple[StagedNet, StagedNet]) -> None:
 def test_without_its_file_the_method_is_gone(nets: tuple[StagedNet, StagedNet]) -> None:
     with pytest.raises(ValueError, match="unknown method 'dropped'"):
         build("dropped", nets)
+
+
+class Flipped(Method):
+    """Toy: compares the logits of mirrored images, which it asks for."""
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        n = len(batch.target)
+        assert len(student.logits) == len(teacher.pooled) == len(student.stages[0]) == 2 * n
+        return F.mse_loss(student.logits[n:], teacher.logits[n:])
+
+    def extra_images(self, images: Tensor) -> Tensor:
+        return images.flip(3)
+
+
+def test_images_of_a_methods_own(nets: tuple[StagedNet, StagedNet]) -> None:
+    registry.register("flipped")(Flipped)
+    student, teacher = (net.eval() for net in nets)  # without BatchNorm's statistics, images do not see each other
+    images, target, index = batch()
+    terms = build("flipped,kd,match", nets)(images, target, index)
+    torch.testing.assert_close(terms["ce"], F.cross_entropy(student(images), target).detach())
+    expected = F.mse_loss(student(images.flip(3)), teacher(images.flip(3)))
+    torch.testing.assert_close(terms["flipped"], expected.detach())
+    torch.testing.assert_close(terms["kd"], build("kd", nets)(images, target, index)["kd"])
+    registry.register("flipped-too")(Flipped)
+    with pytest.raises(ValueError, match="only one method may add images of its own, got flipped and flipped-too"):
+        build("flipped,flipped-too", nets)(images, target, index)
+
+
+def test_several_teachers(nets: tuple[StagedNet, StagedNet]) -> None:
+    """A term is the mean over the teachers; each has its adapters."""
+    student, first = nets
+    second = models.build("resnet14", num_classes=CLASSES)
+    both = build("kd,match", (student.eval(), [first, second]))
+    singles = [build("kd,match", (student, teacher)) for teacher in (first, second)]
+    for number, single in enumerate(singles):
+        single.methods[0].load_state_dict(both.methods[number].state_dict())
+    terms = both(*batch())
+    one, two = (single(*batch()) for single in singles)
+    for name in ("total", "kd", "match", "ce"):
+        torch.testing.assert_close(terms[name], (one[name] + two[name]) / 2)
+    assert len(list(both.parameters())) == 2
+    with pytest.raises(ValueError, match="got none"):
+        build("kd", (student, []))

@@ -9,6 +9,7 @@ from sftn_fast.ops.reference.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.reference.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.reference.relational_similarity import pkt_loss, sp_loss
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "oh_loss",
     "oh_margin",
     "pkt_loss",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rkd_loss",
     "sample_negatives",
     "sftn_loss",
     "sp_loss",

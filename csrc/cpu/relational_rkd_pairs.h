@@ -1,0 +1,114 @@
+// What RKD does with each pair of rows, one row of pairs (i, j), j > i, at a time: before the sweep over triples, what
+// that will need of the distances; after it, the distance term and the finished gradients.
+#pragma once
+
+#include <cmath>
+
+#include "relational_rkd_triples.h"
+
+namespace sftn::rkd {
+
+// One row i of a matrix [B, stride], from the block of lanes that the diagonal lies in.
+struct PairRow {
+  int64_t i, b;
+
+  SFTN_INLINE int64_t first_block() const { return i / kLanes * kLanes; }
+  SFTN_INLINE bool counts(int32_t j) const { return j > int32_t(i) && j < int32_t(b); }
+};
+
+// max(x, least), in which NaN stays
+template <class A>
+SFTN_INLINE A at_least(A x, A least) {
+  return x < least ? least : x;
+}
+
+// Fills a row of `inverse` and `inverse_slope`, and of `squared` where no pair is, from `squared`. Returns the sum of
+// d.
+template <class A>
+SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* low, A* inverse, A* inverse_slope) {
+  Lanes<A> sum(0);
+  for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
+    SFTN_LANES {
+      const int64_t j = block + l;
+      const bool counts = row.counts(int32_t(j));
+      const A d2 = counts ? squared[j] : A(0), length = std::sqrt(d2);
+      const A n = d2 == 0 ? A(0) : A(1) / at_least(length, eps);
+      squared[j] = d2;
+      if constexpr (std::is_same_v<A, float>) low[j] = counts ? low[j] : A(0);
+      inverse[j] = n * A(0.70710678118654752440);
+      inverse_slope[j] = length > eps ? A(0.5) * n * n : A(0);
+      sum.lane[l] += counts ? std::sqrt(at_least(d2, eps)) : A(0);
+    }
+  }
+  return sum.sum();
+}
+
+// Sums over the pairs of a row.
+struct PairSums {
+  double distance = 0;              // h(r of the student - r of the teacher)
+  double student = 0, teacher = 0;  // g r
+  double angle = 0;                 // h(cos(i; j,j) of the student - of the teacher)
+};
+
+// The factors of one network's gradients.
+template <class A>
+struct PairScale {
+  A inverse_mean;
+  A distance;         // weight / (B^2 m)
+  A mean_gr;          // sum g r / (B (B - 1)), with this network first in g's difference
+  A triples, itself;  // 2 s weight / B^3, 2 weight / B^3
+};
+
+// cos(i; j,j): 1 but for rows that are equal, or all but.
+template <class A>
+SFTN_INLINE A cos_of_itself(A d2, A eps) {
+  const A ratio = std::sqrt(d2) / eps;
+  return ratio > A(1) ? A(1) : ratio * ratio;
+}
+
+template <class A>
+SFTN_INLINE PairSums sum_row_inline(PairRow row, A eps, A student_inverse_mean, A teacher_inverse_mean,
+                                    const A* student_squared, const A* teacher_squared) {
+  Lanes<A> distance(0), student(0), teacher(0), angle(0);
+  for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
+    SFTN_LANES {
+      const int64_t j = block + l;
+      const A keep = row.counts(int32_t(j)) ? A(1) : A(0);
+      const A s2 = student_squared[j], t2 = teacher_squared[j];
+      const A s = keep * std::sqrt(at_least(s2, eps)) * student_inverse_mean;
+      const A t = keep * std::sqrt(at_least(t2, eps)) * teacher_inverse_mean;
+      const A x = s - t, g = clamp_one(x);
+      distance.lane[l] += g * (x - A(0.5) * g);
+      student.lane[l] += g * s;
+      teacher.lane[l] += g * t;
+      const A y = cos_of_itself(s2, eps) - cos_of_itself(t2, eps);
+      angle.lane[l] += y * (y - A(0.5) * y);
+    }
+  }
+  return {distance.sum(), student.sum(), teacher.sum(), angle.sum()};
+}
+
+// One network's gradients of the pairs of row i, from what the sweep has added up.
+template <class A>
+SFTN_INLINE void finish_row_inline(PairRow row, A eps, const PairScale<A>& scale, A other_inverse_mean,
+                                   const A* squared, const A* other_squared,
+                                   const A* swept,  // null without angles
+                                   A* out) {
+  for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
+    SFTN_LANES {
+      const int64_t j = block + l;
+      const A d2 = squared[j], other2 = other_squared[j], d = std::sqrt(at_least(d2, eps));
+      const A g = clamp_one(d * scale.inverse_mean - std::sqrt(at_least(other2, eps)) * other_inverse_mean);
+      out[j] = d2 < eps ? A(0) : scale.distance * (g - scale.mean_gr) / d;
+    }
+    if (!swept) continue;
+    SFTN_LANES {
+      const int64_t j = block + l;
+      const A d2 = squared[j], x = cos_of_itself(d2, eps) - cos_of_itself(other_squared[j], eps);
+      const A itself = d2 != 0 && std::sqrt(d2) <= eps ? x / eps / eps : A(0);
+      out[j] += scale.triples * swept[j] + scale.itself * itself;
+    }
+  }
+}
+
+}  // namespace sftn::rkd

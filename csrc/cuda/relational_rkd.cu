@@ -1,0 +1,91 @@
+// CUDA kernels of RKD: three launches forward, one backward. ../relational_rkd.h has the formulas and the host code
+// that all backends share.
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "../relational_rkd.h"
+#include "relational_rkd_pairs.cuh"
+#include "relational_rkd_rows.cuh"
+
+namespace sftn::rkd {
+namespace {
+
+unsigned grid_size(int64_t blocks) {
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "rkd: too many rows for one launch");
+  return static_cast<unsigned>(blocks);
+}
+
+template <class T>
+RkdRows<T> rows_of(const Matrix& matrix) {
+  return {matrix.data<T>(), matrix.stride, matrix.tensor.size(1)};
+}
+
+template <class A>
+A* data_of(const Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
+}
+
+struct RkdCuda {
+  static void forward(const RkdInput& in, const RkdOutput& out) {
+    const Tensor& like = in.student.tensor;
+    const simt::DeviceScope scope(like.get_device_index());
+    visit_floating(in.dtype, "relational_rkd_forward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      forward_typed<T>(in, out, scope);
+    });
+  }
+
+  static void backward(const RkdGrad& grad) {
+    if (grad.d == 0) return;
+    const simt::DeviceScope scope(grad.out.get_device_index());
+    visit_floating(grad.dtype, "relational_rkd_backward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      const dim3 grid(grid_size((grad.d + kPullColumns - 1) / kPullColumns), grid_size(tiles_of(grad.b)));
+      simt::launch(rkd_pull_kernel<T>, grid, kTileThreads, scope.stream(), rows_of<T>(grad.rows), grad.b,
+                   static_cast<const A*>(grad.pairs.const_data_ptr()),
+                   static_cast<const A*>(grad.grad_total.const_data_ptr()), data_of<T>(grad.out));
+    });
+  }
+
+ private:
+  template <class T>
+  static void forward_typed(const RkdInput& in, const RkdOutput& out, const simt::DeviceScope& scope) {
+    using A = accumulator_t<T>;
+    const Tensor& like = in.student.tensor;
+    const int64_t b = in.b, tiles = num_tiles(b);
+    const ScalarType dtype = accumulator_dtype(in.dtype);
+    const unsigned sum_blocks = static_cast<unsigned>(std::min<int64_t>(b, 1024));
+    const int64_t num_partials = std::max<int64_t>(2 * 2 * tiles, int64_t(kPairSums) * sum_blocks);
+    constexpr int64_t kSideItems = sizeof(Side<A>) / sizeof(A);
+    const Tensor sides = empty(std::array<int64_t, 4>{2, b, b, kSideItems}, dtype, like);
+    const Tensor means = empty(std::array<int64_t, 1>{2}, dtype, like);
+    const Tensor sums = empty(std::array<int64_t, 1>{kPairSums + num_partials}, ScalarType::Double, like);
+    const Tensor arrivals = empty(std::array<int64_t, 1>{kForwardKernels}, ScalarType::Int, like);
+    SFTN_CUDA_CHECK(
+        cudaMemsetAsync(data_of<unsigned>(arrivals), 0, kForwardKernels * sizeof(unsigned), scope.stream()));
+    const RkdScratch<A> scratch{
+        data_of<Side<A>>(sides), data_of<Side<A>>(sides) + b * b,   data_of<A>(means),
+        data_of<double>(sums),   data_of<double>(sums) + kPairSums, data_of<unsigned>(arrivals)};
+    const RkdOptions& options = in.options;
+    const bool wanted = out.student_grad || out.teacher_grad;
+    const bool angle_grad = wanted && options.angle && options.angle_weight != 0;
+    const RkdScales<A> scales{static_cast<A>(options.eps), options.distance,    options.angle, angle_grad,
+                              options.distance_weight,     options.angle_weight};
+    simt::launch(rkd_distances_kernel<T>, grid_size(2 * tiles), kTileThreads, scope.stream(), rows_of<T>(in.student),
+                 rows_of<T>(in.teacher), b, scales.eps, scratch);
+    simt::launch(rkd_pair_sums_kernel<A>, sum_blocks, 256, scope.stream(), b, scales.eps, scratch);
+    const auto angles = angle_grad ? rkd_angles_kernel<A, true> : rkd_angles_kernel<A, false>;
+    simt::launch(angles, grid_size(tiles), kTileThreads, scope.stream(), b, scales, scratch, out.student_data<A>(),
+                 out.teacher_data<A>(), data_of<A>(out.total), data_of<A>(out.parts));
+  }
+};
+
+}  // namespace
+}  // namespace sftn::rkd
+
+STABLE_TORCH_LIBRARY_IMPL(SFTN_NAMESPACE, SFTN_DISPATCH_KEY, m) {
+  m.impl("relational_rkd_forward", TORCH_BOX(&sftn::relational_rkd_forward<sftn::rkd::RkdCuda>));
+  m.impl("relational_rkd_backward", TORCH_BOX(&sftn::relational_rkd_backward<sftn::rkd::RkdCuda>));
+}

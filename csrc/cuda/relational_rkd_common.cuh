@@ -1,0 +1,101 @@
+// What the kernels of RKD share: tiles of pairs, and the functions of one squared distance. ../relational_rkd.h has the
+// formulas.
+#pragma once
+
+#include "simt.cuh"
+#include "team.cuh"
+
+namespace sftn::rkd {
+
+// Pairs (j, k) are cut into tiles of kTile x kTile, a thread each, of which those on and above the diagonal are
+// computed, numbered column by column: (0, 0), (0, 1), (1, 1), (0, 2), ...
+constexpr int kTile = 16;
+constexpr int kTileThreads = kTile * kTile;
+
+__host__ __device__ inline int64_t tiles_of(int64_t b) { return (b + kTile - 1) / kTile; }
+__host__ __device__ inline int64_t num_tiles(int64_t b) { return tiles_of(b) * (tiles_of(b) + 1) / 2; }
+
+struct TilePair {
+  int64_t first_j, first_k;  // of the tile
+  int64_t j, k;              // this thread's pair
+  bool counts;               // j < k < B
+
+  __device__ TilePair(int64_t tile, int64_t b) {
+    int64_t column = static_cast<int64_t>((::sqrt(8.0 * static_cast<double>(tile) + 1.0) - 1.0) / 2.0);
+    while (column * (column + 1) / 2 > tile) --column;  // the root may be rounded across a whole number
+    while ((column + 1) * (column + 2) / 2 <= tile) ++column;
+    first_k = column * kTile;
+    first_j = (tile - column * (column + 1) / 2) * kTile;
+    j = first_j + threadIdx.x / kTile;
+    k = first_k + threadIdx.x % kTile;
+    counts = j < k && k < b;
+  }
+};
+
+__device__ __forceinline__ float root(float x) { return sqrtf(x); }
+__device__ __forceinline__ double root(double x) { return ::sqrt(x); }
+
+// max(x, least), in which NaN stays
+template <class A>
+__device__ __forceinline__ A at_least(A x, A least) {
+  return x < least ? least : x;
+}
+
+__device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double lesser(double a, double b) { return fmin(a, b); }
+__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double greater(double a, double b) { return fmax(a, b); }
+
+template <class A>
+__device__ __forceinline__ A distance_of(A squared, A eps) {
+  return root(at_least(squared, eps));
+}
+
+// n / sqrt(2); 0 between equal rows
+template <class A>
+__device__ __forceinline__ A inverse_of(A squared, A eps) {
+  return squared == A(0) ? A(0) : A(0.70710678118654752440) / at_least(root(squared), eps);
+}
+
+// cos(i; j,j): 1 but for rows that are equal, or all but.
+template <class A>
+__device__ __forceinline__ A cos_of_itself(A squared, A eps) {
+  const A ratio = root(squared) / eps;
+  return ratio > A(1) ? A(1) : ratio * ratio;
+}
+
+// g(x) = min(max(x, -1), 1), which is no NaN, and h(x), which may be
+template <class A>
+__device__ __forceinline__ A clamp_one(A x) {
+  return lesser(greater(x, A(-1)), A(1));
+}
+template <class A>
+__device__ __forceinline__ A smooth_l1(A x, A g) {
+  return g * (x - A(0.5) * g);
+}
+
+// A side of a triangle: D2, n / sqrt(2), and what rounding to float has taken off D2, 0 for double. Products of two
+// inverses bring the cosine's 1/2 along.
+template <class A>
+struct alignas(16) Side {
+  A squared, inverse;
+  float low;
+};
+
+// What the forward kernels hand on to each other.
+template <class A>
+struct RkdScratch {
+  Side<A>* student_sides;  // [B, B]
+  Side<A>* teacher_sides;  // [B, B]
+  A* mean;                 // [2]: m of either
+  double* sums;            // [kPairSums]
+  double* partials;        // what grid_sum needs, for whichever kernel runs
+  unsigned* arrivals;      // [kForwardKernels], zero
+};
+
+constexpr int kForwardKernels = 3;
+
+// Sums over pairs j < k.
+enum PairSum { kSumDistance, kSumStudent, kSumTeacher, kSumItself, kPairSums };
+
+}  // namespace sftn::rkd

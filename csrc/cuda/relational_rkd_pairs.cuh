@@ -1,0 +1,194 @@
+// The kernels of RKD that need nothing but the squared distances: sums over pairs, then all angles and the gradients.
+#pragma once
+
+#include "grid_sum.cuh"
+#include "relational_rkd_common.cuh"
+
+namespace sftn::rkd {
+
+template <class A>
+struct RkdScales {
+  A eps;
+  bool distance, angle, angle_grad;
+  double distance_weight, angle_weight;
+};
+
+// The sums over pairs that the gradients of the distance term wait for. A block takes whole rows.
+template <class A>
+__global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, RkdScratch<A> scratch) {
+  const A student_inverse_mean = A(1) / scratch.mean[0], teacher_inverse_mean = A(1) / scratch.mean[1];
+  double sums[kPairSums] = {};
+  for (int64_t j = blockIdx.x; j < b; j += gridDim.x) {
+    for (int64_t k = j + 1 + threadIdx.x; k < b; k += blockDim.x) {
+      const A student = scratch.student_sides[j * b + k].squared, teacher = scratch.teacher_sides[j * b + k].squared;
+      const A s = distance_of(student, eps) * student_inverse_mean,
+              t = distance_of(teacher, eps) * teacher_inverse_mean;
+      const A x = s - t, g = clamp_one(x);
+      const A y = cos_of_itself(student, eps) - cos_of_itself(teacher, eps);
+      sums[kSumDistance] += smooth_l1(x, g);
+      sums[kSumStudent] += g * s;
+      sums[kSumTeacher] += g * t;
+      sums[kSumItself] += smooth_l1(y, y);
+    }
+  }
+  if (grid_sum(sums, scratch.partials, scratch.arrivals + 1)) {
+    // Where a loss is NaN, so are its gradients: g, which is between -1 and 1 whatever x is, would hide it.
+#pragma unroll
+    for (int i = 0; i < kPairSums; ++i) scratch.sums[i] = sums[i] + 0 * sums[kSumDistance];
+  }
+}
+
+// Rows i that are in shared memory at once: four tiles of sides, of 16 bytes or 32.
+template <class A>
+constexpr int kThirds = sizeof(A) == 8 ? 16 : 32;
+// The sides from rows i to the rows of a tile: [kThirds, kTile], padded for the banks that a column of it meets.
+constexpr int kSidesStride = kTile + 1;
+
+template <class A>
+__device__ __forceinline__ void load_sides(const Side<A>* __restrict__ sides, int64_t b, int64_t first, int64_t begin,
+                                           Side<A>* to) {
+  constexpr int kColumns = kThirds<A>;
+  const int lane = threadIdx.x % kColumns;
+#pragma unroll
+  for (int step = 0; step < kTile; step += kTileThreads / kColumns) {
+    const int r = step + threadIdx.x / kColumns;
+    Side<A> side{A(0), A(0), 0.0f};
+    if (first + r < b && begin + lane < b) side = sides[(first + r) * b + begin + lane];
+    to[lane * kSidesStride + r] = side;
+  }
+}
+
+// a + b - c for squared sides, exact but for a rounding of the result: where a or b is small, the other is close
+// to c, and their difference comes first.
+template <class A>
+__device__ __forceinline__ A twice_dot(A a, A b, A c, A low) {
+  return lesser(a, b) + ((greater(a, b) - c) + low);
+}
+
+// The angles of the triangle i, j, k of one network.
+template <class A>
+struct TriangleAngles {
+  A weight_i, weight_j, weight_k;  // n n / 2 of the two sides that meet there
+  A cos_i, cos_j, cos_k;
+
+  __device__ __forceinline__ TriangleAngles(const Side<A>& jk, const Side<A>& ij, const Side<A>& ik) {
+    weight_i = ij.inverse * ik.inverse;
+    weight_j = ij.inverse * jk.inverse;
+    weight_k = ik.inverse * jk.inverse;
+    const float low = ij.low - ik.low;
+    cos_i = twice_dot(ij.squared, ik.squared, jk.squared, A((ij.low + ik.low) - jk.low)) * weight_i;
+    cos_j = twice_dot(ij.squared, jk.squared, ik.squared, A(jk.low + low)) * weight_j;
+    cos_k = twice_dot(ik.squared, jk.squared, ij.squared, A(jk.low - low)) * weight_k;
+  }
+
+  // Of d / d D2_jk: what n'^2 / 2 is multiplied with, and the rest.
+  __device__ __forceinline__ void add_gradient(A g_i, A g_j, A g_k, A& direct, A& by_length) const {
+    direct += (g_j * weight_j + g_k * weight_k) - g_i * weight_i;
+    by_length += g_j * cos_j + g_k * cos_k;
+  }
+};
+
+// The finished gradient of a pair of one network.
+template <class A>
+__device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b, const Side<A>& side, A other_squared,
+                                           A mean, A other_mean, double sum_gr, A direct, A by_length) {
+  const double rows = static_cast<double>(b);
+  const A squared = side.squared, half_n_n = side.inverse * side.inverse;
+  A grad = 0;
+  if (scales.distance && squared >= scales.eps) {
+    const A d = root(squared), g = clamp_one(d / mean - distance_of(other_squared, scales.eps) / other_mean);
+    const A mean_gr = static_cast<A>(2.0 * sum_gr / (rows * (rows - 1)));
+    grad = static_cast<A>(scales.distance_weight / (rows * rows)) / mean * (g - mean_gr) / d;
+  }
+  if (scales.angle_grad) {
+    A of_angles = direct, itself = 0;
+    if (root(squared) > scales.eps) {
+      of_angles -= by_length * half_n_n;
+    } else {
+      itself = (cos_of_itself(squared, scales.eps) - cos_of_itself(other_squared, scales.eps)) * half_n_n;
+    }
+    grad += static_cast<A>(2 * scales.angle_weight / (rows * rows * rows)) * (of_angles + A(2) * itself);
+  }
+  return grad;
+}
+
+// All angles, the losses and the gradients. A thread has one pair (j, k) and goes through all third rows i: the angle
+// at i counts for the loss, and all three for the pair's gradient, so that nothing is ever added to another thread's.
+template <class A, bool kGrad>
+__global__ void __launch_bounds__(kTileThreads)
+    rkd_angles_kernel(int64_t b, RkdScales<A> scales, RkdScratch<A> scratch,
+                      A* __restrict__ student_pairs,  // [B, B], null if not asked for
+                      A* __restrict__ teacher_pairs,  // the same
+                      A* __restrict__ total,          // []
+                      A* __restrict__ parts) {        // [2]
+  SIMT_SHARED(Side<A>, student_j, kThirds<A> * kSidesStride);
+  SIMT_SHARED(Side<A>, student_k, kThirds<A> * kSidesStride);
+  SIMT_SHARED(Side<A>, teacher_j, kThirds<A> * kSidesStride);
+  SIMT_SHARED(Side<A>, teacher_k, kThirds<A> * kSidesStride);
+  const TilePair pair(blockIdx.x, b);
+  const int at_j = threadIdx.x / kTile, at_k = threadIdx.x % kTile;
+  Side<A> student_jk{A(0), A(0), 0.0f}, teacher_jk{A(0), A(0), 0.0f};
+  if (pair.counts) {
+    student_jk = scratch.student_sides[pair.j * b + pair.k];
+    teacher_jk = scratch.teacher_sides[pair.j * b + pair.k];
+  }
+  A loss = 0, student_direct = 0, student_by_length = 0, teacher_direct = 0, teacher_by_length = 0;
+
+  const int64_t thirds = scales.angle ? b : 0;
+  for (int64_t begin = 0; begin < thirds; begin += kThirds<A>) {
+    __syncthreads();
+    load_sides(scratch.student_sides, b, pair.first_j, begin, student_j);
+    load_sides(scratch.student_sides, b, pair.first_k, begin, student_k);
+    load_sides(scratch.teacher_sides, b, pair.first_j, begin, teacher_j);
+    load_sides(scratch.teacher_sides, b, pair.first_k, begin, teacher_k);
+    __syncthreads();
+    // A pair that does not count, and rows beyond the last, have sides of inverse 0, and with that angles of 0.
+    const int not_j = static_cast<int>(pair.j - begin), not_k = static_cast<int>(pair.k - begin);
+#pragma unroll 2
+    for (int i = 0; i < kThirds<A>; ++i) {
+      const TriangleAngles<A> s(student_jk, student_j[i * kSidesStride + at_j], student_k[i * kSidesStride + at_k]);
+      const TriangleAngles<A> t(teacher_jk, teacher_j[i * kSidesStride + at_j], teacher_k[i * kSidesStride + at_k]);
+      const A x_i = pair.counts ? s.cos_i - t.cos_i : A(0), g_i = clamp_one(x_i);
+      loss += smooth_l1(x_i, g_i);
+      if (kGrad) {
+        const bool distinct = i != not_j && i != not_k;
+        const A g_j = distinct ? clamp_one(s.cos_j - t.cos_j) : A(0);
+        const A g_k = distinct ? clamp_one(s.cos_k - t.cos_k) : A(0);
+        s.add_gradient(g_i, g_j, g_k, student_direct, student_by_length);
+        t.add_gradient(g_i, g_j, g_k, teacher_direct, teacher_by_length);
+      }
+    }
+  }
+
+  const A student_mean = scratch.mean[0], teacher_mean = scratch.mean[1];
+  // NaN shows in the gradients too, as above.
+  student_direct += A(0) * loss;
+  teacher_direct += A(0) * loss;
+  const bool diagonal = pair.j == pair.k && pair.j < b;
+  if (student_pairs != nullptr && (pair.counts || diagonal)) {
+    const A grad = diagonal ? A(0)
+                            : pair_gradient(scales, b, student_jk, teacher_jk.squared, student_mean, teacher_mean,
+                                            scratch.sums[kSumStudent], student_direct, student_by_length);
+    student_pairs[pair.j * b + pair.k] = grad;
+    student_pairs[pair.k * b + pair.j] = grad;
+  }
+  if (teacher_pairs != nullptr && (pair.counts || diagonal)) {
+    const A grad = diagonal ? A(0)
+                            : pair_gradient(scales, b, teacher_jk, student_jk.squared, teacher_mean, student_mean,
+                                            -scratch.sums[kSumTeacher], -teacher_direct, -teacher_by_length);
+    teacher_pairs[pair.j * b + pair.k] = grad;
+    teacher_pairs[pair.k * b + pair.j] = grad;
+  }
+
+  double sums[1] = {static_cast<double>(loss)};
+  if (grid_sum(sums, scratch.partials, scratch.arrivals + 2)) {
+    const double rows = static_cast<double>(b);
+    const double distance = scales.distance ? 2 * scratch.sums[kSumDistance] / (rows * rows) : 0;
+    const double angle = scales.angle ? 2 * (sums[0] + scratch.sums[kSumItself]) / (rows * rows * rows) : 0;
+    parts[0] = static_cast<A>(distance);
+    parts[1] = static_cast<A>(angle);
+    *total = static_cast<A>(scales.distance_weight * distance + scales.angle_weight * angle);
+  }
+}
+
+}  // namespace sftn::rkd

@@ -1,0 +1,284 @@
+"""RepDistiller's criteria, with its class names and call signatures, on the fused losses.
+
+In a script of HobbitLong/RepDistiller, change
+
+    from distiller_zoo import DistillKL, HintLoss, Attention, ...
+    from crd.criterion import CRDLoss
+
+to
+
+    from sftn_fast.compat.repdistiller import DistillKL, HintLoss, Attention, ..., CRDLoss
+
+Values are RepDistiller's up to rounding. What differs, and why:
+
+* losses are 0-dim everywhere, where two of the originals give shape ``[1]``;
+* numbers are float32 at least, under autocast too;
+* no class needs a GPU to be built, where ``CRDLoss`` did; a negative drawn where ``contrast_idx`` is not given is one
+  of all samples, as there, by PyTorch's own generator;
+* exact duplicates in a batch give finite gradients in ``RKDLoss``, and a zero embedding does not poison ``CRDLoss``.
+
+Lists of maps are taken pairwise, and what one network has more of is left out, as there; a warning says so once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftn_fast import nn as losses
+from sftn_fast import ops
+from sftn_fast.nn.nst import same_size
+
+__all__ = [
+    "FSP",
+    "KDSVD",
+    "PKT",
+    "ABLoss",
+    "Attention",
+    "CRDLoss",
+    "Correlation",
+    "DistillKL",
+    "FactorTransfer",
+    "HintLoss",
+    "NSTLoss",
+    "RKDLoss",
+    "Similarity",
+    "VIDLoss",
+]
+
+Maps = Sequence[Tensor]
+
+
+class DistillKL(nn.Module):
+    """Distillation of logits at temperature ``T``."""
+
+    def __init__(self, T: float) -> None:
+        super().__init__()
+        self.T = T
+
+    def forward(self, y_s: Tensor, y_t: Tensor) -> Tensor:
+        """``[N, C]`` each; 0-dim."""
+        return ops.kd_loss(y_s, y_t, self.T)
+
+
+class HintLoss(nn.Module):
+    """FitNets: mean squared error of two maps."""
+
+    def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        """Maps of one shape; 0-dim."""
+        return ops.hint_loss(f_s, f_t)
+
+
+class Attention(nn.Module):
+    """Attention transfer, a loss for each pair of maps."""
+
+    def __init__(self, p: float = 2) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
+        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses."""
+        return [ops.at_loss(s, t, p=self.p) for s, t in _pairs(g_s, g_t)]
+
+
+class Similarity(nn.Module):
+    """Similarity preservation, a loss for each pair of maps."""
+
+    def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
+        """Lists of features ``[N, ...]``; a list of 0-dim losses."""
+        return [ops.sp_loss(s, t) for s, t in _pairs(g_s, g_t)]
+
+
+class VIDLoss(losses.VIDLoss):
+    """Variational information distillation of one pair of maps; parameters are named as in the original."""
+
+    def __init__(
+        self,
+        num_input_channels: int,
+        num_mid_channel: int,
+        num_target_channels: int,
+        init_pred_var: float = 5.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(
+            num_input_channels,
+            num_target_channels,
+            mid_channels=num_mid_channel,
+            init_variance=init_pred_var,
+            eps=eps,
+        )
+
+
+class RKDLoss(nn.Module):
+    """Relational distillation: ``w_d`` times distances and ``w_a`` times angles. The teacher gets no gradient."""
+
+    def __init__(self, w_d: float = 25, w_a: float = 50) -> None:
+        super().__init__()
+        self.w_d, self.w_a = w_d, w_a
+
+    def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        """Features ``[N, ...]``; 0-dim."""
+        student, teacher = f_s.flatten(1), f_t.detach().flatten(1)
+        return ops.rkd_loss(student, teacher, distance_weight=self.w_d, angle_weight=self.w_a).total
+
+
+class PKT(nn.Module):
+    """Probabilistic knowledge transfer."""
+
+    def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        """``[N, D]`` each; 0-dim."""
+        return ops.pkt_loss(f_s, f_t)
+
+
+class ABLoss(nn.Module):
+    """Activation boundaries: for the i-th of ``feat_num`` maps ``2^(i - feat_num + 1) 3/1000`` times its loss."""
+
+    def __init__(self, feat_num: int, margin: float = 1.0) -> None:
+        super().__init__()
+        self.w = [2.0 ** (i - feat_num + 1) for i in range(feat_num)]
+        self.margin = margin
+
+    def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
+        """Lists of maps before their ReLU; a list of 0-dim losses."""
+        pairs = zip(self.w, _pairs(g_s, g_t), strict=False)
+        return [weight * 3e-3 * ops.ab_loss(s, t.detach(), margin=self.margin) for weight, (s, t) in pairs]
+
+
+class FactorTransfer(nn.Module):
+    """Factor transfer. The kernel has the usual ``p1=2, p2=1``; other powers run as plain PyTorch."""
+
+    def __init__(self, p1: float = 2, p2: float = 1) -> None:
+        super().__init__()
+        self.p1, self.p2 = p1, p2
+
+    def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        """Factors ``[N, C, H, W]``; 0-dim."""
+        if (self.p1, self.p2) == (2, 1):
+            return ops.ft_loss(f_s, f_t)
+        f_s, f_t = same_size(f_s, f_t)
+        difference = self.factor(f_s) - self.factor(f_t)
+        return difference.abs().mean() if self.p2 == 1 else difference.pow(self.p2).mean()
+
+    def factor(self, f: Tensor) -> Tensor:
+        """The unit vector ``[N, H * W]`` of a factor's mean power over channels."""
+        return F.normalize(f.pow(self.p1).mean(1).flatten(1))
+
+
+class CRDLoss(nn.Module):
+    """Contrastive representation distillation with its embeddings and memory.
+
+    ``opt`` needs the attributes ``s_dim``, ``t_dim``, ``feat_dim``, ``n_data``, ``nce_k``, ``nce_t`` and ``nce_m``.
+    """
+
+    def __init__(self, opt: Any) -> None:
+        super().__init__()
+        self.embed_s = losses.Embed(opt.s_dim, opt.feat_dim)
+        self.embed_t = losses.Embed(opt.t_dim, opt.feat_dim)
+        self.contrast = ops.CRDMemory(opt.n_data, opt.feat_dim, temperature=opt.nce_t, momentum=opt.nce_m)
+        self.n_data, self.nce_k = opt.n_data, opt.nce_k
+
+    def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
+        """Loss of a batch; the memory's rows ``idx`` are updated, as in the original in either mode.
+
+        Args:
+            f_s: ``[B, s_dim]``.
+            f_t: ``[B, t_dim]``.
+            idx: ``[B]``, the images' numbers in the training set.
+            contrast_idx: ``[B, 1 + nce_k]``: the positive's number, then the negatives'. Drawn from all samples if
+                not given.
+        """
+        student, teacher = self.embed_s(f_s), self.embed_t(f_t)
+        if contrast_idx is None:
+            positive, negatives = idx, torch.randint(self.n_data, (len(idx), self.nce_k), device=idx.device)
+        else:
+            positive, negatives = contrast_idx[:, 0], contrast_idx[:, 1:]
+        # The positive of the mode "relax" is another image of the class, and not the one whose row is updated.
+        loss = ops.crd_loss(student, teacher, positive.contiguous(), negatives, self.contrast, update=False)
+        self.contrast.update(student.detach(), teacher.detach(), idx)
+        return loss
+
+
+class NSTLoss(nn.Module):
+    """Neuron selectivity transfer, a loss for each pair of maps. Plain PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nst_loss = losses.NSTLoss()
+
+    def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
+        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses."""
+        return [self.nst_loss(s, t) for s, t in _pairs(g_s, g_t)]
+
+
+class Correlation(losses.CorrelationLoss):
+    """Correlation congruence of embeddings. Plain PyTorch."""
+
+
+class FSP(nn.Module):
+    """Flow of the solution procedure, a loss for each pair of neighbouring maps. Plain PyTorch."""
+
+    def __init__(self, s_shapes: Sequence[Sequence[int]], t_shapes: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        channels = [[shape[1] for shape in shapes] for shapes in (s_shapes, t_shapes)]
+        if channels[0] != channels[1]:
+            raise ValueError(f"FSP needs the same channels, got {channels[0]} and {channels[1]}")
+        self.loss = losses.FSPLoss()
+
+    def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
+        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
+        neighbours = zip(g_s[:-1], g_s[1:], g_t[:-1], g_t[1:], strict=True)
+        return [self.loss((s1, s2), (t1, t2)) for s1, s2, t1, t2 in neighbours]
+
+
+class KDSVD(nn.Module):
+    """Distillation of ``k`` leading singular vectors of each map (Lee et al., ECCV 2018). Plain PyTorch."""
+
+    def __init__(self, k: int = 1) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
+        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
+        directions = [self._directions(s, t.detach()) for s, t in _pairs(g_s, g_t)]
+        return [self._difference(before, after) / len(g_s[0]) for before, after in pairwise(directions)]
+
+    def _directions(self, f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Right singular vectors ``[N, C, k]`` of both, scaled by the teacher's values, the student's aligned to it."""
+        values, teacher = _leading(f_t, self.k)
+        student = _leading(f_s, self.k + 3)[1]
+        cosine = student.transpose(1, 2) @ teacher
+        nearest = cosine.abs() == cosine.abs().amax(1, keepdim=True)
+        aligned = student @ torch.where(nearest, cosine.sign(), 0)
+        return aligned * values[:, None], teacher * values[:, None]
+
+    @staticmethod
+    def _difference(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> Tensor:
+        student, teacher = (
+            torch.exp(-(last.unsqueeze(2) - first.unsqueeze(1)).square() / 8)
+            for first, last in zip(before, after, strict=True)
+        )
+        squares = (student - teacher).square()
+        return torch.where(squares.isfinite(), squares, 0).sum()
+
+
+def _leading(f: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of the maps as ``[H * W, C]``."""
+    _, values, vectors = torch.linalg.svd(f.flatten(2).transpose(1, 2), full_matrices=False)
+    values, vectors = (torch.where(x.isfinite(), x, 0) for x in (values, vectors.transpose(1, 2)))
+    return F.normalize(values[:, :n]), F.normalize(vectors[..., :n], dim=1)
+
+
+def _pairs(g_s: Maps, g_t: Maps) -> Iterator[tuple[Tensor, Tensor]]:
+    if len(g_s) != len(g_t):
+        warnings.warn(
+            f"student gives {len(g_s)} maps, teacher {len(g_t)}: the first {min(len(g_s), len(g_t))} are paired, as in "
+            "RepDistiller, the others are left out",
+            stacklevel=3,
+        )
+    return zip(g_s, g_t, strict=False)

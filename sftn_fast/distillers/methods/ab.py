@@ -1,0 +1,65 @@
+"""Activation boundaries: which neurons fire, whatever their strength."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from sftn_fast import ops
+from sftn_fast.data import Batch
+from sftn_fast.distillers.initialise import StudentStages
+from sftn_fast.distillers.method import Initialisation, PairedMethod, Setup, sum_of
+from sftn_fast.distillers.options import Bound, Positive
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features, StagedNet
+from sftn_fast.nn import hint_convolution
+
+
+@register("ab")
+class AB(PairedMethod):
+    """The student's stages learn :func:`sftn_fast.ops.ab_loss` beforehand; later the method adds nothing.
+
+    The i-th of L pairs counts 2^(i - L + 1) 3/1000. A student's map of another shape than its teacher's goes through a
+    convolution and a BatchNorm, which are frozen after the initialisation.
+
+    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries", AAAI 2019; 30 epochs of
+    initialisation at the student's constant learning rate, then cross-entropy alone, as in RepDistiller. The authors'
+    code has distillation alone in its second stage (temperature 3, not multiplied by its square):
+    ``ab,kd=0.1111:temperature=3,ce=0``.
+    """
+
+    default_weight = 1.0
+
+    def __init__(self, setup: Setup, *, margin: Positive = 1.0, init_epochs: Annotated[int, Bound(1)] = 30) -> None:
+        super().__init__(setup)
+        self.margin, self.init_epochs = margin, init_epochs
+        self.connectors = nn.ModuleList(_connector(pair.student_shape, pair.teacher_shape) for pair in self.pairs)
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        return student.logits.new_zeros(())
+
+    def boundaries(self, student: Features, teacher: Features) -> Tensor:
+        """The loss of the initialisation."""
+        maps = list(zip(self.connectors, self.preact_maps(student, teacher), strict=True))
+        weights = [3e-3 * 2.0 ** (i - len(maps) + 1) for i in range(len(maps))]
+        return sum_of(
+            weight * ops.ab_loss(connector(s), t, margin=self.margin)
+            for weight, (connector, (s, t)) in zip(weights, maps, strict=True)
+        )
+
+    def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation:
+        """See :meth:`Method.initialisation`."""
+        task = StudentStages(student, teacher, self.connectors, self.boundaries, preact=True)
+        return Initialisation(task, self.init_epochs)
+
+
+def _connector(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> nn.Module:
+    if student == teacher:
+        return nn.Identity()
+    try:
+        convolution = hint_convolution(student, teacher)
+    except ValueError as error:
+        raise ValueError(f"ab: {error}") from None
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher[0]))

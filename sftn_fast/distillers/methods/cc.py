@@ -1,0 +1,35 @@
+"""Correlation congruence: neighbours in a batch, each against the teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import Method, Setup
+from sftn_fast.distillers.options import Bound
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features
+from sftn_fast.nn import CorrelationLoss
+
+
+@register("cc")
+class CC(Method):
+    """:class:`sftn_fast.nn.CorrelationLoss` of linear embeddings of the pooled vectors, both of which learn.
+
+    Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, in the form that RepDistiller
+    has from its author; weight 0.02.
+    """
+
+    default_weight = 0.02
+
+    def __init__(self, setup: Setup, *, dim: Annotated[int, Bound(1)] = 128) -> None:
+        super().__init__(setup)
+        self.embed_student = nn.Linear(setup.student.pooled, dim)
+        self.embed_teacher = nn.Linear(setup.teacher.pooled, dim)
+        self.criterion = CorrelationLoss()
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        return self.criterion(self.embed_student(student.pooled).float(), self.embed_teacher(teacher.pooled).float())

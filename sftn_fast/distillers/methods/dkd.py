@@ -1,0 +1,63 @@
+"""Decoupled distillation: how sure the teacher is of the class, and how it ranks the others, weighed apart."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import Method, Setup
+from sftn_fast.distillers.options import Bound, NonNegative, Positive
+from sftn_fast.distillers.registry import register
+from sftn_fast.distillers.warmup import WarmUp
+from sftn_fast.models import Features
+
+
+@register("dkd")
+class DKD(Method):
+    """``T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))``, mean over the batch.
+
+    b is the probability of the label's class against all others, q the distribution over the other classes alone, both
+    at temperature T. The weight warms up over 20 epochs.
+
+    Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022; defaults of mdistiller, by the same authors,
+    who have a beta for each pair of networks, mostly from 1 to 8.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        alpha: NonNegative = 1.0,
+        beta: NonNegative = 8.0,
+        temperature: Positive = 4.0,
+        warmup: Annotated[int, Bound(0)] = 20,
+    ) -> None:
+        super().__init__(setup)
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+        self.warmup = WarmUp(warmup)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """See :meth:`Method.begin_epoch`."""
+        self.warmup.begin_epoch(epoch)
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        ours = _decoupled(student.logits.float() / self.temperature, batch.target)
+        theirs = _decoupled(teacher.logits.float() / self.temperature, batch.target)
+        binary, others = (
+            F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in zip(ours, theirs, strict=True)
+        )
+        return self.warmup.factor * self.temperature**2 * (self.alpha * binary + self.beta * others)
+
+
+def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of: the class and all others together [N, 2]; each of the others among themselves [N, C], 0 at it."""
+    is_class = F.one_hot(target, logits.shape[1]).bool()
+    others = logits.masked_fill(is_class, -torch.inf)
+    binary = torch.stack([logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], 1)
+    # The class itself: 0 in both networks, which adds exp(0) (0 - 0) to a divergence.
+    return binary.log_softmax(1), others.log_softmax(1).masked_fill(is_class, 0)

@@ -1,0 +1,59 @@
+"""Flow of the solution procedure: how one stage's map leads to the next one's."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from sftn_fast.data import Batch
+from sftn_fast.distillers.initialise import StudentStages
+from sftn_fast.distillers.method import Initialisation, Method, Setup, sum_of
+from sftn_fast.distillers.options import Bound
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features, StagedNet
+from sftn_fast.nn import FSPLoss
+
+
+@register("fsp")
+class FSP(Method):
+    """:class:`sftn_fast.nn.FSPLoss`, summed over the steps from the stem to the last stage.
+
+    The variant ``init``, the default, is RepDistiller's and the paper's: the student's stages learn from it beforehand,
+    and it is nothing beside the cross-entropy later. The variant ``joint`` adds it to the student's loss instead. Both
+    networks need the same channels at every stage.
+
+    Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017; weight 50 as in RepDistiller.
+    """
+
+    default_weight = 50.0
+
+    def __init__(
+        self, setup: Setup, *, variant: Literal["init", "joint"] = "init", init_epochs: Annotated[int, Bound(1)] = 30
+    ) -> None:
+        super().__init__(setup)
+        student, teacher = setup.student.stages, setup.teacher.stages
+        if [shape[0] for shape in student] != [shape[0] for shape in teacher]:
+            raise ValueError(f"fsp needs the same channels at every stage, got student {student} and teacher {teacher}")
+        self.variant, self.init_epochs = variant, init_epochs
+        self.criterion = FSPLoss()
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        if self.variant == "init":
+            return student.logits.new_zeros(())
+        return self._flow(student, teacher)
+
+    def _flow(self, student: Features, teacher: Features) -> Tensor:
+        ours, theirs = ([features.stem, *features.stages] for features in (student, teacher))
+        if ours[0].shape[1] != theirs[0].shape[1]:
+            shapes = f"student {list(ours[0].shape[1:])} and teacher {list(theirs[0].shape[1:])}"
+            raise ValueError(f"fsp needs the same channels in the stems, got {shapes}")
+        return sum_of(self.criterion(s, t) for s, t in zip(pairwise(ours), pairwise(theirs), strict=True))
+
+    def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
+        """See :meth:`Method.initialisation`."""
+        if self.variant == "joint":
+            return None
+        return Initialisation(StudentStages(student, teacher, nn.Module(), self._flow), self.init_epochs)

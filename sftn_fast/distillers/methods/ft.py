@@ -1,0 +1,111 @@
+"""Factor transfer: the teacher's last map paraphrased by an autoencoder, the student's translated to its factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftn_fast import ops
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import Initialisation, InitTask, Method, Setup
+from sftn_fast.distillers.options import Bound, Positive
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features, StagedNet
+
+
+@register("ft")
+class FT(Method):
+    """:func:`sftn_fast.ops.ft_loss` between the paraphraser's and the translator's factors of the last stages.
+
+    The paraphraser learns to rebuild the teacher's map beforehand, and is frozen then; the translator learns beside the
+    student. The variant ``repdistiller``, the default, is that code: mean squared error for 30 epochs, BatchNorm in the
+    translator, factors compared as attention maps. The variant ``paper`` is the authors': absolute error for 5 epochs, a
+    learning rate of 0.1, no BatchNorm, whole factors compared; its weight is 500.
+
+    Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018; weight
+    200 as in RepDistiller.
+    """
+
+    default_weight = 200.0
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        variant: Literal["repdistiller", "paper"] = "repdistiller",
+        rate: Positive = 0.5,
+        init_epochs: Annotated[int, Bound(0)] = 0,
+    ) -> None:
+        super().__init__(setup)
+        ours, theirs = setup.student.stages[-1], setup.teacher.stages[-1]
+        factors = max(1, int(theirs[0] * rate))
+        self.variant = variant
+        self.init_epochs = init_epochs or (30 if variant == "repdistiller" else 5)
+        self.paraphraser = Paraphraser(theirs[0], factors)
+        self.translator = encoder(ours[0], factors, norm=variant == "repdistiller")
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        with torch.no_grad():
+            wanted = self.paraphraser.encoder(teacher.stages[-1])
+        return ops.ft_loss(self.translator(student.stages[-1]), wanted, variant=self.variant)
+
+    def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation:
+        """See :meth:`Method.initialisation`."""
+        distance = F.mse_loss if self.variant == "repdistiller" else F.l1_loss
+        # RepDistiller's rate for the post-activation and the wide networks; the others have the student's, 0.01 as well
+        # for the light ones.
+        small = student.name.startswith(("resnet", "wrn"))
+        lr = 0.1 if self.variant == "paper" else 0.01 if small else None
+        return Initialisation(Rebuild(self.paraphraser, teacher, distance), self.init_epochs, lr)
+
+
+class Paraphraser(nn.Module):
+    """An autoencoder of maps [N, C, H, W] whose code is a factor [N, factors, H, W]."""
+
+    def __init__(self, channels: int, factors: int) -> None:
+        super().__init__()
+        self.encoder = encoder(channels, factors, norm=False)
+        widths = [(factors, factors), (factors, channels), (channels, channels)]
+        layers = ([nn.ConvTranspose2d(i, o, 3, 1, 1), nn.LeakyReLU(0.1, inplace=True)] for i, o in widths)
+        self.decoder = nn.Sequential(*(layer for pair in layers for layer in pair))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps, rebuilt."""
+        return self.decoder(self.encoder(maps))
+
+
+def encoder(channels: int, factors: int, *, norm: bool) -> nn.Sequential:
+    """Three 3x3 convolutions with leaky ReLUs, from [N, channels, H, W] to [N, factors, H, W]."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((channels, channels), (channels, factors), (factors, factors)):
+        layers.append(nn.Conv2d(inputs, outputs, 3, 1, 1))
+        layers += [nn.BatchNorm2d(outputs)] if norm else []
+        layers.append(nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(*layers)
+
+
+class Rebuild(InitTask):
+    """Trains the paraphraser to rebuild the teacher's last map."""
+
+    def __init__(
+        self, paraphraser: Paraphraser, teacher: StagedNet, distance: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.paraphraser = paraphraser
+        self._held, self._distance = (teacher,), distance
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """See :meth:`InitTask.forward`."""
+        with torch.no_grad():
+            maps = self._held[0].eval().forward_features(images).stages[-1]
+        total = self._distance(self.paraphraser(maps).float(), maps.float())
+        return {"total": total, "init": total.detach()}
+
+    def finish(self) -> None:
+        """See :meth:`InitTask.finish`."""
+        self.paraphraser.requires_grad_(False)

@@ -1,0 +1,26 @@
+"""Probabilistic knowledge transfer: similarities of the images as probabilities."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sftn_fast import ops
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import Method
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features
+
+
+@register("pkt")
+class PKT(Method):
+    """:func:`sftn_fast.ops.pkt_loss` of the pooled vectors.
+
+    Source: Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018; weight
+    30000 as in RepDistiller: the loss is a mean over all pairs of images.
+    """
+
+    default_weight = 30000.0
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        return ops.pkt_loss(student.pooled, teacher.pooled)

@@ -1,0 +1,26 @@
+"""Similarity preservation: which images of a batch the last stage takes for alike."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sftn_fast import ops
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import Method
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features
+
+
+@register("sp")
+class SP(Method):
+    """:func:`sftn_fast.ops.sp_loss` of the last stages' maps.
+
+    Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019; weight 3000 as in RepDistiller,
+    whose code its author confirmed.
+    """
+
+    default_weight = 3000.0
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        return ops.sp_loss(student.stages[-1], teacher.stages[-1])

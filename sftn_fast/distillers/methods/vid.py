@@ -1,0 +1,34 @@
+"""Variational information distillation: how well the teacher's maps can be told from the student's."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import PairedMethod, Setup, sum_of
+from sftn_fast.distillers.options import Positive
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features
+from sftn_fast.nn import VIDLoss
+
+
+@register("vid")
+class VID(PairedMethod):
+    """:class:`sftn_fast.nn.VIDLoss`, summed over the paired stages, each with a regressor that learns.
+
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019; weight 1 as in
+    RepDistiller.
+    """
+
+    default_weight = 1.0
+
+    def __init__(self, setup: Setup, *, init_variance: Positive = 5.0) -> None:
+        super().__init__(setup)
+        self.criteria = nn.ModuleList(
+            VIDLoss(pair.student_shape[0], pair.teacher_shape[0], init_variance=init_variance) for pair in self.pairs
+        )
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        maps = zip(self.criteria, self.maps(student, teacher), strict=True)
+        return sum_of(criterion(s, t) for criterion, (s, t) in maps)

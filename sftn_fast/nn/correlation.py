@@ -1,0 +1,18 @@
+"""Correlation congruence as RepDistiller has it from its author. Plain PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class CorrelationLoss(nn.Module):
+    """Products of neighbouring samples' distances to the teacher (Peng et al., ICCV 2019, as in RepDistiller).
+
+    ``mean_b sum_d |s - t|_bd |s - t|_(b+1)d`` over neighbours in the batch; 0 for a batch of one.
+    """
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Embeddings ``[B, D]``; 0-dim."""
+        distance = (student - teacher).abs()
+        pairs = (distance[:-1] * distance[1:]).sum(1)
+        return pairs.sum() / max(len(pairs), 1)

@@ -1,0 +1,26 @@
+"""Flow of the solution procedure: correlations between the maps of two stages. Plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sftn_fast.nn.nst import same_size
+
+
+class FSPLoss(nn.Module):
+    """Mean squared difference of both networks' FSP matrices (Yim et al., CVPR 2017).
+
+    An FSP matrix ``[N, C2, C1]`` holds the products of the channels of two maps of one network, mean over pixels; the
+    larger of the two maps is average-pooled to the smaller one's size. Both networks must have the same channels.
+    """
+
+    def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+        """Two maps ``[N, C1, H, W]`` and ``[N, C2, H, W]`` of each network, the earlier one first; 0-dim."""
+        return (fsp_matrix(*student) - fsp_matrix(*teacher)).square().mean()
+
+
+def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """``[N, C2, C1]`` of maps ``[N, C1, H, W]`` and ``[N, C2, H, W]``."""
+    first, second = (x.flatten(2) for x in same_size(first, second))
+    return torch.bmm(second, first.transpose(1, 2)) / first.shape[2]

@@ -1,0 +1,74 @@
+"""Modules of the losses on logits. Student first, then teacher, as in :mod:`sftn_fast.ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sftn_fast import ops
+from sftn_fast.nn.loss import OpLoss
+from sftn_fast.ops import KDTerms, SFTNTerms
+
+
+class KDLoss(OpLoss):
+    """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`."""
+
+    def __init__(self, temperature: float = 4.0, *, reduction: str = "batchmean") -> None:
+        super().__init__(temperature=temperature, reduction=reduction)
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """``[N, C]`` each; 0-dim, or ``[N]`` for the reduction ``"none"``."""
+        return ops.kd_loss(student_logits, teacher_logits, **self.options)
+
+
+class KDCELoss(OpLoss):
+    """Distillation and cross-entropy in one pass; see :func:`sftn_fast.ops.kd_ce_loss`."""
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        *,
+        kd_weight: float = 0.9,
+        ce_weight: float = 0.1,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> KDTerms:
+        """Logits ``[N, C]``, target ``[N]`` int64."""
+        return ops.kd_ce_loss(student_logits, teacher_logits, target, **self.options)
+
+
+class SFTNLoss(OpLoss):
+    """The student-friendly teacher's loss; see :func:`sftn_fast.ops.sftn_loss`."""
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        teacher_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        kl_weight: float = 3.0,
+        direction: str = "teacher_to_branch",
+        branch_reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            teacher_weight=teacher_weight,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            direction=direction,
+            branch_reduction=branch_reduction,
+        )
+
+    def forward(self, teacher_logits: Tensor, branch_logits: Sequence[Tensor] | Tensor, target: Tensor) -> SFTNTerms:
+        """Teacher ``[N, C]``, K branches ``[N, C]``, target ``[N]`` int64."""
+        return ops.sftn_loss(teacher_logits, branch_logits, target, **self.options)

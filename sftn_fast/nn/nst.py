@@ -1,0 +1,35 @@
+"""Neuron selectivity transfer: channels as samples of a distribution over pixels. Plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NSTLoss(nn.Module):
+    """Squared maximum mean discrepancy of the channels of two maps (Huang & Wang, 2017), polynomial kernel of degree 2.
+
+    The larger map is average-pooled to the smaller one's size. The kernel of two channels is the square of their
+    product, so that a batched GEMM computes it and nothing larger than ``[N, Cs, Ct]`` is kept.
+    """
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        """``[N, Cs, H, W]`` and ``[N, Ct, H, W]``; 0-dim, with gradients to the student's map alone."""
+        student, teacher = same_size(student_features, teacher_features.detach())
+        student = F.normalize(student.flatten(2), dim=2)
+        teacher = F.normalize(teacher.flatten(2), dim=2)
+        return _kernel(teacher, teacher) + _kernel(student, student) - 2 * _kernel(student, teacher)
+
+
+def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the height and width of the one that is less high, by average pooling."""
+    if a.shape[2] > b.shape[2]:
+        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
+    if a.shape[2] < b.shape[2]:
+        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
+    return a, b
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bmm(a, b.transpose(1, 2)).square().mean()

@@ -1,0 +1,61 @@
+"""Modules of the losses on relations between the samples of a batch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sftn_fast import ops
+from sftn_fast.nn.loss import OpLoss
+from sftn_fast.ops import RKDTerms
+
+
+class RKDDistanceLoss(OpLoss):
+    """Distances between samples; see :func:`sftn_fast.ops.rkd_distance_loss`."""
+
+    def __init__(self, *, eps: float = 1e-12) -> None:
+        super().__init__(eps=eps)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``[B, Ds]`` and ``[B, Dt]``; 0-dim."""
+        return ops.rkd_distance_loss(student, teacher, **self.options)
+
+
+class RKDAngleLoss(OpLoss):
+    """Angles between triples of samples; see :func:`sftn_fast.ops.rkd_angle_loss`."""
+
+    def __init__(self, *, eps: float = 1e-12) -> None:
+        super().__init__(eps=eps)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``[B, Ds]`` and ``[B, Dt]``; 0-dim."""
+        return ops.rkd_angle_loss(student, teacher, **self.options)
+
+
+class RKDLoss(OpLoss):
+    """Distances and angles; see :func:`sftn_fast.ops.rkd_loss`."""
+
+    def __init__(self, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
+        super().__init__(distance_weight=distance_weight, angle_weight=angle_weight)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> RKDTerms:
+        """``[B, Ds]`` and ``[B, Dt]``."""
+        return ops.rkd_loss(student, teacher, **self.options)
+
+
+class SPLoss(OpLoss):
+    """Similarities of samples; see :func:`sftn_fast.ops.sp_loss`."""
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        """``[B, ...]`` each; 0-dim."""
+        return ops.sp_loss(student_features, teacher_features)
+
+
+class PKTLoss(OpLoss):
+    """Similarities of samples as probabilities; see :func:`sftn_fast.ops.pkt_loss`."""
+
+    def __init__(self, *, eps: float = 1e-7) -> None:
+        super().__init__(eps=eps)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``[B, Ds]`` and ``[B, Dt]``; 0-dim."""
+        return ops.pkt_loss(student, teacher, **self.options)

@@ -1,0 +1,308 @@
+"""One stage of an experiment on its way from the configuration to ``result.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from sftn_fast import cli, distillers, engine, models, similarity
+from sftn_fast.atomic import write_atomically
+from sftn_fast.collaborative import CollaborativeTask
+from sftn_fast.config import Config, ConfigError, OptimConfig
+from sftn_fast.data import ImageData
+from sftn_fast.distillers.method import Initialisation, InitTask
+from sftn_fast.engine.fingerprint import FingerprintMismatch, differences
+from sftn_fast.models import StagedNet
+from sftn_fast.report import RESULT
+from sftn_fast.sftn import StudentAwareTeacher
+from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network to train: a stage of the configuration, for one seed and, if it distils, from one teacher."""
+
+    kind: str
+    seed: int
+    source: str | None = None
+    method: str | None = None
+    """The losses, where the configuration names several."""
+
+    @property
+    def name(self) -> str:
+        """Name of the stage's folder."""
+        slug = re.sub(r"[^\w.+=-]+", "_", self.method) if self.method else None
+        return "-".join(part for part in (self.kind, self.source, slug) if part)
+
+
+def networks_of(config: Config) -> tuple[str, ...]:
+    """The networks of the stage "collaborate"."""
+    return config.collaborate.networks or (config.teacher, config.student)
+
+
+class StageRun:
+    """One stage on its way from configuration to ``result.json``."""
+
+    def __init__(self, config: Config, stage: Stage, root: Path, device: torch.device, images: ImageData) -> None:
+        self.config, self.stage, self.device, self.data = config, stage, device, images
+        self.seed_folder = root / f"seed{stage.seed}"
+        self.folder = self.seed_folder / stage.name
+
+    def finish(self) -> None:
+        """Train the stage, unless that is done already."""
+        identity = self._identity()
+        if self._is_finished(identity):
+            print("  finished before, not trained again")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        engine.seed_everything(self.stage.seed)
+        if self.stage.kind == "teacher" and self.config.teacher_file:
+            self._adopt_teacher(identity, self.config.teacher_file)
+        else:
+            self._train(self._task(), identity)
+
+    def _train(self, task: Task, identity: dict[str, Any]) -> None:
+        config = self.config
+        started = time.perf_counter()
+        if isinstance(task, DistillTask):
+            for name, first in task.distiller.initialisations():
+                self._initialise(name, first, identity, lr=task.model.default_lr)
+        lr, epochs = task.model.default_lr, config.epochs_of(self.stage.kind)
+        keep = partial(self._keep_anchor, task) if self.stage.kind in ("teacher", "sftn") else None
+        fit = self._fit(task, self.folder, identity, epochs=epochs, optim=config.optim, lr=lr, on_epoch=keep)
+        figures = {
+            "last": _scores(fit.last),
+            "best": _scores(fit.best),
+            "seconds": time.perf_counter() - started,
+            "images_per_second": fit.images_per_second,
+            "data_wait_share": fit.data_wait_share,
+        }
+        if isinstance(task, CollaborativeTask):
+            figures["peers"] = self._evaluate_peers(task)
+        self._record(task.model, identity, figures)
+
+    def _evaluate_peers(self, task: CollaborativeTask) -> list[dict[str, Any]]:
+        """The networks that learned beside the exported one, on the test set."""
+        layout = engine.Layout(self.device)
+        peers = []
+        for number, network in enumerate(cast(list[StagedNet], list(task.networks)[:-1]), start=1):
+            models.save(network, self.folder / f"peer{number}")
+            peers.append({"network": network.name, **engine.evaluate(network, self.data.test, layout)})
+            print(f"  {network.name}, which learned beside it: top-1 {peers[-1]['top1']:.2f} %")
+        return peers
+
+    def _keep_anchor(self, task: Task, epoch: int) -> None:
+        """Export the teacher as it is after ``epoch``, counted from 1, if students are to learn along its route."""
+        if epoch in self.config.route.epochs_of(self.config.epochs_of(self.stage.kind)):
+            models.save(task.model, _anchor(self.folder, epoch), meta={"epoch": epoch})
+
+    def _route(self) -> Route | None:
+        """The anchors of the stage's teacher, in the order of its training."""
+        folder, config = self.seed_folder / str(self.stage.source), self.config
+        epochs = config.route.epochs_of(config.epochs_of(str(self.stage.source)))
+        if not epochs:
+            return None
+        anchors = [_anchor(folder, epoch) for epoch in epochs]
+        for anchor in anchors:
+            if not (anchor / "config.json").is_file():
+                raise ConfigError(f"route needs {anchor}, which its teacher, finished before, did not leave")
+        return Route(anchors, config.epochs_of("distill"))
+
+    def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
+        """Train what a method needs before the student can learn; gone on with, or done already, as any other fit."""
+        print(f"  initialisation of {name}, {first.epochs} epochs", flush=True)
+        optim = dataclasses.replace(
+            self.config.optim,
+            lr=first.lr if first.lr is not None else self.config.optim.lr,
+            schedule="milestones" if first.milestones else "constant",
+            milestones=tuple(first.milestones) or None,
+        )
+        folder = self.folder / f"init-{name}"
+        folder.mkdir(exist_ok=True)
+        self._fit(first.task, folder, identity | {"initialisation": name}, epochs=first.epochs, optim=optim, lr=lr)
+        first.task.finish()
+
+    def _fit(
+        self,
+        task: Task | InitTask,
+        folder: Path,
+        identity: dict[str, Any],
+        *,
+        epochs: int,
+        optim: OptimConfig,
+        lr: float,
+        on_epoch: Callable[[int], None] | None = None,
+    ) -> engine.FitResult:
+        return engine.fit(
+            task,
+            self.data,
+            epochs=epochs,
+            optim=optim,
+            engine=self.config.engine,
+            folder=folder,
+            fingerprint=identity,
+            seed=self.stage.seed,
+            lr=lr,
+            resume=self.config.resume,
+            on_epoch=on_epoch,
+        )
+
+    def _adopt_teacher(self, identity: dict[str, Any], file: str) -> None:
+        """Measure a teacher that came from a file and take it for this run's own."""
+        network = self._load("teacher_file", file).to(self.device)
+        measured = {"epoch": 0, **engine.evaluate(network, self.data.test, engine.Layout(self.device))}
+        print(f"  {file}: top-1 {measured['top1']:.2f} %")
+        nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
+        self._record(network, identity, {"last": measured, "best": measured, **nothing})
+
+    def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any]) -> None:
+        """Export the network and write ``result.json``, last, because its presence says that the stage is finished."""
+        stage = self.stage
+        models.save(network, self.folder, meta={"top1": figures["last"]["top1"], "image_size": self.data.image_size})
+        likeness = self._likeness(network)
+        result = {
+            "name": stage.name,
+            "seed": stage.seed,
+            "network": network.name,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "epochs": self.config.epochs_of(stage.kind),
+            **figures,
+            **likeness,
+            "identity": identity,
+        }
+        write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
+
+    def _likeness(self, network: StagedNet) -> dict[str, float | None]:
+        """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
+        source = self.stage.source or ("teacher" if self.stage.kind == "student" else None)
+        if source is None or not (self.seed_folder / source / RESULT).is_file():
+            return dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
+        teacher = models.load(self.seed_folder / source).to(self.device)
+        return dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
+
+    def _task(self) -> Task:
+        """The networks of this stage and what they are trained to do."""
+        config, stage = self.config, self.stage
+        if stage.kind == "teacher":
+            return SupervisedTask(self._build(config.teacher))
+        if stage.kind == "student":
+            return SupervisedTask(self._build(config.student))
+        if stage.kind == "sftn":
+            return self._sftn_task()
+        if stage.kind == "collaborate":
+            return self._collaborative_task()
+        student, teacher = self._build(config.student), models.load(self.seed_folder / str(stage.source))
+        distiller = distillers.build(
+            stage.method or config.distill,
+            student=student,
+            teacher=teacher,
+            num_samples=self.data.num_train,
+            image_size=self.data.image_size,
+            labels=self.data.train_labels,
+        )
+        for line in distiller.describe():
+            print(f"  {line}")
+        return DistillTask(student, distiller, self._route())
+
+    def _collaborative_task(self) -> Task:
+        config = self.config.collaborate
+        networks = [self._build(name) for name in networks_of(self.config)]
+        if config.init:
+            networks[0] = models.load(self.seed_folder / config.init)
+        return CollaborativeTask(networks, config)
+
+    def _sftn_task(self) -> Task:
+        config = self.config.sftn
+        teacher = self._build(self.config.teacher)
+        if config.init == "teacher":
+            teacher = models.load(self.seed_folder / "teacher")
+        elif config.init:
+            teacher = self._load("sftn.init", config.init)
+        student = self._build(self.config.student)
+        aware = StudentAwareTeacher(
+            teacher, student, image_size=self.data.image_size, stages=config.stages, share_student=config.share_student
+        )
+        for line in aware.describe():
+            print(f"  {line}")
+        return SFTNTask(aware, config)
+
+    def _network_name(self) -> str:
+        if self.stage.kind == "collaborate":
+            return networks_of(self.config)[-1]
+        return self.config.teacher if self.stage.kind in ("teacher", "sftn") else self.config.student
+
+    def _build(self, name: str) -> StagedNet:
+        return models.build(name, num_classes=self.data.num_classes, in_channels=self.data.in_channels)
+
+    def _load(self, key: str, path: str) -> StagedNet:
+        """The configuration's teacher with the weights in the file that ``key`` names."""
+        network = self._build(self.config.teacher)
+        try:
+            models.load_weights(network, path)
+        except (OSError, models.WeightsError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+        return network
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides what this stage computes; a folder is only gone on with if it agrees."""
+        config, stage = self.config, self.stage
+        whole = cli.to_dict(config)
+        identity = {
+            "stage": stage.name,
+            "seed": stage.seed,
+            "network": self._network_name(),
+            "epochs": config.epochs_of(stage.kind),
+            "amp": config.engine.amp,
+            "channels_last": config.engine.channels_last,
+            "optim": whole["optim"],
+            "data": self.data.fingerprint(),
+        }
+        if stage.kind == "sftn":
+            identity |= {"student": config.student, "sftn": whole["sftn"]}
+            if config.sftn.init == "teacher":
+                identity["init"] = _weights_digest(self.seed_folder / "teacher")
+        if stage.kind == "teacher":
+            identity["teacher_file"] = config.teacher_file
+        if stage.kind == "collaborate":
+            identity |= {"collaborate": whole["collaborate"], "networks": list(networks_of(config))}
+            if config.collaborate.init:
+                identity["init"] = _weights_digest(self.seed_folder / config.collaborate.init)
+        if stage.kind == "distill":
+            teacher = _weights_digest(self.seed_folder / str(stage.source))
+            identity |= {"distill": stage.method or config.distill, "route": whole["route"], "teacher": teacher}
+        return identity
+
+    def _is_finished(self, identity: dict[str, Any]) -> bool:
+        path = self.folder / RESULT
+        if not path.is_file():
+            return False
+        if self.config.resume == "never":
+            raise ConfigError(f"output {self.folder.parent.parent} holds a run already, and resume is never")
+        differing = differences(json.loads(path.read_text())["identity"], identity)
+        if differing and self.config.resume != "force":
+            raise FingerprintMismatch(differing)
+        return True
+
+
+def _anchor(folder: Path, epoch: int) -> Path:
+    """Where a teacher's stage keeps the network as it was after ``epoch``."""
+    return folder / "anchors" / f"epoch{epoch:04d}"
+
+
+def _scores(row: dict[str, Any]) -> dict[str, Any]:
+    """The figures on the test set out of an epoch's row."""
+    return {"epoch": row["epoch"], "top1": row["test_top1"], "ce": row["test_ce"]}
+
+
+def _weights_digest(folder: Path) -> str:
+    """The checksum of a finished network's weights, which says whether it is still the same network."""
+    return models.read_config(folder)["sha256"]

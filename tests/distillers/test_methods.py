@@ -1,0 +1,133 @@
+"""What holds for every method: it builds, it learns, and gradients reach what should learn and nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from sftn_fast import distillers, models
+from sftn_fast.distillers import registry
+
+SIZE, CLASSES, SAMPLES = 16, 6, 48
+
+# Options that make a method small enough for a test, and networks that suit it.
+OPTIONS = {"crd": "crd:negatives=20", "fsp": "fsp:variant=joint"}
+NETWORKS = {"fsp": ("resnet8", "resnet14")}
+PAIRS = [("resnet8", "wrn_16_2"), ("vgg8", "resnet8x4"), ("ShuffleV1", "resnet14"), ("MobileNetV2", "vgg8")]
+ONLY_BEFOREHAND = {"ab"}  # methods whose loss is nothing once they are initialised
+NAMES = registry.names()
+
+
+def spec_of(name):
+    return OPTIONS.get(name, name)
+
+
+def build(spec, student="resnet8", teacher="wrn_16_2", size=SIZE, labels=True):
+    torch.manual_seed(0)
+    networks = [models.build(name, num_classes=CLASSES) for name in (student, teacher)]
+    return distillers.build(
+        spec,
+        student=networks[0],
+        teacher=networks[1],
+        num_samples=SAMPLES,
+        image_size=size,
+        labels=torch.arange(SAMPLES) % CLASSES if labels else None,
+    )
+
+
+def batch(n=12, size=SIZE):
+    generator = torch.Generator().manual_seed(1)
+    index = torch.randperm(SAMPLES, generator=generator)[:n]
+    return torch.randn(n, 3, size, size, generator=generator), index % CLASSES, index
+
+
+def initialise(distiller, steps=1):
+    """The methods' initialisations, cut short; the losses of each."""
+    history = []
+    for _, first in distiller.initialisations():
+        task = first.task.train()
+        optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 1e-3, momentum=0.9)
+        losses = [minimise(optimizer, lambda task=task: task(*batch())["total"]) for _ in range(steps)]
+        first.task.finish()
+        history.append(losses)
+    return history
+
+
+def minimise(optimizer, loss):
+    total = loss()
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+    return total.item()
+
+
+def learning(distiller):
+    return [p for p in (*distiller.student.parameters(), *distiller.parameters()) if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_own_loss_falls(name):
+    distiller = build(f"{spec_of(name)},ce=0", *NETWORKS.get(name, ()))
+    for losses in initialise(distiller, steps=12):
+        assert losses[-1] < losses[0]
+    distiller.train()
+    distiller.student.train()
+    if name in ONLY_BEFOREHAND:
+        assert distiller(*batch())[name].item() == 0
+        return
+    optimizer = torch.optim.Adam(learning(distiller), 1e-3)
+    losses = [minimise(optimizer, lambda: distiller(*batch())["total"]) for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_what_learns_and_nothing_else(name):
+    distiller = build(f"{spec_of(name)}", *NETWORKS.get(name, ()))
+    initialise(distiller)
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    for parameter in learning(distiller):
+        parameter.grad = None
+    distiller.train()
+    distiller(*batch())["total"].backward()
+    silent = [number for number, p in enumerate(learning(distiller)) if p.grad is None or not p.grad.isfinite().all()]
+    assert not silent
+    assert all(p.grad is None for p in distiller.teacher.parameters())
+    assert all(torch.equal(before[key], value) for key, value in distiller.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_networks_of_other_families(name, pair):
+    """A pair is served, or refused with what does not fit."""
+    try:
+        distiller = build(spec_of(name), *pair, size=32)
+    except ValueError as error:
+        assert name in str(error)
+        return
+    initialise(distiller)
+    terms = distiller(*batch(4, size=32))
+    assert terms["total"].isfinite()
+    assert set(terms) == {"total", "ce", name}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_kd(name):
+    if name == "kd":
+        pytest.skip("that is itself")
+    terms = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ()))(*batch())
+    weights = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ())).weights
+    total = sum(weights[term] * value for term, value in terms.items() if term != "total")
+    torch.testing.assert_close(terms["total"].detach(), total)
+    assert weights["kd"] == 2 and weights["ce"] == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision(name):
+    distiller = build(spec_of(name), *NETWORKS.get(name, ()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        initialise(distiller)
+        terms = distiller(*batch())
+    assert all(term.dtype == torch.float32 and term.dim() == 0 and term.isfinite() for term in terms.values())
+    terms["total"].backward()

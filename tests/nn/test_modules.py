@@ -1,0 +1,80 @@
+"""The module faces: each is its op with options, and says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn as torch_nn
+
+from sftn_fast import nn, ops
+
+MAPS = torch.linspace(-2, 3, 2 * 3 * 4 * 4).sin().reshape(2, 3, 4, 4), torch.linspace(4, -1, 96).cos().view(2, 3, 4, 4)
+ROWS = torch.linspace(-3, 3, 20).sin().view(4, 5), torch.linspace(-1, 5, 20).cos().view(4, 5)
+TARGET = torch.tensor([0, 4, 1, 1])
+MARGIN = torch.tensor([-0.5, -0.2, -1.0])
+
+FACES = {
+    "kd": (nn.KDLoss(2.0), ROWS, lambda: ops.kd_loss(*ROWS, 2.0)),
+    "kd none": (nn.KDLoss(reduction="none"), ROWS, lambda: ops.kd_loss(*ROWS, reduction="none")),
+    "kd_ce": (
+        nn.KDCELoss(3.0, kd_weight=0.5, ce_weight=2.0, label_smoothing=0.1),
+        (*ROWS, TARGET),
+        lambda: ops.kd_ce_loss(*ROWS, TARGET, 3.0, kd_weight=0.5, ce_weight=2.0, label_smoothing=0.1).total,
+    ),
+    "sftn": (
+        nn.SFTNLoss(kl_weight=1.0, branch_reduction="sum"),
+        (ROWS[0], [ROWS[1], ROWS[1] + 1], TARGET),
+        lambda: ops.sftn_loss(ROWS[0], [ROWS[1], ROWS[1] + 1], TARGET, kl_weight=1.0, branch_reduction="sum").total,
+    ),
+    "rkd": (nn.RKDLoss(distance_weight=1.0), ROWS, lambda: ops.rkd_loss(*ROWS, distance_weight=1.0).total),
+    "rkd distance": (nn.RKDDistanceLoss(), ROWS, lambda: ops.rkd_distance_loss(*ROWS)),
+    "rkd angle": (nn.RKDAngleLoss(), ROWS, lambda: ops.rkd_angle_loss(*ROWS)),
+    "sp": (nn.SPLoss(), MAPS, lambda: ops.sp_loss(*MAPS)),
+    "pkt": (nn.PKTLoss(eps=1e-5), ROWS, lambda: ops.pkt_loss(*ROWS, eps=1e-5)),
+    "hint": (nn.HintLoss(), MAPS, lambda: ops.hint_loss(*MAPS)),
+    "at": (nn.ATLoss(p=1), MAPS, lambda: ops.at_loss(*MAPS, p=1)),
+    "ft": (nn.FTLoss(variant="paper"), MAPS, lambda: ops.ft_loss(*MAPS, variant="paper")),
+    "ab": (nn.ABLoss(margin=0.5), MAPS, lambda: ops.ab_loss(*MAPS, margin=0.5)),
+    "oh": (nn.OHLoss(MARGIN), MAPS, lambda: ops.oh_loss(*MAPS, MARGIN)),
+}
+
+
+@pytest.mark.parametrize(("module", "inputs", "op"), FACES.values(), ids=FACES.keys())
+def test_the_module_is_its_op(module, inputs, op):
+    result = module(*inputs)
+    assert torch.equal(result.total if hasattr(result, "total") else result, op())
+
+
+def test_options_stand_in_the_repr():
+    assert repr(nn.KDLoss(2.0)) == "KDLoss(temperature=2.0, reduction='batchmean')"
+    assert repr(nn.HintLoss()) == "HintLoss()"
+
+
+def test_margins_from_a_norm():
+    norm = torch_nn.BatchNorm2d(2)
+    norm.bias.data = torch.tensor([0.0, 0.2])
+    norm.weight.data = torch.tensor([1.0, 0.5])
+    loss = nn.OHLoss.from_norm(norm)
+    assert loss.margin.tolist() == pytest.approx([-0.7978845608028654, -0.33437808587281054])
+    assert list(loss.state_dict()) == ["margin"]
+    assert not loss.margin.requires_grad
+
+
+def test_crd_learns_and_remembers_in_training_only():
+    torch.manual_seed(0)
+    loss = nn.CRDLoss(5, 5, 10, dim=4, bank_dtype=torch.bfloat16)
+    index, negatives = torch.tensor([0, 3, 5, 7]), torch.tensor([[1, 2, 9]] * 4)
+    before = loss.memory.student_bank.clone()
+    loss.eval()(*ROWS, index, negatives)
+    assert torch.equal(loss.memory.student_bank, before)
+    loss.train()(*ROWS, index, negatives).backward()
+    assert not torch.equal(loss.memory.student_bank, before)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.parameters())
+    assert loss.memory.student_bank.dtype == torch.bfloat16
+
+
+def test_an_embedding_of_zero_is_zero():
+    embed = nn.Embed(3, 4)
+    torch_nn.init.zeros_(embed.linear.bias)
+    assert torch.equal(embed(torch.zeros(2, 3)), torch.zeros(2, 4))
+    torch.testing.assert_close(embed(torch.randn(2, 3)).norm(dim=1), torch.ones(2))

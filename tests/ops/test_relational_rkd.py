@@ -1,0 +1,457 @@
+"""RKD: backends, dtypes, shapes and layouts against float64, and RepDistiller's own code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.cases.relational import RKD_CASES
+from bench.eager.relational import RKD as Eager
+from bench.measure import interleaved, peak_memory
+from sftn_fast import ops
+from sftn_fast.ops import _library, reference
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+SHAPES = [(2, 3, 2), (3, 1, 1), (5, 7, 4), (16, 16, 16), (17, 15, 33), (33, 40, 20), (49, 100, 64)]  # B, D, D'
+LOSSES = {
+    "distance": lambda m, s, t: m.rkd_distance_loss(s, t),
+    "angle": lambda m, s, t: m.rkd_angle_loss(s, t),
+    "rkd": lambda m, s, t: m.rkd_loss(s, t).total,
+    "rkd-weights": lambda m, s, t: m.rkd_loss(s, t, distance_weight=0.5, angle_weight=-2).total,
+    "rkd-no-angle": lambda m, s, t: m.rkd_loss(s, t, angle_weight=0).total,
+    "rkd-no-distance": lambda m, s, t: m.rkd_loss(s, t, distance_weight=0.0).total,
+    "distance-eps": lambda m, s, t: m.rkd_distance_loss(s, t, eps=1.5),
+    "angle-eps": lambda m, s, t: m.rkd_angle_loss(s, t, eps=1.5),
+}
+ids = {"ids": lambda value: str(value).removeprefix("torch.")}
+needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
+
+
+@dataclass
+class Result:
+    total: Tensor
+    grads: list[Tensor]  # the student's, the teacher's
+
+
+def differentiate(loss: str, module: Any, student: Tensor, teacher: Tensor, *, given: float = -1.7) -> Result:
+    leaves = [x.detach().requires_grad_() for x in (student, teacher)]
+    total = LOSSES[loss](module, *leaves)
+    total.backward(torch.full_like(total, given))
+    return Result(total.detach(), [leaf.grad for leaf in leaves])
+
+
+def make(b: int, d: int, other: int, *, dtype: torch.dtype, device: str, mean: float = 0.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    values = [mean + torch.randn(b, width, generator=generator, dtype=torch.float64) for width in (d, other)]
+    student, teacher = (x.to(dtype).to(device) for x in values)
+    return student, teacher
+
+
+# Of the largest gradient. Half precision rounds once, when the gradient is stored.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
+
+
+def check(loss: str, student: Tensor, teacher: Tensor) -> None:
+    actual = differentiate(loss, ops, student, teacher)
+    right = differentiate(loss, reference, student.double(), teacher.double())
+    double = student.dtype == torch.float64
+    assert actual.total.dtype == (torch.float64 if double else torch.float32)
+    assert actual.total.shape == ()
+    of_value = TOLERANCE[torch.float64 if double else torch.float32]
+    torch.testing.assert_close(actual.total.double(), right.total, rtol=of_value, atol=of_value / 10)
+    for grad, true, x in zip(actual.grads, right.grads, (student, teacher), strict=True):
+        assert grad.dtype == x.dtype
+        assert grad.shape == x.shape
+        # Of two rows, or one column, the true gradient is 0, and weights of up to 50 multiply what ours rounds.
+        bound = TOLERANCE[x.dtype] * true.abs().max().item() + of_value
+        torch.testing.assert_close(grad.double(), true, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_values_and_gradients(backend, loss, dtype):
+    for shape in SHAPES:
+        check(loss, *make(*shape, dtype=dtype, device=backend.device))
+
+
+@pytest.mark.parametrize("shape", [(130, 30, 200), (67, 2049, 3)], **ids)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+def test_large(backend, dtype, shape):
+    if backend.name == "emulated":
+        shape = (min(shape[0], 40), min(shape[1], 600), shape[2])
+    check("rkd", *make(*shape, dtype=dtype, device=backend.device))
+
+
+def test_repdistillers_own_values(backend):
+    """What RepDistiller's RKDLoss gives in float64 for these embeddings."""
+
+    def steps(n: int) -> Tensor:
+        return torch.arange(n, dtype=torch.float64, device=backend.device)
+
+    student = torch.sin(0.9 * steps(24) + 0.3).reshape(4, 6)
+    teacher = torch.cos(0.5 * steps(32) + 0.1).reshape(4, 8)
+    golden = (11.753469646055127, 0.14759243656666204, 0.1612731746377715)
+    for actual, value in zip(ops.rkd_loss(student, teacher), golden, strict=True):
+        assert actual.item() == pytest.approx(value, rel=1e-13)
+    assert ops.rkd_distance_loss(student, teacher).item() == pytest.approx(golden[1], rel=1e-13)
+    assert ops.rkd_angle_loss(student, teacher).item() == pytest.approx(golden[2], rel=1e-13)
+    for actual, value in zip(ops.rkd_loss(student.float(), teacher.float()), golden, strict=True):
+        assert actual.item() == pytest.approx(value, rel=1e-6)
+
+
+def test_is_the_authors_loss(backend):
+    student, teacher = make(20, 12, 9, dtype=torch.float64, device=backend.device)
+    student.requires_grad_()
+    ours, theirs = ops.rkd_loss(student, teacher).total, Eager()(student, teacher)
+    torch.testing.assert_close(ours, theirs)
+    for ours_grad, theirs_grad in zip(*(torch.autograd.grad(total, student) for total in (ours, theirs)), strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad)
+
+
+# ---- layouts ----
+
+LAYOUTS = {
+    "row slice": lambda x: x.repeat_interleave(2, 0)[::2],
+    "column slice": lambda x: torch.cat([x[:, :0].new_full((len(x), 3), 7), x, x], 1)[:, 3 : 3 + x.shape[1]],
+    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "transposed": lambda x: x.t().contiguous().t(),
+    "column step": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+def test_layouts(backend, dtype, layout):
+    student, teacher = make(18, 37, 20, dtype=dtype, device=backend.device)
+    check("rkd", layout(student), layout(teacher))
+
+
+@pytest.mark.parametrize("student_dtype", DTYPES, **ids)
+@pytest.mark.parametrize("teacher_dtype", DTYPES, **ids)
+def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
+    student, teacher = make(6, 5, 4, dtype=torch.bfloat16, device=backend.device)
+    student, teacher = student.to(student_dtype).requires_grad_(), teacher.to(teacher_dtype).requires_grad_()
+    terms = ops.rkd_loss(student, teacher)
+    terms.total.backward()
+    double = torch.float64 in (student_dtype, teacher_dtype)
+    for actual, true in zip(terms, reference.rkd_loss(student.double(), teacher.double()), strict=True):
+        assert actual.dtype == (torch.float64 if double else torch.float32)
+        assert actual.item() == pytest.approx(true.item(), rel=1e-5)
+    assert student.grad.dtype == student_dtype
+    assert teacher.grad.dtype == teacher_dtype
+
+
+# ---- what may be asked for ----
+
+
+def test_terms_add_up_and_only_total_has_a_gradient(backend):
+    student, teacher = make(9, 6, 7, dtype=torch.float32, device=backend.device)
+    student.requires_grad_()
+    right = [LOSSES[name](reference, student.double(), teacher.double()).item() for name in ("distance", "angle")]
+    for weights in ((25.0, 50.0), (1, 2), (0, 1.5), (0.5, 0.0), (0, 0)):
+        terms = ops.rkd_loss(student, teacher, distance_weight=weights[0], angle_weight=weights[1])
+        assert [term.requires_grad for term in terms] == [True, False, False]
+        assert all(term.dim() == 0 and term.dtype == torch.float32 for term in terms)
+        assert [terms.distance.item(), terms.angle.item()] == pytest.approx(right, rel=1e-5)
+        total = weights[0] * right[0] + weights[1] * right[1]
+        assert terms.total.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
+def test_gradients_only_where_asked(backend, loss):
+    student, teacher = make(7, 4, 5, dtype=torch.float64, device=backend.device)
+    full = differentiate(loss, reference, student, teacher)
+    for flags in ((True, False), (False, True)):
+        leaves = [x.detach().requires_grad_(flag) for x, flag in zip((student, teacher), flags, strict=True)]
+        total = LOSSES[loss](ops, *leaves)
+        total.backward(torch.full_like(total, -1.7))
+        for leaf, flag, grad in zip(leaves, flags, full.grads, strict=True):
+            assert (leaf.grad is not None) == flag
+            if flag:
+                torch.testing.assert_close(leaf.grad, grad)
+
+
+def test_without_gradients(backend):
+    student, teacher = make(20, 7, 7, dtype=torch.float32, device=backend.device)
+    total = ops.rkd_loss(student.requires_grad_(), teacher).total.item()
+    with torch.no_grad():
+        quiet = ops.rkd_loss(student, teacher)
+    assert not quiet.total.requires_grad
+    assert quiet.total.item() == pytest.approx(total, rel=1e-6)
+    with torch.inference_mode():
+        assert ops.rkd_loss(student, teacher).total.item() == quiet.total.item()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck(backend, loss):
+    student, teacher = make(5, 3, 4, dtype=torch.float64, device=backend.device)
+    leaves = [student.requires_grad_(), teacher.requires_grad_()]
+    assert torch.autograd.gradcheck(lambda s, t: LOSSES[loss](ops, s, t), leaves, eps=1e-6, atol=1e-7)
+
+
+# ---- accuracy ----
+
+
+def far_from_the_origin(generator: torch.Generator) -> Tensor:
+    return 100 + torch.randn(48, 64, generator=generator)
+
+
+def near_duplicates(generator: torch.Generator, distance: float = 1e-3) -> Tensor:
+    rows = torch.randn(48, 64, generator=generator)
+    rows[24:] = rows[:24] + distance * torch.randn(24, 64, generator=generator)
+    return rows
+
+
+def nearer_duplicates(generator: torch.Generator) -> Tensor:
+    return near_duplicates(generator, 1e-5)
+
+
+def clusters(generator: torch.Generator) -> Tensor:
+    """Few tight clusters, which is what well-trained features look like."""
+    return torch.randn(4, 64, generator=generator).repeat(12, 1) + 0.1 * torch.randn(48, 64, generator=generator)
+
+
+@pytest.mark.parametrize("make_student", [far_from_the_origin, near_duplicates, nearer_duplicates, clusters])
+def test_no_less_accurate_than_the_authors_code(backend, make_student):
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = make_student(generator), torch.randn(48, 32, generator=generator)
+    student, teacher = student.to(backend.device), teacher.to(backend.device)
+
+    def gradient(loss: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = student.to(dtype).requires_grad_()
+        total = loss(x, teacher.to(dtype))
+        return total.detach(), torch.autograd.grad(total, x)[0].double()
+
+    right_total, right = gradient(lambda s, t: reference.rkd_loss(s, t).total, torch.float64)
+    errors = []
+    for loss in (lambda s, t: ops.rkd_loss(s, t).total, Eager()):
+        total, grad = gradient(loss, torch.float32)
+        errors.append((abs(total - right_total).item(), (grad - right).abs().max().item()))
+    (our_total, our_grad), (their_total, their_grad) = errors
+    assert our_grad <= their_grad
+    assert our_total <= their_total + 1e-6 * right_total.item()
+
+
+@pytest.mark.parametrize("make_student", [far_from_the_origin, near_duplicates, nearer_duplicates, clusters])
+@pytest.mark.parametrize("loss", ["distance", "angle"])
+def test_accurate_whatever_the_distances(backend, loss, make_student):
+    """As accurate as where all distances are alike, to a millionth of the largest gradient."""
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = make_student(generator), torch.randn(48, 32, generator=generator)
+    actual = differentiate(loss, ops, student.to(backend.device), teacher.to(backend.device))
+    right = differentiate(loss, reference, student.double(), teacher.double())
+    assert actual.total.item() == pytest.approx(right.total.item(), rel=1e-6)
+    for grad, true in zip(actual.grads, right.grads, strict=True):
+        assert (grad.double().cpu() - true).abs().max() < 1e-6 * true.abs().max()
+
+
+# ---- extremes ----
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@pytest.mark.parametrize("b", [0, 1])
+def test_batch_without_pairs(backend, loss, dtype, b):
+    result = differentiate(loss, ops, *make(b, 5, 4, dtype=dtype, device=backend.device))
+    assert result.total.item() == 0
+    for grad, width in zip(result.grads, (5, 4), strict=True):
+        assert grad.shape == (b, width)
+        assert grad.dtype == dtype
+        assert grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_equal_rows(backend, loss, dtype):
+    """In the student, in the teacher and in both: finite, as float64 has it."""
+    student, teacher = make(20, 6, 5, dtype=dtype, device=backend.device)
+    student[3] = student[7] = student[0]
+    teacher[7] = teacher[3] = teacher[15] = teacher[2]
+    result = differentiate(loss, ops, student, teacher)
+    assert all(grad.isfinite().all() for grad in result.grads)
+    check(loss, student, teacher)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_all_rows_equal(backend, loss):
+    student = torch.ones(18, 4, device=backend.device)
+    for teacher in (student, make(18, 4, 4, dtype=torch.float32, device=backend.device)[0]):
+        result = differentiate(loss, ops, student, teacher)
+        assert result.total.isfinite()
+        assert result.grads[0].count_nonzero() == 0
+        assert result.grads[1].isfinite().all()
+        check(loss, student, teacher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
+def test_half_precision_of_large_norm(backend, dtype):
+    """Rows of norm 320, whose squares float16 could not hold."""
+    student, teacher = (20 * x for x in make(20, 256, 256, dtype=dtype, device=backend.device))
+    assert student.float().norm(dim=1).min() > 280
+    check("rkd", student, teacher)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_shows(backend, loss, where, bad):
+    inputs = make(20, 5, 6, dtype=torch.float32, device=backend.device)
+    inputs[where][17, 2] = bad
+    result = differentiate(loss, ops, *inputs)
+    assert result.total.isnan()
+    assert result.grads[0].isnan().any()
+
+
+# ---- conduct ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+def test_inputs_are_not_written_to(backend, dtype):
+    inputs = make(18, 33, 20, dtype=dtype, device=backend.device)
+    before = [x.clone() for x in inputs]
+    differentiate("rkd", ops, *inputs)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+def test_same_inputs_same_bits(backend):
+    inputs = make(40, 33, 20, dtype=torch.float32, device=backend.device)
+    first, second = (differentiate("rkd", ops, *inputs) for _ in range(2))
+    assert first.total.item() == second.total.item()
+    assert all(torch.equal(a, b) for a, b in zip(first.grads, second.grads, strict=True))
+
+
+@needs_kernels
+def test_threads_do_not_change_the_bits():
+    inputs = make(203, 100, 64, dtype=torch.float32, device="cpu")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(differentiate("rkd", ops, *inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert result.total.item() == results[0].total.item()
+        assert all(torch.equal(a, b) for a, b in zip(result.grads, results[0].grads, strict=True))
+
+
+@needs_kernels
+def test_faster_than_the_authors_code():
+    """By the best of some turns, which other processes hardly touch. `bench/` has the figures."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ops.backend("fused"):
+            timings = interleaved(RKD_CASES[0].steps("cpu"), turns=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert timings["ours"].p20 < timings["eager"].p20 / 15
+
+
+@needs_kernels
+def test_memory_is_that_of_matrices_of_pairs():
+    b, d = 256, 128
+    student, teacher = torch.randn(b, d, requires_grad=True), torch.randn(b, d)
+    with ops.backend("fused"):
+        assert peak_memory(lambda: torch.autograd.grad(ops.rkd_loss(student, teacher).total, student)) < 13 * 4 * b * b
+
+
+def test_autocast_leaves_the_loss_alone(backend):
+    student, teacher = make(18, 20, 9, dtype=torch.bfloat16, device=backend.device)
+    student.requires_grad_()
+    plain = ops.rkd_loss(student, teacher).total
+    with torch.autocast(backend.device, dtype=torch.bfloat16):
+        cast = ops.rkd_loss(student, teacher).total
+    assert cast.dtype == torch.float32
+    torch.testing.assert_close(cast, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(total, student) for total in (cast, plain)))
+
+
+def test_second_derivatives_are_refused(backend):
+    if not backend.fused:
+        pytest.skip("plain PyTorch has second derivatives")
+    student, teacher = make(4, 6, 5, dtype=torch.float64, device=backend.device)
+    student.requires_grad_()
+    total = ops.rkd_loss(student, teacher).total
+    (grad,) = torch.autograd.grad(total, student, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        (total + grad.square().sum()).backward()
+
+
+def test_forward_mode_is_refused(backend):
+    if not backend.fused:
+        pytest.skip("plain PyTorch has forward-mode derivatives")
+    student, teacher = make(4, 6, 5, dtype=torch.float64, device=backend.device)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        ops.rkd_angle_loss(torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], **ids)
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
+def test_opcheck(dtype, wanted):
+    student, teacher = make(18, 5, 7, dtype=dtype, device="cpu")
+    namespace = torch.ops.sftn_fast
+    options = (25.0, 50.0, 1e-12, True, True, *wanted)
+    torch.library.opcheck(namespace.relational_rkd_forward.default, (student, teacher, *options))
+    total, _, student_pairs, _ = namespace.relational_rkd_forward(student, teacher, *options)
+    if wanted[0]:
+        torch.library.opcheck(namespace.relational_rkd_backward.default, (total, student, student_pairs))
+
+
+@needs_kernels
+@pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
+def test_traced_whole(loss):
+    inputs = make(18, 5, 7, dtype=torch.float32, device="cpu")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda s, t: LOSSES[loss](ops, s, t), fullgraph=True, backend="aot_eager")
+    right = differentiate(loss, ops, *inputs)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    total = compiled(*leaves)
+    total.backward(torch.full_like(total, -1.7))
+    torch.testing.assert_close(total.detach(), right.total)
+    for leaf, grad in zip(leaves, right.grads, strict=True):
+        torch.testing.assert_close(leaf.grad, grad)
+
+
+# ---- refusals ----
+
+X = torch.zeros(4, 3)
+TYPE_ERRORS = {
+    "a list": (lambda: ops.rkd_loss([[0.0]], X), "student must be a tensor, got list"),
+    "integers": (lambda: ops.rkd_angle_loss(X, X.long()), "teacher must be float16, .* got torch.int64"),
+    "eps text": (lambda: ops.rkd_distance_loss(X, X, eps="0"), "eps must be a number, got str"),
+    "weight learned": (
+        lambda: ops.rkd_loss(X, X, angle_weight=torch.nn.Parameter(torch.ones(()))),
+        "angle_weight must be a number: there is no gradient with respect to it",
+    ),
+}
+VALUE_ERRORS = {
+    "one dimension": (lambda: ops.rkd_loss(X[0], X), r"student must be \[B, D\] with D at least 1, got \[3\]"),
+    "no columns": (lambda: ops.rkd_loss(X, X[:, :0]), r"teacher must be \[B, D\] with D at least 1, got \[4, 0\]"),
+    "maps": (lambda: ops.rkd_loss(X[None], X), r"student must be \[B, D\] .* got \[1, 4, 3\]"),
+    "batches": (lambda: ops.rkd_loss(X, X[:2]), "teacher must have the batch size of student, 4, got 2"),
+    "devices": (lambda: ops.rkd_loss(X, X.to("meta")), "teacher must be on the device of student, cpu, got meta"),
+    "eps 0": (lambda: ops.rkd_angle_loss(X, X, eps=0.0), "eps must be a finite number above 0, got 0.0"),
+    "weight nan": (
+        lambda: ops.rkd_loss(X, X, distance_weight=float("nan")),
+        "distance_weight must be a finite number, got nan",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
+def test_type_errors(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
+def test_value_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
