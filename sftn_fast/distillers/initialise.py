@@ -14,8 +14,8 @@ from sftn_fast.models import Features, StagedNet
 class StudentStages(InitTask):
     """Trains the student's stem and stages, and ``adapters``, on a loss between the networks' features.
 
-    The student's head does not learn, and is in evaluation mode, as in RepDistiller. Then the adapters are frozen: their
-    work is done.
+    The student's head does not learn, and is in evaluation mode, as in RepDistiller. Then the adapters, whose work is
+    done, are frozen.
 
     Args:
         student: The network whose stages learn.

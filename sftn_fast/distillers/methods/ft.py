@@ -23,8 +23,8 @@ class FT(Method):
 
     The paraphraser learns to rebuild the teacher's map beforehand, and is frozen then; the translator learns beside the
     student. The variant ``repdistiller``, the default, is that code: mean squared error for 30 epochs, BatchNorm in the
-    translator, factors compared as attention maps. The variant ``paper`` is the authors': absolute error for 5 epochs, a
-    learning rate of 0.1, no BatchNorm, whole factors compared; its weight is 500.
+    translator, factors compared as attention maps. The variant ``paper`` is the authors': absolute error for 5 epochs
+    at a learning rate of 0.1, no BatchNorm, whole factors compared; its weight is 500.
 
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018; weight
     200 as in RepDistiller.
