@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,11 @@ class Step:
 
 def step(leaves: list[Tensor], loss: Callable[[], Any]) -> Step:
     return Step(leaves, loss)
+
+
+def float_bytes(shape: Sequence[int], times: int) -> int:
+    """Of a float32 tensor that is read or written so many times."""
+    return 4 * math.prod(shape) * times
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.cases.case import Case, Step, step
+from bench.cases.case import Case, Step, float_bytes, step
 from bench.eager import features as eager
 from sftn_fast import ops
 from sftn_fast.ops import reference
@@ -70,15 +70,21 @@ def _vid(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str,
     return {name: step([mean, log_scale], loss) for name, loss in losses.items()}
 
 
+def _pointwise(name: str, build: Callable[..., dict[str, Step]], shape: Shape, **options: bool) -> Case:
+    """Both maps are read forward and backward, the gradient is written."""
+    layout = " channels last" if options else ""
+    return Case(f"{name} {shape}{layout}", partial(build, shape, **options), float_bytes(shape, 5))
+
+
 POINTWISE_CASES = [
-    Case("hint (64, 256, 8, 8)", partial(_hint, (64, 256, 8, 8))),
-    Case("AB (64, 256, 8, 8)", partial(_ab, (64, 256, 8, 8))),
-    Case("OH (64, 256, 8, 8)", partial(_oh, (64, 256, 8, 8))),
-    Case("OH (64, 256, 8, 8) channels last", partial(_oh, (64, 256, 8, 8), channels_last=True)),
-    Case("OH (64, 64, 32, 32)", partial(_oh, (64, 64, 32, 32))),
-    Case("VID (64, 256, 8, 8)", partial(_vid, (64, 256, 8, 8))),
-    Case("VID (64, 256, 8, 8) channels last", partial(_vid, (64, 256, 8, 8), channels_last=True)),
-    Case("VID (64, 64, 32, 32)", partial(_vid, (64, 64, 32, 32))),
+    _pointwise("hint", _hint, (64, 256, 8, 8)),
+    _pointwise("AB", _ab, (64, 256, 8, 8)),
+    _pointwise("OH", _oh, (64, 256, 8, 8)),
+    _pointwise("OH", _oh, (64, 256, 8, 8), channels_last=True),
+    _pointwise("OH", _oh, (64, 64, 32, 32)),
+    _pointwise("VID", _vid, (64, 256, 8, 8)),
+    _pointwise("VID", _vid, (64, 256, 8, 8), channels_last=True),
+    _pointwise("VID", _vid, (64, 64, 32, 32)),
 ]
 
 
@@ -88,8 +94,8 @@ POINTWISE_CASES = [
 def _attention(
     authors: type[nn.Module],
     loss: Callable[[object], Callable[[Tensor, Tensor], Tensor]],
-    student_shape: tuple[int, ...],
-    teacher_shape: tuple[int, ...],
+    student_shape: Shape,
+    teacher_shape: Shape,
     device: str,
     *,
     channels_last: bool = False,
@@ -108,17 +114,24 @@ _paper_ft = partial(_attention, eager.PaperFactorTransfer, lambda module: partia
 
 _SMALL_MAP, _LARGE_MAP = (64, 256, 8, 8), (64, 64, 32, 32)
 
-ATTENTION = [
-    Case("AT (64, 256, 8, 8)", partial(_at, _SMALL_MAP, _SMALL_MAP)),
-    Case("AT (64, 64, 32, 32)", partial(_at, _LARGE_MAP, _LARGE_MAP)),
-    Case("AT (64, 64, 32, 32), channels last", partial(_at, _LARGE_MAP, _LARGE_MAP, channels_last=True)),
-    Case("AT (64, 64, 32, 32), teacher (64, 256, 8, 8)", partial(_at, _LARGE_MAP, _SMALL_MAP)),
-    Case("FT (64, 256, 8, 8)", partial(_ft, _SMALL_MAP, _SMALL_MAP)),
-    Case("FT of the paper (64, 256, 8, 8)", partial(_paper_ft, _SMALL_MAP, _SMALL_MAP)),
+
+def _attentive(
+    name: str, build: Callable[..., dict[str, Step]], student: Shape, teacher: Shape, **options: bool
+) -> Case:
+    """The student's map is read forward and backward and its gradient written; the teacher's is read once."""
+    bytes_moved = float_bytes(student, 3) + float_bytes(teacher, 1)
+    return Case(name, partial(build, student, teacher, **options), bytes_moved)
+
+
+ATTENTION_CASES = [
+    _attentive("AT (64, 256, 8, 8)", _at, _SMALL_MAP, _SMALL_MAP),
+    _attentive("AT (64, 64, 32, 32)", _at, _LARGE_MAP, _LARGE_MAP),
+    _attentive("AT (64, 64, 32, 32) channels last", _at, _LARGE_MAP, _LARGE_MAP, channels_last=True),
+    _attentive("AT (64, 64, 32, 32), teacher (64, 256, 8, 8)", _at, _LARGE_MAP, _SMALL_MAP),
+    _attentive("FT (64, 256, 8, 8)", _ft, _SMALL_MAP, _SMALL_MAP),
+    _attentive("FT of the paper (64, 256, 8, 8)", _paper_ft, _SMALL_MAP, _SMALL_MAP),
 ]
 
-
-Shape = tuple[int, int, int, int]
 
 # ---- behind a BatchNorm ----
 
@@ -138,14 +151,18 @@ def _adapted_hint(shape: Shape, device: str, *, channels_last: bool = False) -> 
     }
 
 
+def _behind_norm(shape: Shape, **options: bool) -> Case:
+    """The map is read for its statistics, for the loss and backward, the teacher's twice, the gradient is written."""
+    layout = " channels last" if options else ""
+    name = f"BatchNorm + ReLU + MSE {shape}{layout}"
+    return Case(name, partial(_adapted_hint, shape, **options), float_bytes(shape, 6))
+
+
 ADAPTATION_CASES = [
-    Case("BatchNorm + ReLU + MSE (64, 256, 8, 8)", partial(_adapted_hint, (64, 256, 8, 8))),
-    Case(
-        "BatchNorm + ReLU + MSE (64, 256, 8, 8), channels last",
-        partial(_adapted_hint, (64, 256, 8, 8), channels_last=True),
-    ),
-    Case("BatchNorm + ReLU + MSE (64, 64, 32, 32)", partial(_adapted_hint, (64, 64, 32, 32))),
+    _behind_norm((64, 256, 8, 8)),
+    _behind_norm((64, 256, 8, 8), channels_last=True),
+    _behind_norm((64, 64, 32, 32)),
 ]
 
 
-CASES = [*POINTWISE_CASES, *ATTENTION, *ADAPTATION_CASES]
+CASES = [*POINTWISE_CASES, *ATTENTION_CASES, *ADAPTATION_CASES]

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.cases.case import Case, Step, step
+from bench.cases.case import Case, Step, float_bytes, step
 from bench.eager import liger
 from bench.eager import logits as eager
 from sftn_fast import ops
@@ -46,7 +46,7 @@ def _sftn(n: int, c: int, device: str) -> dict[str, Step]:
 
 def _bytes(n: int, c: int, tensors: int, gradients: int) -> int:
     """Each tensor is read forward and backward, each gradient written."""
-    return 4 * n * c * (2 * tensors + gradients)
+    return float_bytes((n, c), 2 * tensors + gradients)
 
 
 KD_SIZES = [(64, 100), (256, 1000), (1024, 1000)]
