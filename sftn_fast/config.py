@@ -81,6 +81,13 @@ class OptimConfig:
     """L2 penalty, on all that learns, as the reference code has it."""
     batch_size: int = 64
     """Images a step, over all ranks together."""
+    accumulate: int = 1
+    """Parts that each rank computes its share of a step in, one after the other, to save memory. The same step where a
+    loss is a mean over images; relations and BatchNorm see a part at a time."""
+    lr_scale: str = "none"
+    """none, or linear: the learning rate times batch_size / base_batch_size."""
+    base_batch_size: int = 64
+    """Batch size that the learning rate is meant for, where lr_scale is linear."""
     schedule: str = "milestones"
     """milestones, cosine or constant."""
     milestones: tuple[int, ...] | None = None
@@ -101,6 +108,12 @@ class OptimConfig:
         check(not self.nesterov or self.momentum > 0, "optim.nesterov", self.nesterov, "false when optim.momentum is 0")
         check_finite("optim.weight_decay", self.weight_decay, minimum=0)
         check(self.batch_size >= 2, "optim.batch_size", self.batch_size, "at least 2")
+        check(self.accumulate >= 1, "optim.accumulate", self.accumulate, "at least 1")
+        parts = self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate
+        allowed = f"a divisor of optim.batch_size, {self.batch_size}, that leaves 2 images or more in each part"
+        check(parts, "optim.accumulate", self.accumulate, allowed)
+        check(self.lr_scale in ("none", "linear"), "optim.lr_scale", self.lr_scale, "none or linear")
+        check(self.base_batch_size >= 1, "optim.base_batch_size", self.base_batch_size, "at least 1")
         kinds = ("milestones", "cosine", "constant")
         check(self.schedule in kinds, "optim.schedule", self.schedule, "one of " + ", ".join(kinds))
         milestones = self.milestones or ()
@@ -110,6 +123,10 @@ class OptimConfig:
         check_finite("optim.warmup_epochs", self.warmup_epochs, minimum=0)
         if self.clip_grad is not None:
             check_finite("optim.clip_grad", self.clip_grad, minimum=0, inclusive=False)
+
+    def scaled(self, lr: float) -> float:
+        """``lr`` for this batch size."""
+        return lr * self.batch_size / self.base_batch_size if self.lr_scale == "linear" else lr
 
 
 @dataclass(frozen=True)
@@ -207,13 +224,15 @@ class EngineConfig:
     """How the training loop runs, whatever is trained."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N. Over several ranks not cuda:N: each takes the device of its number on its machine."""
     amp: str = "fp32"
     """Arithmetic of the networks: fp32, bf16 or fp16 (with a gradient scaler). The losses are float32 always."""
     threads: int | None = None
     """CPU threads; null for torch's choice. One is fastest for small networks on small images."""
     channels_last: bool = False
     """Lay images and convolutions out as NHWC."""
+    sync_batchnorm: bool = False
+    """Over several ranks: BatchNorm's statistics are those of the whole batch. On CUDA only."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     log_every: int = 50
@@ -262,6 +281,8 @@ class Config:
     """The whole list of stages runs once for each seed."""
     output: str = "runs/experiment"
     """Folder of the run."""
+    gather: bool = False
+    """Over several ranks: rkd, sp, pkt, cc and dist relate the images of the whole batch, not those of each rank."""
     resume: str = "auto"
     """auto goes on where a stopped run of the same configuration stood; never refuses a folder that holds a run;
     force goes on although the configuration differs."""

@@ -7,6 +7,7 @@ made by the same configuration is finished and not trained again.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from sftn_fast import cli, data, engine, models, report
+from sftn_fast import cli, data, engine, launcher, models, report
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
+from sftn_fast.engine import distributed
 from sftn_fast.stage import Stage, StageRun, networks_of
 
 
@@ -57,31 +59,59 @@ def _stages(config: Config, teachers: list[str]) -> Iterator[Stage]:
 def run(config: Config) -> None:
     """Run the whole experiment, then print and write its report and export the student.
 
+    Where torchrun started this process it is one of several that do so together, see :mod:`sftn_fast.engine`.
+
     Raises :class:`ConfigError` for what the user can mend, :class:`sftn_fast.engine.Interrupted` after a signal.
     """
     stages = plan(config)
     _check_networks(config)
     _check_packages()
-    device = engine.resolve_device(config.engine.device)
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
+    if launcher.restarts() and config.resume == "never":
+        # The run in the folder is this one, which the launcher started anew.
+        config = dataclasses.replace(config, resume="auto")
+    with engine.process_group(config.engine.device), engine.RunFolder(config.output) as root:
+        _run_stages(config, stages, root)
+        distributed.on_main(partial(_conclude, config, stages, root))
+
+
+def _run_stages(config: Config, stages: list[Stage], root: Path) -> None:
+    device = engine.resolve_device(config.engine.device)
     # One seed's images at a time: the stages come seed by seed, and read the same ones.
     images_of = lru_cache(maxsize=1)(partial(_build_data, config, device))
-    with engine.RunFolder(config.output) as root:
-        settings = root / "config.yaml"
-        if not settings.exists():
-            write_atomically(settings, cli.dump(config))
-        for number, stage in enumerate(stages, start=1):
-            print(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}", flush=True)
-            StageRun(config, stage, root, device, images_of(stage.seed)).finish()
-        # Not before every stage agreed: a run that is refused leaves the folder's configuration as it was.
+    distributed.on_main(partial(_write_settings, config, root, anew=False))
+    _say_batch(config)
+    for number, stage in enumerate(stages, start=1):
+        distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}")
+        StageRun(config, stage, root, device, images_of(stage.seed)).finish()
+
+
+def _conclude(config: Config, stages: list[Stage], root: Path) -> None:
+    # Not before every stage agreed: a run that is refused leaves the folder's configuration as it was.
+    _write_settings(config, root, anew=True)
+    print(f"\n{report.write(root)}", end="")
+    _export_student(stages, root)
+
+
+def _write_settings(config: Config, root: Path, *, anew: bool) -> None:
+    settings = root / "config.yaml"
+    if anew or not settings.exists():
         write_atomically(settings, cli.dump(config))
-        print(f"\n{report.write(root)}", end="")
-        _export_student(stages, root)
+
+
+def _say_batch(config: Config) -> None:
+    """How a step is divided, if it is."""
+    ranks, images, parts = distributed.world_size(), config.optim.batch_size, config.optim.accumulate
+    if ranks * parts > 1:
+        whole = f"{ranks} rank{'s' * (ranks > 1)}, {images} images a step, {images // ranks} a rank"
+        distributed.say(whole + f" in {parts} parts" * (parts > 1))
 
 
 def _build_data(config: Config, device: torch.device, seed: int) -> ImageData:
-    return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=device)
+    build = partial(data.build, config.data, seed=seed, batch_size=config.optim.batch_size, device=device)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    return distributed.on_every_rank(partial(build, **share))
 
 
 def _check_networks(config: Config) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sftn_fast.data import Batch
+from sftn_fast.engine import distributed
 from sftn_fast.models import StagedNet
 
 CALIBRATION_BINS = 15
@@ -34,11 +35,11 @@ class Similarity:
 
 @torch.no_grad()
 def measure(student: StagedNet, teacher: StagedNet, batches: Iterable[Batch]) -> Similarity:
-    """Compare two classifiers, both in evaluation mode, over ``batches``."""
+    """Compare two classifiers, both in evaluation mode, over ``batches``, of which each rank gives its share."""
     student.eval()
     teacher.eval()
-    sums: list[Tensor] = []
-    count, cka, calibration = 0, CKA(), Calibration()
+    sums = torch.zeros(4, dtype=torch.float64)  # alike at 1, alike at 5, divergence, samples
+    cka, calibration = CKA(), Calibration()
     for batch in batches:
         seen = student.forward_features(batch.images)
         taught = teacher.forward_features(batch.images)
@@ -48,14 +49,19 @@ def measure(student: StagedNet, teacher: StagedNet, batches: Iterable[Batch]) ->
         kl = F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), reduction="sum", log_target=True)
         hits = ((ours.argmax(1) == chosen).sum(), (first_five == chosen[:, None]).sum())
         # Sums stay on the device; reading them once at the end is the only synchronisation.
-        sums.append(torch.stack([*(hit.double() for hit in hits), kl]))
+        sums = sums.to(kl.device) + torch.stack([*(hit.double() for hit in hits), kl, torch.full_like(kl, len(ours))])
         for part in zip(seen.pooled.split(CKA_BATCH), taught.pooled.split(CKA_BATCH), strict=True):
             cka.add(*part)
         calibration.add(ours, batch.target)
-        count += len(batch.target)
+    *totals, count = _over_ranks(sums).tolist()
     assert count, "no batches to compare on"
-    agreement, agreement5, divergence = (torch.stack(sums).sum(0) / count).tolist()
+    agreement, agreement5, divergence = (total / count for total in totals)
     return Similarity(100 * agreement, 100 * agreement5, divergence, cka.value(), 100 * calibration.error())
+
+
+def _over_ranks(sums: Tensor) -> Tensor:
+    """The sum over all ranks, on the CPU, since a rank without any batch knows of no other device."""
+    return distributed.all_sum(sums.cpu().clone())
 
 
 class CKA:
@@ -67,7 +73,7 @@ class CKA:
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None
+        self._sums = torch.zeros(3, dtype=torch.float64)
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Take in the features ``[n, Da]`` and ``[n, Db]`` of the same n samples."""
@@ -75,13 +81,11 @@ class CKA:
             return
         one, other = (_gram(x.flatten(1).double()) for x in (a, b))
         found = torch.stack([_hsic(one, other), _hsic(one, one), _hsic(other, other)])
-        self._sums = found if self._sums is None else self._sums + found
+        self._sums = self._sums.to(found.device) + found
 
     def value(self) -> float | None:
-        """The alignment so far; None where one of the two sees no difference between samples."""
-        if self._sums is None:
-            return None
-        both, first, second = self._sums.tolist()
+        """The alignment so far, over all ranks; None where one of the two sees no difference between samples."""
+        both, first, second = _over_ranks(self._sums).tolist()
         return both / (first * second) ** 0.5 if first > 0 and second > 0 else None
 
 
@@ -101,20 +105,18 @@ class Calibration:
 
     def __init__(self, bins: int = CALIBRATION_BINS) -> None:
         self.bins = bins
-        self._sums: Tensor | None = None  # [bins, 3]: samples, of them right, their confidence
+        # [bins, 3]: samples, of them right, their confidence
+        self._sums = torch.zeros(bins, 3, dtype=torch.float64)
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in logits ``[N, C]`` and labels ``[N]``."""
         confidence, chosen = logits.softmax(1).max(1)
         place = (confidence * self.bins).long().clamp(max=self.bins - 1)
         facts = torch.stack([torch.ones_like(confidence), (chosen == target).to(confidence), confidence], 1)
-        if self._sums is None:
-            self._sums = facts.new_zeros(self.bins, 3)
         # One-hot times facts and not index_add_, whose order of sums a GPU leaves open.
-        self._sums += F.one_hot(place, self.bins).to(facts).T @ facts
+        self._sums = self._sums.to(facts.device) + F.one_hot(place, self.bins).to(facts).T @ facts
 
     def error(self) -> float:
-        """Mean over the samples of |accuracy - confidence| of their bin, 0 to 1."""
-        assert self._sums is not None, "no samples"
-        samples, right, confidence = self._sums.T
+        """Mean over the samples, of all ranks, of |accuracy - confidence| of their bin, 0 to 1."""
+        samples, right, confidence = _over_ranks(self._sums).T
         return ((right - confidence).abs().sum() / samples.sum()).item()

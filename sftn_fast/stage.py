@@ -20,6 +20,7 @@ from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
+from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import FingerprintMismatch, differences
 from sftn_fast.models import StagedNet
 from sftn_fast.report import RESULT
@@ -60,8 +61,8 @@ class StageRun:
     def finish(self) -> None:
         """Train the stage, unless that is done already."""
         identity = self._identity()
-        if self._is_finished(identity):
-            print("  finished before, not trained again")
+        if distributed.on_main(partial(self._is_finished, identity)):
+            distributed.say("  finished before, not trained again")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         engine.seed_everything(self.stage.seed)
@@ -95,9 +96,9 @@ class StageRun:
         layout = engine.Layout(self.device)
         peers = []
         for number, network in enumerate(cast(list[StagedNet], list(task.networks)[:-1]), start=1):
-            models.save(network, self.folder / f"peer{number}")
             peers.append({"network": network.name, **engine.evaluate(network, self.data.test, layout)})
-            print(f"  {network.name}, which learned beside it: top-1 {peers[-1]['top1']:.2f} %")
+            distributed.on_main(partial(models.save, network, self.folder / f"peer{number}"))
+            distributed.say(f"  {network.name}, which learned beside it: top-1 {peers[-1]['top1']:.2f} %")
         return peers
 
     def _keep_anchor(self, task: Task, epoch: int) -> None:
@@ -119,7 +120,7 @@ class StageRun:
 
     def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
         """Train what a method needs before the student can learn; gone on with, or done already, as any other fit."""
-        print(f"  initialisation of {name}, {first.epochs} epochs", flush=True)
+        distributed.say(f"  initialisation of {name}, {first.epochs} epochs")
         optim = dataclasses.replace(
             self.config.optim,
             lr=first.lr if first.lr is not None else self.config.optim.lr,
@@ -160,14 +161,13 @@ class StageRun:
         """Measure a teacher that came from a file and take it for this run's own."""
         network = self._load("teacher_file", file).to(self.device)
         measured = {"epoch": 0, **engine.evaluate(network, self.data.test, engine.Layout(self.device))}
-        print(f"  {file}: top-1 {measured['top1']:.2f} %")
+        distributed.say(f"  {file}: top-1 {measured['top1']:.2f} %")
         nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
         self._record(network, identity, {"last": measured, "best": measured, **nothing})
 
     def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any]) -> None:
         """Export the network and write ``result.json``, last, because its presence says that the stage is finished."""
         stage = self.stage
-        models.save(network, self.folder, meta={"top1": figures["last"]["top1"], "image_size": self.data.image_size})
         likeness = self._likeness(network)
         result = {
             "name": stage.name,
@@ -179,6 +179,11 @@ class StageRun:
             **likeness,
             "identity": identity,
         }
+        distributed.on_main(partial(self._write, network, result))
+
+    def _write(self, network: StagedNet, result: dict[str, Any]) -> None:
+        meta = {"top1": result["last"]["top1"], "image_size": self.data.image_size}
+        models.save(network, self.folder, meta=meta)
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 
     def _likeness(self, network: StagedNet) -> dict[str, float | None]:
@@ -208,9 +213,10 @@ class StageRun:
             num_samples=self.data.num_train,
             image_size=self.data.image_size,
             labels=self.data.train_labels,
+            gather=config.gather,
         )
         for line in distiller.describe():
-            print(f"  {line}")
+            distributed.say(f"  {line}")
         return DistillTask(student, distiller, self._route())
 
     def _collaborative_task(self) -> Task:
@@ -232,7 +238,7 @@ class StageRun:
             teacher, student, image_size=self.data.image_size, stages=config.stages, share_student=config.share_student
         )
         for line in aware.describe():
-            print(f"  {line}")
+            distributed.say(f"  {line}")
         return SFTNTask(aware, config)
 
     def _network_name(self) -> str:
@@ -263,6 +269,7 @@ class StageRun:
             "epochs": config.epochs_of(stage.kind),
             "amp": config.engine.amp,
             "channels_last": config.engine.channels_last,
+            "sync_batchnorm": config.engine.sync_batchnorm,
             "optim": whole["optim"],
             "data": self.data.fingerprint(),
         }
@@ -279,6 +286,7 @@ class StageRun:
         if stage.kind == "distill":
             teacher = _weights_digest(self.seed_folder / str(stage.source))
             identity |= {"distill": stage.method or config.distill, "route": whole["route"], "teacher": teacher}
+            identity["gather"] = config.gather
         return identity
 
     def _is_finished(self, identity: dict[str, Any]) -> bool:

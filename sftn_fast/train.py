@@ -1,5 +1,8 @@
 """``python -m sftn_fast.train``: parse, run, and leave with an exit code that says how it ended.
 
+Under torchrun every process is one of these, and torchrun itself ends with 1 whatever their code. What fails on all
+ranks is said by the first.
+
 0: done. 2: the command line, the configuration or a file it names can't be used. 128 + n: stopped by signal n, after a
 checkpoint was written. 1: the training itself went wrong, in one line where that was foreseen, else in a traceback.
 """
@@ -9,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sftn_fast import cli
+from sftn_fast import cli, launcher
 from sftn_fast.config import Config, ConfigError
 
 
@@ -17,29 +20,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment that ``argv`` describes; returns the exit code."""
     try:
         config, recipe = cli.parse(sys.argv[1:] if argv is None else argv)
-        print(f"recipe {recipe}, output in {config.output}", flush=True)
-        return _run(config)
     except ConfigError as error:
-        return _fail(error, 2)
+        return _fail(error, 2) if launcher.rank() == 0 else 2
+    return _run(config, recipe)
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, recipe: str) -> int:
     # Imported late: it brings torch, which --help and a refused option can do without.
     from sftn_fast import experiment
-    from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError
+    from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
 
+    distributed.say(f"recipe {recipe}, output in {config.output}")
     try:
         experiment.run(config)
     except Interrupted as interrupted:
-        print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
+        if launcher.rank() == 0:
+            print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
         return 128 + interrupted.signum
-    except (NonFiniteError, CheckpointError) as error:
+    except NonFiniteError as error:  # agreed on by all ranks
+        return _fail(error, 1) if launcher.rank() == 0 else 1
+    except ConfigError as error:
+        return _fail(error, 2)
+    except CheckpointError as error:
         return _fail(error, 1)
+    except PeerError:
+        return 1
     return 0
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    where = f"rank {launcher.rank()}: " if launcher.rank() else ""
+    print(f"{where}error: {error}", file=sys.stderr)
     return code
 
 

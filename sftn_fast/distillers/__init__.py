@@ -26,6 +26,7 @@ def build(
     num_samples: int,
     image_size: int = 32,
     labels: Tensor | None = None,
+    gather: bool = False,
 ) -> Distiller:
     """Build the losses that ``spec`` describes.
 
@@ -37,6 +38,7 @@ def build(
         image_size: Side of the images in pixels.
         labels: Classes of the training images ``[num_samples]`` int64, for methods that contrast an image with those of
             other classes. They learn what they are not told from the batches that they see.
+        gather: Over several processes: methods that relate the images of a batch see those of all.
 
     Raises:
         ConfigError: ``spec`` is not understood.
@@ -47,5 +49,11 @@ def build(
 
     teachers = (teacher,) if isinstance(teacher, StagedNet) else tuple(teacher)
     return Distiller(
-        parse(spec), student=student, teachers=teachers, num_samples=num_samples, image_size=image_size, labels=labels
+        parse(spec),
+        student=student,
+        teachers=teachers,
+        num_samples=num_samples,
+        image_size=image_size,
+        labels=labels,
+        gather=gather,
     )

@@ -30,6 +30,7 @@ class Distiller(nn.Module):
         num_samples: Training images.
         image_size: Side of the images in pixels.
         labels: Classes of the training images [num_samples], where they are known beforehand.
+        gather: Methods that relate the images of a batch see those of all processes; each has to have as many.
 
     Attributes:
         methods: For each teacher, its methods by name.
@@ -48,6 +49,7 @@ class Distiller(nn.Module):
         num_samples: int,
         image_size: int,
         labels: Tensor | None = None,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         if not teachers:
@@ -60,7 +62,7 @@ class Distiller(nn.Module):
         about_student = NetInfo.of(student, image_size)
         self.methods = nn.ModuleList()
         for teacher in teachers:
-            setup = Setup(about_student, NetInfo.of(teacher, image_size), num_samples, image_size, labels)
+            setup = Setup(about_student, NetInfo.of(teacher, image_size), num_samples, image_size, labels, gather)
             self.methods.append(
                 nn.ModuleDict({term.name: registry.find(term.name)(setup, **term.options) for term in spec.methods})
             )

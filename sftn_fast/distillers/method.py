@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
+from sftn_fast.distillers.gather import whole_batch
 from sftn_fast.distillers.pairing import StagePair, pair_stages
 from sftn_fast.models import Features, StagedNet
 from sftn_fast.models.staged import Head, Shape, Tail
@@ -48,6 +49,8 @@ class Setup:
     """Side of the images in pixels."""
     labels: Tensor | None = None
     """Classes of the training images [num_samples] int64, where they are known beforehand."""
+    gather: bool = False
+    """Whether methods that relate images see those of all processes; see :class:`RelationalMethod`."""
 
     @property
     def pairs(self) -> tuple[StagePair, ...]:
@@ -118,6 +121,18 @@ class PairedMethod(Method):
     def describe(self) -> list[str]:
         """See :meth:`Method.describe`."""
         return [", ".join(str(pair) for pair in self.pairs)]
+
+
+class RelationalMethod(Method):
+    """A method that compares how the images of a batch relate to each other."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._gather = setup.gather
+
+    def together(self, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Each of ``rows`` [N, ...], or what it is over all processes [ranks * N, ...] if so chosen."""
+        return tuple(whole_batch(x) for x in rows) if self._gather else rows
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:

@@ -5,12 +5,14 @@ It is given a task and data, and knows no method and no network by name.
 
 from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
 from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
+from sftn_fast.engine.distributed import PeerError
 from sftn_fast.engine.evaluate import evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch
 from sftn_fast.engine.finite import NonFiniteError
 from sftn_fast.engine.folder import FolderError, RunFolder
 from sftn_fast.engine.loop import FitResult, fit
 from sftn_fast.engine.optim import Schedule
+from sftn_fast.engine.process_group import process_group
 from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.signals import Interrupted
 
@@ -23,11 +25,13 @@ __all__ = [
     "Interrupted",
     "Layout",
     "NonFiniteError",
+    "PeerError",
     "RunFolder",
     "Schedule",
     "amp_dtype",
     "evaluate",
     "fit",
+    "process_group",
     "read_checkpoint",
     "resolve_device",
     "seed_everything",

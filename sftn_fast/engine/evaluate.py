@@ -18,8 +18,8 @@ from sftn_fast.engine.device import Layout
 def evaluate(model: nn.Module, batches: Iterable[Any], layout: Layout) -> dict[str, float]:
     """Evaluate ``model`` (images ``[N, C, H, W]`` to logits ``[N, K]``) in eval mode on ``batches``.
 
-    Each image counts once, whatever the size of its batch and over all ranks together. Sums stay on the device, which
-    the host waits for once, at the end.
+    Each image counts once, whatever the size of its batch and over all ranks together, which evaluate the main rank's
+    BatchNorm statistics. Sums stay on the device, which the host waits for once, at the end.
 
     Returns:
         ``top1`` and, from five classes on, ``top5`` in percent, and ``ce``, the mean cross-entropy in nats.
@@ -31,6 +31,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any], layout: Layout) -> dict[s
         4, dtype=torch.float64, device=layout.device
     )  # correct at 1, correct at 5, cross-entropy, images
     classes = 0
+    distributed.share_buffers(model)
     with _eval_mode(model), layout.autocast():
         for batch in batches:
             logits = model(layout.images(batch.images)).float()
@@ -40,7 +41,11 @@ def evaluate(model: nn.Module, batches: Iterable[Any], layout: Layout) -> dict[s
     if not images_seen:
         raise ValueError("there are no images to evaluate on")
     result = {"top1": 100 * top1 / images_seen, "top5": 100 * top5 / images_seen, "ce": ce / images_seen}
-    return result if classes >= 5 else {name: value for name, value in result.items() if name != "top5"}
+    return (
+        result
+        if distributed.largest(classes) >= 5
+        else {name: value for name, value in result.items() if name != "top5"}
+    )
 
 
 def _batch_sums(logits: Tensor, target: Tensor) -> Tensor:

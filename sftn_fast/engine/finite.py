@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sftn_fast.engine import distributed
+
 # Halvings in a row that bring the scaler from its initial 2^16 to below one: scaling is no cure then.
 FP16_PATIENCE = 20
 
@@ -31,6 +33,8 @@ class NonFiniteError(FloatingPointError):
 class FiniteWatch:
     """Judges each step's total loss and gradient norm on the device, without a word to the host.
 
+    What is not finite on one rank is so on all: they skip the same steps and fail together.
+
     ``patience`` steps in a row that are not finite are a failure: 1 where nothing can help, more in fp16, where the
     scaler first gets to lower its scale. Once failed, every later step is told to skip too, so that the weights are
     still those before the failure when the host gets to :meth:`failure`, some steps later.
@@ -48,17 +52,24 @@ class FiniteWatch:
         now = torch.stack([*values.values(), torch.full_like(values["total"], step, dtype=torch.float64)])
         failed = self._streak >= self.patience
         self._record = now if self._record is None else torch.where(failed, self._record, now)
-        skip = failed | ~torch.isfinite(values["total"] + values["grad_norm"])
+        broken = ~torch.isfinite(values["total"] + values["grad_norm"])
+        skip = failed | (distributed.all_max(broken.float()) > 0)
         self._streak = (self._streak + 1) * skip
         return skip.float()
 
     def failure(self) -> tuple[dict[str, float], int] | None:
-        """The values that are not finite and their step, or None while all is well. Waits for the device."""
+        """The values that are not finite, on whichever rank, and their step; None while all is well.
+
+        Waits for the device, and on failure for the other ranks.
+        """
         if self._record is None or self._streak < self.patience:
             return None
         *values, step = self._record.tolist()
-        named = dict(zip(self._names, values, strict=True))
-        return {name: value for name, value in named.items() if not math.isfinite(value)}, int(step)
+        named = zip(self._names, values, strict=True)
+        found: dict[str, float] = {}
+        for theirs in distributed.gather({name: value for name, value in named if not math.isfinite(value)}):
+            found = theirs | found
+        return found, int(step)
 
 
 class BufferSnapshot:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO
 
 from sftn_fast.config import ConfigError
+from sftn_fast.engine import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ class FolderError(ConfigError):
 class RunFolder:
     """Context that makes ``path``, locks it and gives it back resolved.
 
-    The lock is the kernel's (``flock`` on ``.lock``): it ends with the process, however that ends.
+    The lock is the kernel's (``flock`` on ``.lock``): it ends with the process, however that ends. Of several ranks the
+    main one holds it.
 
     Raises:
         FolderError: on entry, if the folder can't be written to or another run holds it.
@@ -32,6 +34,9 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Path:
+        return distributed.on_main(self._take)
+
+    def _take(self) -> Path:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")

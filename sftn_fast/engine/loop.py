@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sftn_fast.config import ConfigError, EngineConfig, OptimConfig, check
-from sftn_fast.engine import distributed
+from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.checkpoint import CheckpointStore
 from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
 from sftn_fast.engine.evaluate import evaluate
@@ -78,7 +78,8 @@ def fit(
         fingerprint: what must agree for a resumed run to be the same run; JSON's types. The loop adds epochs, seed,
             steps an epoch and ranks.
         seed: seeds the global generators, hence dropout, at the start.
-        lr: learning rate where ``optim.lr`` is None; 0.05 if that is None too.
+        lr: learning rate where ``optim.lr`` is None; 0.05 if that is None too. Either is for ``optim.base_batch_size``
+            where ``optim.lr_scale`` is linear.
         resume: "auto" goes on from the newest valid checkpoint in ``folder``; "never" refuses a folder that has any;
             "force" goes on although the fingerprint differs, from the start of the epoch under way.
         on_epoch: called after each epoch, counted from 1, before its checkpoint; again for an epoch that a stopped run
@@ -89,30 +90,37 @@ def fit(
         FingerprintMismatch: the folder's checkpoint is of another run; a ConfigError too.
         NonFiniteError: a loss or gradient is not finite.
         CheckpointError: no checkpoint could be written three times in a row, or none of those there can be read.
-        Interrupted: after SIGTERM or SIGINT, once the checkpoint is written.
+        Interrupted: after SIGTERM, SIGINT or SIGUSR1, once the checkpoint is written.
+
+    Over several ranks each calls this with its share of the data. They agree on what to do, and the main one writes it
+    down.
     """
     check(resume in ("auto", "never", "force"), "resume", resume, "auto, never or force")
     device = resolve_device(engine.device)
     dtype = amp_dtype(engine.amp, device)
-    rate = optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR
+    rate = optim.scaled(optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR)
     steps_per_epoch, ranks, main = len(data.train), distributed.world_size(), distributed.is_main()
-    if ranks > 1:
-        raise ConfigError(f"training runs in one process so far, and the launcher started {ranks}")
     if steps_per_epoch == 0:
         raise ConfigError(f"optim.batch_size is {optim.batch_size}, more than the {data.num_train} training images")
 
+    run = {"epochs": epochs, "seed": seed, "steps_per_epoch": steps_per_epoch, "ranks": ranks}
+    identity = normalise({**fingerprint, "run": run})
+    everyones = distributed.gather(identity)
+    distributed.on_main(partial(_check_agreement, everyones))
+
     seed_everything(seed + distributed.rank())
     task.to(device)
+    if engine.sync_batchnorm:
+        parallel.synchronise_batchnorm(task, device)
     if engine.channels_last:
         task.to(memory_format=torch.channels_last)
     schedule = Schedule(optim, rate, steps_per_epoch, epochs)
     layout = Layout(device, dtype, engine.channels_last)
-    train_step = TrainStep(task, build_sgd(task, optim, rate), schedule, layout, clip_grad=optim.clip_grad)
+    sgd = build_sgd(task, optim, rate)
+    train_step = TrainStep(task, sgd, schedule, layout, clip_grad=optim.clip_grad, accumulate=optim.accumulate)
     state = TrainState(task, train_step)
 
-    run = {"epochs": epochs, "seed": seed, "steps_per_epoch": steps_per_epoch, "ranks": ranks}
-    identity = normalise({**fingerprint, "run": run})
-    store = CheckpointStore(folder / "checkpoints", keep=engine.keep_checkpoints)
+    store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
     resumed_from = _resume(store, state, identity, resume)
 
     bar = ProgressBar(epochs * steps_per_epoch, start=state.step) if main else None
@@ -197,6 +205,16 @@ def _evaluate(state: TrainState, data: Any) -> dict[str, float]:
 
 def _resume(store: CheckpointStore, state: TrainState, identity: dict[str, Any], mode: str) -> int | None:
     """Put ``state`` where the newest valid checkpoint stood; its step, or None if there is none."""
+    found = distributed.on_main(partial(_newest, store, identity, mode))
+    if found is None:
+        return None
+    step, content, same_run = found
+    state.load_state_dict(content, same_run=same_run)
+    return step
+
+
+def _newest(store: CheckpointStore, identity: dict[str, Any], mode: str) -> tuple[int, dict[str, Any], bool] | None:
+    """Step and content of the newest valid checkpoint, if there is one, and whether it is of this very run."""
     if mode == "never" and store.steps():
         raise FolderError(
             f"{store.folder} holds checkpoints and resume is 'never'; choose another folder, or resume=auto"
@@ -204,12 +222,18 @@ def _resume(store: CheckpointStore, state: TrainState, identity: dict[str, Any],
     found = store.load_newest()
     if found is None:
         return None
-    step, content = found
-    differing = differences(content["fingerprint"], identity)
+    differing = differences(found[1]["fingerprint"], identity)
     if differing and mode != "force":
         raise FingerprintMismatch(differing)
-    state.load_state_dict(content, same_run=not differing)
-    return step
+    return *found, not differing
+
+
+def _check_agreement(identities: list[dict[str, Any]]) -> None:
+    """Refuse ranks that are about to train different things, which would end in a hang or in nonsense."""
+    for number, identity in enumerate(identities):
+        fields = [f"{key}: {ours} and {theirs}" for key, ours, theirs in differences(identities[0], identity)]
+        if fields:
+            raise ConfigError(f"ranks 0 and {number} differ in what they are to train ({'; '.join(fields)})")
 
 
 def _result(state: TrainState, resumed_from: int | None) -> FitResult:
@@ -234,13 +258,13 @@ class _Keeper:
         self.state.train_step.check()
         self.state.stopwatch.lap()
         content = {"fingerprint": self.identity, **self.state.state_dict(self.log.offset)}
-        if distributed.is_main():
-            save = self.store.save if must else self.store.try_save
-            save(self.state.step, content)
+        save = self.store.save if must else self.store.try_save
+        # Nobody goes on, or leaves, while it is written: a launcher stops the others when one has left.
+        distributed.on_main(partial(save, self.state.step, content))
 
     def stop_if_asked(self) -> None:
-        """After a signal: save, and raise :class:`Interrupted`."""
-        signum = self.stop.signum
-        if distributed.any_rank(signum is not None, self.state.train_step.layout.device):
+        """After a signal to any rank: save, and raise :class:`Interrupted`."""
+        signum = distributed.largest(self.stop.signum or 0)
+        if signum:
             self.save(must=True)
-            raise Interrupted(signum or signal.SIGTERM)
+            raise Interrupted(signum)

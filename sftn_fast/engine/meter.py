@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sftn_fast.engine import distributed
+
 WINDOW, EPOCH, RUN = "window", "epoch", "run"
 
 
 class Meter:
-    """Sums of the steps' terms, since the last line of the log and since the start of the epoch.
+    """Sums of this rank's terms, since the last line of the log and since the start of the epoch.
 
     They stay on the device in float64; only :meth:`read` waits for it. Skipped steps don't enter the means.
     """
@@ -40,11 +42,11 @@ class Meter:
         self._steps = [steps + 1 for steps in self._steps]
 
     def read(self, span: str) -> dict[str, float]:
-        """Mean of each term over ``span`` and the number of steps "skipped" in it; starts the span anew."""
+        """Mean of each term over ``span`` and all ranks, and the number of steps "skipped" in it; starts it anew."""
         if self._sums is None:
             return {"skipped": 0.0}
         which = self._ROWS.index(span)
-        *sums, skipped = self._sums[which].tolist()
+        *sums, skipped = (distributed.all_sum(self._sums[which].clone()) / distributed.world_size()).tolist()
         steps = self._steps[which] - skipped
         self._sums[which] = 0
         self._steps[which] = 0
@@ -53,7 +55,7 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """Names and sums."""
-        return {"names": self._names, "sums": self._sums, "steps": self._steps}
+        return {"names": self._names, "sums": None if self._sums is None else self._sums.cpu(), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: the first asks the loop to stop, the second ends the process."""
+"""SIGTERM, SIGINT and SIGUSR1: the first asks the loop to stop, the second ends the process.
+
+SIGUSR1 is what SLURM is told to send some time before the end. It may come twice, from SLURM to everyone and from
+torchrun to its children, so that it never is a second signal.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
@@ -20,7 +24,7 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context in which a first SIGTERM or SIGINT only sets :attr:`signum`, and a second one exits at once.
+    """Context in which a first signal only sets :attr:`signum`, and a second SIGTERM or SIGINT exits at once.
 
     Outside the main thread Python can't install handlers; there it does nothing. The former handlers come back at exit.
     """
@@ -42,6 +46,8 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # os.write, since print is not allowed to re-enter itself and a handler may well land inside one.
+        if self.signum is not None and signum == signal.SIGUSR1:
+            return
         if self.signum is not None:
             os.write(2, b"second signal: exiting now\n")
             os._exit(128 + signum)

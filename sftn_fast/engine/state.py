@@ -74,7 +74,7 @@ class TrainState:
             "optimizer": self.train_step.optimizer.state_dict(),
             "scaler": self.train_step.scaler.state_dict(),
             "rng": distributed.gather(rng_state(self.train_step.layout.device)),
-            "meter": self.meter.state_dict(),
+            "meter": distributed.gather(self.meter.state_dict()),
             "stopwatch": self.stopwatch.state_dict(),
             "position": [self.epoch, self.step_in_epoch, self.step],
             "history": self.history,
@@ -96,7 +96,7 @@ class TrainState:
         self.history = state["history"]
         self.log_offset, self._epoch_log_offset = state["log_offsets"]
         if same_run:
-            self.meter.load_state_dict(state["meter"])
+            self.meter.load_state_dict(state["meter"][distributed.rank()])
             self.stopwatch.load_state_dict(state["stopwatch"])
             set_rng_state(state["rng"][distributed.rank()], self.train_step.layout.device)
         else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sftn_fast.engine import distributed
+from sftn_fast.engine import parallel
 from sftn_fast.engine.device import Layout
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
 from sftn_fast.engine.optim import Schedule
@@ -23,6 +23,7 @@ class TrainStep:
         schedule: learning rate by step number.
         layout: device and arithmetic; below float32 the task runs under autocast, in float16 with a gradient scaler.
         clip_grad: largest norm of the gradient, or None.
+        accumulate: parts that a batch is computed in, one after the other.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class TrainStep:
         layout: Layout,
         *,
         clip_grad: float | None = None,
+        accumulate: int = 1,
     ):
-        self.task, self.optimizer, self.schedule = task, optimizer, schedule
-        self.layout, self.clip_grad = layout, clip_grad
+        # The wrapper is for the step alone: all else, checkpoints above all, knows the task by its own names.
+        self.task, self.optimizer, self.schedule = parallel.wrap(task), optimizer, schedule
+        self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
         half = layout.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
         self.watch = FiniteWatch(layout.device, patience=FP16_PATIENCE if half else 1)
@@ -58,20 +61,21 @@ class TrainStep:
         if self.buffers is not None:
             self.buffers.take()
 
-        # The networks in the chosen arithmetic; the losses come back in float32.
-        images, target, index = batch.images, batch.target, batch.index
-        with self.layout.autocast():
-            terms = self.task(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
-        total = _checked_total(terms)
+        # Over several ranks the gradients are averaged while the last part's are computed.
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        terms: dict[str, Tensor] = {}
+        parts = self._parts(batch)
+        for number_of_part, (share, part) in enumerate(parts, start=1):
+            with parallel.apart(self.task, until_last=number_of_part < len(parts)):
+                for name, term in self._backward(part, share).items():
+                    terms[name] = terms[name] + term if name in terms else term
         self.scaler.unscale_(self.optimizer)
 
         # One number, not finite as soon as one gradient is not: a single pass serves the check, the log, the clipping.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         grad_norm = get_total_norm(gradients)
-        values = {**{name: term.detach() for name, term in terms.items()}, "grad_norm": grad_norm}
-        skipped = distributed.all_max(self.watch.skip(values, number))
+        values = {**terms, "grad_norm": grad_norm}
+        skipped = self.watch.skip(values, number)
         if self.buffers is not None:
             self.buffers.restore_if(skipped > 0)
         # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
@@ -86,6 +90,21 @@ class TrainStep:
         self.optimizer.step()
         self.scaler.update()
         return {**values, "skipped": skipped}
+
+    def _parts(self, batch: Any) -> list[tuple[float, tuple[Tensor, Tensor, Tensor]]]:
+        """The batch in parts of two images or more, each with its share of the images."""
+        parts = max(1, min(self.accumulate, len(batch.target) // 2))
+        split = [tensor.tensor_split(parts) for tensor in (batch.images, batch.target, batch.index)]
+        return [(len(part[1]) / len(batch.target), part) for part in zip(*split, strict=True)]
+
+    def _backward(self, part: tuple[Tensor, Tensor, Tensor], share: float) -> dict[str, Tensor]:
+        """Add the gradient of ``share`` times the loss of ``part``; the terms, detached, times ``share``."""
+        images, target, index = part
+        # The networks in the chosen arithmetic; the losses come back in float32.
+        with self.layout.autocast():
+            terms = self.task(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+        self.scaler.scale(share * _checked_total(terms)).backward()
+        return {name: share * term.detach() for name, term in terms.items()}
 
     def check(self) -> None:
         """Raise :class:`NonFiniteError` if a step so far had to be given up. Waits for the device."""

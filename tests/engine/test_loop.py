@@ -147,13 +147,6 @@ def test_fewer_images_than_a_batch_is_refused(tmp_path):
         run_fit(tmp_path, data=Data(train_size=5))
 
 
-def test_several_processes_are_refused_before_they_share_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="one process so far, and the launcher started 2"):
-        run_fit(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("available", "name", "expected"),
     [(0, "auto", "cpu"), (0, "cpu", "cpu"), (2, "auto", "cuda:0"), (2, "cuda", "cuda:0"), (2, "cuda:1", "cuda:1"),

@@ -7,7 +7,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
-from sftn_fast.distillers.method import Method, Setup
+from sftn_fast.distillers.method import RelationalMethod, Setup
 from sftn_fast.distillers.options import Bound
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
@@ -15,7 +15,7 @@ from sftn_fast.nn import CorrelationLoss
 
 
 @register("cc")
-class CC(Method):
+class CC(RelationalMethod):
     """:class:`sftn_fast.nn.CorrelationLoss` of linear embeddings of the pooled vectors, both of which learn.
 
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, in the form that RepDistiller
@@ -32,4 +32,5 @@ class CC(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        return self.criterion(self.embed_student(student.pooled).float(), self.embed_teacher(teacher.pooled).float())
+        embedded = self.embed_student(student.pooled).float(), self.embed_teacher(teacher.pooled).float()
+        return self.criterion(*self.together(*embedded))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sftn_fast import ops
 from sftn_fast.data import Batch
+from sftn_fast.distillers.gather import ranks, whole_batch
 from sftn_fast.distillers.method import Method, Setup
 from sftn_fast.distillers.options import Bound, NonNegative, Positive
 from sftn_fast.distillers.registry import register
@@ -25,6 +26,9 @@ class CRD(Method):
     Negatives are images of other classes, drawn for each image on the device. Where the labels of the training set were
     not given, they are learned from the batches; an image that was not seen yet may then be drawn although it is of the
     same class.
+
+    Over several processes each scores its own images, and the memories of all take in the whole batch, so that they
+    stay the same everywhere.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020; weight 0.8, 16384 negatives, temperature
     0.07 and momentum 0.5 as in RepDistiller.
@@ -54,6 +58,7 @@ class CRD(Method):
             bank_dtype=BANK_DTYPES[bank],
         )
         self.num_negatives = negatives
+        self._has_scored = False
         self.knows_labels = setup.labels is not None
         labels = torch.full((setup.num_samples,), -1) if setup.labels is None else setup.labels
         self.register_buffer("labels", labels, persistent=not self.knows_labels)
@@ -61,6 +66,23 @@ class CRD(Method):
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
         if not self.knows_labels:
-            self.labels[batch.index] = batch.target
+            self.labels[whole_batch(batch.index)] = whole_batch(batch.target)
         negatives = ops.sample_negatives(batch.index, self.labels, self.num_negatives, dtype=torch.int32)
-        return self.criterion(student.pooled, teacher.pooled, batch.index, negatives)
+        if ranks() == 1:
+            return self.criterion(student.pooled, teacher.pooled, batch.index, negatives)
+        return self._shared_loss(student.pooled, teacher.pooled, batch.index, negatives)
+
+    def _shared_loss(self, student: Tensor, teacher: Tensor, index: Tensor, negatives: Tensor) -> Tensor:
+        """The loss of one's own images, with what the memory remembers taken from those of all processes."""
+        memory = self.criterion.memory
+        ours, theirs = self.criterion.embed_student(student), self.criterion.embed_teacher(teacher)
+        with torch.no_grad():
+            whole = whole_batch(ours), whole_batch(theirs), whole_batch(index)
+            if not self._has_scored:
+                # The first batch sets the memory's normalisers; later ones, as after a checkpoint, leave them alone.
+                ops.crd_loss(*whole, whole_batch(negatives), memory, update=False)
+                self._has_scored = True
+        loss = ops.crd_loss(ours, theirs, index, negatives, memory, update=False)
+        if self.training:
+            memory.update(*whole)
+        return loss

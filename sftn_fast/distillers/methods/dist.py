@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sftn_fast.data import Batch
-from sftn_fast.distillers.method import Method, Setup
+from sftn_fast.distillers.method import RelationalMethod, Setup
 from sftn_fast.distillers.options import NonNegative, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
 
 
 @register("dist")
-class DIST(Method):
+class DIST(RelationalMethod):
     """``T^2 (inter (1 - r over classes) + intra (1 - r over the batch))``, r the mean Pearson correlation at T.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022; both factors 1 as in the
@@ -27,7 +27,8 @@ class DIST(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        ours, theirs = ((x.logits.float() / self.temperature).softmax(1) for x in (student, teacher))
+        logits = self.together(student.logits, teacher.logits)
+        ours, theirs = ((x.float() / self.temperature).softmax(1) for x in logits)
         apart = self.inter * _uncorrelated(ours, theirs) + self.intra * _uncorrelated(ours.T, theirs.T)
         return self.temperature**2 * apart
 

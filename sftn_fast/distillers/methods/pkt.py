@@ -6,13 +6,13 @@ from torch import Tensor
 
 from sftn_fast import ops
 from sftn_fast.data import Batch
-from sftn_fast.distillers.method import Method
+from sftn_fast.distillers.method import RelationalMethod
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
 
 
 @register("pkt")
-class PKT(Method):
+class PKT(RelationalMethod):
     """:func:`sftn_fast.ops.pkt_loss` of the pooled vectors.
 
     Source: Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018; weight
@@ -23,4 +23,4 @@ class PKT(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        return ops.pkt_loss(student.pooled, teacher.pooled)
+        return ops.pkt_loss(*self.together(student.pooled, teacher.pooled))

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from sftn_fast import ops
 from sftn_fast.data import Batch
-from sftn_fast.distillers.method import Method, Setup
+from sftn_fast.distillers.method import RelationalMethod, Setup
 from sftn_fast.distillers.options import NonNegative
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
 
 
 @register("rkd")
-class RKD(Method):
+class RKD(RelationalMethod):
     """:func:`sftn_fast.ops.rkd_loss` of the pooled vectors.
 
     Source: Park et al., "Relational Knowledge Distillation", CVPR 2019; weights 25 and 50 as in RepDistiller. The
@@ -28,5 +28,5 @@ class RKD(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        weights = {"distance_weight": self.distance, "angle_weight": self.angle}
-        return ops.rkd_loss(student.pooled, teacher.pooled, **weights).total
+        ours, theirs = self.together(student.pooled, teacher.pooled)
+        return ops.rkd_loss(ours, theirs, distance_weight=self.distance, angle_weight=self.angle).total

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from sftn_fast import ops
 from sftn_fast.data import Batch
-from sftn_fast.distillers.method import Method
+from sftn_fast.distillers.method import RelationalMethod
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
 
 
 @register("sp")
-class SP(Method):
+class SP(RelationalMethod):
     """:func:`sftn_fast.ops.sp_loss` of the last stages' maps.
 
     Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019; weight 3000 as in RepDistiller,
@@ -23,4 +23,4 @@ class SP(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        return ops.sp_loss(student.stages[-1], teacher.stages[-1])
+        return ops.sp_loss(*self.together(student.stages[-1], teacher.stages[-1]))

@@ -1,0 +1,119 @@
+"""Several real processes for a test: a function on each, or a program under torchrun."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sftn_fast.engine import distributed
+
+from .faults import processes
+from .stubs import BATCH, CLASSES, TEST, Batch, Data, EvalLoader, TinyTask, TrainLoader, split
+
+TESTS = Path(__file__).parents[1]
+
+
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` gives on each of ``count`` processes that share a gloo group, by rank.
+
+    Whatever an argument or a result is made of must be picklable. A failure in any of them is an AssertionError here.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [processes.Pipe(duplex=False) for _ in range(count)]
+        children = [
+            processes.Process(target=_child, args=(rank, count, Path(folder) / "store", there, function, arguments))
+            for rank, (_, there) in enumerate(pipes)
+        ]
+        for child in children:
+            child.start()
+        for _, there in pipes:
+            there.close()  # so that a child that dies is an EOFError here
+        try:
+            reports = [_receive(here) for here, _ in pipes]
+        finally:
+            for child in children:
+                child.join(timeout=30)
+                child.kill()
+    failures = [f"rank {rank}:\n{report[1]}" for rank, report in enumerate(reports) if not report[0]]
+    assert not failures, "\n".join(failures)
+    return [report[1] for report in reports]
+
+
+def _receive(here: Connection) -> tuple[bool, Any]:
+    try:
+        return here.recv()
+    except EOFError:
+        return False, "died"
+
+
+def _child(
+    rank: int, count: int, store: Path, report: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    try:
+        report.send((True, function(*arguments)))
+        dist.barrier()
+    except Exception:
+        report.send((False, traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+def torchrun(count: int, *program: str, restarts: int = 0) -> list[str]:
+    """The command that runs ``program``, as in ``-m package.module --option``, in ``count`` processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    return [*launcher, f"--max-restarts={restarts}", *program]
+
+
+def environment() -> dict[str, str]:
+    """This process's, in which the tests' own modules can be imported too."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class SharedTrainLoader(TrainLoader):
+    """This rank's contiguous share of each of the stub's batches."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        share = self.batch_size // distributed.world_size()
+        rows = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+        for batch in super().epoch(epoch, start):
+            yield Batch(batch.images[rows], batch.target[rows], batch.index[rows])
+
+
+class SharedData(Data):
+    """The stub's data, cut up; the shards of the 23 test images differ by one."""
+
+    def __init__(self, *, train_size: int, batch_size: int = BATCH):
+        super().__init__(train_size=train_size)
+        self.train = SharedTrainLoader(*split(train_size, 1), batch_size)
+        rank, ranks = distributed.rank(), distributed.world_size()
+        rows = slice(TEST * rank // ranks, TEST * (rank + 1) // ranks)
+        images, target = split(TEST, 3)
+        self.test = EvalLoader(images[rows], target[rows])
+
+
+class FrozenNormTask(TinyTask):
+    """Without what makes a sample's gradient depend on the others of its rank, or on the rank's random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0, classes=CLASSES)
+        self.epochs_begun: list[int] = []
+
+    def train(self, mode: bool = True) -> FrozenNormTask:
+        super().train(mode)
+        self.model[1].eval()
+        return self
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epochs_begun.append(epoch)
