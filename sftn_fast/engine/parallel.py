@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 
 import torch
 from torch import nn
@@ -10,6 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sftn_fast.config import check
 from sftn_fast.engine import distributed
+
+# torch 2.14 has another name for it, and warns of the former.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 def synchronise_batchnorm(task: nn.Module, device: torch.device) -> None:
@@ -33,7 +41,7 @@ def wrap(task: nn.Module) -> nn.Module:
     if distributed.world_size() == 1:
         return task
     distributed.share_buffers(task)
-    return DistributedDataParallel(task, broadcast_buffers=False)
+    return DistributedDataParallel(task, **{_SYNC_BUFFERS: False})
 
 
 def apart(task: nn.Module, *, until_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Children fork from a server that has torch imported already: a fresh interpreter for each would take seconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["torch", "sftn_fast.engine", "sftn_fast.distillers.distiller"])
+processes.set_forkserver_preload(["torch", "sftn_fast.engine", "sftn_fast.distillers.distiller", "torch._dynamo"])
 
 
 @contextlib.contextmanager

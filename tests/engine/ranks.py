@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import tempfile
 import traceback
@@ -50,7 +51,7 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 def _receive(here: Connection) -> tuple[bool, Any]:
     try:
-        return here.recv()
+        return pickle.loads(here.recv_bytes())
     except EOFError:
         return False, "died"
 
@@ -62,10 +63,11 @@ def _child(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     try:
-        report.send((True, function(*arguments)))
+        # As bytes: torch would have its tensors fetched from a process that is gone by then.
+        report.send_bytes(pickle.dumps((True, function(*arguments))))
         dist.barrier()
     except Exception:
-        report.send((False, traceback.format_exc()))
+        report.send_bytes(pickle.dumps((False, traceback.format_exc())))
     dist.destroy_process_group()
 
 
