@@ -1,4 +1,4 @@
-"""One run on several ranks: the same weights as on one, the same steps on all, and what goes wrong goes wrong together."""
+"""One run on several ranks: the weights of one rank, equal steps, and what goes wrong goes wrong on all of them."""
 
 from __future__ import annotations
 
