@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -38,6 +39,8 @@ def process_group(device: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # A wrapped task lives on in cycles that hold the group; one that outlives the interpreter aborts the process.
+        gc.collect()
         dist.destroy_process_group()
 
 
