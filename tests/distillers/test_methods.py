@@ -82,6 +82,17 @@ def test_its_own_loss_falls(name):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("student", ["resnet8", "wrn_16_1", "vgg8", "ShuffleV1"])
+@pytest.mark.parametrize("name", ["ab", "ft", "fsp", "sskd"])
+def test_all_that_an_initialisation_does_not_freeze_gets_a_gradient(name, student):
+    """Over several processes they would wait for each other's otherwise."""
+    distiller = build(name, student, student if name == "fsp" else "resnet14")
+    (_, first), *_ = distiller.initialisations()
+    first.task.train()(*batch())["total"].backward()
+    learns = {key: p for key, p in first.task.named_parameters() if p.requires_grad}
+    assert learns and [key for key, p in learns.items() if p.grad is None] == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_what_learns_and_nothing_else(name):
     distiller = build(f"{spec_of(name)}", *NETWORKS.get(name, ()))

@@ -103,7 +103,14 @@ def test_checkpoints_are_written_when_due_and_at_the_end(tmp_path, every, kept):
 
 @pytest.mark.parametrize(
     ("optim", "given", "used"),
-    [({}, None, 0.05), ({"lr": None}, 0.01, 0.01), ({"lr": None}, None, 0.05), ({"lr": 0.2}, 0.01, 0.2)],
+    [
+        ({}, None, 0.05),
+        ({"lr": None}, 0.01, 0.01),
+        ({"lr": None}, None, 0.05),
+        ({"lr": 0.2}, 0.01, 0.2),
+        ({"lr": 0.2, "lr_scale": "linear"}, None, 0.025),  # 8 images a step instead of 64
+        ({"lr": None, "lr_scale": "linear", "base_batch_size": 16}, 0.01, 0.005),
+    ],
 )
 def test_which_learning_rate_counts(tmp_path, optim, given, used):
     assert run_fit(tmp_path, epochs=1, optim=optim, lr=given).last["lr"] == used
