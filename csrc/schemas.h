@@ -1,6 +1,7 @@
 // Every op's schema, for the library that defines torch.ops.sftn_fast and for the emulator's twin of it.
 #pragma once
 
+#include "contrastive.h"
 #include "contrastive_negatives.h"
 #include "features_adaptation.h"
 #include "features_attention.h"
@@ -18,6 +19,9 @@ void define_ops(Library& m) {
   m.def(kAdaptedHintBackwardSchema);
   m.def(kAttentionForwardSchema);
   m.def(kAttentionBackwardSchema);
+  m.def(kContrastiveNormalizersSchema);
+  m.def(kContrastiveForwardSchema);
+  m.def(kContrastiveUpdateSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
   m.def(kPktForwardSchema);

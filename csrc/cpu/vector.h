@@ -3,6 +3,9 @@
 // A function marked SFTN_CLONES is compiled once for each level and the loader picks the machine's. What it calls must
 // be SFTN_INLINE, lambdas included, or that part stays at the base level. Where clones do not exist (clang, Arm, musl)
 // the compiler's target decides; Arm's base level has vectors of its own.
+//
+// SFTN_LEVELS(define) is for functions that name the width of their vectors: it expands define(attribute, bytes) once
+// for each level, with what to mark the function's version with and the bytes of the level's vectors.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +17,18 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
 #if __GNUC__ >= 12
 #define SFTN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define SFTN_LEVELS(define)                                                                            \
+  define(__attribute__((target("default"))), 16) define(__attribute__((target("arch=x86-64-v3"))), 32) \
+      define(__attribute__((target("arch=x86-64-v4"))), 64)
 #else
 #define SFTN_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define SFTN_LEVELS(define)                                                                          \
+  define(__attribute__((target("default"))), 16) define(__attribute__((target("arch=haswell"))), 32) \
+      define(__attribute__((target("arch=skylake-avx512"))), 64)
 #endif
 #else
 #define SFTN_CLONES
+#define SFTN_LEVELS(define) define(, 16)
 #endif
 
 namespace sftn {

@@ -7,11 +7,13 @@ bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 
 from sftn_fast.ops import reference
 from sftn_fast.ops._backend import backend, find_kernels, set_backend
+from sftn_fast.ops.contrastive import crd_loss
 from sftn_fast.ops.contrastive_negatives import sample_negatives
 from sftn_fast.ops.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.memory import CRDMemory
 from sftn_fast.ops.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
 from sftn_fast.ops.terms import KDTerms, RKDTerms, SFTNTerms
@@ -19,6 +21,7 @@ from sftn_fast.ops.terms import KDTerms, RKDTerms, SFTNTerms
 find_kernels()
 
 __all__ = [
+    "CRDMemory",
     "KDTerms",
     "RKDTerms",
     "SFTNTerms",
@@ -26,6 +29,7 @@ __all__ = [
     "adapted_hint_loss",
     "at_loss",
     "backend",
+    "crd_loss",
     "ft_loss",
     "hint_loss",
     "kd_ce_loss",

@@ -4,6 +4,7 @@ The oracle of the tests, a baseline of the benchmarks, and what runs where there
 for half-precision inputs, as in the kernels. The functions trust their arguments; :mod:`sftn_fast.ops` checks them.
 """
 
+from sftn_fast.ops.reference.contrastive import crd_loss
 from sftn_fast.ops.reference.contrastive_negatives import sample_negatives
 from sftn_fast.ops.reference.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
@@ -16,6 +17,7 @@ __all__ = [
     "ab_loss",
     "adapted_hint_loss",
     "at_loss",
+    "crd_loss",
     "ft_loss",
     "hint_loss",
     "kd_ce_loss",

@@ -1,0 +1,43 @@
+"""Contrastive distillation: scores, loss, gradients of both embeddings, and the update of both banks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from bench.cases.case import Case, Step, step
+from bench.eager import contrastive as eager
+from sftn_fast import ops
+from sftn_fast.ops import reference
+
+BATCH, NEGATIVES, DIM = 64, 16384, 128  # RepDistiller's
+
+
+def _crd(num_samples: int, bank_dtype: torch.dtype, device: str) -> dict[str, Step]:
+    embeddings = [F.normalize(torch.randn(BATCH, DIM, device=device)).requires_grad_() for _ in range(2)]
+    index = torch.randint(num_samples, (BATCH,), device=device)
+    # distinct and ascending, as ops.sample_negatives hands them out
+    step_size = num_samples // NEGATIVES
+    first = torch.arange(NEGATIVES, device=device) * step_size
+    negatives = first + torch.randint(step_size, (BATCH, NEGATIVES), device=device)
+    authors = eager.CRDLoss(num_samples, DIM).to(device)
+    memories = [ops.CRDMemory(num_samples, DIM, dtype=bank_dtype).to(device) for _ in range(2)]
+    for memory in memories:
+        memory.student_bank.copy_(authors.memory.student_bank)
+        memory.teacher_bank.copy_(authors.memory.teacher_bank)
+    losses = {
+        "eager": lambda: authors(*embeddings, index, negatives),
+        "reference": lambda: reference.crd_loss(*embeddings, index, negatives, memories[0]),
+        "ours": lambda: ops.crd_loss(*embeddings, index, negatives, memories[1]),
+    }
+    return {name: step(embeddings, loss) for name, loss in losses.items()}
+
+
+CASES = [
+    Case("CRD, N 50,000", partial(_crd, 50_000, torch.float32)),
+    Case("CRD, N 50,000, bfloat16 banks", partial(_crd, 50_000, torch.bfloat16)),
+    Case("CRD, N 1,281,167", partial(_crd, 1_281_167, torch.float32)),
+    Case("CRD, N 1,281,167, bfloat16 banks", partial(_crd, 1_281_167, torch.bfloat16)),
+]

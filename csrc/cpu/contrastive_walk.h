@@ -1,0 +1,106 @@
+// The order in which anchors meet the rows of a bank.
+//
+// The bank is cut into tiles, and a tile's rows meet all anchors before the next tile's do: they come from memory once
+// and then from the cache. That needs ascending negatives, as a sampler can give them; others are as right, but meet
+// the whole bank as one tile. An anchor takes its negatives in their own order whatever the tiles, so that sums over
+// them do not depend on the number of anchors that a thread has.
+#pragma once
+
+#include <vector>
+
+#include "../contrastive.h"
+#include "contrastive_group.h"
+
+namespace sftn {
+
+// Groups of the negatives of anchors begin .. end, tile after tile.
+template <class T>
+class Walk {
+ public:
+  Walk(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end)
+      : in_(in),
+        bank_(bank),
+        begin_(begin),
+        cursors_(end - begin, 0),
+        // a whole group for each anchor, on average
+        tile_(std::max(kTile, kGroup * in.n / in.k)),
+        limit_(0),
+        anchor_(end - begin) {}
+
+  // False at the end. A row out of range is left out and remembered.
+  bool next(BankRows<T>& group) {
+    for (;; ++anchor_) {
+      if (anchor_ == static_cast<int64_t>(cursors_.size())) {
+        if (limit_ == kNoLimit) return false;
+        limit_ = limit_ + tile_ < in_.n ? limit_ + tile_ : kNoLimit;
+        anchor_ = 0;
+      }
+      in_.wide_negatives ? take<int64_t>(group) : take<int32_t>(group);
+      if (group.count > 0) return true;
+    }
+  }
+
+  bool in_range() const { return in_range_; }
+
+ private:
+  static constexpr int64_t kTile = 256;
+  static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+
+  template <class I>
+  void take(BankRows<T>& group) {
+    const int64_t anchor = begin_ + anchor_, k = in_.k, n = in_.n, d = in_.d, limit = limit_;
+    const I* negatives = in_.negatives.data<I>() + anchor * in_.negatives.stride;
+    const T* bank = bank_;
+    int64_t cursor = cursors_[anchor_], count = 0, last = -1;
+    for (; cursor < k && count < kGroup; ++cursor) {
+      const int64_t row = negatives[cursor];
+      if (row >= limit) break;
+      if (row < 0 || row >= n) {
+        in_range_ = false;
+        continue;
+      }
+      if (row == last) {  // repeats, which stand together where negatives ascend, are one row's work
+        group.times[count - 1] += 1;
+        continue;
+      }
+      group.rows[count] = bank + row * d;
+      group.times[count++] = 1;
+      last = row;
+    }
+    std::fill(group.times + count, group.times + kGroup, 0.f);
+    // What comes next of this anchor, perhaps after all others had their turn.
+    constexpr int64_t kLine = 64 / sizeof(I);
+    for (int64_t ahead = cursor; ahead < std::min(cursor + 2 * kGroup, k); ahead += kLine) {
+      __builtin_prefetch(negatives + ahead);
+    }
+    cursors_[anchor_] = cursor;
+    group.anchor = anchor;
+    group.count = count;
+  }
+
+  const ContrastiveInput& in_;
+  const T* bank_;
+  int64_t begin_;
+  std::vector<int64_t> cursors_;  // of each anchor: its first negative not taken
+  int64_t tile_, limit_;          // rows of a tile; row at which the present one ends
+  int64_t anchor_;
+  bool in_range_ = true;
+};
+
+// Rows of `dim` values, a multiple of kLanes, each beginning at a cache line: zero at first.
+template <class A>
+class AlignedRows {
+ public:
+  AlignedRows(int64_t rows, int64_t dim) : dim_(dim), blocks_(rows * dim / kLanes) {}
+
+  A* row(int64_t i) { return blocks_.empty() ? nullptr : blocks_[i * dim_ / kLanes].lane; }
+
+ private:
+  struct alignas(64) Block {
+    A lane[kLanes];
+  };
+  int64_t dim_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace sftn

@@ -1,0 +1,168 @@
+// What the contrastive kernels are called with, and how a warp reads bank rows.
+//
+// A warp takes kRows rows of one anchor at a time. Its lanes hold neighbouring columns, four at a time, so that a row
+// of 128 floats is one 16-byte load a lane, and the rows' loads are in flight together.
+#pragma once
+
+#include "../contrastive.h"
+#include "simt.cuh"
+#include "team.cuh"
+
+namespace sftn {
+
+constexpr int kPack = 4;  // neighbouring columns of a lane
+
+// kPack values that one instruction moves, or two of float64.
+template <class T>
+struct alignas(sizeof(T) * kPack < 16 ? sizeof(T) * kPack : 16) RowPack {
+  T values[kPack];
+};
+
+template <class A, class T>
+struct ContrastiveSideParams {
+  const A* embedding;  // [B, D]
+  const T* bank;       // [N, D]
+  const void* z;       // []
+};
+
+template <class A, class T>
+struct ContrastiveParams {
+  ContrastiveSideParams<A, T> sides[2];
+  const int64_t* index;      // [B]
+  const void* negatives;     // [B, K] int64 or int32
+  int64_t negatives_stride;  // between rows
+  int64_t n, k;
+  int b, d;
+  bool wide_negatives, wide_z;
+  bool aligned;  // every bank row begins at a pack's boundary, and ends at one
+  double noise;  // K / N + eps
+  A inverse_temperature;
+
+  __device__ int64_t negative(int anchor, int64_t i) const {
+    const int64_t at = anchor * negatives_stride + i, samples = n;
+    const int64_t row = wide_negatives ? static_cast<const int64_t*>(negatives)[at]
+                                       : static_cast<int64_t>(static_cast<const int32_t*>(negatives)[at]);
+    SFTN_DEVICE_ASSERT(row >= 0 && row < samples);
+    return row;
+  }
+
+  __device__ int64_t positive(int anchor) const {
+    const int64_t row = index[anchor], samples = n;
+    SFTN_DEVICE_ASSERT(row >= 0 && row < samples);
+    return row;
+  }
+
+  __device__ double z(int side) const {
+    return wide_z ? *static_cast<const double*>(sides[side].z)
+                  : static_cast<double>(*static_cast<const float*>(sides[side].z));
+  }
+};
+
+// A lane's columns of a row of up to kPacks * 128: packs, neighbouring lanes neighbouring ones. Those beyond the row
+// are 0.
+template <int kPacks>
+struct LaneColumns {
+  static constexpr int kSize = kPacks * kPack;
+  int d;
+  bool aligned;
+
+  __device__ static int lane() { return threadIdx.x % simt::kWarpSize; }
+  __device__ static int column(int i) { return (i / kPack * simt::kWarpSize + lane()) * kPack + i % kPack; }
+
+  template <class T, class A>
+  __device__ __forceinline__ void load(const T* __restrict__ row, A* out) const {
+#pragma unroll
+    for (int pack = 0; pack < kPacks; ++pack) {
+      const int begin = column(pack * kPack);
+      if (aligned && begin < d) {
+        const auto loaded = *reinterpret_cast<const RowPack<T>*>(row + begin);
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) out[pack * kPack + v] = static_cast<A>(loaded.values[v]);
+      } else {
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) {
+          out[pack * kPack + v] = begin + v < d ? static_cast<A>(row[begin + v]) : A(0);
+        }
+      }
+    }
+  }
+};
+
+// Sums of kCount values over the lanes of a warp, each lane left with one of them: that of value `lane * kCount / 32`.
+// It takes half as many shuffles at every step, where a sum of each value for every lane would take all of them.
+template <int kCount, class A>
+__device__ __forceinline__ A warp_sum_scattered(A (&values)[kCount]) {
+  const int lane = threadIdx.x % simt::kWarpSize;
+  int lane_mask = simt::kWarpSize / 2;
+#pragma unroll
+  for (int half = kCount / 2; half > 0; half /= 2, lane_mask /= 2) {
+    const bool upper = (lane & lane_mask) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const A given = upper ? values[i] : values[i + half], kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(~0u, given, lane_mask);
+    }
+  }
+#pragma unroll
+  for (; lane_mask > 0; lane_mask /= 2) values[0] += __shfl_xor_sync(~0u, values[0], lane_mask);
+  return values[0];
+}
+
+// Rows of one anchor that a warp holds at a time: their values fill some 32 registers of a lane.
+template <int kPacks>
+constexpr int kRows = 8 / kPacks;
+
+// f(values [kRows][kSize], count, dot) for the warp's negatives first .. end of an anchor, kRows at a time; `count` of
+// them are there, the rest zero. `dot` is the product with v of the row that is this lane's: lane * kRows / 32.
+template <int kPacks, class A, class T, class F>
+__device__ __forceinline__ void for_negatives(const ContrastiveParams<A, T>& p, const T* bank, int anchor, const A* v,
+                                              int64_t first, int64_t end, F&& f) {
+  constexpr int kSize = LaneColumns<kPacks>::kSize, kAtOnce = kRows<kPacks>;
+  const LaneColumns<kPacks> columns{p.d, p.aligned};
+  const int lane = threadIdx.x % simt::kWarpSize;
+  const int64_t step = int64_t(blockDim.x);
+  for (int64_t begin = first + threadIdx.x / simt::kWarpSize * simt::kWarpSize; begin < end; begin += step) {
+    const int64_t mine = begin + lane < end ? p.negative(anchor, begin + lane) : 0;  // 32 indices in one load
+    const int in_reach = static_cast<int>(min(end - begin, int64_t(simt::kWarpSize)));
+    for (int group = 0; group < in_reach; group += kAtOnce) {
+      A values[kAtOnce][kSize], dots[kAtOnce];
+      const int count = min(in_reach - group, kAtOnce);
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int64_t row = __shfl_sync(~0u, mine, group + r);
+        if (r < count) {
+          columns.load(bank + row * p.d, values[r]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kSize; ++i) values[r][i] = A(0);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        dots[r] = A(0);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) dots[r] += values[r][i] * v[i];
+      }
+      f(values, count, warp_sum_scattered(dots));
+    }
+  }
+}
+
+// <positive, v> for every lane, and the positive's values.
+template <int kPacks, class A, class T>
+__device__ __forceinline__ A load_positive(const ContrastiveParams<A, T>& p, const T* bank, int anchor, const A* v,
+                                           A (&values)[LaneColumns<kPacks>::kSize]) {
+  LaneColumns<kPacks>{p.d, p.aligned}.load(bank + p.positive(anchor) * p.d, values);
+  A dot[1] = {A(0)};
+#pragma unroll
+  for (int i = 0; i < LaneColumns<kPacks>::kSize; ++i) dot[0] += values[i] * v[i];
+  warp_reduce<Add>(dot);
+  return dot[0];
+}
+
+__device__ __forceinline__ float exp_of(float x) { return expf(x); }
+__device__ __forceinline__ double exp_of(double x) { return exp(x); }
+__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
+
+}  // namespace sftn

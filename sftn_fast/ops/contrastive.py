@@ -1,0 +1,134 @@
+"""Contrastive representation distillation (CRD).
+
+The loss and its gradient come from one read of each row of the banks, so the forward pass computes both; what it saves
+for the backward pass is the gradient, ``[B, D]`` a side. What writes to the memory stands outside of the autograd
+function. The ops' schemas and formulas are in ``csrc/contrastive.h``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sftn_fast.ops import reference
+from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._library import register_fake
+from sftn_fast.ops.memory import CRDMemory, mark_written
+
+
+def crd_loss(
+    student_embedding: Tensor,
+    teacher_embedding: Tensor,
+    index: Tensor,
+    negatives: Tensor,
+    memory: CRDMemory,
+    *,
+    update: bool = True,
+) -> Tensor:
+    """Contrastive distillation loss of Tian et al. (ICLR 2020), as RepDistiller computes it.
+
+    Each side is scored against the other side's bank. With ``P = exp(<row, embedding> / T) / Z``, N the memory's
+    samples, ``n = K / N`` and ``eps = 1e-7``, a side's loss is
+
+    ``-1/B sum_b [ log(P+ / (P+ + n + eps)) + sum_k log(n / (P-_k + n + eps)) ]``
+
+    and the loss is the sum of both. Z is N times the mean of ``exp(<row, embedding> / T)`` over the first batch, and
+    constant from then on; a call with ``update=False`` sets it too. A batch whose mean is not finite leaves it unset.
+
+    Then, with ``update``, the rows ``index`` of the banks move towards the embeddings: see :meth:`CRDMemory.update`.
+    The gradient is that of the banks before. An empty batch gives 0 and changes nothing.
+
+    Args:
+        student_embedding: ``[B, D]``, rows normalised by the caller. Others are taken as they are.
+        teacher_embedding: ``[B, D]``, the same. Both receive gradients; the banks are constants.
+        index: ``[B]`` int64, the batch's samples in the training set: row of the positive, and what is updated.
+        negatives: ``[B, K]`` int64 or int32 rows of the negatives, K at least 1. In any order and with repeats, but
+            ascending ones are several times as fast on a CPU: anchors then meet at the same rows.
+        memory: banks and normalisers, on the embeddings' device.
+        update: whether the banks follow the batch.
+
+    Returns:
+        0-dim; float32, or float64 where an embedding or the banks are float64.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for a wrong shape, device or value. ``index`` and ``negatives`` outside of the memory are found on
+            the CPU only, before anything is written; on a GPU, where finding them would cost a synchronisation, they
+            are a device-side assertion.
+    """
+    if not isinstance(memory, CRDMemory):
+        raise TypeError(f"memory must be a CRDMemory, got {type(memory).__name__}")
+    memory.check_batch(student_embedding, teacher_embedding, index)
+    memory.check_negatives(negatives, student_embedding.shape[0])
+    try:
+        ops = kernels(student_embedding.device.type)
+        if ops is None:
+            return reference.crd_loss(student_embedding, teacher_embedding, index, negatives, memory, update=update)
+        return _fused(ops, student_embedding, teacher_embedding, index, negatives, memory, update)
+    except (RuntimeError, IndexError):
+        memory.check_rows("index", index)
+        memory.check_rows("negatives", negatives)
+        raise
+
+
+def _fused(
+    ops: Any, student: Tensor, teacher: Tensor, index: Tensor, negatives: Tensor, memory: CRDMemory, update: bool
+) -> Tensor:
+    dtype = memory.compute_dtype(student, teacher)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    banks, z = (memory.student_bank, memory.teacher_bank), (memory.z_student, memory.z_teacher)
+    batch = (index, negatives, *banks, *z, memory.temperature)
+    constants = student.detach(), teacher.detach()
+    ops.contrastive_normalizers(*constants, *batch)
+    mark_written(*z)
+    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
+        loss = _ContrastiveLoss.apply(ops, student, teacher, *batch)
+    else:
+        loss, _, _ = ops.contrastive_forward(*constants, *batch, False, False)
+    if update:
+        ops.contrastive_update(*constants, index, *banks, memory.momentum)
+        mark_written(*banks)
+    return loss
+
+
+class _ContrastiveLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ops: Any, student: Tensor, teacher: Tensor, *batch: Any) -> Tensor:  # type: ignore[override]
+        _, *wanted = ctx.needs_input_grad[:3]
+        loss, *grads = ops.contrastive_forward(student, teacher, *batch, *wanted)
+        ctx.save_for_backward(student, teacher, *grads)
+        ctx.set_materialize_grads(False)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        student, teacher, *saved = ctx.saved_tensors
+        nothing = (None,) * (len(ctx.needs_input_grad) - 3)
+        if grad_loss is None:
+            return None, None, None, *nothing
+        with torch.no_grad():
+            wanted = ctx.needs_input_grad[1:3]
+            grads = [grad * grad_loss if want else None for grad, want in zip(saved, wanted, strict=True)]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = without_second_derivatives(grads, (student, teacher))
+        return None, *grads, *nothing
+
+
+@register_fake("contrastive_normalizers")
+def _(*arguments: Any) -> None:
+    pass
+
+
+@register_fake("contrastive_forward")
+def _(student: Tensor, teacher: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, student_wanted, teacher_wanted = rest
+    grads = [
+        x.new_empty((x.shape[0] if wanted else 0, x.shape[1]))
+        for x, wanted in ((student, student_wanted), (teacher, teacher_wanted))
+    ]
+    return student.new_empty(()), grads[0], grads[1]
