@@ -90,7 +90,7 @@ def test_traced_with_changing_batch(name):
 
 @needs_kernels
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in INDUCTOR if name in TABLE])
+@pytest.mark.parametrize("name", INDUCTOR)
 def test_inductor(name):
     """The code that inductor writes calls the ops."""
     check_compiled(name, 5)
