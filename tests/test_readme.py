@@ -1,4 +1,4 @@
-"""The README's commands and snippets run."""
+"""The commands and snippets of the README and of docs/ run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import pytest
 
 from sftn_fast import cli
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+# docs/own-loop.md continues one snippet in the next: tests/distillers/test_without_trainer.py
+PAGES = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "own-loop.md")]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """Of all pages but the map, whose code is signatures."""
+    pages = [page for page in PAGES if page != ARCHITECTURE]
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)]
 
 
 def train_commands() -> list[list[str]]:
