@@ -32,7 +32,7 @@ def train_commands() -> list[list[str]]:
     return [shlex.split(line)[3:] for line in lines if line.startswith("python -m sftn_fast.train")]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[2])
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[-1][:40])
 def test_snippet_runs(snippet: str) -> None:
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
