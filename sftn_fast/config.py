@@ -13,7 +13,7 @@ from typing import Any
 
 STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
 USUAL_STAGES = ("teacher", "sftn", "student", "distill")
-DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "fake")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder", "fake")
 
 
 class ConfigError(ValueError):
@@ -38,7 +38,8 @@ class DataConfig:
     """Which images, how many of them, and how they are augmented."""
 
     name: str = "digits"
-    """Data set: digits, fashion_mnist, cifar10, cifar100 or fake."""
+    """Data set: digits, fashion_mnist, cifar10, cifar100, stl10, tiny_imagenet, fake, or folder for any folder of
+    images, ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or test)."""
     root: str = "data"
     """Folder that holds, or receives, the data set's files."""
     download: bool = False
@@ -48,7 +49,8 @@ class DataConfig:
     val_size: int = 0
     """Hold so many training images out as a validation split."""
     image_size: int | None = None
-    """Side of the images in pixels; null for the data set's own. Others are resized once, at load."""
+    """Side of the images in pixels; null for the data set's own, which folder has not. Others are resized once, at
+    load."""
     crop_padding: int | None = None
     """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4)."""
     flip: bool | None = None
@@ -58,7 +60,8 @@ class DataConfig:
         check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
         check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
         check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
-        check(self.image_size is None or 8 <= self.image_size <= 64, "data.image_size", self.image_size, "from 8 to 64")
+        sized = self.image_size is None or 8 <= self.image_size <= 256
+        check(sized, "data.image_size", self.image_size, "from 8 to 256")
         check(
             self.crop_padding is None or 0 <= self.crop_padding <= 16,
             "data.crop_padding",
