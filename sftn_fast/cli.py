@@ -49,15 +49,22 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     by ``SystemExit``.
     """
     arguments, recipe = _resolve_recipe(_resolve_distill(argv))
-    parser = _parser()
-    try:
-        values = vars(parser.instantiate(parser.parse_args(arguments)))
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(_one_line(str(error))) from None
+    values = values_of(_parser(), arguments)
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
     return config, recipe
+
+
+def values_of(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """What ``argv`` gives each of the parser's keys, groups of keys as the dataclasses that they stand for.
+
+    Raises :class:`ConfigError` with one line for whatever is wrong.
+    """
+    try:
+        return vars(parser.instantiate(parser.parse_args(argv)))
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(_one_line(str(error))) from None
 
 
 def load(path: Path) -> Config:

@@ -33,6 +33,11 @@ def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = Tr
     check(math.isfinite(value) and enough, key, value, f"a finite number {bound} {minimum:g}")
 
 
+def is_device(name: str) -> bool:
+    """Whether ``name`` is auto, cpu, cuda or cuda:N."""
+    return name in ("auto", "cpu", "cuda") or name.removeprefix("cuda:").isdecimal()
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how many of them, and how they are augmented."""
@@ -231,8 +236,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         kinds = ("fp32", "bf16", "fp16")
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
-        known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal()
-        check(known, "engine.device", self.device, "auto, cpu, cuda or cuda:N")
+        check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
@@ -301,3 +305,49 @@ class Config:
     def epochs_of(self, stage: str) -> int:
         """Epochs that ``stage`` trains for."""
         return self.stage_epochs.get(stage, self.epochs)
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """A linear classifier on the features of a trained network, all of which stays as it is."""
+
+    network: str
+    """The network: a folder that training exported, as runs/demo/seed0/student."""
+    data: DataConfig = field(default_factory=DataConfig)
+    epochs: int = 100
+    """Epochs of training the classifier."""
+    lr: float | None = None
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty on the classifier."""
+    batch_size: int = 64
+    """Images a step."""
+    milestones: tuple[int, ...] | None = None
+    """Epochs after which the learning rate is multiplied by 0.1; null for 3/10, 6/10 and 9/10 of the epochs, which is
+    30, 60 and 90 of the usual 100."""
+    augment: bool = False
+    """Crop and flip the images anew in each epoch and run them through the network, instead of computing their
+    features once."""
+    seed: int = 0
+    """Decides the classifier's first weights, the order of the images and their augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    output: str | None = None
+    """JSON file for the result; null for transfer-DATA.json in the network's folder."""
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        if self.lr is not None:
+            check_finite("lr", self.lr, minimum=0, inclusive=False)
+        check_finite("momentum", self.momentum, minimum=0)
+        check(self.momentum < 1, "momentum", self.momentum, "less than 1")
+        check_finite("weight_decay", self.weight_decay, minimum=0)
+        check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        milestones = self.milestones or ()
+        increasing = all(a < b for a, b in zip((0, *milestones), (*milestones, self.epochs), strict=True))
+        allowed = f"increasing epochs from 1 to {self.epochs - 1}"
+        check(not milestones or increasing, "milestones", list(milestones), allowed)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(is_device(self.device), "device", self.device, "auto, cpu, cuda or cuda:N")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Formats that Pillow decodes by itself; left to choose, it would hand a file that claims to be EPS to Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 64_000_000  # 192 MB decoded, and below the limit from which Pillow warns
 CHUNK = 64  # files a thread reads at a time
 
@@ -44,7 +44,7 @@ def pillow() -> Any:
     except Exception as error:
         raise ConfigError(
             f"image files are decoded by Pillow, which can't be imported ({error}); it comes with torchvision, the "
-            "extra \"vision\", or by pip install pillow"
+            'extra "vision", or by pip install pillow'
         ) from error
 
 

@@ -95,7 +95,8 @@ def read_skip_list(root: Path) -> set[Path]:
     if not file.is_file():
         return set()
     try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # Not splitlines(), which also parts names at what Unicode takes for the end of a line.
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError as error:
         raise ConfigError(f"{file} can't be read ({error})") from error
     skipped = {root / line for line in lines if line}

@@ -40,7 +40,8 @@ def verify(root: Path, *, workers: int) -> tuple[int, dict[Path, str]]:
     for done, (path, fault) in enumerate(zip(paths, _faults(paths, workers), strict=True), start=1):
         if fault is not None:
             faults[path] = fault
-            print(f"{path.relative_to(root)}: {fault}", flush=True)
+            # A name may hold bytes that are no UTF-8.
+            print(f"{path.relative_to(root)}: {fault}".encode(errors="backslashreplace").decode(), flush=True)
         progress.update(done)
     return len(paths), faults
 
