@@ -9,7 +9,7 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 transforms = pytest.importorskip("torchvision.transforms.v2.functional")
-pictures = pytest.importorskip("pictures")
+import pictures  # noqa: E402
 
 from sftn_fast.config import ConfigError  # noqa: E402
 from sftn_fast.data import decode as module  # noqa: E402

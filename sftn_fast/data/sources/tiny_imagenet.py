@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.files import missing, root_folder
-from sftn_fast.data.folders import LabelledFiles, class_names, labelled, read_skip_list
+from sftn_fast.data.folders import LabelledFiles, class_names, image_files, labelled, read_skip_list
 from sftn_fast.data.source import Source, register
 from sftn_fast.data.sources.folder import source_of
 
@@ -46,18 +46,19 @@ def _validation(val: Path, classes: list[str], skipped: set[Path]) -> LabelledFi
             f"{annotations} can't be read ({error}); where val was sorted into a folder for each class, use "
             f"data.name=folder with data.image_size={SIZE}"
         ) from error
+    present = {path.name: path for path in image_files(val / "images")}
     label_of = {name: label for label, name in enumerate(classes)}
     found = LabelledFiles([], [])
     for number, line in enumerate(lines, start=1):
         name, _, rest = line.partition("\t")
         label = label_of.get(rest.split("\t")[0])
-        if label is None or Path(name).name != name:
+        if label is None or name not in present:
             raise ConfigError(
-                f"{annotations}, line {number}: expected an image's name, a tab and the name of a folder of train, "
-                f"got {line[:80]!r}"
+                f"{annotations}, line {number}: expected the name of an image in val/images, a tab and the name of a "
+                f"folder in train, got {line[:80]!r}"
             )
-        if val / "images" / name not in skipped:
-            found.paths.append(val / "images" / name)
+        if present[name] not in skipped:
+            found.paths.append(present[name])
             found.labels.append(label)
     if not found.paths:
         raise ConfigError(f"{annotations} lists no images")
