@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import cli
+from sftn_fast import cli, transfer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,11 +25,16 @@ def blocks(language: str) -> list[str]:
     return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)]
 
 
-def train_commands() -> list[list[str]]:
+def commands(module: str) -> list[list[str]]:
+    """Arguments of each of the README's calls of a module."""
     import shlex
 
-    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()]
-    return [shlex.split(line)[3:] for line in lines if line.startswith("python -m sftn_fast.train")]
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    return [words[3:] for words in lines if words[:3] == ["python", "-m", module]]
+
+
+def train_commands() -> list[list[str]]:
+    return commands("sftn_fast.train")
 
 
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[-1][:40])
@@ -44,7 +49,13 @@ def test_train_command_is_understood(argv: list[str]) -> None:
     assert config.epochs >= 1
 
 
+@pytest.mark.parametrize("argv", commands("sftn_fast.transfer"), ids=" ".join)
+def test_transfer_command_is_understood(argv: list[str]) -> None:
+    assert transfer.parse(argv).network == argv[0]
+
+
 def test_commands_are_found() -> None:
     assert len(train_commands()) >= 5 and len(blocks("python")) >= 2
+    assert len(commands("sftn_fast.transfer")) >= 1 and len(commands("sftn_fast.data.verify")) >= 1
     for target in re.findall(r"`make (\w+)`|^make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{''.join(target)}:" in MAKEFILE

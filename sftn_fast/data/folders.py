@@ -100,7 +100,7 @@ def read_skip_list(root: Path) -> set[Path]:
     except OSError as error:
         raise ConfigError(f"{file} can't be read ({error})") from error
     skipped = {root / line for line in lines if line}
-    print(f"{len(skipped)} images are left out, as {file} says", file=sys.stderr)
+    print(f"images left out because {file} lists them: {len(skipped)}", file=sys.stderr)
     return skipped
 
 

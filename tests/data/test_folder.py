@@ -156,7 +156,7 @@ def test_a_damaged_file_is_named_and_can_be_left_out(split, kind, tmp_path, caps
     (tmp_path / "skip.txt").write_text(f"{split}/green/damaged.jpg\n")
     source = load_from(tmp_path)
     assert colours_of(source.train) == colours_of(source.test) == EXPECTED
-    assert f"1 images are left out, as {tmp_path / 'skip.txt'} says" in capsys.readouterr().err
+    assert f"images left out because {tmp_path / 'skip.txt'} lists them: 1" in capsys.readouterr().err
 
 
 def test_a_class_that_is_left_out_as_a_whole_is_empty(tmp_path):
