@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
 USUAL_STAGES = ("teacher", "sftn", "student", "distill")
@@ -36,6 +36,8 @@ def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = Tr
 def is_device(name: str) -> bool:
     """Whether ``name`` is auto, cpu, cuda or cuda:N."""
     return name in ("auto", "cpu", "cuda") or name.removeprefix("cuda:").isdecimal()
+    """Whether ``name`` is cpu, cuda or cuda:N."""
+    return name in ("cpu", "cuda") or (name.startswith("cuda:") and name.removeprefix("cuda:").isdecimal())
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ class EngineConfig:
         kinds = ("fp32", "bf16", "fp16")
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
         check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
+        check(self.device == "auto" or is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
@@ -269,6 +272,9 @@ class Config:
     """The whole list of stages runs once for each seed."""
     output: str = "runs/experiment"
     """Folder of the run."""
+    devices: int | Literal["all"] | tuple[str, ...] = 1
+    """Devices that train stages side by side, each in a process of its own: a number of GPUs, all, or a list as in
+    [cuda:0,cuda:1] or [cpu,cpu]. 1: everything in one process on engine.device."""
     resume: str = "auto"
     """auto goes on where a stopped run of the same configuration stood; never refuses a folder that holds a run;
     force goes on although the configuration differs."""
@@ -298,9 +304,20 @@ class Config:
             check(self.route.anchors <= taught, "route.anchors", self.route.anchors, within)
         check(self.resume in ("auto", "never", "force"), "resume", self.resume, "auto, never or force")
         check(bool(self.output.strip()), "output", self.output, "a folder")
+        self._check_devices()
         if self.optim.schedule == "milestones" and self.optim.milestones:
             last, epochs = self.optim.milestones[-1], min(map(self.epochs_of, self.stages))
             check(last < epochs, "optim.milestones", list(self.optim.milestones), f"before the last epoch, {epochs}")
+
+    def _check_devices(self) -> None:
+        devices = self.devices
+        if isinstance(devices, tuple):
+            known = len(devices) > 0 and all(is_device(name) for name in devices)
+            check(known, "devices", list(devices), "a number, all, or a list of cpu, cuda or cuda:N")
+        elif isinstance(devices, int):
+            check(devices >= 1, "devices", devices, "at least 1")
+        if devices != 1:
+            check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")
 
     def epochs_of(self, stage: str) -> int:
         """Epochs that ``stage`` trains for."""

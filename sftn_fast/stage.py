@@ -44,6 +44,19 @@ class Stage:
         return "-".join(part for part in (self.kind, self.source, slug) if part)
 
 
+def needs(config: Config, stage: Stage) -> set[str]:
+    """Names of the stages of the same seed, if the experiment has them, that ``stage`` reads from."""
+    if stage.kind == "distill":
+        return {str(stage.source)}
+    if stage.kind == "student":
+        return {"teacher"}  # to be compared with
+    if stage.kind == "sftn" and config.sftn.init == "teacher":
+        return {"teacher"}
+    if stage.kind == "collaborate" and config.collaborate.init:
+        return {config.collaborate.init}
+    return set()
+
+
 def networks_of(config: Config) -> tuple[str, ...]:
     """The networks of the stage "collaborate"."""
     return config.collaborate.networks or (config.teacher, config.student)

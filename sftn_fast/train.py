@@ -27,13 +27,14 @@ def _run(config: Config) -> int:
     # Imported late: it brings torch, which --help and a refused option can do without.
     from sftn_fast import experiment
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError
+    from sftn_fast.schedule import StageError
 
     try:
         experiment.run(config)
     except Interrupted as interrupted:
         print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
         return 128 + interrupted.signum
-    except (NonFiniteError, CheckpointError) as error:
+    except (NonFiniteError, CheckpointError, StageError) as error:
         return _fail(error, 1)
     return 0
 
