@@ -240,6 +240,9 @@ class EngineConfig:
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
         check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         check(self.device == "auto" or is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
+        check(
+            self.device == "auto" or is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N"
+        )
         check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
