@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftn_fast.report.matrix import SOURCES, MethodLine
 from sftn_fast.report.results import KL, LABELS, TOP1, Column, Row, kind, label, read_curves
-from sftn_fast.report.statistics import Paired
+from sftn_fast.report.statistics import Paired, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ COLORS = {
 }
 LINES = {"teacher": ("#5f6570", ":"), "sftn": ("#d9822b", ":"), "student": ("#5f6570", "--")}
 """Color and style of a baseline in the picture of a matrix."""
+BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 
 
 def plot(rows: Sequence[Row], lines: Sequence[MethodLine], path: Path) -> None:
@@ -53,7 +54,7 @@ def _plot_rows(plt: Any, rows: Sequence[Row]) -> Any:
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, (shown, column, title) in zip(axes[0], panels, strict=True):
         for height, row in enumerate(reversed(shown)):
-            _dots(axis, height, row.values(column), column, COLORS[kind(row.name)], annotate=True)
+            _dots(axis, height, row.values(column), column, COLORS[kind(row.name)])
         _finish(axis, [f"{label(row.name)}\n({row.network})" for row in shown], title)
     return figure
 
@@ -66,11 +67,13 @@ def _plot_matrix(plt: Any, rows: Sequence[Row], lines: Sequence[MethodLine]) -> 
         for height, line in enumerate(reversed(lines)):
             for source, offset in zip(SOURCES, (0.17, -0.17), strict=True):
                 if values := line.values(source, column):
-                    _dots(axis, height + offset, values, column, COLORS[f"distill-{source}"], lift=0.13)
+                    _dots(axis, height + offset, values, column, COLORS[f"distill-{source}"], narrow=True)
     for height, line in enumerate(reversed(lines)):
         if line.gain:
             _interval(axes[1], height, line.gain)
-    axes[1].axvline(0, color="#5f6570", linewidth=1)
+    axes[1].axvline(0, color="#5f6570", linewidth=1, zorder=0)
+    for axis in axes:
+        axis.margins(x=0.1)
     _baselines(axes[0], rows)
     _finish(axes[0], names, "top-1 accuracy, last epoch (%)")
     _finish(axes[1], [""] * len(names), "gain of SFTN (points), 95 % interval")
@@ -94,33 +97,32 @@ def _baselines(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def _dots(
-    axis: Axes,
-    height: float,
-    values: Sequence[float],
-    column: Column,
-    color: str,
-    *,
-    lift: float = 0.22,
-    annotate: bool = False,
+    axis: Axes, height: float, values: Sequence[float], column: Column, color: str, *, narrow: bool = False
 ) -> None:
-    """A dot for each seed, a bar at the mean, a whisker of one deviation."""
+    """A dot for each seed, a bar at the mean, a whisker of one deviation; ``narrow`` where two share a line."""
     mean = statistics.fmean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    size = 16 if annotate else 10
+    size, lift = (10, 0.13) if narrow else (16, 0.22)
     axis.errorbar(mean, height, xerr=deviation, fmt="|", color=color, markersize=size, markeredgewidth=2.5, capsize=3)
     axis.plot(values, [height + lift] * len(values), "o", color=color, markersize=4, alpha=0.7)
-    if annotate:
-        text = f"{mean:.{column.digits}f}"
-        axis.annotate(text, (mean, height), (0, -14), textcoords="offset points", ha="center", fontsize=8)
+    text = f"{mean:.{column.digits}f}"
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+    if narrow:
+        right = max(*values, mean + deviation)
+        axis.annotate(text, (right, height), (7, -2), va="center", color=color, bbox=BEHIND_TEXT, **style)
+    else:
+        axis.annotate(text, (mean, height), (0, -14), ha="center", **style)
 
 
 def _interval(axis: Axes, height: float, gain: Paired) -> None:
-    color = "#3b7d4f" if gain.mean >= 0 else "#b5423c"
     low, high = gain.interval or (gain.mean, gain.mean)
+    # A color only where the interval leaves out zero.
+    color = "#3b7d4f" if low > 0 else "#b5423c" if high < 0 else "#5f6570"
     axis.errorbar(
         gain.mean, height, xerr=[[gain.mean - low], [high - gain.mean]], fmt="o", color=color, markersize=6, capsize=3
     )
-    axis.annotate(f"{gain.mean:+.2f}", (gain.mean, height), (0, 8), textcoords="offset points", ha="center", fontsize=8)
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": BEHIND_TEXT}
+    axis.annotate(signed(gain.mean), (gain.mean, height), (0, 9), **style)
 
 
 def _finish(axis: Axes, names: Sequence[str], title: str) -> None:
@@ -148,12 +150,13 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     size = (max(5.6, 4.4 * columns), 2.9 * lines + 0.6)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for number, (axis, (method, students)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
         for row in [*alone, *students]:
             _curve(axis, curves[row.name], row)
+        _cut_early(axis, [curve for row in [*alone, *students] for curve in curves[row.name]])
         axis.set_title(method, fontsize=10)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -161,7 +164,6 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
             axis.set_xlabel("epoch", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("test top-1 (%)", fontsize=9)
-    _cut_early(axes[0][0], [curve for each in curves.values() for curve in each])
     handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     figure.legend(handles=handles.values(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
@@ -183,5 +185,7 @@ def _curve(axis: Axes, curves: Sequence[dict[int, float]], row: Row) -> None:
 def _cut_early(axis: Axes, curves: Sequence[dict[int, float]]) -> None:
     """Leave out the steep beginning, beside which the differences that matter would not be seen."""
     values = sorted(value for curve in curves for value in curve.values())
+    if not values:
+        return
     low, high = values[len(values) // 5], values[-1]
     axis.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)

@@ -56,13 +56,13 @@ class Paired:
 
     def __str__(self) -> str:
         deviation = f" ± {statistics.stdev(self.differences):.2f}" if self.n > 1 else ""
-        return f"{self.mean:+.2f}{deviation}"
+        return signed(self.mean) + deviation
 
     def in_words(self) -> str:
         """The difference with all that belongs to it."""
         parts = [f"{self} points, paired by seed, n = {self.n}"]
         if self.interval:
-            parts.append("95 % CI {:+.2f} to {:+.2f}".format(*self.interval))
+            parts.append(f"95 % CI {' to '.join(map(signed, self.interval))}")
         if self.p is not None:
             parts.append(f"p = {format_p(self.p)}")
         return ", ".join(parts)
@@ -83,6 +83,12 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
         least = max(least, min(1.0, p * (len(tested) - rank)))
         corrected[i] = least
     return corrected
+
+
+def signed(points: float) -> str:
+    """A difference as it is printed; zero has no sign to mislead."""
+    text = f"{points:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
 
 
 def format_p(p: float) -> str:

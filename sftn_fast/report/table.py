@@ -24,7 +24,7 @@ from sftn_fast.report.results import (
     label,
     method_in,
 )
-from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired
+from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
 
 Cells = list[list[str]]
 """A table: the headings, then a line for each row."""
@@ -82,7 +82,7 @@ def _top1(line: MethodLine, source: str) -> str:
 def _gain_cells(line: MethodLine) -> list[str]:
     if line.gain is None:
         return ["-", "-", "-"]
-    interval = "{:+.2f} to {:+.2f}".format(*line.gain.interval) if line.gain.interval else "-"
+    interval = " to ".join(map(signed, line.gain.interval)) if line.gain.interval else "-"
     return [str(line.gain), interval, "-" if line.p is None else format_p(line.p)]
 
 
@@ -98,7 +98,7 @@ def _values(line: MethodLine, column: Column) -> list[list[float]]:
 def _published_cells(line: MethodLine) -> list[str]:
     if line.published is None:
         return ["-", "-"]
-    gap = "-" if line.gap is None else f"{line.gap:+.2f}"
+    gap = "-" if line.gap is None else signed(line.gap)
     return [f"{line.published.top1:.2f} ({line.published.source})", gap]
 
 
@@ -168,7 +168,7 @@ def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settin
             found = published.of_method(row.method or str(settings.get("distill")), settings)
         if found:
             gap = statistics.fmean(row.values(found.column)) - found.top1
-            sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {gap:+.2f}")
+            sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)}")
     if sentences or any(line.published for line in lines):
         sentences.append(published.NOTE)
     return sentences
