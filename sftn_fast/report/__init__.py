@@ -76,9 +76,7 @@ def _draw(folder: Path, rows: Sequence[Row], lines: Sequence[MethodLine]) -> tup
         figure.plot(rows, lines, results)
         pictures = [("results", results)]
         if figure.plot_curves(folder, rows, curves):
-            pictures.append(
-                ("test accuracy by epoch, mean and deviation over the seeds, without the steep beginning", curves)
-            )
+            pictures.append(("test accuracy by epoch, mean ± deviation over the seeds, steep beginning cut", curves))
     except ImportError as error:
         return [], f"no plot: matplotlib can't be imported ({error}); pip install matplotlib"
     return pictures, f"plot: {results}"
