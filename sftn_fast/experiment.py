@@ -69,12 +69,12 @@ def run(config: Config) -> None:
     _check_networks(config)
     _check_packages()
     devices = engine.resolve_devices(config.devices, config.engine.device)
+    _check_methods(config, stages)
     folder = engine.RunFolder(config.output)
     with folder as root:
         settings = root / "config.yaml"
         if not settings.exists():
             write_atomically(settings, cli.dump(config))
-        _check_methods(config, stages)
         announce = partial(_announce, config, stages)
         if len(devices) > 1:
             schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)

@@ -138,7 +138,8 @@ class _Worker:
 
     def begin(self, stage: Stage) -> None:
         self.stage, self.seed = stage, stage.seed
-        self.connection.send(stage)
+        with suppress(OSError):  # a process that has just ended is noticed where its answer is read
+            self.connection.send(stage)
 
     def answer(self) -> tuple[Stage, str, str]:
         """The stage that ended, how, and what there is to say to that."""

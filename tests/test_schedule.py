@@ -212,7 +212,7 @@ def test_methods_that_are_the_same_are_refused() -> None:
 def test_a_method_that_refuses_the_networks_does_so_before_they_are_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fsp' can't teach vgg8 from resnet14"):
         experiment.run(configured(tmp_path / "run", "--student", "vgg8", "--methods", '["kd", "fsp"]'))
-    assert not list((tmp_path / "run").glob("seed*"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_prefixed_lines_are_written_whole() -> None:
