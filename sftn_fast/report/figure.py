@@ -149,7 +149,7 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
     plt = _pyplot()
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    size = (max(5.6, 4.4 * columns), 2.9 * lines + 0.6)
+    size = (max(7.0, 4.4 * columns), 2.9 * lines + 0.6)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)

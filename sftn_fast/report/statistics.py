@@ -37,8 +37,8 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean by Student's t; None for a single pair."""
-        if self.n < 2:
+        """95 % confidence interval of the mean by Student's t; None for a single pair or equal differences."""
+        if self._are_equal:
             return None
         from scipy.stats import t
 
@@ -48,11 +48,16 @@ class Paired:
     @property
     def p(self) -> float | None:
         """Two-sided paired t-test; None below three pairs, or where all differences are equal."""
-        if self.n < FEWEST_TESTED or len(set(self.differences)) == 1:
+        if self.n < FEWEST_TESTED or self._are_equal:
             return None
         from scipy.stats import ttest_rel
 
         return float(ttest_rel(self.differences, [0.0] * self.n).pvalue)
+
+    @property
+    def _are_equal(self) -> bool:
+        """No spread, hence nothing to judge by: a few hundred test images easily give the same difference twice."""
+        return max(self.differences) - min(self.differences) < 1e-9
 
     def __str__(self) -> str:
         deviation = f" ± {statistics.stdev(self.differences):.2f}" if self.n > 1 else ""

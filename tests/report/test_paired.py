@@ -29,7 +29,12 @@ def test_t_of_five_differences_by_hand():
 
 @pytest.mark.parametrize(
     ("differences", "has_interval", "has_p"),
-    [((1.0,), False, False), ((1.0, 2.0), True, False), ((1.0, 2.0, 4.0), True, True), ((0.5,) * 4, True, False)],
+    [
+        ((1.0,), False, False),
+        ((1.0, 2.0), True, False),
+        ((1.0, 2.0, 4.0), True, True),
+        ((0.3, 0.1 + 0.2, 0.3), False, False),
+    ],
 )
 def test_what_too_few_or_equal_differences_do_not_have(differences, has_interval, has_p):
     difference = Paired(differences)
