@@ -315,7 +315,7 @@ class Config:
     def _check_devices(self) -> None:
         devices = self.devices
         if isinstance(devices, tuple):
-            known = len(devices) > 0 and all(is_device(name) for name in devices)
+            known = len(devices) > 0 and all(name != "auto" and is_device(name) for name in devices)
             check(known, "devices", list(devices), "a number, all, or a list of cpu, cuda or cuda:N")
         elif isinstance(devices, int):
             check(devices >= 1, "devices", devices, "at least 1")

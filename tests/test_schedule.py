@@ -188,6 +188,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, devices: object, gpus: int, ex
         (["--devices", "0"], ["devices", "at least 1"]),
         (["--devices", "[]"], ["devices", "[]"]),
         (["--devices", "[tpu]"], ["devices", "tpu"]),
+        (["--devices", "[auto, cpu]"], ["devices", "auto"]),
         (["--devices", "some"], ["devices", "some"]),
         (["--devices", "[cpu, cpu]", "--engine.device", "cpu"], ["engine.device", "auto"]),
     ],
