@@ -36,8 +36,6 @@ def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = Tr
 def is_device(name: str) -> bool:
     """Whether ``name`` is auto, cpu, cuda or cuda:N."""
     return name in ("auto", "cpu", "cuda") or name.removeprefix("cuda:").isdecimal()
-    """Whether ``name`` is cpu, cuda or cuda:N."""
-    return name in ("cpu", "cuda") or (name.startswith("cuda:") and name.removeprefix("cuda:").isdecimal())
 
 
 @dataclass(frozen=True)
@@ -239,10 +237,6 @@ class EngineConfig:
         kinds = ("fp32", "bf16", "fp16")
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
         check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
-        check(self.device == "auto" or is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
-        check(
-            self.device == "auto" or is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N"
-        )
         check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
