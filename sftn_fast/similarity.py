@@ -106,7 +106,8 @@ class Calibration:
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in logits ``[N, C]`` and labels ``[N]``."""
         confidence, chosen = logits.softmax(1).max(1)
-        place = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        # NaN has no place of its own: it makes that bin, and the error, NaN.
+        place = (confidence.nan_to_num() * self.bins).long().clamp(max=self.bins - 1)
         facts = torch.stack([torch.ones_like(confidence), (chosen == target).to(confidence), confidence], 1)
         if self._sums is None:
             self._sums = facts.new_zeros(self.bins, 3)
