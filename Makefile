@@ -36,6 +36,7 @@ lint: setup
 
 bench: setup
 	$(PY) -m bench
+	$(PY) -m bench.readme
 
 setup: $(VENV)/built
 

@@ -28,9 +28,11 @@
 // of any type, both of the same. Rows out of range: the CPU throws, having written nothing; a GPU stops at a
 // device-side assertion. B = 0 gives 0 and changes nothing.
 //
-// A backend is a class with three static functions, called with B >= 1: `normalize(const
-// ContrastiveInput&)`, `forward(const ContrastiveInput&, const ContrastiveOutput&)`, `update(const
-// ContrastiveUpdate&)`.
+// A backend is a class with three static functions, called with B >= 1:
+//   normalize(const ContrastiveInput&)
+//   forward(const ContrastiveInput&, const ContrastiveOutput&)
+//   update(const ContrastiveUpdate&)
+// and registers the three templates below.
 #pragma once
 
 #include <cmath>

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
+PAIR_PREFIX = "cifar100_"
 
 DESCRIPTION = """
 Train student-friendly teachers and distil students from them. Without --config the recipe "demo" is the base;
@@ -33,13 +34,13 @@ def recipe_names() -> list[str]:
 def recipe_path(name: str) -> Path:
     """The file of a recipe: one of the package's by its name, or a path to one of the user's own.
 
-    Raises :class:`ConfigError` if there is neither.
+    A pair of the paper's networks, as ``vgg13_vgg8``, stands for its recipe on CIFAR-100. Raises :class:`ConfigError`
+    if there is neither.
     """
-    shipped = RECIPES / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}")
-    return path
+    for path in (RECIPES / f"{name}.yaml", RECIPES / f"{PAIR_PREFIX}{name}.yaml", Path(name).expanduser()):
+        if path.is_file():
+            return path
+    raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}")
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -49,15 +50,22 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     by ``SystemExit``.
     """
     arguments, recipe = _resolve_recipe(_resolve_distill(argv))
-    parser = _parser()
-    try:
-        values = vars(parser.instantiate(parser.parse_args(arguments)))
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(_one_line(str(error))) from None
+    values = values_of(_parser(), arguments)
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
     return config, recipe
+
+
+def values_of(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """What ``argv`` gives each of the parser's keys, groups of keys as the dataclasses that they stand for.
+
+    Raises :class:`ConfigError` with one line for whatever is wrong.
+    """
+    try:
+        return vars(parser.instantiate(parser.parse_args(argv)))
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(_one_line(str(error))) from None
 
 
 def load(path: Path) -> Config:
@@ -118,7 +126,12 @@ def _resolve_distill(argv: Sequence[str]) -> list[str]:
         distill = of_method(given.method)
     elif weighted:
         distill = of_weights(given.distill, *weights)
-    return others if distill is None else [*others, "--distill", distill]
+    if distill is None:
+        return others
+    if any(part == "--methods" or part.startswith("--methods=") for part in others):
+        raise ConfigError("methods already says what distill or method would; give one of the two")
+    # A recipe's list of methods gives way to the one that was asked for.
+    return [*others, "--distill", distill, "--methods", "[]"]
 
 
 def _split_option(argument: str, option: str) -> list[str]:

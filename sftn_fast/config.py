@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
 USUAL_STAGES = ("teacher", "sftn", "student", "distill")
-DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "fake")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder", "fake")
 
 
 class ConfigError(ValueError):
@@ -33,12 +33,18 @@ def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = Tr
     check(math.isfinite(value) and enough, key, value, f"a finite number {bound} {minimum:g}")
 
 
+def is_device(name: str) -> bool:
+    """Whether ``name`` is auto, cpu, cuda or cuda:N."""
+    return name in ("auto", "cpu", "cuda") or name.removeprefix("cuda:").isdecimal()
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how many of them, and how they are augmented."""
 
     name: str = "digits"
-    """Data set: digits, fashion_mnist, cifar10, cifar100 or fake."""
+    """Data set: digits, fashion_mnist, cifar10, cifar100, stl10, tiny_imagenet, fake, or folder for any folder of
+    images, ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or test)."""
     root: str = "data"
     """Folder that holds, or receives, the data set's files."""
     download: bool = False
@@ -48,7 +54,8 @@ class DataConfig:
     val_size: int = 0
     """Hold so many training images out as a validation split."""
     image_size: int | None = None
-    """Side of the images in pixels; null for the data set's own. Others are resized once, at load."""
+    """Side of the images in pixels; null for the data set's own, which folder has not. Others are resized once, at
+    load."""
     crop_padding: int | None = None
     """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4)."""
     flip: bool | None = None
@@ -58,7 +65,8 @@ class DataConfig:
         check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
         check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
         check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
-        check(self.image_size is None or 8 <= self.image_size <= 64, "data.image_size", self.image_size, "from 8 to 64")
+        sized = self.image_size is None or 8 <= self.image_size <= 256
+        check(sized, "data.image_size", self.image_size, "from 8 to 256")
         check(
             self.crop_padding is None or 0 <= self.crop_padding <= 16,
             "data.crop_padding",
@@ -247,8 +255,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         kinds = ("fp32", "bf16", "fp16")
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
-        known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal()
-        check(known, "engine.device", self.device, "auto, cpu, cuda or cuda:N")
+        check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
@@ -283,6 +290,9 @@ class Config:
     """Folder of the run."""
     gather: bool = False
     """Over several ranks: rkd, sp, pkt, cc and dist relate the images of the whole batch, not those of each rank."""
+    devices: int | Literal["all"] | tuple[str, ...] = 1
+    """Devices that train stages side by side, each in a process of its own: a number of GPUs, all, or a list as in
+    [cuda:0,cuda:1] or [cpu,cpu]. 1: everything in one process on engine.device."""
     resume: str = "auto"
     """auto goes on where a stopped run of the same configuration stood; never refuses a folder that holds a run;
     force goes on although the configuration differs."""
@@ -312,10 +322,67 @@ class Config:
             check(self.route.anchors <= taught, "route.anchors", self.route.anchors, within)
         check(self.resume in ("auto", "never", "force"), "resume", self.resume, "auto, never or force")
         check(bool(self.output.strip()), "output", self.output, "a folder")
+        self._check_devices()
         if self.optim.schedule == "milestones" and self.optim.milestones:
             last, epochs = self.optim.milestones[-1], min(map(self.epochs_of, self.stages))
             check(last < epochs, "optim.milestones", list(self.optim.milestones), f"before the last epoch, {epochs}")
 
+    def _check_devices(self) -> None:
+        devices = self.devices
+        if isinstance(devices, tuple):
+            known = len(devices) > 0 and all(name != "auto" and is_device(name) for name in devices)
+            check(known, "devices", list(devices), "a number, all, or a list of cpu, cuda or cuda:N")
+        elif isinstance(devices, int):
+            check(devices >= 1, "devices", devices, "at least 1")
+        if devices != 1:
+            check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")
+
     def epochs_of(self, stage: str) -> int:
         """Epochs that ``stage`` trains for."""
         return self.stage_epochs.get(stage, self.epochs)
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """A linear classifier on the features of a trained network, all of which stays as it is."""
+
+    network: str
+    """The network: a folder that training exported, as runs/demo/seed0/student."""
+    data: DataConfig = field(default_factory=DataConfig)
+    epochs: int = 100
+    """Epochs of training the classifier."""
+    lr: float | None = None
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty on the classifier."""
+    batch_size: int = 64
+    """Images a step."""
+    milestones: tuple[int, ...] | None = None
+    """Epochs after which the learning rate is multiplied by 0.1; null for 3/10, 6/10 and 9/10 of the epochs, which is
+    30, 60 and 90 of the usual 100."""
+    augment: bool = False
+    """Crop and flip the images anew in each epoch and run them through the network, instead of computing their
+    features once."""
+    seed: int = 0
+    """Decides the classifier's first weights, the order of the images and their augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    output: str | None = None
+    """JSON file for the result; null for transfer-DATA.json in the network's folder."""
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        if self.lr is not None:
+            check_finite("lr", self.lr, minimum=0, inclusive=False)
+        check_finite("momentum", self.momentum, minimum=0)
+        check(self.momentum < 1, "momentum", self.momentum, "less than 1")
+        check_finite("weight_decay", self.weight_decay, minimum=0)
+        check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        milestones = self.milestones or ()
+        increasing = all(a < b for a, b in zip((0, *milestones), (*milestones, self.epochs), strict=True))
+        allowed = f"increasing epochs from 1 to {self.epochs - 1}"
+        check(not milestones or increasing, "milestones", list(milestones), allowed)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(is_device(self.device), "device", self.device, "auto, cpu, cuda or cuda:N")

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from sftn_fast import cli, data, engine, launcher, models, report
+from sftn_fast import cli, data, distillers, engine, launcher, models, report, schedule
 from sftn_fast.atomic import write_atomically
-from sftn_fast.config import Config, ConfigError
-from sftn_fast.data import ImageData
+from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.engine import distributed
-from sftn_fast.stage import Stage, StageRun, networks_of
+from sftn_fast.stage import Stage, networks_of
+from sftn_fast.worker import Worker
 
 
 def plan(config: Config) -> list[Stage]:
@@ -41,7 +42,11 @@ def plan(config: Config) -> list[Stage]:
         raise ConfigError(f"collaborate.init={config.collaborate.init} needs that stage")
     if (config.route.anchors or config.route.epochs) and config.teacher_file:
         raise ConfigError("route needs a teacher of this run's own training, and teacher_file names another")
-    return list(_stages(config, teachers))
+    stages = list(_stages(config, teachers))
+    (folder, count), *_ = Counter((stage.seed, stage.name) for stage in stages).most_common(1)
+    if count > 1:
+        raise ConfigError(f"methods must differ from each other, got {list(config.methods)!r} ({folder[1]} twice)")
+    return stages
 
 
 def _stages(config: Config, teachers: list[str]) -> Iterator[Stage]:
@@ -63,41 +68,47 @@ def run(config: Config) -> None:
 
     Raises :class:`ConfigError` for what the user can mend, :class:`sftn_fast.engine.Interrupted` after a signal.
     """
-    stages = plan(config)
-    _check_networks(config)
-    _check_packages()
-    if config.engine.threads is not None:
-        torch.set_num_threads(config.engine.threads)
     if launcher.restarts() and config.resume == "never":
         # The run in the folder is this one, which the launcher started anew.
         config = dataclasses.replace(config, resume="auto")
-    with engine.process_group(config.engine.device), engine.RunFolder(config.output) as root:
-        _run_stages(config, stages, root)
-        distributed.on_main(partial(_conclude, config, stages, root))
+    with engine.process_group(config.engine.device):
+        stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
+        folder = engine.RunFolder(config.output)
+        with folder as root:
+            distributed.on_main(partial(_write_settings, config, root, anew=False))
+            _say_batch(config)
+            announce = partial(_announce, config, stages)
+            if len(devices) > 1:
+                schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
+            else:
+                _run_here(config, stages, root, devices[0], announce)
+            distributed.on_main(partial(_conclude, config, stages, root))
 
 
-def _run_stages(config: Config, stages: list[Stage], root: Path) -> None:
-    device = engine.resolve_device(config.engine.device)
-    # One seed's images at a time: the stages come seed by seed, and read the same ones.
-    images_of = lru_cache(maxsize=1)(partial(_build_data, config, device))
-    distributed.on_main(partial(_write_settings, config, root, anew=False))
-    _say_batch(config)
-    for number, stage in enumerate(stages, start=1):
-        distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}")
-        StageRun(config, stage, root, device, images_of(stage.seed)).finish()
-
-
-def _conclude(config: Config, stages: list[Stage], root: Path) -> None:
-    # Not before every stage agreed: a run that is refused leaves the folder's configuration as it was.
-    _write_settings(config, root, anew=True)
-    print(f"\n{report.write(root)}", end="")
-    _export_student(stages, root)
+def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
+    """Stages and devices of a configuration that has all it needs."""
+    stages = plan(config)
+    _check_networks(config)
+    _check_packages()
+    ranks = distributed.world_size()
+    check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
+    devices = engine.resolve_devices(config.devices, config.engine.device)
+    _check_methods(config, stages)
+    return stages, devices
 
 
 def _write_settings(config: Config, root: Path, *, anew: bool) -> None:
     settings = root / "config.yaml"
     if anew or not settings.exists():
         write_atomically(settings, cli.dump(config))
+
+
+def _conclude(config: Config, stages: list[Stage], root: Path) -> None:
+    """Write what closes a run."""
+    # Not before every stage agreed: a run that is refused leaves the folder's configuration as it was.
+    _write_settings(config, root, anew=True)
+    print(f"\n{report.write(root)}", end="")
+    _export_student(stages, root)
 
 
 def _say_batch(config: Config) -> None:
@@ -108,10 +119,21 @@ def _say_batch(config: Config) -> None:
         distributed.say(whole + f" in {parts} parts" * (parts > 1))
 
 
-def _build_data(config: Config, device: torch.device, seed: int) -> ImageData:
-    build = partial(data.build, config.data, seed=seed, batch_size=config.optim.batch_size, device=device)
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    return distributed.on_every_rank(partial(build, **share))
+def _run_here(
+    config: Config, stages: list[Stage], root: Path, device: torch.device, announce: Callable[[Stage, str], None]
+) -> None:
+    """One stage after the other in this process."""
+    on_device = dataclasses.replace(config.engine, device=str(device))
+    worker = Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
+    for stage in stages:
+        announce(stage, str(device))
+        worker.run(stage)
+
+
+def _announce(config: Config, stages: list[Stage], stage: Stage, device: str) -> None:
+    number = stages.index(stage) + 1
+    where = device if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
+    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}, on {where}")
 
 
 def _check_networks(config: Config) -> None:
@@ -119,6 +141,23 @@ def _check_networks(config: Config) -> None:
     for key, name in (*given, *(("collaborate.networks", name) for name in config.collaborate.networks)):
         if name not in models.names():
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
+
+
+def _check_methods(config: Config, stages: list[Stage]) -> None:
+    """Build every distiller once, so that a method refuses its networks before their teachers are trained."""
+    specs = dict.fromkeys(stage.method or config.distill for stage in stages if stage.kind == "distill")
+    if not specs:
+        return
+    images = data.build(config.data, seed=0, batch_size=config.optim.batch_size, device=torch.device("cpu"))
+    build = partial(models.build, num_classes=images.num_classes, in_channels=images.in_channels)
+    student, teacher = build(config.student), build(config.teacher)
+    for spec in specs:
+        try:
+            distillers.build(
+                spec, student=student, teacher=teacher, num_samples=images.num_train, image_size=images.image_size
+            )
+        except ValueError as error:
+            raise ConfigError(f"{spec!r} can't teach {config.student} from {config.teacher}: {error}") from error
 
 
 def _check_packages() -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 
 import torch
 
@@ -41,6 +44,29 @@ def devices() -> Iterator[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+
+
+def processor() -> str:
+    """Name of the CPU, as far as the system tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a training on ``device`` that ends now was made with, for its result."""
+    on_gpu = device.type == "cuda"
+    return {
+        "sftn_fast": sftn_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "threads": str(torch.get_num_threads()),
+        "kernels": "fused" if (_library.CUDA if on_gpu else _library.CPU).loaded else "plain PyTorch",
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def lines() -> Iterator[tuple[str, str]]:

@@ -111,7 +111,8 @@ class Calibration:
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in logits ``[N, C]`` and labels ``[N]``."""
         confidence, chosen = logits.softmax(1).max(1)
-        place = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        # NaN has no place of its own: it makes that bin, and the error, NaN.
+        place = (confidence.nan_to_num() * self.bins).long().clamp(max=self.bins - 1)
         facts = torch.stack([torch.ones_like(confidence), (chosen == target).to(confidence), confidence], 1)
         # One-hot times facts and not index_add_, whose order of sums a GPU leaves open.
         self._sums = self._sums.to(facts.device) + F.one_hot(place, self.bins).to(facts).T @ facts

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import torch
 
-from sftn_fast import cli, distillers, engine, models, similarity
+from sftn_fast import cli, distillers, engine, info, models, similarity
 from sftn_fast.atomic import write_atomically
 from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config, ConfigError, OptimConfig
@@ -45,6 +46,19 @@ class Stage:
         return "-".join(part for part in (self.kind, self.source, slug) if part)
 
 
+def needs(config: Config, stage: Stage) -> set[str]:
+    """Names of the stages of the same seed, if the experiment has them, that ``stage`` reads from."""
+    if stage.kind == "distill":
+        return {str(stage.source)}
+    if stage.kind == "student":
+        return {"teacher"}  # to be compared with
+    if stage.kind == "sftn" and config.sftn.init == "teacher":
+        return {"teacher"}
+    if stage.kind == "collaborate" and config.collaborate.init:
+        return {config.collaborate.init}
+    return set()
+
+
 def networks_of(config: Config) -> tuple[str, ...]:
     """The networks of the stage "collaborate"."""
     return config.collaborate.networks or (config.teacher, config.student)
@@ -72,24 +86,28 @@ class StageRun:
             self._train(self._task(), identity)
 
     def _train(self, task: Task, identity: dict[str, Any]) -> None:
-        config = self.config
-        started = time.perf_counter()
-        if isinstance(task, DistillTask):
-            for name, first in task.distiller.initialisations():
-                self._initialise(name, first, identity, lr=task.model.default_lr)
-        lr, epochs = task.model.default_lr, config.epochs_of(self.stage.kind)
-        keep = partial(self._keep_anchor, task) if self.stage.kind in ("teacher", "sftn") else None
-        fit = self._fit(task, self.folder, identity, epochs=epochs, optim=config.optim, lr=lr, on_epoch=keep)
+        with _Clock(self.folder / "seconds") as clock:
+            fit = self._fit_all(task, identity)
         figures = {
             "last": _scores(fit.last),
             "best": _scores(fit.best),
-            "seconds": time.perf_counter() - started,
+            "seconds": clock.seconds,
             "images_per_second": fit.images_per_second,
             "data_wait_share": fit.data_wait_share,
         }
         if isinstance(task, CollaborativeTask):
             figures["peers"] = self._evaluate_peers(task)
         self._record(task.model, identity, figures)
+
+    def _fit_all(self, task: Task, identity: dict[str, Any]) -> engine.FitResult:
+        """The fit of the stage, behind those that its methods need before it."""
+        config = self.config
+        if isinstance(task, DistillTask):
+            for name, first in task.distiller.initialisations():
+                self._initialise(name, first, identity, lr=task.model.default_lr)
+        lr, epochs = task.model.default_lr, config.epochs_of(self.stage.kind)
+        keep = partial(self._keep_anchor, task) if self.stage.kind in ("teacher", "sftn") else None
+        return self._fit(task, self.folder, identity, epochs=epochs, optim=config.optim, lr=lr, on_epoch=keep)
 
     def _evaluate_peers(self, task: CollaborativeTask) -> list[dict[str, Any]]:
         """The networks that learned beside the exported one, on the test set."""
@@ -177,6 +195,8 @@ class StageRun:
             "epochs": self.config.epochs_of(stage.kind),
             **figures,
             **likeness,
+            "devices": engine.distributed.world_size(),
+            "environment": info.environment(self.device),
             "identity": identity,
         }
         distributed.on_main(partial(self._write, network, result))
@@ -299,6 +319,28 @@ class StageRun:
         if differing and self.config.resume != "force":
             raise FingerprintMismatch(differing)
         return True
+
+
+class _Clock:
+    """Context that counts the seconds spent in it, with those of stopped runs before, which ``path`` has.
+
+    What a killed process had spent since it began is not counted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = float(path.read_text()) if path.is_file() else 0.0
+
+    def __enter__(self) -> _Clock:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds += time.perf_counter() - self._started
+        if error is not None:
+            write_atomically(self.path, f"{self.seconds:.3f}\n")
 
 
 def _anchor(folder: Path, epoch: int) -> Path:

@@ -29,6 +29,7 @@ def _run(config: Config, recipe: str) -> int:
     # Imported late: it brings torch, which --help and a refused option can do without.
     from sftn_fast import experiment
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
+    from sftn_fast.schedule import StageError
 
     distributed.say(f"recipe {recipe}, output in {config.output}")
     try:
@@ -41,7 +42,7 @@ def _run(config: Config, recipe: str) -> int:
         return _fail(error, 1) if launcher.rank() == 0 else 1
     except ConfigError as error:
         return _fail(error, 2)
-    except CheckpointError as error:
+    except (CheckpointError, StageError) as error:
         return _fail(error, 1)
     except PeerError:
         return 1

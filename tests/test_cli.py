@@ -186,8 +186,31 @@ def test_repdistillers_options_and_the_papers_settings(options, distill):
         ("-r 1", "need --distill"),
         ("--distill kd=1,crd -b 2", "must be one method of"),
         ("--distill kd -r much", "invalid float value: 'much'"),
+        ("--method crd --methods [kd]", "methods already says"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         cli.parse(options.split())
+
+
+def test_one_method_takes_the_place_of_a_recipes_many() -> None:
+    matrix = cli.parse(["--config", "matrix"])[0]
+    assert len(matrix.methods) == 5 and matrix.seeds == (0, 1, 2)
+    config = cli.parse(["--method", "pkt", "--config", "matrix"])[0]
+    assert (config.distill, config.methods) == ("pkt,kd=1", ())
+
+
+def test_a_pair_stands_for_its_recipe() -> None:
+    short, name = cli.parse(["--config", "vgg13_vgg8"])
+    assert name == "vgg13_vgg8" and short == cli.parse(["--config", "cifar100_vgg13_vgg8"])[0]
+
+
+@pytest.mark.parametrize("devices", [3, "all", ("cuda:0", "cuda:1")])
+def test_devices_are_read_as_they_were_written(devices, tmp_path) -> None:
+    text = f"[{','.join(devices)}]" if isinstance(devices, tuple) else str(devices)
+    config = cli.parse(["--devices", text])[0]
+    assert config.devices == devices
+    path = tmp_path / "config.yaml"
+    path.write_text(cli.dump(config))
+    assert cli.load(path) == config

@@ -11,6 +11,7 @@ import torch
 
 from sftn_fast import cli, experiment, models
 from sftn_fast.config import Config, ConfigError
+from sftn_fast.stage import _Clock
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
@@ -59,7 +60,8 @@ def test_every_stage_leaves_its_result_and_its_network(finished: Path) -> None:
         network = models.load(finished / "seed0" / name)
         assert network.name == ("resnet14" if name in ("teacher", "sftn") else "resnet8")
         assert sum(p.numel() for p in network.parameters()) == result["parameters"]
-    for name in ("report.md", "report.png", "results.csv", "config.yaml"):
+        assert result["devices"] == 1 and result["environment"]["torch"] == torch.__version__
+    for name in ("report.md", "report.html", "report.png", "results.csv", "config.yaml"):
         assert (finished / name).is_file()
 
 
@@ -143,3 +145,14 @@ def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
     blocker.write_text("not a folder")
     with pytest.raises(ConfigError, match="file"):
         experiment.run(tiny(blocker / "run"))
+
+
+def test_the_time_of_a_stopped_run_counts(tmp_path: Path) -> None:
+    path = tmp_path / "seconds"
+    with pytest.raises(KeyboardInterrupt), _Clock(path) as first:
+        raise KeyboardInterrupt
+    assert float(path.read_text()) == pytest.approx(first.seconds, abs=1e-3)
+    path.write_text("100")
+    with _Clock(path) as second:
+        pass
+    assert 100 <= second.seconds < 110

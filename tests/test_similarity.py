@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -91,3 +93,9 @@ def test_calibration_error_by_hand() -> None:
     calibration.add(logits[3:], torch.tensor([0]))
     expected = (2 * abs(0.5 - 0.95) + abs(1 - 0.85) + abs(1 - 0.61)) / 4
     assert calibration.error() == pytest.approx(expected)
+
+
+def test_calibration_error_of_a_network_gone_astray_is_not_a_number() -> None:
+    calibration = similarity.Calibration()
+    calibration.add(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), torch.tensor([1, 0]))
+    assert math.isnan(calibration.error())

@@ -143,7 +143,8 @@ def test_a_loss_that_explodes_is_exit_code_1_and_one_line(tmp_path: Path) -> Non
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    first = subprocess.Popen(command(output), stdout=subprocess.PIPE, text=True, env=environment())
+    long = command(output, "--epochs", "500")  # not done before the second is there
+    first = subprocess.Popen(long, stdout=subprocess.PIPE, text=True, env=environment())
     try:
         assert first.stdout is not None
         next(line for line in first.stdout if line.startswith("[1/"))

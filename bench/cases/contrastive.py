@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from bench.cases.case import Case, Step, step
 from bench.eager import contrastive as eager
@@ -35,9 +36,27 @@ def _crd(num_samples: int, bank_dtype: torch.dtype, device: str) -> dict[str, St
     return {name: step(embeddings, loss) for name, loss in losses.items()}
 
 
+def _crd_with_negatives(num_samples: int, classes: int, device: str) -> dict[str, Step]:
+    """Ours draws negatives in every step as well. The authors' are drawn by loader processes, which is not counted."""
+    steps = _crd(num_samples, torch.float32, device)
+    labels = torch.randint(classes, (num_samples,), device=device)
+    index = torch.randint(num_samples, (BATCH,), device=device)
+
+    loss = steps["ours"].loss
+
+    def ours() -> Tensor:
+        ops.sample_negatives(index, labels, NEGATIVES, dtype=torch.int32)
+        return loss()
+
+    return {**steps, "ours": step(steps["ours"].leaves, ours)}
+
+
 CASES = [
+    Case("CRD and its negatives, N 50,000", partial(_crd_with_negatives, 50_000, 100)),
+    Case("CRD and its negatives, N 1,281,167", partial(_crd_with_negatives, 1_281_167, 1000)),
     Case("CRD, N 50,000", partial(_crd, 50_000, torch.float32)),
     Case("CRD, N 50,000, bfloat16 banks", partial(_crd, 50_000, torch.bfloat16)),
+    Case("CRD, N 50,000, float16 banks", partial(_crd, 50_000, torch.float16)),
     Case("CRD, N 1,281,167", partial(_crd, 1_281_167, torch.float32)),
     Case("CRD, N 1,281,167, bfloat16 banks", partial(_crd, 1_281_167, torch.bfloat16)),
 ]

@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.source import require
 
 
 def root_folder(config: DataConfig) -> Path:
@@ -39,6 +41,25 @@ def read_verified(path: Path, md5: str) -> bytes:
             "remove it and fetch it again"
         )
     return content
+
+
+def download(published: Any, folder: Path, name: str) -> Path:
+    """Fetch the archive that one of torchvision's data sets describes into ``folder``, checked against its md5.
+
+    Args:
+        published: The class in ``torchvision.datasets``, of which ``url``, ``filename`` and ``tgz_md5`` are read.
+        folder: Where it goes.
+        name: The data set's name here.
+
+    Raises:
+        ConfigError: It can't be fetched, or is another file; or torchvision is missing.
+    """
+    utils = require("torchvision.datasets.utils", "torchvision", name)
+    try:
+        utils.download_url(published.url, folder, published.filename, published.tgz_md5)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"data.name={name}: {published.url} could not be fetched ({error})") from error
+    return folder / published.filename
 
 
 @contextmanager

@@ -4,7 +4,7 @@ It is given a task and data, and knows no method and no network by name.
 """
 
 from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
-from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
+from sftn_fast.engine.device import Layout, amp_dtype, resolve_device, resolve_devices
 from sftn_fast.engine.distributed import PeerError
 from sftn_fast.engine.evaluate import evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch
@@ -34,5 +34,6 @@ __all__ = [
     "process_group",
     "read_checkpoint",
     "resolve_device",
+    "resolve_devices",
     "seed_everything",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,23 @@ def resolve_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ConfigError(f"engine.device is {name!r}, but CUDA devices here end at {torch.cuda.device_count() - 1}")
     return torch.device("cuda", index)
+
+
+def resolve_devices(devices: int | str | Sequence[str], default: str) -> list[torch.device]:
+    """The devices of ``Config.devices``; 1 means ``default``, and so does "all" on a machine without a GPU.
+
+    Raises:
+        ConfigError: There are fewer GPUs than asked for, or not those that are named.
+    """
+    if not isinstance(devices, int | str):
+        return [resolve_device(name) for name in devices]
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = max(usable, 1) if devices == "all" else int(devices)
+    if count == 1:
+        return [resolve_device(default)]
+    if count > usable:
+        raise ConfigError(f"devices is {count}, but there are {usable} CUDA devices; processors go by [cpu,cpu]")
+    return [torch.device("cuda", index) for index in range(count)]
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype:

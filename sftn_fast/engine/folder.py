@@ -56,6 +56,11 @@ class RunFolder:
         self._lock.flush()
         return self.path
 
+    def fileno(self) -> int:
+        """The lock's file descriptor: a process that inherits it holds the folder too, for as long as it lives."""
+        assert self._lock is not None, "fileno() is for inside the context"
+        return self._lock.fileno()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

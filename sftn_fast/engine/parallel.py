@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,8 @@ def wrap(task: nn.Module) -> nn.Module:
     if distributed.world_size() == 1:
         return task
     distributed.share_buffers(task)
-    return DistributedDataParallel(task, **{_SYNC_BUFFERS: False})
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(task, **options)
 
 
 def apart(task: nn.Module, *, until_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -56,6 +56,7 @@ def initialise(distiller, steps=1):
 
 
 def minimise(optimizer, loss):
+    torch.manual_seed(2)  # the same negatives in every step
     total = loss()
     optimizer.zero_grad()
     total.backward()
@@ -72,7 +73,7 @@ def test_its_own_loss_falls(name):
     distiller = build(f"{spec_of(name)},ce=0", *NETWORKS.get(name, ()))
     for losses in initialise(distiller, steps=12):
         assert losses[-1] < losses[0]
-    distiller.train()
+    distiller.train(name != "crd")  # whose memory moves in training, and the loss with it
     distiller.student.train()
     if name in ONLY_BEFOREHAND:
         assert distiller(*batch())[name].item() == 0

@@ -348,5 +348,4 @@ TABLE: dict[str, Op] = {
     "oh_margin": Op("oh_margin", _norms, (), constant=("weight", "bias")),
 }
 
-TABLE = {name: op for name, op in TABLE.items() if hasattr(ops, op.function)}  # DEVELOPMENT
 LOSSES = [name for name, op in TABLE.items() if op.differentiable]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 import torch
 from features_pointwise_table import DTYPES, LOSSES, ORACLE, channels_last, differentiate, expected, make
 
-from bench.cases.features import POINTWISE_CASES
 from bench.measure import peak_memory
 from sftn_fast import ops
 from sftn_fast.ops import _library
@@ -187,30 +185,6 @@ def test_traced_whole(name, last):
         torch.testing.assert_close(compiled.total, eager.total)
         for a, b in zip(compiled.grads, eager.grads, strict=True):
             torch.testing.assert_close(a, b)
-
-
-# ---- speed ----
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", ["AB (64, 256, 8, 8)", "OH (64, 256, 8, 8)", "VID (64, 256, 8, 8)"])
-def test_faster_than_the_authors_code(name):
-    """A generous bound, by the best of some turns, which other processes hardly touch; `bench/` has the figures."""
-    (case,) = (case for case in POINTWISE_CASES if case.name == name)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        steps = case.steps("cpu")
-        best = dict.fromkeys(steps, math.inf)
-        with ops.backend("fused"):
-            for _ in range(15):
-                for implementation, step in steps.items():
-                    start = time.perf_counter()
-                    step()
-                    best[implementation] = min(best[implementation], time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    assert best["ours"] < 0.4 * best["eager"], best
 
 
 # ---- errors ----

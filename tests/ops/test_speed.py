@@ -7,12 +7,31 @@ import time
 import pytest
 import torch
 
-from bench.cases.logits import CASES
+from bench.cases import FAMILIES, of_family
 from bench.measure import peak_memory
 from sftn_fast import ops
 from sftn_fast.ops import _library
 
 pytestmark = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
+
+CASES = {case.name: case for family in FAMILIES for case in of_family(family)}
+# How many times faster than the authors' code at the least: some two fifths of what a quiet machine shows.
+FASTER = {
+    "KD + CE (64, 100)": 1.25,
+    "KD + CE (256, 1000)": 2.5,
+    "KD + CE (1024, 1000)": 2.5,
+    "SFTN, 3 branches (64, 100)": 2.5,
+    "SFTN, 3 branches (256, 1000)": 2.5,
+    "CRD, N 50,000": 10,
+    "negatives, 64 x 16384 of 50,000": 4,
+    "RKD (64, 128)": 15,
+    "PKT (64, 128)": 1.25,
+    "AB (64, 256, 8, 8)": 2.5,
+    "OH (64, 256, 8, 8)": 2.5,
+    "VID (64, 256, 8, 8)": 2.5,
+    "AT (64, 256, 8, 8)": 1.25,
+    "BatchNorm + ReLU + MSE (64, 256, 8, 8)": 2,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +42,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def fastest(steps, rounds=15):
-    """The best of some turns each, which other processes hardly touch."""
+def fastest(steps):
+    """The best of many calls each, in turns: what other processes take hardly touches it."""
     best = dict.fromkeys(steps, float("inf"))
-    for _ in range(rounds):
+    deadline = time.perf_counter() + 1.5
+    while time.perf_counter() < deadline or float("inf") in best.values():
         for name, step in steps.items():
             start = time.perf_counter()
             step()
@@ -34,17 +54,27 @@ def fastest(steps, rounds=15):
     return best
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_faster_than_the_authors_code(case):
+@pytest.mark.parametrize("name", FASTER)
+def test_faster_than_the_authors_code(name):
+    steps = CASES[name].steps("cpu")
     with ops.backend("fused"):
-        best = fastest(case.steps("cpu"))
-    assert best["ours"] < (0.8 if "100)" in case.name else 0.4) * best["eager"], best
+        best = fastest({name: steps[name] for name in ("eager", "ours")})
+    assert best["ours"] < best["eager"] / FASTER[name], best
 
 
-def test_no_memory_beyond_the_gradient():
-    case = CASES[2]
-    steps = case.steps("cpu")
-    gradient = 4 * 1024 * 1000
+@pytest.mark.parametrize(
+    ("name", "most", "authors"),
+    [
+        ("KD + CE (1024, 1000)", 1.05 * 4 * 1024 * 1000, 3 * 4 * 1024 * 1000),  # the gradient
+        ("CRD, N 50,000", 2**20, 2**30),
+        ("RKD (256, 128)", 13 * 4 * 256 * 256, 4 * 256**3),  # matrices of pairs, not of triples
+        ("AT (64, 256, 8, 8)", 1.05 * 2**22, 2 * 2**22),
+        ("OH (64, 256, 8, 8)", 1.05 * 2**22, 2 * 2**22),
+        ("BatchNorm + ReLU + MSE (64, 256, 8, 8)", 1.05 * 2**22, 2 * 2**22),
+    ],
+)
+def test_no_memory_beyond_what_is_stated(name, most, authors):
+    steps = CASES[name].steps("cpu")
     with ops.backend("fused"):
-        assert peak_memory(steps["ours"]) < 1.05 * gradient
-    assert peak_memory(steps["eager"]) > 3 * gradient
+        assert peak_memory(steps["ours"]) < most
+    assert peak_memory(steps["eager"]) > authors

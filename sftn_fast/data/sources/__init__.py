@@ -1,3 +1,11 @@
 """One module a data set; importing this registers them all."""
 
-from sftn_fast.data.sources import cifar, digits, fake, fashion_mnist  # noqa: F401
+from sftn_fast.data.sources import (  # noqa: F401
+    cifar,
+    digits,
+    fake,
+    fashion_mnist,
+    folder,
+    stl10,
+    tiny_imagenet,
+)

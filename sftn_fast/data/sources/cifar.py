@@ -16,7 +16,7 @@ import numpy as np
 from torch import from_numpy, tensor
 
 from sftn_fast.config import ConfigError, DataConfig
-from sftn_fast.data.files import exclusive, missing, read_verified, root_folder
+from sftn_fast.data.files import download, exclusive, missing, read_verified, root_folder
 from sftn_fast.data.source import Images, Source, register, require
 
 
@@ -79,17 +79,8 @@ def _provide(published: Any, root: Path, config: DataConfig) -> None:
         if all(batch.is_file() for batch in batches):  # another rank was faster
             return
         if not archive.is_file():
-            _download(published, scratch, config.name).replace(archive)
+            download(published, scratch, config.name).replace(archive)
         _unpack(archive, published, batches, scratch)
-
-
-def _download(published: Any, folder: Path, name: str) -> Path:
-    utils = require("torchvision.datasets.utils", "torchvision", name)
-    try:
-        utils.download_url(published.url, folder, published.filename, published.tgz_md5)
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"data.name={name}: {published.url} could not be fetched ({error})") from error
-    return folder / published.filename
 
 
 def _unpack(archive: Path, published: Any, batches: list[Path], scratch: Path) -> None:

@@ -1,0 +1,138 @@
+"""Tables, pictures and pages of finished runs: ``python -m sftn_fast.report FOLDER``.
+
+Everything is read from the ``result.json`` files below a run's folder, so a report can be made again, and of a run that
+has finished only in part.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sftn_fast.atomic import write_atomically
+from sftn_fast.config import ConfigError
+from sftn_fast.report import figure, html, table
+from sftn_fast.report.matrix import MethodLine, read_matrix
+from sftn_fast.report.results import (
+    COST,
+    LABELS,
+    RESULT,
+    Row,
+    kind,
+    label,
+    read_results,
+    read_settings,
+)
+from sftn_fast.report.statistics import mean_and_deviation
+from sftn_fast.report.table import comparisons, gain
+
+__all__ = [
+    "LABELS",
+    "RESULT",
+    "Row",
+    "comparisons",
+    "gain",
+    "kind",
+    "label",
+    "main",
+    "mean_and_deviation",
+    "read_results",
+    "write",
+]
+
+
+def write(folder: Path) -> str:
+    """Write ``report.md``, ``report.html``, ``results.csv`` and, if matplotlib works, the pictures into ``folder``.
+
+    Returns the report as text, with the files' paths.
+    """
+    rows, settings = read_results(folder), read_settings(folder)
+    lines = read_matrix(rows, settings)
+    if lines:
+        heading, cells, sentences = "Methods", table.matrix_table(lines), table.matrix_sentences(rows, lines)
+    else:
+        heading, cells, sentences = "Results", table.rows_table(rows), comparisons(rows)
+    sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
+    text = "\n".join([table.markdown(cells), "", *(f"- {sentence}" for sentence in sentences)]) + "\n"
+    _write_csv(rows, folder / "results.csv")
+    pictures, where = _draw(folder, rows, lines)
+    tables = [(heading, cells, sentences)]
+    if lines:
+        tables.append(("Every stage", table.rows_table(rows), []))
+    _write_page(folder, settings, rows, tables, pictures)
+    shown = "".join(f"\n![{title}]({path.name})\n" for title, path in pictures)
+    write_atomically(folder / "report.md", text + shown)
+    return f"{text}\nreport: {folder / 'report.md'}\npage: {folder / 'report.html'}\n{where}\n"
+
+
+def _draw(folder: Path, rows: Sequence[Row], lines: Sequence[MethodLine]) -> tuple[list[tuple[str, Path]], str]:
+    """The pictures with their titles, and a line that says where they are or why there are none."""
+    results, curves = folder / "report.png", folder / "curves.png"
+    try:
+        figure.plot(rows, lines, results)
+        pictures = [("results", results)]
+        if figure.plot_curves(folder, rows, curves):
+            pictures.append(("test accuracy by epoch, mean ± deviation over the seeds, steep beginning cut", curves))
+    except ImportError as error:
+        return [], f"no plot: matplotlib can't be imported ({error}); pip install matplotlib"
+    return pictures, f"plot: {results}"
+
+
+def _write_page(
+    folder: Path,
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    tables: list[tuple[str, table.Cells, list[str]]],
+    pictures: list[tuple[str, Path]],
+) -> None:
+    import yaml
+
+    data = settings.get("data", {}).get("name")
+    networks = [settings[key] for key in ("teacher", "student") if key in settings]
+    page = html.page(
+        title=" to ".join(networks) + (f" on {data}" if data else "") or folder.name,
+        subtitle=f"{folder.name}, reported {datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
+        tables=tables,
+        pictures=pictures,
+        rows=rows,
+        costs=table.costs_table(rows),
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True) if settings else "",
+    )
+    write_atomically(folder / "report.html", page)
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    names = ["name", "method", "seed", "network", "parameters", "epochs", "top1_last", "top1_best", "best_epoch"]
+    names += ["agreement", "agreement5", "kl", "cka", "calibration_error"]
+    names += ["seconds", "images_per_second", "data_wait_share", "device_seconds"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            for result in row.results:
+                derived = {
+                    "method": row.method,
+                    "top1_last": result["last"]["top1"],
+                    "top1_best": result["best"]["top1"],
+                    "best_epoch": result["best"]["epoch"],
+                    "device_seconds": COST.value(result),
+                }
+                writer.writerow({**result, **derived})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the report of the run folder named on the command line."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m sftn_fast.report FOLDER", file=sys.stderr)
+        return 0 if list(arguments) in (["-h"], ["--help"]) else 2
+    try:
+        print(write(Path(arguments[0]).expanduser()), end="")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

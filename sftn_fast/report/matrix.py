@@ -1,0 +1,76 @@
+"""A run of several methods as one line a method: its students of either teacher, and what SFTN gains."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sftn_fast.report.published import Published, of_method
+from sftn_fast.report.results import TOP1, Column, Row, kind, method_in
+from sftn_fast.report.statistics import Paired, holm, paired
+
+SOURCES = ("teacher", "sftn")
+
+
+@dataclass(frozen=True)
+class MethodLine:
+    """One method. ``students`` has the row of each teacher, by its name: teacher, sftn."""
+
+    method: str
+    students: dict[str, Row]
+    gain: Paired | None
+    """Top-1 of the SFTN teacher's students less that of the standard one's, by seed."""
+    p: float | None
+    """Of that gain, corrected for the number of methods."""
+    published: Published | None
+    """What was published for the standard teacher's student."""
+
+    @property
+    def n(self) -> int:
+        """Seeds that both teachers' students have, or that there are of the one teacher."""
+        return self.gain.n if self.gain else max(len(row.results) for row in self.students.values())
+
+    @property
+    def gap(self) -> float | None:
+        """Mean of the standard teacher's students less the published accuracy."""
+        if self.published is None or "teacher" not in self.students:
+            return None
+        return statistics.fmean(self.students["teacher"].values(self.published.column)) - self.published.top1
+
+    def values(self, source: str, column: Column) -> list[float]:
+        """A quantity of the students of one teacher; empty where there are none."""
+        return self.students[source].values(column) if source in self.students else []
+
+
+def read_matrix(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[MethodLine]:
+    """The methods in the order of ``rows``; none where the run names no methods but has just one."""
+    distilled = [row for row in rows if kind(row.name).startswith("distill-") and method_in(row.name)]
+    students: dict[str, dict[str, Row]] = {}
+    for row in distilled:
+        students.setdefault(row.method, {})[kind(row.name).removeprefix("distill-")] = row
+    gains = [_gain(by_source) for by_source in students.values()]
+    corrected = holm([gain.p if gain else None for gain in gains])
+    return [
+        MethodLine(method, by_source, gain, p, of_method(method, settings))
+        for (method, by_source), gain, p in zip(students.items(), gains, corrected, strict=True)
+    ]
+
+
+def _gain(students: Mapping[str, Row]) -> Paired | None:
+    if not set(SOURCES) <= students.keys():
+        return None
+    return paired(students["sftn"].by_seed(TOP1), students["teacher"].by_seed(TOP1))
+
+
+def average_gain(lines: Sequence[MethodLine]) -> Paired | None:
+    """Mean gain over the methods, paired by seed, of the seeds that every method has."""
+    by_source = [
+        {source: line.students[source].by_seed(TOP1) for source in SOURCES} for line in lines if line.gain is not None
+    ]
+    if not by_source:
+        return None
+    seeds = sorted(set.intersection(*(set(each[source]) for each in by_source for source in SOURCES)))
+    means = [statistics.fmean(each["sftn"][seed] - each["teacher"][seed] for each in by_source) for seed in seeds]
+    return Paired(tuple(means)) if means else None

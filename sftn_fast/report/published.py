@@ -1,0 +1,152 @@
+"""Published CIFAR-100 accuracies for the usual pairs of networks, and how far a run is from them.
+
+Top-1 in percent, 240 epochs, *standard* teachers, from two repositories' READMEs:
+
+- HobbitLong/RepDistiller: last epoch; each method without KD beside it. Teachers and students alone are its own too.
+- xuguodong03/SSKD: best epoch. Its feature methods stand one to three points above RepDistiller's, from which we
+  conclude, as it does not say, that they were trained jointly with KD.
+
+None of these numbers is the SFTN paper's: no table of it could be had, so a student of an SFTN teacher has nothing
+here to be compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sftn_fast.config import ConfigError
+from sftn_fast.distillers import registry
+from sftn_fast.distillers.spec import parse
+from sftn_fast.report.results import BEST, TOP1, Column
+
+EPOCHS = 240
+NOTE = (
+    "Published numbers are those of the READMEs of RepDistiller (last epoch, method alone) and SSKD (best epoch, "
+    "probably with KD beside the method), for standard teachers. They are not the SFTN paper's, which could not be had."
+)
+
+PAIRS = (
+    ("wrn_40_2", "wrn_16_2"),
+    ("wrn_40_2", "wrn_40_1"),
+    ("resnet56", "resnet20"),
+    ("resnet110", "resnet20"),
+    ("resnet110", "resnet32"),
+    ("resnet32x4", "resnet8x4"),
+    ("vgg13", "vgg8"),
+    ("vgg13", "MobileNetV2"),
+    ("ResNet50", "MobileNetV2"),
+    ("ResNet50", "vgg8"),
+    ("resnet32x4", "ShuffleV1"),
+    ("resnet32x4", "ShuffleV2"),
+    ("wrn_40_2", "ShuffleV1"),
+)
+"""Teacher and student: seven of one family, six of two. The columns of the tables below."""
+
+TEACHERS = {
+    "wrn_40_2": 75.61,
+    "resnet56": 72.34,
+    "resnet110": 74.31,
+    "resnet32x4": 79.42,
+    "vgg13": 74.64,
+    "ResNet50": 79.34,
+}
+STUDENTS = {
+    "wrn_16_2": 73.26,
+    "wrn_40_1": 71.98,
+    "resnet20": 69.06,
+    "resnet32": 71.14,
+    "resnet8x4": 72.50,
+    "vgg8": 70.36,
+    "MobileNetV2": 64.60,
+    "ShuffleV1": 70.50,
+    "ShuffleV2": 71.82,
+}
+
+REPDISTILLER = """
+kd      74.92 73.54 70.66 70.67 73.08 73.33 72.98  67.37 67.35 73.81 74.07 74.45 74.83
+fitnet  73.58 72.24 69.21 68.99 71.06 73.50 71.02  64.14 63.16 70.69 73.59 73.54 73.73
+at      74.08 72.77 70.55 70.22 72.31 73.44 71.43  59.40 58.58 71.84 71.73 72.73 73.32
+sp      73.83 72.43 69.67 70.04 72.69 72.94 72.68  66.30 68.08 73.34 73.48 74.56 74.52
+cc      73.56 72.21 69.63 69.48 71.48 72.97 70.71  64.86 65.43 70.25 71.14 71.29 71.38
+vid     74.11 73.30 70.38 70.16 72.61 73.09 71.23  65.56 67.57 70.30 73.38 73.40 73.61
+rkd     73.35 72.22 69.61 69.25 71.82 71.90 71.48  64.52 64.43 71.50 72.28 73.21 72.21
+pkt     74.54 73.45 70.34 70.25 72.61 73.64 72.88  67.13 66.52 73.01 74.10 74.69 73.89
+ab      72.50 72.38 69.47 69.53 70.98 73.17 70.94  66.06 67.20 70.65 73.55 74.31 73.34
+ft      73.25 71.59 69.84 70.22 72.37 72.86 70.58  61.78 60.99 70.29 71.75 72.50 72.03
+fsp     72.91     - 69.95 70.11 71.89 72.62 70.23      -     -     -     -     -     -
+nst     73.68 72.24 69.60 69.53 71.96 73.30 71.53  58.16 64.96 71.28 74.12 74.68 74.89
+crd     75.48 74.14 71.16 71.46 73.48 75.51 73.94  69.73 69.11 74.30 75.11 75.65 76.05
+"""
+SSKD = """
+fitnet  75.75 74.12 71.60     -     - 74.31 73.54  68.58 68.54 73.84 74.82 75.11 75.55
+at      75.28 74.45 71.78     -     - 74.26 73.62  69.34 69.28 73.45 74.76 75.30 75.61
+sp      75.34 73.15 71.48     -     - 74.74 73.44  66.89 68.99 73.86 73.80 75.15 75.56
+vid     74.79 74.20 71.71     -     - 74.82 73.96  66.91 68.88 73.75 74.28 75.78 75.36
+rkd     75.40 73.87 71.48     -     - 74.47 73.72  68.50 68.46 73.73 74.20 75.74 75.45
+pkt     76.01 74.40 71.44     -     - 74.17 73.37  67.89 68.44 73.53 74.06 75.18 75.51
+ab      68.89 75.06 71.49     -     - 74.45 74.27  68.86 69.32 74.20 76.24 75.66 76.58
+ft      75.15 74.37 71.52     -     - 75.02 73.42  69.19 69.01 73.58 74.31 74.95 75.18
+crd     76.04 75.52 71.68     -     - 75.90 74.06  68.49 70.32 74.42 75.46 75.72 75.96
+sskd    76.04 76.13 71.49     -     - 76.20 75.33  71.53 72.57 75.76 78.44 78.61 77.40
+"""
+"""A method a line, in the order of ``PAIRS``; a dash where the README has no number."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number to compare with."""
+
+    top1: float
+    source: str
+    column: Column
+    """Which epoch's accuracy it is: the last one's or the best one's."""
+
+
+def is_published_setting(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's configuration is one that the tables speak of: one of the pairs, all of CIFAR-100, 240 epochs."""
+    data = settings.get("data", {})
+    whole = data.get("name") == "cifar100" and not data.get("train_size") and not data.get("val_size")
+    epochs = {settings.get("epochs"), *(settings.get("stage_epochs") or {}).values()}
+    return (settings.get("teacher"), settings.get("student")) in PAIRS and whole and epochs == {EPOCHS}
+
+
+def of_stage(kind: str, settings: Mapping[str, Any]) -> Published | None:
+    """The published accuracy of the standard teacher or of the student alone; None for all others."""
+    if not is_published_setting(settings) or kind not in ("teacher", "student"):
+        return None
+    table = TEACHERS if kind == "teacher" else STUDENTS
+    return Published(table[settings[kind]], "RepDistiller", TOP1)
+
+
+def of_method(method: str, settings: Mapping[str, Any]) -> Published | None:
+    """The published accuracy of a student of the standard teacher by ``method``, as ``crd`` or ``at,kd=1``."""
+    found = _setting(method) if is_published_setting(settings) else None
+    if found is None:
+        return None
+    name, with_kd = found
+    source, table, column = ("SSKD", SSKD, BEST) if with_kd else ("RepDistiller", REPDISTILLER, TOP1)
+    numbers = {line.split()[0]: line.split()[1:] for line in table.strip().splitlines()}
+    number = numbers.get(name, ["-"] * len(PAIRS))[PAIRS.index((settings["teacher"], settings["student"]))]
+    return None if number == "-" else Published(float(number), source, column)
+
+
+def _setting(method: str) -> tuple[str, bool] | None:
+    """The method's name and whether SSKD's README rather than RepDistiller's has it; None for settings of neither."""
+    try:
+        spec = parse(method)
+    except ConfigError:  # of a version with other methods
+        return None
+    weights = {term.name: term.weight for term in spec.methods}
+    if any(term.options for term in spec.methods):
+        return None
+    kd = weights.pop("kd", None) if len(weights) > 1 else 0.0
+    ((name, weight), *others) = weights.items()
+    if others or kd not in (0.0, 1.0) or (name == "sskd" and kd):
+        return None
+    usual = registry.find(name)
+    default, ce = usual.weights_alone if usual.weights_alone and not kd else (usual.default_weight, 1.0)
+    if weight not in (None, default) or spec.ce_weight not in (None, ce):
+        return None
+    return name, bool(kd) or name == "sskd"

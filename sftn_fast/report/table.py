@@ -1,0 +1,174 @@
+"""Tables as cells, tables as Markdown, and the sentences under them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sftn_fast.report import published
+from sftn_fast.report.matrix import SOURCES, MethodLine, average_gain
+from sftn_fast.report.results import (
+    AGREEMENT,
+    CALIBRATION,
+    CKA,
+    COLUMNS,
+    COST,
+    KL,
+    SECONDS,
+    SPEED,
+    TOP1,
+    Column,
+    Row,
+    kind,
+    label,
+    method_in,
+)
+from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
+
+Cells = list[list[str]]
+"""A table: the headings, then a line for each row."""
+
+
+def markdown(cells: Cells) -> str:
+    """A Markdown table that also reads well as plain text."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cells:
+    """A line a stage: mean and sample deviation over the seeds."""
+    cells = [["", "network", *(column.heading for column in columns), "n"]]
+    for row in rows:
+        figures = [mean_and_deviation(row.values(column), column.digits) for column in columns]
+        cells.append([label(row.name), row.network, *figures, str(len(row.results))])
+    return cells
+
+
+def matrix_table(lines: Sequence[MethodLine]) -> Cells:
+    """A line a method: both teachers' students, the gain, and how alike they are to their teachers.
+
+    The columns of published numbers are there where one of the methods has one.
+    """
+    similar = [(column, f"{column.heading.split('(')[0]}, standard / SFTN") for column in SIMILARITY]
+    headings = ["method", "standard teacher", "SFTN teacher", "n", "gain of SFTN", "95 % CI", "p (Holm)"]
+    headings += [heading for _, heading in similar] + ["seconds, standard / SFTN"]
+    compared = any(line.published for line in lines)
+    cells = [headings + (["published", "gap"] if compared else [])]
+    for line in lines:
+        cells.append(
+            [line.method, *(_top1(line, source) for source in SOURCES), str(line.n), *_gain_cells(line)]
+            + [_both(line, column) for column, _ in similar]
+            + [_both(line, SECONDS)]
+            + (_published_cells(line) if compared else [])
+        )
+    return cells
+
+
+SIMILARITY = (AGREEMENT, KL, CKA, CALIBRATION)
+
+
+def _top1(line: MethodLine, source: str) -> str:
+    values = line.values(source, TOP1)
+    text = mean_and_deviation(values, TOP1.digits)
+    return text if len(values) in (0, line.n) else f"{text} (n = {len(values)})"
+
+
+def _gain_cells(line: MethodLine) -> list[str]:
+    if line.gain is None:
+        return ["-", "-", "-"]
+    interval = " to ".join(map(signed, line.gain.interval)) if line.gain.interval else "-"
+    return [str(line.gain), interval, "-" if line.p is None else format_p(line.p)]
+
+
+def _both(line: MethodLine, column: Column) -> str:
+    means = [f"{statistics.fmean(values):.{column.digits}f}" if values else "-" for values in _values(line, column)]
+    return " / ".join(means)
+
+
+def _values(line: MethodLine, column: Column) -> list[list[float]]:
+    return [line.values(source, column) for source in SOURCES]
+
+
+def _published_cells(line: MethodLine) -> list[str]:
+    if line.published is None:
+        return ["-", "-"]
+    gap = "-" if line.gap is None else signed(line.gap)
+    return [f"{line.published.top1:.2f} ({line.published.source})", gap]
+
+
+def costs_table(rows: Sequence[Row]) -> Cells:
+    """A line a stage: time and cost of one run and of all, and the total."""
+    cells = [["", "seconds", "images/s", "waiting for data", "device seconds", "of all seeds"]]
+    for row in rows:
+        waiting = statistics.fmean(result["data_wait_share"] for result in row.results)
+        means = [mean_and_deviation(row.values(column), column.digits) for column in (SECONDS, SPEED)]
+        cost = row.values(COST)
+        cells.append([label(row.name), *means, f"{waiting:.1%}", mean_and_deviation(cost, 1), f"{sum(cost):.1f}"])
+    cells.append(["all", "", "", "", "", f"{sum(sum(row.values(COST)) for row in rows):.1f}"])
+    return cells
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """The differences that an experiment with one method is about."""
+    pairs = [
+        ("collaborate", "student"),
+        ("distill-sftn", "distill-teacher"),
+        ("distill-sftn", "student"),
+        ("distill-teacher", "student"),
+    ]
+    return [sentence for better, baseline in pairs if (sentence := gain(rows, better, baseline))]
+
+
+def gain(rows: Sequence[Row], better: str, baseline: str) -> str | None:
+    """One sentence on the paired difference in last top-1 between two rows, over the seeds that both have."""
+    by_name = {row.name: row.by_seed(TOP1) for row in rows}
+    difference = paired(by_name.get(better, {}), by_name.get(baseline, {}))
+    return f"{label(better)} against {label(baseline)}: {difference.in_words()}" if difference else None
+
+
+def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[str]:
+    """What stands under the table of a matrix: what is printed there, the baselines, the average gain."""
+    tested = sum(line.p is not None for line in lines)
+    sentences = [
+        "Top-1 of the last epoch in percent, mean ± sample deviation over n seeds; similarity of student and teacher "
+        "on the test set, KL in nats.",
+        "Gain: SFTN less standard, paired by seed. Its 95 % interval is by Student's t, for each method alone; p is of "
+        f"the two-sided paired t-test, by Holm for {tested} methods, from {FEWEST_TESTED} seeds on.",
+    ]
+    average = average_gain(lines)
+    if average:
+        methods = sum(line.gain is not None for line in lines)
+        sentences.append(f"Average over {methods} methods, SFTN against standard: {average.in_words()}")
+    for row in rows:
+        if not method_in(row.name):
+            top1 = mean_and_deviation(row.values(TOP1), TOP1.digits)
+            sentences.append(f"{label(row.name)} ({row.network}): {top1}, n = {len(row.results)}")
+    return sentences
+
+
+def cost_sentence(rows: Sequence[Row]) -> str:
+    """What all of it took."""
+    stages = sum(len(row.results) for row in rows)
+    cost = sum(sum(row.values(COST)) for row in rows)
+    return f"Cost: {stages} trainings, {cost:.0f} device seconds (seconds times devices, summed over the stages)"
+
+
+def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settings: Mapping[str, Any]) -> list[str]:
+    """Published numbers that the table has no column for, how far the run is from them, and whose they are."""
+    sentences = []
+    for row in rows:
+        found = published.of_stage(kind(row.name), settings)
+        if row.name == "distill-teacher":
+            found = published.of_method(row.method or str(settings.get("distill")), settings)
+        if found:
+            gap = statistics.fmean(row.values(found.column)) - found.top1
+            sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)}")
+    if sentences or any(line.published for line in lines):
+        sentences.append(published.NOTE)
+    return sentences

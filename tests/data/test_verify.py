@@ -1,0 +1,102 @@
+"""The check of image files, as a command and as it is used by the sources."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("PIL.Image")
+import pictures
+
+from sftn_fast.config import ConfigError
+from sftn_fast.data import verify as module
+from sftn_fast.data.folders import read_skip_list
+from sftn_fast.data.progress import Progress
+
+
+def run(*argv):
+    command = [sys.executable, "-m", "sftn_fast.data.verify", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def crash(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_is_found_is_listed_and_then_left_out(tmp_path, capsys):
+    def in_this_process(*argv):
+        return module.main([*map(str, argv)]), capsys.readouterr().out
+
+    root = tmp_path / "with a space ü"
+    for i in range(2 * module.CHUNK):
+        pictures.write(root / "train" / "cat" / f"{i:03}.png")
+    bad = [root / "train" / "cat" / f"bad {i}.jpg" for i in range(len(pictures.FAULTS))]
+    for path, kind in zip(bad, pictures.FAULTS, strict=True):
+        pictures.damaged(path, kind)
+    pictures.damaged(root / ".hidden" / "bad.jpg", "empty")
+    for check in (in_this_process, run):  # the second time with the list there
+        code, printed = check(root, "--workers", 2)
+        assert code == 1
+        *lines, summary = printed.splitlines()
+        names = [line.partition(": ")[0] for line in lines]
+        assert names == sorted(path.relative_to(root).as_posix() for path in bad)
+        assert summary == f"74 images, 10 can't be decoded; they are listed in {root / 'skip.txt'}"
+        assert (root / "skip.txt").read_text() == "".join(f"{name}\n" for name in names)
+        assert read_skip_list(root) == set(bad)
+
+    for path in bad:
+        path.unlink()
+    assert in_this_process(root) == (0, "64 images, 0 can't be decoded\n")
+    assert not (root / "skip.txt").exists()
+
+
+@pytest.mark.parametrize("argv", [[], ["--workers", "0", "."], ["nowhere"], ["--wrong"], ["empty"], ["file"]])
+def test_usage(argv, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = module.main(argv)
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_name_that_is_no_utf8(tmp_path, capfd):
+    name = os.fsdecode(b"caf\xe9\xe2\x80\xa8.png")  # with a Unicode line separator
+    pictures.damaged(tmp_path / "a.png", "empty").rename(tmp_path / name)
+    assert module.main([str(tmp_path)]) == 1
+    assert r"caf\udce9" in capfd.readouterr().out
+    assert read_skip_list(tmp_path) == {tmp_path / name}
+
+
+def test_a_process_that_dies_is_an_error_and_no_skip_list(tmp_path, monkeypatch, capsys):
+    pictures.write(tmp_path / "a.png")
+    monkeypatch.setattr(module, "find_fault", crash)
+    assert module.main([str(tmp_path), "--workers", "1"]) == 2
+    assert "a process died while decoding" in capsys.readouterr().err
+    assert not (tmp_path / "skip.txt").exists()
+
+
+def test_a_list_that_can_not_be_written_is_explained(tmp_path):
+    (tmp_path / "skip.txt").mkdir()
+    with pytest.raises(ConfigError, match=r"skip.txt can't be written"):
+        module.write_skip_list(tmp_path, {tmp_path / "a.png": "empty"})
+
+
+def test_progress_speaks_up_only_when_it_takes_long(capsys):
+    for interval in (0.0, 60.0):
+        progress = Progress("checking images", 2000, interval=interval)
+        for done in (0, 1000, 2000):
+            progress.update(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(",")[0] for line in lines] == [
+        "checking images: 1,000 of 2,000",
+        "checking images: 2,000 of 2,000",
+    ]

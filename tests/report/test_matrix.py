@@ -1,0 +1,181 @@
+"""The report of several methods: the table, the sentences, the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sftn_fast import cli, report
+
+METHODS = ("sp,kd=1", "kd", "at:p=1<2>,kd=1")
+"""In an order of their own; the last one as no folder could be called, with what HTML would take for a tag."""
+
+TOP1 = {
+    # method: (standard, SFTN), a figure a seed
+    "sp,kd=1": ((70.0, 71.0, 72.0), (71.0, 73.0, 75.0)),
+    "kd": ((70.0, 70.0, 70.0), (69.0, 70.0, 69.5)),
+    "at:p=1<2>,kd=1": ((60.0, 61.0, 62.0), (60.5, 62.0)),
+}
+
+
+def leave(folder: Path, name: str, seed: int, top1: float, method: str | None = None) -> None:
+    """A finished stage."""
+    student = name not in ("teacher", "sftn")
+    result = {
+        "name": name,
+        "seed": seed,
+        "network": "resnet8x4" if student else "resnet32x4",
+        "parameters": 12345,
+        "epochs": 240,
+        "last": {"top1": top1, "ce": 1.0, "epoch": 240},
+        "best": {"top1": top1 + 0.5, "ce": 1.0, "epoch": 230},
+        "agreement": 80.0 if student else None,
+        "agreement5": 90.0 if student else None,
+        "kl": 0.25 if student else None,
+        "cka": 0.9 if student else None,
+        "calibration_error": 5.0 if student else None,
+        "seconds": 10.0,
+        "images_per_second": 1000.0,
+        "data_wait_share": 0.1,
+        "devices": 2,
+        "environment": {"torch": "9.9", "device": "A & B <GPU>", "finished": "2026-01-01T00:00:00"},
+        "identity": {"distill": method} if method else {},
+    }
+    stage = folder / f"seed{seed}" / name
+    stage.mkdir(parents=True)
+    (stage / "result.json").write_text(json.dumps(result))
+    lines = [f"{epoch},{top1 * epoch / 240}" for epoch in range(60, 241, 60)]
+    (stage / "summary.csv").write_text("\n".join(["epoch,test_top1", *lines, ""]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed in range(3):
+        for name, top1 in (("teacher", 79.0), ("sftn", 80.0), ("student", 72.0)):
+            leave(tmp_path, name, seed, top1 + seed)
+    for number, (method, figures) in enumerate(TOP1.items()):
+        for source, values in zip(("teacher", "sftn"), figures, strict=True):
+            for seed, top1 in enumerate(values):
+                leave(tmp_path, f"distill-{source}-m{number}", seed, top1, method)
+    config, _ = cli.parse(["--config", "resnet32x4_resnet8x4"])
+    settings = cli.to_dict(config) | {"methods": list(METHODS)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    """The Markdown table's cells by method and heading."""
+    lines = [line for line in report.write(folder).splitlines() if line.startswith("|")]
+    head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {line[0]: dict(zip(head, line, strict=True)) for line in body}
+
+
+def test_a_line_a_method_in_the_order_of_the_configuration(folder: Path) -> None:
+    assert tuple(table(folder)) == METHODS
+
+
+def test_means_gains_and_their_test(folder: Path) -> None:
+    cells = table(folder)["sp,kd=1"]
+    assert (cells["standard teacher"], cells["SFTN teacher"]) == ("71.00 ± 1.00", "73.00 ± 2.00")
+    # Differences 1, 2, 3: t = 2 / (1 / sqrt 3), p = 0.0742 with 2 degrees of freedom, twice that by Holm for two.
+    assert (cells["n"], cells["gain of SFTN"], cells["p (Holm)"]) == ("3", "+2.00 ± 1.00", "0.148")
+    assert cells["95 % CI"] == "-0.48 to +4.48"
+    assert (cells["KL, standard / SFTN"], cells["seconds, standard / SFTN"]) == ("0.2500 / 0.2500", "10.0 / 10.0")
+
+
+def test_a_method_with_too_few_pairs_has_no_p(folder: Path) -> None:
+    cells = table(folder)["at:p=1<2>,kd=1"]
+    assert (cells["n"], cells["gain of SFTN"], cells["p (Holm)"]) == ("2", "+0.75 ± 0.35", "-")
+    assert cells["standard teacher"] == "61.00 ± 1.00 (n = 3)"
+
+
+def test_published_numbers_and_gaps(folder: Path) -> None:
+    cells = table(folder)
+    # RepDistiller reports the last epoch, SSKD the best one, which is half a point above it here.
+    assert (cells["kd"]["published"], cells["kd"]["gap"]) == ("73.33 (RepDistiller)", "-3.33")
+    assert (cells["sp,kd=1"]["published"], cells["sp,kd=1"]["gap"]) == ("74.74 (SSKD)", "-3.24")
+    assert cells["at:p=1<2>,kd=1"]["published"] == "-"
+    text = report.write(folder)
+    assert "standard teacher: 79.42 published (RepDistiller), gap +0.58" in text
+    assert "not the SFTN paper's" in text
+
+
+def test_another_data_set_has_no_published_numbers(folder: Path) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump({"methods": list(METHODS), "data": {"name": "digits"}}))
+    text = report.write(folder)
+    assert "published" not in text and "gap" not in text
+
+
+def test_sentences(folder: Path) -> None:
+    text = report.write(folder)
+    # Over the seeds that all methods have: (1 - 1 + 0.5) / 3 and (2 + 0 + 1) / 3.
+    assert "Average over 3 methods, SFTN against standard: +0.58 ± 0.59 points, paired by seed, n = 2" in text
+    assert "student alone (resnet8x4): 73.00 ± 1.00, n = 3" in text
+    assert "by Holm for 2 methods" in text
+    # 3 x 3 baselines and 17 students of ten seconds on two devices.
+    assert "26 trainings, 520 device seconds" in text
+
+
+class Page(HTMLParser):
+    """Counts the tags and refuses what a self-contained page has not."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.text = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in {
+            *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "pre", "img", "div"),
+            *("table", "thead", "tbody", "tr", "th", "td"),
+        }, tag
+        for name, value in attrs:
+            assert name not in ("href", "onclick")
+            assert name != "src" or str(value).startswith("data:image/png;base64,")
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
+    report.write(folder)
+    content = (folder / "report.html").read_text()
+    page = Page(content)
+    assert page.tags["img"] == 2 and page.tags["table"] == 4
+    for words in ("at:p=1<2>,kd=1", "A & B <GPU>", "torch 9.9", "2026-01-01", "+2.00 ± 1.00", "12,345", "520.0"):
+        assert words in page.text, words
+    assert "weight_decay: 0.0005" in page.text
+    assert "prefers-color-scheme: dark" in content and "http" not in content
+
+
+def test_results_by_line(folder: Path) -> None:
+    report.write(folder)
+    with (folder / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 26
+    assert {line["method"] for line in lines} == {"", *METHODS}
+    assert {line["device_seconds"] for line in lines} == {"20.0"}
+
+
+def test_a_matrix_of_one_teacher_has_no_gain(folder: Path) -> None:
+    for path in folder.glob("seed*/distill-sftn-*/result.json"):
+        path.unlink()
+    cells = table(folder)["kd"]
+    assert (cells["SFTN teacher"], cells["gain of SFTN"], cells["standard teacher"]) == ("-", "-", "70.00 ± 0.00")
+
+
+def test_a_run_of_one_method_has_its_table_of_stages_and_a_page(tmp_path: Path) -> None:
+    for seed in range(3):
+        for name in ("teacher", "student", "distill-teacher", "distill-sftn"):
+            leave(tmp_path, name, seed, 70.0 + seed * len(name), "kd" if "distill" in name else None)
+    text = report.write(tmp_path)
+    assert "| student of SFTN teacher " in text and "Average" not in text
+    assert "student of SFTN teacher against student of standard teacher: -3.00 ± 3.00 points" in text
+    assert Page((tmp_path / "report.html").read_text()).tags["img"] == 2

@@ -1,0 +1,87 @@
+"""Published numbers: which run they are held against, and that they are what the recipes say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sftn_fast import cli
+from sftn_fast.report.published import PAIRS, REPDISTILLER, SSKD, STUDENTS, TEACHERS, of_method, of_stage
+
+RESNET = cli.to_dict(cli.parse(["--config", "resnet32x4_resnet8x4"])[0])
+
+
+def numbers(table):
+    return [line.split() for line in table.strip().splitlines()]
+
+
+@pytest.mark.parametrize("table", [REPDISTILLER, SSKD])
+def test_every_line_has_a_number_or_a_dash_for_every_pair(table):
+    for name, *row in numbers(table):
+        assert len(row) == len(PAIRS) == 13, name
+        assert all(number == "-" or 55 < float(number) < 80 for number in row), name
+
+
+def test_there_is_a_recipe_for_every_pair_with_the_same_numbers():
+    for teacher, student in PAIRS:
+        path = cli.recipe_path(f"{teacher}_{student}")
+        config, _ = cli.parse(["--config", path.stem])
+        assert (config.teacher, config.student) == (teacher, student)
+        header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+        settings = cli.to_dict(config)
+        found = [of_stage("teacher", settings), of_stage("student", settings), of_method("kd=0.9", settings)]
+        assert [float(number) for number in re.findall(r"([\d.]+) %", header)] == [each.top1 for each in found]
+    assert {teacher for teacher, _ in PAIRS} == TEACHERS.keys()
+    assert {student for _, student in PAIRS} == STUDENTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "top1", "source", "epoch"),
+    [
+        ("kd", 73.33, "RepDistiller", "last"),
+        ("kd=0.9", 73.33, "RepDistiller", "last"),
+        ("crd", 75.51, "RepDistiller", "last"),
+        ("ce=1,attention=1000", 73.44, "RepDistiller", "last"),
+        ("at,kd=1", 74.26, "SSKD", "best"),
+        ("hint,kd=1", 74.31, "SSKD", "best"),
+        ("sskd", 76.20, "SSKD", "best"),
+    ],
+)
+def test_settings_that_were_published(method, top1, source, epoch):
+    found = of_method(method, RESNET)
+    assert (found.top1, found.source) == (top1, source)
+    result = {"last": {"top1": "last"}, "best": {"top1": "best"}}
+    assert found.column.value(result) == epoch
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["kd=0.5", "kd:temperature=2", "kd,ce=1", "at=500", "at,kd=2", "at,rkd", "dkd", "nst,kd=1", "sskd,kd=1", "novel"],
+)
+def test_settings_that_were_not(method):
+    assert of_method(method, RESNET) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 100},
+        {"stage_epochs": {"sftn": 60}},
+        {"teacher": "vgg16"},
+        {"teacher": "vgg13"},
+        {"data": {"name": "cifar10"}},
+        {"data": {"name": "cifar100", "train_size": 1000}},
+    ],
+)
+def test_other_runs_are_held_against_nothing(change):
+    assert of_method("kd", RESNET) is not None
+    assert of_method("kd", RESNET | change) is None
+    assert of_stage("teacher", RESNET | change) is None
+
+
+def test_a_pair_that_the_readme_leaves_out():
+    settings = RESNET | {"teacher": "resnet110", "student": "resnet20"}
+    assert of_method("at,kd=1", settings) is None
+    assert of_method("at", settings).top1 == 70.22
+    assert of_stage("sftn", settings) is None

@@ -1,0 +1,39 @@
+"""Every method with every pair of the literature: it builds or is refused in a line, and the document says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sftn_fast import catalogue, cli, distillers, models
+from sftn_fast.distillers import registry
+from sftn_fast.report.published import PAIRS
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
+
+
+def test_the_document_is_what_the_methods_say() -> None:
+    assert DOCUMENT.read_text() == catalogue.document(), "python -m sftn_fast.catalogue > docs/methods.md"
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_a_pair_and_a_method_are_a_whole_command_line(method: str) -> None:
+    # Which pair it is decides nothing about the method's words, and the other way round: a row and a column will do.
+    config, _ = cli.parse(["--config", "resnet32x4_resnet8x4", "--method", method])
+    assert (config.teacher, config.student, config.data.name) == ("resnet32x4", "resnet8x4", "cifar100")
+    assert distillers.parse(config.distill).methods[0].name == method
+
+
+@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+def test_a_method_builds_or_refuses_the_pair_in_a_line(teacher: str, student: str) -> None:
+    config, _ = cli.parse(["--config", f"{teacher}_{student}", "--method", "at"])
+    assert (config.teacher, config.student, config.distill) == (teacher, student, "at,kd=1")
+    for name, reason in catalogue.refusals(teacher, student).items():
+        assert reason.startswith(name) and "\n" not in reason
+
+
+def test_a_whole_distiller_refuses_what_its_method_does() -> None:
+    student, teacher = models.build("vgg8"), models.build("resnet8")
+    with pytest.raises(ValueError, match="fsp"):
+        distillers.build("fsp,kd=1", student=student, teacher=teacher, num_samples=50)

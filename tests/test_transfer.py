@@ -1,0 +1,200 @@
+"""The linear probe: what it learns from, what it leaves alone, what it writes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sftn_fast import data, models, transfer
+from sftn_fast.config import ConfigError, DataConfig, TransferConfig
+
+FAKE = DataConfig("fake", train_size=70, image_size=16, crop_padding=0)  # 64 + 6: a partial batch
+
+
+@pytest.fixture(scope="module")
+def network() -> models.StagedNet:
+    """An untrained network whose BatchNorm statistics are not those of a new one."""
+    torch.manual_seed(0)
+    net = models.build("resnet8", num_classes=4)
+    net(torch.randn(32, 3, 16, 16))
+    return net.eval()
+
+
+@pytest.fixture
+def exported(network: models.StagedNet, tmp_path: Path) -> Path:
+    models.save(network, tmp_path / "my network", meta={"image_size": 16})
+    return tmp_path / "my network"
+
+
+def config_for(folder: Path, **options: object) -> TransferConfig:
+    return TransferConfig(**{"network": str(folder), "data": FAKE, "epochs": 3, "device": "cpu", **options})
+
+
+def images_for(config: TransferConfig) -> data.ImageData:
+    return data.build(config.data, seed=config.seed, batch_size=config.batch_size, device="cpu")
+
+
+def by_hand(network: models.StagedNet, config: TransferConfig, lrs: list[float]) -> torch.nn.Linear:
+    """The probe in the plainest PyTorch: images through the frozen network, step by step."""
+    images = images_for(config)
+    classifier = transfer.new_classifier(64, images.num_classes, config.seed)
+    sgd = torch.optim.SGD(classifier.parameters(), lr=1.0, momentum=0.9, weight_decay=config.weight_decay)
+    for epoch, lr in enumerate(lrs):
+        sgd.param_groups[0]["lr"] = lr
+        for batch in images.train.epoch(epoch):
+            with torch.no_grad():
+                pooled = network.forward_features(batch.images).pooled
+            sgd.zero_grad()
+            F.cross_entropy(classifier(pooled), batch.target).backward()
+            sgd.step()
+    return classifier
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("crop_padding", [0, 2])
+def test_it_is_the_plain_loop(augment: bool, crop_padding: int, network, exported) -> None:
+    data_config = dataclasses.replace(FAKE, crop_padding=crop_padding, flip=crop_padding > 0)
+    config = config_for(exported, data=data_config, augment=augment, lr=0.1, milestones=(2,), weight_decay=0.01)
+    images = images_for(config)
+    found = transfer.new_classifier(64, images.num_classes, config.seed)
+    transfer.train(found, transfer.feature_epochs(network, images, config), config)
+    # Features that are computed once are those of the images as they are.
+    seen = config if augment else dataclasses.replace(config, data=dataclasses.replace(FAKE, flip=False))
+    expected = by_hand(network, seen, lrs=[0.1, 0.1, 0.01])
+    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.bias, expected.bias, rtol=1e-5, atol=1e-6)
+    if crop_padding:  # the two ways differ, so the comparison above tells them apart
+        other = dataclasses.replace(config, augment=not augment)
+        unlike = transfer.new_classifier(64, images.num_classes, config.seed)
+        transfer.train(unlike, transfer.feature_epochs(network, images, other), other)
+        assert not torch.allclose(found.weight, unlike.weight, atol=1e-3)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_network_stays_as_it_is(augment: bool, network, exported) -> None:
+    net = copy.deepcopy(network).train()
+    before = copy.deepcopy(net.state_dict())
+    config = config_for(exported, augment=augment, lr=0.05, milestones=())
+    images = images_for(config)
+    classifier = transfer.new_classifier(64, images.num_classes, config.seed)
+    weight = classifier.weight.detach().clone()
+    transfer.train(classifier, transfer.feature_epochs(net, images, config), config)
+    assert not torch.equal(classifier.weight, weight)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_classifier_learns_what_the_features_tell(exported) -> None:
+    result = transfer.run(config_for(exported, data=dataclasses.replace(FAKE, train_size=400), lr=1.0, epochs=20))
+    assert result["top1"] > 60  # of ten classes
+    assert result["top1"] <= result["top5"] <= 100
+
+
+def test_the_same_seed_gives_the_same_result_and_another_another(exported) -> None:
+    first, again, other = (transfer.run(config_for(exported, lr=0.1, seed=seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first["ce"] != other["ce"]
+
+
+def test_no_global_random_state_decides(exported) -> None:
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        results.append(transfer.run(config_for(exported, lr=0.1)))
+    assert results[0] == results[1]
+
+
+def test_what_is_written(exported) -> None:
+    result = transfer.run(config_for(exported, data=DataConfig("fake", train_size=32)))
+    assert json.loads((exported / "transfer-fake.json").read_text()) == result
+    setting = result["setting"]
+    assert (setting["lr"], setting["milestones"], setting["weight_decay"]) == (0.05, [1, 2], 0.0)
+    assert setting["data"]["image_size"] == 16  # the network's
+    assert (result["network"], result["features"]) == ("resnet8", 64)
+    assert result["sha256"] == models.read_config(exported)["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"), [(1, []), (2, [1]), (3, [1, 2]), (100, [30, 60, 90]), (120, [36, 72, 108])]
+)
+def test_usual_milestones(epochs: int, milestones: list[int], network, exported) -> None:
+    config = transfer._resolve(config_for(exported, epochs=epochs), network, {})
+    assert list(config.milestones or ()) == milestones
+
+
+def test_light_networks_get_their_learning_rate(exported) -> None:
+    config = transfer._resolve(config_for(exported), models.build("MobileNetV2", num_classes=4), {})
+    assert config.lr == 0.01
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        transfer.run(transfer.parse(argv))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["network"]),
+        (["nowhere"], ["network nowhere", "config.json"]),
+        (["NET", "--data.name", "digits"], ["data.name", "3 channels"]),
+        (["NET", "--data.name", "mnist"], ["data.name", "mnist"]),
+        (["NET", "--data.name", "folder", "--data.root", "nowhere"], ["folder train", "nowhere"]),
+        (["NET", "--epochs", "0"], ["epochs", "at least 1"]),
+        (["NET", "--epochs", "ten"], ["epochs", "ten"]),
+        (["NET", "--lr", ".nan"], ["lr", "nan"]),
+        (["NET", "--lr", "0"], ["lr", "greater than 0"]),
+        (["NET", "--momentum", "1"], ["momentum", "less than 1"]),
+        (["NET", "--weight_decay", "-1"], ["weight_decay", "at least 0"]),
+        (["NET", "--batch_size", "1"], ["batch_size", "at least 2"]),
+        (["NET", "--milestones", "[30, 100]"], ["milestones", "from 1 to 99"]),
+        (["NET", "--milestones", "[0, 30]"], ["milestones", "increasing"]),
+        (["NET", "--seed", "-1"], ["seed"]),
+        (["NET", "--device", "tpu"], ["device", "tpu"]),
+        (["NET", "--data.name", "fake", "--output", "NET"], ["output", "written"]),
+        (["NET", "--data.name", "fake", "--output", "NET/config.json/a.json"], ["output", "written"]),
+        (["NET", "--epoch", "3"], ["--epoch"]),
+        (["NET", "stray"], ["stray"]),
+    ],
+)
+def test_refused(argv: list[str], words: list[str], exported) -> None:
+    message = refusal(*(part.replace("NET", str(exported)) for part in argv))
+    assert all(word in message for word in words), message
+
+
+def test_a_damaged_network_is_refused(exported) -> None:
+    weights = exported / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "network" in refusal(str(exported), "--data.name", "fake")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_not_finite_is_exit_code_1(exported, capsys) -> None:
+    argv = [str(exported), "--data.name", "fake", "--epochs", "2", "--lr", "1e38", "--device", "cpu"]
+    assert transfer.main(argv) == 1
+    assert "error: the loss is" in capsys.readouterr().err
+    assert not (exported / "transfer-fake.json").exists()
+
+
+def test_on_the_command_line(exported, tmp_path: Path) -> None:
+    output = tmp_path / "results" / "probe.json"
+    command = [sys.executable, "-m", "sftn_fast.transfer", str(exported), "--data.name", "fake", "--epochs", "2"]
+    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text())
+    assert done.stdout.splitlines()[-1] == f"top1 {result['top1']:.2f} %  top5 {result['top5']:.2f} %  ({output})"
+    refused = subprocess.run([*command, "--batch_size", "1"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "error: batch_size must be at least 2, got 1\n"
