@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sftn_fast.config import ConfigError
 from sftn_fast.engine import FingerprintMismatch, Interrupted, NonFiniteError, PeerError, distributed, parallel
@@ -243,6 +243,19 @@ def test_batchnorm_over_ranks_needs_a_gpu(tmp_path):
     run_fit(tmp_path / "one", epochs=1, engine={"sync_batchnorm": True})
     expected = "ConfigError: engine.sync_batchnorm must be false on the CPU, got True"
     assert on_ranks(2, fit_and_tell_synchronised, tmp_path / "two") == [expected] * 2
+
+
+def synchronised() -> tuple[list[str], bool, bool]:
+    task = make_task()
+    names, weight = list(task.state_dict()), task.model[1].weight
+    parallel.synchronise_batchnorm(task, torch.device("cuda"))
+    norm = task.model[1]
+    return [*task.state_dict()], names == [*task.state_dict()] and norm.weight is weight, type(norm) is nn.SyncBatchNorm
+
+
+def test_synchronised_batchnorm_keeps_names_and_parameters():
+    for names, same, converted in on_ranks(2, synchronised):
+        assert "model.1.running_mean" in names and same and converted
 
 
 def fit_and_tell_synchronised(folder: Path) -> str:
