@@ -339,7 +339,7 @@ class _Clock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.seconds += time.perf_counter() - self._started
-        if error is not None:
+        if error is not None and distributed.is_main():
             write_atomically(self.path, f"{self.seconds:.3f}\n")
 
 

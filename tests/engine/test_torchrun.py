@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
+from torch.distributed.run import get_args_parser
 
 from sftn_fast import cli, data, engine, models, similarity
 from sftn_fast.config import ConfigError
@@ -140,3 +144,32 @@ def test_devices_that_ranks_can_not_have(monkeypatch, device, local_rank, messag
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(ConfigError, match=message):
         backend(device)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "many-gpus.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_the_commands_of_the_page_are_understood():
+    launched = [block.replace("\\\n", " ") for block in BLOCKS]
+    found = re.findall(r"torchrun (.*?) -m sftn_fast\.train (.*?)(?: &)?$", "\n".join(launched), flags=re.MULTILINE)
+    assert len(found) == len(BLOCKS) == 3
+    for launcher_options, options in found:
+        cli.parse(shlex.split(options))
+        # As the shell would leave them, but for the numbers that SLURM fills in.
+        words = shlex.split(re.sub(r"\$SLURM_\w+", "2", launcher_options))
+        assert get_args_parser().parse_args([*words, "-m", "sftn_fast.train"]).training_script == "sftn_fast.train"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["one machine", "several", "slurm"])
+def test_the_scripts_of_the_page_are_shell(block):
+    assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).stderr == ""
+
+
+def test_the_options_that_the_page_names_exist():
+    known = yaml.safe_load(cli.dump(cli.parse([])[0]))
+    named = set(re.findall(r"(?:--|`)((?:optim|engine|data)\.\w+|gather|resume)\b", PAGE))
+    assert len(named) >= 8
+    for option in named:
+        section, _, key = option.rpartition(".")
+        assert key in (known[section] if section else known), option
