@@ -100,3 +100,10 @@ def test_outside_the_main_thread_training_works_without_handlers(tmp_path):
 
 def test_interrupted_says_which_signal():
     assert Interrupted(15).signum == 15 and "SIGTERM" in str(Interrupted(15))
+
+
+def test_sigusr1_may_come_twice():
+    with StopSignals() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.signum == signal.SIGUSR1
