@@ -65,6 +65,12 @@ SFTN_INLINE float widened<float, Half>(Half value) {
   return bit_cast<float>(bit_cast<int32_t>(finite) | special);
 }
 
+template <class A, class T>
+SFTN_INLINE void widen_row(const T* row, int64_t d, A* to) {
+#pragma omp simd
+  for (int64_t j = 0; j < d; ++j) to[j] = widened<A>(row[j]);
+}
+
 // Rows of a bank that one anchor meets together.
 template <class T>
 struct BankRows {
@@ -94,9 +100,7 @@ SFTN_INLINE Group<A, Dim> group_of(const BankRows<T>& from, int64_t d, Dim dim, 
       if (d == dim) continue;
     }
     A* copy = copies + i * dim;
-    const T* row = from.rows[i];
-#pragma omp simd
-    for (int64_t j = 0; j < d; ++j) copy[j] = widened<A>(row[j]);
+    widen_row(from.rows[i], d, copy);
     group.rows[i] = copy;
   }
   for (int64_t i = 0; i < kTogether - 1; ++i) group.rows[from.count + i] = group.rows[0];
@@ -126,6 +130,18 @@ SFTN_INLINE A log1p_of_fraction(A e) {
   for (int k = kTerms - 1; k >= 0; --k) sum = sum * square + A(1.0 / (2 * k + 1));
   return 2 * x * sum;
 }
+
+// softplus(a) and sigmoid(a) of a base-2 logit
+template <class A>
+struct LogisticTerm {
+  A loss, weight;
+
+  SFTN_INLINE explicit LogisticTerm(A a) {
+    const A e = fast_exp2(a < 0 ? a : -a), inverse = 1 / (1 + e);
+    loss = (a > 0 ? a * A(1 / kLog2E) : 0) + log1p_of_fraction(e);
+    weight = a > 0 ? inverse : e * inverse;
+  }
+};
 
 template <class T>
 SFTN_INLINE void fetch_row(const T* row, int64_t d) {
@@ -169,11 +185,9 @@ SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, const float* times, int
     A* dot = dots + i;
     const float* n = times + i;
     SFTN_LANES {
-      const A a = logistic(dot[l]), size = a < 0 ? -a : a;
-      const A e = fast_exp2(-size), inverse = 1 / (1 + e);
-      const A softplus = (a > 0 ? a * A(1 / kLog2E) : 0) + log1p_of_fraction(e);
-      dot[l] = A(n[l]) * (a > 0 ? inverse : e * inverse);
-      loss.lane[l] += n[l] > 0 ? A(n[l]) * softplus : 0;
+      const LogisticTerm<A> term(logistic(dot[l]));
+      dot[l] = A(n[l]) * term.weight;
+      loss.lane[l] += n[l] > 0 ? A(n[l]) * term.loss : 0;
     }
   }
   return loss.sum();

@@ -87,20 +87,4 @@ class Walk {
   bool in_range_ = true;
 };
 
-// Rows of `dim` values, a multiple of kLanes, each beginning at a cache line: zero at first.
-template <class A>
-class AlignedRows {
- public:
-  AlignedRows(int64_t rows, int64_t dim) : dim_(dim), blocks_(rows * dim / kLanes) {}
-
-  A* row(int64_t i) { return blocks_.empty() ? nullptr : blocks_[i * dim_ / kLanes].lane; }
-
- private:
-  struct alignas(64) Block {
-    A lane[kLanes];
-  };
-  int64_t dim_;
-  std::vector<Block> blocks_;
-};
-
 }  // namespace sftn
