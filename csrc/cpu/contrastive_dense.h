@@ -148,7 +148,7 @@ SFTN_INLINE void tile_of_dim(const T* bank, int64_t count, int64_t d, Dim dim, c
   const A* rows = in_place<A>(bank, count == kTileRows && d == dim);
   if (!rows) {
     rows = copies;
-    for (int64_t r = 0; r < count; ++r) widen_row(bank + r * d, d, copies + r * dim);
+    for (int64_t r = 0; r < count; ++r) widen_values<kBytes>(bank + r * d, d, copies + r * dim);
     std::fill(copies + count * dim, copies + kTileRows * dim, A(0));
   }
   alignas(64) A scores[kTileRows * kLanes];

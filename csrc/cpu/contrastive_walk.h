@@ -67,6 +67,7 @@ class Walk {
       group.times[count++] = 1;
       last = row;
     }
+    for (int64_t i = count; i % kTogether != 0; ++i) group.rows[i] = group.rows[0];
     std::fill(group.times + count, group.times + kGroup, 0.f);
     // What comes next of this anchor, perhaps after all others had their turn.
     constexpr int64_t kLine = 64 / sizeof(I);
