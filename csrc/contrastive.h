@@ -24,6 +24,10 @@
 //                            side's embedding. Of several b with the same index the last counts. A row that would not
 //                            be finite stays as it is
 //
+// With `dense` a backend that has two ways scores every row of the banks instead of gathering each sample's: the same
+// values, to rounding, and cheaper where N is small. The choice and its figures are in
+// sftn_fast/ops/contrastive.py.
+//
 // Embeddings are of the type that is computed in, A: float64 if an embedding or the banks were, else float32. Banks are
 // of any type, both of the same. Rows out of range: the CPU throws, having written nothing; a GPU stops at a
 // device-side assertion. B = 0 gives 0 and changes nothing.
@@ -36,6 +40,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "tensor.h"
@@ -51,7 +56,7 @@ constexpr const char* kContrastiveNormalizersSchema =
 
 constexpr const char* kContrastiveForwardSchema =
     "contrastive_forward(" SFTN_CONTRASTIVE_BATCH
-    "Tensor z_student, Tensor z_teacher, float temperature, bool student_grad, bool teacher_grad) "
+    "Tensor z_student, Tensor z_teacher, float temperature, bool student_grad, bool teacher_grad, bool dense=False) "
     "-> (Tensor loss, Tensor student_grad, Tensor teacher_grad)";
 
 constexpr const char* kContrastiveUpdateSchema =
@@ -75,6 +80,7 @@ struct ContrastiveInput {
   double temperature;
   int64_t b, k, d, n;
   ScalarType dtype, bank_dtype;  // A, the banks'
+  bool dense = false;            // score every row
 
   double noise() const { return static_cast<double>(k) / static_cast<double>(n); }
   // What all negatives of one anchor add to its loss beside their softplus.
@@ -161,9 +167,11 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_forward(const Tensor& student, co
                                                        const Tensor& index, const Tensor& negatives,
                                                        const Tensor& student_bank, const Tensor& teacher_bank,
                                                        const Tensor& z_student, const Tensor& z_teacher,
-                                                       double temperature, bool student_grad, bool teacher_grad) {
-  const ContrastiveInput in = contrastive_input(student, teacher, index, negatives, student_bank, teacher_bank,
-                                                z_student, z_teacher, temperature);
+                                                       double temperature, bool student_grad, bool teacher_grad,
+                                                       bool dense) {
+  ContrastiveInput in = contrastive_input(student, teacher, index, negatives, student_bank, teacher_bank, z_student,
+                                          z_teacher, temperature);
+  in.dense = dense && in.n <= std::numeric_limits<int32_t>::max();
   using Sizes = std::array<int64_t, 2>;
   const ContrastiveOutput out{empty(std::array<int64_t, 0>{}, in.dtype, student),
                               {empty(Sizes{student_grad ? in.b : 0, in.d}, in.dtype, student),

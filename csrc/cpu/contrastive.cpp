@@ -6,6 +6,8 @@
 #include <numeric>
 #include <vector>
 
+#include "contrastive_ascending.h"
+#include "contrastive_rows.h"
 #include "contrastive_walk.h"
 #include "parallel.h"
 
@@ -15,6 +17,10 @@ namespace sftn {
   attribute double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic, \
                                  int64_t d, const A* v, A* grad, A* copies) {                                   \
     return negatives_inline<bytes>(rows, next, logistic, d, v, grad, copies);                                   \
+  }                                                                                                             \
+  attribute void score_tile(const T* bank, int64_t count, int64_t d, const Logistic<A>& logistic,               \
+                            AnchorBlock<A>* blocks, int64_t num_blocks, A* copies) {                            \
+    tile_inline<bytes>(bank, count, d, logistic, blocks, num_blocks, copies);                                   \
   }
 #define SFTN_ADD_NEGATIVES(attribute, bytes)                \
   SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, float)     \
@@ -27,13 +33,6 @@ namespace sftn {
 SFTN_LEVELS(SFTN_ADD_NEGATIVES)
 #undef SFTN_ADD_NEGATIVES
 #undef SFTN_ADD_NEGATIVES_OF
-
-static void check_index(const Tensor& index, int64_t b, int64_t n) {
-  const auto* data = static_cast<const int64_t*>(index.const_data_ptr());
-  for (int64_t i = 0; i < b; ++i) {
-    STD_TORCH_CHECK(data[i] >= 0 && data[i] < n, "index: row ", data[i], " is out of range [0, ", n, ")");
-  }
-}
 
 static double read_normalizer(const Tensor& z) {
   if (z.scalar_type() == ScalarType::Double) return *static_cast<const double*>(z.const_data_ptr());
@@ -111,23 +110,11 @@ static double begin_anchor(const T* row, const A* v, const Logistic<A>& logistic
   return (a > 0 ? 0 : -a) + std::log1p(e);
 }
 
+// Adds the negatives of anchors begin .. end to their losses and gradients. False if a row is out of range.
 template <class A, class T>
-static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64_t begin, int64_t end, double* losses,
-                  A* grads, std::atomic<bool>& in_range) {
-  const T* bank = static_cast<const T*>(side.bank.const_data_ptr());
-  const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
-  const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
-  const Logistic<A> logistic(in.temperature, read_normalizer(side.z), in.noise() + kContrastiveEps);
-  const int64_t dim = whole_blocks(in.d), anchors = end - begin;
-  AlignedRows<A> v(anchors, dim), sums(grads ? anchors : 0, dim);
-  AlignedRows<A> copies(std::is_same_v<A, T> && in.d == dim ? 0 : kGroup, dim);
-  for (int64_t i = 0; i < anchors; ++i) {
-    const A* of_anchor = embedding + (begin + i) * in.d;
-    std::copy(of_anchor, of_anchor + in.d, v.row(i));
-    losses[begin + i] =
-        in.constant() + begin_anchor(bank + index[begin + i] * in.d, of_anchor, logistic, in.d, sums.row(i));
-  }
-
+static bool gather(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end, const Logistic<A>& logistic,
+                   AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
+  AlignedRows<A> copies(std::is_same_v<A, T> && in.d == whole_blocks(in.d) ? 0 : kGroup, whole_blocks(in.d));
   Walk<T> walk(in, bank, begin, end);
   BankRows<T> groups[2];
   bool more = walk.next(groups[0]);
@@ -139,39 +126,66 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
     const int64_t i = group.anchor - begin;
     losses[group.anchor] += add_negatives(group, next, logistic, in.d, v.row(i), sums.row(i), copies.row(0));
   }
-  if (!walk.in_range()) in_range = false;
+  return walk.in_range();
+}
+
+// Adds the negatives of anchors begin .. end to their losses and, where there are any, to their gradients `sums`,
+// padded to whole blocks of anchors. False, with nothing added, if a row is out of range.
+template <class I, class A, class T>
+static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
+                      const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
+  const int64_t anchors = end - begin, num_blocks = (anchors + kLanes - 1) / kLanes, dim = whole_blocks(in.d);
+  std::vector<Ascending> negatives(anchors);
+  for (int64_t i = 0; i < anchors; ++i) {
+    if (!negatives[i].take(in.negatives.data<I>() + (begin + i) * in.negatives.stride, in.k, in.n)) return false;
+  }
+  AlignedRows<A> transposed(num_blocks * dim, kLanes), copies(kTileRows, dim);
+  std::vector<AnchorBlock<A>> blocks(num_blocks);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    blocks[b].v = transposed.row(b * dim);
+    blocks[b].grads = sums.row(b * kLanes);
+    std::fill(blocks[b].losses, blocks[b].losses + kLanes, 0.0);
+    for (int64_t i = b * kLanes; i < std::min(anchors, (b + 1) * kLanes); ++i) {
+      for (int64_t j = 0; j < in.d; ++j) transposed.row(b * dim + j)[i % kLanes] = v.row(i)[j];
+    }
+  }
+  for (int64_t first = 0; first < in.n; first += kTileRows) {
+    for (AnchorBlock<A>& block : blocks) std::fill(block.times, block.times + kTileRows * kLanes, A(0));
+    for (int64_t i = 0; i < anchors; ++i) {
+      negatives[i].count<I>(first, blocks[i / kLanes].times + i % kLanes);
+    }
+    score_tile(bank + first * in.d, std::min(kTileRows, in.n - first), in.d, logistic, blocks.data(), num_blocks,
+               copies.row(0));
+  }
+  for (int64_t i = 0; i < anchors; ++i) losses[begin + i] += blocks[i / kLanes].losses[i % kLanes];
+  return true;
+}
+
+template <class A, class T>
+static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64_t begin, int64_t end, double* losses,
+                  A* grads, std::atomic<bool>& in_range) {
+  const T* bank = static_cast<const T*>(side.bank.const_data_ptr());
+  const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
+  const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
+  const Logistic<A> logistic(in.temperature, read_normalizer(side.z), in.noise() + kContrastiveEps);
+  const int64_t dim = whole_blocks(in.d), anchors = end - begin;
+  AlignedRows<A> v(anchors, dim), sums(grads ? whole_blocks(anchors) : 0, dim);
+  for (int64_t i = 0; i < anchors; ++i) {
+    const A* of_anchor = embedding + (begin + i) * in.d;
+    std::copy(of_anchor, of_anchor + in.d, v.row(i));
+    losses[begin + i] =
+        in.constant() + begin_anchor(bank + index[begin + i] * in.d, of_anchor, logistic, in.d, sums.row(i));
+  }
+
+  const bool done = !in.dense           ? gather(in, bank, begin, end, logistic, v, sums, losses)
+                    : in.wide_negatives ? every_row<int64_t>(in, bank, begin, end, logistic, v, sums, losses)
+                                        : every_row<int32_t>(in, bank, begin, end, logistic, v, sums, losses);
+  if (!done) in_range = false;
 
   const A scale = A(1 / (static_cast<double>(in.b) * in.temperature));
   for (int64_t i = 0; grads && i < anchors; ++i) {
     for (int64_t j = 0; j < in.d; ++j) grads[(begin + i) * in.d + j] = scale * sums.row(i)[j];
   }
-}
-
-// ---- update ----
-
-// The last b of each index.
-static std::vector<int64_t> last_of_each(const ContrastiveUpdate& update) {
-  const auto* index = static_cast<const int64_t*>(update.index.const_data_ptr());
-  std::vector<int64_t> order(update.b);
-  std::iota(order.begin(), order.end(), int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return index[a] < index[b]; });
-  std::vector<int64_t> last;
-  for (int64_t i = 0; i < update.b; ++i) {
-    if (i + 1 == update.b || index[order[i]] != index[order[i + 1]]) last.push_back(order[i]);
-  }
-  return last;
-}
-
-template <class A, class T>
-static void update_row(T* row, const A* v, int64_t d, A momentum, A* mixed) {
-  A square = 0;
-  for (int64_t j = 0; j < d; ++j) {
-    mixed[j] = momentum * static_cast<A>(row[j]) + (1 - momentum) * v[j];
-    square += mixed[j] * mixed[j];
-  }
-  if (!std::isfinite(square)) return;
-  const A inverse = 1 / std::sqrt(std::max(square, std::numeric_limits<A>::min()));
-  for (int64_t j = 0; j < d; ++j) row[j] = static_cast<T>(mixed[j] * inverse);
 }
 
 struct ContrastiveCpu {
@@ -210,24 +224,6 @@ struct ContrastiveCpu {
     });
     check_in_range(in_range, in.n);
   }
-
-  static void update(const ContrastiveUpdate& update) {
-    check_index(update.index, update.b, update.n);
-    const auto* index = static_cast<const int64_t*>(update.index.const_data_ptr());
-    const std::vector<int64_t> last = last_of_each(update);
-    visit_contrastive(update.dtype, update.bank_dtype, "contrastive_update", [&](auto computed, auto stored) {
-      using A = typename decltype(computed)::type;
-      using T = typename decltype(stored)::type;
-      std::vector<A> mixed(update.d);
-      for (int side = 0; side < 2; ++side) {
-        const A* embedding = static_cast<const A*>(update.embeddings[side].const_data_ptr());
-        T* bank = static_cast<T*>(update.banks[side].mutable_data_ptr());
-        for (const int64_t b : last) {
-          update_row(bank + index[b] * update.d, embedding + b * update.d, update.d, A(update.momentum), mixed.data());
-        }
-      }
-    });
-  }
 };
 
 }  // namespace sftn
@@ -235,5 +231,4 @@ struct ContrastiveCpu {
 STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
   m.impl("contrastive_normalizers", TORCH_BOX(&sftn::contrastive_normalizers<sftn::ContrastiveCpu>));
   m.impl("contrastive_forward", TORCH_BOX(&sftn::contrastive_forward<sftn::ContrastiveCpu>));
-  m.impl("contrastive_update", TORCH_BOX(&sftn::contrastive_update<sftn::ContrastiveCpu>));
 }

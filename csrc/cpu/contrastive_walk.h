@@ -67,6 +67,7 @@ class Walk {
       group.times[count++] = 1;
       last = row;
     }
+    for (int64_t i = count; i % kTogether != 0; ++i) group.rows[i] = group.rows[0];
     std::fill(group.times + count, group.times + kGroup, 0.f);
     // What comes next of this anchor, perhaps after all others had their turn.
     constexpr int64_t kLine = 64 / sizeof(I);
@@ -85,22 +86,6 @@ class Walk {
   int64_t tile_, limit_;          // rows of a tile; row at which the present one ends
   int64_t anchor_;
   bool in_range_ = true;
-};
-
-// Rows of `dim` values, a multiple of kLanes, each beginning at a cache line: zero at first.
-template <class A>
-class AlignedRows {
- public:
-  AlignedRows(int64_t rows, int64_t dim) : dim_(dim), blocks_(rows * dim / kLanes) {}
-
-  A* row(int64_t i) { return blocks_.empty() ? nullptr : blocks_[i * dim_ / kLanes].lane; }
-
- private:
-  struct alignas(64) Block {
-    A lane[kLanes];
-  };
-  int64_t dim_;
-  std::vector<Block> blocks_;
 };
 
 }  // namespace sftn

@@ -1,24 +1,49 @@
 #include "half.h"
 
-#include "vector.h"
+#include "wide_vector.h"
 
 namespace sftn {
 
-SFTN_CLONES void widen(const BFloat16* from, float* to, int64_t n) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) to[j] = bit_cast<float>(static_cast<uint32_t>(from[j].x) << 16);
+SFTN_INLINE Half half_of(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value), magnitude = bits & 0x7FFFFFFFu, sign = (bits >> 16) & 0x8000u;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+  // The last place of 0.5 is the unit of half's subnormals: the sum rounds to it.
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
+  half = magnitude >= 0x477FF000u ? 0x7C00u : half;              // 65520 and above round to infinity
+  half = magnitude > 0x7F800000u ? 0x7E00u : half;
+  Half to;
+  to.x = static_cast<uint16_t>(sign | half);
+  return to;
 }
 
-SFTN_CLONES void widen(const Half* from, float* to, int64_t n) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const uint32_t bits = from[j].x, magnitude = bits & 0x7FFFu, sign = (bits & 0x8000u) << 16;
-    // Moved to float's place the exponent is 112 too small; a product puts that right, for subnormals as well.
-    const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f);
-    const uint32_t special = magnitude >= 0x7C00u ? 0x7F800000u : 0u;  // infinity or NaN
-    to[j] = bit_cast<float>(sign | finite | special);
+template <int kBytes>
+SFTN_INLINE void narrow_values(const float* from, Half* to, int64_t n) {
+  int64_t j = 0;
+  if constexpr (kBytes > 16) {
+    constexpr int64_t kStep = kWidth<kBytes, float>;
+    for (; j + kStep <= n; j += kStep) {
+      const auto wide = load_vector<kBytes>(from + j);
+      Vector<kBytes / 2, uint16_t> half;
+      asm("vcvtps2ph $0, %1, %0" : "=v"(half) : "v"(wide));  // 0: to nearest, ties to even
+      std::memcpy(to + j, &half, sizeof half);
+    }
   }
+#pragma omp simd
+  for (int64_t i = j; i < n; ++i) to[i] = half_of(from[i]);
 }
+
+// Calls from elsewhere know the base level only.
+#define SFTN_CONVERT(attribute, bytes)                                                                     \
+  attribute void convert(const BFloat16* from, float* to, int64_t n) { widen_values<bytes>(from, n, to); } \
+  attribute void convert(const Half* from, float* to, int64_t n) { widen_values<bytes>(from, n, to); }     \
+  attribute void convert(const float* from, Half* to, int64_t n) { narrow_values<bytes>(from, to, n); }
+SFTN_LEVELS(SFTN_CONVERT)
+#undef SFTN_CONVERT
+
+void widen(const BFloat16* from, float* to, int64_t n) { convert(from, to, n); }
+void widen(const Half* from, float* to, int64_t n) { convert(from, to, n); }
+void narrow(const float* from, Half* to, int64_t n) { convert(from, to, n); }
 
 SFTN_CLONES void narrow(const float* from, BFloat16* to, int64_t n) {
 #pragma omp simd
@@ -26,20 +51,6 @@ SFTN_CLONES void narrow(const float* from, BFloat16* to, int64_t n) {
     const uint32_t bits = bit_cast<uint32_t>(from[j]);
     const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     to[j].x = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
-  }
-}
-
-SFTN_CLONES void narrow(const float* from, Half* to, int64_t n) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const uint32_t bits = bit_cast<uint32_t>(from[j]), magnitude = bits & 0x7FFFFFFFu, sign = (bits >> 16) & 0x8000u;
-    const uint32_t normal = (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
-    // The last place of 0.5 is the unit of half's subnormals: the sum rounds to it.
-    const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
-    uint32_t half = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
-    half = magnitude >= 0x477FF000u ? 0x7C00u : half;              // 65520 and above round to infinity
-    half = magnitude > 0x7F800000u ? 0x7E00u : half;
-    to[j].x = static_cast<uint16_t>(sign | half);
   }
 }
 

@@ -25,6 +25,7 @@ def test_opcheck(bank_dtype, wanted):
     torch.library.opcheck(namespace.contrastive_normalizers.default, batch)
     namespace.contrastive_normalizers(*batch)
     torch.library.opcheck(namespace.contrastive_forward.default, (*batch, *wanted))
+    torch.library.opcheck(namespace.contrastive_forward.default, (*batch, *wanted, True))
     torch.library.opcheck(namespace.contrastive_update.default, (student, teacher, index, *banks, 0.5))
 
 
