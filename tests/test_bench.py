@@ -9,7 +9,7 @@ import torch
 
 import bench.cases
 import bench.family
-from bench import chart, record
+from bench import chart, readme, record
 from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
 from bench.family import Effort, measure_case
@@ -100,3 +100,8 @@ def test_only_ratios_decide():
     verdicts = compare(recorded, measured)
     assert [verdict.regressed for verdict in verdicts] == [False, True, True]
     assert [str(verdict).split()[0] for verdict in verdicts] == ["ok", "SLOWER", "MISSING"]
+
+
+def test_the_readmes_speeds_are_those_recorded():
+    text = readme.README.read_text()
+    assert readme.with_table(text, readme.table()) == text
