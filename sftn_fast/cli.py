@@ -52,9 +52,15 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     arguments, recipe = _resolve_recipe(_resolve_distill(argv))
     values = values_of(_parser(), arguments)
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+    if not config.plugins:  # which may bring the method, and run only where something is trained
+        check_distill(config)
+    return config, recipe
+
+
+def check_distill(config: Config) -> None:
+    """Raise :class:`ConfigError` for a method or an option that there is not."""
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
-    return config, recipe
 
 
 def values_of(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:

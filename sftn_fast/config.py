@@ -274,6 +274,8 @@ class Config:
     """Name of the student network."""
     teacher_file: str | None = None
     """A trained teacher to use instead of training the stage "teacher"."""
+    plugins: tuple[str, ...] = ()
+    """Python files or modules of your own, imported first, that register networks and methods."""
     stages: tuple[str, ...] = USUAL_STAGES
     """What to do, of: teacher, sftn, student, distill, collaborate. "distill" runs once for each teacher there is."""
     distill: str = "kd"

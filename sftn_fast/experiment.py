@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sftn_fast import cli, data, distillers, engine, launcher, models, report, schedule
+from sftn_fast import cli, data, distillers, engine, launcher, models, plugins, report, schedule
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.engine import distributed
@@ -87,6 +87,8 @@ def run(config: Config) -> None:
 
 def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
     """Stages and devices of a configuration that has all it needs."""
+    plugins.load(config.plugins)
+    cli.check_distill(config)
     stages = plan(config)
     _check_networks(config)
     _check_packages()
