@@ -19,6 +19,7 @@ import torch
 from sftn_fast import cli, data, distillers, engine, launcher, models, report, schedule
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
+from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.stage import Stage, networks_of
 from sftn_fast.worker import Worker
@@ -74,14 +75,16 @@ def run(config: Config) -> None:
     with engine.process_group(config.engine.device):
         stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
         folder = engine.RunFolder(config.output)
+        worker = _worker_here(config, folder.path, devices[0]) if len(devices) == 1 else None
+        _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
         with folder as root:
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
             announce = partial(_announce, config, stages)
-            if len(devices) > 1:
+            if worker is None:
                 schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
             else:
-                _run_here(config, stages, root, devices[0], announce)
+                _run_here(worker, stages, announce)
             distributed.on_main(partial(_conclude, config, stages, root))
 
 
@@ -93,7 +96,6 @@ def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
     devices = engine.resolve_devices(config.devices, config.engine.device)
-    _check_methods(config, stages)
     return stages, devices
 
 
@@ -119,14 +121,16 @@ def _say_batch(config: Config) -> None:
         distributed.say(whole + f" in {parts} parts" * (parts > 1))
 
 
-def _run_here(
-    config: Config, stages: list[Stage], root: Path, device: torch.device, announce: Callable[[Stage, str], None]
-) -> None:
-    """One stage after the other in this process."""
+def _worker_here(config: Config, root: Path, device: torch.device) -> Worker:
+    """What runs the stages in this process."""
     on_device = dataclasses.replace(config.engine, device=str(device))
-    worker = Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
+    return Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
+
+
+def _run_here(worker: Worker, stages: list[Stage], announce: Callable[[Stage, str], None]) -> None:
+    """One stage after the other in this process."""
     for stage in stages:
-        announce(stage, str(device))
+        announce(stage, str(worker.device))
         worker.run(stage)
 
 
@@ -143,12 +147,19 @@ def _check_networks(config: Config) -> None:
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
 
 
-def _check_methods(config: Config, stages: list[Stage]) -> None:
+def _check_methods(config: Config, stages: list[Stage], images_of: Callable[[int], ImageData]) -> None:
     """Build every distiller once, so that a method refuses its networks before their teachers are trained."""
-    specs = dict.fromkeys(stage.method or config.distill for stage in stages if stage.kind == "distill")
-    if not specs:
-        return
-    images = data.build(config.data, seed=0, batch_size=config.optim.batch_size, device=torch.device("cpu"))
+    specs = list(dict.fromkeys(stage.method or config.distill for stage in stages if stage.kind == "distill"))
+    if specs:
+        distributed.on_every_rank(partial(_try_methods, config, specs, images_of(stages[0].seed)))
+
+
+def _images_to_look_at(config: Config, seed: int) -> ImageData:
+    """The images where the processes that train have their own."""
+    return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=torch.device("cpu"))
+
+
+def _try_methods(config: Config, specs: list[str], images: ImageData) -> None:
     build = partial(models.build, num_classes=images.num_classes, in_channels=images.in_channels)
     student, teacher = build(config.student), build(config.teacher)
     for spec in specs:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, experiment, models
+from sftn_fast import cli, data, experiment, models
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.stage import _Clock
 
@@ -82,6 +82,16 @@ def test_finished_stages_are_not_trained_again(finished: Path, capsys: pytest.Ca
     experiment.run(tiny(finished, "--engine.log_every", "3"))
     assert stamps(finished) == before
     assert capsys.readouterr().out.count("not trained again") == 5
+
+
+def test_the_images_are_read_once_for_a_seed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = data.build
+    monkeypatch.setattr(
+        data, "build", lambda *args, **options: (built.append(options["seed"]), build(*args, **options))[1]
+    )
+    experiment.run(tiny(finished))
+    assert built == [0]
 
 
 def test_a_missing_stage_is_trained_alone(finished: Path) -> None:
