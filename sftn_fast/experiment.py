@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -73,10 +74,8 @@ def run(config: Config) -> None:
         # The run in the folder is this one, which the launcher started anew.
         config = dataclasses.replace(config, resume="auto")
     with engine.process_group(config.engine.device):
-        stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
         folder = engine.RunFolder(config.output)
-        worker = _worker_here(config, folder.path, devices[0]) if len(devices) == 1 else None
-        _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
+        stages, devices, worker = prepare(config, folder.path)
         with folder as root:
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
@@ -86,6 +85,26 @@ def run(config: Config) -> None:
             else:
                 _run_here(worker, stages, announce)
             distributed.on_main(partial(_conclude, config, stages, root))
+
+
+class Prepared(NamedTuple):
+    """An experiment that has all it needs."""
+
+    stages: list[Stage]
+    devices: list[torch.device]
+    worker: Worker | None
+    """What runs the stages in this process, unless several processes are to run them."""
+
+
+def prepare(config: Config, root: Path) -> Prepared:
+    """Check all that can be checked before anything is trained or written; ``root`` is where the run will write.
+
+    Raises :class:`ConfigError` for what the user can mend.
+    """
+    stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
+    worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
+    _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
+    return Prepared(stages, devices, worker)
 
 
 def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
@@ -121,8 +140,8 @@ def _say_batch(config: Config) -> None:
         distributed.say(whole + f" in {parts} parts" * (parts > 1))
 
 
-def _worker_here(config: Config, root: Path, device: torch.device) -> Worker:
-    """What runs the stages in this process."""
+def worker_on(device: torch.device, config: Config, root: Path) -> Worker:
+    """What runs stages in this process, on ``device``."""
     on_device = dataclasses.replace(config.engine, device=str(device))
     return Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
 
@@ -137,7 +156,7 @@ def _run_here(worker: Worker, stages: list[Stage], announce: Callable[[Stage, st
 def _announce(config: Config, stages: list[Stage], stage: Stage, device: str) -> None:
     number = stages.index(stage) + 1
     where = device if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
-    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}, on {where}")
+    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {describe(config, stage)}, on {where}")
 
 
 def _check_networks(config: Config) -> None:
@@ -179,7 +198,8 @@ def _check_packages() -> None:
         raise ConfigError(str(error)) from error
 
 
-def _describe(config: Config, stage: Stage) -> str:
+def describe(config: Config, stage: Stage) -> str:
+    """The stage in a few words."""
     teacher = "SFTN" if stage.source == "sftn" else "standard"
     return {
         "teacher": f"standard teacher {config.teacher}",

@@ -102,6 +102,9 @@ def test_refused_on_the_command_line(argv: list[str], words: list[str]) -> None:
         ("", ["keys and values"]),
         ("base: nowhere\n", ["nowhere"]),
         ("base: 3\n", ["base", "3"]),
+        ("method: crd\n", ["method", "distill"]),
+        ("base: demo\nbeta: 0.8\n", ["beta", "distill"]),
+        ("dry_run: true\n", ["dry_run", "command line"]),
     ],
 )
 def test_refused_in_a_file(tmp_path: Path, text: str, words: list[str]) -> None:

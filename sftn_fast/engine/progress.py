@@ -54,6 +54,17 @@ class ProgressBar:
         return f"[{'=' * filled}{' ' * (width - filled)}]{text}"[: columns - 1]
 
 
+def duration(seconds: float) -> str:
+    """A time in words that claim no more than an estimate can: ``about 12 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"about {max(1, round(seconds))} s"
+    if minutes < 100:
+        return f"about {minutes} min"
+    hours = round(seconds / 3600)
+    return f"about {minutes // 60} h {minutes % 60} min" if hours < 10 else f"about {hours} h"
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
