@@ -22,6 +22,8 @@ from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
+from sftn_fast.engine.progress import duration
+from sftn_fast.outlook import Outlook
 from sftn_fast.stage import Stage, networks_of
 from sftn_fast.worker import Worker
 
@@ -79,7 +81,7 @@ def run(config: Config) -> None:
         with folder as root:
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
-            announce = partial(_announce, config, stages)
+            announce = partial(_announce, config, stages, Outlook(config, stages, root, processes=len(devices)))
             if worker is None:
                 schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
             else:
@@ -153,10 +155,11 @@ def _run_here(worker: Worker, stages: list[Stage], announce: Callable[[Stage, st
         worker.run(stage)
 
 
-def _announce(config: Config, stages: list[Stage], stage: Stage, device: str) -> None:
-    number = stages.index(stage) + 1
+def _announce(config: Config, stages: list[Stage], outlook: Outlook, stage: Stage, device: str) -> None:
+    number, seconds = stages.index(stage) + 1, outlook.begin(stage) if distributed.is_main() else None
     where = device if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
-    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {describe(config, stage)}, on {where}")
+    left = f"; {duration(seconds)} left in all" if seconds else ""
+    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {describe(config, stage)}, on {where}{left}")
 
 
 def _check_networks(config: Config) -> None:

@@ -28,6 +28,9 @@ from sftn_fast.report import RESULT
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
+SECONDS = "seconds"
+"""File that a stopped stage leaves: how long it has trained."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -86,7 +89,7 @@ class StageRun:
             self._train(self.task(), identity)
 
     def _train(self, task: Task, identity: dict[str, Any]) -> None:
-        with _Clock(self.folder / "seconds") as clock:
+        with _Clock(self.folder / SECONDS) as clock:
             fit = self._fit_all(task, identity)
         figures = {
             "last": _scores(fit.last),
