@@ -41,8 +41,8 @@ def run(config: Config) -> None:
     """
     with engine.process_group(config.engine.device):
         root = engine.RunFolder(config.output).path
-        stages, devices, worker = experiment.prepare(config, root)
-        worker = worker or experiment.worker_on(devices[0], config, root)
+        checked, source, stages, devices, worker = experiment.prepare(config, root)
+        worker = worker or experiment.worker_on(devices[0], checked, root)
         images = worker.images_of(stages[0].seed)
         distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
         for line in _networks(config, images):
@@ -54,7 +54,7 @@ def run(config: Config) -> None:
             distributed.say(f"{apart}[{number}/{len(stages)}] seed {stage.seed}: {experiment.describe(config, stage)}")
             if kind not in costs:
                 costs[kind] = Rehearsal(worker.config, stage, root, worker.device, images).cost()
-            if (root / f"seed{stage.seed}" / stage.name / RESULT).is_file():
+            if ((source or root) / f"seed{stage.seed}" / stage.name / RESULT).is_file():
                 distributed.say("  has its result already")
             else:
                 done += costs[kind].seconds

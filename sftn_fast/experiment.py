@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, data, distillers, engine, launcher, models, report, schedule
+from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, report, schedule
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
@@ -77,8 +77,11 @@ def run(config: Config) -> None:
         config = dataclasses.replace(config, resume="auto")
     with engine.process_group(config.engine.device):
         folder = engine.RunFolder(config.output)
-        stages, devices, worker = prepare(config, folder.path)
+        config, source, stages, devices, worker = prepare(config, folder.path)
         with folder as root:
+            if source is not None:
+                distributed.say(f"goes on from a copy of {source}")
+                distributed.on_main(partial(continuation.copy, source, root))
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
             announce = partial(_announce, config, stages, Outlook(config, stages, root, processes=len(devices)))
@@ -92,6 +95,10 @@ def run(config: Config) -> None:
 class Prepared(NamedTuple):
     """An experiment that has all it needs."""
 
+    config: Config
+    """Where ``resume`` is what the stages are to do."""
+    source: Path | None
+    """Folder of another run, to be copied before the stages begin."""
     stages: list[Stage]
     devices: list[torch.device]
     worker: Worker | None
@@ -103,10 +110,12 @@ def prepare(config: Config, root: Path) -> Prepared:
 
     Raises :class:`ConfigError` for what the user can mend.
     """
+    source = distributed.on_main(partial(continuation.source_of, config, root))
+    config = continuation.with_stages_going_on(config)
     stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
     _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
-    return Prepared(stages, devices, worker)
+    return Prepared(config, source, stages, devices, worker)
 
 
 def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
