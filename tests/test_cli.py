@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import cli
+from sftn_fast import cli, train
 from sftn_fast.config import ConfigError
 
 
@@ -126,6 +126,36 @@ def test_a_python_tag_never_runs(tmp_path: Path) -> None:
     path.write_text(f"teacher: !!python/object/apply:os.system ['touch {marker}']\n")
     assert "python" in refusal("--config", str(path))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--colour", "blue"],
+        ["--epochs", "ten"],
+        ["--epochs", "0"],
+        ["--sftn.temperature", "-4"],
+        ["--distill", "kd:temperature=-4"],
+        ["--optim.milestones", "[400]", "--optim.schedule", "milestones"],
+        ["--optim.lr", ".nan"],
+        ["--engine.amp", "off"],
+        ["--config", "nowhere.yaml"],
+        ["--config", "python-tag.yaml"],
+        ["--config", "unknown-key.yaml"],
+        ["--resume", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_configuration_is_exit_code_2_and_one_line(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("python-tag.yaml").write_text("teacher: !!python/object/apply:os.mkdir ['ran']\n")
+    Path("unknown-key.yaml").write_text("base: demo\noptim:\n  learning_rate: 0.1\n")
+    assert train.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["python-tag.yaml", "unknown-key.yaml"]
 
 
 def run_train(*argv: str) -> subprocess.CompletedProcess[str]:
