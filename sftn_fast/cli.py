@@ -41,9 +41,12 @@ def recipe_path(name: str) -> Path:
     A pair of the paper's networks, as ``vgg13_vgg8``, stands for its recipe on CIFAR-100. Raises :class:`ConfigError`
     if there is neither.
     """
-    for path in (RECIPES / f"{name}.yaml", RECIPES / f"{PAIR_PREFIX}{name}.yaml", Path(name).expanduser()):
-        if path.is_file():
-            return path
+    for known in (name, f"{PAIR_PREFIX}{name}"):
+        if known in recipe_names():  # rather than a file by that name, which might lead out of the folder
+            return RECIPES / f"{known}.yaml"
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
     raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}")
 
 

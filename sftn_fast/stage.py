@@ -28,6 +28,8 @@ from sftn_fast.report import RESULT
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
+SLUG = 150
+"""Letters of a method that a folder's name takes; file systems allow 255."""
 SECONDS = "seconds"
 """File that a stopped stage leaves: how long it has trained."""
 
@@ -45,7 +47,7 @@ class Stage:
     @property
     def name(self) -> str:
         """Name of the stage's folder."""
-        slug = re.sub(r"[^\w.+=-]+", "_", self.method) if self.method else None
+        slug = re.sub(r"[^\w.+=-]+", "_", self.method)[:SLUG] if self.method else None
         return "-".join(part for part in (self.kind, self.source, slug) if part)
 
 

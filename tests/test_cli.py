@@ -120,6 +120,18 @@ def test_a_recipe_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
     assert "back to itself" in refusal("--config", str(path))
 
 
+@pytest.mark.parametrize("name", ["../outside", "recipes/../../outside", "sub/recipe"])
+def test_a_recipes_name_leads_to_no_other_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = tmp_path / "recipes"
+    for folder in (recipes, recipes / "sub"):
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text("base: null\nteacher: resnet8\n")
+    (tmp_path / "outside.yaml").write_text("teacher: resnet8\n")
+    monkeypatch.setattr(cli, "RECIPES", recipes)
+    assert cli.recipe_path("recipe") == recipes / "recipe.yaml"
+    assert name in refusal("--config", name)
+
+
 def test_a_python_tag_never_runs(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = tmp_path / "recipe.yaml"

@@ -11,7 +11,7 @@ import torch
 
 from sftn_fast import cli, data, experiment, models
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.stage import _Clock
+from sftn_fast.stage import Stage, _Clock
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
@@ -39,6 +39,15 @@ def test_plan_trains_teachers_before_their_students() -> None:
     names = [(stage.seed, stage.name) for stage in experiment.plan(config)]
     expected = ["teacher", "sftn", "student", "distill-teacher", "distill-sftn"]
     assert names == [(seed, name) for seed in (3, 5) for name in expected]
+
+
+@pytest.mark.parametrize(
+    "method", ["../../kd", "kd=1:temperature=2", "/kd", "kd\n/../at", "..", ".", "kd=" + 500 * "1", "größe/..\\kd"]
+)
+def test_a_methods_folder_is_one_name(method: str, tmp_path: Path) -> None:
+    name = Stage("distill", 0, "teacher", method).name
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+    (tmp_path / name).mkdir()
 
 
 def test_plan_refuses_a_student_without_a_teacher() -> None:
