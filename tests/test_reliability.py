@@ -23,7 +23,9 @@ def test_every_test_that_is_named_exists(page):
     named = NAMED.findall((ROOT / page).read_text())
     assert named
     for file, name in named:
-        functions = {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+        functions = {
+            node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)
+        }
         assert name in functions, f"{page}: {file} has no {name}"
 
 
