@@ -20,6 +20,10 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 PAIR_PREFIX = "cifar100_"
 
+DRY_RUN = ("--dry-run", "--dry_run")
+COMMAND_LINE_ONLY = {"method": "distill", "gamma": "distill", "alpha": "distill", "beta": "distill", "dry_run": None}
+"""Options that are no keys of a configuration, and the key that a recipe has instead."""
+
 DESCRIPTION = """
 Train student-friendly teachers and distil students from them. Without --config the recipe "demo" is the base;
 every option overrides one of its keys.
@@ -37,9 +41,12 @@ def recipe_path(name: str) -> Path:
     A pair of the paper's networks, as ``vgg13_vgg8``, stands for its recipe on CIFAR-100. Raises :class:`ConfigError`
     if there is neither.
     """
-    for path in (RECIPES / f"{name}.yaml", RECIPES / f"{PAIR_PREFIX}{name}.yaml", Path(name).expanduser()):
-        if path.is_file():
-            return path
+    for known in (name, f"{PAIR_PREFIX}{name}"):
+        if known in recipe_names():  # rather than a file by that name, which might lead out of the folder
+            return RECIPES / f"{known}.yaml"
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
     raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}")
 
 
@@ -51,6 +58,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     """
     arguments, recipe = _resolve_recipe(_resolve_distill(argv))
     values = values_of(_parser(), arguments)
+    for key, instead in COMMAND_LINE_ONLY.items():
+        if values[key]:
+            raise ConfigError(
+                f"{key} is for the command line" + (f"; a recipe has {instead} instead" if instead else "")
+            )
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
     if not config.plugins:  # which may bring the method, and run only where something is trained
         check_distill(config)
@@ -61,6 +73,12 @@ def check_distill(config: Config) -> None:
     """Raise :class:`ConfigError` for a method or an option that there is not."""
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
+
+
+def split_dry_run(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--dry-run``, and whether it was among them."""
+    others = [part for part in argv if part not in DRY_RUN]
+    return others, len(others) < len(argv)
 
 
 def values_of(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
@@ -186,6 +204,9 @@ def _parser() -> ArgumentParser:
         ("-b", "--beta", "likewise: weight of the method"),
     ):
         parser.add_argument(*([short] if short else []), long, help=what)  # for --help: see _resolve_distill
+    parser.add_argument(
+        *DRY_RUN, action="store_true", help="say what the run would train, hold and take, and train nothing"
+    )
     parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
     parser.add_class_arguments(Config)
     return parser

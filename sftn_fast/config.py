@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
 USUAL_STAGES = ("teacher", "sftn", "student", "distill")
+RESUME = ("auto", "must", "never", "force")
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder", "fake")
 
 
@@ -296,8 +297,9 @@ class Config:
     """Devices that train stages side by side, each in a process of its own: a number of GPUs, all, or a list as in
     [cuda:0,cuda:1] or [cpu,cpu]. 1: everything in one process on engine.device."""
     resume: str = "auto"
-    """auto goes on where a stopped run of the same configuration stood; never refuses a folder that holds a run;
-    force goes on although the configuration differs."""
+    """auto goes on where a stopped run of the same configuration stood, or begins; must refuses to begin; never refuses
+    an output that holds a run; force goes on although the configuration differs. Or the folder of another run of the
+    same configuration, which is copied to output and gone on with there."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)
@@ -322,7 +324,7 @@ class Config:
             within = f"within the teacher's {taught} epochs"
             check(max(self.route.epochs, default=0) <= taught, "route.epochs", list(self.route.epochs), within)
             check(self.route.anchors <= taught, "route.anchors", self.route.anchors, within)
-        check(self.resume in ("auto", "never", "force"), "resume", self.resume, "auto, never or force")
+        check(bool(self.resume.strip()), "resume", self.resume, f"{', '.join(RESUME)} or the folder of a run")
         check(bool(self.output.strip()), "output", self.output, "a folder")
         self._check_devices()
         if self.optim.schedule == "milestones" and self.optim.milestones:

@@ -13,13 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, data, distillers, engine, launcher, models, plugins, report, schedule
+from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, plugins, report, schedule
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
+from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
+from sftn_fast.engine.progress import duration
+from sftn_fast.outlook import Outlook
 from sftn_fast.stage import Stage, networks_of
 from sftn_fast.worker import Worker
 
@@ -72,17 +76,46 @@ def run(config: Config) -> None:
         # The run in the folder is this one, which the launcher started anew.
         config = dataclasses.replace(config, resume="auto")
     with engine.process_group(config.engine.device):
-        stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
         folder = engine.RunFolder(config.output)
+        config, source, stages, devices, worker = prepare(config, folder.path)
         with folder as root:
+            if source is not None:
+                distributed.say(f"goes on from a copy of {source}")
+                distributed.on_main(partial(continuation.copy, source, root))
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
-            announce = partial(_announce, config, stages)
-            if len(devices) > 1:
+            announce = partial(_announce, config, stages, Outlook(config, stages, root, processes=len(devices)))
+            if worker is None:
                 schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
             else:
-                _run_here(config, stages, root, devices[0], announce)
+                _run_here(worker, stages, announce)
             distributed.on_main(partial(_conclude, config, stages, root))
+
+
+class Prepared(NamedTuple):
+    """An experiment that has all it needs."""
+
+    config: Config
+    """Where ``resume`` is what the stages are to do."""
+    source: Path | None
+    """Folder of another run, to be copied before the stages begin."""
+    stages: list[Stage]
+    devices: list[torch.device]
+    worker: Worker | None
+    """What runs the stages in this process, unless several processes are to run them."""
+
+
+def prepare(config: Config, root: Path) -> Prepared:
+    """Check all that can be checked before anything is trained or written; ``root`` is where the run will write.
+
+    Raises :class:`ConfigError` for what the user can mend.
+    """
+    source = distributed.on_main(partial(continuation.source_of, config, root))
+    config = continuation.with_stages_going_on(config)
+    stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
+    worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
+    _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
+    return Prepared(config, source, stages, devices, worker)
 
 
 def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
@@ -95,7 +128,6 @@ def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
     devices = engine.resolve_devices(config.devices, config.engine.device)
-    _check_methods(config, stages)
     return stages, devices
 
 
@@ -121,21 +153,24 @@ def _say_batch(config: Config) -> None:
         distributed.say(whole + f" in {parts} parts" * (parts > 1))
 
 
-def _run_here(
-    config: Config, stages: list[Stage], root: Path, device: torch.device, announce: Callable[[Stage, str], None]
-) -> None:
-    """One stage after the other in this process."""
+def worker_on(device: torch.device, config: Config, root: Path) -> Worker:
+    """What runs stages in this process, on ``device``."""
     on_device = dataclasses.replace(config.engine, device=str(device))
-    worker = Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
+    return Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
+
+
+def _run_here(worker: Worker, stages: list[Stage], announce: Callable[[Stage, str], None]) -> None:
+    """One stage after the other in this process."""
     for stage in stages:
-        announce(stage, str(device))
+        announce(stage, str(worker.device))
         worker.run(stage)
 
 
-def _announce(config: Config, stages: list[Stage], stage: Stage, device: str) -> None:
-    number = stages.index(stage) + 1
+def _announce(config: Config, stages: list[Stage], outlook: Outlook, stage: Stage, device: str) -> None:
+    number, seconds = stages.index(stage) + 1, outlook.begin(stage) if distributed.is_main() else None
     where = device if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
-    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {_describe(config, stage)}, on {where}")
+    left = f"; {duration(seconds)} left in all" if seconds else ""
+    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {describe(config, stage)}, on {where}{left}")
 
 
 def _check_networks(config: Config) -> None:
@@ -145,12 +180,19 @@ def _check_networks(config: Config) -> None:
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
 
 
-def _check_methods(config: Config, stages: list[Stage]) -> None:
+def _check_methods(config: Config, stages: list[Stage], images_of: Callable[[int], ImageData]) -> None:
     """Build every distiller once, so that a method refuses its networks before their teachers are trained."""
-    specs = dict.fromkeys(stage.method or config.distill for stage in stages if stage.kind == "distill")
-    if not specs:
-        return
-    images = data.build(config.data, seed=0, batch_size=config.optim.batch_size, device=torch.device("cpu"))
+    specs = list(dict.fromkeys(stage.method or config.distill for stage in stages if stage.kind == "distill"))
+    if specs:
+        distributed.on_every_rank(partial(_try_methods, config, specs, images_of(stages[0].seed)))
+
+
+def _images_to_look_at(config: Config, seed: int) -> ImageData:
+    """The images where the processes that train have their own."""
+    return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=torch.device("cpu"))
+
+
+def _try_methods(config: Config, specs: list[str], images: ImageData) -> None:
     build = partial(models.build, num_classes=images.num_classes, in_channels=images.in_channels)
     student, teacher = build(config.student), build(config.teacher)
     for spec in specs:
@@ -170,7 +212,8 @@ def _check_packages() -> None:
         raise ConfigError(str(error)) from error
 
 
-def _describe(config: Config, stage: Stage) -> str:
+def describe(config: Config, stage: Stage) -> str:
+    """The stage in a few words."""
     teacher = "SFTN" if stage.source == "sftn" else "standard"
     return {
         "teacher": f"standard teacher {config.teacher}",

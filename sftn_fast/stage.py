@@ -28,6 +28,11 @@ from sftn_fast.report import RESULT
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
+SLUG = 150
+"""Letters of a method that a folder's name takes; file systems allow 255."""
+SECONDS = "seconds"
+"""File that a stopped stage leaves: how long it has trained."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -42,7 +47,7 @@ class Stage:
     @property
     def name(self) -> str:
         """Name of the stage's folder."""
-        slug = re.sub(r"[^\w.+=-]+", "_", self.method) if self.method else None
+        slug = re.sub(r"[^\w.+=-]+", "_", self.method)[:SLUG] if self.method else None
         return "-".join(part for part in (self.kind, self.source, slug) if part)
 
 
@@ -83,10 +88,10 @@ class StageRun:
         if self.stage.kind == "teacher" and self.config.teacher_file:
             self._adopt_teacher(identity, self.config.teacher_file)
         else:
-            self._train(self._task(), identity)
+            self._train(self.task(), identity)
 
     def _train(self, task: Task, identity: dict[str, Any]) -> None:
-        with _Clock(self.folder / "seconds") as clock:
+        with _Clock(self.folder / SECONDS) as clock:
             fit = self._fit_all(task, identity)
         figures = {
             "last": _scores(fit.last),
@@ -214,8 +219,8 @@ class StageRun:
         teacher = models.load(self.seed_folder / source).to(self.device)
         return dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
 
-    def _task(self) -> Task:
-        """The networks of this stage and what they are trained to do."""
+    def task(self) -> Task:
+        """The networks of this stage and what they are trained to do; says how their stages are paired."""
         config, stage = self.config, self.stage
         if stage.kind == "teacher":
             return SupervisedTask(self._build(config.teacher))
@@ -225,7 +230,7 @@ class StageRun:
             return self._sftn_task()
         if stage.kind == "collaborate":
             return self._collaborative_task()
-        student, teacher = self._build(config.student), models.load(self.seed_folder / str(stage.source))
+        student, teacher = self._build(config.student), self._finished(str(stage.source))
         distiller = distillers.build(
             stage.method or config.distill,
             student=student,
@@ -243,14 +248,14 @@ class StageRun:
         config = self.config.collaborate
         networks = [self._build(name) for name in networks_of(self.config)]
         if config.init:
-            networks[0] = models.load(self.seed_folder / config.init)
+            networks[0] = self._finished(config.init)
         return CollaborativeTask(networks, config)
 
     def _sftn_task(self) -> Task:
         config = self.config.sftn
         teacher = self._build(self.config.teacher)
         if config.init == "teacher":
-            teacher = models.load(self.seed_folder / "teacher")
+            teacher = self._finished("teacher")
         elif config.init:
             teacher = self._load("sftn.init", config.init)
         student = self._build(self.config.student)
@@ -265,6 +270,10 @@ class StageRun:
         if self.stage.kind == "collaborate":
             return networks_of(self.config)[-1]
         return self.config.teacher if self.stage.kind in ("teacher", "sftn") else self.config.student
+
+    def _finished(self, name: str) -> StagedNet:
+        """The teacher that the stage ``name`` of the same seed has left."""
+        return models.load(self.seed_folder / name)
 
     def _build(self, name: str) -> StagedNet:
         return models.build(name, num_classes=self.data.num_classes, in_channels=self.data.in_channels)

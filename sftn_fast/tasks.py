@@ -120,11 +120,14 @@ class DistillTask(Task):
         self.model = student
         self.distiller = distiller
         self.route = route
+        self._anchor: Path | None = None  # the one whose weights the teacher has
 
     def begin_epoch(self, epoch: int) -> None:
         """Told by the engine before each epoch, counted from 0."""
-        if self.route is not None:
-            self.distiller.teacher.load_state_dict(models.load(self.route.anchor(epoch)).state_dict())
+        anchor = self.route.anchor(epoch) if self.route is not None else None
+        if anchor is not None and anchor != self._anchor:
+            self.distiller.teacher.load_state_dict(models.load(anchor).state_dict())
+            self._anchor = anchor
         self.distiller.begin_epoch(epoch)
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:

@@ -18,22 +18,23 @@ from sftn_fast.config import Config, ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment that ``argv`` describes; returns the exit code."""
+    arguments, dry = cli.split_dry_run(sys.argv[1:] if argv is None else argv)
     try:
-        config, recipe = cli.parse(sys.argv[1:] if argv is None else argv)
+        config, recipe = cli.parse(arguments)
     except ConfigError as error:
         return _fail(error, 2) if launcher.rank() == 0 else 2
-    return _run(config, recipe)
+    return _run(config, recipe, dry=dry)
 
 
-def _run(config: Config, recipe: str) -> int:
+def _run(config: Config, recipe: str, *, dry: bool) -> int:
     # Imported late: it brings torch, which --help and a refused option can do without.
-    from sftn_fast import experiment
+    from sftn_fast import dry_run, experiment
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
     from sftn_fast.schedule import StageError
 
     distributed.say(f"recipe {recipe}, output in {config.output}")
     try:
-        experiment.run(config)
+        (dry_run if dry else experiment).run(config)
     except Interrupted as interrupted:
         if launcher.rank() == 0:
             print(f"{interrupted}; the same command goes on from here", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import cli
+from sftn_fast import cli, train
 from sftn_fast.config import ConfigError
 
 
@@ -102,6 +102,9 @@ def test_refused_on_the_command_line(argv: list[str], words: list[str]) -> None:
         ("", ["keys and values"]),
         ("base: nowhere\n", ["nowhere"]),
         ("base: 3\n", ["base", "3"]),
+        ("method: crd\n", ["method", "distill"]),
+        ("base: demo\nbeta: 0.8\n", ["beta", "distill"]),
+        ("dry_run: true\n", ["dry_run", "command line"]),
     ],
 )
 def test_refused_in_a_file(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -117,12 +120,54 @@ def test_a_recipe_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
     assert "back to itself" in refusal("--config", str(path))
 
 
+@pytest.mark.parametrize("name", ["../outside", "recipes/../../outside", "sub/recipe"])
+def test_a_recipes_name_leads_to_no_other_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = tmp_path / "recipes"
+    for folder in (recipes, recipes / "sub"):
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text("base: null\nteacher: resnet8\n")
+    (tmp_path / "outside.yaml").write_text("teacher: resnet8\n")
+    monkeypatch.setattr(cli, "RECIPES", recipes)
+    assert cli.recipe_path("recipe") == recipes / "recipe.yaml"
+    assert name in refusal("--config", name)
+
+
 def test_a_python_tag_never_runs(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = tmp_path / "recipe.yaml"
     path.write_text(f"teacher: !!python/object/apply:os.system ['touch {marker}']\n")
     assert "python" in refusal("--config", str(path))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--colour", "blue"],
+        ["--epochs", "ten"],
+        ["--epochs", "0"],
+        ["--sftn.temperature", "-4"],
+        ["--distill", "kd:temperature=-4"],
+        ["--optim.milestones", "[400]", "--optim.schedule", "milestones"],
+        ["--optim.lr", ".nan"],
+        ["--engine.amp", "off"],
+        ["--config", "nowhere.yaml"],
+        ["--config", "python-tag.yaml"],
+        ["--config", "unknown-key.yaml"],
+        ["--resume", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_configuration_is_exit_code_2_and_one_line(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("python-tag.yaml").write_text("teacher: !!python/object/apply:os.mkdir ['ran']\n")
+    Path("unknown-key.yaml").write_text("base: demo\noptim:\n  learning_rate: 0.1\n")
+    assert train.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["python-tag.yaml", "unknown-key.yaml"]
 
 
 def run_train(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, experiment, models
+from sftn_fast import cli, data, experiment, models
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.stage import _Clock
+from sftn_fast.stage import Stage, _Clock
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
@@ -39,6 +39,15 @@ def test_plan_trains_teachers_before_their_students() -> None:
     names = [(stage.seed, stage.name) for stage in experiment.plan(config)]
     expected = ["teacher", "sftn", "student", "distill-teacher", "distill-sftn"]
     assert names == [(seed, name) for seed in (3, 5) for name in expected]
+
+
+@pytest.mark.parametrize(
+    "method", ["../../kd", "kd=1:temperature=2", "/kd", "kd\n/../at", "..", ".", "kd=" + 500 * "1", "größe/..\\kd"]
+)
+def test_a_methods_folder_is_one_name(method: str, tmp_path: Path) -> None:
+    name = Stage("distill", 0, "teacher", method).name
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+    (tmp_path / name).mkdir()
 
 
 def test_plan_refuses_a_student_without_a_teacher() -> None:
@@ -82,6 +91,16 @@ def test_finished_stages_are_not_trained_again(finished: Path, capsys: pytest.Ca
     experiment.run(tiny(finished, "--engine.log_every", "3"))
     assert stamps(finished) == before
     assert capsys.readouterr().out.count("not trained again") == 5
+
+
+def test_the_images_are_read_once_for_a_seed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = data.build
+    monkeypatch.setattr(
+        data, "build", lambda *args, **options: (built.append(options["seed"]), build(*args, **options))[1]
+    )
+    experiment.run(tiny(finished))
+    assert built == [0]
 
 
 def test_a_missing_stage_is_trained_alone(finished: Path) -> None:

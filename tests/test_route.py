@@ -35,7 +35,7 @@ def test_each_anchor_teaches_for_its_share():
 def test_snapshots_of_both_teachers_teach_in_turn(tmp_path, monkeypatch):
     taught = []
     monkeypatch.setattr(models, "load", lambda folder, load=models.load: (taught.append(Path(folder)), load(folder))[1])
-    run(tmp_path / "run", "--route.anchors", "2")
+    run(tmp_path / "run", "--route.anchors", "2", "--stage_epochs.distill", "3")
     seed = tmp_path / "run" / "seed0"
     for kind in ("teacher", "sftn"):
         anchors = [seed / kind / "anchors" / f"epoch{epoch:04d}" for epoch in (2, 4)]

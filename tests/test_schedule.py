@@ -89,6 +89,9 @@ def test_lines_say_whose_they_are(together: tuple[Path, str]) -> None:
         for name in STAGES:
             assert f"seed {seed} {name} | epoch 2/2  done" in together[1]
     assert "[6/6]" in together[1] and "on cpu" in together[1]
+    last = next(line for line in together[1].splitlines() if line.startswith("[6/6]"))
+    assert last.endswith(" left in all")
+    assert "\x1b" not in together[1]
 
 
 def test_one_process_goes_on_with_what_two_finished(

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from sftn_fast import experiment
+from sftn_fast import train as train_module
+
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "64", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "3", "--seeds", "[0]", "--teacher", "resnet14"]
 TINY += ["--engine.checkpoint_every", "1", "--engine.log_every", "1"]
@@ -154,6 +157,26 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         first.communicate()
     assert second.returncode == 2
     assert "run" in second.stderr and second.stderr.count("\n") == 1
+
+
+def test_a_read_only_output_is_refused_before_training() -> None:
+    # /proc takes no files of anybody's, where root may write into every folder that is merely closed.
+    done = train(Path("/proc/a run"), "--stages", "[student]")
+    assert done.returncode == 2, done.stderr
+    assert "/proc/a run can't be written to" in done.stderr and done.stderr.count("\n") == 1
+    assert "epoch" not in done.stdout
+
+
+def test_the_output_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative output stays where it was, wherever the process goes meanwhile."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    announce = experiment._announce
+    monkeypatch.setattr(experiment, "_announce", lambda *args: (os.chdir(elsewhere), announce(*args))[1])
+    assert train_module.main([*TINY, "--output", "a run", "--stages", "[student]", "--epochs", "1"]) == 0
+    assert (tmp_path / "a run" / "student" / "model.safetensors").is_file()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Distiller(nn.Module):
                 nn.ModuleDict({term.name: registry.find(term.name)(setup, **term.options) for term in spec.methods})
             )
         self.weights = _weights(spec, self._methods_of(0))
-        self._needs_preacts = any(method.needs_preacts for method in self._methods_of(0).values())
+        self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
 
     @property
     def student(self) -> StagedNet:
@@ -118,12 +118,14 @@ class Distiller(nn.Module):
             index: The images' numbers in the training data [N], int64.
 
         Returns:
-            0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and each method's by its name, not
-            weighted and detached.
+            0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and, by its name, each method's that
+            has a loss once it is initialised, not weighted and detached.
         """
-        (name, method), *others = self._methods_of(0).items()
-        if len(self.teachers) == 1 and not others and isinstance(method, FusedMethod):
-            return self._fused_terms(name, method, images, target)
+        losses = self._losses_of(0)
+        if len(self.teachers) == len(losses) == 1:
+            ((name, method),) = losses.items()
+            if isinstance(method, FusedMethod):
+                return self._fused_terms(name, method, images, target)
         return self._terms(Batch(images, target, index))
 
     def _fused_terms(self, name: str, method: FusedMethod, images: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -140,9 +142,12 @@ class Distiller(nn.Module):
         own = student.first(len(batch.target))
         losses = {CE: F.cross_entropy(own.logits.float(), batch.target)}
         for number, teacher in enumerate(self.teachers):
+            methods = self._losses_of(number)
+            if not methods:
+                continue
             with torch.no_grad():
                 taught = teacher.forward_features(images, preact=self._needs_preacts)
-            for name, method in self._methods_of(number).items():
+            for name, method in methods.items():
                 pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
                 loss = method.loss(*pair, batch).float() / len(self.teachers)
                 losses[name] = losses[name] + loss if name in losses else loss
@@ -151,7 +156,7 @@ class Distiller(nn.Module):
 
     def _all_images(self, images: Tensor) -> tuple[Tensor, str | None]:
         """The batch's images with those that a method asks for behind them, and that method's name."""
-        asked = {name: method.extra_images(images) for name, method in self._methods_of(0).items()}
+        asked = {name: method.extra_images(images) for name, method in self._losses_of(0).items()}
         extra = {name: more for name, more in asked.items() if more is not None}
         if len(extra) > 1:
             raise ValueError(f"only one method may add images of its own, got {' and '.join(extra)}")
@@ -161,6 +166,10 @@ class Distiller(nn.Module):
 
     def _methods_of(self, teacher: int) -> dict[str, Method]:
         return dict(cast(nn.ModuleDict, self.methods[teacher]).items())  # type: ignore[arg-type]
+
+    def _losses_of(self, teacher: int) -> dict[str, Method]:
+        """The methods that have a loss while the student learns."""
+        return {name: method for name, method in self._methods_of(teacher).items() if not method.only_beforehand}
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the mode of the adapters; the teachers are in evaluation mode after it in any case."""

@@ -72,6 +72,8 @@ class Method(nn.Module):
     """Default weights of the method and of the cross-entropy where it is the only method, if they differ then."""
     needs_preacts: ClassVar[bool] = False
     """Whether ``loss`` reads ``Features.preacts``."""
+    only_beforehand: bool = False
+    """Whether :meth:`initialisation` is all that the method does: it has no ``loss``, and needs no teacher later."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -36,21 +37,29 @@ class RunFolder:
     def __enter__(self) -> Path:
         return distributed.on_main(self._take)
 
+    def check_free(self) -> None:
+        """Raise :class:`FolderError` if a run holds the folder; writes nothing."""
+        with contextlib.suppress(FileNotFoundError), (self.path / ".lock").open() as lock:
+            self._lock_or_refuse(lock, fcntl.LOCK_SH)
+
+    def _lock_or_refuse(self, lock: IO[str], kind: int) -> None:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise FolderError(f"the folder {self.path} is in use by another run (process {holder})") from None
+        except OSError as error:
+            logger.warning("%s can't be locked (%s): see to it that only one run uses it", self.path, error.strerror)
+
     def _take(self) -> Path:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise FolderError(f"the output folder {self.path} can't be written to: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise FolderError(f"the output folder {self.path} is in use by another run (process {holder})") from None
-        except OSError as error:
-            logger.warning("%s can't be locked (%s): see to it that only one run uses it", self.path, error.strerror)
+        self._lock_or_refuse(self._lock, fcntl.LOCK_EX)
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
         self._lock.flush()

@@ -96,12 +96,9 @@ def fit(
     down.
     """
     check(resume in ("auto", "never", "force"), "resume", resume, "auto, never or force")
-    device = resolve_device(engine.device)
-    dtype = amp_dtype(engine.amp, device)
+    amp_dtype(engine.amp, resolve_device(engine.device))  # refused before anything else is done
     rate = optim.scaled(optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR)
-    steps_per_epoch, ranks, main = len(data.train), distributed.world_size(), distributed.is_main()
-    if steps_per_epoch == 0:
-        raise ConfigError(f"optim.batch_size is {optim.batch_size}, more than the {data.num_train} training images")
+    steps_per_epoch, ranks, main = steps_an_epoch(data, optim), distributed.world_size(), distributed.is_main()
 
     run = {"epochs": epochs, "seed": seed, "steps_per_epoch": steps_per_epoch, "ranks": ranks}
     identity = normalise({**fingerprint, "run": run})
@@ -109,16 +106,8 @@ def fit(
     distributed.on_main(partial(_check_agreement, everyones))
 
     seed_everything(seed + distributed.rank())
-    task.to(device)
-    if engine.sync_batchnorm:
-        parallel.synchronise_batchnorm(task, device)
-    if engine.channels_last:
-        task.to(memory_format=torch.channels_last)
     schedule = Schedule(optim, rate, steps_per_epoch, epochs)
-    layout = Layout(device, dtype, engine.channels_last)
-    sgd = build_sgd(task, optim, rate)
-    train_step = TrainStep(task, sgd, schedule, layout, clip_grad=optim.clip_grad, accumulate=optim.accumulate)
-    state = TrainState(task, train_step)
+    state = TrainState(task, build_step(task, schedule, optim, engine))
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
     resumed_from = _resume(store, state, identity, resume)
@@ -138,6 +127,26 @@ def fit(
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
         _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity), on_epoch)
     return _result(state, resumed_from)
+
+
+def steps_an_epoch(data: Any, optim: OptimConfig) -> int:
+    """How many steps an epoch of ``data`` has; raises :class:`ConfigError` where there is not one."""
+    if len(data.train) == 0:
+        raise ConfigError(f"optim.batch_size is {optim.batch_size}, more than the {data.num_train} training images")
+    return len(data.train)
+
+
+def build_step(task: nn.Module, schedule: Schedule, optim: OptimConfig, engine: EngineConfig) -> TrainStep:
+    """What trains ``task`` by a batch at a time; moves it to the engine's device, in the layout that is asked for."""
+    device = resolve_device(engine.device)
+    layout = Layout(device, amp_dtype(engine.amp, device), engine.channels_last)
+    task.to(device)
+    if engine.sync_batchnorm:
+        parallel.synchronise_batchnorm(task, device)
+    if engine.channels_last:
+        task.to(memory_format=torch.channels_last)
+    sgd = build_sgd(task, optim, schedule.lr)
+    return TrainStep(task, sgd, schedule, layout, clip_grad=optim.clip_grad, accumulate=optim.accumulate)
 
 
 def _train(

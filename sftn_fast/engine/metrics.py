@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sftn_fast.engine.progress import ProgressBar
+from sftn_fast.engine.progress import ProgressBar, duration
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,9 @@ class RunLog:
         if "test_top1" not in row:
             return
         shown = {name: value for name, value in row.items() if name.startswith(("train_total", "val_", "test_"))}
-        self._print(row, f"done  {_line(shown)}  {row['seconds']:.1f} s")
+        seconds = self._bar.left(row["step"]) if self._bar is not None else None
+        left = f", {duration(seconds)} left" if seconds else ""
+        self._print(row, f"done  {_line(shown)}  {row['seconds']:.1f} s{left}")
 
     def say(self, text: str) -> None:
         """Print a line on stdout, clear of the progress bar."""

@@ -1,7 +1,8 @@
-"""A line on the terminal that says how far the run is and when it will be done."""
+"""How far a run is and when it will be done: a line on the terminal, and the words for it in others."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -23,14 +24,19 @@ class ProgressBar:
         self._stream = sys.stderr if stream is None else stream
         self._total, self._start = total, start
         self._began = self._drawn = time.monotonic()
-        self.active = self._stream.isatty()
+        self.active = self._stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def update(self, done: int, label: str) -> None:
         """Show ``label`` and that ``done`` steps of the run are done."""
         now = time.monotonic()
         if self.active and now - self._drawn >= INTERVAL:
             self._drawn = now
-            self._write(CLEAR + self._line(done, label, now - self._began))
+            self._write(CLEAR + self._line(done, label))
+
+    def left(self, done: int) -> float | None:
+        """Seconds until the run is done, ``done`` of its steps being so; None before the first one of this start."""
+        gone = done - self._start
+        return (time.monotonic() - self._began) * (self._total - done) / gone if gone > 0 else None
 
     def clear(self) -> None:
         """Make room for a line of text."""
@@ -44,14 +50,26 @@ class ProgressBar:
         except OSError:  # the terminal is gone; the run is not
             self.active = False
 
-    def _line(self, done: int, label: str, seconds: float) -> str:
-        rate = (done - self._start) / max(seconds, 1e-9)
-        left = _clock((self._total - done) / rate) if rate > 0 else "?"
+    def _line(self, done: int, label: str) -> str:
+        rate = (done - self._start) / max(time.monotonic() - self._began, 1e-9)
+        seconds = self.left(done)
+        left = "?" if seconds is None else _clock(seconds)
         text = f" {label}  step {done}/{self._total}  {rate:.1f} steps/s  {left} left"
         columns = shutil.get_terminal_size().columns
         width = max(0, min(30, columns - len(text) - 3))
         filled = round(width * done / max(1, self._total))
         return f"[{'=' * filled}{' ' * (width - filled)}]{text}"[: columns - 1]
+
+
+def duration(seconds: float) -> str:
+    """A time in words that claim no more than an estimate can: ``about 12 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"about {max(1, round(seconds))} s"
+    if minutes < 100:
+        return f"about {minutes} min"
+    hours = round(seconds / 3600)
+    return f"about {minutes // 60} h {minutes % 60} min" if hours < 10 else f"about {hours} h"
 
 
 def _clock(seconds: float) -> str:

@@ -211,6 +211,27 @@ def test_a_pickle_that_is_not_the_published_one_never_runs(tmp_path):
     assert not evidence.exists()
 
 
+def test_a_pickle_with_the_right_checksum_never_runs_either(tmp_path, monkeypatch):
+    evidence, batches = tmp_path / "executed", make_batches("cifar10")
+    batches["data_batch_2"] = pickle.dumps({"data": pixels(0), "labels": Payload(evidence)})
+    publish(monkeypatch, "cifar10", batches)
+    write_batches(tmp_path, "cifar10", batches)
+    with pytest.raises(ConfigError, match=r"data_batch_2 is refused: it wants to call "):
+        load_from("cifar10", tmp_path)
+    assert not evidence.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_every_age_are_read(protocol, tmp_path, monkeypatch):
+    batches = {
+        batch: pickle.dumps(pickle.loads(content), protocol=protocol)
+        for batch, content in make_batches("cifar10").items()
+    }
+    publish(monkeypatch, "cifar10", batches)
+    write_batches(tmp_path, "cifar10", batches)
+    assert torch.equal(load_from("cifar10", tmp_path).train.pixels[0].flatten(), torch.from_numpy(pixels(0)[0]))
+
+
 def test_an_archive_of_another_checksum_is_not_unpacked(tmp_path):
     batches = make_batches("cifar10")
     write_archive(tmp_path, "cifar10", make_archive("cifar10", batches, [tarfile.TarInfo("../escaped")]))

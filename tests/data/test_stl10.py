@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import tarfile
 
 import numpy as np
@@ -33,9 +34,11 @@ def contents(labels=(1, 10, 5, 2)):
     return found
 
 
-def make_archive(files, *, last=b"unlabelled"):
+def make_archive(files, *, first=None, last=b"unlabelled"):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        if first is not None:
+            tar.addfile(first)
         for name, content in {**files, "unlabeled_X.bin": last}.items():
             member = tarfile.TarInfo(f"stl10_binary/{name}")
             member.size = len(content)
@@ -98,6 +101,30 @@ def test_an_archive_is_unpacked_and_its_unlabelled_images_are_not(tmp_path, monk
         assert len(load_from(tmp_path).train.labels) == COUNTS["train"]
     assert sorted(path.name for path in (tmp_path / "stl10_binary").iterdir()) == sorted(FILES)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "stl10_binary", "stl10_binary.tar.gz"]
+
+
+ELSEWHERE = ("../escaped", "stl10_binary/../../escaped", "{outside}/escaped")
+LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(ELSEWHERE, (tarfile.REGTYPE, *LINKS)), *itertools.product(["stl10_binary/train_X.bin"], LINKS)],
+)
+def test_an_archive_writes_nowhere_else(name, kind, tmp_path, monkeypatch):
+    """Members that would lie elsewhere, and links under a name that is looked for, come first and are passed over."""
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"untouched")
+    root.mkdir()
+    member = tarfile.TarInfo(name.format(outside=outside))
+    member.type, member.linkname = kind, str(outside / "secret")
+    publish(monkeypatch, contents())
+    (root / "stl10_binary.tar.gz").write_bytes(make_archive(contents(), first=member))
+    assert len(load_from(root).train.labels) == COUNTS["train"]
+    assert [(path.name, path.read_bytes()) for path in outside.iterdir()] == [("secret", b"untouched")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "root"]
+    assert not any(path.is_symlink() for path in root.rglob("*"))
 
 
 def test_download(tmp_path, monkeypatch, mirror):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,25 @@ class TrainLoader:
             noise = torch.Generator().manual_seed(10_000 * epoch + step)
             images = self.images[index] + 0.1 * torch.randn(self.images[index].shape, generator=noise)
             yield Batch(images, self.target[index], index)
+
+
+class StoppingLoader:
+    """``loader`` that sends a signal, or crashes, when step ``at`` of the run (from 1) is asked for."""
+
+    def __init__(self, loader: Any, at: int, how: int | type[Exception]):
+        self.loader, self.at, self.how = loader, at, how
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        for step, batch in enumerate(self.loader.epoch(epoch, start), start=start):
+            if epoch * len(self) + step + 1 == self.at:
+                if isinstance(self.how, int):
+                    os.kill(os.getpid(), self.how)
+                else:
+                    raise self.how
+            yield batch
 
 
 class EvalLoader:

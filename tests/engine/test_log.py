@@ -57,6 +57,22 @@ def test_the_bar_makes_room_for_lines(tmp_path, clock, capsys):
     assert capsys.readouterr().out == "a line\n"
 
 
+def test_the_line_of_an_epoch_says_what_remains_also_where_there_is_no_terminal(tmp_path, clock, capsys):
+    row = {"epoch": 3, "step": 30, "lr": 0.1, "test_top1": 50.0, "seconds": 2.0}
+    with RunLog(tmp_path, epochs=8, bar=ProgressBar(80, start=20, stream=io.StringIO())) as log:
+        clock[0] += 25
+        log.epoch([row])
+        log.epoch([row | {"epoch": 8, "step": 80}])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "epoch 3/8  done  test_top1 50  2.0 s, about 2 min left"  # 50 steps at 2.5 s
+    assert last == "epoch 8/8  done  test_top1 50  2.0 s"
+
+
+def test_a_terminal_that_knows_no_escape_codes_gets_none(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert not ProgressBar(10, stream=Terminal()).active
+
+
 def test_nothing_is_drawn_where_there_is_no_terminal(clock):
     stream = io.StringIO()
     bar = ProgressBar(10, stream=stream)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import os
 import random
 import resource
 import signal
@@ -19,32 +18,13 @@ import torch
 from sftn_fast.engine import CheckpointError, FingerprintMismatch, FolderError, Interrupted
 
 from .faults import flip_bit, largest_file
-from .stubs import Batch, Data, TrainLoader, make_task, run_fit, without_timing
+from .stubs import Batch, Data, StoppingLoader, TrainLoader, make_task, run_fit, without_timing
 
 CPU_AMP = ("fp32", "bf16", "fp16")
 
 
 class Crash(Exception):
     pass
-
-
-class StoppingLoader:
-    """``loader`` that sends a signal, or crashes, when step ``at`` of the run (from 1) is asked for."""
-
-    def __init__(self, loader: TrainLoader, at: int, how: int | type[Exception]):
-        self.loader, self.at, self.how = loader, at, how
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        for step, batch in enumerate(self.loader.epoch(epoch, start), start=start):
-            if epoch * len(self) + step + 1 == self.at:
-                if isinstance(self.how, int):
-                    os.kill(os.getpid(), self.how)
-                else:
-                    raise self.how
-            yield batch
 
 
 def stopping(at: int, how: int | type[Exception], **options) -> Data:

@@ -55,7 +55,7 @@ def wait_for(stream, text: str) -> str:
     raise AssertionError(f"the child ended before it said {text!r}")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_first_signal_ends_the_step_and_writes_a_checkpoint(tmp_path, signum):
     with start(tmp_path) as child:
         wait_for(child.stdout, "step 13 ")

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100, from the published Python archives.
 
 The archives hold pickles, and a pickle runs what it likes. So nothing is unpacked or unpickled before its md5 is found
-to be the one that torchvision lists. Of an archive only the named batches are written, each to a path of our making.
+to be the one that torchvision lists; and what is unpickled may be made of arrays and plain values only. Of an archive
+only the named batches are written, each to a path of our making.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from torch import from_numpy, tensor
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.files import download, exclusive, missing, read_verified, root_folder
 from sftn_fast.data.source import Images, Source, register, require
+
+ARRAY_MAKERS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.numeric", "_frombuffer"),  # in newer pickles
+    ("_codecs", "encode"),
+}
 
 
 @register("cifar10")
@@ -61,10 +70,26 @@ def _load(config: DataConfig, class_name: str) -> tuple[Images, Images]:
 
 
 def _read(folder: Path, batches: list[list[str]]) -> Images:
-    entries = [pickle.loads(read_verified(folder / name, md5), encoding="latin1") for name, md5 in batches]
+    entries = [_unpickle(folder / name, md5) for name, md5 in batches]
     pixels = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
     labels = [label for entry in entries for label in entry["labels" if "labels" in entry else "fine_labels"]]
     return Images(from_numpy(pixels), tensor(labels))
+
+
+def _unpickle(path: Path, md5: str) -> Any:
+    try:
+        return _Unpickler(io.BytesIO(read_verified(path, md5)), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} is refused: {error}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the functions that an array is made by, and no others that a pickle might call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy._core", "numpy.core"), name) not in ARRAY_MAKERS:
+            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _provide(published: Any, root: Path, config: DataConfig) -> None:

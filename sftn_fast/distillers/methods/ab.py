@@ -7,7 +7,6 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from sftn_fast import ops
-from sftn_fast.data import Batch
 from sftn_fast.distillers.initialise import StudentStages
 from sftn_fast.distillers.method import Initialisation, PairedMethod, Setup, sum_of
 from sftn_fast.distillers.options import Bound, Positive
@@ -30,15 +29,12 @@ class AB(PairedMethod):
     """
 
     default_weight = 1.0
+    only_beforehand = True
 
     def __init__(self, setup: Setup, *, margin: Positive = 1.0, init_epochs: Annotated[int, Bound(1)] = 30) -> None:
         super().__init__(setup)
         self.margin, self.init_epochs = margin, init_epochs
         self.connectors = nn.ModuleList(_connector(pair.student_shape, pair.teacher_shape) for pair in self.pairs)
-
-    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """See :meth:`Method.loss`."""
-        return student.logits.new_zeros(())
 
     def boundaries(self, student: Features, teacher: Features) -> Tensor:
         """The loss of the initialisation."""

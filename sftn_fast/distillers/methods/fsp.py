@@ -36,16 +36,15 @@ class FSP(Method):
         student, teacher = setup.student.stages, setup.teacher.stages
         if [shape[0] for shape in student] != [shape[0] for shape in teacher]:
             raise ValueError(f"fsp needs the same channels at every stage, got student {student} and teacher {teacher}")
-        self.variant, self.init_epochs = variant, init_epochs
+        self.init_epochs, self.only_beforehand = init_epochs, variant == "init"
         self.criterion = FSPLoss()
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        if self.variant == "init":
-            return student.logits.new_zeros(())
-        return self._flow(student, teacher)
+        return self.flow(student, teacher)
 
-    def _flow(self, student: Features, teacher: Features) -> Tensor:
+    def flow(self, student: Features, teacher: Features) -> Tensor:
+        """The loss, whenever it is learned from."""
         ours, theirs = ([features.stem, *features.stages] for features in (student, teacher))
         if ours[0].shape[1] != theirs[0].shape[1]:
             shapes = f"student {list(ours[0].shape[1:])} and teacher {list(theirs[0].shape[1:])}"
@@ -54,6 +53,6 @@ class FSP(Method):
 
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
         """See :meth:`Method.initialisation`."""
-        if self.variant == "joint":
+        if not self.only_beforehand:
             return None
-        return Initialisation(StudentStages(student, teacher, nn.Module(), self._flow), self.init_epochs)
+        return Initialisation(StudentStages(student, teacher, nn.Module(), self.flow), self.init_epochs)

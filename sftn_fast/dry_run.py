@@ -1,0 +1,239 @@
+"""What a run would do and cost: ``python -m sftn_fast.train --dry-run``.
+
+Builds every network and trains each kind of stage for a few steps on its real images, with untrained networks where the
+run would have trained ones. Nothing is written. Memory is counted from what a step holds; times are measured, hence
+those of this machine in the minute of the measurement.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sftn_fast import cli, engine, experiment, models
+from sftn_fast.collaborative import CollaborativeTask
+from sftn_fast.config import Config
+from sftn_fast.data import ImageData
+from sftn_fast.distillers.method import InitTask
+from sftn_fast.engine import distributed
+from sftn_fast.engine.progress import duration
+from sftn_fast.ops import CRDMemory
+from sftn_fast.report import RESULT
+from sftn_fast.stage import StageRun
+from sftn_fast.tasks import DistillTask, Route, SFTNTask, Task
+
+TIMED_STEPS = 3  # behind a first one, which is slower than the rest
+TIMED_BATCHES = 2  # of an evaluation
+
+
+def run(config: Config) -> None:
+    """Print what :func:`sftn_fast.experiment.run` would do with ``config``, and what that would cost.
+
+    Raises :class:`ConfigError` for what the run would refuse before its first stage.
+    """
+    with engine.process_group(config.engine.device):
+        root = engine.RunFolder(config.output).path
+        checked, source, stages, devices, worker = experiment.prepare(config, root)
+        worker = worker or experiment.worker_on(devices[0], checked, root)
+        images = worker.images_of(stages[0].seed)
+        distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
+        for line in _networks(config, images):
+            distributed.say(line)
+        done, costs = 0.0, dict[tuple[str, str | None], Cost]()
+        for number, stage in enumerate(stages, start=1):
+            kind = (stage.kind, stage.method)  # both teachers are the same network
+            apart = "" if kind in costs else "\n"
+            distributed.say(f"{apart}[{number}/{len(stages)}] seed {stage.seed}: {experiment.describe(config, stage)}")
+            if kind not in costs:
+                costs[kind] = Rehearsal(worker.config, stage, root, worker.device, images).cost()
+            if ((source or root) / f"seed{stage.seed}" / stage.name / RESULT).is_file():
+                distributed.say("  has its result already")
+            else:
+                done += costs[kind].seconds
+                distributed.say(f"  {duration(costs[kind].seconds)}")
+        peak = max(cost.memory for cost in costs.values())
+        distributed.say(f"\nmemory: {_size(peak)} for the largest stage, beside {_size(_resident(images))} of images")
+        many = f" of one device's work, for {len(devices)} of them" if len(devices) > 1 else ""
+        how = f"from {TIMED_STEPS} steps of each kind of stage, timed just now on {worker.device}"
+        what = f"{duration(done)}{many}, an estimate {how}" if done else "nothing left to do"
+        distributed.say(f"time: {what}\nnothing was trained, nothing written")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage: seconds on one device, and bytes at the most."""
+
+    seconds: float
+    memory: int
+
+
+class Rehearsal(StageRun):
+    """A stage before there is anything to build on: untrained networks stand for those of finished stages."""
+
+    def _finished(self, name: str) -> models.StagedNet:
+        return self._build(self.config.teacher)
+
+    def _route(self) -> Route | None:
+        return None
+
+    def cost(self) -> Cost:
+        """Train a few steps and say what the stage holds and takes."""
+        if self.stage.kind == "teacher" and self.config.teacher_file:
+            network = self._load("teacher_file", self.config.teacher_file)
+            distributed.say(f"  {self.config.teacher_file} fits; it is measured and not trained")
+            return Cost(self._evaluation(network.to(self.device)), _bytes(network.state_dict().values()))
+        task, epochs = self.task(), self.config.epochs_of(self.stage.kind)
+        costs = []
+        if isinstance(task, DistillTask):
+            for name, first in task.distiller.initialisations():
+                distributed.say(f"  initialisation of {name}:")
+                costs.append(self._fit_cost(first.task, first.epochs))
+                first.task.finish()
+        costs.append(self._fit_cost(task, epochs))
+        return Cost(sum(cost.seconds for cost in costs), max(cost.memory for cost in costs))
+
+    def _fit_cost(self, task: Task | InitTask, epochs: int) -> Cost:
+        """What training ``task`` holds, and how long ``epochs`` of it take."""
+        optim = self.config.optim
+        steps = engine.steps_an_epoch(self.data, optim)
+        # With next to no learning rate, lest untrained networks explode.
+        schedule = engine.Schedule(optim, 1e-9, steps, epochs)
+        train_step = engine.build_step(task, schedule, optim, self.config.engine)
+        batches = [batch for batch, _ in zip(self._batches(), range(1 + TIMED_STEPS), strict=False)]
+        memory = self._memory(task.train(), train_step, batches[0])
+        seconds = statistics.median(
+            [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
+        )
+        evaluations = -(-epochs // self.config.engine.eval_every)
+        evaluation = 0.0 if task.model is None else self._evaluation(task.model)
+        distributed.say(
+            f"  {1000 * seconds:.1f} ms a step, {steps} steps an epoch, {epochs} epochs"
+            + (f"; {evaluations} evaluations of {1000 * evaluation:.0f} ms" if evaluation else "")
+        )
+        return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
+
+    def _batches(self) -> Iterable[Any]:
+        """Batches without end, however few an epoch has."""
+        epoch = 0
+        while True:
+            yield from self.data.train.epoch(epoch)
+            epoch += 1
+
+    def _evaluation(self, network: nn.Module) -> float:
+        """Seconds that one evaluation of ``network`` takes."""
+        layout = engine.Layout(self.device, channels_last=self.config.engine.channels_last)
+        splits = [split for split in (self.data.val, self.data.test) if split is not None]
+        some = list(islice(self.data.test, TIMED_BATCHES))
+        seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)
+        return seconds * sum(split.num_samples for split in splits) / max(1, sum(len(batch.target) for batch in some))
+
+    def _memory(self, task: Task | InitTask, train_step: engine.TrainStep, batch: Any) -> int:
+        """Bytes that a step holds; says which."""
+        learning = [p for p in task.parameters() if p.requires_grad]
+        banks = [m for m in task.modules() if isinstance(m, CRDMemory)]
+        whole = _bytes(learning)
+        sizes = {
+            "weights": _bytes(task.state_dict().values()) - sum(_bytes(bank.buffers()) for bank in banks),
+            "gradients": whole,
+            "momentum": whole if self.config.optim.momentum else 0,
+            "frozen networks": sum(_bytes(network.state_dict().values()) for network in _held(task)),
+            "CRD's banks": sum(_bytes(bank.buffers()) for bank in banks),
+            "activations": _activations(task, train_step, batch),
+        }
+        distributed.say("  learning: " + ", ".join(f"{name} {count:,}" for name, count in _parameters(task)))
+        held = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
+        distributed.say(f"  memory: {_size(sum(sizes.values()))}: {held} (of {len(batch.target)} images)")
+        return sum(sizes.values())
+
+
+def _parameters(task: Task | InitTask) -> list[tuple[str, int]]:
+    """Whose parameters learn, and how many."""
+
+    def count(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    if task.model is None:
+        return [("parameters", count(task))]
+    beside = {SFTNTask: "branches", DistillTask: "adapters", CollaborativeTask: "peers"}.get(type(task), "others")
+    network, others = count(task.model), count(task) - count(task.model)
+    return [(task.model.name, network), *([(beside, others)] if others else [])]
+
+
+def _held(task: Task | InitTask) -> tuple[nn.Module, ...]:
+    """Networks that a task reads and does not train."""
+    return task.distiller.teachers if isinstance(task, DistillTask) else ()
+
+
+def _activations(task: nn.Module, train_step: engine.TrainStep, batch: Any) -> int:
+    """Bytes that the forward pass of one part of ``batch`` keeps for the backward pass."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*task.parameters(), *task.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    layout, images = train_step.layout, batch.images[: len(batch.target) // train_step.accumulate]
+    target, index = layout.indices(batch.target[: len(images)]), layout.indices(batch.index[: len(images)])
+    with layout.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        task(layout.images(images), target, index)
+    return sum(kept.values())
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def _about(images: ImageData) -> str:
+    size = f"{images.in_channels} x {images.image_size} x {images.image_size}"
+    val = f", {images.val.num_samples} for validation" if images.val else ""
+    counts = f"{images.num_train} training images of {size}{val}, {images.test.num_samples} for the test"
+    return f"data {images.name}: {images.num_classes} classes, {counts}, {_size(_resident(images))}"
+
+
+def _networks(config: Config, images: ImageData) -> Iterable[str]:
+    """The networks that the experiment names, and their sizes."""
+    roles = {"teacher": config.teacher, "student": config.student}
+    if "collaborate" in config.stages:
+        roles |= {f"peer {number}": name for number, name in enumerate(config.collaborate.networks, start=1)}
+    for role, name in roles.items():
+        network = models.build(name, num_classes=images.num_classes, in_channels=images.in_channels)
+        shapes = " -> ".join("x".join(map(str, shape)) for shape in network.feature_shapes(images.image_size))
+        yield f"{role} {name}: {sum(p.numel() for p in network.parameters()):,} parameters, stages {shapes}"
+
+
+def _resident(images: ImageData) -> int:
+    """Bytes of the splits that lie in memory as a whole."""
+    loaders = (images.train, images.val, images.test)
+    splits = [getattr(loader, "data", None) for loader in loaders if loader is not None]
+    return sum(_bytes((split.pixels, split.labels)) for split in splits if split is not None)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _size(size: int) -> str:
+    """``size`` bytes in the unit that suits them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

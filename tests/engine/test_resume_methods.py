@@ -1,0 +1,116 @@
+"""Real methods on real data sets: stopped after 13 of 40 steps and gone on with, they end with the bits of an unbroken
+run, and so do their memories."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sftn_fast import data, distillers, models
+from sftn_fast.config import DataConfig, EngineConfig, OptimConfig, SFTNConfig
+from sftn_fast.data import ImageData
+from sftn_fast.engine import Interrupted, fit, read_checkpoint
+from sftn_fast.sftn import StudentAwareTeacher
+from sftn_fast.tasks import DistillTask, SFTNTask, Task
+
+from .stubs import StoppingLoader, without_timing
+
+BATCH, STEPS_AN_EPOCH = 8, 20
+NOT_COMPARED = ("history", "stopwatch", "log_offsets")  # their figures depend on the clock
+
+
+def crops_and_flips(root: Path) -> DataConfig:
+    return DataConfig("fake", train_size=BATCH * STEPS_AN_EPOCH, image_size=8, crop_padding=2, flip=True)
+
+
+def image_folder(root: Path) -> DataConfig:
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for split, count in (("train", BATCH * STEPS_AN_EPOCH // 2), ("val", 3)):
+        for name in ("cats", "dogs"):
+            folder = root / "images" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = random.integers(256, size=(10, 10, 3), dtype=np.uint8)
+                image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return DataConfig("folder", root=str(root / "images"), image_size=8)
+
+
+def distil(images: ImageData) -> Task:
+    student, teacher = (models.build(name, num_classes=images.num_classes) for name in ("resnet8", "resnet14"))
+    distiller = distillers.build(
+        "crd:negatives=8,kd,at=10",
+        student=student,
+        teacher=teacher,
+        num_samples=images.num_train,
+        image_size=images.image_size,
+        labels=images.train_labels,
+    )
+    return DistillTask(student, distiller)
+
+
+def student_aware(images: ImageData) -> Task:
+    teacher, student = (models.build(name, num_classes=images.num_classes) for name in ("resnet14", "resnet8"))
+    return SFTNTask(StudentAwareTeacher(teacher, student, image_size=images.image_size), SFTNConfig())
+
+
+@pytest.mark.parametrize(
+    ("source", "build"), [(crops_and_flips, distil), (image_folder, distil), (crops_and_flips, student_aware)]
+)
+def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tmp_path):
+    images = data.build(source(tmp_path), seed=0, batch_size=BATCH, device="cpu")
+
+    def train(name: str, batches: ImageData, seed: int) -> Task:
+        torch.manual_seed(7)  # the teacher, which is in no checkpoint
+        task = build(images)
+        if seed:
+            torch.manual_seed(seed)
+            for parameter in task.parameters():
+                torch.nn.init.normal_(parameter)
+        (tmp_path / name).mkdir(exist_ok=True)
+        optim, engine = OptimConfig(lr=0.02, batch_size=BATCH), EngineConfig(device="cpu", log_every=3)
+        fit(task, batches, epochs=2, optim=optim, engine=engine, folder=tmp_path / name, fingerprint={}, seed=1)
+        return task
+
+    def everything(name: str) -> dict[str, Any]:
+        newest = max((tmp_path / name / "checkpoints").iterdir())
+        return {key: value for key, value in read_checkpoint(newest).items() if key not in NOT_COMPARED}
+
+    whole = train("unbroken", images, seed=0)
+    stopping = dataclasses.replace(images, train=StoppingLoader(images.train, 13, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train("broken", stopping, seed=0)
+    assert read_checkpoint(tmp_path / "broken" / "checkpoints" / "step_000000013")["position"] == [0, 13, 13]
+    resumed = train("broken", images, seed=99)  # whatever it was built with, the checkpoint is what counts
+
+    ours, theirs = resumed.state_dict(), whole.state_dict()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert build is not distil or any("student_bank" in name for name in theirs)
+    for name in ("unbroken", "broken"):
+        assert everything(name)["position"] == [2, 0, 40]
+    assert_equal(everything("broken"), everything("unbroken"))
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("broken", "unbroken")]
+    ours, theirs = ([without_timing(json.loads(line)) for line in each] for each in lines)
+    assert ours == theirs
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    """Equal in all that a checkpoint may hold."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        ours, theirs = list(ours.values()), list(theirs.values())
+    if isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_equal(mine, other)
+    elif isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    else:
+        assert ours == theirs

@@ -1,0 +1,108 @@
+"""``--dry-run``: says what the run would do, and does none of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftn_fast import cli, data, engine, experiment, models, train
+from sftn_fast.dry_run import _activations
+from sftn_fast.tasks import SupervisedTask
+
+FAKE = "--data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 7"
+SMALL = f"{FAKE} --teacher resnet14"
+
+
+def dry(output: Path, options: str, capsys: pytest.CaptureFixture[str]) -> str:
+    code = train.main(["--dry-run", "--output", str(output), *options.split()])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert not output.exists()
+    return printed.out
+
+
+CASES = {
+    "demo": "--optim.batch_size 8",
+    "matrix": f"--config matrix {FAKE} --seeds [0]",
+    "fashion_mnist": f"--config fashion_mnist {SMALL}",
+    "a pair of the paper": f"--config resnet56_resnet20 {FAKE}",
+    "two processes": f"{SMALL} --devices [cpu,cpu]",
+    "initialisations": f"{SMALL} --methods [ab,ft] --stages [teacher,distill]",
+    "together": f"{SMALL} --stages [teacher,collaborate] --collaborate.init teacher",
+    "along the route": f"{SMALL} --stages [teacher,distill] --route.anchors 2",
+    "fine-tuned": f"{SMALL} --stages [teacher,sftn] --sftn.init teacher",
+    "half precision in parts": f"{SMALL} --engine.amp bf16 --optim.accumulate 4 --stages [student]",
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_every_kind_of_run_is_described(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    said = dry(output, options, capsys)
+    config, _ = cli.parse(["--output", str(output), *options.split()])
+    assert cli.dump(config) in said
+    stages = experiment.plan(config)
+    for number, stage in enumerate(stages, start=1):
+        assert f"[{number}/{len(stages)}] seed {stage.seed}: {experiment.describe(config, stage)}" in said
+    assert "memory: " in said and "an estimate from 3 steps" in said
+    assert said.count("\ntime: about ") == 1
+
+
+def test_networks_branches_adapters_and_pairs_are_those_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"{SMALL} --seeds [0] --epochs 1 --distill crd:negatives=4 --stages [teacher,sftn,distill]"
+    said = dry(tmp_path / "dry", options, capsys)
+    experiment.run(cli.parse(["--output", str(tmp_path / "run"), *options.split()])[0])
+    pairs = re.findall(r"  teacher stage .*", capsys.readouterr().out)
+    assert pairs and all(pair in said for pair in pairs)
+    for name in ("resnet14", "resnet8"):
+        network = models.build(name, num_classes=10)
+        assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in said
+    assert re.search(r"resnet14 [\d,]+, branches [\d,]+", said) and re.search(r"resnet8 [\d,]+, adapters [\d,]+", said)
+    assert "CRD's banks 32.8 kB" in said  # 2 x 32 x 128 float32, and two normalisers
+
+
+def test_what_has_its_result_takes_no_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"{SMALL} --seeds [0] --stages [student]"
+    folder = tmp_path / "seed0" / "student"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    train.main(["--dry_run", "--output", str(tmp_path), *options.split()])
+    said = capsys.readouterr().out
+    assert "has its result already" in said and "time: nothing left" in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["result.json", "seed0", "student"]
+
+
+def test_a_teacher_from_a_file_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.save(models.build("resnet14", num_classes=10), tmp_path / "teacher")
+    file = tmp_path / "teacher" / "model.safetensors"
+    options = f"{SMALL} --stages [distill] --teacher_file {file}"
+    assert "fits; it is measured and not trained" in dry(tmp_path / "run", options, capsys)
+    assert train.main(["--dry-run", *f"{options} --teacher resnet20".split()]) == 2
+    assert "teacher_file" in capsys.readouterr().err
+
+
+def test_activations_grow_with_the_images_of_a_step() -> None:
+    kept = []
+    for count, accumulate in ((16, 1), (32, 1), (32, 2)):
+        config, _ = cli.parse([*SMALL.split(), "--optim.batch_size", str(count), "--optim.accumulate", str(accumulate)])
+        task = SupervisedTask(models.build("resnet8", num_classes=10))
+        step = engine.build_step(task, engine.Schedule(config.optim, 0.1, 1, 1), config.optim, config.engine)
+        images = data.build(config.data, seed=0, batch_size=count, device="cpu")
+        kept.append(_activations(task, step, next(iter(images.train.epoch(0)))))
+    assert kept[0] > 16 * 16 * 8 * 8 * 4  # more than the stem's output alone
+    assert kept[1:] == [pytest.approx(2 * kept[0], rel=0.05), pytest.approx(kept[0], rel=0.05)]
+
+
+@pytest.mark.parametrize(("flag", "code"), [("--dry-run", 0), ("--dry-runs", 2)])
+def test_as_a_command(flag: str, code: int, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "sftn_fast.train", flag, *SMALL.split(), "--stages", "[student]"]
+    done = subprocess.run([*argv, "--output", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("nothing was trained, nothing written" in done.stdout) == (code == 0)
+    assert not (tmp_path / "run").exists()
