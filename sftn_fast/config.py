@@ -80,7 +80,7 @@ class OptimConfig:
     """SGD and its learning-rate schedule. Defaults are the CIFAR-100 setting of CRD and SFTN."""
 
     lr: float | None = None
-    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets."""
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks."""
     momentum: float = 0.9
     """SGD momentum."""
     nesterov: bool = False
@@ -158,7 +158,8 @@ class SFTNConfig:
     share_student: bool = False
     """One copy of the student's stages serves all branches, instead of a copy of its own for each."""
     init: str | None = None
-    """Fine-tune from a finished teacher: a file, or "teacher" for this run's own; null to train from scratch."""
+    """Fine-tune from a finished teacher: a file, torchvision:DEFAULT or the like, or "teacher" for this run's own; null
+    to train from scratch."""
 
     def __post_init__(self) -> None:
         for key in ("teacher_weight", "ce_weight", "kl_weight"):
@@ -273,7 +274,8 @@ class Config:
     student: str = "resnet8"
     """Name of the student network."""
     teacher_file: str | None = None
-    """A trained teacher to use instead of training the stage "teacher"."""
+    """A trained teacher to use instead of training the stage "teacher": a file, or torchvision's published weights by
+    their name there, as torchvision:IMAGENET1K_V1 or torchvision:DEFAULT."""
     stages: tuple[str, ...] = USUAL_STAGES
     """What to do, of: teacher, sftn, student, distill, collaborate. "distill" runs once for each teacher there is."""
     distill: str = "kd"
