@@ -215,6 +215,9 @@ class CollaborateConfig:
     """sum, as in the authors' code of dml, or mean over a network's peers."""
     ensemble: str = "mean"
     """The target of kdcl: mean of the logits; minlogit, the least logit of each class less that of the label's."""
+    own_views: bool | None = None
+    """Each network crops and flips the images for itself, instead of all seeing the same; null for yes in kdcl and no
+    in dml."""
 
     def __post_init__(self) -> None:
         check(self.method in ("dml", "kdcl"), "collaborate.method", self.method, "dml or kdcl")
