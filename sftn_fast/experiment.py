@@ -178,6 +178,11 @@ def _check_networks(config: Config) -> None:
     for key, name in (*given, *(("collaborate.networks", name) for name in config.collaborate.networks)):
         if name not in models.names():
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
+        try:
+            with torch.device("meta"):
+                models.build(name)
+        except ImportError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
 
 def _check_methods(config: Config, stages: list[Stage], images_of: Callable[[int], ImageData]) -> None:

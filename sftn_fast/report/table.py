@@ -171,5 +171,5 @@ def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settin
             gap = statistics.fmean(row.values(found.column)) - found.top1
             sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)}")
     if sentences or any(line.published for line in lines):
-        sentences.append(published.NOTE)
+        sentences.append(published.note(settings))
     return sentences
