@@ -40,6 +40,17 @@ python -m sftn_fast.train --config resnet32x4_resnet8x4 --methods '["kd", "crd",
 The cross-entropy with the labels, `ce`, is beside all of them; it weighs 1 where the table says nothing else.
 """
 
+TOGETHER = """## Networks that learn together
+
+The stage `collaborate` trains several networks at once, from nothing or from this run's teacher: by `dml` each follows
+each of the others, by `kdcl` all follow the mean of their logits. KDCL's networks crop and flip the images each for
+itself, DML's see the same; `--collaborate.own_views` decides otherwise.
+
+```sh
+python -m sftn_fast.train --stages "[collaborate]" --collaborate.method kdcl --collaborate.networks "[resnet14,resnet8]"
+```
+"""
+
 
 def document() -> str:
     """The whole of ``docs/methods.md``."""
@@ -64,6 +75,7 @@ def document() -> str:
         "Of the 13 pairs of the literature on CIFAR-100 and the 2 on ImageNet, before anything is trained. All other "
         "combinations build.",
         markdown(refused),
+        TOGETHER.rstrip(),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
