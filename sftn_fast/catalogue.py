@@ -40,6 +40,36 @@ python -m sftn_fast.train --config resnet32x4_resnet8x4 --methods '["kd", "crd",
 The cross-entropy with the labels, `ce`, is beside all of them; it weighs 1 where the table says nothing else.
 """
 
+ON_IMAGENET = """## On ImageNet
+
+`--config imagenet_resnet34_resnet18` and `--config imagenet_resnet50_resnet34` are recipes, `--config imagenet` is the
+base of recipes for other pairs. `--method` takes the weights above, most of which are CIFAR-100's; for ImageNet the
+authors of some name others: `--distill oh=1e-4,kd=1`, `--distill dist=2:temperature=1`.
+
+`resnet18` to `resnet101`, `mobilenet_v2`, `shufflenet_v2_x0_5` and the like are torchvision's networks under the names
+that they have there, made for 224 pixels; `ResNet50`, `MobileNetV2` and `ShuffleV2` are RepDistiller's for 32. A
+trained teacher is a file, or what torchvision publishes; its accuracy is measured before a student is trained:
+
+```sh
+python -m sftn_fast.train --config imagenet_resnet34_resnet18 --teacher_file torchvision:IMAGENET1K_V1
+python -m sftn_fast.train --config imagenet_resnet34_resnet18 --teacher_file resnet34.safetensors --sftn.init teacher
+```
+
+Checkpoints of timm's and torchvision's training scripts load as they are. Of averaged weights (EMA) and plain ones the
+averaged are taken. Nothing in a file is ever run.
+"""
+
+TOGETHER = """## Networks that learn together
+
+The stage `collaborate` trains several networks at once, from nothing or from this run's teacher: by `dml` each follows
+each of the others, by `kdcl` all follow the mean of their logits. KDCL's networks crop and flip the images each for
+itself, DML's see the same; `--collaborate.own_views` decides otherwise.
+
+```sh
+python -m sftn_fast.train --stages "[collaborate]" --collaborate.method kdcl --collaborate.networks "[resnet14,resnet8]"
+```
+"""
+
 
 def document() -> str:
     """The whole of ``docs/methods.md``."""
@@ -64,6 +94,8 @@ def document() -> str:
         "Of the 13 pairs of the literature on CIFAR-100 and the 2 on ImageNet, before anything is trained. All other "
         "combinations build.",
         markdown(refused),
+        ON_IMAGENET.rstrip(),
+        TOGETHER.rstrip(),
     ]
     return "\n\n".join(paragraphs) + "\n"
 

@@ -361,7 +361,7 @@ class TransferConfig:
     epochs: int = 100
     """Epochs of training the classifier."""
     lr: float | None = None
-    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets."""
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 0.0

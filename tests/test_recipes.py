@@ -5,17 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from sftn_fast import cli, experiment
+from sftn_fast import catalogue, cli, experiment, models
+from sftn_fast.report.published import IMAGENET_PAIRS
+from sftn_fast.sftn import StudentAwareTeacher
 
 # Two steps of four small synthetic images, whatever the recipe's own data set: its networks, schedule and losses stay.
 TWO_STEPS = ["--data.name", "fake", "--data.download", "false", "--data.train_size", "8", "--data.image_size", "8"]
-TWO_STEPS += ["--optim.batch_size", "4", "--epochs", "1", "--seeds", "[0]"]
+TWO_STEPS += ["--optim.batch_size", "4", "--optim.milestones", "null", "--epochs", "1", "--seeds", "[0]"]
+# ImageNet's networks are too large for a test of seconds, and bfloat16 is slow on most CPUs: a test of their own builds
+# the pairs, and these do the steps of all three recipes, which differ in nothing else.
+LIGHT = ["--teacher", "resnet18", "--student", "shufflenet_v2_x0_5", "--data.image_size", "32", "--engine.amp", "fp32"]
 
 
-@pytest.mark.parametrize("recipe", cli.recipe_names())
+@pytest.mark.parametrize("recipe", [name for name in cli.recipe_names() if not name.startswith("imagenet_")])
 def test_recipe_runs_for_two_steps(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, _ = cli.parse(["--config", recipe, *TWO_STEPS, "--output", str(tmp_path / "run")])
+    networks = LIGHT if recipe == "imagenet" else []
+    config, _ = cli.parse(["--config", recipe, *TWO_STEPS, *networks, "--output", str(tmp_path / "run")])
     experiment.run(config)
     printed = capsys.readouterr().out
     assert "student of SFTN teacher" in printed
@@ -37,3 +44,26 @@ def test_cifar_recipes_are_the_setting_of_the_reference(recipe: str) -> None:
     assert (config.sftn.teacher_weight, config.sftn.ce_weight, config.sftn.kl_weight) == (1, 1, 3)
     assert (config.sftn.temperature, config.distill) == (1, "kd=0.9")
     assert (optim.lr, optim.schedule, optim.milestones) == (None, "milestones", None)
+
+
+@pytest.mark.parametrize("recipe", [name for name in cli.recipe_names() if name.startswith("imagenet")])
+def test_imagenet_recipes_are_the_setting_of_the_reference(recipe: str) -> None:
+    config, _ = cli.parse(["--config", recipe])
+    optim, sftn, engine = config.optim, config.sftn, config.engine
+    assert (config.epochs, optim.schedule, optim.milestones, optim.gamma) == (100, "milestones", (30, 60, 90), 0.1)
+    assert (optim.lr, optim.batch_size, optim.momentum, optim.weight_decay) == (0.1, 256, 0.9, 1e-4)
+    assert (sftn.teacher_weight, sftn.ce_weight, sftn.kl_weight, sftn.temperature) == (1, 1, 1, 1)
+    assert (config.data.name, engine.amp, engine.channels_last) == ("imagenet", "bf16", True)
+    assert config.distill == "kd=0.5:temperature=1,ce=0.5"
+
+
+@pytest.mark.parametrize(("teacher", "student"), IMAGENET_PAIRS)
+def test_pairs_of_imagenet(teacher: str, student: str) -> None:
+    config, _ = cli.parse(["--config", f"imagenet_{teacher}_{student}", "--method", "at"])
+    assert (config.teacher, config.student, config.distill, config.epochs) == (teacher, student, "at,kd=1", 100)
+    with torch.device("meta"):
+        networks = [models.build(name, num_classes=1000) for name in (teacher, student)]
+        aware = StudentAwareTeacher(*networks, image_size=224)
+    assert [pair.student_stage for pair in aware.pairs] == [1, 2, 3]
+    refused = {"fsp"} if teacher == "resnet50" else set()
+    assert catalogue.refusals(teacher, student, 224).keys() == refused

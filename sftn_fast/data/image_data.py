@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sftn_fast.config import DataConfig
+from sftn_fast.config import DataConfig, check
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.source import Images, load
 from sftn_fast.data.splits import train_val_indices
@@ -36,8 +36,16 @@ class ImageData:
         return self.train.data.labels
 
     def with_views(self, views: int) -> ImageData:
-        """The same, but that training batches hold ``views`` augmentations of each image [B, views, C, H, W]."""
-        return self if views == 1 else dataclasses.replace(self, train=self.train.with_views(views))
+        """The same, but that training batches hold ``views`` augmentations of each image [B, views, C, H, W].
+
+        Raises:
+            ConfigError: The loader can't give more than one.
+        """
+        if views == 1:
+            return self
+        several = isinstance(self.train, TrainLoader)
+        check(several, "collaborate.own_views", True, f"false for {self.name}, whose loader makes one view of an image")
+        return dataclasses.replace(self, train=self.train.with_views(views))
 
     def fingerprint(self) -> dict[str, str | int]:
         """What must agree for a resumed run to be the same run, as far as the data are concerned."""

@@ -36,9 +36,10 @@ def torchvision_models() -> Any:
         return import_module("torchvision.models")
     # Not ImportError alone: a torchvision that does not match its torch fails with RuntimeError.
     except Exception as error:
+        version = torch.__version__.partition("+")[0]  # without what it was built for, which other indexes do not have
         raise ModuleNotFoundError(
-            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the "
-            f"torchvision that belongs to torch {torch.__version__}: pip install torch=={torch.__version__} torchvision"
+            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the one "
+            f"that belongs to this torch: pip install torch=={version} torchvision"
         ) from error
 
 

@@ -157,3 +157,12 @@ def test_the_fingerprint_notices_a_single_changed_value(split, part, monkeypatch
 def test_what_is_built_can_not_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         build().num_classes = 3
+
+
+def test_several_views_of_an_image():
+    images = build()
+    assert images.with_views(1) is images
+    assert next(images.with_views(2).train.epoch(0)).images.shape == (32, 2, 3, 32, 32)
+    other = dataclasses.replace(images, train=object())
+    with pytest.raises(ConfigError, match="own_views must be false for fake, whose loader makes one view of an image"):
+        other.with_views(2)
