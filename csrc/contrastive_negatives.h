@@ -41,9 +41,9 @@ struct NegativesInput {
   Tensor labels;  // [N] int64, contiguous
   int64_t b, n, k;
 
-  const int64_t* key_data() const { return static_cast<const int64_t*>(key.const_data_ptr()); }
-  const int64_t* index_data() const { return static_cast<const int64_t*>(index.const_data_ptr()); }
-  const int64_t* labels_data() const { return static_cast<const int64_t*>(labels.const_data_ptr()); }
+  const int64_t* key_data() const { return const_data_of<int64_t>(key); }
+  const int64_t* index_data() const { return const_data_of<int64_t>(index); }
+  const int64_t* labels_data() const { return const_data_of<int64_t>(labels); }
 };
 
 inline NegativesInput negatives_input(const Tensor& key, const Tensor& index, const Tensor& labels, int64_t k) {
@@ -83,9 +83,9 @@ Tensor sample_negatives(const Tensor& key, const Tensor& index, const Tensor& la
   const Tensor out = empty(std::array<int64_t, 2>{in.b, in.k}, dtype, index);
   if (in.b > 0 && in.k > 0) {
     if (as_int32) {
-      Backend::sample(in, static_cast<int32_t*>(out.mutable_data_ptr()));
+      Backend::sample(in, data_of<int32_t>(out));
     } else {
-      Backend::sample(in, static_cast<int64_t*>(out.mutable_data_ptr()));
+      Backend::sample(in, data_of<int64_t>(out));
     }
   }
   return out;

@@ -1,13 +1,13 @@
 // Where the samples of a batch's classes stand in the data set: one pass over all labels for the whole batch.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
+
+#include "../tensor.h"
 
 namespace sftn {
 
@@ -72,7 +72,7 @@ class LabelSlots {
 class ClassPositions {
  public:
   ClassPositions(const LabelSlots& slots, const int64_t* labels, int64_t n) : begin_(slots.count() + 1) {
-    const int64_t chunks = (n + kChunk - 1) / kChunk, width = slots.count();
+    const int64_t chunks = divide_up(n, kChunk), width = slots.count();
     const std::unique_ptr<int32_t[]> found(new int32_t[n]);  // a chunk's at its beginning: few pages are touched
     std::vector<int64_t> found_count(chunks), cursor(chunks * width);  // of each chunk; of each chunk and slot
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {

@@ -35,15 +35,15 @@ SFTN_LEVELS(SFTN_ADD_NEGATIVES)
 #undef SFTN_ADD_NEGATIVES_OF
 
 static double read_normalizer(const Tensor& z) {
-  if (z.scalar_type() == ScalarType::Double) return *static_cast<const double*>(z.const_data_ptr());
-  return *static_cast<const float*>(z.const_data_ptr());
+  if (z.scalar_type() == ScalarType::Double) return *const_data_of<double>(z);
+  return *const_data_of<float>(z);
 }
 
 static void write_normalizer(const Tensor& z, double value) {
   if (z.scalar_type() == ScalarType::Double) {
-    *static_cast<double*>(z.mutable_data_ptr()) = value;
+    *data_of<double>(z) = value;
   } else {
-    *static_cast<float*>(z.mutable_data_ptr()) = static_cast<float>(value);
+    *data_of<float>(z) = static_cast<float>(value);
   }
 }
 
@@ -73,9 +73,9 @@ static void check_in_range(bool in_range, int64_t n) {
 template <class A, class T>
 static void sum_exponentials(const ContrastiveInput& in, const ContrastiveSide& side, int64_t begin, int64_t end,
                              double* sums, std::atomic<bool>& in_range) {
-  const T* bank = static_cast<const T*>(side.bank.const_data_ptr());
-  const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
-  const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
+  const T* bank = const_data_of<T>(side.bank);
+  const A* embedding = const_data_of<A>(side.embedding);
+  const auto* index = const_data_of<int64_t>(in.index);
   const auto exponential = [&](const T* row, int64_t i) {
     return std::exp(double(dot(row, embedding + i * in.d, in.d)) / in.temperature);
   };
@@ -134,7 +134,7 @@ static bool gather(const ContrastiveInput& in, const T* bank, int64_t begin, int
 template <class I, class A, class T>
 static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
                       const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
-  const int64_t anchors = end - begin, num_blocks = (anchors + kLanes - 1) / kLanes, dim = whole_blocks(in.d);
+  const int64_t anchors = end - begin, num_blocks = divide_up(anchors, kLanes), dim = whole_blocks(in.d);
   std::vector<Ascending> negatives(anchors);
   for (int64_t i = 0; i < anchors; ++i) {
     if (!negatives[i].take(in.negatives.data<I>() + (begin + i) * in.negatives.stride, in.k, in.n)) return false;
@@ -164,9 +164,9 @@ static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, 
 template <class A, class T>
 static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64_t begin, int64_t end, double* losses,
                   A* grads, std::atomic<bool>& in_range) {
-  const T* bank = static_cast<const T*>(side.bank.const_data_ptr());
-  const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
-  const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
+  const T* bank = const_data_of<T>(side.bank);
+  const A* embedding = const_data_of<A>(side.embedding);
+  const auto* index = const_data_of<int64_t>(in.index);
   const Logistic<A> logistic(in.temperature, read_normalizer(side.z), in.noise() + kContrastiveEps);
   const int64_t dim = whole_blocks(in.d), anchors = end - begin;
   AlignedRows<A> v(anchors, dim), sums(grads ? whole_blocks(anchors) : 0, dim);
@@ -216,11 +216,11 @@ struct ContrastiveCpu {
       using A = typename decltype(computed)::type;
       using T = typename decltype(stored)::type;
       parallel_anchors(in, [&](int side, int64_t begin, int64_t end) {
-        A* grads = out.grads[side].size(0) > 0 ? static_cast<A*>(out.grads[side].mutable_data_ptr()) : nullptr;
+        A* grads = out.grads[side].size(0) > 0 ? data_of<A>(out.grads[side]) : nullptr;
         score<A, T>(in, in.sides[side], begin, end, losses.data() + side * in.b, grads, in_range);
       });
       const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
-      *static_cast<A*>(out.loss.mutable_data_ptr()) = A(sum / static_cast<double>(in.b));
+      *data_of<A>(out.loss) = A(sum / static_cast<double>(in.b));
     });
     check_in_range(in_range, in.n);
   }

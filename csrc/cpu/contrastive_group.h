@@ -27,8 +27,6 @@ SFTN_INLINE A sum_of(const Vector<kBytes, A>& vector) {
   return result;
 }
 
-inline int64_t whole_blocks(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
-
 // Rows of a bank that one anchor meets together.
 template <class T>
 struct BankRows {

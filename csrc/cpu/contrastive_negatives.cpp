@@ -124,7 +124,7 @@ struct NegativesCpu {
           draw_repeated(candidates, in.k, seed, own, own_end, out);
           continue;
         }
-        words.assign((candidates + kWordBits - 1) / kWordBits, 0);
+        words.assign(divide_up(candidates, kWordBits), 0);
         draw_distinct(words.data(), static_cast<uint32_t>(candidates), plan.distinct, seed);
         write_row(words.data(), plan.leave_out, candidates, own, own_end, out, out + in.k);
       }

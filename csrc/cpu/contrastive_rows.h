@@ -9,7 +9,7 @@
 namespace sftn {
 
 inline void check_index(const Tensor& index, int64_t b, int64_t n) {
-  const auto* data = static_cast<const int64_t*>(index.const_data_ptr());
+  const auto* data = const_data_of<int64_t>(index);
   for (int64_t i = 0; i < b; ++i) {
     STD_TORCH_CHECK(data[i] >= 0 && data[i] < n, "index: row ", data[i], " is out of range [0, ", n, ")");
   }
