@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) sample_negatives_kernel(NegativesPar
     if (plan.with_replacement) {
       draw_repeated(piece, shared_words, p.k, seed, out);
     } else {
-      draw_distinct(words, piece.candidates, plan.distinct, seed);
+      mark_ranks(words, piece.candidates, plan, seed);
       write_distinct(piece, words, plan.leave_out, out);
     }
     __syncthreads();  // the next row's draws overwrite the words
