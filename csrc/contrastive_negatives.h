@@ -3,16 +3,27 @@
 //   own(b)       the positions whose label is labels[index[b]]
 //   C            N - |own(b)|, the candidates: positions of other classes. Their ranks are 0 .. C - 1, in order
 //   seed(b)      random_word(key, b)
-//   draw(b, j)   random_below(C, seed(b), j): a rank
+//   K > C        draw(b, 0) .. draw(b, K - 1), draw(b, j) = random_below(C, seed(b), j): with replacement
+//   K <= C/2     M = K marked ranks
+//   K <= C       all ranks but M = C - K marked ones
 //
-//   K <= C/2     the first K distinct ranks among draw(b, 0), draw(b, 1), ...
-//   K <= C       all ranks but the first C - K distinct ones: the fewer are drawn, so that draws seldom repeat
-//   K > C        draw(b, 0) .. draw(b, K - 1): with replacement
+// M ranks are marked in a bitmap over ranks, in two steps.
 //
-// The first K distinct ones of uniform draws are a uniform K-subset. They are found in rounds: where M are missing the
-// next M draws are marked in a bitmap over ranks, in any order, for they cannot be too many; a round leaves about a
-// fifth missing where K = C/3. Reading the bitmap from its start gives the ranks in order, and the position of a rank
-// is the rank plus the number of own positions before it.
+//   Coins, if M >= C/16. Each rank is marked with probability q / 256, q = floor(256 M / C) - 1, independently. They
+//   are tossed for 64 ranks at once: the bits i of the random words w, W + w, .. 7 W + w, W = ceil(C / 64), are the
+//   digits, lowest first, of a number from 0 to 255, and rank 64 w + i is marked if it is at least 256 - q.
+//   Draws, uniform ranks one after the other, random_below(C, seed(b), j) with j from 8 W on, or from 0 if no coins
+//   were tossed. If marks are missing, each marks its rank, if there are too many, each takes its rank's mark away,
+//   until they are M.
+//
+// Exact, as far as random words are uniform: the coins treat all ranks alike, so that however many there are, each set
+// of as many ranks is as likely as any other; draws, too, add to it, or take from it, without regard of which ranks
+// they are. So each M-subset has the same probability, and q, which is one short so that marks are seldom too many,
+// only makes the draws few: some 500 in place of 20,000 where K = 16,384 and C = 49,500.
+//
+// Draws may be made in rounds, in any order within one: where M are missing, or too many, the next M of them cannot go
+// too far. Reading the bitmap from its start gives the ranks in order, and the position of a rank is the rank plus the
+// number of own positions before it.
 //
 // Integers alone: the same key gives the same negatives on the CPU, on CUDA and in the Python reference.
 //
@@ -41,9 +52,9 @@ struct NegativesInput {
   Tensor labels;  // [N] int64, contiguous
   int64_t b, n, k;
 
-  const int64_t* key_data() const { return static_cast<const int64_t*>(key.const_data_ptr()); }
-  const int64_t* index_data() const { return static_cast<const int64_t*>(index.const_data_ptr()); }
-  const int64_t* labels_data() const { return static_cast<const int64_t*>(labels.const_data_ptr()); }
+  const int64_t* key_data() const { return const_data_of<int64_t>(key); }
+  const int64_t* index_data() const { return const_data_of<int64_t>(index); }
+  const int64_t* labels_data() const { return const_data_of<int64_t>(labels); }
 };
 
 inline NegativesInput negatives_input(const Tensor& key, const Tensor& index, const Tensor& labels, int64_t k) {
@@ -62,17 +73,35 @@ inline NegativesInput negatives_input(const Tensor& key, const Tensor& index, co
   return in;
 }
 
-// What a row draws: `distinct` ranks, to take or to leave out; none if the K negatives are drawn with replacement.
+// What a row marks: ranks to take or to leave out; none if the K negatives are drawn with replacement.
 struct NegativesPlan {
+  static constexpr int64_t kCoinWords = 8;  // random words for 64 ranks
+
   bool with_replacement, leave_out;
-  int64_t distinct;
+  int64_t marks;
+  int64_t coin_words;       // W, or 0 for none
+  unsigned coin_threshold;  // q
 
   SFTN_HOST_DEVICE NegativesPlan(int64_t candidates, int64_t k)
       : with_replacement(k > candidates),
         leave_out(!with_replacement && 2 * k > candidates),
-        distinct(with_replacement ? 0
-                 : leave_out      ? candidates - k
-                                  : k) {}
+        marks(with_replacement ? 0
+              : leave_out      ? candidates - k
+                               : k),
+        coin_words(16 * marks >= candidates ? (candidates + 63) / 64 : 0),
+        coin_threshold(coin_words > 0 ? static_cast<unsigned>(256 * marks / candidates - 1) : 0) {}
+
+  SFTN_HOST_DEVICE uint64_t first_draw() const { return kCoinWords * coin_words; }
+
+  // The coins of ranks 64 w .. 64 w + 63.
+  SFTN_HOST_DEVICE uint64_t coins(uint64_t seed, int64_t w) const {
+    uint64_t marked = 0;
+    for (int64_t digit = 0; digit < kCoinWords; ++digit) {
+      const uint64_t random = random_word(seed, digit * coin_words + w);
+      marked = coin_threshold >> digit & 1 ? marked | random : marked & random;
+    }
+    return marked;
+  }
 };
 
 template <class Backend>
@@ -83,9 +112,9 @@ Tensor sample_negatives(const Tensor& key, const Tensor& index, const Tensor& la
   const Tensor out = empty(std::array<int64_t, 2>{in.b, in.k}, dtype, index);
   if (in.b > 0 && in.k > 0) {
     if (as_int32) {
-      Backend::sample(in, static_cast<int32_t*>(out.mutable_data_ptr()));
+      Backend::sample(in, data_of<int32_t>(out));
     } else {
-      Backend::sample(in, static_cast<int64_t*>(out.mutable_data_ptr()));
+      Backend::sample(in, data_of<int64_t>(out));
     }
   }
   return out;

@@ -60,7 +60,7 @@ struct AdaptedInput {
 
   template <class A>
   static const A* data_or_null(const std::optional<Tensor>& tensor) {
-    return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
+    return tensor ? const_data_of<A>(*tensor) : nullptr;
   }
 };
 
@@ -81,7 +81,7 @@ struct AdaptedGrad {
 
   template <class T>
   static T* data_or_null(const std::optional<Tensor>& tensor) {
-    return tensor ? static_cast<T*>(tensor->mutable_data_ptr()) : nullptr;
+    return tensor ? data_of<T>(*tensor) : nullptr;
   }
 };
 

@@ -68,11 +68,11 @@ struct AttentionGrad {
 
   template <class T>
   T* student_out() const {
-    return student ? static_cast<T*>(out.front().mutable_data_ptr()) : nullptr;
+    return student ? data_of<T>(out.front()) : nullptr;
   }
   template <class T>
   T* teacher_out() const {
-    return teacher ? static_cast<T*>(out.back().mutable_data_ptr()) : nullptr;
+    return teacher ? data_of<T>(out.back()) : nullptr;
   }
 };
 

@@ -58,7 +58,7 @@ struct PointwiseInput {
 
   template <class A>
   const A* channel_data() const {
-    return channel ? static_cast<const A*>(channel->const_data_ptr()) : nullptr;
+    return channel ? const_data_of<A>(*channel) : nullptr;
   }
 };
 
@@ -76,7 +76,7 @@ struct PointwiseGrad {
 
   template <class T>
   static T* data(const std::optional<Tensor>& out) {
-    return out ? static_cast<T*>(out->mutable_data_ptr()) : nullptr;
+    return out ? data_of<T>(*out) : nullptr;
   }
 };
 

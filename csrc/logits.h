@@ -76,9 +76,7 @@ struct LogitsInput {
 
   int64_t k() const { return static_cast<int64_t>(students.size()); }
   int64_t stats_width() const { return 3 + 4 * k(); }
-  const int64_t* target_data() const {
-    return target ? static_cast<const int64_t*>(target->const_data_ptr()) : nullptr;
-  }
+  const int64_t* target_data() const { return target ? const_data_of<int64_t>(*target) : nullptr; }
 };
 
 // All of the accumulator's type: float32, or float64 for float64 logits.
@@ -98,11 +96,11 @@ struct LogitsGrad {
 
   template <class T>
   T* teacher_out() const {
-    return teacher ? static_cast<T*>(out[0].mutable_data_ptr()) : nullptr;
+    return teacher ? data_of<T>(out[0]) : nullptr;
   }
   template <class T>
   T* student_out(int64_t k) const {
-    return students ? static_cast<T*>(out[k + (teacher ? 1 : 0)].mutable_data_ptr()) : nullptr;
+    return students ? data_of<T>(out[k + (teacher ? 1 : 0)]) : nullptr;
   }
 };
 

@@ -28,7 +28,7 @@ struct FeatureMap {
 
   template <class T>
   const T* data() const {
-    return static_cast<const T*>(tensor.const_data_ptr());
+    return const_data_of<T>(tensor);
   }
 
  private:

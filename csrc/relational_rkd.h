@@ -75,11 +75,11 @@ struct RkdOutput {
 
   template <class A>
   A* student_data() const {
-    return student_grad ? static_cast<A*>(student_pairs.mutable_data_ptr()) : nullptr;
+    return student_grad ? data_of<A>(student_pairs) : nullptr;
   }
   template <class A>
   A* teacher_data() const {
-    return teacher_grad ? static_cast<A*>(teacher_pairs.mutable_data_ptr()) : nullptr;
+    return teacher_grad ? data_of<A>(teacher_pairs) : nullptr;
   }
 };
 

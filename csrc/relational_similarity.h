@@ -62,16 +62,16 @@ struct SimilarityOutput {
 
   template <class A>
   A* loss_data() const {
-    return static_cast<A*>(loss.mutable_data_ptr());
+    return data_of<A>(loss);
   }
   // Null if not asked for.
   template <class A>
   A* student_data() const {
-    return student_grad ? static_cast<A*>(student_slope.mutable_data_ptr()) : nullptr;
+    return student_grad ? data_of<A>(student_slope) : nullptr;
   }
   template <class A>
   A* teacher_data() const {
-    return teacher_grad ? static_cast<A*>(teacher_slope.mutable_data_ptr()) : nullptr;
+    return teacher_grad ? data_of<A>(teacher_slope) : nullptr;
   }
 };
 

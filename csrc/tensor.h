@@ -11,6 +11,7 @@
 
 #include <array>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 namespace sftn {
@@ -40,6 +41,11 @@ template <class T>
 struct Tag {
   using type = T;
 };
+template <int Value>
+using Int = std::integral_constant<int, Value>;
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t to) { return divide_up(a, to) * to; }
 
 // f(Tag<T>{}) for the T that dtype stands for.
 template <class F>
@@ -83,6 +89,15 @@ Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype, const Tensor
   return empty_strided(D, sizes.data(), strides.data(), dtype, like);
 }
 
+template <class T>
+T* data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+template <class T>
+const T* const_data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
 // A view of a [rows, cols] tensor whose rows are dense: element (i, j) is data[i * stride + j]. Rows may be apart
 // (slices), or the same (expanded, stride 0). Owns a copy only where the rows were not dense.
 struct Matrix {
@@ -96,7 +111,7 @@ struct Matrix {
 
   template <class T>
   const T* data() const {
-    return static_cast<const T*>(tensor.const_data_ptr());
+    return const_data_of<T>(tensor);
   }
 };
 

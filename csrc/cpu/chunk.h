@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "../tensor.h"
 #include "vector.h"
 
 namespace sftn {
@@ -16,6 +17,8 @@ namespace sftn {
 constexpr int64_t kLanes = 16;  // a multiple of every machine's vector
 constexpr int64_t kChunk =
     1024;  // classes of a row that are in work at once: their buffers stay in the first-level cache
+
+inline int64_t whole_blocks(int64_t n) { return round_up(n, kLanes); }
 
 #define SFTN_LANES _Pragma("omp simd") for (int64_t l = 0; l < ::sftn::kLanes; ++l)
 
@@ -61,7 +64,7 @@ template <class A>
 class ChunkView {
  public:
   SFTN_INLINE ChunkView(const A* from, int64_t size, Tail<A>& tail)
-      : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_((size + kLanes - 1) / kLanes) {
+      : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {
     if (whole_ == blocks_) return;
     constexpr A kNone = -std::numeric_limits<A>::infinity();
     SFTN_LANES tail.lane[l] = whole_ * kLanes + l < size ? from[whole_ * kLanes + l] : kNone;

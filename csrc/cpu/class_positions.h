@@ -1,13 +1,13 @@
 // Where the samples of a batch's classes stand in the data set: one pass over all labels for the whole batch.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
+
+#include "../tensor.h"
 
 namespace sftn {
 
@@ -68,20 +68,21 @@ class LabelSlots {
   int32_t count_ = 0;
 };
 
-// For each slot the positions of its label, in order. Takes 4 bytes for each of them, and as many for a moment.
+// For each slot the positions of its label, in order. Takes 4 bytes for each of them, and twice as many for a moment.
 class ClassPositions {
  public:
   ClassPositions(const LabelSlots& slots, const int64_t* labels, int64_t n) : begin_(slots.count() + 1) {
-    const int64_t chunks = (n + kChunk - 1) / kChunk, width = slots.count();
-    const std::unique_ptr<int32_t[]> found(new int32_t[n]);  // a chunk's at its beginning: few pages are touched
+    const int64_t chunks = divide_up(n, kChunk), width = slots.count();
+    // A chunk's at its beginning: few pages are touched. `found` are positions, `found_slot` their labels' slots.
+    const std::unique_ptr<int32_t[]> found(new int32_t[n]), found_slot(new int32_t[n]);
     std::vector<int64_t> found_count(chunks), cursor(chunks * width);  // of each chunk; of each chunk and slot
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) {
-        int32_t* positions = found.get() + c * kChunk;
+        int32_t *positions = found.get() + c * kChunk, *slot_of = found_slot.get() + c * kChunk;
         found_count[c] = slots.collect(labels, c * kChunk, std::min(n, (c + 1) * kChunk), positions);
         for (int64_t i = 0; i < found_count[c]; ++i) {
-          const int32_t slot = slots.find(labels[positions[i]]);
-          if (slot >= 0) ++cursor[c * width + slot];
+          slot_of[i] = slots.find(labels[positions[i]]);
+          if (slot_of[i] >= 0) ++cursor[c * width + slot_of[i]];
         }
       }
     });
@@ -94,10 +95,9 @@ class ClassPositions {
     positions_.reset(new int32_t[total]);
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) {
-        const int32_t* positions = found.get() + c * kChunk;
+        const int32_t *positions = found.get() + c * kChunk, *slot_of = found_slot.get() + c * kChunk;
         for (int64_t i = 0; i < found_count[c]; ++i) {
-          const int32_t slot = slots.find(labels[positions[i]]);
-          if (slot >= 0) positions_[cursor[c * width + slot]++] = positions[i];
+          if (slot_of[i] >= 0) positions_[cursor[c * width + slot_of[i]]++] = positions[i];
         }
       }
     });

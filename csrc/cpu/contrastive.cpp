@@ -8,6 +8,7 @@
 
 #include "contrastive_ascending.h"
 #include "contrastive_rows.h"
+#include "contrastive_tile.h"
 #include "contrastive_walk.h"
 #include "parallel.h"
 
@@ -21,6 +22,9 @@ namespace sftn {
   attribute void score_tile(const T* bank, int64_t count, int64_t d, const Logistic<A>& logistic,               \
                             AnchorBlock<A>* blocks, int64_t num_blocks, A* copies) {                            \
     tile_inline<bytes>(bank, count, d, logistic, blocks, num_blocks, copies);                                   \
+  }                                                                                                             \
+  attribute void widen_tile(const T* bank, int64_t count, int64_t d, int64_t dim, A* copies) {                  \
+    for (int64_t r = 0; r < count; ++r) widen_values<bytes>(bank + r * d, d, copies + r * dim);                 \
   }
 #define SFTN_ADD_NEGATIVES(attribute, bytes)                \
   SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, float)     \
@@ -34,71 +38,17 @@ SFTN_LEVELS(SFTN_ADD_NEGATIVES)
 #undef SFTN_ADD_NEGATIVES
 #undef SFTN_ADD_NEGATIVES_OF
 
-static double read_normalizer(const Tensor& z) {
-  if (z.scalar_type() == ScalarType::Double) return *static_cast<const double*>(z.const_data_ptr());
-  return *static_cast<const float*>(z.const_data_ptr());
-}
-
-static void write_normalizer(const Tensor& z, double value) {
-  if (z.scalar_type() == ScalarType::Double) {
-    *static_cast<double*>(z.mutable_data_ptr()) = value;
-  } else {
-    *static_cast<float*>(z.mutable_data_ptr()) = static_cast<float>(value);
+#define SFTN_ADD_SHARE_OF(attribute, bytes, A)                                                                        \
+  attribute double add_share(const A* tile, const Share& share, const Logistic<A>& logistic, int64_t dim, const A* v, \
+                             A* grad) {                                                                               \
+    return share_inline<bytes>(tile, share, logistic, dim, v, grad);                                                  \
   }
-}
-
-// Whole rows of a bank, or of embeddings, in the type that is computed in.
-template <class A, class T>
-static A dot(const T* row, const A* v, int64_t d) {
-  A sum = 0;
-  for (int64_t j = 0; j < d; ++j) sum += static_cast<A>(row[j]) * v[j];
-  return sum;
-}
-
-// f(side, begin, end) over ranges of anchors of one side, in parallel: neighbours share the rows that they meet.
-template <class F>
-static void parallel_anchors(const ContrastiveInput& in, const F& f) {
-  parallel_rows(2 * in.b, in.k * in.d / 8, [&](int64_t begin, int64_t end) {
-    if (begin < in.b) f(0, begin, std::min(end, in.b));
-    if (end > in.b) f(1, std::max(begin, in.b) - in.b, end - in.b);
-  });
-}
-
-static void check_in_range(bool in_range, int64_t n) {
-  STD_TORCH_CHECK(in_range, "negatives: a row is out of range [0, ", n, ")");
-}
-
-// ---- normalisers: the first batch alone, so plain ----
-
-template <class A, class T>
-static void sum_exponentials(const ContrastiveInput& in, const ContrastiveSide& side, int64_t begin, int64_t end,
-                             double* sums, std::atomic<bool>& in_range) {
-  const T* bank = static_cast<const T*>(side.bank.const_data_ptr());
-  const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
-  const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
-  const auto exponential = [&](const T* row, int64_t i) {
-    return std::exp(double(dot(row, embedding + i * in.d, in.d)) / in.temperature);
-  };
-  for (int64_t i = begin; i < end; ++i) sums[i] = exponential(bank + index[i] * in.d, i);
-  Walk<T> walk(in, bank, begin, end);
-  BankRows<T> group;
-  while (walk.next(group)) {
-    for (int64_t r = 0; r < group.count; ++r) {
-      sums[group.anchor] += double(group.times[r]) * exponential(group.rows[r], group.anchor);
-    }
-  }
-  if (!walk.in_range()) in_range = false;
-}
-
-static void normalize_side(const ContrastiveInput& in, const std::vector<double>& sums, const Tensor& z) {
-  const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
-  const double value = sum / static_cast<double>(in.b * (1 + in.k)) * static_cast<double>(in.n);
-  const double largest =
-      z.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-  if (value <= largest) write_normalizer(z, value);
-}
-
-// ---- loss and gradient ----
+#define SFTN_ADD_SHARE(attribute, bytes)     \
+  SFTN_ADD_SHARE_OF(attribute, bytes, float) \
+  SFTN_ADD_SHARE_OF(attribute, bytes, double)
+SFTN_LEVELS(SFTN_ADD_SHARE)
+#undef SFTN_ADD_SHARE
+#undef SFTN_ADD_SHARE_OF
 
 // The positive's loss; its gradient to grad [D], which it begins, if that is asked for.
 template <class A, class T>
@@ -129,12 +79,37 @@ static bool gather(const ContrastiveInput& in, const T* bank, int64_t begin, int
   return walk.in_range();
 }
 
+// The same for anchors whose negatives ascend and are in range.
+template <class I, class A, class T>
+static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
+                        const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
+  const int64_t anchors = end - begin, dim = whole_blocks(in.d), tile_rows = shared_tile_rows(in);
+  const bool in_place = std::is_same_v<A, T> && dim == in.d;
+  AlignedRows<A> copies(in_place ? 0 : tile_rows, dim);
+  std::vector<int64_t> cursors(anchors, 0);
+  Share share;
+  for (int64_t first = 0; first < in.n; first += tile_rows) {
+    const int64_t limit = std::min(in.n, first + tile_rows);
+    const T* rows = bank + first * in.d;
+    if (!in_place) widen_tile(rows, limit - first, in.d, dim, copies.row(0));
+    const A* tile = copies.row(0);
+    if constexpr (std::is_same_v<A, T>) tile = in_place ? rows : tile;
+    for (int64_t i = 0; i < anchors; ++i) {
+      const I* negatives = in.negatives.data<I>() + (begin + i) * in.negatives.stride;
+      while (cursors[i] < in.k && negatives[cursors[i]] < limit) {
+        take_share(negatives, in.k, first, limit, cursors[i], share);
+        losses[begin + i] += add_share(tile, share, logistic, dim, v.row(i), sums.row(i));
+      }
+    }
+  }
+}
+
 // Adds the negatives of anchors begin .. end to their losses and, where there are any, to their gradients `sums`,
 // padded to whole blocks of anchors. False, with nothing added, if a row is out of range.
 template <class I, class A, class T>
 static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
                       const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
-  const int64_t anchors = end - begin, num_blocks = (anchors + kLanes - 1) / kLanes, dim = whole_blocks(in.d);
+  const int64_t anchors = end - begin, num_blocks = divide_up(anchors, kLanes), dim = whole_blocks(in.d);
   std::vector<Ascending> negatives(anchors);
   for (int64_t i = 0; i < anchors; ++i) {
     if (!negatives[i].take(in.negatives.data<I>() + (begin + i) * in.negatives.stride, in.k, in.n)) return false;
@@ -161,12 +136,43 @@ static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, 
   return true;
 }
 
+// How anchors meet the rows of a bank.
+enum class Way { kGather, kShareTiles, kEveryRow };
+
+// Whether all negatives ascend and are in range.
+template <class I>
+static bool all_ascend(const ContrastiveInput& in) {
+  std::atomic<bool> all{true};
+  parallel_rows(in.b, in.k / 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const I* negatives = in.negatives.data<I>() + i * in.negatives.stride;
+      if (!ascends(negatives, in.k) || negatives[0] < 0 || negatives[in.k - 1] >= in.n) all = false;
+    }
+  });
+  return all;
+}
+
+// One way for all anchors, so that none depends on which of them a thread has.
+static Way choose_way(const ContrastiveInput& in) {
+  if (in.dense) return Way::kEveryRow;
+  if (!worth_tiles(in)) return Way::kGather;
+  return (in.wide_negatives ? all_ascend<int64_t>(in) : all_ascend<int32_t>(in)) ? Way::kShareTiles : Way::kGather;
+}
+
+template <class I, class A, class T>
+static bool by_tiles(Way way, const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
+                     const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
+  if (way == Way::kEveryRow) return every_row<I>(in, bank, begin, end, logistic, v, sums, losses);
+  share_tiles<I>(in, bank, begin, end, logistic, v, sums, losses);
+  return true;
+}
+
 template <class A, class T>
-static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64_t begin, int64_t end, double* losses,
-                  A* grads, std::atomic<bool>& in_range) {
-  const T* bank = static_cast<const T*>(side.bank.const_data_ptr());
-  const A* embedding = static_cast<const A*>(side.embedding.const_data_ptr());
-  const auto* index = static_cast<const int64_t*>(in.index.const_data_ptr());
+static void score(const ContrastiveInput& in, Way way, const ContrastiveSide& side, int64_t begin, int64_t end,
+                  double* losses, A* grads, std::atomic<bool>& in_range) {
+  const T* bank = const_data_of<T>(side.bank);
+  const A* embedding = const_data_of<A>(side.embedding);
+  const auto* index = const_data_of<int64_t>(in.index);
   const Logistic<A> logistic(in.temperature, read_normalizer(side.z), in.noise() + kContrastiveEps);
   const int64_t dim = whole_blocks(in.d), anchors = end - begin;
   AlignedRows<A> v(anchors, dim), sums(grads ? whole_blocks(anchors) : 0, dim);
@@ -177,9 +183,14 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
         in.constant() + begin_anchor(bank + index[begin + i] * in.d, of_anchor, logistic, in.d, sums.row(i));
   }
 
-  const bool done = !in.dense           ? gather(in, bank, begin, end, logistic, v, sums, losses)
-                    : in.wide_negatives ? every_row<int64_t>(in, bank, begin, end, logistic, v, sums, losses)
-                                        : every_row<int32_t>(in, bank, begin, end, logistic, v, sums, losses);
+  bool done = true;
+  if (way == Way::kGather) {
+    done = gather(in, bank, begin, end, logistic, v, sums, losses);
+  } else if (in.wide_negatives) {
+    done = by_tiles<int64_t>(way, in, bank, begin, end, logistic, v, sums, losses);
+  } else {
+    done = by_tiles<int32_t>(way, in, bank, begin, end, logistic, v, sums, losses);
+  }
   if (!done) in_range = false;
 
   const A scale = A(1 / (static_cast<double>(in.b) * in.temperature));
@@ -189,38 +200,20 @@ static void score(const ContrastiveInput& in, const ContrastiveSide& side, int64
 }
 
 struct ContrastiveCpu {
-  static void normalize(const ContrastiveInput& in) {
-    const bool wanted[2] = {std::isnan(read_normalizer(in.sides[0].z)), std::isnan(read_normalizer(in.sides[1].z))};
-    if (!wanted[0] && !wanted[1]) return;
-    check_index(in.index, in.b, in.n);
-    std::vector<double> sums[2] = {std::vector<double>(in.b), std::vector<double>(in.b)};
-    std::atomic<bool> in_range{true};
-    visit_contrastive(in.dtype, in.bank_dtype, "contrastive_normalizers", [&](auto computed, auto stored) {
-      using A = typename decltype(computed)::type;
-      using T = typename decltype(stored)::type;
-      parallel_anchors(in, [&](int side, int64_t begin, int64_t end) {
-        if (wanted[side]) sum_exponentials<A, T>(in, in.sides[side], begin, end, sums[side].data(), in_range);
-      });
-    });
-    check_in_range(in_range, in.n);
-    for (int side = 0; side < 2; ++side) {
-      if (wanted[side]) normalize_side(in, sums[side], in.sides[side].z);
-    }
-  }
-
   static void forward(const ContrastiveInput& in, const ContrastiveOutput& out) {
     check_index(in.index, in.b, in.n);
+    const Way way = choose_way(in);
     std::vector<double> losses(2 * in.b);
     std::atomic<bool> in_range{true};
     visit_contrastive(in.dtype, in.bank_dtype, "contrastive_forward", [&](auto computed, auto stored) {
       using A = typename decltype(computed)::type;
       using T = typename decltype(stored)::type;
       parallel_anchors(in, [&](int side, int64_t begin, int64_t end) {
-        A* grads = out.grads[side].size(0) > 0 ? static_cast<A*>(out.grads[side].mutable_data_ptr()) : nullptr;
-        score<A, T>(in, in.sides[side], begin, end, losses.data() + side * in.b, grads, in_range);
+        A* grads = out.grads[side].size(0) > 0 ? data_of<A>(out.grads[side]) : nullptr;
+        score<A, T>(in, way, in.sides[side], begin, end, losses.data() + side * in.b, grads, in_range);
       });
       const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
-      *static_cast<A*>(out.loss.mutable_data_ptr()) = A(sum / static_cast<double>(in.b));
+      *data_of<A>(out.loss) = A(sum / static_cast<double>(in.b));
     });
     check_in_range(in_range, in.n);
   }
@@ -229,6 +222,5 @@ struct ContrastiveCpu {
 }  // namespace sftn
 
 STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
-  m.impl("contrastive_normalizers", TORCH_BOX(&sftn::contrastive_normalizers<sftn::ContrastiveCpu>));
   m.impl("contrastive_forward", TORCH_BOX(&sftn::contrastive_forward<sftn::ContrastiveCpu>));
 }

@@ -13,21 +13,33 @@ namespace sftn {
 constexpr int64_t kGroup = 32;    // 16 KB of rows at D = 128
 constexpr int64_t kTogether = 4;  // rows whose dot products are computed side by side
 
+// The sum of a vector by halves, down to 16 bytes.
 template <int kBytes, class A>
-SFTN_INLINE A sum_of(const Vector<kBytes, A>& vector) {
-  typedef A Quarter __attribute__((vector_size(16)));
+SFTN_INLINE Vector<16, A> folded(const Vector<kBytes, A>& vector) {
   constexpr int kQuarters = kBytes / 16;
-  Quarter q[kQuarters];
+  Vector<16, A> q[kQuarters];
   std::memcpy(q, &vector, sizeof q);
   for (int half = kQuarters / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) q[i] += q[i + half];
   }
-  A result = q[0][0] + q[0][1];
-  if constexpr (sizeof(A) == 4) result += q[0][2] + q[0][3];
-  return result;
+  return q[0];
 }
 
-inline int64_t whole_blocks(int64_t d) { return (d + kLanes - 1) / kLanes * kLanes; }
+// to[i] = the sum of vectors[i], for kTogether of them: side by side they take a third of the additions.
+template <int kBytes, class A>
+SFTN_INLINE void store_sums(const Vector<kBytes, A> (&vectors)[kTogether], A* to) {
+  Vector<16, A> sums[kTogether];
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < kTogether; ++i) sums[i] = folded<kBytes, A>(vectors[i]);
+  if constexpr (sizeof(A) == 4) {
+    const auto a = SFTN_SHUFFLE(sums[0], sums[1], 0, 4, 1, 5) + SFTN_SHUFFLE(sums[0], sums[1], 2, 6, 3, 7);
+    const auto b = SFTN_SHUFFLE(sums[2], sums[3], 0, 4, 1, 5) + SFTN_SHUFFLE(sums[2], sums[3], 2, 6, 3, 7);
+    const Vector<16, A> all = SFTN_SHUFFLE(a, b, 0, 1, 4, 5) + SFTN_SHUFFLE(a, b, 2, 3, 6, 7);
+    std::memcpy(to, &all, sizeof all);
+  } else {
+    for (int64_t i = 0; i < kTogether; ++i) to[i] = sums[i][0] + sums[i][1];
+  }
+}
 
 // Rows of a bank that one anchor meets together.
 template <class T>
@@ -103,8 +115,7 @@ SFTN_INLINE void dot_rows(const S* const* rows, int64_t count, Dim dim, const A*
         sum[r] += row_j * v_j;
       }
     }
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < kTogether; ++r) dots[i + r] = sum_of<kBytes, A>(sum[r]);
+    store_sums<kBytes, A>(sum, dots + i);
   }
 }
 
@@ -125,8 +136,8 @@ SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, const float* times, int
 }
 
 // grad += sum of weights[i] rows[i] over kVectors vectors of columns from `column` on
-template <int kBytes, int kVectors, class A>
-SFTN_INLINE void add_columns(const A* const* rows, int64_t count, const A* weights, int64_t column, A* grad) {
+template <int kBytes, int kVectors, class A, class Rows>
+SFTN_INLINE void add_columns(const Rows& rows, int64_t count, const A* weights, int64_t column, A* grad) {
   constexpr int64_t kStep = kWidth<kBytes, A>;
   Vector<kBytes, A> sum[kVectors] = {};
   for (int64_t i = 0; i < count; ++i) {
@@ -139,15 +150,15 @@ SFTN_INLINE void add_columns(const A* const* rows, int64_t count, const A* weigh
   }
 }
 
-template <int kBytes, class A, class Dim>
-SFTN_INLINE void add_rows(const A* const* rows, int64_t count, Dim dim, const A* weights, A* grad) {
+template <int kBytes, class A, class Rows, class Dim>
+SFTN_INLINE void add_rows(const Rows& rows, int64_t count, Dim dim, const A* weights, A* grad) {
   constexpr int kVectors = 8;
   constexpr int64_t kStep = kWidth<kBytes, A>;
   int64_t column = 0;
   for (; column + kVectors * kStep <= dim; column += kVectors * kStep) {
-    add_columns<kBytes, kVectors>(rows, count, weights, column, grad);
+    add_columns<kBytes, kVectors, A>(rows, count, weights, column, grad);
   }
-  for (; column < dim; column += kStep) add_columns<kBytes, 1>(rows, count, weights, column, grad);
+  for (; column < dim; column += kStep) add_columns<kBytes, 1, A>(rows, count, weights, column, grad);
 }
 
 // Of a group's rows those that are computed with, each of `dim` values, a multiple of kLanes. Dim is int64_t, or a
@@ -171,7 +182,7 @@ SFTN_INLINE double group_of_dim(const BankRows<T>& group, const BankRows<T>& nex
     dot_rows<kBytes, A>(rows, group.count, dim, v, weights, copies, next, d);
   }
   const double loss = logistic_rows(logistic, group.times, group.count, weights);
-  if (grad) add_rows<kBytes>(rows, group.count, dim, weights, grad);
+  if (grad) add_rows<kBytes, A>(rows, group.count, dim, weights, grad);
   return loss;
 }
 

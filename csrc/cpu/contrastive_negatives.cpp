@@ -4,82 +4,23 @@
 #include <vector>
 
 #include "class_positions.h"
+#include "contrastive_negatives_mark.h"
+#include "contrastive_negatives_write.h"
 #include "parallel.h"
-#include "vector.h"
 
 namespace sftn {
 
-constexpr int64_t kWordBits = 64;
-
-// Sets the bits of the first `distinct` distinct ranks that are drawn.
-SFTN_CLONES static void draw_distinct(uint64_t* words, uint32_t candidates, int64_t distinct, uint64_t seed) {
-  uint64_t draws = 0;
-  for (int64_t missing = distinct; missing > 0;) {
-    int64_t repeated = 0;
-    for (int64_t i = 0; i < missing; ++i) {
-      const uint32_t rank = random_below(candidates, seed, draws++);
-      uint64_t& word = words[rank / kWordBits];
-      const uint64_t mask = uint64_t{1} << rank % kWordBits;
-      repeated += (word & mask) != 0;
-      word |= mask;
-    }
-    missing = repeated;
+#define SFTN_WRITE_MARKED_TO(attribute, bytes, Out)                                                                  \
+  attribute void write_marked(const MarkedRanks& marked, const int32_t* own, const int32_t* own_end, Out* negatives, \
+                              const Out* end) {                                                                      \
+    write_marked_inline<bytes>(marked, own, own_end, negatives, end);                                                \
   }
-}
-
-// Writes base + i for each bit i of the word. What comes behind, up to kSlack elements of it, may be overwritten.
-constexpr int64_t kSlack = 4;
-template <class Out>
-SFTN_INLINE Out* write_bits(uint64_t word, int64_t base, Out* out) {
-  Out* const behind = out + __builtin_popcountll(word);
-  constexpr uint64_t kLastBit = uint64_t{1} << (kWordBits - 1);  // 0 has no first bit, and a branch would cost more
-  // Four at once, needed or not: how many there are is anybody's guess, and a wrong guess costs more.
-  do {
-    for (int64_t i = 0; i < kSlack; ++i, word &= word - 1) {
-      *out++ = static_cast<Out>(base + __builtin_ctzll(word | kLastBit));
-    }
-  } while (word != 0);
-  return behind;
-}
-
-// The same for the row's end, where other memory comes behind.
-template <class Out>
-SFTN_INLINE Out* write_last_bits(uint64_t word, int64_t base, Out* out) {
-  for (; word != 0; word &= word - 1) *out++ = static_cast<Out>(base + __builtin_ctzll(word));
-  return out;
-}
-
-// Writes the positions of the ranks whose bits are set or, to leave them out, not set: out_end - out of them.
-template <class Out>
-SFTN_INLINE void write_positions(const uint64_t* words, bool leave_out, int64_t candidates, const int32_t* own,
-                                 const int32_t* own_end, Out* out, const Out* out_end) {
-  const uint64_t flip = leave_out ? ~uint64_t{0} : 0;
-  int64_t own_before = 0;
-  for (int64_t first = 0; first < candidates; first += kWordBits) {
-    uint64_t left = words[first / kWordBits] ^ flip;
-    if (candidates - first < kWordBits) left &= (uint64_t{1} << (candidates - first)) - 1;
-    const bool roomy = out_end - out >= kWordBits + kSlack;
-    const auto write = [&](uint64_t word) __attribute__((always_inline)) {
-      out = roomy ? write_bits(word, first + own_before, out) : write_last_bits(word, first + own_before, out);
-    };
-    // An own position stands just before the rank that is its number without the own ones ahead of it.
-    for (; own < own_end && *own - own_before < first + kWordBits; ++own, ++own_before) {
-      const uint64_t ahead = left & ((uint64_t{1} << (*own - own_before - first)) - 1);
-      if (ahead != 0) write(ahead);  // large classes leave many gaps
-      left ^= ahead;
-    }
-    write(left);
-  }
-}
-
-SFTN_CLONES static void write_row(const uint64_t* words, bool leave_out, int64_t candidates, const int32_t* own,
-                                  const int32_t* own_end, int32_t* out, const int32_t* out_end) {
-  write_positions(words, leave_out, candidates, own, own_end, out, out_end);
-}
-SFTN_CLONES static void write_row(const uint64_t* words, bool leave_out, int64_t candidates, const int32_t* own,
-                                  const int32_t* own_end, int64_t* out, const int64_t* out_end) {
-  write_positions(words, leave_out, candidates, own, own_end, out, out_end);
-}
+#define SFTN_WRITE_MARKED(attribute, bytes)       \
+  SFTN_WRITE_MARKED_TO(attribute, bytes, int32_t) \
+  SFTN_WRITE_MARKED_TO(attribute, bytes, int64_t)
+SFTN_LEVELS(SFTN_WRITE_MARKED)
+#undef SFTN_WRITE_MARKED
+#undef SFTN_WRITE_MARKED_TO
 
 // K draws in order, by counting how often each rank comes: there are fewer ranks than draws.
 template <class Out>
@@ -111,7 +52,7 @@ struct NegativesCpu {
     const ClassPositions positions(slots, labels, in.n);
     STD_TORCH_CHECK(positions.end(0) - positions.begin(0) < in.n, "labels: there is one class only");
 
-    parallel_rows(in.b, in.n / kWordBits + 2 * in.k, [&](int64_t begin, int64_t end) {
+    parallel_rows(in.b, in.n / kWordBits + in.k / 2, [&](int64_t begin, int64_t end) {
       std::vector<uint64_t> words;
       for (int64_t b = begin; b < end; ++b) {
         const int32_t* own = positions.begin(slot_of_row[b]);
@@ -124,9 +65,9 @@ struct NegativesCpu {
           draw_repeated(candidates, in.k, seed, own, own_end, out);
           continue;
         }
-        words.assign((candidates + kWordBits - 1) / kWordBits, 0);
-        draw_distinct(words.data(), static_cast<uint32_t>(candidates), plan.distinct, seed);
-        write_row(words.data(), plan.leave_out, candidates, own, own_end, out, out + in.k);
+        words.resize(num_words(candidates));
+        mark_ranks(plan, static_cast<uint32_t>(candidates), seed, words.data());
+        write_marked({words.data(), in.n, plan.leave_out}, own, own_end, out, out + in.k);
       }
     });
   }

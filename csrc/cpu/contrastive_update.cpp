@@ -8,7 +8,7 @@ namespace sftn {
 
 // The last b of each index.
 static std::vector<int64_t> last_of_each(const ContrastiveUpdate& update) {
-  const auto* index = static_cast<const int64_t*>(update.index.const_data_ptr());
+  const auto* index = const_data_of<int64_t>(update.index);
   std::vector<int64_t> order(update.b);
   std::iota(order.begin(), order.end(), int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return index[a] < index[b]; });
@@ -34,15 +34,15 @@ static void update_row(T* row, const A* v, int64_t d, A momentum, A* mixed) {
 struct ContrastiveUpdateCpu {
   static void update(const ContrastiveUpdate& update) {
     check_index(update.index, update.b, update.n);
-    const auto* index = static_cast<const int64_t*>(update.index.const_data_ptr());
+    const auto* index = const_data_of<int64_t>(update.index);
     const std::vector<int64_t> last = last_of_each(update);
     visit_contrastive(update.dtype, update.bank_dtype, "contrastive_update", [&](auto computed, auto stored) {
       using A = typename decltype(computed)::type;
       using T = typename decltype(stored)::type;
       std::vector<A> mixed(update.d);
       for (int side = 0; side < 2; ++side) {
-        const A* embedding = static_cast<const A*>(update.embeddings[side].const_data_ptr());
-        T* bank = static_cast<T*>(update.banks[side].mutable_data_ptr());
+        const A* embedding = const_data_of<A>(update.embeddings[side]);
+        T* bank = data_of<T>(update.banks[side]);
         for (const int64_t b : last) {
           update_row(bank + index[b] * update.d, embedding + b * update.d, update.d, A(update.momentum), mixed.data());
         }

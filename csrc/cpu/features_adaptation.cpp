@@ -17,9 +17,9 @@ struct AdaptedCpu {
   static void write_affine(const AdaptedInput& in, const AdaptedGrad& grad) {
     visit_floating(accumulator_dtype(in.dtype), "adapted_hint_backward", [&](auto tag) {
       using A = typename decltype(tag)::type;
-      const A upstream = *static_cast<const A*>(grad.grad_loss.const_data_ptr());
-      const A* from = static_cast<const A*>(grad.stats.const_data_ptr()) + kBiasGrad * in.features.c;
-      A* to = static_cast<A*>(grad.affine->mutable_data_ptr());
+      const A upstream = *const_data_of<A>(grad.grad_loss);
+      const A* from = const_data_of<A>(grad.stats) + kBiasGrad * in.features.c;
+      A* to = data_of<A>(*grad.affine);
       for (int64_t i = 0; i < 2 * in.features.c; ++i) to[i] = upstream * from[i];
     });
   }

@@ -39,7 +39,7 @@ struct Affine {
 
   static Affine of(const AdaptedInput& in, const Tensor& saved, int64_t channel) {
     const int64_t channels = in.features.c;
-    const A* stats = static_cast<const A*>(saved.const_data_ptr()) + channel;
+    const A* stats = const_data_of<A>(saved) + channel;
     const A* weight = AdaptedInput::data_or_null<A>(in.weight);
     const A* bias = AdaptedInput::data_or_null<A>(in.bias);
     const double scale = (weight ? weight[channel] : 1.0) * stats[kInvStd * channels];
@@ -71,9 +71,9 @@ struct GradientScale {
 
   static GradientScale of(const AdaptedInput& in, const AdaptedGrad& grad, int64_t channel) {
     const int64_t channels = in.features.c;
-    const A* stats = static_cast<const A*>(grad.stats.const_data_ptr()) + channel;
+    const A* stats = const_data_of<A>(grad.stats) + channel;
     const Affine<A> affine = Affine<A>::of(in, grad.stats, channel);
-    const double upstream = *static_cast<const A*>(grad.grad_loss.const_data_ptr());
+    const double upstream = *const_data_of<A>(grad.grad_loss);
     const double each = 2 * upstream / in.features.numel();
     const double mean_of = grad.training ? upstream / in.per_channel() : 0;
     const double slope = mean_of * stats[kWeightGrad * channels] * stats[kInvStd * channels];
@@ -94,7 +94,7 @@ struct GradientScale {
 // The rows of stats that the first pass gives, and those that the second one does.
 template <class A>
 void write_moments(const AdaptedOutput& out, const Moments& moments, int64_t channel, int64_t channels) {
-  A* stats = static_cast<A*>(out.stats.mutable_data_ptr()) + channel;
+  A* stats = data_of<A>(out.stats) + channel;
   const double var = moments.squares / moments.count;
   stats[kMean * channels] = A(moments.mean);
   stats[kUnbiasedVar * channels] = A(moments.squares / (moments.count - 1));
@@ -104,9 +104,9 @@ void write_moments(const AdaptedOutput& out, const Moments& moments, int64_t cha
 
 template <class A>
 void write_running(const AdaptedOutput& out, int64_t channel, int64_t channels) {
-  A* stats = static_cast<A*>(out.stats.mutable_data_ptr()) + channel;
-  const A var = static_cast<const A*>(out.running_var->const_data_ptr())[channel];
-  stats[kMean * channels] = static_cast<const A*>(out.running_mean->const_data_ptr())[channel];
+  A* stats = data_of<A>(out.stats) + channel;
+  const A var = const_data_of<A>(*out.running_var)[channel];
+  stats[kMean * channels] = const_data_of<A>(*out.running_mean)[channel];
   stats[kUnbiasedVar * channels] = var;
   stats[kMeanRest * channels] = 0;
   stats[kInvStd * channels] = A(1 / std::sqrt(double(var) + out.eps));
@@ -115,7 +115,7 @@ void write_running(const AdaptedOutput& out, int64_t channel, int64_t channels) 
 template <class A>
 void write_sums(const AdaptedInput& in, const AdaptedOutput& out, const ErrorSums<double>& sums, int64_t channel) {
   const int64_t channels = in.features.c;
-  A* stats = static_cast<A*>(out.stats.mutable_data_ptr()) + channel;
+  A* stats = data_of<A>(out.stats) + channel;
   const double each = 2.0 / in.features.numel();
   const double weighted = sums.weighted - sums.error * stats[kMeanRest * channels];
   stats[kBiasGrad * channels] = A(each * sums.error);

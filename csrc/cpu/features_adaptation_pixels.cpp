@@ -124,9 +124,9 @@ struct Slices {
   int64_t pixels, count, size;
 
   explicit Slices(const AdaptedInput& in)
-      : pixels(in.per_channel()), count(std::min(kMaxSlices, (pixels + kChunkPixels - 1) / kChunkPixels)) {
-    size = (pixels + count - 1) / count;
-    count = (pixels + size - 1) / size;
+      : pixels(in.per_channel()), count(std::min(kMaxSlices, divide_up(pixels, kChunkPixels))) {
+    size = divide_up(pixels, count);
+    count = divide_up(pixels, size);
   }
 
   int64_t begin(int64_t slice) const { return slice * size; }
@@ -259,7 +259,7 @@ void write_errors(const AdaptedInput& in, const AdaptedOutput& out, const Slices
     write_sums<A>(in, out, {sums[0][c], sums[1][c], sums[2][c]}, c);
     loss += sums[0][c];
   }
-  *static_cast<A*>(out.loss.mutable_data_ptr()) = A(loss / in.features.numel());
+  *data_of<A>(out.loss) = A(loss / in.features.numel());
 }
 
 }  // namespace

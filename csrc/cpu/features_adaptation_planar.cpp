@@ -122,7 +122,7 @@ class Chunks {
         in_place_(std::is_same_v<T, A> && pixels_ % kLanes == 0),
         each_(std::max<int64_t>(1, kChunk / pixels_)) {}
 
-  int64_t count() const { return (samples_ + each_ - 1) / each_; }
+  int64_t count() const { return divide_up(samples_, each_); }
   int64_t buffer_size() const { return in_place_ ? 0 : whole_blocks(std::min(each_, samples_) * pixels_); }
 
   // The buffer's last block is filled up with `fill`.
@@ -147,7 +147,6 @@ class Chunks {
   }
 
  private:
-  static int64_t whole_blocks(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
   int64_t offset(int64_t channel, int64_t chunk) const { return chunk * each_ * step_ + channel * pixels_; }
   int64_t samples(int64_t chunk) const { return std::min(each_, samples_ - chunk * each_); }
 
@@ -237,7 +236,7 @@ void adapted_planar_forward(const AdaptedInput& in, const AdaptedOutput& out) {
     });
     double loss = 0;
     for (const double of_channel : losses) loss += of_channel;
-    *static_cast<A*>(out.loss.mutable_data_ptr()) = A(loss / in.features.numel());
+    *data_of<A>(out.loss) = A(loss / in.features.numel());
   });
 }
 

@@ -27,16 +27,6 @@ SFTN_ATTENTION_SAMPLE(Half, float)
 SFTN_ATTENTION_SAMPLE(BFloat16, float)
 #undef SFTN_ATTENTION_SAMPLE
 
-template <class A>
-static const A* data_of(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
-}
-
-template <class A>
-static A* mutable_data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
-}
-
 // Elements read, as parallel_rows counts them: a power costs less than an exponential.
 static int64_t sample_cost(const AttentionInput& in) { return (in.student.c + in.teacher.c) * in.student.pixels / 4; }
 
@@ -49,10 +39,10 @@ static void attention_range(const AttentionInput& in, const AttentionOutput& out
   Staging<T> staging(4, std::max(shapes[0].staged(), shapes[1].staged()));
   Staging<A> rows(0, 0);
   std::vector<A> scratch(std::max(shapes[0].scratch(), shapes[1].scratch()));
-  A* maps = mutable_data_of<A>(out.maps);
+  A* maps = data_of<A>(out.maps);
   const int64_t q = in.row();
   for (int64_t i = begin; i < end; ++i) {
-    A *s = maps + i * q, *t = maps + (in.n() + i) * q, *stats = mutable_data_of<A>(out.stats) + 4 * i;
+    A *s = maps + i * q, *t = maps + (in.n() + i) * q, *stats = data_of<A>(out.stats) + 4 * i;
     attend(in.student.data<T>() + i * shapes[0].size(), shapes[0], in.power, s, scratch.data(), staging);
     attend(in.teacher.data<T>() + i * shapes[1].size(), shapes[1], in.power, t, scratch.data(), staging);
     terms[i] = compare_rows(s, t, q, in.absolute, stats, rows);
@@ -68,14 +58,14 @@ static void factor_range(const AttentionInput& in, const AttentionOutput& out, d
   const int64_t q = in.row();
   for (int64_t i = begin; i < end; ++i) {
     terms[i] = compare_rows(in.student.data<T>() + i * q, in.teacher.data<T>() + i * q, q, in.absolute,
-                            mutable_data_of<A>(out.stats) + 4 * i, staging);
+                            data_of<A>(out.stats) + 4 * i, staging);
   }
 }
 
 // grad_loss / (N Q)
 template <class A>
 static double gradient_scale(const AttentionInput& in, const AttentionGrad& grad) {
-  return double(*data_of<A>(grad.grad_loss)) / (double(in.n()) * double(in.row()));
+  return double(*const_data_of<A>(grad.grad_loss)) / (double(in.n()) * double(in.row()));
 }
 
 // Of one map, the student's or the teacher's.
@@ -90,10 +80,10 @@ static void attention_grad_range(const AttentionInput& in, const AttentionGrad& 
   Staging<T> staging(2, shape.staged());
   Staging<A> rows(0, 0);
   std::vector<A> weights(q), scratch(shape.scratch());
-  const A* maps = data_of<A>(grad.maps);
+  const A* maps = const_data_of<A>(grad.maps);
   for (int64_t i = begin; i < end; ++i) {
     compare_rows_backward(maps + i * q, maps + (in.n() + i) * q, q, in.absolute, teacher,
-                          data_of<A>(grad.stats) + 4 * i, scale, weights.data(), rows);
+                          const_data_of<A>(grad.stats) + 4 * i, scale, weights.data(), rows);
     attend_backward(map.data<T>() + i * shape.size(), to + i * shape.size(), shape, in.power, weights.data(),
                     scratch.data(), staging);
   }
@@ -108,7 +98,7 @@ static void factor_grad_range(const AttentionInput& in, const AttentionGrad& gra
   Staging<T> staging(3, kTile);
   for (int64_t i = begin; i < end; ++i) {
     compare_rows_backward(in.student.data<T>() + i * q, in.teacher.data<T>() + i * q, q, in.absolute, teacher,
-                          data_of<A>(grad.stats) + 4 * i, scale, to + i * q, staging);
+                          const_data_of<A>(grad.stats) + 4 * i, scale, to + i * q, staging);
   }
 }
 
@@ -123,7 +113,7 @@ struct AttentionCpu {
       });
       double loss = 0;
       for (const double term : terms) loss += term;
-      *mutable_data_of<accumulator_t<T>>(out.loss) = loss / (double(in.n()) * double(in.row()));
+      *data_of<accumulator_t<T>>(out.loss) = loss / (double(in.n()) * double(in.row()));
     });
   }
 

@@ -17,11 +17,11 @@ namespace sftn::attention {
 
 template <class F>
 SFTN_INLINE void with_power(double power, F f) {
-  if (power == 2) return f(std::integral_constant<int, 2>{});
-  if (power == 1) return f(std::integral_constant<int, 1>{});
-  if (power == 3) return f(std::integral_constant<int, 3>{});
-  if (power == 4) return f(std::integral_constant<int, 4>{});
-  f(std::integral_constant<int, 0>{});
+  if (power == 2) return f(Int<2>{});
+  if (power == 1) return f(Int<1>{});
+  if (power == 3) return f(Int<3>{});
+  if (power == 4) return f(Int<4>{});
+  f(Int<0>{});
 }
 
 // |x|^power

@@ -74,8 +74,8 @@ static std::vector<double> sums_by_column(const PointwiseInput& in, const Pointw
   using A = accumulator_t<T>;
   constexpr int64_t kMaxBlocks = 64, kMinRows = 16, kExact = 64;  // rows that are added in the accumulator's type
   const std::vector<A> parameters = parameters_along<A>(in, walk);
-  const int64_t block_rows = std::max(kMinRows, (walk.rows + kMaxBlocks - 1) / kMaxBlocks);
-  const int64_t blocks = (walk.rows + block_rows - 1) / block_rows;
+  const int64_t block_rows = std::max(kMinRows, divide_up(walk.rows, kMaxBlocks));
+  const int64_t blocks = divide_up(walk.rows, block_rows);
   std::vector<double> sums(blocks * walk.cols);
   parallel_rows(blocks * walk.parts, cost(block_rows * std::min(walk.cols, walk.kTile)),
                 [&](int64_t begin, int64_t end) {
@@ -130,8 +130,8 @@ static double vid_total(const PointwiseInput& in, const std::vector<double>& squ
 template <class T>
 static void gradients(const PointwiseInput& in, const PointwiseGrad& grad) {
   using A = accumulator_t<T>;
-  const A upstream = *static_cast<const A*>(grad.grad_total.const_data_ptr());
-  const A* stats = static_cast<const A*>(grad.stats.const_data_ptr());
+  const A upstream = *const_data_of<A>(grad.grad_total);
+  const A* stats = const_data_of<A>(grad.stats);
   const bool is_vid = in.kind == PointwiseKind::kVid;
   if (A* out = grad.data<A>(grad.channel)) {
     for (int64_t c = 0; c < in.student.c; ++c) out[c] = upstream * stats[c];
@@ -168,11 +168,11 @@ struct PointwiseCpu {
       const std::vector<double> sums = walk.by_row ? sums_by_row<T>(in, walk) : sums_by_column<T>(in, walk);
       double total = 0;
       if (in.kind == PointwiseKind::kVid) {
-        total = vid_total(in, sums, static_cast<A*>(out.stats.mutable_data_ptr()));
+        total = vid_total(in, sums, data_of<A>(out.stats));
       } else {
         for (const double sum : sums) total += sum;
       }
-      *static_cast<A*>(out.total.mutable_data_ptr()) = A(in.scale * total);
+      *data_of<A>(out.total) = A(in.scale * total);
     });
   }
 

@@ -28,11 +28,11 @@ struct PointwiseWalk {
     cols = by_row ? run : channels * run;
     rows = in.numel() / cols;
     period = by_row ? channels : 1;
-    parts = (cols + kTile - 1) / kTile;
+    parts = divide_up(cols, kTile);
     tile_rows = std::max<int64_t>(1, kTile / cols);
   }
 
-  int64_t tiles() const { return (rows + tile_rows - 1) / tile_rows * parts; }
+  int64_t tiles() const { return divide_up(rows, tile_rows) * parts; }
 };
 
 // Where a tile lies.

@@ -205,7 +205,7 @@ struct PoolCpu {
       using A = accumulator_t<T>;
       const int64_t size = in.height * in.width * in.inner(), out_size = in.out_height * in.out_width * in.inner();
       const T* x = in.features.data<T>();
-      A* to = static_cast<A*>(out.mutable_data_ptr());
+      A* to = data_of<A>(out);
       std::vector<A> sums(in.width), copy(std::max(in.width, in.inner()));
       for (int64_t i = begin; i < end; ++i) {
         in.features.channels_last ? pool_pixels(in, bins, x + i * size, to + i * out_size, copy.data())
@@ -220,8 +220,8 @@ struct PoolCpu {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
       const int64_t size = in.height * in.width * in.inner(), out_size = in.out_height * in.out_width * in.inner();
-      const A* from = static_cast<const A*>(grad.const_data_ptr());
-      T* to = static_cast<T*>(out.mutable_data_ptr());
+      const A* from = const_data_of<A>(grad);
+      T* to = data_of<T>(out);
       std::vector<A> spread(in.features.channels_last ? 0 : in.out_height * in.width);
       std::vector<A> copy(std::max(in.width, in.inner()));
       for (int64_t i = begin; i < end; ++i) {

@@ -88,7 +88,7 @@ class RowWriter {
 
   RowWriter(const LogitsInput& in, const LogitsGrad& grad)
       : c_(in.c), out_(grad.out.size()), copies_(kCopies ? grad.out.size() * in.c : 0) {
-    for (const Tensor& tensor : grad.out) tensors_.push_back(static_cast<T*>(tensor.mutable_data_ptr()));
+    for (const Tensor& tensor : grad.out) tensors_.push_back(data_of<T>(tensor));
   }
 
   // One pointer a result, in the order of LogitsGrad::out.
@@ -120,9 +120,9 @@ template <class T>
 static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_t begin, int64_t end) {
   using A = accumulator_t<T>;
   const LogitsOptions& options = in.options;
-  const A* upstream = static_cast<const A*>(grad.grad_total.const_data_ptr());
-  const A* stats = static_cast<const A*>(grad.stats.const_data_ptr());
-  const double inv_valid = static_cast<const A*>(grad.parts.const_data_ptr())[3];
+  const A* upstream = const_data_of<A>(grad.grad_total);
+  const A* stats = const_data_of<A>(grad.stats);
+  const double inv_valid = const_data_of<A>(grad.parts)[3];
   RowReader<T> read(in);
   RowWriter<T> write(in, grad);
   for (int64_t i = begin; i < end; ++i) {
@@ -185,11 +185,10 @@ struct LogitsCpu {
     visit_floating(in.dtype, "logits_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      A* stats = static_cast<A*>(out.stats.mutable_data_ptr());
+      A* stats = data_of<A>(out.stats);
       parallel_rows(in.n, in.c * (1 + in.k()),
                     [&](int64_t begin, int64_t end) { forward_range<T>(in, stats, terms.data(), begin, end); });
-      reduce(in, terms, valid, static_cast<A*>(out.parts.mutable_data_ptr()),
-             static_cast<A*>(out.total.mutable_data_ptr()));
+      reduce(in, terms, valid, data_of<A>(out.parts), data_of<A>(out.total));
     });
   }
 

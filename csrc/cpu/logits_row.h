@@ -27,11 +27,11 @@ constexpr int kNotAtOne = -2, kAnew = -1;
 
 template <class F>
 SFTN_INLINE void with_squarings(bool at_one, double temperature, F f) {
-  if (!at_one) return f(std::integral_constant<int, kNotAtOne>{});
-  if (temperature == 1) return f(std::integral_constant<int, 0>{});
-  if (temperature == 2) return f(std::integral_constant<int, 1>{});
-  if (temperature == 4) return f(std::integral_constant<int, 2>{});
-  f(std::integral_constant<int, kAnew>{});
+  if (!at_one) return f(Int<kNotAtOne>{});
+  if (temperature == 1) return f(Int<0>{});
+  if (temperature == 2) return f(Int<1>{});
+  if (temperature == 4) return f(Int<2>{});
+  f(Int<kAnew>{});
 }
 
 // exp(x), from e = exp(x / T)

@@ -52,14 +52,14 @@ SFTN_RKD_LOOPS(double)
 // Rows that go together where pairs and triples are cut into tasks: their distances stay in the first-level cache.
 constexpr int64_t kSpan = 32;
 
-static int64_t num_spans(int64_t b) { return (b + kSpan - 1) / kSpan; }
+static int64_t num_spans(int64_t b) { return divide_up(b, kSpan); }
 static Span span_of(int64_t index, int64_t b) { return {index * kSpan, std::min(b, (index + 1) * kSpan)}; }
 
 template <class A>
 static A* new_values(int64_t count, const Tensor& like, std::vector<Tensor>& owned) {
   constexpr ScalarType kDtype = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
   owned.push_back(empty(std::array<int64_t, 1>{count}, kDtype, like));
-  return static_cast<A*>(owned.back().mutable_data_ptr());
+  return data_of<A>(owned.back());
 }
 
 // One network's matrices of pairs, [B, stride] each.
@@ -214,11 +214,11 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   const double bb = double(b) * b, bbb = in.num_triples();
   const double distance = options.distance ? 2 * sums.distance / bb : 0;
   const double angle = options.angle ? 2 * sums.angle / bbb : 0;
-  A* parts = static_cast<A*>(out.parts.mutable_data_ptr());
+  A* parts = data_of<A>(out.parts);
   parts[0] = A(distance);
   parts[1] = A(angle);
-  *static_cast<A*>(out.total.mutable_data_ptr()) = A((options.distance ? options.distance_weight * distance : 0) +
-                                                     (options.angle ? options.angle_weight * angle : 0));
+  *data_of<A>(out.total) = A((options.distance ? options.distance_weight * distance : 0) +
+                             (options.angle ? options.angle_weight * angle : 0));
 
   // Where a loss is NaN, so are its gradients: g, which is between -1 and 1 whatever x is, would hide it.
   const double of_distance = options.distance ? (options.distance_weight + 0 * distance) / bb : 0;
@@ -242,10 +242,10 @@ static void backward(const RkdGrad& grad) {
   std::vector<Tensor> owned;
   A* panels = new_values<A>(b * round_up(d, kLanes), grad.out, owned);  // [D / kLanes, B, kLanes]
   copy_in_blocks<T>(grad.rows, b, d, panels, b * kLanes, kLanes);
-  const A* pairs = static_cast<const A*>(grad.pairs.const_data_ptr());
-  const A scale = 2 * *static_cast<const A*>(grad.grad_total.const_data_ptr());
-  T* out = static_cast<T*>(grad.out.mutable_data_ptr());
-  const int64_t groups = (b + kGradRows - 1) / kGradRows;
+  const A* pairs = const_data_of<A>(grad.pairs);
+  const A scale = 2 * *const_data_of<A>(grad.grad_total);
+  T* out = data_of<T>(grad.out);
+  const int64_t groups = divide_up(b, kGradRows);
   parallel_rows(groups, kGradRows * b * d / 16, [&](int64_t begin, int64_t end) {
     alignas(64) A block[kGradRows * kLanes];
     for (int64_t c = 0; c < d; c += kLanes) {

@@ -9,8 +9,6 @@
 
 namespace sftn::rkd {
 
-SFTN_INLINE constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 // Copies rows of any dtype as A, float or double, filled up with zeros to whole blocks of lanes: block p of row i goes
 // to `to + p * block_stride + i * row_stride`.
 template <class T, class A>

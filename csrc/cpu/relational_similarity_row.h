@@ -108,7 +108,7 @@ struct PktSide {
 
   PktSide(const Matrix& matrix, const Tensor& norms, int64_t n, A eps)
       : gram(matrix.data<A>()), stride(matrix.stride), scale(n), inverse_norm(n), inverse_sum(n), mean(n) {
-    const A* norm = static_cast<const A*>(norms.const_data_ptr());
+    const A* norm = const_data_of<A>(norms);
     for (int64_t i = 0; i < n; ++i) {
       if (!(norm[i] > 0 && norm[i] <= std::numeric_limits<A>::max())) continue;
       scale[i] = 1 / (norm[i] + eps);

@@ -2,11 +2,17 @@
 // All loads of a chunk are independent, so that several are in flight at once.
 #pragma once
 
+#include <cstddef>
+
 #include "simt.cuh"
 
 namespace sftn {
 
 constexpr int kVectorBytes = 16;
+
+inline bool is_aligned(const void* data, std::size_t bytes = kVectorBytes) {
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
 
 // Values that a thread holds of a chunk: two 16-byte loads of float32, one of half precision.
 template <class T>

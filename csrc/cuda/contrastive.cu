@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../contrastive.h"
+#include "chunk.cuh"
 #include "contrastive_memory.cuh"
 #include "contrastive_score.cuh"
 
@@ -12,31 +13,12 @@ namespace {
 // Blocks of the loss's launch a multiprocessor: a few times what it can hold, so that the last ones do not wait alone.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
-template <int Value>
-using Int = std::integral_constant<int, Value>;
-
 // f(Int<packs>{}): how many packs of 4 columns a lane has of a row.
 template <class F>
 void visit_packs(int64_t d, F&& f) {
   constexpr int64_t kWidth = int64_t(kPack) * simt::kWarpSize;
   STD_TORCH_CHECK(d <= 8 * kWidth, "contrastive: embeddings of at most ", 8 * kWidth, " on this device, got ", d);
   d <= kWidth ? f(Int<1>{}) : d <= 2 * kWidth ? f(Int<2>{}) : d <= 4 * kWidth ? f(Int<4>{}) : f(Int<8>{});
-}
-
-int64_t multiprocessors(const Tensor& tensor) {
-  int count = 0;
-  SFTN_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, tensor.get_device_index()));
-  return count;
-}
-
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
-}
-
-template <class A>
-const A* const_data_of(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
 }
 
 template <class A, class T>
@@ -46,7 +28,7 @@ ContrastiveParams<A, T> params_of(const ContrastiveInput& in) {
   for (int side = 0; side < 2; ++side) {
     const ContrastiveSide& from = in.sides[side];
     p.sides[side] = {const_data_of<A>(from.embedding), const_data_of<T>(from.bank), from.z.const_data_ptr()};
-    p.aligned = p.aligned && reinterpret_cast<uintptr_t>(p.sides[side].bank) % alignof(RowPack<T>) == 0;
+    p.aligned = p.aligned && is_aligned(p.sides[side].bank, alignof(RowPack<T>));
   }
   p.index = const_data_of<int64_t>(in.index);
   p.negatives = in.negatives.tensor.const_data_ptr();
@@ -66,7 +48,8 @@ struct ContrastiveCuda {
   static void normalize(const ContrastiveInput& in) {
     const Tensor& like = in.sides[0].embedding;
     const simt::DeviceScope scope(like.get_device_index());
-    const auto blocks = static_cast<unsigned>(std::min(in.b, 2 * multiprocessors(like)));
+    const auto blocks =
+        static_cast<unsigned>(std::min<int64_t>(in.b, 2 * simt::multiprocessors(like.get_device_index())));
     visit_contrastive(in.dtype, in.bank_dtype, "contrastive_normalizers", [&](auto computed, auto stored) {
       using A = typename decltype(computed)::type;
       using T = typename decltype(stored)::type;
@@ -86,10 +69,11 @@ struct ContrastiveCuda {
   static void forward(const ContrastiveInput& in, const ContrastiveOutput& out) {
     const Tensor& like = in.sides[0].embedding;
     const simt::DeviceScope scope(like.get_device_index());
-    const int64_t most = std::max<int64_t>(1, kBlocksPerMultiprocessor * multiprocessors(like) / (2 * in.b));
-    const int64_t turns = (in.k + kScoreThreads - 1) / kScoreThreads;  // of a block that has a whole anchor
-    const int64_t slice_length = (turns + most - 1) / most * kScoreThreads;
-    const int64_t slices = (in.k + slice_length - 1) / slice_length;
+    const int64_t most =
+        std::max<int64_t>(1, kBlocksPerMultiprocessor * simt::multiprocessors(like.get_device_index()) / (2 * in.b));
+    const int64_t turns = divide_up(in.k, kScoreThreads);  // of a block that has a whole anchor
+    const int64_t slice_length = divide_up(turns, most) * kScoreThreads;
+    const int64_t slices = divide_up(in.k, slice_length);
     const bool wanted[2] = {out.grads[0].size(0) > 0, out.grads[1].size(0) > 0};
     visit_contrastive(in.dtype, in.bank_dtype, "contrastive_forward", [&](auto computed, auto stored) {
       using A = typename decltype(computed)::type;
@@ -117,7 +101,7 @@ struct ContrastiveCuda {
   static void update(const ContrastiveUpdate& update) {
     const simt::DeviceScope scope(update.banks[0].get_device_index());
     constexpr int64_t kWarps = kUpdateThreads / simt::kWarpSize;
-    const auto blocks = static_cast<unsigned>((update.b + kWarps - 1) / kWarps);
+    const auto blocks = static_cast<unsigned>(divide_up(update.b, kWarps));
     visit_contrastive(update.dtype, update.bank_dtype, "contrastive_update", [&](auto computed, auto stored) {
       using A = typename decltype(computed)::type;
       using T = typename decltype(stored)::type;

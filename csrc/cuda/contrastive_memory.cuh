@@ -71,9 +71,6 @@ struct UpdateParams {
 template <class A>
 constexpr A kTiny = std::numeric_limits<A>::min();
 
-__device__ __forceinline__ float root_of(float x) { return sqrtf(x); }
-__device__ __forceinline__ double root_of(double x) { return sqrt(x); }
-
 // A warp has one embedding of side blockIdx.y, and nothing to do where a later one of the batch has the same index.
 template <class A, class T>
 __global__ void __launch_bounds__(kUpdateThreads, 1)
@@ -96,7 +93,7 @@ __global__ void __launch_bounds__(kUpdateThreads, 1)
       }
       warp_reduce<Add>(square);
       if (square[0] < static_cast<A>(INFINITY)) {
-        const A inverse = A(1) / root_of(Max::apply(square[0], kTiny<A>));
+        const A inverse = A(1) / sqrt_of(Max::apply(square[0], kTiny<A>));
         for (int column = lane; column < p.d; column += simt::kWarpSize) {
           row[column] = static_cast<T>(p.mixed(row, v, column) * inverse);
         }

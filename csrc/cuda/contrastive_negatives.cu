@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) sample_negatives_kernel(NegativesPar
     if (plan.with_replacement) {
       draw_repeated(piece, shared_words, p.k, seed, out);
     } else {
-      draw_distinct(words, piece.candidates, plan.distinct, seed);
+      mark_ranks(words, piece.candidates, plan, seed);
       write_distinct(piece, words, plan.leave_out, out);
     }
     __syncthreads();  // the next row's draws overwrite the words
@@ -35,11 +35,9 @@ struct NegativesCuda {
   template <class Out>
   static void sample(const NegativesInput& in, Out* negatives) {
     const simt::DeviceScope scope(in.index.get_device_index());
-    int multiprocessors = 0;
-    SFTN_CUDA_CHECK(
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, in.index.get_device_index()));
-    const int64_t blocks = std::min<int64_t>(in.b, multiprocessors);  // more would only need more bitmaps
-    const int64_t bitmap_words = (in.n + kWordBits - 1) / kWordBits;
+    // more would only need more bitmaps
+    const int64_t blocks = std::min<int64_t>(in.b, simt::multiprocessors(in.index.get_device_index()));
+    const int64_t bitmap_words = divide_up(in.n, kWordBits);
     const bool fits = bitmap_words <= kSharedWords;
     const Tensor bitmaps = empty(std::array<int64_t, 2>{fits ? 0 : blocks, bitmap_words}, ScalarType::Int, in.index);
     const NegativesParams params{in.key_data(),
@@ -48,7 +46,7 @@ struct NegativesCuda {
                                  in.b,
                                  in.k,
                                  static_cast<unsigned>(in.n),
-                                 fits ? nullptr : static_cast<unsigned*>(bitmaps.mutable_data_ptr()),
+                                 fits ? nullptr : data_of<unsigned>(bitmaps),
                                  bitmap_words};
     simt::launch(sample_negatives_kernel<Out>, static_cast<unsigned>(blocks), kThreads, scope.stream(), params,
                  negatives);

@@ -102,23 +102,47 @@ struct WarpPiece {
   }
 };
 
-// Sets the bits of the first `distinct` distinct ranks that are drawn.
-__device__ __forceinline__ void draw_distinct(unsigned* words, unsigned candidates, int64_t distinct, uint64_t seed) {
-  for (unsigned w = threadIdx.x; w < (candidates + kWordBits - 1) / kWordBits; w += blockDim.x) words[w] = 0;
-  __syncthreads();
-  uint64_t draws = 0;
-  for (int64_t missing = distinct; missing > 0;) {
-    int64_t repeated[1] = {0};
-    for (int64_t i = threadIdx.x; i < missing; i += blockDim.x) {
+// The ranks that the coins mark, or none. Returns how many of this thread's.
+__device__ __forceinline__ int64_t toss_coins(unsigned* words, unsigned candidates, const NegativesPlan& plan,
+                                              uint64_t seed) {
+  const unsigned num_words = (candidates + kWordBits - 1) / kWordBits;
+  int64_t marked = 0;
+  for (unsigned pair = threadIdx.x; 2 * pair < num_words; pair += blockDim.x) {
+    const uint64_t coins = plan.coin_words > 0 ? plan.coins(seed, pair) : 0;
+#pragma unroll
+    for (unsigned half = 0; half < 2; ++half) {
+      const unsigned w = 2 * pair + half, first = w * kWordBits;
+      if (w >= num_words) break;
+      const unsigned valid = candidates - first < kWordBits ? (1u << (candidates - first)) - 1 : ~0u;
+      const unsigned word = static_cast<unsigned>(coins >> (half * kWordBits)) & valid;
+      words[w] = word;
+      marked += __popc(word);
+    }
+  }
+  return marked;
+}
+
+// Sets the bits of the ranks that the row takes, or leaves out.
+__device__ __forceinline__ void mark_ranks(unsigned* words, unsigned candidates, const NegativesPlan& plan,
+                                           uint64_t seed) {
+  int64_t marked[1] = {toss_coins(words, candidates, plan, seed)};
+  block_reduce<Add>(marked);
+  uint64_t draws = plan.first_draw();
+  while (marked[0] != plan.marks) {
+    const bool missing = marked[0] < plan.marks;
+    const int64_t count = missing ? plan.marks - marked[0] : marked[0] - plan.marks;
+    int64_t changed[1] = {0};
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
       const unsigned rank = random_below(candidates, seed, draws + i);
       const unsigned mask = 1u << rank % kWordBits;
-      repeated[0] += (atomicOr(words + rank / kWordBits, mask) & mask) != 0;
+      unsigned* word = words + rank / kWordBits;
+      const bool was_marked = ((missing ? atomicOr(word, mask) : atomicAnd(word, ~mask)) & mask) != 0;
+      changed[0] += was_marked != missing;
     }
-    block_reduce<Add>(repeated);
-    draws += missing;
-    missing = repeated[0];
+    block_reduce<Add>(changed);
+    draws += count;
+    marked[0] += missing ? changed[0] : -changed[0];
   }
-  __syncthreads();
 }
 
 // How many bits of ranks [begin, end) are set, after `flip`, in all lanes of the warp.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../contrastive.h"
+#include "math.cuh"
 #include "simt.cuh"
 #include "team.cuh"
 
@@ -159,10 +160,5 @@ __device__ __forceinline__ A load_positive(const ContrastiveParams<A, T>& p, con
   warp_reduce<Add>(dot);
   return dot[0];
 }
-
-__device__ __forceinline__ float exp_of(float x) { return expf(x); }
-__device__ __forceinline__ double exp_of(double x) { return exp(x); }
-__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
-__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
 
 }  // namespace sftn

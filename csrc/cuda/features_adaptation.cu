@@ -13,22 +13,17 @@ namespace {
 constexpr int64_t kBlocksPerMultiprocessor = 4;
 constexpr int64_t kItemsPerThread = 4;
 
-template <int V>
-using Packed = std::integral_constant<int, V>;
-
-// f(Packed<V>, whether channels are last), V as many values as a pack holds if all of `maps` begin at its boundary, and
+// f(Int<V>, whether channels are last), V as many values as a pack holds if all of `maps` begin at its boundary, and
 // pixels or channels come in whole packs.
 template <class T, class F>
 void visit_walk(const AdaptedInput& in, std::initializer_list<const void*> maps, F&& f) {
   constexpr int kPack = Pack<T>::kSize;
   const bool last = in.channels_last(), whole = (last ? in.features.c : in.features.pixels) % kPack == 0;
-  const bool packed = whole && std::all_of(maps.begin(), maps.end(), [](const void* map) {
-                        return reinterpret_cast<uintptr_t>(map) % kVectorBytes == 0;
-                      });
+  const bool packed = whole && std::all_of(maps.begin(), maps.end(), [](const void* map) { return is_aligned(map); });
   if (last) {
-    packed ? f(Packed<kPack>{}, std::true_type{}) : f(Packed<1>{}, std::true_type{});
+    packed ? f(Int<kPack>{}, std::true_type{}) : f(Int<1>{}, std::true_type{});
   } else {
-    packed ? f(Packed<kPack>{}, std::false_type{}) : f(Packed<1>{}, std::false_type{});
+    packed ? f(Int<kPack>{}, std::false_type{}) : f(Int<1>{}, std::false_type{});
   }
 }
 
@@ -44,21 +39,13 @@ MapGrid grid_for(const AdaptedInput& in, int pack) {
   MapWalk walk{in.features.n, channels, pixels, last ? pixels : pixels / pack, 0, 1};
   const int64_t packs = channels / pack;  // of a pixel
   while (last && walk.cols < simt::kWarpSize && walk.cols < packs) walk.cols *= 2;
-  const int64_t groups = last ? (packs + walk.cols - 1) / walk.cols : channels;
+  const int64_t groups = last ? divide_up(packs, walk.cols) : channels;
 
-  int multiprocessors = 0;
-  SFTN_CUDA_CHECK(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, in.features.tensor.get_device_index()));
-  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t wanted = divide_up(kBlocksPerMultiprocessor * multiprocessors, groups);
+  const int64_t resident = kBlocksPerMultiprocessor * simt::multiprocessors(in.features.tensor.get_device_index());
+  const int64_t wanted = divide_up(resident, groups);
   const int64_t slices = std::min(wanted, divide_up(walk.items(), walk.rows() * kItemsPerThread));
   walk.slice = divide_up(walk.items(), slices);
   return {walk, dim3(static_cast<unsigned>(groups), static_cast<unsigned>(divide_up(walk.items(), walk.slice)))};
-}
-
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
 template <class T>
@@ -97,7 +84,7 @@ struct AdaptedCuda {
         params.loss = data_of<A>(out.loss);
         params.eps = static_cast<A>(out.eps);
 
-        const unsigned joins = static_cast<unsigned>((channels + kJoinCols - 1) / kJoinCols);
+        const unsigned joins = static_cast<unsigned>(divide_up(channels, kJoinCols));
         const cudaStream_t stream = scope.stream();
         if (out.training()) {
           simt::launch(adapted_moments_kernel<T, pack, last>, grid.blocks, kMapThreads, stream, params);
@@ -114,9 +101,9 @@ struct AdaptedCuda {
     visit_floating(in.dtype, "adapted_hint_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const AdaptedGradients<T> gradients{
-          static_cast<const A*>(grad.grad_loss.const_data_ptr()), AdaptedGrad::data_or_null<T>(grad.features),
-          AdaptedGrad::data_or_null<T>(grad.teacher), AdaptedGrad::data_or_null<A>(grad.affine), grad.training};
+      const AdaptedGradients<T> gradients{const_data_of<A>(grad.grad_loss), AdaptedGrad::data_or_null<T>(grad.features),
+                                          AdaptedGrad::data_or_null<T>(grad.teacher),
+                                          AdaptedGrad::data_or_null<A>(grad.affine), grad.training};
       const auto maps = {static_cast<const void*>(in.features.data<T>()),
                          static_cast<const void*>(in.teacher.data<T>()), static_cast<const void*>(gradients.features),
                          static_cast<const void*>(gradients.teacher)};

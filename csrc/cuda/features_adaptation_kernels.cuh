@@ -6,6 +6,7 @@
 
 #include "../features_adaptation.h"
 #include "features_adaptation_walk.cuh"
+#include "math.cuh"
 #include "team.cuh"
 
 namespace sftn {
@@ -121,9 +122,6 @@ __global__ void __launch_bounds__(kMapThreads) adapted_moments_kernel(const __gr
   }
 }
 
-__device__ __forceinline__ float inverse_root(float x) { return 1.f / sqrtf(x); }
-__device__ __forceinline__ double inverse_root(double x) { return 1.0 / sqrt(x); }
-
 template <class T>
 __global__ void __launch_bounds__(kMapThreads) adapted_join_moments_kernel(const __grid_constant__ AdaptedParams<T> p) {
   using A = accumulator_t<T>;
@@ -159,7 +157,7 @@ __global__ void __launch_bounds__(kMapThreads) adapted_join_moments_kernel(const
   stats[kMean * channels] = mean;
   stats[kUnbiasedVar * channels] = unbiased;
   stats[kMeanRest * channels] = rest;
-  stats[kInvStd * channels] = inverse_root(var + p.eps);
+  stats[kInvStd * channels] = A(1) / sqrt_of(var + p.eps);
 }
 
 template <class T, int V, bool kChannelsLast>

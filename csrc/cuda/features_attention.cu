@@ -9,20 +9,8 @@
 namespace sftn::attention {
 namespace {
 
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
-}
-
-template <class A>
-const A* const_data_of(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
-}
-
-int multiprocessors(const AttentionInput& in) {
-  int count = 0;
-  SFTN_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, in.student.tensor.get_device_index()));
-  return count;
+int64_t multiprocessors(const AttentionInput& in) {
+  return simt::multiprocessors(in.student.tensor.get_device_index());
 }
 
 void check_limits(const AttentionInput& in) {
@@ -39,7 +27,7 @@ unsigned grid_size(int64_t blocks) {
 
 // A warp's multiple of threads for a row of so many accesses.
 unsigned row_threads(int64_t accesses) {
-  const int64_t warps = (accesses + simt::kWarpSize - 1) / simt::kWarpSize;
+  const int64_t warps = divide_up(accesses, simt::kWarpSize);
   return static_cast<unsigned>(std::min<int64_t>(warps * simt::kWarpSize, kRowThreads));
 }
 
@@ -51,7 +39,7 @@ struct GridSums {
   Tensor partials, arrivals;
 
   GridSums(const AttentionInput& in, const AttentionOutput& out)
-      : blocks(static_cast<unsigned>(std::min<int64_t>(in.n(), int64_t(multiprocessors(in)) * 8))),
+      : blocks(static_cast<unsigned>(std::min<int64_t>(in.n(), multiprocessors(in) * 8))),
         partials(empty(std::array<int64_t, 1>{blocks}, accumulator_dtype(in.dtype), out.loss)),
         arrivals(empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.loss)) {}
 };
@@ -110,7 +98,7 @@ void attention_forward_cuda(const AttentionInput& in, const AttentionOutput& out
 // f(Int<V>{}): the values of a row that one access takes.
 template <class T, class F>
 void visit_pack(bool packed, F&& f) {
-  packed ? f(std::integral_constant<int, Pack<T>::kSize>{}) : f(std::integral_constant<int, 1>{});
+  packed ? f(Int<Pack<T>::kSize>{}) : f(Int<1>{});
 }
 
 template <class T>
@@ -170,9 +158,8 @@ void factor_backward_cuda(const AttentionInput& in, const AttentionGrad& grad, c
                         grad.teacher_out<T>()};
   const bool packed = rows_are_packed<T>(in) && is_aligned(p.student_grad) && is_aligned(p.teacher_grad);
   visit_pack<T>(packed, [&](auto pack) {
-    const int64_t a_block = int64_t(kMapThreads) * pack,
-                  wanted = (int64_t(multiprocessors(in)) * 8 + in.n() - 1) / in.n();
-    p.blocks_per_row = std::min((in.row() + a_block - 1) / a_block, wanted);
+    const int64_t a_block = int64_t(kMapThreads) * pack, wanted = divide_up(multiprocessors(in) * 8, in.n());
+    p.blocks_per_row = std::min(divide_up(in.row(), a_block), wanted);
     simt::launch(factor_backward_kernel<T, pack>, grid_size(in.n() * p.blocks_per_row), kMapThreads, stream, p);
   });
 }

@@ -6,9 +6,6 @@
 
 namespace sftn::attention {
 
-__device__ __forceinline__ float pow_of(float x, float power) { return powf(x, power); }
-__device__ __forceinline__ double pow_of(double x, double power) { return ::pow(x, power); }
-
 // |x|^power
 template <bool kSquare, class A>
 __device__ __forceinline__ A power_of(A x, A power) {

@@ -42,8 +42,6 @@ __device__ __forceinline__ void store_values(T* to, const A (&from)[V]) {
   }
 }
 
-inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
-
 struct MapPlan {
   int64_t n, pixels, blocks;
   int channels;
@@ -74,18 +72,18 @@ MapPlan plan_map(const FeatureMap& map, bool aligned, int multiprocessors) {
     plan.width = 1;
     while (plan.width < simt::kWarpSize && plan.width < items && too_few(plan.width)) plan.width *= 2;
     const int64_t teams = kMapThreads / plan.width;
-    plan.blocks = (rows + teams - 1) / teams;
+    plan.blocks = divide_up(rows, teams);
     return plan;
   }
   const int64_t units = map.pixels / (plan.packed ? kPack : 1);
-  plan.tiles = static_cast<int>((units + kMaxTile - 1) / kMaxTile);
-  plan.tile = static_cast<int>((units + plan.tiles - 1) / plan.tiles);
+  plan.tiles = static_cast<int>(divide_up(units, kMaxTile));
+  plan.tile = static_cast<int>(divide_up(units, plan.tiles));
   plan.groups = kMapThreads / plan.tile;
   // Slices until the device has a few blocks for each multiprocessor, or a thread has but four channels left.
-  const int64_t blocks = map.n * plan.tiles, wanted = (int64_t(multiprocessors) * 3 + blocks - 1) / blocks;
+  const int64_t blocks = map.n * plan.tiles, wanted = divide_up(int64_t(multiprocessors) * 3, blocks);
   const int64_t most = std::max<int64_t>(1, map.c / (4 * plan.groups));
-  plan.slice_channels = static_cast<int>((map.c + std::min(wanted, most) - 1) / std::min(wanted, most));
-  plan.slices = static_cast<int>((map.c + plan.slice_channels - 1) / plan.slice_channels);
+  plan.slice_channels = static_cast<int>(divide_up(map.c, std::min(wanted, most)));
+  plan.slices = static_cast<int>(divide_up(map.c, plan.slice_channels));
   plan.blocks = blocks * plan.slices;
   return plan;
 }

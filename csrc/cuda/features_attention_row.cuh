@@ -6,15 +6,11 @@
 
 #include "features_attention_plan.cuh"
 #include "grid_sum.cuh"
+#include "math.cuh"
 
 namespace sftn::attention {
 
 constexpr int kRowThreads = 512;
-
-__device__ __forceinline__ float sqrt_of(float x) { return sqrtf(x); }
-__device__ __forceinline__ double sqrt_of(double x) { return ::sqrt(x); }
-__device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
-__device__ __forceinline__ double magnitude(double x) { return ::fabs(x); }
 
 // phi'(d)
 template <class A>

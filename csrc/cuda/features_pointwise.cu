@@ -20,22 +20,15 @@ bool by_run(const PointwiseParams<T>& params) {
 }
 
 int64_t resident_blocks(const PointwiseInput& in) {
-  int multiprocessors = 0;
-  SFTN_CUDA_CHECK(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, in.student.tensor.get_device_index()));
-  return multiprocessors * kBlocksPerMultiprocessor;
+  return kBlocksPerMultiprocessor * simt::multiprocessors(in.student.tensor.get_device_index());
 }
-
-int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Enough blocks to fill the device, each with several packs a thread once there are more than that.
 template <class T>
 unsigned element_blocks(const PointwiseInput& in) {
   const int64_t in_block = int64_t(kPointwiseThreads) * Pack<T>::kSize;
-  return static_cast<unsigned>(std::min(quotient_up(in.numel(), in_block), resident_blocks(in)));
+  return static_cast<unsigned>(std::min(divide_up(in.numel(), in_block), resident_blocks(in)));
 }
-
-bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
 
 template <class T>
 PointwiseParams<T> params_of(const PointwiseInput& in) {
@@ -50,12 +43,7 @@ PointwiseParams<T> params_of(const PointwiseInput& in) {
           static_cast<int>(in.channels()),
           static_cast<A>(in.parameter),
           static_cast<A>(in.scale),
-          aligned(student) && aligned(teacher)};
-}
-
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
+          is_aligned(student) && is_aligned(teacher)};
 }
 
 // Where a launch leaves its blocks' sums, and a counter at zero.
@@ -92,9 +80,9 @@ ChannelPartials launch_channels(const PointwiseInput& in, const simt::DeviceScop
   const bool runs = by_run(params);
   const int64_t cols = runs ? params.channels : params.channels * params.run, items = cols / kWidth;
   const int lanes = static_cast<int>(std::min<int64_t>(items, kPointwiseThreads));
-  const int64_t abreast = runs ? params.channels : quotient_up(items, lanes);
+  const int64_t abreast = runs ? params.channels : divide_up(items, lanes);
   // A slice gives every thread four elements or packs, or more once that fills the device.
-  const int64_t work = quotient_up(in.numel(), 4 * kWidth * kPointwiseThreads);
+  const int64_t work = divide_up(in.numel(), 4 * kWidth * kPointwiseThreads);
   const int64_t slices = std::max<int64_t>(1, std::min(work, resident_blocks(in)) / abreast);
   const ChannelPartials partials{
       empty(std::array<int64_t, 2>{slices, cols}, accumulator_dtype(in.dtype), in.student.tensor), slices,
@@ -118,8 +106,7 @@ void launch_vid(const PointwiseInput& in, const PointwiseOutput& out, const simt
   const bool in_packs = params.aligned && row % Pack<T>::kSize == 0;
   const ChannelPartials partials =
       in_packs ? launch_channels<T, Pack<T>::kSize>(in, scope) : launch_channels<T, 1>(in, scope);
-  const int64_t blocks =
-      std::min(quotient_up(params.channels, kPointwiseThreads / simt::kWarpSize), resident_blocks(in));
+  const int64_t blocks = std::min(divide_up(params.channels, kPointwiseThreads / simt::kWarpSize), resident_blocks(in));
   const GridSumSpace space(in, blocks, scope);
   const VidOutput<A> output{data_of<A>(out.total),
                             data_of<A>(out.stats),
@@ -137,10 +124,10 @@ template <class T, class Residual, bool kHasStats>
 void launch_gradient(const PointwiseInput& in, const PointwiseGrad& grad, const simt::DeviceScope& scope) {
   using A = accumulator_t<T>;
   PointwiseParams<T> params = params_of<T>(in);
-  const PointwiseGradients<T> gradients{static_cast<const A*>(grad.grad_total.const_data_ptr()),
-                                        static_cast<const A*>(grad.stats.const_data_ptr()), grad.data<T>(grad.student),
-                                        grad.data<T>(grad.teacher), grad.data<A>(grad.channel)};
-  params.aligned = params.aligned && aligned(gradients.student) && aligned(gradients.teacher);
+  const PointwiseGradients<T> gradients{const_data_of<A>(grad.grad_total), const_data_of<A>(grad.stats),
+                                        grad.data<T>(grad.student), grad.data<T>(grad.teacher),
+                                        grad.data<A>(grad.channel)};
+  params.aligned = params.aligned && is_aligned(gradients.student) && is_aligned(gradients.teacher);
   simt::launch(pointwise_gradient_kernel<T, Residual, kHasStats>, element_blocks<T>(in), kPointwiseThreads,
                scope.stream(), params, gradients);
 }

@@ -3,8 +3,26 @@
 #pragma once
 
 #include "features_pointwise_elements.cuh"
+#include "math.cuh"
 
 namespace sftn {
+
+// Adds the squared differences of elements i .. i + kWidth - 1 to as many sums, or to one.
+template <int kWidth, int kSums, class T>
+__device__ __forceinline__ void add_squares(const PointwiseParams<T>& p, int64_t i, accumulator_t<T> (&sums)[kSums]) {
+  using A = accumulator_t<T>;
+  static_assert(kSums == kWidth || kSums == 1, "elements are summed apart, or all together");
+  A s[kWidth], t[kWidth];
+  if constexpr (kWidth == 1) {
+    s[0] = static_cast<A>(p.student[i]);
+    t[0] = static_cast<A>(p.teacher[i]);
+  } else {
+    load_pack(p.student, i, p.numel, true, s);
+    load_pack(p.teacher, i, p.numel, true, t);
+  }
+#pragma unroll
+  for (int v = 0; v < kWidth; ++v) sums[v % kSums] += (s[v] - t[v]) * (s[v] - t[v]);
+}
 
 // Maps whose channels are runs of many pixels: channel c of slice k is summed by block k * channels + c.
 //   partials  [slices, channels]
@@ -22,16 +40,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   A sums[1] = {};
   for (int64_t item = begin + threadIdx.x; item < end; item += blockDim.x) {
     const int64_t i = (sample * p.channels + channel) * p.run + at * kWidth;
-    if constexpr (kWidth == 1) {
-      const A r = static_cast<A>(p.student[i]) - static_cast<A>(p.teacher[i]);
-      sums[0] += r * r;
-    } else {
-      A s[kWidth], t[kWidth];
-      load_pack(p.student, i, p.numel, true, s);
-      load_pack(p.teacher, i, p.numel, true, t);
-#pragma unroll
-      for (int v = 0; v < kWidth; ++v) sums[0] += (s[v] - t[v]) * (s[v] - t[v]);
-    }
+    add_squares<kWidth>(p, i, sums);
     sample += sample_step;
     at += at_step;
     if (at >= in_run) {
@@ -59,16 +68,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   A sums[kWidth] = {};
   for (int64_t row = busy ? rows * slice / slices + level : end; row < end; row += deep) {
     const int64_t i = row * cols + col;
-    if constexpr (kWidth == 1) {
-      const A r = static_cast<A>(p.student[i]) - static_cast<A>(p.teacher[i]);
-      sums[0] += r * r;
-    } else {
-      A s[kWidth], t[kWidth];
-      load_pack(p.student, i, p.numel, true, s);
-      load_pack(p.teacher, i, p.numel, true, t);
-#pragma unroll
-      for (int v = 0; v < kWidth; ++v) sums[v] += (s[v] - t[v]) * (s[v] - t[v]);
-    }
+    add_squares<kWidth>(p, i, sums);
   }
 #pragma unroll
   for (int v = 0; v < kWidth; ++v) of_thread[v * kPointwiseThreads + threadIdx.x] = sums[v];
@@ -82,13 +82,6 @@ __global__ void __launch_bounds__(kPointwiseThreads)
     for (int v = 0; v < kWidth; ++v) partials[slice * cols + col + v] = sums[v];
   }
 }
-
-__device__ __forceinline__ float exp_of(float x) { return expf(x); }
-__device__ __forceinline__ double exp_of(double x) { return exp(x); }
-__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
-__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
-__device__ __forceinline__ float log_of_variance(float x) { return logf(x); }
-__device__ __forceinline__ double log_of_variance(double x) { return log(x); }
 
 template <class A>
 struct VidOutput {
@@ -120,7 +113,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
       const A variance = (x > A(0) ? x : A(0)) + log1p_of(e) + eps;
       const A sigmoid = (x > A(0) ? A(1) : e) / (A(1) + e);
       const A count = static_cast<A>(out.count), ratio = squares[0] / variance;
-      totals[0] += ratio + count * log_of_variance(variance);
+      totals[0] += ratio + count * log_of(variance);
       out.stats[c] = scale / A(2) * (count - ratio) / variance * sigmoid;
       out.stats[channels + c] = scale / variance;
     }

@@ -112,7 +112,7 @@ void launch_pool(const PoolInput& in, PoolParams<T>& p, cudaStream_t stream) {
   p.features = in.features.data<T>();
   const int64_t pixels = kForward ? in.out_height * in.out_width : in.height * in.width;
   p.count = in.outer() * pixels * in.inner();
-  const int64_t blocks = (p.count + kThreads * kPerThread - 1) / (kThreads * kPerThread);
+  const int64_t blocks = divide_up(p.count, kThreads * kPerThread);
   STD_TORCH_CHECK(blocks <= kMax, "features_pool: the features are too large");
   simt::launch(pool_kernel<T, kForward>, static_cast<unsigned>(blocks), kThreads, stream, p);
 }
@@ -123,7 +123,7 @@ struct PoolCuda {
     visit_floating(in.dtype, "features_pool_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       PoolParams<T> p{};
-      p.out = static_cast<accumulator_t<T>*>(out.mutable_data_ptr());
+      p.out = data_of<accumulator_t<T>>(out);
       launch_pool<T, true>(in, p, scope.stream());
     });
   }
@@ -133,8 +133,8 @@ struct PoolCuda {
     visit_floating(in.dtype, "features_pool_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       PoolParams<T> p{};
-      p.grad = static_cast<const accumulator_t<T>*>(grad.const_data_ptr());
-      p.features_grad = static_cast<T*>(out.mutable_data_ptr());
+      p.grad = const_data_of<accumulator_t<T>>(grad);
+      p.features_grad = data_of<T>(out);
       launch_pool<T, false>(in, p, scope.stream());
     });
   }

@@ -22,35 +22,33 @@ struct Grid {
 
 // Enough blocks to fill the device, each with several rows once there are more rows than that.
 Grid grid_for(const LogitsInput& in, bool warp_rows) {
-  int multiprocessors = 0;
-  SFTN_CUDA_CHECK(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, in.teacher.tensor.get_device_index()));
+  const int64_t multiprocessors = simt::multiprocessors(in.teacher.tensor.get_device_index());
   int threads = kThreads;
   if (warp_rows) {
     // A small batch is spread thin, over as many multiprocessors as it can reach.
-    while (threads > simt::kWarpSize && in.n < int64_t(multiprocessors) * (threads / simt::kWarpSize)) threads /= 2;
+    while (threads > simt::kWarpSize && in.n < multiprocessors * (threads / simt::kWarpSize)) threads /= 2;
   }
   const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
-  const int64_t resident = int64_t(multiprocessors) * (kThreadsPerMultiprocessor / kThreads);
-  const int64_t blocks = std::min((in.n + rows_per_block - 1) / rows_per_block, resident);
+  const int64_t resident = multiprocessors * (kThreadsPerMultiprocessor / kThreads);
+  const int64_t blocks = std::min(divide_up(in.n, rows_per_block), resident);
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads)};
 }
 
-bool aligned(const void* data, int64_t stride, int64_t item_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 && stride * item_bytes % kVectorBytes == 0;
+bool rows_are_aligned(const void* data, int64_t stride, int64_t item_bytes) {
+  return is_aligned(data) && stride * item_bytes % kVectorBytes == 0;
 }
 
 // Whether every row of every input begins at a 16-byte boundary.
 template <class T>
 bool aligned_inputs(const LogitsInput& in) {
-  const auto is_aligned = [](const Matrix& m) { return aligned(m.data<T>(), m.stride, sizeof(T)); };
-  return is_aligned(in.teacher) && std::all_of(in.students.begin(), in.students.end(), is_aligned);
+  const auto aligned = [](const Matrix& m) { return rows_are_aligned(m.data<T>(), m.stride, sizeof(T)); };
+  return aligned(in.teacher) && std::all_of(in.students.begin(), in.students.end(), aligned);
 }
 
 template <class T>
 bool aligned_outputs(const LogitsInput& in, const LogitsGrad& grad) {
   return std::all_of(grad.out.begin(), grad.out.end(),
-                     [&](const Tensor& out) { return aligned(out.const_data_ptr(), in.c, sizeof(T)); });
+                     [&](const Tensor& out) { return rows_are_aligned(out.const_data_ptr(), in.c, sizeof(T)); });
 }
 
 // f(Team{}): who shares a row.
@@ -58,9 +56,6 @@ template <class F>
 void visit_team(bool warp_rows, F&& f) {
   warp_rows ? f(WarpTeam{}) : f(BlockTeam{});
 }
-
-template <int Value>
-using Int = std::integral_constant<int, Value>;
 
 // f(Int<G>{}): how many students share a pass over the teacher's row. float64 is for checking gradients: one will do.
 template <class T, class F>
@@ -76,16 +71,6 @@ void check_limits(const LogitsInput& in) {
   STD_TORCH_CHECK(in.k() <= kMaxStudents, "logits: at most ", kMaxStudents, " students on this device, got ", in.k());
   constexpr int64_t kMaxClasses = std::numeric_limits<int>::max() / 2;  // a column past the last chunk is still an int
   STD_TORCH_CHECK(in.c <= kMaxClasses, "logits: at most ", kMaxClasses, " classes on this device, got ", in.c);
-}
-
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
-}
-
-template <class A>
-const A* const_data_of(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
 }
 
 struct LogitsCuda {

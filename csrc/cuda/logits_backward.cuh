@@ -6,6 +6,7 @@
 
 #include "chunk.cuh"
 #include "logits_params.cuh"
+#include "math.cuh"
 #include "team.cuh"
 
 namespace sftn {
@@ -28,9 +29,7 @@ struct SavedSoftmax {
   A by_sum_one, by_sum_t;  // 1 / sum exp(x - max), at T
 
   __device__ SavedSoftmax(const A* stats, const Temperature<A>& temperature)
-      : max(stats[0]),
-        by_sum_one(temperature.at_one ? exp_of_negative(stats[1]) : A(0)),
-        by_sum_t(exp_of_negative(stats[2])) {}
+      : max(stats[0]), by_sum_one(temperature.at_one ? exp_of(-stats[1]) : A(0)), by_sum_t(exp_of(-stats[2])) {}
 
   // softmax(x) and softmax(x / T) of logits that `max` was taken off already
   __device__ __forceinline__ Exponentials<A> probabilities(A x, const Temperature<A>& temperature) const {
@@ -39,10 +38,6 @@ struct SavedSoftmax {
     e.at_t *= by_sum_t;
     return e;
   }
-
- private:
-  __device__ static float exp_of_negative(float x) { return expf(-x); }
-  __device__ static double exp_of_negative(double x) { return ::exp(-x); }
 };
 
 // The factors of one row's gradients, the chain rule's and the reductions' included.

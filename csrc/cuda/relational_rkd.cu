@@ -21,11 +21,6 @@ RkdRows<T> rows_of(const Matrix& matrix) {
   return {matrix.data<T>(), matrix.stride, matrix.tensor.size(1)};
 }
 
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
-}
-
 struct RkdCuda {
   static void forward(const RkdInput& in, const RkdOutput& out) {
     const Tensor& like = in.student.tensor;
@@ -42,10 +37,9 @@ struct RkdCuda {
     visit_floating(grad.dtype, "relational_rkd_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const dim3 grid(grid_size((grad.d + kPullColumns - 1) / kPullColumns), grid_size(tiles_of(grad.b)));
+      const dim3 grid(grid_size(divide_up(grad.d, kPullColumns)), grid_size(tiles_of(grad.b)));
       simt::launch(rkd_pull_kernel<T>, grid, kTileThreads, scope.stream(), rows_of<T>(grad.rows), grad.b,
-                   static_cast<const A*>(grad.pairs.const_data_ptr()),
-                   static_cast<const A*>(grad.grad_total.const_data_ptr()), data_of<T>(grad.out));
+                   const_data_of<A>(grad.pairs), const_data_of<A>(grad.grad_total), data_of<T>(grad.out));
     });
   }
 

@@ -2,6 +2,7 @@
 // formulas.
 #pragma once
 
+#include "math.cuh"
 #include "simt.cuh"
 #include "team.cuh"
 
@@ -32,35 +33,27 @@ struct TilePair {
   }
 };
 
-__device__ __forceinline__ float root(float x) { return sqrtf(x); }
-__device__ __forceinline__ double root(double x) { return ::sqrt(x); }
-
 // max(x, least), in which NaN stays
 template <class A>
 __device__ __forceinline__ A at_least(A x, A least) {
   return x < least ? least : x;
 }
 
-__device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
-__device__ __forceinline__ double lesser(double a, double b) { return fmin(a, b); }
-__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
-__device__ __forceinline__ double greater(double a, double b) { return fmax(a, b); }
-
 template <class A>
 __device__ __forceinline__ A distance_of(A squared, A eps) {
-  return root(at_least(squared, eps));
+  return sqrt_of(at_least(squared, eps));
 }
 
 // n / sqrt(2); 0 between equal rows
 template <class A>
 __device__ __forceinline__ A inverse_of(A squared, A eps) {
-  return squared == A(0) ? A(0) : A(0.70710678118654752440) / at_least(root(squared), eps);
+  return squared == A(0) ? A(0) : A(0.70710678118654752440) / at_least(sqrt_of(squared), eps);
 }
 
 // cos(i; j,j): 1 but for rows that are equal, or all but.
 template <class A>
 __device__ __forceinline__ A cos_of_itself(A squared, A eps) {
-  const A ratio = root(squared) / eps;
+  const A ratio = sqrt_of(squared) / eps;
   return ratio > A(1) ? A(1) : ratio * ratio;
 }
 

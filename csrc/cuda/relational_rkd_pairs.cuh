@@ -96,13 +96,13 @@ __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b
   const A squared = side.squared, half_n_n = side.inverse * side.inverse;
   A grad = 0;
   if (scales.distance && squared >= scales.eps) {
-    const A d = root(squared), g = clamp_one(d / mean - distance_of(other_squared, scales.eps) / other_mean);
+    const A d = sqrt_of(squared), g = clamp_one(d / mean - distance_of(other_squared, scales.eps) / other_mean);
     const A mean_gr = static_cast<A>(2.0 * sum_gr / (rows * (rows - 1)));
     grad = static_cast<A>(scales.distance_weight / (rows * rows)) / mean * (g - mean_gr) / d;
   }
   if (scales.angle_grad) {
     A of_angles = direct, itself = 0;
-    if (root(squared) > scales.eps) {
+    if (sqrt_of(squared) > scales.eps) {
       of_angles -= by_length * half_n_n;
     } else {
       itself = (cos_of_itself(squared, scales.eps) - cos_of_itself(other_squared, scales.eps)) * half_n_n;

@@ -26,7 +26,7 @@ class SimilarityLaunch {
   SimilarityLaunch(const GramPair& in, const SimilarityOutput& out, int64_t numbers)
       : scope_(in.student.tensor.get_device_index()),
         rows_(static_cast<unsigned>(in.n)),
-        threads_(static_cast<unsigned>(std::min<int64_t>(kSimilarityThreads, (in.n + 31) / 32 * 32))),
+        threads_(static_cast<unsigned>(std::min<int64_t>(kSimilarityThreads, round_up(in.n, simt::kWarpSize)))),
         loss_(out.loss),
         numbers_(empty(std::array<int64_t, 2>{numbers + 1, in.n}, in.dtype, out.loss)),
         arrivals_(empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.loss)) {
@@ -34,12 +34,9 @@ class SimilarityLaunch {
   }
 
   // The k-th number of each row, [B].
-  A* numbers(int64_t k) const { return static_cast<A*>(numbers_.mutable_data_ptr()) + (k + 1) * rows_; }
+  A* numbers(int64_t k) const { return data_of<A>(numbers_) + (k + 1) * rows_; }
 
-  SimilarityMean<A> mean() const {
-    return {static_cast<A*>(loss_.mutable_data_ptr()), static_cast<A*>(numbers_.mutable_data_ptr()),
-            static_cast<unsigned*>(arrivals_.mutable_data_ptr())};
-  }
+  SimilarityMean<A> mean() const { return {data_of<A>(loss_), data_of<A>(numbers_), data_of<unsigned>(arrivals_)}; }
 
   template <class Kernel, class... P>
   void operator()(Kernel kernel, const P&... arguments) const {
@@ -77,10 +74,9 @@ struct SimilarityCuda {
     visit_accumulator(in.dtype, [&](auto tag) {
       using A = typename decltype(tag)::type;
       const SimilarityLaunch<A> launch(in, out, 4);
-      const auto norms = [](const Tensor& tensor) { return static_cast<const A*>(tensor.const_data_ptr()); };
       const PktParams<A> params{
-          {gram_of<A>(in.student), norms(given.student_norm), launch.numbers(0), launch.numbers(1)},
-          {gram_of<A>(in.teacher), norms(given.teacher_norm), launch.numbers(2), launch.numbers(3)},
+          {gram_of<A>(in.student), const_data_of<A>(given.student_norm), launch.numbers(0), launch.numbers(1)},
+          {gram_of<A>(in.teacher), const_data_of<A>(given.teacher_norm), launch.numbers(2), launch.numbers(3)},
           static_cast<A>(given.eps),
           n};
       launch(pkt_rows_kernel<A>, params, launch.mean());

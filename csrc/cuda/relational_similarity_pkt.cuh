@@ -6,9 +6,6 @@
 
 namespace sftn {
 
-__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
-__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
-
 // Student or teacher, and what the slope needs of each row, [B] each.
 template <class A>
 struct PktSide {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "grid_sum.cuh"
+#include "math.cuh"
 #include "simt.cuh"
 #include "team.cuh"
 

@@ -5,9 +5,6 @@
 
 namespace sftn {
 
-__device__ __forceinline__ float sqrt_of(float x) { return sqrtf(x); }
-__device__ __forceinline__ double sqrt_of(double x) { return sqrt(x); }
-
 // Student or teacher, and what the slope needs of each row, [B] each.
 template <class A>
 struct SpSide {

@@ -56,6 +56,12 @@ class DeviceScope {
   cudaStream_t stream_ = nullptr;
 };
 
+inline int multiprocessors(int32_t device) {
+  int count = 0;
+  SFTN_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
 // kernel<<<grid, threads, 0, stream>>>(arguments...)
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 threads, cudaStream_t stream, A&&... arguments) {

@@ -2,15 +2,11 @@
 // subtracted first, and only then the division by T.
 #pragma once
 
+#include "math.cuh"
 #include "simt.cuh"
 #include "team.cuh"
 
 namespace sftn {
-
-__device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
-__device__ __forceinline__ double exp2_of(double x) { return exp2(x); }
-__device__ __forceinline__ float log_of(float x) { return logf(x); }
-__device__ __forceinline__ double log_of(double x) { return log(x); }
 
 // A maximum that can be subtracted: before the first finite logit it is -infinity, and -infinity less itself is NaN.
 template <class A>

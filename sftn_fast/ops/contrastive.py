@@ -107,12 +107,13 @@ def _dense(device: str, batch: int, num_negatives: int, num_samples: int) -> boo
     ======  ======  =======  ======
     N       gather  product  ratio
     ======  ======  =======  ======
-    2,000   7.1 ms  4.0 ms   1.8
-    5,000   12.9    6.2      2.1
-    10,000  19.1    9.5      2.0
-    20,000  21.9    16.8     1.3
-    24,000  22.9    19.8     1.2
-    30,000  23.2    23.0     1.0
+    2,000   7.9 ms  3.7 ms   2.1
+    5,000   13.8    6.3      2.2
+    10,000  15.7    9.4      1.7
+    16,000  18.3    13.5     1.4
+    20,000  20.9    16.4     1.3
+    24,000  20.8    19.1     1.1
+    30,000  20.5    23.3     0.9
     ======  ======  =======  ======
 
     GPUs always gather: a product pays there on tensor cores, and those would round what is float32.

@@ -30,8 +30,10 @@ def sample_negatives(
     """Negatives of CRD (Tian et al., ICLR 2020): for each sample of a batch, K samples of other classes.
 
     Without replacement: each K-subset of the samples of other classes is as likely as any other, and the rows are
-    independent. A row is in ascending order, in which a memory bank is read best. Where there are fewer than K samples
-    of other classes they are drawn with replacement, as RepDistiller's data sets do.
+    independent. That is exact for uniform random words, but for a rounding by which a sample is up to 1e-9 of its
+    probability more likely than another; the words are SplitMix64's. A row is in ascending order, in which a memory
+    bank is read best. Where there are fewer than K samples of other classes they are drawn with replacement, as
+    RepDistiller's data sets do.
 
     A row's negatives are a function of a key, which the call draws from the generator, of the row's number and of which
     samples are of other classes: the batch size, the number of threads and, given the key, the device do not matter.

@@ -144,7 +144,7 @@ def test_many_tiles(backend):
         check(make(n=5000, b=9, k=3000, d=128, device=backend.device))
 
 
-@pytest.mark.parametrize("order", ["descending", "random", "repeats", "one row"])
+@pytest.mark.parametrize("order", ["descending", "random", "repeats", "one row", "one falls"])
 def test_negatives_in_any_order(backend, order):
     student, teacher, index, negatives, memory = make(n=2000, b=4, k=300, device=backend.device)
     generator = torch.Generator().manual_seed(1)
@@ -153,6 +153,7 @@ def test_negatives_in_any_order(backend, order):
         "random": negatives[:, torch.randperm(300, generator=generator)],
         "repeats": torch.randint(2000, (4, 300), generator=generator).to(backend.device) // 7,
         "one row": torch.full_like(negatives, 1999),
+        "one falls": torch.where(torch.arange(4 * 300, device=backend.device).view(4, 300) == 899, 0, negatives),
     }[order]
     check((student, teacher, index, negatives, memory))
 
@@ -364,8 +365,9 @@ def test_same_inputs_same_bits(backend):
     assert all(torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True))
 
 
-def test_threads_do_not_change_the_bits():
-    *inputs, memory = make(n=3000, b=11, k=2000, d=100)
+@pytest.mark.parametrize("k", [2000, 200])  # shares of every tile; few rows here and there
+def test_threads_do_not_change_the_bits(k):
+    *inputs, memory = make(n=3000, b=11, k=k, d=100)
     results = on_threads(lambda: run(*inputs, copy.deepcopy(memory)))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result.tensors, results[0].tensors, strict=True))

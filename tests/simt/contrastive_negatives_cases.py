@@ -47,12 +47,22 @@ def random_word(seed: int, counter: int) -> int:
     return z ^ z >> 31
 
 
-def first_distinct(seed: int, below: int, count: int) -> set[int]:
-    """One draw after the other, until there are enough."""
-    found: set[int] = set()
-    counter = 0
-    while len(found) < count:
-        found.add(random_word(seed, counter) * below >> 64)
+def coins(seed: int, below: int, count: int) -> set[int]:
+    """Each number on its own: the eight bits that belong to it are a fraction, compared to one a little small."""
+    words = -(-below // 64)
+    digits = [[random_word(seed, i * words + w) for w in range(words)] for i in range(8)]
+    fractions = (sum((digits[i][x // 64] >> x % 64 & 1) << i for i in range(8)) for x in range(below))
+    return {x for x, fraction in enumerate(fractions) if 255 - fraction < 256 * count // below - 1}
+
+
+def marked(seed: int, below: int, count: int) -> set[int]:
+    """Coins if there are many, then one draw after the other, until there are enough or no longer too many."""
+    tossed = 16 * count >= below
+    found = coins(seed, below, count) if tossed else set()
+    counter = 8 * -(-below // 64) if tossed else 0
+    change = found.add if len(found) < count else found.discard
+    while len(found) != count:
+        change(random_word(seed, counter) * below >> 64)
         counter += 1
     return found
 
@@ -66,9 +76,9 @@ def oracle(key: Tensor, index: Tensor, labels: Tensor, count: int) -> Tensor:
         if count > size:
             ranks = [random_word(seed, j) * size >> 64 for j in range(count)]
         elif 2 * count > size:
-            ranks = set(range(size)) - first_distinct(seed, size, size - count)
+            ranks = set(range(size)) - marked(seed, size, size - count)
         else:
-            ranks = first_distinct(seed, size, count)
+            ranks = marked(seed, size, count)
         rows.append([others[rank] for rank in sorted(ranks)])
     return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), count)
 

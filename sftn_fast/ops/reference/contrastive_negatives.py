@@ -58,15 +58,26 @@ def _sorted_ranks(seed: Tensor, candidates: int, count: int) -> Tensor:
     """``count`` of the numbers below ``candidates``, in order; distinct unless there are too few."""
     if count > candidates:
         return _draws(seed, 0, count, candidates).sort().values
-    leave_out = 2 * count > candidates  # the fewer ones are drawn: those to take, or those to leave
+    leave_out = 2 * count > candidates  # the fewer ones are marked: those to take, or those to leave
     wanted = candidates - count if leave_out else count
-    drawn = torch.zeros(candidates, dtype=torch.bool, device=seed.device)
-    draws, missing = 0, wanted
-    while missing:  # a round of no more draws than are missing cannot bring too many
-        drawn[_draws(seed, draws, missing, candidates)] = True
-        draws += missing
-        missing = wanted - int(drawn.sum())
-    return (drawn != leave_out).nonzero().squeeze(1)
+    marked = torch.zeros(candidates, dtype=torch.bool, device=seed.device)
+    draws = 0
+    if 16 * wanted >= candidates:
+        marked, draws = _coins(seed, candidates, 256 * wanted // candidates - 1)
+    while missing := wanted - int(marked.sum()):  # a round of no more draws than are missing cannot go too far
+        marked[_draws(seed, draws, abs(missing), candidates)] = missing > 0
+        draws += abs(missing)
+    return (marked != leave_out).nonzero().squeeze(1)
+
+
+def _coins(seed: Tensor, candidates: int, threshold: int) -> tuple[Tensor, int]:
+    """Bits that are set with probability ``threshold / 256``, and the number of random words that they took."""
+    digits = _random_words(seed, 0, 8 * (words := -(-candidates // 64))).reshape(8, words)
+    marked = torch.zeros_like(digits[0])
+    for digit, random in enumerate(digits):
+        marked = marked | random if threshold >> digit & 1 else marked & random
+    bits = marked.unsqueeze(1) >> torch.arange(64, device=seed.device) & 1
+    return bits.flatten()[:candidates].bool(), digits.numel()
 
 
 def _draws(seed: Tensor, first: int, count: int, below: int) -> Tensor:

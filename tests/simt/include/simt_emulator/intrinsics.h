@@ -99,6 +99,11 @@ inline unsigned atomicOr(unsigned* address, unsigned value) {
   *address |= value;
   return old;
 }
+inline unsigned atomicAnd(unsigned* address, unsigned value) {
+  const unsigned old = *address;
+  *address &= value;
+  return old;
+}
 inline void __threadfence() {}
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }

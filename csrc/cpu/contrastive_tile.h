@@ -1,0 +1,110 @@
+// Anchors that have a good part of every tile of the bank, and have it in ascending order.
+//
+// A tile's rows meet all anchors before the next tile's do, and stay in the second-level cache meanwhile: widened
+// there, once for all anchors, if they are of a type that is not computed in. An anchor takes its share of a tile at
+// once: the longer a share, the fewer loops end where the processor did not expect it.
+//
+// Tiles depend on the bank alone, so that an anchor's sums do not depend on the anchors beside it.
+#pragma once
+
+#include "../contrastive.h"
+#include "contrastive_group.h"
+
+namespace sftn {
+
+constexpr int64_t kMostTileRows = 192;
+
+// 96 KB of rows, as they are computed with.
+inline int64_t shared_tile_rows(const ContrastiveInput& in) {
+  const int64_t row_bytes = whole_blocks(in.d) * (in.dtype == ScalarType::Double ? 8 : 4);
+  return std::clamp(int64_t{96 * 1024} / row_bytes, kLanes, kMostTileRows);
+}
+
+// Whether anchors have enough of a tile: with fewer rows they do better with a larger part of the bank. Nor may they
+// have most rows several times, as these are not found to be the same here.
+inline bool worth_tiles(const ContrastiveInput& in) {
+  constexpr int64_t kWorthAShare = 24;
+  return in.k * shared_tile_rows(in) >= kWorthAShare * in.n && in.k <= 2 * in.n;
+}
+
+// An anchor's rows of a tile, or some of them where it has rows several times.
+struct Share {
+  int32_t places[kMostTileRows + kTogether];  // from the tile's first row; `count`, then the first again
+  int64_t count;
+};
+
+// Takes the anchor's negatives below `limit` from the cursor on.
+template <class I>
+void take_share(const I* negatives, int64_t k, int64_t first, int64_t limit, int64_t& cursor, Share& share) {
+  const int64_t end = std::min(k, cursor + kMostTileRows), begin = cursor;
+  for (; cursor < end && negatives[cursor] < limit; ++cursor) {
+    share.places[cursor - begin] = static_cast<int32_t>(negatives[cursor] - first);
+  }
+  share.count = cursor - begin;
+  std::fill_n(share.places + share.count, kTogether, share.places[0]);
+  // For the next tile, after all other anchors had their turn.
+  constexpr int64_t kLine = 64 / sizeof(I);
+  for (int64_t ahead = cursor; ahead < std::min(cursor + kMostTileRows / 2, k); ahead += kLine) {
+    __builtin_prefetch(negatives + ahead);
+  }
+}
+
+// dots[i] = <row i of the share, v>
+template <int kBytes, class A, class Rows, class Dim>
+SFTN_INLINE void dot_share(const Rows& rows, int64_t count, Dim dim, const A* v, A* __restrict__ dots) {
+  for (int64_t i = 0; i < count; i += kTogether) {
+    Vector<kBytes, A> sum[kTogether] = {};
+    const A* together[kTogether];
+    for (int64_t r = 0; r < kTogether; ++r) together[r] = rows[i + r];
+    for (int64_t j = 0; j < dim; j += kWidth<kBytes, A>) {
+      const Vector<kBytes, A> v_j = load_vector<kBytes>(v + j);
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kTogether; ++r) sum[r] += load_vector<kBytes>(together[r] + j) * v_j;
+    }
+    store_sums<kBytes, A>(sum, dots + i);
+  }
+}
+
+template <class A, class Dim>
+struct RowsOfTile {
+  const A* tile;
+  const int32_t* places;
+  Dim dim;
+
+  SFTN_INLINE const A* operator[](int64_t i) const { return tile + places[i] * dim; }
+};
+
+// How often an anchor has each row of a share, from the end: once, and nothing behind it.
+struct Once {
+  float times[kMostTileRows + kLanes] = {};
+
+  constexpr Once() {
+    for (int64_t i = 0; i < kMostTileRows; ++i) times[i] = 1;
+  }
+  const float* of(int64_t count) const { return times + kMostTileRows - count; }
+};
+constexpr Once kOnce;
+
+template <int kBytes, class A, class Dim>
+SFTN_INLINE double share_of_dim(const A* tile, const Share& share, const Logistic<A>& logistic, Dim dim, const A* v,
+                                A* grad) {
+  alignas(64) A weights[kMostTileRows + kLanes];
+  const RowsOfTile<A, Dim> rows{tile, share.places, dim};
+  dot_share<kBytes>(rows, share.count, dim, v, weights);
+  std::fill_n(weights + share.count, kLanes, A(0));
+  const double loss = logistic_rows(logistic, kOnce.of(share.count), share.count, weights);
+  if (grad) add_rows<kBytes>(rows, share.count, dim, weights, grad);
+  return loss;
+}
+
+// Adds a share of a tile [rows, dim], d values of each and zeros behind them, to its anchor's gradient [dim], if that
+// is asked for. Returns its loss.
+template <int kBytes, class A>
+SFTN_INLINE double share_inline(const A* tile, const Share& share, const Logistic<A>& logistic, int64_t dim, const A* v,
+                                A* grad) {
+  constexpr std::integral_constant<int64_t, 128> kUsual{};
+  if (dim == kUsual) return share_of_dim<kBytes>(tile, share, logistic, kUsual, v, grad);
+  return share_of_dim<kBytes>(tile, share, logistic, dim, v, grad);
+}
+
+}  // namespace sftn

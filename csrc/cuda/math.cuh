@@ -1,0 +1,27 @@
+// Mathematical functions by one name for float and double.
+#pragma once
+
+#include "simt.cuh"
+
+namespace sftn {
+
+__device__ __forceinline__ float exp_of(float x) { return expf(x); }
+__device__ __forceinline__ double exp_of(double x) { return ::exp(x); }
+__device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
+__device__ __forceinline__ double exp2_of(double x) { return ::exp2(x); }
+__device__ __forceinline__ float log_of(float x) { return logf(x); }
+__device__ __forceinline__ double log_of(double x) { return ::log(x); }
+__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_of(double x) { return ::log1p(x); }
+__device__ __forceinline__ float pow_of(float x, float power) { return powf(x, power); }
+__device__ __forceinline__ double pow_of(double x, double power) { return ::pow(x, power); }
+__device__ __forceinline__ float sqrt_of(float x) { return sqrtf(x); }
+__device__ __forceinline__ double sqrt_of(double x) { return ::sqrt(x); }
+__device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
+__device__ __forceinline__ double magnitude(double x) { return ::fabs(x); }
+__device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double lesser(double a, double b) { return ::fmin(a, b); }
+__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double greater(double a, double b) { return ::fmax(a, b); }
+
+}  // namespace sftn
