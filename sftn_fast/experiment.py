@@ -77,6 +77,7 @@ def run(config: Config) -> None:
         with folder as root:
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
+            _say_loader(config)
             announce = partial(_announce, config, stages)
             if len(devices) > 1:
                 schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
@@ -117,6 +118,13 @@ def _say_batch(config: Config) -> None:
     if ranks * parts > 1:
         whole = f"{ranks} rank{'s' * (ranks > 1)}, {images} images a step, {images // ranks} a rank"
         distributed.say(whole + f" in {parts} parts" * (parts > 1))
+
+
+def _say_loader(config: Config) -> None:
+    """Who decodes the images, where that goes on for the whole run."""
+    line = data.describe_loader(config.data)
+    if line:
+        distributed.say(line)
 
 
 def _run_here(
