@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, from_numpy
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,6 +53,7 @@ class TorchvisionDecoder:
             multiprocessing_context=context,
             worker_init_fn=_ignore_signals,
             prefetch_factor=AHEAD,
+            generator=torch.Generator(),  # else it would draw a seed for its workers from torch's own, a run's state
             pin_memory=self.form.device.type == "cuda",
         )
         for pixels in loader:
