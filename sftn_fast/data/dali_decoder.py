@@ -26,6 +26,7 @@ from sftn_fast.data.stream import Form
 from sftn_fast.data.views import Sample, View
 
 AHEAD = 2  # batches that are read, and as many that are decoded, before they are asked for
+THREADS = "decode"  # what their names begin with
 
 
 def why_not() -> str | None:
@@ -74,7 +75,7 @@ class DaliDecoder:
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
         """The images [B, 3, size, size] of each of ``batches``."""
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images")
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix=THREADS)
         try:
             yield from self._images(pool, batches, largest)
         finally:

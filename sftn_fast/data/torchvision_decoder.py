@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class TorchvisionDecoder:
             num_workers=self.workers,
             collate_fn=_as_it_is,
             multiprocessing_context=context,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_work,
             prefetch_factor=AHEAD,
             generator=torch.Generator(),  # else it would draw a seed for its workers from torch's own, a run's state
             pin_memory=self.form.device.type == "cuda",
@@ -99,7 +101,19 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal goes to a whole terminal or job: the process that trains answers it, and needs its data until then."""
+def _begin_work(worker: int) -> None:
+    """Outlive signals, but not the process that trains.
+
+    A signal goes to a whole terminal or job: that process answers it, and needs its data until then. torch's workers
+    watch their parent, which is the server that all are forked from, and which they keep alive; hence a watch of ours.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

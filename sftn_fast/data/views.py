@@ -17,7 +17,7 @@ AREA = (0.08, 1.0)  # of the image (Szegedy et al., 2015)
 ASPECT = (3 / 4, 4 / 3)  # width over height
 ATTEMPTS = 10  # at a part that fits into the image
 RESIZED = 256 / 224  # shorter side in evaluation, over the side that is cut out of it
-LONGEST = 3  # times the shorter side: what a longer image has beyond is cut off before it is resized
+LONGEST = 16  # times the shorter side: what a longer image has beyond is cut off before it is resized
 
 
 @dataclass(frozen=True)

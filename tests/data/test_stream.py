@@ -84,6 +84,12 @@ def rng_states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
+def nothing_left():
+    return not multiprocessing.active_children() and not any(
+        thread.name.startswith(dali_decoder.THREADS) for thread in threading.enumerate()
+    )
+
+
 each_decoder = pytest.mark.parametrize("name", DECODERS)
 
 
@@ -161,11 +167,15 @@ def theirs(path, size):
 def test_all_decoders_see_the_same(photographs):
     for size in (16, 48):  # the larger ones: some images grow
         train = {name: joined(loader(name, photographs, size=size).epoch(0))[0] for name in DECODERS}
-        evaluated = {name: joined(FileEvalLoader(split_of(photographs), decoder_of(name, size)))[0] for name in DECODERS}
+        evaluated = {
+            name: joined(FileEvalLoader(split_of(photographs), decoder_of(name, size)))[0] for name in DECODERS
+        }
         for images in (train, evaluated):
             assert torch.equal(images["dali"], images["torchvision"])
             difference = (images["dali, all of it"] - images["dali"]).abs()
-            assert difference.max() < 3.1 * LEVEL and difference.mean() < 0.3 * LEVEL
+            assert difference[:, :, 1:-1, 1:-1].max() < 2.1 * LEVEL and difference.mean() < 0.4 * LEVEL
+            # At the edge DALI repeats the last pixel where torch and Pillow look at fewer.
+            assert difference.max() < 8.1 * LEVEL
         expected = torch.stack([theirs(path, size) for path in photographs])
         difference = (evaluated["dali"] - expected).abs()
         assert difference.max() < 2.1 * LEVEL and difference.mean() < 0.3 * LEVEL
@@ -173,16 +183,20 @@ def test_all_decoders_see_the_same(photographs):
 
 def test_all_decoders_give_the_same_accuracy(photographs):
     torch.manual_seed(0)
-    network = models.build("resnet8", num_classes=10)
-    images = torch.stack([theirs(path, 32) for path in photographs])
-    network(images)  # BatchNorm's statistics, without which all is one class
-    network.eval()
+    network = models.build("resnet8").eval()
+    reference = torch.stack([theirs(path, 32) for path in photographs])
     with torch.no_grad():
-        expected = network(images).argmax(1)
-        assert len(expected.unique()) > 3
+        pooled = network.forward_features(reference).pooled
+        classifier = torch.randn(pooled.shape[1], 10)
+
+        def chosen(images):
+            return ((network.forward_features(images).pooled - pooled.mean(0)) @ classifier).argmax(1)
+
+        expected = chosen(reference)
+        assert len(expected.unique()) > 4
         for name in DECODERS:
             seen = joined(FileEvalLoader(split_of(photographs), decoder_of(name, 32)))[0]
-            assert torch.equal(network(seen).argmax(1), expected), name
+            assert torch.equal(chosen(seen), expected), name
 
 
 def odd_files(folder):
@@ -202,7 +216,7 @@ def odd_files(folder):
         write(folder / "rotated.jpg", picture.transpose(Image.Transpose.ROTATE_90), quality=95, exif=exif),
         write(folder / "png named.jpg", picture, format="PNG"),
         write(folder / "alpha.png", picture.convert("RGBA")),
-        write(folder / "palette.gif", picture.convert("P")),
+        write(folder / "palette.gif", picture.quantize(8, dither=Image.Dither.NONE)),
         write(folder / "lossless.webp", picture, lossless=True),
         folder / "sixteen.png",
     ]
@@ -241,21 +255,19 @@ def test_a_damaged_file_is_named(name, kind, photographs, tmp_path):
         pictures.damaged(bad, kind)
     files = split_of([*photographs[:5], bad, *photographs[5:7]])
     evaluation = FileEvalLoader(files, decoder_of(name, root=tmp_path))
-    threads = threading.active_count()
     with pytest.raises(ConfigError) as error:
         list(evaluation)
     message = str(error.value)
     assert str(bad) in message and f"python -m sftn_fast.data.verify {tmp_path}" in message and "\n" not in message
-    assert not multiprocessing.active_children() and threading.active_count() <= threads
+    assert nothing_left()
 
 
 @each_decoder
 def test_a_loader_that_is_left_in_mid_epoch_leaves_nothing_behind(name, photographs):
-    threads = threading.active_count()
     batches = loader(name, photographs, batch_size=4).epoch(0)
     next(batches)
     del batches
-    assert not multiprocessing.active_children() and threading.active_count() <= threads
+    assert nothing_left()
 
 
 LEFT_ALONE = """
@@ -263,20 +275,17 @@ import multiprocessing, sys, torch
 from pathlib import Path
 from sftn_fast.data.stream import FileEvalLoader, FileSplit, Form
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
-if __name__ == "__main__":
-    form = Form(16, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
-    files = FileSplit(sys.argv[1:], torch.zeros(len(sys.argv) - 1, dtype=torch.int64))
-    batches = iter(FileEvalLoader(files, TorchvisionDecoder(form, workers=2, root=Path("/"))))
-    next(batches)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    sys.stdin.read()
+form = Form(16, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
+files = FileSplit(sys.argv[1:], torch.zeros(len(sys.argv) - 1, dtype=torch.int64))
+batches = iter(FileEvalLoader(files, TorchvisionDecoder(form, workers=2, root=Path("/"))))
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+sys.stdin.read()
 """
 
 
-def test_workers_survive_signals_but_not_their_parent(photographs, tmp_path):
-    script = tmp_path / "left_alone.py"
-    script.write_text(LEFT_ALONE)
-    command = [sys.executable, str(script), *map(str, photographs * 22)]  # 528: a third batch keeps them busy
+def test_workers_survive_signals_but_not_their_parent(photographs):
+    command = [sys.executable, "-c", LEFT_ALONE, *map(str, photographs * 22)]  # 528: a third batch keeps them busy
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     workers = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2
@@ -285,10 +294,13 @@ def test_workers_survive_signals_but_not_their_parent(photographs, tmp_path):
             signal.pidfd_send_signal(worker, number)
     assert not select.select(workers, [], [], 0.2)[0]
     parent.kill()
-    parent.communicate()
-    for worker in workers:
-        assert select.select([worker], [], [], 60)[0], "a worker outlived its parent"
+    gone = [bool(select.select([worker], [], [], 30)[0]) for worker in workers]
+    for worker, is_gone in zip(workers, gone, strict=True):
+        if not is_gone:
+            signal.pidfd_send_signal(worker, signal.SIGKILL)
         os.close(worker)
+    parent.communicate()
+    assert all(gone), "a worker outlived its parent"
 
 
 # The choice
@@ -331,7 +343,9 @@ def test_built_from_a_configuration(name, tmp_path, capsys):
     assert images.fingerprint() != build(root, loader=name, val_size=3, train_size=6).fingerprint()
 
 
-@pytest.mark.parametrize("options", [{"name": "imagenet"}, {"name": "folder", "loader": "torchvision", "image_size": 224}])
+@pytest.mark.parametrize(
+    "options", [{"name": "imagenet"}, {"name": "folder", "loader": "torchvision", "image_size": 224}]
+)
 def test_the_size_is_224(options, tmp_path):
     images = data.build(DataConfig(root=str(a_data_set(tmp_path)), **options), seed=0, batch_size=4, device="cpu")
     assert next(images.train.epoch(0)).images.shape == (4, 3, 224, 224)
