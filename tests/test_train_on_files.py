@@ -119,7 +119,7 @@ def test_two_ranks_resume_in_mid_epoch(root: Path, tmp_path: Path) -> None:
     # What a run killed in the second epoch has left: a checkpoint in its middle.
     kept = whole / "seed0" / "student" / "checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == ["step_000000005", "step_000000006"]
-    os.replace(whole, broken)
+    whole.replace(broken)
     before = weights(broken), losses(broken)
     (broken / "seed0" / "student" / "result.json").unlink()
     (broken / "seed0" / "student" / "model.safetensors").unlink()

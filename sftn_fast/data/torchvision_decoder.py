@@ -93,7 +93,8 @@ class _Files(Dataset[Tensor]):
 
         try:
             return io.decode_jpeg(from_numpy(encoded.content), io.ImageReadMode.RGB)
-        except RuntimeError:  # Pillow forgives more, and is the judge
+        except (RuntimeError, AttributeError):
+            # Pillow forgives more, and is the judge; and torchvision has announced that its decoders will go.
             return from_numpy(np.array(decode(path))).permute(2, 0, 1)
 
 
