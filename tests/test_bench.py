@@ -122,3 +122,12 @@ def test_loaders_are_measured_and_recorded(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "loaders-cpu.md").read_text()
     printed = capsys.readouterr().out
     assert all(loaders.line(row) in text and loaders.line(row) in printed for row in rows)
+
+
+@pytest.mark.parametrize("argv", [["loaders", "--check"], ["loaders", "--device", "cuda"], ["nothing"]])
+def test_what_can_not_be_measured_is_refused(argv, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench", *argv])
+    with pytest.raises(SystemExit, match="2"):
+        main.parse()
+    monkeypatch.setattr("sys.argv", ["bench", "loaders"])
+    assert main.parse().families == ["loaders"]

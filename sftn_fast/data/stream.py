@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -37,8 +38,13 @@ class Form:
         """Images [B, 3, size, size] uint8 in memory, as float32 in this form."""
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         pixels = pixels.to(self.device, non_blocking=True).contiguous(memory_format=memory_format)
-        mean, std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        return normalize(pixels, mean, std)
+        return normalize(pixels, *self._constants)
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        # Kept, because a GPU is waited for when they are moved there.
+        mean, std = (tensor(values, device=self.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
 
 
 class Decoder(Protocol):
