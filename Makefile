@@ -57,7 +57,7 @@ $(VENV)/installed: $(VENV)/created constraints.txt
 
 $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
 	@echo "== building the C++ and CUDA libraries and installing the remaining packages (a minute or two)"
-	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,tensorboard,dev]'
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
 	@$(PY) -m sftn_fast.info
 	@touch $@
 

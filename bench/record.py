@@ -59,8 +59,6 @@ def line(row: Row) -> str:
 
 
 def write(name: str, family: str, device: str, about: dict[str, Any], rows: list[Row], folder: Path = RESULTS) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     how = (
         f"float32; {facts}. Implementations take turns of {TURN_MS:g} ms; n counts samples. `eager` is the authors' "
@@ -69,7 +67,14 @@ def write(name: str, family: str, device: str, about: dict[str, Any], rows: list
         "1, caches hold them."
     )
     text = [f"# {family}: forward and backward", "", how, "", f"![{family}]({name}.png)", "", header(device)]
-    (folder / f"{name}.md").write_text("\n".join([*text, *map(line, rows)]) + "\n")
+    write_files(name, about, rows, "\n".join([*text, *map(line, rows)]) + "\n", folder)
+
+
+def write_files(name: str, about: dict[str, Any], rows: list[Row], text: str, folder: Path) -> None:
+    """The rows as ``name``.json, and ``text`` as ``name``.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
 
 
 def read(name: str, folder: Path = RESULTS) -> tuple[dict[str, Any], list[Row]]:

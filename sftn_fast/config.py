@@ -14,7 +14,9 @@ from typing import Any, Literal
 STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
 USUAL_STAGES = ("teacher", "sftn", "student", "distill")
 RESUME = ("auto", "must", "never", "force")
-DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "folder", "fake")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake")
+FILE_DATASETS = ("tiny_imagenet", "imagenet", "folder")
+LOADERS = ("auto", "memory", "dali", "torchvision")
 
 
 class ConfigError(ValueError):
@@ -44,8 +46,8 @@ class DataConfig:
     """Which images, how many of them, and how they are augmented."""
 
     name: str = "digits"
-    """Data set: digits, fashion_mnist, cifar10, cifar100, stl10, tiny_imagenet, fake, or folder for any folder of
-    images, ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or test)."""
+    """Data set: digits, fashion_mnist, cifar10, cifar100, stl10, tiny_imagenet, imagenet, fake, or folder for any
+    folder of images, ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or test)."""
     root: str = "data"
     """Folder that holds, or receives, the data set's files."""
     download: bool = False
@@ -55,10 +57,15 @@ class DataConfig:
     val_size: int = 0
     """Hold so many training images out as a validation split."""
     image_size: int | None = None
-    """Side of the images in pixels; null for the data set's own, which folder has not. Others are resized once, at
-    load."""
+    """Side of the images in pixels; null for the data set's own, which folder has not. Others are resized."""
+    loader: str = "auto"
+    """memory keeps all images on the device, decoded; dali and torchvision decode image files as they are needed, for
+    imagenet, folder and tiny_imagenet. auto: memory, but for imagenet DALI, or torchvision where there is no DALI."""
+    workers: int | None = None
+    """Threads (dali) or processes (torchvision) that decode for each rank; null for the cores that a rank has."""
     crop_padding: int | None = None
-    """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4)."""
+    """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4). Of loader memory alone: dali
+    and torchvision cut out a random part, 8 % of the image or more."""
     flip: bool | None = None
     """Random horizontal flip; null for the data set's own (CIFAR: yes, digits: no)."""
 
@@ -66,14 +73,26 @@ class DataConfig:
         check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
         check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
         check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
-        sized = self.image_size is None or 8 <= self.image_size <= 256
-        check(sized, "data.image_size", self.image_size, "from 8 to 256")
+        sized = self.image_size is None or 8 <= self.image_size <= 512
+        check(sized, "data.image_size", self.image_size, "from 8 to 512")
+        check(self.loader in LOADERS, "data.loader", self.loader, "one of " + ", ".join(LOADERS))
+        one_file = f"auto or memory for data.name={self.name}, whose images are no files of their own"
+        check(self.name in FILE_DATASETS or not self.streams, "data.loader", self.loader, one_file)
+        check(self.workers is None or self.workers >= 1, "data.workers", self.workers, "at least 1")
         check(
             self.crop_padding is None or 0 <= self.crop_padding <= 16,
             "data.crop_padding",
             self.crop_padding,
             "from 0 to 16",
         )
+        cropped = f"null, since images that are decoded as they are needed (data.name={self.name}, data.loader="
+        cropped += f"{self.loader}) are not padded"
+        check(self.crop_padding is None or not self.streams, "data.crop_padding", self.crop_padding, cropped)
+
+    @property
+    def streams(self) -> bool:
+        """Whether images are decoded as they are needed, instead of once."""
+        return self.name == "imagenet" if self.loader == "auto" else self.loader != "memory"
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def run(config: Config) -> None:
                 distributed.on_main(partial(continuation.copy, source, root))
             distributed.on_main(partial(_write_settings, config, root, anew=False))
             _say_batch(config)
+            _say_loader(config)
             announce = partial(_announce, config, stages, Outlook(config, stages, root, processes=len(devices)))
             if worker is None:
                 schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
@@ -151,6 +152,13 @@ def _say_batch(config: Config) -> None:
     if ranks * parts > 1:
         whole = f"{ranks} rank{'s' * (ranks > 1)}, {images} images a step, {images // ranks} a rank"
         distributed.say(whole + f" in {parts} parts" * (parts > 1))
+
+
+def _say_loader(config: Config) -> None:
+    """Who decodes the images, where that goes on for the whole run."""
+    line = data.describe_loader(config.data)
+    if line:
+        distributed.say(line)
 
 
 def worker_on(device: torch.device, config: Config, root: Path) -> Worker:

@@ -20,6 +20,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def restarts() -> int:
     """How often the launcher has started the processes anew after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

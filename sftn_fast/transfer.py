@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from sftn_fast import cli, data, models
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import ConfigError, OptimConfig, TransferConfig, check
-from sftn_fast.data import Batch, EvalLoader, ImageData
+from sftn_fast.data import Batch, ImageData
 from sftn_fast.data.keyed import generator
 from sftn_fast.engine import Layout, Schedule, evaluate, resolve_device
 from sftn_fast.engine.optim import build_sgd
@@ -92,7 +92,7 @@ def feature_epochs(network: StagedNet, images: ImageData, config: TransferConfig
     """
     if config.augment:
         return lambda epoch: (features_of(network, [batch]) for batch in images.train.epoch(epoch))
-    return partial(_shuffled, features_of(network, EvalLoader(images.train.data)), config)
+    return partial(_shuffled, features_of(network, images.train.unaugmented()), config)
 
 
 def _shuffled(features: Batch, config: TransferConfig, epoch: int) -> Iterator[Batch]:

@@ -47,7 +47,8 @@ class Worker:
     def _build_images(self, seed: int) -> ImageData:
         build = partial(data.build, seed=seed, batch_size=self.config.optim.batch_size, device=self.device)
         share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        return distributed.on_every_rank(partial(build, self.config.data, **share))
+        layout = {"channels_last": self.config.engine.channels_last}
+        return distributed.on_every_rank(partial(build, self.config.data, **share, **layout))
 
     def run(self, stage: Stage) -> None:
         """Train the stage, unless that is done already."""

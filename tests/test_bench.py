@@ -9,7 +9,8 @@ import torch
 
 import bench.cases
 import bench.family
-from bench import chart, readme, record
+from bench import __main__ as main
+from bench import chart, loaders, readme, record
 from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
 from bench.family import Effort, measure_case
@@ -28,7 +29,7 @@ def small_case(loss=lambda x: x.square().sum()) -> Case:
 
 
 def test_every_family_has_a_suite():
-    assert {path.stem.removeprefix("test_") for path in SUITES.glob("test_*.py")} == set(bench.cases.FAMILIES)
+    assert {path.stem.removeprefix("test_") for path in SUITES.glob("test_*.py")} == {*bench.cases.FAMILIES, "loaders"}
 
 
 @pytest.mark.parametrize("family", bench.cases.FAMILIES)
@@ -105,3 +106,28 @@ def test_only_ratios_decide():
 def test_the_readmes_speeds_are_those_recorded():
     text = readme.README.read_text()
     assert readme.with_table(text, readme.table()) == text
+
+
+def test_loaders_are_measured_and_recorded(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nvidia.dali.fn")
+    pytest.importorskip("torchvision.io")
+    monkeypatch.setattr(loaders, "FILES", 20)
+    monkeypatch.setattr(loaders, "default_workers", lambda: 1)
+    files = loaders.make_files(tmp_path / "files", 20)
+    assert 80_000 < sum(path.stat().st_size for path in files) / 20 < 130_000
+    main.measure_loaders(2, tmp_path)
+    _, rows = record.read("loaders-cpu", tmp_path)
+    assert [row["loader"] for row in rows] == list(loaders.loaders(files, 1))
+    assert all(row["p20"] > 0 and row["n"] == 2 for row in rows) and rows[0]["ratio"] == 1
+    text = (tmp_path / "loaders-cpu.md").read_text()
+    printed = capsys.readouterr().out
+    assert all(loaders.line(row) in text and loaders.line(row) in printed for row in rows)
+
+
+@pytest.mark.parametrize("argv", [["loaders", "--check"], ["loaders", "--device", "cuda"], ["nothing"]])
+def test_what_can_not_be_measured_is_refused(argv, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench", *argv])
+    with pytest.raises(SystemExit, match="2"):
+        main.parse()
+    monkeypatch.setattr("sys.argv", ["bench", "loaders"])
+    assert main.parse().families == ["loaders"]

@@ -1,6 +1,7 @@
-"""Images for training: data sets that live on the device as one uint8 tensor, augmented there in batches."""
+"""Images for training: kept on the device and augmented there in batches, or decoded from files as they are needed."""
 
+from sftn_fast.data.choice import describe_loader
 from sftn_fast.data.image_data import ImageData, build
 from sftn_fast.data.loaders import Batch, EvalLoader, TrainLoader
 
-__all__ = ["Batch", "EvalLoader", "ImageData", "TrainLoader", "build"]
+__all__ = ["Batch", "EvalLoader", "ImageData", "TrainLoader", "build", "describe_loader"]

@@ -1,4 +1,4 @@
-"""Random crop, horizontal flip and normalisation of a whole batch at once, on whatever device it lies.
+"""Random crop, horizontal flip and normalisation of a whole batch at once, on whatever device it lies; one large image.
 
 Pixel for pixel what torchvision's ``RandomCrop(size, padding)``, ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize``
 make of the same offsets and flips: the border is black before it is normalised.
@@ -6,9 +6,12 @@ make of the same offsets and flips: the border is black before it is normalised.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sftn_fast.data.views import View
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int) -> Tensor:
@@ -46,3 +49,22 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         mean, std: [C, 1, 1] float32, for pixel values from 0 to 1.
     """
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+def resize_cut_flip(part: Tensor, view: View, size: int) -> np.ndarray:
+    """What ``view`` makes of the box that was cut out of an image: resized with antialiasing, cut, mirrored.
+
+    The result is a numpy view, which whoever copies it does in one thread, where torch would use all.
+
+    Args:
+        part: [3, height, width] uint8 in memory, of any strides.
+        view: Its ``box`` is ``part``.
+        size: Side of the result.
+
+    Returns:
+        [3, size, size] uint8.
+    """
+    resized = F.interpolate(part[None], size=view.resized, mode="bilinear", antialias=True)[0]
+    top, left = view.corner
+    cut = resized.numpy()[:, top : top + size, left : left + size]
+    return cut[:, :, ::-1] if view.flipped else cut

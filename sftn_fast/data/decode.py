@@ -7,17 +7,19 @@ says, whatever the file is called. Pillow does the work; it is imported where it
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sftn_fast.config import ConfigError
+from sftn_fast.data.folders import SKIP_LIST
 from sftn_fast.data.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,22 +50,21 @@ def pillow() -> Any:
         ) from error
 
 
-def decode(path: str | Path) -> Image:
-    """The image in ``path``, upright, as 8-bit RGB; of an animation the first frame.
-
-    Transparency is dropped, as torchvision's image folders do; of 16 bits the upper 8 are kept.
+@contextmanager
+def opened(file: str | Path | BinaryIO) -> Iterator[Image]:
+    """Context: the image in ``file`` with its header read and nothing decoded yet.
 
     Raises:
-        DecodeError: There is none, it is truncated or damaged, or it has more than ``MAX_PIXELS`` pixels, which is
-            judged by its header, before anything is decoded.
+        DecodeError: There is none, or it has more than ``MAX_PIXELS`` pixels; or whatever is done to it inside the
+            context fails, as decoding it may.
     """
-    image_module, image_ops = pillow()
+    image_module, _ = pillow()
     try:
-        with image_module.open(path, formats=FORMATS) as image:
+        with image_module.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DecodeError(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
-            return _to_rgb(image_ops.exif_transpose(image))
+            yield image
     except DecodeError:
         raise
     except image_module.UnidentifiedImageError as error:  # whose message names the file once more
@@ -71,6 +72,29 @@ def decode(path: str | Path) -> Image:
     # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error.
     except Exception as error:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def decode(file: str | Path | BinaryIO) -> Image:
+    """The image in ``file``, upright, as 8-bit RGB; of an animation the first frame.
+
+    Transparency is dropped, as torchvision's image folders do; of 16 bits the upper 8 are kept.
+
+    Raises:
+        DecodeError: There is none, it is truncated or damaged, or it has more than ``MAX_PIXELS`` pixels, which is
+            judged by its header, before anything is decoded.
+    """
+    _, image_ops = pillow()
+    with opened(file) as image:
+        return _to_rgb(image_ops.exif_transpose(image))
+
+
+def undecodable(path: str | Path, root: Path, reason: object) -> ConfigError:
+    """The error for a file of the data set in ``root`` that can't be decoded."""
+    return ConfigError(
+        f"{path} can't be decoded ({reason}); repair or remove it, or run "
+        f"python -m sftn_fast.data.verify {root}, which lists all such files in {root / SKIP_LIST}, and "
+        "they are left out"
+    )
 
 
 def _to_rgb(image: Image) -> Image:
@@ -134,11 +158,7 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path) -> Tensor:
             try:
                 rows[row] = read_square(paths[row], size)
             except DecodeError as error:
-                raise ConfigError(
-                    f"{paths[row]} can't be decoded ({error}); repair or remove it, or run "
-                    f"python -m sftn_fast.data.verify {root}, which lists all such files in {root / 'skip.txt'}, and "
-                    "they are left out"
-                ) from error
+                raise undecodable(paths[row], root, error) from error
         return last
 
     progress = Progress(f"reading images in {root}", len(paths))

@@ -1,19 +1,23 @@
-"""From a configuration to loaders: choose the splits, resize, move to the device."""
+"""From a configuration to loaders: choose the splits, resize, move to the device; or who decodes what, and when."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, tensor
 
-from sftn_fast.config import DataConfig, check
+from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.choice import build_decoder
+from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.source import Images, load
 from sftn_fast.data.splits import train_val_indices
+from sftn_fast.data.stream import FileEvalLoader, FileSplit, FileTrainLoader, Form
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,15 @@ class ImageData:
     in_channels: int
     image_size: int  # pixels a side
     num_train: int  # images trained on, without those held out
-    train: TrainLoader
-    val: EvalLoader | None
-    test: EvalLoader
-    content: str  # digest of the splits
+    train: TrainLoader | FileTrainLoader
+    val: EvalLoader | FileEvalLoader | None
+    test: EvalLoader | FileEvalLoader
+    content: str  # digest of the splits: of their pixels, or of the files' names
 
     @property
     def train_labels(self) -> Tensor:
         """Classes of the training images [num_train] int64, by the index that a batch gives."""
-        return self.train.data.labels
+        return self.train.labels
 
     def with_views(self, views: int) -> ImageData:
         """The same, but that training batches hold ``views`` augmentations of each image [B, views, C, H, W].
@@ -43,8 +47,9 @@ class ImageData:
         """
         if views == 1:
             return self
-        several = isinstance(self.train, TrainLoader)
-        check(several, "collaborate.own_views", True, f"false for {self.name}, whose loader makes one view of an image")
+        if not isinstance(self.train, TrainLoader):
+            allowed = f"false for {self.name}, whose loader makes one view of an image"
+            raise ConfigError(f"collaborate.own_views must be {allowed}, got True")
         return dataclasses.replace(self, train=self.train.with_views(views))
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -55,8 +60,7 @@ class ImageData:
             "num_val": self.val.num_samples if self.val else 0,
             "num_test": self.test.num_samples,
             "image_size": self.image_size,
-            "crop_padding": self.train.crop_padding,
-            "flip": int(self.train.flip),
+            **self.train.augmentation(),
             "content": self.content,
         }
 
@@ -69,8 +73,9 @@ def build(
     device: torch.device | str,
     rank: int = 0,
     world_size: int = 1,
+    channels_last: bool = False,
 ) -> ImageData:
-    """Load the data set that ``config`` names and put it on ``device``.
+    """Load the data set that ``config`` names and put it on ``device``, or make ready to decode it for there.
 
     Args:
         config: Data set, splits and augmentation.
@@ -78,10 +83,15 @@ def build(
         batch_size: Training images a step, over all ranks together.
         device: Where the images are kept and augmented.
         rank, world_size: Which share of each batch this process gets.
+        channels_last: Whether images that are decoded as they are needed lie as NHWC.
 
     Raises:
         ConfigError: Files are missing or corrupt, a package is missing, or sizes do not fit the data set.
     """
+    share = {"rank": rank, "world_size": world_size}
+    step = {"seed": seed, "batch_size": batch_size, **share}
+    if config.streams:
+        return _build_stream(config, torch.device(device), channels_last, step, share)
     source = load(config)
     size = config.image_size or source.train.pixels.shape[-1]
     train_index, val_index = train_val_indices(source.train.labels, config.train_size, config.val_size)
@@ -98,16 +108,35 @@ def build(
         num_train=len(train),
         train=TrainLoader(
             train,
-            seed=seed,
-            batch_size=batch_size,
             crop_padding=source.crop_padding if config.crop_padding is None else config.crop_padding,
             flip=source.flip if config.flip is None else config.flip,
-            rank=rank,
-            world_size=world_size,
+            **step,
         ),
-        val=EvalLoader(val, rank=rank, world_size=world_size) if len(val) else None,
-        test=EvalLoader(test, rank=rank, world_size=world_size),
+        val=EvalLoader(val, **share) if len(val) else None,
+        test=EvalLoader(test, **share),
         content=_digest(splits),
+    )
+
+
+def _build_stream(
+    config: DataConfig, device: torch.device, channels_last: bool, step: dict[str, int], share: dict[str, int]
+) -> ImageData:
+    files = find(config)
+    form = Form(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last)
+    decoder = build_decoder(config, form, files.root)
+    train_index, val_index = train_val_indices(tensor(files.train.labels), config.train_size, config.val_size)
+    train, val = (FileSplit.choose(files.train, index) for index in (train_index, val_index))
+    test = FileSplit.choose(files.test)
+    return ImageData(
+        name=files.name,
+        num_classes=files.num_classes,
+        in_channels=len(form.mean),
+        image_size=files.size,
+        num_train=len(train),
+        train=FileTrainLoader(train, decoder, flip=config.flip is not False, **step),
+        val=FileEvalLoader(val, decoder, **share) if len(val) else None,
+        test=FileEvalLoader(test, decoder, **share),
+        content=_digest_of_names([train, val, test], files.root),
     )
 
 
@@ -124,4 +153,13 @@ def _digest(splits: list[Images]) -> str:
     for images in splits:
         digest.update(images.labels.contiguous().numpy().data)
         digest.update(images.pixels.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_of_names(splits: list[FileSplit], root: Path) -> str:
+    """sha256 over every file's class and name below ``root``, which may be somewhere else the next time."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(split.labels.numpy().data)
+        digest.update("\0".join(split.relative(root)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

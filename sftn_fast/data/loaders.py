@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, from_numpy
 
-from sftn_fast.config import check
 from sftn_fast.data.augment import crop_flip, normalize
 from sftn_fast.data.keyed import generator
+from sftn_fast.data.shares import ShuffledShares, in_order
 from sftn_fast.data.source import Images
 
 EVAL_BATCH_SIZE = 256
-MIN_SHARE = 2  # samples a rank, below which BatchNorm has no variance to speak of
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,8 @@ class DeviceImages:
         return len(self.labels)
 
 
-class TrainLoader:
-    """Shuffled, augmented batches; each rank gets an equal, contiguous share of every global batch.
-
-    The last, partial batch of an epoch is kept. Over several ranks it is cut to a multiple of their number, because
-    gradients are averaged over ranks as if their shares were equal; the images left out, fewer than ``world_size``,
-    differ from epoch to epoch. It is dropped where a rank would get fewer than 2 images.
+class TrainLoader(ShuffledShares):
+    """Shuffled, augmented batches of a training split.
 
     Args:
         data: The training split.
@@ -69,7 +64,7 @@ class TrainLoader:
         rank, world_size: Which share of each batch is ours.
 
     Raises:
-        ConfigError: The batches can't be shared out equally with at least 2 images for each rank.
+        ConfigError: The batches can't be shared out; see :class:`~sftn_fast.data.shares.ShuffledShares`.
     """
 
     def __init__(
@@ -83,22 +78,22 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to {world_size - 1}, got {rank}")
-        key = "optim.batch_size"
-        check(batch_size % world_size == 0, key, batch_size, f"divisible by the {world_size} ranks")
-        enough = f"{MIN_SHARE} or more for each of {world_size} ranks"
-        check(batch_size >= MIN_SHARE * world_size, key, batch_size, enough)
-        self.data, self.seed, self.batch_size = data, seed, batch_size
-        self.crop_padding, self.flip = crop_padding, flip
-        self.rank, self.world_size = rank, world_size
+        super().__init__(len(data), seed=seed, batch_size=batch_size, rank=rank, world_size=world_size)
+        self.data, self.crop_padding, self.flip = data, crop_padding, flip
         self.views = 1
-        self._samples = _samples_an_epoch(len(data), batch_size, world_size)
-        check(self._samples > 0, "training images", len(data), enough)
 
-    def __len__(self) -> int:
-        """Steps an epoch, the same on all ranks."""
-        return -(-self._samples // self.batch_size)
+    @property
+    def labels(self) -> Tensor:
+        """Classes of the split [num_train] int64."""
+        return self.data.labels
+
+    def augmentation(self) -> dict[str, str | int]:
+        """What is done to an image before it is trained on, for the run's fingerprint."""
+        return {"crop_padding": self.crop_padding, "flip": int(self.flip)}
+
+    def unaugmented(self) -> EvalLoader:
+        """The same images in order, as they are."""
+        return EvalLoader(self.data)
 
     def with_views(self, views: int) -> TrainLoader:
         """The same batches with ``views`` augmentations of each image, independent of each other; the first is ours."""
@@ -112,16 +107,9 @@ class TrainLoader:
         Raises:
             ValueError: ``start`` lies outside ``0 .. len(self)``.
         """
-        if not 0 <= start <= len(self):
-            raise ValueError(f"start must be from 0 to {len(self)}, got {start}")
-        return self._steps(self._draw(epoch), start)
-
-    def _steps(self, draws: Tensor, start: int) -> Iterator[Batch]:
-        for step in range(start, len(self)):
-            first = step * self.batch_size
-            share = min(self.batch_size, self._samples - first) // self.world_size
-            first += self.rank * share
-            yield self._batch(draws[:, first : first + share])
+        shares = self.shares(start)
+        draws = self._draw(epoch)
+        return (self._batch(draws[:, share]) for share in shares)
 
     def _batch(self, draws: Tensor) -> Batch:
         index = draws[0]
@@ -146,7 +134,7 @@ class TrainLoader:
         """
         count, offsets = len(self.data), 2 * self.crop_padding + 1
         draws = torch.empty(1 + 3 * self.views, count, dtype=torch.int64)
-        draws[0] = from_numpy(generator(self.seed, epoch, "order").permutation(count))
+        draws[0] = from_numpy(self.order(epoch))
         for number, view in enumerate(draws[1:].split(3)):
             key = (number,) if number else ()
             view[:2] = from_numpy(generator(self.seed, epoch, "crop", *key).integers(offsets, size=(2, count)))
@@ -154,32 +142,24 @@ class TrainLoader:
         return draws.to(self.data.labels.device)
 
 
-def _samples_an_epoch(num_train: int, batch_size: int, world_size: int) -> int:
-    full = num_train - num_train % batch_size
-    share = (num_train - full) // world_size
-    return full + (share * world_size if share >= MIN_SHARE else 0)
-
-
 class EvalLoader:
     """Batches of a split in order, not augmented, each image exactly once over all ranks.
 
-    A rank's shard is contiguous; shards differ by one image at most, so ranks may differ in their number of batches:
-    sum up locally, and reduce after the loop.
+    Ranks may differ in their number of batches: sum up locally, and reduce after the loop.
     """
 
     def __init__(self, data: DeviceImages, *, rank: int = 0, world_size: int = 1) -> None:
         self.data = data
         self.num_samples = len(data)  # over all ranks
-        self._first = len(data) * rank // world_size
-        self._end = len(data) * (rank + 1) // world_size
+        self._batches = in_order(len(data), rank, world_size, EVAL_BATCH_SIZE)
 
     def __len__(self) -> int:
         """Batches on this rank."""
-        return -(-(self._end - self._first) // EVAL_BATCH_SIZE)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(self._first, self._end, EVAL_BATCH_SIZE):
-            rows = slice(first, min(first + EVAL_BATCH_SIZE, self._end))
+        for batch in self._batches:
+            rows = slice(batch.start, batch.stop)
             yield Batch(
                 images=normalize(self.data.pixels[rows], self.data.mean, self.data.std),
                 target=self.data.labels[rows],

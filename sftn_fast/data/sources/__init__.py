@@ -6,6 +6,7 @@ from sftn_fast.data.sources import (  # noqa: F401
     fake,
     fashion_mnist,
     folder,
+    imagenet,
     stl10,
     tiny_imagenet,
 )

@@ -7,15 +7,14 @@ from pathlib import Path
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.files import missing, root_folder
 from sftn_fast.data.folders import LabelledFiles, class_names, image_files, labelled, read_skip_list
-from sftn_fast.data.source import Source, register
-from sftn_fast.data.sources.folder import source_of
+from sftn_fast.data.image_files import ImageFiles, register_files
 
 SIZE = 64
 ANNOTATIONS = "val_annotations.txt"
 
 
-@register("tiny_imagenet")
-def load_tiny_imagenet(config: DataConfig) -> Source:
+@register_files("tiny_imagenet")
+def find_tiny_imagenet(config: DataConfig) -> ImageFiles:
     """100,000 + 10,000 colour images of 200 classes, 64 x 64 (Le and Yang, Stanford CS 231N, 2015).
 
     Trained on ``train/WNID/images``, tested on ``val``, because the labels of ``test`` were never published. A class's
@@ -24,8 +23,8 @@ def load_tiny_imagenet(config: DataConfig) -> Source:
     folder = _folder(root_folder(config))
     classes = class_names(folder / "train")
     skipped = read_skip_list(folder)
-    splits = [labelled(folder / "train", classes, skipped), _validation(folder / "val", classes, skipped)]
-    return source_of("tiny_imagenet", folder, splits, len(classes), config.image_size or SIZE)
+    train, test = labelled(folder / "train", classes, skipped), _validation(folder / "val", classes, skipped)
+    return ImageFiles("tiny_imagenet", folder, train, test, num_classes=len(classes), size=config.image_size or SIZE)
 
 
 def _folder(root: Path) -> Path:

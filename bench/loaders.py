@@ -1,0 +1,158 @@
+"""Images a second of the loaders of image files, and of what PyTorch's example for ImageNet does.
+
+`python -m bench loaders`. The files are made up: as large as ImageNet's, and about as hard to decode.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sftn_fast.data.dali_decoder import DaliDecoder
+from sftn_fast.data.stream import FileSplit, FileTrainLoader, Form
+from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
+
+FILES, BATCH, SIZE = 512, 64, 224
+SHAPES = ((500, 375), (500, 375), (375, 500), (500, 333))  # width, height
+BLOTS = ((4, 96), (16, 64), (64, 42), (256, 64))  # how many across, and how strong: energy at every scale
+QUALITY = 94
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EAGER = "DataLoader with PIL"
+TURNS = 9  # of whole epochs: fewer than a kernel gets
+
+Loader = Callable[[int], Iterable[int]]
+
+
+def make_files(folder: Path, count: int) -> list[Path]:
+    """JPEGs of about 100 kB; the first tenth are made, the rest are copies of them, since only reading would differ."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draws = np.random.default_rng(0)
+    distinct: list[bytes] = []
+    paths = [folder / f"{i:05}.jpg" for i in range(count)]
+    for i, path in enumerate(paths):
+        if i < -(-count // 10):
+            width, height = SHAPES[i % len(SHAPES)]
+            pixels = np.full((height, width, 3), 128.0, np.float32)
+            for across, strength in BLOTS:
+                shape = (max(2, across * height // 500), max(2, across * width // 500), 3)
+                blots = Image.fromarray(draws.integers(256, size=shape, dtype=np.uint8))
+                pixels += strength * (np.asarray(blots.resize((width, height), Image.Resampling.BICUBIC)) / 255 - 0.5)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=QUALITY)
+            distinct.append(path.read_bytes())
+        else:
+            path.write_bytes(distinct[i % len(distinct)])
+    return paths
+
+
+def loaders(paths: Sequence[Path], workers: int) -> dict[str, Loader]:
+    """For each loader a function of the epoch that gives the size of each batch, once it is there."""
+    form = Form(SIZE, MEAN, STD, torch.device("cpu"))
+    files = FileSplit([str(path) for path in paths], torch.zeros(len(paths), dtype=torch.int64))
+
+    def ours(decoder: Any) -> Loader:
+        train = FileTrainLoader(files, decoder, seed=0, batch_size=BATCH, flip=True)
+        return lambda epoch: (len(batch.images) for batch in train.epoch(epoch))
+
+    options: dict[str, Any] = {"workers": workers, "root": paths[0].parent}
+    return {
+        EAGER: lambda epoch: (len(images) for images, _ in eager_loader(files, workers)),
+        "torchvision": ours(TorchvisionDecoder(form, **options)),
+        "DALI": ours(DaliDecoder(form, **options)),
+        "DALI, resizing too": ours(DaliDecoder(form, resize=True, **options)),
+        "decode only": lambda epoch: decode_only(paths, workers),
+    }
+
+
+def eager_loader(files: FileSplit, workers: int) -> DataLoader[Any]:
+    """As in PyTorch's example for ImageNet."""
+    from torchvision import transforms
+
+    parts = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    transform = transforms.Compose([*parts, transforms.Normalize(MEAN, STD)])
+    return DataLoader(EagerFiles(files, transform), batch_size=BATCH, shuffle=True, num_workers=workers)
+
+
+class EagerFiles(Dataset[Any]):
+    def __init__(self, files: FileSplit, transform: Callable[[Any], Any]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        with Image.open(self.files.paths[index]) as image:
+            return self.transform(image.convert("RGB")), int(self.files.labels[index])
+
+
+def decode_only(paths: Sequence[Path], workers: int) -> Iterator[int]:
+    """The floor: whole files decoded by libjpeg-turbo in as many threads, and thrown away."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(lambda path: decode_jpeg(read_file(str(path)), ImageReadMode.RGB), paths):
+            yield 1
+
+
+def measure(workers: int, turns: int, report: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+    """Whole epochs of each loader in turn, its start included, as a run has it; a row for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_files(Path(folder), FILES)
+        kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
+        steps = loaders(paths, workers)
+        speeds: dict[str, list[float]] = {name: [] for name in steps}
+        for turn in range(turns + 1):
+            for name, epoch in steps.items():
+                start = time.perf_counter()
+                count = sum(epoch(turn))
+                assert count == len(paths), f"{name}: {count} images of {len(paths)}"
+                if turn:  # the first starts servers and fills caches
+                    speeds[name].append(count / (time.perf_counter() - start))
+    rows = []
+    for name, found in speeds.items():
+        p20, _, _, p80 = statistics.quantiles(found, n=5)
+        row = {"loader": name, "p20": p20, "p50": statistics.median(found), "p80": p80, "n": len(found)}
+        ratio = row["p50"] / statistics.median(speeds[EAGER])
+        rows.append({**row, "ratio": ratio, "workers": workers, "kB a file": round(kilobytes, 1)})
+        report(rows[-1])
+    return rows
+
+
+HEADER = """\
+| loader | p20 images/s | p50 images/s | p80 images/s | n | times DataLoader (p50) |
+| --- | ---: | ---: | ---: | ---: | ---: |"""
+
+
+def line(row: dict[str, Any]) -> str:
+    speeds = " | ".join(f"{row[key]:.0f}" for key in ("p20", "p50", "p80"))
+    return f"| {row['loader']} | {speeds} | {row['n']} | {row['ratio']:.2f} |"
+
+
+def text(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The record as Markdown."""
+    facts = ", ".join(f"{key} {value}" for key, value in about.items())
+    first = rows[0]
+    how = (
+        f"{facts}. {FILES} JPEGs of {first['kB a file']} kB and about 500 x 375 pixels, training batches of {BATCH} at "
+        f"{SIZE} pixels, {first['workers']} workers each, file cache warm. Loaders take turns of an epoch, their start "
+        f"included; n counts epochs. `{EAGER}` is what PyTorch's example for ImageNet does; `decode only` throws the "
+        "decoded images away."
+    )
+    return "\n".join(["# loaders: images a second", "", how, "", HEADER, *map(line, rows)]) + "\n"
+
+
+def default_workers() -> int:
+    return len(os.sched_getaffinity(0))

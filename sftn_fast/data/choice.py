@@ -1,0 +1,49 @@
+"""Who decodes image files: DALI or torchvision, and with how many workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sftn_fast import launcher
+from sftn_fast.config import DataConfig
+from sftn_fast.data import dali_decoder
+from sftn_fast.data.dali_decoder import DaliDecoder
+from sftn_fast.data.stream import Decoder, Form
+from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
+
+DECODERS = {"dali": DaliDecoder, "torchvision": TorchvisionDecoder}
+
+
+def _chosen(config: DataConfig) -> tuple[str, str | None]:
+    """The decoder's name, and why it is not DALI where that was open."""
+    if config.loader != "auto":
+        return config.loader, None
+    reason = dali_decoder.why_not()
+    return ("torchvision", reason) if reason else ("dali", None)
+
+
+def _workers(config: DataConfig) -> int:
+    return config.workers or max(1, len(os.sched_getaffinity(0)) // launcher.local_world_size())
+
+
+def describe_loader(config: DataConfig) -> str | None:
+    """One line on who decodes the images; None where they are decoded once, into memory."""
+    if not config.streams:
+        return None
+    name, reason = _chosen(config)
+    workers = _workers(config)
+    unit = "thread" if name == "dali" else "process"
+    plural = ("s" if name == "dali" else "es") if workers > 1 else ""
+    because = f", because DALI can't be imported ({reason}); pip install nvidia-dali-cuda130" if reason else ""
+    label = "DALI" if name == "dali" else "torchvision"
+    return f"images are decoded as they are needed, by {label} in {workers} {unit}{plural}{because}"
+
+
+def build_decoder(config: DataConfig, form: Form, root: Path) -> Decoder:
+    """The decoder that ``config`` names, or the best there is, for the data set in ``root``.
+
+    Raises:
+        ConfigError: Its package is missing or broken.
+    """
+    return DECODERS[_chosen(config)[0]](form, workers=_workers(config), root=root)

@@ -1,0 +1,120 @@
+"""Image files decoded by torchvision in the worker processes of a ``torch.utils.data.DataLoader``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, from_numpy
+from torch.utils.data import DataLoader, Dataset
+
+from sftn_fast.data.augment import resize_cut_flip
+from sftn_fast.data.decode import DecodeError, decode, undecodable
+from sftn_fast.data.encoded import Encoded, read
+from sftn_fast.data.source import require
+from sftn_fast.data.stream import Form
+from sftn_fast.data.views import Sample
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+AHEAD = 2  # batches that each worker prepares
+
+
+class TorchvisionDecoder:
+    """See :class:`~sftn_fast.data.stream.Decoder`.
+
+    Workers hold no state: they are sent files and views, and send back pixels. They are forked from a server that has
+    no threads, not from this process, whose own would leave them locks that nobody opens; they leave when they are no
+    longer needed, when this process dies, and not at the signals by which a run is told to stop.
+
+    Raises:
+        ConfigError: torchvision is missing or broken.
+    """
+
+    name = "torchvision"
+
+    def __init__(self, form: Form, *, workers: int, root: Path) -> None:
+        require("torchvision.io", "torchvision", "the loader torchvision")
+        self.form, self.workers, self.root = form, workers, root
+
+    def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
+        """The images [B, 3, size, size] of each of ``batches``."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "torchvision.io"])
+        loader = DataLoader(
+            _Files(self.form.size),
+            batch_sampler=batches,  # type: ignore[arg-type]  # each batch goes to a worker as it is
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            multiprocessing_context=context,
+            worker_init_fn=_begin_work,
+            prefetch_factor=AHEAD,
+            generator=torch.Generator(),  # else it would draw a seed for its workers from torch's own, a run's state
+            pin_memory=self.form.device.type == "cuda",
+        )
+        for pixels in loader:
+            if not isinstance(pixels, Tensor):
+                path, reason = pixels
+                raise undecodable(path, self.root, reason)
+            yield self.form.finish(pixels)
+
+
+class _Files(Dataset[Tensor]):
+    """Decodes a batch at a time, so that what a worker sends is one tensor."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __getitems__(self, samples: Sequence[Sample]) -> Tensor | tuple[str, str]:
+        """Pixels [B, 3, size, size] uint8; or a file that can't be decoded, and why."""
+        pixels = np.empty((len(samples), 3, self.size, self.size), np.uint8)
+        for row, sample in zip(pixels, samples, strict=True):
+            try:
+                encoded = read(sample.path)
+                view = sample.view(encoded.height, encoded.width, self.size)
+                top, left, height, width = view.box
+                image = self._decode(encoded, sample.path)
+                row[:] = resize_cut_flip(image[:, top : top + height, left : left + width], view, self.size)
+            except DecodeError as error:
+                return sample.path, str(error)
+        return from_numpy(pixels)
+
+    def _decode(self, encoded: Encoded, path: str) -> Tensor:
+        """All of the image, [3, height, width] uint8."""
+        if encoded.pixels is not None:
+            return from_numpy(encoded.pixels).permute(2, 0, 1)
+        import torchvision.io as io
+
+        try:
+            return io.decode_jpeg(from_numpy(encoded.content), io.ImageReadMode.RGB)
+        except (RuntimeError, AttributeError):
+            # Pillow forgives more, and is the judge; and torchvision has announced that its decoders will go.
+            return from_numpy(np.array(decode(path))).permute(2, 0, 1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_work(worker: int) -> None:
+    """Outlive signals, but not the process that trains.
+
+    A signal goes to a whole terminal or job: that process answers it, and needs its data until then. torch's workers
+    watch their parent, which is the server that all are forked from, and which they keep alive; hence a watch of ours.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
