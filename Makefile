@@ -1,6 +1,7 @@
 # make demo   set up, then train a teacher, a student-friendly teacher and their students on handwritten digits
 # make test   set up, then run the tests
-# make check  the tests, and ruff, mypy, clang-format, the ABI audit
+# make check  the tests, and ruff, mypy, clang-format, the ABI audit, the user guide as a site
+# make docs   the user guide as a site, in build/site
 # make bench  measure the kernels against plain PyTorch
 #
 # Everything lives in .venv; a second call reuses what stands.
@@ -16,7 +17,7 @@ CLANGED := $(SOURCES) $(shell find tests/simt -name '*.cpp' -o -name '*.h' -o -n
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check lint bench setup clean
+.PHONY: demo test check lint docs bench setup clean
 
 demo: setup
 	$(PY) -m sftn_fast.train
@@ -24,7 +25,10 @@ demo: setup
 test: setup
 	SFTN_REQUIRE_KERNELS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-check: lint test
+check: lint docs test
+
+docs: setup
+	$(PY) -m mkdocs build --strict --quiet
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,16 +10,19 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+import torch
+
 from sftn_fast import models
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import Method, NetInfo, Setup
 from sftn_fast.distillers.options import options_of
 from sftn_fast.distillers.spec import ALIASES, of_method
 from sftn_fast.models import StagedNet
-from sftn_fast.report.published import PAIRS
+from sftn_fast.report.published import IMAGENET_PAIRS, PAIRS
 from sftn_fast.report.table import markdown
 
-IMAGE_SIZE, SAMPLES = 32, 50  # CIFAR-100's images; how many there are decides about no method
+IMAGE_SIZE, IMAGENET_SIZE = 32, 224  # pixels
+SAMPLES = 50  # how many images there are decides about no method
 
 INTRODUCTION = """# Methods
 
@@ -46,8 +49,9 @@ def document() -> str:
     refused = [["teacher", "student", "methods refused", "why"]]
     refused += [
         [teacher, student, f"`{name}`", reason]
-        for teacher, student in PAIRS
-        for name, reason in refusals(teacher, student).items()
+        for pairs, size in ((PAIRS, IMAGE_SIZE), (IMAGENET_PAIRS, IMAGENET_SIZE))
+        for teacher, student in pairs
+        for name, reason in refusals(teacher, student, size).items()
     ]
     aliases = ", ".join(f"`{alias}` for `{name}`" for alias, name in ALIASES.items())
     paragraphs = [
@@ -57,7 +61,8 @@ def document() -> str:
         "## Sources",
         "\n".join(sources),
         "## Pairs that a method refuses",
-        "Of the 13 pairs of the literature on CIFAR-100, before anything is trained. All other combinations build.",
+        "Of the 13 pairs of the literature on CIFAR-100 and the 2 on ImageNet, before anything is trained. All other "
+        "combinations build.",
         markdown(refused),
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -90,10 +95,12 @@ def _source(method: type[Method]) -> str:
     return text.removeprefix("Source: ").replace("``", "`")
 
 
-def refusals(teacher: str, student: str) -> dict[str, str]:
-    """The methods that can't serve this pair on images of CIFAR's size, with what they say."""
-    setup = Setup(_about(student), _about(teacher), SAMPLES, IMAGE_SIZE)
-    return dict(_refused(registry.names(), setup))
+def refusals(teacher: str, student: str, image_size: int = IMAGE_SIZE) -> dict[str, str]:
+    """The methods that can't serve this pair on images of that size, with what they say."""
+    # On the meta device, because some adapters are larger than the networks and nothing here looks at weights.
+    with torch.device("meta"):
+        setup = Setup(_about(student, image_size), _about(teacher, image_size), SAMPLES, image_size)
+        return dict(_refused(registry.names(), setup))
 
 
 def _refused(names: Iterable[str], setup: Setup) -> Iterator[tuple[str, str]]:
@@ -105,9 +112,9 @@ def _refused(names: Iterable[str], setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _about(name: str) -> NetInfo:
+def _about(name: str, image_size: int) -> NetInfo:
     network: StagedNet = models.build(name)
-    return NetInfo.of(network, IMAGE_SIZE)
+    return NetInfo.of(network, image_size)
 
 
 if __name__ == "__main__":

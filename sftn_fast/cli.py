@@ -67,9 +67,15 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
                 f"{key} is for the command line" + (f"; a recipe has {instead} instead" if instead else "")
             )
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+    if not config.plugins:  # which may bring the method, and run only where something is trained
+        check_distill(config)
+    return config, recipe
+
+
+def check_distill(config: Config) -> None:
+    """Raise :class:`ConfigError` for a method or an option that there is not."""
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
-    return config, recipe
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[list[str], bool]:

@@ -6,8 +6,8 @@ mean.
 
 Collaborative learning (KDCL; Guo et al., CVPR 2020): all follow one target made of all their logits,
 ``0.5 CE_i + 0.5 T^2 KL(target || p_i)``. No code of the authors is known; weights and temperature are those of a
-re-implementation that reports CIFAR-100, which takes the mean of the logits. There each network has an augmentation of
-its own; here all see the same images.
+re-implementation that reports CIFAR-100, which takes the mean of the logits. As there, each network crops and flips the
+images for itself; in mutual learning all see the same.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class _Defaults:
     temperature: float
     weight: float
     ce_weight: float
+    own_views: bool
 
 
-DEFAULTS = {"dml": _Defaults(1.0, 1.0, 1.0), "kdcl": _Defaults(4.0, 0.5, 0.5)}
+DEFAULTS = {"dml": _Defaults(1.0, 1.0, 1.0, False), "kdcl": _Defaults(4.0, 0.5, 0.5, True)}
 
 
 class CollaborativeTask(Task):
@@ -42,6 +43,9 @@ class CollaborativeTask(Task):
     Args:
         networks: Two or more, of the same classes; the last one is ``model``, which is evaluated and exported.
         config: Method and weights.
+
+    Attributes:
+        views: Augmentations of each image that a batch has to hold: one for all networks, or one for each.
 
     Raises:
         ValueError: There are fewer than two networks, or they differ in their classes.
@@ -55,10 +59,11 @@ class CollaborativeTask(Task):
         self.networks = nn.ModuleList(networks)
         self.config = config
         defaults = DEFAULTS[config.method]
-        self.temperature, self.weight, self.ce_weight = (
+        self.temperature, self.weight, self.ce_weight, own_views = (
             getattr(defaults, key) if getattr(config, key) is None else getattr(config, key)
-            for key in ("temperature", "weight", "ce_weight")
+            for key in ("temperature", "weight", "ce_weight", "own_views")
         )
+        self.views = len(networks) if own_views else 1
 
     @property
     def model(self) -> StagedNet:  # type: ignore[override]
@@ -66,8 +71,9 @@ class CollaborativeTask(Task):
         return cast(StagedNet, self.networks[-1])
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`."""
-        logits = [network(images) for network in self.networks]
+        """See :meth:`Task.forward`; ``images`` [N, views, C, H, W] where each network has a view of its own."""
+        views = [images] * len(self.networks) if self.views == 1 else images.unbind(1)
+        logits = [network(view) for network, view in zip(self.networks, views, strict=True)]
         ce = sum(F.cross_entropy(x.float(), target) for x in logits)
         follow = self._mutual if self.config.method == "dml" else self._ensemble
         kl = follow(logits, target)

@@ -81,7 +81,7 @@ class OptimConfig:
     """SGD and its learning-rate schedule. Defaults are the CIFAR-100 setting of CRD and SFTN."""
 
     lr: float | None = None
-    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets."""
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks."""
     momentum: float = 0.9
     """SGD momentum."""
     nesterov: bool = False
@@ -159,7 +159,8 @@ class SFTNConfig:
     share_student: bool = False
     """One copy of the student's stages serves all branches, instead of a copy of its own for each."""
     init: str | None = None
-    """Fine-tune from a finished teacher: a file, or "teacher" for this run's own; null to train from scratch."""
+    """Fine-tune from a finished teacher: a file, torchvision:DEFAULT or the like, or "teacher" for this run's own; null
+    to train from scratch."""
 
     def __post_init__(self) -> None:
         for key in ("teacher_weight", "ce_weight", "kl_weight"):
@@ -215,6 +216,9 @@ class CollaborateConfig:
     """sum, as in the authors' code of dml, or mean over a network's peers."""
     ensemble: str = "mean"
     """The target of kdcl: mean of the logits; minlogit, the least logit of each class less that of the label's."""
+    own_views: bool | None = None
+    """Each network crops and flips the images for itself, instead of all seeing the same; null for yes in kdcl and no
+    in dml."""
 
     def __post_init__(self) -> None:
         check(self.method in ("dml", "kdcl"), "collaborate.method", self.method, "dml or kdcl")
@@ -274,7 +278,10 @@ class Config:
     student: str = "resnet8"
     """Name of the student network."""
     teacher_file: str | None = None
-    """A trained teacher to use instead of training the stage "teacher"."""
+    """A trained teacher to use instead of training the stage "teacher": a file, or torchvision's published weights by
+    their name there, as torchvision:IMAGENET1K_V1 or torchvision:DEFAULT."""
+    plugins: tuple[str, ...] = ()
+    """Python files or modules of your own, imported first, that register networks and methods."""
     stages: tuple[str, ...] = USUAL_STAGES
     """What to do, of: teacher, sftn, student, distill, collaborate. "distill" runs once for each teacher there is."""
     distill: str = "kd"

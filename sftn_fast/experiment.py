@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, report, schedule
+from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, plugins, report, schedule
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
@@ -121,6 +121,8 @@ def prepare(config: Config, root: Path) -> Prepared:
 
 def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
     """Stages and devices of a configuration that has all it needs."""
+    plugins.load(config.plugins)
+    cli.check_distill(config)
     stages = plan(config)
     _check_networks(config)
     _check_packages()
@@ -177,6 +179,11 @@ def _check_networks(config: Config) -> None:
     for key, name in (*given, *(("collaborate.networks", name) for name in config.collaborate.networks)):
         if name not in models.names():
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
+        try:
+            with torch.device("meta"):
+                models.build(name)
+        except ImportError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
 
 def _check_methods(config: Config, stages: list[Stage], images_of: Callable[[int], ImageData]) -> None:

@@ -166,9 +166,10 @@ class StageRun:
         lr: float,
         on_epoch: Callable[[int], None] | None = None,
     ) -> engine.FitResult:
+        views = task.views if isinstance(task, CollaborativeTask) else 1
         return engine.fit(
             task,
-            self.data,
+            self.data.with_views(views),
             epochs=epochs,
             optim=optim,
             engine=self.config.engine,

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import torch
 
-from sftn_fast import data, engine
+from sftn_fast import data, engine, plugins
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
@@ -37,6 +37,7 @@ class Worker:
 
     def __init__(self, config: Config, root: Path) -> None:
         self.config, self.root = config, root
+        plugins.load(config.plugins)  # a process of its own knows none yet
         self.device = engine.resolve_device(config.engine.device)
         if config.engine.threads is not None:
             torch.set_num_threads(config.engine.threads)

@@ -56,7 +56,7 @@ def test_a_network_is_moved_by_its_own_loss_alone():
 @pytest.mark.parametrize("ensemble", ["mean", "minlogit"])
 def test_collaborative_learning(ensemble):
     nets = networks()
-    terms = CollaborativeTask(nets, CollaborateConfig(method="kdcl", ensemble=ensemble))(*batch())
+    terms = CollaborativeTask(nets, CollaborateConfig(method="kdcl", ensemble=ensemble, own_views=False))(*batch())
     logits, target = [net(batch()[0]) for net in nets], batch()[1]
     if ensemble == "mean":
         wanted = sum(logits).detach() / 3
@@ -67,6 +67,21 @@ def test_collaborative_learning(ensemble):
     torch.testing.assert_close(terms["total"], 0.5 * ce + 0.5 * kl)
 
 
+@pytest.mark.parametrize("method", ["dml", "kdcl"])
+def test_a_view_for_each_network(method):
+    nets, (images, target, index) = networks(), batch()
+    views = torch.stack([images, images.flip(3), images.roll(1, 2)], 1)
+    task = CollaborativeTask(nets, CollaborateConfig(method=method, own_views=True))
+    assert task.views == 3
+    logits = [net(views[:, number]) for number, net in enumerate(nets)]
+    torch.testing.assert_close(task(views, target, index)["ce"], sum(F.cross_entropy(x, target) for x in logits))
+
+
+@pytest.mark.parametrize(("method", "views"), [("dml", 1), ("kdcl", 3)])
+def test_views_by_default(method, views):
+    assert CollaborativeTask(networks(), CollaborateConfig(method=method)).views == views
+
+
 def test_one_network_is_refused():
     with pytest.raises(ValueError, match="two networks or more"):
         CollaborativeTask(networks(1), CollaborateConfig())
@@ -74,10 +89,13 @@ def test_one_network_is_refused():
         CollaborateConfig(networks=("resnet8",))
 
 
-def test_a_run_from_the_command_line(tmp_path, capsys):
+def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
+    forward, seen = CollaborativeTask.forward, []
+    monkeypatch.setattr(CollaborativeTask, "forward", lambda self, x, *more: seen.append(x) or forward(self, x, *more))
     options = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 1"
     options += " --seeds [0] --stages [teacher,collaborate] --teacher resnet14 --collaborate.init teacher"
     options += " --collaborate.networks [resnet14,wrn_16_1,resnet8] --collaborate.method kdcl"
+    options += " --engine.channels_last true --optim.accumulate 2"
     experiment.run(cli.parse([*options.split(), "--output", str(tmp_path / "run")])[0])
     result = json.loads((tmp_path / "run" / "seed0" / "collaborate" / "result.json").read_text())
     assert result["network"] == "resnet8"
@@ -85,3 +103,6 @@ def test_a_run_from_the_command_line(tmp_path, capsys):
     assert models.load(tmp_path / "run" / "student").name == "resnet8"
     assert models.load(tmp_path / "run" / "seed0" / "collaborate" / "peer2").name == "wrn_16_1"
     assert "student among peers" in capsys.readouterr().out
+    assert [x.shape for x in seen] == [(8, 3, 3, 8, 8)] * 4
+    assert all(x[:, number].stride(1) == 1 for x in seen for number in range(3))  # NHWC
+    assert not any(torch.equal(x[:, first], x[:, second]) for x in seen for first, second in ((0, 1), (0, 2), (1, 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class ImageData:
     def train_labels(self) -> Tensor:
         """Classes of the training images [num_train] int64, by the index that a batch gives."""
         return self.train.data.labels
+
+    def with_views(self, views: int) -> ImageData:
+        """The same, but that training batches hold ``views`` augmentations of each image [B, views, C, H, W]."""
+        return self if views == 1 else dataclasses.replace(self, train=self.train.with_views(views))
 
     def fingerprint(self) -> dict[str, str | int]:
         """What must agree for a resumed run to be the same run, as far as the data are concerned."""

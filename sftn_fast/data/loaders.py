@@ -7,6 +7,7 @@ resumes in the middle, takes its slice. There is no state to save.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ MIN_SHARE = 2  # samples a rank, below which BatchNorm has no variance to speak 
 class Batch:
     """One rank's share of a step."""
 
-    images: Tensor  # [B, C, H, W] float32, augmented and normalised
+    images: Tensor  # [B, C, H, W] float32, augmented and normalised; [B, V, C, H, W] from a loader of V views
     target: Tensor  # [B] int64
     index: Tensor  # [B] int64, the place of each image in its split, the same in every epoch
 
@@ -91,12 +92,19 @@ class TrainLoader:
         self.data, self.seed, self.batch_size = data, seed, batch_size
         self.crop_padding, self.flip = crop_padding, flip
         self.rank, self.world_size = rank, world_size
+        self.views = 1
         self._samples = _samples_an_epoch(len(data), batch_size, world_size)
         check(self._samples > 0, "training images", len(data), enough)
 
     def __len__(self) -> int:
         """Steps an epoch, the same on all ranks."""
         return -(-self._samples // self.batch_size)
+
+    def with_views(self, views: int) -> TrainLoader:
+        """The same batches with ``views`` augmentations of each image, independent of each other; the first is ours."""
+        other = copy.copy(self)
+        other.views = views
+        return other
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on, bit for bit those that a whole epoch has there.
@@ -116,26 +124,33 @@ class TrainLoader:
             yield self._batch(draws[:, first : first + share])
 
     def _batch(self, draws: Tensor) -> Batch:
-        index, top, left, flipped = draws
-        images = self.data.pixels.index_select(0, index)
-        if self.crop_padding or self.flip:
-            images = crop_flip(images, top, left, flipped.bool(), self.crop_padding)
+        index = draws[0]
+        pixels = self.data.pixels.index_select(0, index)
+        views = [self._augmented(pixels, *view) for view in draws[1:].unflatten(0, (self.views, 3))]
         return Batch(
-            images=normalize(images, self.data.mean, self.data.std),
+            images=views[0] if self.views == 1 else torch.stack(views, dim=1),
             target=self.data.labels.index_select(0, index),
             index=index,
         )
 
-    def _draw(self, epoch: int) -> Tensor:
-        """Image, window's top, window's left and flip of every place in the epoch: [4, num_train] int64.
+    def _augmented(self, pixels: Tensor, top: Tensor, left: Tensor, flipped: Tensor) -> Tensor:
+        if self.crop_padding or self.flip:
+            pixels = crop_flip(pixels, top, left, flipped.bool(), self.crop_padding)
+        return normalize(pixels, self.data.mean, self.data.std)
 
-        Each from a stream of its own, so that the order does not change when the augmentation does.
+    def _draw(self, epoch: int) -> Tensor:
+        """Image, then window's top, window's left and flip of each view, of every place in the epoch.
+
+        [1 + 3 views, num_train] int64. Each from a stream of its own, so that the order does not change when the
+        augmentation does, nor one view with another.
         """
         count, offsets = len(self.data), 2 * self.crop_padding + 1
-        draws = torch.empty(4, count, dtype=torch.int64)
+        draws = torch.empty(1 + 3 * self.views, count, dtype=torch.int64)
         draws[0] = from_numpy(generator(self.seed, epoch, "order").permutation(count))
-        draws[1:3] = from_numpy(generator(self.seed, epoch, "crop").integers(offsets, size=(2, count)))
-        draws[3] = from_numpy(generator(self.seed, epoch, "flip").integers(2 if self.flip else 1, size=count))
+        for number, view in enumerate(draws[1:].split(3)):
+            key = (number,) if number else ()
+            view[:2] = from_numpy(generator(self.seed, epoch, "crop", *key).integers(offsets, size=(2, count)))
+            view[2] = from_numpy(generator(self.seed, epoch, "flip", *key).integers(2 if self.flip else 1, size=count))
         return draws.to(self.data.labels.device)
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sftn_fast.distillers.registry import names, register
 from sftn_fast.distillers.spec import parse
+
+__all__ = ["build", "names", "parse", "register"]
 
 if TYPE_CHECKING:
     from torch import Tensor

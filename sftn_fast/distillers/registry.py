@@ -28,7 +28,8 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
     """
 
     def add(cls: type[M]) -> type[M]:
-        if name in _methods or name == "ce":
+        in_its_file = cls.__module__ == f"{methods.__name__}.{name}"
+        if name in _methods or name == "ce" or (name in _files() and not in_its_file):
             raise ValueError(f"a distillation method {name!r} is registered already")
         _methods[name] = cls
         return cls
@@ -38,8 +39,11 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
 
 def names() -> list[str]:
     """Names of all methods, sorted."""
-    files = {module.name for module in pkgutil.iter_modules(methods.__path__)}
-    return sorted(files | _methods.keys())
+    return sorted(_files() | _methods.keys())
+
+
+def _files() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(methods.__path__)}
 
 
 def find(name: str) -> type[Method]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sftn_fast import __version__
 from sftn_fast.atomic import write_atomically
+from sftn_fast.models.pretrained import is_published, published
 from sftn_fast.models.registry import build, names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weights import WeightsError, assign, read, safetensors
@@ -66,7 +67,8 @@ def load(
 
     Args:
         path: What :func:`save` wrote, its folder or the ``model.safetensors`` in it; or a file of weights from
-            elsewhere (``.pth``, ``.pt``, ``.safetensors``), which takes ``name`` and ``num_classes``.
+            elsewhere (``.pth``, ``.pt``, ``.safetensors``) or torchvision's published ones (``torchvision:DEFAULT``),
+            which take ``name`` and ``num_classes``.
         name: Which network it must be.
         num_classes: How many classes it must have.
         in_channels: How many channels its images must have; 3 for a file from elsewhere.
@@ -92,7 +94,7 @@ def load(
     if name is None or num_classes is None:
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
     # Read before building: a damaged file costs no time.
-    weights = _verified(folder) if folder is not None else read(weights_file)
+    weights = _weights_of(path, name)
     net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
     assign(net, weights, weights_file)
     return net.eval()
@@ -104,14 +106,14 @@ def load_weights(net: StagedNet, path: str | Path) -> None:
     Args:
         net: The network, of whatever device, mode and origin.
         path: As in :func:`load`; DistributedDataParallel's and torch.compile's prefixes, the wrappers ``model``,
-            ``state_dict`` and ``net``, and RepDistiller's names are understood.
+            ``state_dict`` and ``net``, of which averaged ones (``model_ema``, ``state_dict_ema``) are preferred, and
+            the names of RepDistiller, torchvision and timm are understood.
 
     Raises:
         FileNotFoundError: There is no such file.
         WeightsError: The file is damaged, or names or shapes differ; the message lists the first. A ValueError.
     """
-    folder, weights_file = _locate(path)
-    assign(net, _verified(folder) if folder is not None else read(weights_file), weights_file)
+    assign(net, _weights_of(path, net.name), path if is_published(path) else _locate(path)[1])
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -145,6 +147,14 @@ def _locate(path: str | Path) -> tuple[Path | None, Path]:
     if path.name == WEIGHTS and path.is_file() and (path.parent / CONFIG).is_file():
         return path.parent, path
     return None, path
+
+
+def _weights_of(path: str | Path, name: str) -> dict[str, Tensor]:
+    """The tensors in ``path``, whatever it is, for the network ``name``."""
+    if is_published(path):
+        return published(path, name)
+    folder, weights_file = _locate(path)
+    return _verified(folder) if folder is not None else read(weights_file)
 
 
 def _verified(folder: Path) -> dict[str, Tensor]:

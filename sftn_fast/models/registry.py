@@ -56,10 +56,12 @@ def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedN
     return net
 
 
-def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 30) -> str:
+def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 40) -> str:
     """The message for a name that is none of ``known``: near matches, and what there is."""
-    folded = {other.lower(): other for other in known}
-    near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3)]
+    folded: dict[str, list[str]] = {}
+    for other in known:
+        folded.setdefault(other.lower(), []).append(other)
+    near = [other for match in difflib.get_close_matches(name.lower(), folded, n=3) for other in folded[match]]
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     more = f" and {len(known) - shown} more" if len(known) > shown else ""
     return f"unknown {kind} {name!r}{hint}; known are {', '.join(known[:shown])}{more}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -44,8 +45,43 @@ class HalvingUnit(nn.Module):
         return channel_shuffle(torch.cat([left, right], 1), 2)
 
 
-class ShuffleUnit(PreactModule):
+class HalfConvolved(PreactModule):
     """The first half of the channels passes, the second is convolved, and both are shuffled together."""
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The second half [N, C / 2, H, W] through all its layers but the last ReLU."""
+        raise NotImplementedError
+
+    def half_norm(self) -> nn.BatchNorm2d:
+        """The last layer of :meth:`convolve`."""
+        raise NotImplementedError
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and both halves before ReLU and shuffle: the order of channels is another than the output's."""
+        passed, right = x.chunk(2, 1)
+        preact = torch.cat([passed, self.convolve(right)], 1)
+        # The half that passes has been through a ReLU already, so that another one leaves it as it is.
+        return channel_shuffle(relu(preact), 2), preact
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """Raise: half of the pre-activation comes out of no norm."""
+        raise ValueError("no BatchNorm writes a whole pre-activation of ShuffleNetV2: half the channels pass it by")
+
+
+def half_affines(ends: Iterable[HalfConvolved]) -> list[tuple[Tensor, Tensor]]:
+    """The pre-activations' scales and shifts [C], see :meth:`StagedNet.preact_affines`, where stages end in ``ends``.
+
+    The last norm's for the half that it writes; zeros for the half that passes, which was through a ReLU.
+    """
+    halves = [(end.half_norm().weight.detach(), end.half_norm().bias.detach()) for end in ends]
+    return [
+        (torch.cat([torch.zeros_like(scale), scale]), torch.cat([torch.zeros_like(shift), shift]))
+        for scale, shift in halves
+    ]
+
+
+class ShuffleUnit(HalfConvolved):
+    """Three convolutions of the half that is convolved."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,18 +93,15 @@ class ShuffleUnit(PreactModule):
         self.conv3 = nn.Conv2d(width, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
 
-    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and both halves before ReLU and shuffle: the order of channels is another than the output's."""
-        passed, right = x.chunk(2, 1)
-        right = relu(self.bn1(self.conv1(right)))
-        right = self.bn2(self.conv2(right))
-        preact = torch.cat([passed, self.bn3(self.conv3(right))], 1)
-        # The half that passes has been through a ReLU already, so that another one leaves it as it is.
-        return channel_shuffle(relu(preact), 2), preact
+    def convolve(self, x: Tensor) -> Tensor:
+        """See :meth:`HalfConvolved.convolve`."""
+        x = relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.bn3(self.conv3(x))
 
-    def preact_norm(self) -> nn.BatchNorm2d:
-        """Raise: half of the pre-activation comes out of no norm."""
-        raise ValueError("ShuffleV2 has no BatchNorm that writes a whole pre-activation: half the channels pass it by")
+    def half_norm(self) -> nn.BatchNorm2d:
+        """See :meth:`HalfConvolved.half_norm`."""
+        return self.bn3
 
 
 @register("ShuffleV2")
@@ -99,10 +132,5 @@ class ShuffleNetV2(StagedNet):
         )
 
     def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
-        """The last norm's for the half that it writes; zeros for the half that passes, which was through a ReLU."""
-        norms = [cast(ShuffleUnit, cast(Stage, stage)[-1]).bn3 for stage in self.stages]
-        zeros = [torch.zeros_like(norm.weight.detach()) for norm in norms]
-        return [
-            (torch.cat([zero, norm.weight.detach()]), torch.cat([zero, norm.bias.detach()]))
-            for zero, norm in zip(zeros, norms, strict=True)
-        ]
+        """See :meth:`StagedNet.preact_affines`."""
+        return half_affines(cast(HalfConvolved, cast(Stage, stage)[-1]) for stage in self.stages)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, cast
 
 import torch
@@ -126,10 +128,13 @@ class StagedNet(nn.Module):
     """
 
     default_lr: ClassVar[float] = 0.05
-    """Learning rate that the family is usually trained with, for SGD and batches of 64."""
+    """Learning rate that the family is usually trained with, for SGD and batches of 64 (256 for ImageNet's)."""
 
     foreign_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Regular expressions and replacements that turn the names in a RepDistiller checkpoint into this network's."""
+
+    wrapped_names: Mapping[str, str] = MappingProxyType({})
+    """Of a network made of another's modules: this network's names of tensors by the other's."""
 
     def __init__(
         self,
@@ -212,6 +217,14 @@ class StagedNet(nn.Module):
             ValueError: This family has none.
         """
         return [(norm.weight.detach(), norm.bias.detach()) for norm in self.preact_norms()]
+
+    def own_name(self, name: str) -> str:
+        """This network's name of the tensor that a checkpoint of the same network from elsewhere calls ``name``."""
+        if name in self.wrapped_names:
+            return self.wrapped_names[name]
+        for pattern, replacement in self.foreign_names:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def tail(self, i: int) -> nn.Module:
         """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""

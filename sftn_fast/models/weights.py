@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
@@ -15,10 +16,15 @@ from torch import Tensor, nn
 
 from sftn_fast.models.staged import StagedNet
 
-WRAPPERS = ("model", "state_dict", "net")
-"""Keys under which training scripts (RepDistiller, timm) keep the weights beside the optimizer and the like."""
+WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict", "net")
+"""Keys under which training scripts (RepDistiller, timm, torchvision) keep the weights beside the optimizer and the
+like. Averaged weights come first, as in timm: they are what such a script evaluates."""
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
+AVERAGED = "n_averaged"
+"""The counter that torch.optim.swa_utils.AveragedModel, of torchvision's scripts, keeps beside the weights."""
+HARMLESS = (argparse.Namespace,)
+"""What is let through beside tensors: timm and torchvision save their command line. It runs nothing."""
 SHOWN = 5
 
 
@@ -54,24 +60,24 @@ def unwrap(payload: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds other things than weights by name, such as {strangers[0]!r}, and no "
             f"{', '.join(map(repr, WRAPPERS))} that holds only weights"
         )
-    weights = dict(payload)
+    weights = {name: value for name, value in payload.items() if name != AVERAGED}
     for prefix in PREFIXES * 2:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
-def assign(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def assign(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Copy ``weights`` into ``net``, all of them or none.
 
-    Names that are not the network's own are tried as those that RepDistiller gives the same architecture.
+    Names that are not the network's own are tried as those that it has in RepDistiller, or in the library it is from.
 
     Raises:
         WeightsError: Names or shapes differ; the message lists the first of them.
     """
     own = net.state_dict()
     if isinstance(net, StagedNet):
-        renamed = {_own_name(name, net.foreign_names): value for name, value in weights.items()}
+        renamed = {net.own_name(name): value for name, value in weights.items()}
         if len(renamed.keys() & own) > len(weights.keys() & own):
             weights = renamed
     differences = _differences(own, weights)
@@ -94,12 +100,6 @@ def safetensors() -> ModuleType:
     except ImportError as error:
         raise ImportError(f"networks are saved with safetensors: pip install safetensors ({error})") from error
     return codec
-
-
-def _own_name(name: str, foreign_names: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in foreign_names:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
@@ -128,7 +128,8 @@ def _read_pytorch(path: Path) -> Any:
         # torch warns of odd pickles that it refuses a moment later; the refusal says enough.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(list(HARMLESS)):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off, so only the culprit's name is taken from it.
         culprit = re.search(r"GLOBAL (\S+)", str(error))

@@ -63,8 +63,17 @@ def as_staged(
         in_channels=_in_channels(module) if in_channels is None else in_channels,
         name=f"as_staged({type(module).__name__})",
     )
+    net.wrapped_names = names_in(module, net)
     net.training = module.training
     return net
+
+
+def names_in(module: nn.Module, net: nn.Module) -> dict[str, str]:
+    """What ``net`` calls the tensors that it shares with ``module``, by what they are called there."""
+    # With keep_vars the tensors themselves, by which they are known again.
+    own = {id(tensor): name for name, tensor in net.state_dict(keep_vars=True).items()}
+    shared = module.state_dict(keep_vars=True).items()
+    return {name: own[id(tensor)] for name, tensor in shared if id(tensor) in own}
 
 
 class WrappedHead(nn.Module):

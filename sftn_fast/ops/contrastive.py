@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.memory import CRDMemory, mark_written
@@ -64,6 +64,7 @@ def crd_loss(
         raise TypeError(f"memory must be a CRDMemory, got {type(memory).__name__}")
     memory.check_batch(student_embedding, teacher_embedding, index)
     memory.check_negatives(negatives, student_embedding.shape[0])
+    check.check_flag("update", update)
     try:
         ops = kernels(student_embedding.device.type)
         if ops is None:
@@ -86,8 +87,7 @@ def _fused(
     dense = _dense(student.device.type, negatives.shape[0], negatives.shape[1], memory.num_samples)
     ops.contrastive_normalizers(*constants, *batch)
     mark_written(*z)
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
+    if needs_function((student, teacher)):
         loss = _ContrastiveLoss.apply(ops, dense, student, teacher, *batch)
     else:
         loss, _, _ = ops.contrastive_forward(*constants, *batch, False, False, dense)
@@ -132,16 +132,16 @@ class _ContrastiveLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        student, teacher, *saved = ctx.saved_tensors
         nothing = (None,) * (len(ctx.needs_input_grad) - 4)
         if grad_loss is None:
             return None, None, None, None, *nothing
-        with torch.no_grad():
-            wanted = ctx.needs_input_grad[2:4]
-            grads = [grad * grad_loss if want else None for grad, want in zip(saved, wanted, strict=True)]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grads = without_second_derivatives(grads, (student, teacher))
-        return None, None, *grads, *nothing
+        return None, None, *first_derivatives(_backward, ctx, grad_loss), *nothing
+
+
+def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
+    """The student's gradient and the teacher's; None where none is asked for."""
+    wanted = ctx.needs_input_grad[2:4]
+    return [grad * grad_loss if want else None for grad, want in zip(saved[2:], wanted, strict=True)]
 
 
 @register_fake("contrastive_normalizers")

@@ -57,8 +57,7 @@ def sample_negatives(
     """
     check.check_indices("index", index, "[B]")
     check.check_indices("labels", labels, "[N]")
-    if labels.device != index.device:
-        raise ValueError(f"labels must be on the device of index, {index.device}, got {labels.device}")
+    check.check_same_device("labels", labels, "index", index)
     if labels.shape[0] > MAX_SAMPLES:
         raise ValueError(f"labels must hold at most {MAX_SAMPLES} samples, got {labels.shape[0]}")
     check.check_count("num_negatives", num_negatives)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
 
@@ -66,6 +66,7 @@ def adapted_hint_loss(
     _check_per_channel("running_mean", running_mean, features)
     _check_per_channel("running_var", running_var, features)
     _check_running_statistics(running_mean, running_var, training)
+    check.check_flag("training", training)
     check.check_fraction("momentum", momentum)
     check.check_positive("eps", eps)
     count = features.numel()
@@ -115,20 +116,13 @@ def _fused(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """``(loss, stats)``; gradients flow into the loss alone."""
-    if teacher.dtype != features.dtype:
-        dtype = torch.promote_types(features.dtype, teacher.dtype)
-        features, teacher = features.to(dtype), teacher.to(dtype)
-    features, teacher = same_layout(features, teacher)
-    accumulator = torch.float64 if features.dtype == torch.float64 else torch.float32
+    features, teacher = same_layout(*same_dtype((features, teacher)))
+    dtype = accumulator(features)
     weight, bias, mean, var = (
-        x if x is None or x.dtype == accumulator else x.to(accumulator)
-        for x in (weight, bias, *(running or (None, None)))
+        x if x is None or x.dtype == dtype else x.to(dtype) for x in (weight, bias, *(running or (None, None)))
     )
     inputs = (features, teacher, weight, bias)
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (
-        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    ):
+    if needs_function(inputs):
         return _AdaptedHintLoss.apply(ops, eps, mean, var, *inputs)
     return ops.adapted_hint_forward(*inputs, mean, var, eps)
 
@@ -157,20 +151,15 @@ class _AdaptedHintLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_loss is None:
             return (None,) * 8
-        *inputs, stats = ctx.saved_tensors
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None, None, None, None, *_backward(ctx, grad_loss, inputs, stats)
-        with torch.no_grad():
-            grads = _backward(ctx, grad_loss, inputs, stats)
-        return None, None, None, None, *without_second_derivatives(grads, inputs)
+        return None, None, None, None, *first_derivatives(_backward, ctx, grad_loss)
 
 
-def _backward(ctx: Any, grad_loss: Tensor, inputs: list[Tensor | None], stats: Tensor) -> list[Tensor | None]:
+def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
     """Gradients of features, teacher, weight and bias; None where none is asked for."""
     features_wanted, teacher_wanted, weight_wanted, bias_wanted = ctx.needs_input_grad[4:]
     affine_wanted = weight_wanted or bias_wanted
     computed = ctx.ops.adapted_hint_backward(
-        grad_loss, *inputs, stats, ctx.training, features_wanted, teacher_wanted, affine_wanted
+        grad_loss, *saved, ctx.training, features_wanted, teacher_wanted, affine_wanted
     )
     features_grad = computed[0] if features_wanted else None
     teacher_grad = computed[int(features_wanted)] if teacher_wanted else None
@@ -180,7 +169,7 @@ def _backward(ctx: Any, grad_loss: Tensor, inputs: list[Tensor | None], stats: T
 
 @register_fake("adapted_hint_forward")
 def _(features: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    dtype = accumulator(features)
     return features.new_empty((), dtype=dtype), features.new_empty((NUM_STATS, features.shape[1]), dtype=dtype)
 
 
@@ -192,30 +181,20 @@ def _(grad_loss: Tensor, features: Tensor, teacher: Tensor, *rest: Any) -> list[
 
 
 def _check_maps(features: Any, teacher_features: Any) -> None:
-    for name, value in (("features", features), ("teacher_features", teacher_features)):
-        check.check_tensor(name, value)
-        if value.dtype not in check.FLOATING:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    check.check_floating("features", features)
+    check.check_floating("teacher_features", teacher_features)
     if features.dim() != 4 or features.shape[1] == 0:
         raise ValueError(f"features must be [N, C, H, W] with C at least 1, got {list(features.shape)}")
-    if teacher_features.shape != features.shape:
-        shapes = f"{list(features.shape)}, got {list(teacher_features.shape)}"
-        raise ValueError(f"teacher_features must have the shape of features, {shapes}")
-    if teacher_features.device != features.device:
-        devices = f"{features.device}, got {teacher_features.device}"
-        raise ValueError(f"teacher_features must be on the device of features, {devices}")
+    check.check_like("teacher_features", teacher_features, "features", features)
 
 
 def _check_per_channel(name: str, value: Any, features: Tensor) -> None:
     if value is None:
         return
-    check.check_tensor(name, value)
-    if value.dtype not in check.FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    check.check_floating(name, value)
     if value.shape != features.shape[1:2]:
         raise ValueError(f"{name} must be [C] = [{features.shape[1]}], got {list(value.shape)}")
-    if value.device != features.device:
-        raise ValueError(f"{name} must be on the device of features, {features.device}, got {value.device}")
+    check.check_same_device(name, value, "features", features)
 
 
 def _check_running_statistics(running_mean: Tensor | None, running_var: Tensor | None, training: bool) -> None:
@@ -225,8 +204,5 @@ def _check_running_statistics(running_mean: Tensor | None, running_var: Tensor |
     if running_mean is None and not training:
         raise ValueError("running_mean and running_var must be given where training is False, got None")
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-        if value is not None and value.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name} must not require a gradient: there is none with respect to it, "
-                "got a tensor that asks for one; detach it"
-            )
+        if value is not None:
+            check.check_constant(name, value)

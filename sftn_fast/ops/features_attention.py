@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
-from sftn_fast.ops.features_pool import pooled_alike
+from sftn_fast.ops.features_pool import poolable, pooled_alike
 
 VARIANTS = ("repdistiller", "paper")
 
@@ -90,17 +90,12 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute: bool) -> Tensor:
-    student, teacher = pooled_alike(ops, student, teacher)
-    if student.dtype != teacher.dtype:
-        dtype = torch.promote_types(student.dtype, teacher.dtype)
-        student, teacher = student.to(dtype), teacher.to(dtype)
+    student, teacher = same_dtype(pooled_alike(ops, student, teacher))
     if power > 0:  # attention has no channels, and no layout
         (student,), (teacher,) = same_layout(student), same_layout(teacher)
     else:
         student, teacher = same_layout(student, teacher)
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    wants_grad = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
-    if wants_grad or forward_ad._current_level >= 0:
+    if needs_function((student, teacher)):
         return _AttentionLoss.apply(ops, power, absolute, student, teacher)
     loss, _, _ = ops.features_attention_forward(student, teacher, power, absolute)
     return loss
@@ -118,23 +113,19 @@ class _AttentionLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None, None, None, *_backward(ctx, grad_loss)
-        with torch.no_grad():
-            grads = _backward(ctx, grad_loss)
-        return None, None, None, *without_second_derivatives(grads, ctx.saved_tensors[:2])
+        return None, None, None, *first_derivatives(_backward, ctx, grad_loss)
 
 
-def _backward(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
     """The student's gradient and the teacher's; None where none is asked for."""
     wanted = ctx.needs_input_grad[3:]
-    grads = iter(ctx.ops.features_attention_backward(grad_loss, *ctx.saved_tensors, ctx.power, ctx.absolute, *wanted))
+    grads = iter(ctx.ops.features_attention_backward(grad_loss, *saved, ctx.power, ctx.absolute, *wanted))
     return [next(grads) if is_wanted else None for is_wanted in wanted]
 
 
 @register_fake("features_attention_forward")
 def _(student: Tensor, teacher: Tensor, power: float, absolute: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    dtype = accumulator(student)
     n, _, height, width = student.shape
     maps = student.new_empty((2, n, height * width if power > 0 else 0), dtype=dtype)
     return student.new_empty((), dtype=dtype), maps, student.new_empty((n, 4), dtype=dtype)
@@ -149,16 +140,9 @@ def _(grad_loss: Tensor, student: Tensor, teacher: Tensor, *rest: Any) -> list[T
 def _check_maps(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:
     check.check_feature_map(student_name, student)
     check.check_feature_map(teacher_name, teacher)
-    if teacher.shape[0] != student.shape[0]:
-        raise ValueError(
-            f"{teacher_name} must have the batch size of {student_name}, {student.shape[0]}, got {teacher.shape[0]}"
-        )
-    if teacher.device != student.device:
-        raise ValueError(
-            f"{teacher_name} must be on the device of {student_name}, {student.device}, got {teacher.device}"
-        )
-    (height, width), (teacher_height, teacher_width) = student.shape[2:], teacher.shape[2:]
-    if (height - teacher_height) * (width - teacher_width) < 0:
+    check.check_same_batch(teacher_name, teacher, student_name, student)
+    if not poolable(student, teacher):
+        (height, width), (teacher_height, teacher_width) = student.shape[2:], teacher.shape[2:]
         raise ValueError(
             f"{teacher_name} must be as large as {student_name}, {height} x {width}, or larger or smaller both ways, "
             f"got {teacher_height} x {teacher_width}"

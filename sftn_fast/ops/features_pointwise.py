@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
-from sftn_fast.ops.features_pool import pooled_alike
+from sftn_fast.ops.features_pool import poolable, pooled_alike
 
 HINT, AB, OH, VID = range(4)
 
@@ -174,14 +174,10 @@ class Options(NamedTuple):
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, options: Options) -> Tensor:
-    if student.dtype != teacher.dtype:
-        dtype = torch.promote_types(student.dtype, teacher.dtype)
-        student, teacher = student.to(dtype), teacher.to(dtype)
-    student, teacher = same_layout(student, teacher)
+    student, teacher = same_layout(*same_dtype((student, teacher)))
     if channel is not None:
-        channel = channel.to(_accumulator(student.dtype)).contiguous()
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(student, teacher, channel)):
+        channel = channel.to(accumulator(student)).contiguous()
+    if needs_function((student, teacher, channel)):
         return _PointwiseLoss.apply(ops, options, student, teacher, channel)
     total, _ = ops.features_pointwise_forward(student, teacher, channel, *options)
     return total
@@ -199,29 +195,19 @@ class _PointwiseLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        student, teacher, channel, stats = ctx.saved_tensors
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None, None, *_backward(ctx, grad_total, student, teacher, channel, stats)
-        with torch.no_grad():
-            grads = _backward(ctx, grad_total, student, teacher, channel, stats)
-        inputs = [x for x in (student, teacher, channel) if x is not None]
-        return None, None, *without_second_derivatives(grads, inputs)
+        return None, None, *first_derivatives(_backward, ctx, grad_total)
 
 
-def _backward(
-    ctx: Any, grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | None, stats: Tensor
-) -> list[Tensor | None]:
+def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """The gradients of student, teacher and channel; None where none is asked for."""
     wanted = ctx.needs_input_grad[2:]
-    grads = iter(
-        ctx.ops.features_pointwise_backward(grad_total, student, teacher, channel, stats, *ctx.options, *wanted)
-    )
+    grads = iter(ctx.ops.features_pointwise_backward(grad_total, *saved, *ctx.options, *wanted))
     return [next(grads) if want else None for want in wanted]
 
 
 @register_fake("features_pointwise_forward")
 def _(student: Tensor, teacher: Tensor, channel: Tensor | None, kind: int, *scalars: Any) -> tuple[Tensor, Tensor]:
-    dtype = _accumulator(student.dtype)
+    dtype = accumulator(student)
     stats = (2, student.shape[1]) if kind == VID else (0,)
     return student.new_empty((), dtype=dtype), student.new_empty(stats, dtype=dtype)
 
@@ -235,14 +221,6 @@ def _(grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | No
     return grads
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _any_requires_grad(student: Tensor, teacher: Tensor, channel: Tensor | None) -> bool:
-    return student.requires_grad or teacher.requires_grad or (channel is not None and channel.requires_grad)
-
-
 def _check_pair(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:
     check.check_map(student_name, student)
     check.check_map(teacher_name, teacher)
@@ -251,12 +229,9 @@ def _check_pair(student_name: str, student: Any, teacher_name: str, teacher: Any
 
 def _check_poolable(mean: Tensor, teacher: Tensor) -> None:
     """Refuse maps of which neither can be pooled to the other's size."""
-    poolable = mean.dim() == teacher.dim() == 4 and mean.shape[:2] == teacher.shape[:2]
-    if poolable and 0 not in (*mean.shape[2:], *teacher.shape[2:]):
-        larger = [a >= b for a, b in zip(mean.shape[2:], teacher.shape[2:], strict=True)]
-        smaller = [a <= b for a, b in zip(mean.shape[2:], teacher.shape[2:], strict=True)]
-        if all(larger) or all(smaller):
-            return
+    maps_alike = mean.dim() == teacher.dim() == 4 and mean.shape[:2] == teacher.shape[:2]
+    if maps_alike and 0 not in (*mean.shape[2:], *teacher.shape[2:]) and poolable(mean, teacher):
+        return
     raise ValueError(
         f"teacher_features must have the shape of mean, {list(mean.shape)}, or be a map [N, C, H, W] that differs from "
         f"it in size alone and is not smaller in one direction and larger in the other, got {list(teacher.shape)}"

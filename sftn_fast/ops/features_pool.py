@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
+
+
+def poolable(first: Tensor, second: Tensor) -> bool:
+    """Whether one of two maps ``[N, C, H, W]`` is nowhere smaller than the other, and can be pooled to its size."""
+    return (first.shape[2] - second.shape[2]) * (first.shape[3] - second.shape[3]) >= 0
 
 
 def pooled_alike(ops: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,8 +32,7 @@ def pooled_alike(ops: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
 
 def _pooled(ops: Any, features: Tensor, height: int, width: int) -> Tensor:
     (features,) = same_layout(features)
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and features.requires_grad):
+    if needs_function((features,)):
         return _Pool.apply(ops, height, width, features)
     return ops.features_pool_forward(features, height, width)
 
@@ -42,21 +46,17 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None, None, None, _backward(ctx, grad)
-        with torch.no_grad():
-            of_features = _backward(ctx, grad)
-        return None, None, None, *without_second_derivatives([of_features], ctx.saved_tensors)
+        return None, None, None, *first_derivatives(_backward, ctx, grad)
 
 
-def _backward(ctx: Any, grad: Tensor) -> Tensor:
-    features, grad = same_layout(*ctx.saved_tensors, grad)
-    return ctx.ops.features_pool_backward(grad, features)
+def _backward(ctx: Any, grad: Tensor, saved: Saved) -> list[Tensor]:
+    features, grad = same_layout(*saved, grad)
+    return [ctx.ops.features_pool_backward(grad, features)]
 
 
 @register_fake("features_pool_forward")
 def _(features: Tensor, height: int, width: int) -> Tensor:
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    dtype = accumulator(features)
     n, c = features.shape[:2]
     strides = (c * height * width, height * width, width, 1)
     if not features.is_contiguous():

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.reference.logits import cross_entropy
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
@@ -222,10 +222,10 @@ def _fused(
     ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """``(total, parts)``; gradients flow into ``total`` alone."""
-    teacher, students = _same_dtype(teacher, students)
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(teacher, students)):
-        return _LogitsLoss.apply(ops, options, target, teacher, *students)
+    inputs = same_dtype((teacher, *students))
+    if needs_function(inputs):
+        return _LogitsLoss.apply(ops, options, target, *inputs)
+    teacher, *students = inputs
     total, parts, _ = _forward(ops, options, target, teacher, students)
     return total, parts
 
@@ -255,26 +255,14 @@ class _LogitsLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        target, parts, stats, teacher, *students = ctx.saved_tensors
         if grad_total is None:
-            return (None,) * (4 + len(students))
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None, None, None, *_backward(ctx, grad_total, target, parts, stats, teacher, students)
-        with torch.no_grad():
-            grads = _backward(ctx, grad_total, target, parts, stats, teacher, students)
-        return None, None, None, *without_second_derivatives(grads, (teacher, *students))
+            return (None,) * len(ctx.needs_input_grad)
+        return None, None, None, *first_derivatives(_backward, ctx, grad_total)
 
 
-def _backward(
-    ctx: Any,
-    grad_total: Tensor,
-    target: Tensor | None,
-    parts: Tensor,
-    stats: Tensor,
-    teacher: Tensor,
-    students: list[Tensor],
-) -> list[Tensor | None]:
+def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """The teacher's gradient, then the students'; None where none is asked for."""
+    target, parts, stats, teacher, *students = saved
     _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
     students_wanted = True in wanted
     grads = ctx.ops.logits_backward(
@@ -292,7 +280,7 @@ def _(
     teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, *scalars: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(*scalars)
-    dtype = torch.float64 if teacher.dtype == torch.float64 else torch.float32
+    dtype = accumulator(teacher)
     n = teacher.shape[0]
     total = teacher.new_empty((n,) if options.rows else (), dtype=dtype)
     return total, teacher.new_empty(4, dtype=dtype), teacher.new_empty((n, 3 + 4 * len(students)), dtype=dtype)
@@ -303,24 +291,6 @@ def _(grad_total: Tensor, teacher: Tensor, students: Sequence[Tensor], *rest: An
     teacher_wanted, students_wanted = rest[-2:]
     count = int(teacher_wanted) + len(students) * int(students_wanted)
     return [teacher.new_empty(teacher.shape) for _ in range(count)]
-
-
-def _any_requires_grad(teacher: Tensor, students: Sequence[Tensor]) -> bool:
-    return teacher.requires_grad or students[0].requires_grad or any(s.requires_grad for s in students[1:])
-
-
-def _same_dtype(teacher: Tensor, students: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    for student in students:
-        if student.dtype != teacher.dtype:
-            return _promoted(teacher, students)
-    return teacher, students
-
-
-def _promoted(teacher: Tensor, students: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    dtype = teacher.dtype
-    for student in students:
-        dtype = torch.promote_types(dtype, student.dtype)
-    return teacher.to(dtype), [student.to(dtype) for student in students]
 
 
 def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._library import register_fake
 
 
@@ -69,7 +70,7 @@ class CRDMemory(nn.Module):
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, torch.empty(num_samples, dim, dtype=dtype).uniform_(-bound, bound))
         for name in ("z_student", "z_teacher"):
-            self.register_buffer(name, torch.full((), math.nan, dtype=_normalizer_dtype(dtype)))
+            self.register_buffer(name, torch.full((), math.nan, dtype=accumulator(self.student_bank)))
 
     def update(self, student_embedding: Tensor, teacher_embedding: Tensor, index: Tensor) -> None:
         """Move the rows ``index`` of both banks towards the embeddings, as :func:`crd_loss` does after scoring.
@@ -109,24 +110,15 @@ class CRDMemory(nn.Module):
 
     def compute_dtype(self, *embeddings: Tensor) -> torch.dtype:
         """What is computed in, and what the loss is: float64 where the banks or an embedding are, else float32."""
-        tensors = (self.student_bank, *embeddings)
-        return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+        return accumulator(self.student_bank, *embeddings)
 
     def check_batch(self, student_embedding: Any, teacher_embedding: Any, index: Any) -> None:
         """Refuse embeddings that are not two ``[B, D]`` on the banks' device, and an index that is not ``[B]``."""
         self._check_embedding("student_embedding", student_embedding)
         self._check_embedding("teacher_embedding", teacher_embedding)
+        check.check_like("teacher_embedding", teacher_embedding, "student_embedding", student_embedding)
         batch = student_embedding.shape[0]
-        if teacher_embedding.shape[0] != batch:
-            raise ValueError(
-                f"teacher_embedding must have the shape of student_embedding, {list(student_embedding.shape)}, "
-                f"got {list(teacher_embedding.shape)}"
-            )
-        check.check_tensor("index", index)
-        if index.dtype != torch.int64:
-            raise TypeError(f"index must be int64, got {index.dtype}")
-        if index.shape != (batch,):
-            raise ValueError(f"index must be [B] = [{batch}], got {list(index.shape)}")
+        check.check_indices("index", index, f"[B] = [{batch}]", size=batch)
         self._check_device("index", index)
 
     def check_negatives(self, negatives: Any, batch: int) -> None:
@@ -145,9 +137,7 @@ class CRDMemory(nn.Module):
             raise ValueError(f"{name} must hold rows from 0 to {self.num_samples - 1}, got {wrong[0].item()}")
 
     def _check_embedding(self, name: str, embedding: Any) -> None:
-        check.check_tensor(name, embedding)
-        if embedding.dtype not in check.FLOATING:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {embedding.dtype}")
+        check.check_floating(name, embedding)
         if embedding.dim() != 2 or embedding.shape[1] != self.dim:
             raise ValueError(f"{name} must be [B, D] with the memory's D = {self.dim}, got {list(embedding.shape)}")
         self._check_device(name, embedding)
@@ -160,7 +150,7 @@ class CRDMemory(nn.Module):
         """Moves and casts the banks, and moves the normalisers, which half precision could not hold."""
         normalizers = {name: getattr(self, name) for name in ("z_student", "z_teacher")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        dtype = _normalizer_dtype(self.student_bank.dtype)
+        dtype = accumulator(self.student_bank)
         for name, before in normalizers.items():
             after = getattr(self, name)
             setattr(self, name, after.to(dtype) if before.is_meta else before.to(after.device, dtype))
@@ -187,7 +177,3 @@ def mark_written(*tensors: Tensor) -> None:
 @register_fake("contrastive_update")
 def _(*arguments: Any) -> None:
     pass
-
-
-def _normalizer_dtype(bank: torch.dtype) -> torch.dtype:
-    return torch.float64 if bank == torch.float64 else torch.float32

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.reference.relational_rkd import TINY
 from sftn_fast.ops.terms import RKDTerms
@@ -127,12 +127,8 @@ class Options(NamedTuple):
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """``(total, parts)``; gradients flow into ``total`` alone."""
-    if student.dtype != teacher.dtype:
-        dtype = torch.promote_types(student.dtype, teacher.dtype)
-        student, teacher = student.to(dtype), teacher.to(dtype)
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    wanted = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
-    if wanted or forward_ad._current_level >= 0:
+    student, teacher = same_dtype((student, teacher))
+    if needs_function((student, teacher)):
         return _RKDLoss.apply(ops, options, student, teacher)
     total, parts, _, _ = ops.relational_rkd_forward(student, teacher, *options, False, False)
     return total, parts
@@ -157,17 +153,12 @@ class _RKDLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_total is None:
             return (None,) * 4
-        student, teacher, *_ = ctx.saved_tensors
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None, None, *_backward(ctx, grad_total)
-        with torch.no_grad():
-            grads = _backward(ctx, grad_total)
-        return None, None, *without_second_derivatives(grads, (student, teacher))
+        return None, None, *first_derivatives(_backward, ctx, grad_total)
 
 
-def _backward(ctx: Any, grad_total: Tensor) -> list[Tensor | None]:
+def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """The student's gradient and the teacher's; None where none is asked for."""
-    student, teacher, student_pairs, teacher_pairs = ctx.saved_tensors
+    student, teacher, student_pairs, teacher_pairs = saved
     backward = ctx.ops.relational_rkd_backward
     return [
         backward(grad_total, rows, pairs) if wanted else None
@@ -180,7 +171,7 @@ def _backward(ctx: Any, grad_total: Tensor) -> list[Tensor | None]:
 @register_fake("relational_rkd_forward")
 def _(student: Tensor, teacher: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     student_wanted, teacher_wanted = rest[-2:]
-    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    dtype = accumulator(student)
     b = student.shape[0]
     total, parts = student.new_empty((), dtype=dtype), student.new_empty(2, dtype=dtype)
     sizes = [(b, b) if wanted else (0, 0) for wanted in (student_wanted, teacher_wanted)]

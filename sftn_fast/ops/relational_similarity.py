@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import without_second_derivatives
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._library import register_fake
 
 
@@ -80,8 +80,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
     """PKT, or without ``eps`` SP."""
-    # Inside forward-mode differentiation the Function refuses, where the bare op would lose the tangent in silence.
-    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
+    if needs_function((student, teacher)):
         return _SimilarityLoss.apply(ops, eps, student, teacher)
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
     return loss
@@ -91,7 +90,7 @@ def _forward(
     ops: Any, eps: float | None, student: Tensor, teacher: Tensor, student_grad: bool, teacher_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and the matrices that make the student's and the teacher's rows their gradients."""
-    dtype = torch.float64 if student.dtype == torch.float64 or teacher.dtype == torch.float64 else torch.float32
+    dtype = accumulator(student, teacher)
     student, teacher = _rows(student, dtype), _rows(teacher, dtype)
     with _without_autocast(student.device.type):
         grams = _gram(student, dtype), _gram(teacher, dtype)
@@ -106,23 +105,21 @@ class _SimilarityLoss(torch.autograd.Function):
     def forward(ctx: Any, ops: Any, eps: float | None, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
         _, _, student_grad, teacher_grad = ctx.needs_input_grad
         loss, student_slope, teacher_slope = _forward(ops, eps, student, teacher, student_grad, teacher_grad)
-        of_student = (student, student_slope) if student_grad else (None, None)
-        of_teacher = (teacher, teacher_slope) if teacher_grad else (None, None)
-        ctx.save_for_backward(*of_student, *of_teacher)
+        rows = student if student_grad else None, teacher if teacher_grad else None
+        ctx.save_for_backward(*rows, student_slope, teacher_slope)
         ctx.skip_nan = eps is not None
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        student, student_slope, teacher, teacher_slope = ctx.saved_tensors
-        pairs = (student, student_slope), (teacher, teacher_slope)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            grads = [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in pairs]
-        else:
-            with torch.no_grad():
-                grads = [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in pairs]
-            grads = without_second_derivatives(grads, [x for x in (student, teacher) if x is not None])
-        return None, None, *grads
+        return None, None, *first_derivatives(_backward, ctx, grad_loss)
+
+
+def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
+    """The student's gradient and the teacher's; None where none is asked for."""
+    student, teacher, student_slope, teacher_slope = saved
+    pairs = (student, student_slope), (teacher, teacher_slope)
+    return [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in pairs]
 
 
 def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_nan: bool) -> Tensor | None:

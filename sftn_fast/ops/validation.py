@@ -24,8 +24,8 @@ def check_tensor(name: str, value: Any) -> None:
 
 def check_floating(name: str, value: Any) -> None:
     """Refuse what is not a floating-point tensor."""
-    check_tensor(name, value)
-    if value.dtype not in FLOATING:
+    if not isinstance(value, Tensor) or value.dtype not in FLOATING:
+        check_tensor(name, value)
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
@@ -44,10 +44,7 @@ def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> 
     except AttributeError:
         pass  # not a tensor
     check_logits(name, value)
-    if value.shape != other.shape:
-        raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
-    if value.device != other.device:
-        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+    check_like(name, value, other_name, other)
 
 
 def check_map(name: str, value: Any) -> None:
@@ -122,9 +119,7 @@ def check_same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -
 
 def check_embedding(name: str, value: Any) -> None:
     """Refuse what is not a floating-point ``[B, D]`` with D at least 1."""
-    check_tensor(name, value)
-    if value.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    check_floating(name, value)
     if value.dim() != 2 or value.shape[1] == 0:
         raise ValueError(f"{name} must be [B, D] with D at least 1, got {list(value.shape)}")
 
@@ -136,8 +131,7 @@ def check_target(target: Any, logits: Tensor) -> None:
         raise TypeError(f"target must be int64 class indices, got {target.dtype}")
     if target.dim() != 1 or target.shape[0] != logits.shape[0]:
         raise ValueError(f"target must be [N] = [{logits.shape[0]}], got {list(target.shape)}")
-    if target.device != logits.device:
-        raise ValueError(f"target must be on the device of the logits, {logits.device}, got {target.device}")
+    check_same_device("target", target, "the logits", logits)
 
 
 def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -151,21 +145,24 @@ def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Refuse what is not a finite number above zero."""
-    _check_number(name, value)
+    if type(value) is not float:
+        _check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
 def check_finite(name: str, value: Any) -> None:
     """Refuse what is not a finite number."""
-    _check_number(name, value)
+    if type(value) is not float:
+        _check_number(name, value)
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value}")
 
 
 def check_fraction(name: str, value: Any) -> None:
     """Refuse what is not a number from 0 to 1."""
-    _check_number(name, value)
+    if type(value) is not float:
+        _check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value}")
 
@@ -174,6 +171,14 @@ def check_integer(name: str, value: Any) -> None:
     """Refuse what is not an int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must be an int of 64 bits, got {value}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is not True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def check_count(name: str, value: Any) -> None:
@@ -183,12 +188,12 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be 0 or more, got {value}")
 
 
-def check_indices(name: str, value: Any, shape: str) -> None:
-    """Refuse what is not an int64 tensor of one dimension, described as ``shape``."""
+def check_indices(name: str, value: Any, shape: str, *, size: int | None = None) -> None:
+    """Refuse what is not an int64 tensor of one dimension, of ``size`` if one is given, described as ``shape``."""
     check_tensor(name, value)
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {value.dtype}")
-    if value.dim() != 1:
+    if value.dim() != 1 or (size is not None and value.shape[0] != size):
         raise ValueError(f"{name} must be {shape}, got {list(value.shape)}")
 
 
@@ -211,5 +216,9 @@ def _check_number(name: str, value: Any) -> None:
         raise TypeError(
             f"{name} must be a number: there is no gradient with respect to it, got a tensor that asks for one"
         )
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float can hold, got {value}") from None

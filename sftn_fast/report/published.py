@@ -1,10 +1,14 @@
-"""Published CIFAR-100 accuracies for the usual pairs of networks, and how far a run is from them.
+"""Published accuracies for the usual pairs of networks, and how far a run is from them.
 
-Top-1 in percent, 240 epochs, *standard* teachers, from two repositories' READMEs:
+CIFAR-100: top-1 in percent, 240 epochs, *standard* teachers, from two repositories' READMEs:
 
 - HobbitLong/RepDistiller: last epoch; each method without KD beside it. Teachers and students alone are its own too.
 - xuguodong03/SSKD: best epoch. Its feature methods stand one to three points above RepDistiller's, from which we
   conclude, as it does not say, that they were trained jointly with KD.
+
+ImageNet: torchvision's figures for the networks that it publishes (first version of the weights, 90 epochs), and those
+of yoshitomo-matsubara/torchdistill's README for the methods whose configuration files there are settings of ours:
+100 epochs, best epoch, taught by torchvision's ResNet-34.
 
 None of these numbers is the SFTN paper's: no table of it could be had, so a student of an SFTN teacher has nothing
 here to be compared with.
@@ -21,11 +25,12 @@ from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import parse
 from sftn_fast.report.results import BEST, TOP1, Column
 
-EPOCHS = 240
-NOTE = (
-    "Published numbers are those of the READMEs of RepDistiller (last epoch, method alone) and SSKD (best epoch, "
-    "probably with KD beside the method), for standard teachers. They are not the SFTN paper's, which could not be had."
-)
+EPOCHS = {"cifar100": 240, "imagenet": 100}
+SOURCES = {
+    "cifar100": "the READMEs of RepDistiller (last epoch, method alone) and SSKD (best epoch, probably with KD beside "
+    "the method)",
+    "imagenet": "torchvision (90 epochs) and the README of torchdistill (best of 100 epochs)",
+}
 
 PAIRS = (
     ("wrn_40_2", "wrn_16_2"),
@@ -43,6 +48,9 @@ PAIRS = (
     ("wrn_40_2", "ShuffleV1"),
 )
 """Teacher and student: seven of one family, six of two. The columns of the tables below."""
+
+IMAGENET_PAIRS = (("resnet50", "resnet34"), ("resnet34", "resnet18"))
+"""Those of ImageNet, by torchvision's names."""
 
 TEACHERS = {
     "wrn_40_2": 75.61,
@@ -63,6 +71,9 @@ STUDENTS = {
     "ShuffleV1": 70.50,
     "ShuffleV2": 71.82,
 }
+
+TORCHVISION = {"resnet18": 69.76, "resnet34": 73.31, "resnet50": 76.13}
+"""Teachers and students of ImageNet alone: the weights IMAGENET1K_V1."""
 
 REPDISTILLER = """
 kd      74.92 73.54 70.66 70.67 73.08 73.33 72.98  67.37 67.35 73.81 74.07 74.45 74.83
@@ -93,6 +104,10 @@ sskd    76.04 76.13 71.49     -     - 76.20 75.33  71.53 72.57 75.76 78.44 78.61
 """
 """A method a line, in the order of ``PAIRS``; a dash where the README has no number."""
 
+TORCHDISTILL = {"kd=0.5:temperature=1,ce=0.5": 71.37, "crd": 70.93}
+"""resnet34 to resnet18 by the losses that its configuration files spell out. Its attention transfer (of two stages),
+factor transfer and SSKD are left out: their settings are none of ours."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -104,25 +119,57 @@ class Published:
     """Which epoch's accuracy it is: the last one's or the best one's."""
 
 
-def is_published_setting(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's configuration is one that the tables speak of: one of the pairs, all of CIFAR-100, 240 epochs."""
-    data = settings.get("data", {})
-    whole = data.get("name") == "cifar100" and not data.get("train_size") and not data.get("val_size")
-    epochs = {settings.get("epochs"), *(settings.get("stage_epochs") or {}).values()}
-    return (settings.get("teacher"), settings.get("student")) in PAIRS and whole and epochs == {EPOCHS}
+def note(settings: Mapping[str, Any]) -> str:
+    """Whose numbers a run of this configuration is held against."""
+    whose = SOURCES[settings["data"]["name"]]
+    caveat = "They are not the SFTN paper's, which could not be had."
+    return f"Published numbers are those of {whose}, for standard teachers. {caveat}"
 
 
 def of_stage(kind: str, settings: Mapping[str, Any]) -> Published | None:
     """The published accuracy of the standard teacher or of the student alone; None for all others."""
-    if not is_published_setting(settings) or kind not in ("teacher", "student"):
+    data = _data_set(settings)
+    if data is None or kind not in ("teacher", "student"):
         return None
+    if data == "imagenet":
+        foreign = kind == "teacher" and settings.get("teacher_file") not in (None, "torchvision:IMAGENET1K_V1")
+        return None if foreign else Published(TORCHVISION[settings[kind]], "torchvision", TOP1)
     table = TEACHERS if kind == "teacher" else STUDENTS
     return Published(table[settings[kind]], "RepDistiller", TOP1)
 
 
 def of_method(method: str, settings: Mapping[str, Any]) -> Published | None:
     """The published accuracy of a student of the standard teacher by ``method``, as ``crd`` or ``at,kd=1``."""
-    found = _setting(method) if is_published_setting(settings) else None
+    data = _data_set(settings)
+    if data is None:
+        return None
+    return _on_imagenet(method, settings) if data == "imagenet" else _on_cifar100(method, settings)
+
+
+def _data_set(settings: Mapping[str, Any]) -> str | None:
+    """The data set, if the configuration is one that the tables speak of: one of the pairs, all images, all epochs."""
+    data = settings.get("data", {})
+    name = data.get("name")
+    pairs = {"cifar100": PAIRS, "imagenet": IMAGENET_PAIRS}.get(name, ())
+    whole = not data.get("train_size") and not data.get("val_size")
+    epochs = {settings.get("epochs"), *(settings.get("stage_epochs") or {}).values()}
+    known = (settings.get("teacher"), settings.get("student")) in pairs and whole and epochs == {EPOCHS.get(name)}
+    return name if known else None
+
+
+def _on_imagenet(method: str, settings: Mapping[str, Any]) -> Published | None:
+    if (settings["teacher"], settings["student"]) != ("resnet34", "resnet18"):
+        return None
+    try:
+        spec = parse(method)
+    except ConfigError:  # of a version with other methods
+        return None
+    number = next((top1 for known, top1 in TORCHDISTILL.items() if parse(known) == spec), None)
+    return None if number is None else Published(number, "torchdistill", BEST)
+
+
+def _on_cifar100(method: str, settings: Mapping[str, Any]) -> Published | None:
+    found = _setting(method)
     if found is None:
         return None
     name, with_kd = found

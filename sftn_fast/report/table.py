@@ -135,11 +135,12 @@ def gain(rows: Sequence[Row], better: str, baseline: str) -> str | None:
 def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[str]:
     """What stands under the table of a matrix: what is printed there, the baselines, the average gain."""
     tested = sum(line.p is not None for line in lines)
+    corrected = f", by Holm for {tested} methods" if tested else ""
     sentences = [
         "Top-1 of the last epoch in percent, mean ± sample deviation over n seeds; similarity of student and teacher "
         "on the test set, KL in nats.",
         "Gain: SFTN less standard, paired by seed. Its 95 % interval is by Student's t, for each method alone; p is of "
-        f"the two-sided paired t-test, by Holm for {tested} methods, from {FEWEST_TESTED} seeds on.",
+        f"the two-sided paired t-test{corrected}, from {FEWEST_TESTED} seeds on.",
     ]
     average = average_gain(lines)
     if average:
@@ -170,5 +171,5 @@ def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settin
             gap = statistics.fmean(row.values(found.column)) - found.top1
             sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)}")
     if sentences or any(line.published for line in lines):
-        sentences.append(published.NOTE)
+        sentences.append(published.note(settings))
     return sentences

@@ -114,6 +114,28 @@ def test_the_augmentation_is_the_same_at_another_batch_size():
 # Training: what is in a batch
 
 
+@pytest.mark.parametrize("start", [0, 3])
+def test_views_are_augmented_apart_and_resume_exactly(start):
+    plain, train = list(loader().epoch(2)), loader().with_views(3)
+    batches = list(train.epoch(2))
+    assert same(batches[start:], train.epoch(2, start))
+    for batch, single in zip(batches, plain, strict=True):
+        assert batch.images.shape == (len(batch.index), 3, 3, 8, 8)
+        assert torch.equal(batch.index, single.index)
+        assert torch.equal(batch.images[:, 0], single.images)
+    seen = joined(batches)[0]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        differing = (seen[:, first] != seen[:, second]).flatten(1).any(1).float().mean()
+        assert differing > 0.8  # a window of 25 and a flip of 2 agree by chance in one image of 50
+
+
+def test_views_of_ranks_are_those_of_one():
+    whole = joined(loader(48).with_views(2).epoch(1))[0]
+    shares = [list(loader(48, rank=rank, world_size=2).with_views(2).epoch(1)) for rank in (0, 1)]
+    steps = chain.from_iterable(zip(*shares, strict=True))
+    assert torch.equal(torch.cat([batch.images for batch in steps]), whole)
+
+
 def test_each_image_comes_once_an_epoch_with_its_own_label_and_index():
     train = loader(padding=0, flip=False)
     pixels, target, index = joined(train.epoch(0))

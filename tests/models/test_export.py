@@ -15,7 +15,7 @@ import sftn_fast
 from sftn_fast import models
 from sftn_fast.models.export import CONFIG, WEIGHTS
 
-FAMILIES = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+FAMILIES = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "shufflenet_v2_x0_5"]
 
 
 def trained(name: str = "resnet8", **options: int) -> models.StagedNet:

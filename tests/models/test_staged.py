@@ -9,12 +9,17 @@ from torch.nn.functional import batch_norm, channel_shuffle, relu
 
 from sftn_fast import models
 
-SMALL = ["resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
-FAMILIES = ["resnet14", "ResNet50", "wrn_16_2", "vgg11", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+TORCHVISION = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"]
+SMALL = ["resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", *TORCHVISION]
+FAMILIES = ["resnet14", "ResNet50", "wrn_16_2", "vgg11", "MobileNetV2", "ShuffleV1", "ShuffleV2", *TORCHVISION]
+LINEAR = ("MobileNetV2", "mobilenet_v2")
+SHUFFLED = ("ShuffleV2", "shufflenet_v2_x0_5")
 
 
 def build(name: str, **options: int) -> models.StagedNet:
     """A network whose norms are no identities, as after some training."""
+    if name in TORCHVISION:
+        pytest.importorskip("torchvision")
     torch.manual_seed(0)
     net = models.build(name, num_classes=options.pop("num_classes", 7), **options)
     for module in net.modules():
@@ -43,7 +48,8 @@ def test_all_ways_through_give_the_same_logits(name):
         for i, taken in enumerate((seen.stem, *seen.stages), start=1):
             assert torch.equal(net.forward_from(i, taken), logits)
             assert torch.equal(net.tail(i)(taken), logits)
-    assert torch.equal(net.head.fc(seen.pooled), logits)
+    classifier = net.head.classifier if name in TORCHVISION else net.head.fc
+    assert torch.equal(classifier(seen.pooled), logits)
 
 
 @pytest.mark.parametrize("i", [0, -1, 5])
@@ -83,15 +89,15 @@ def test_preactivations(name):
                 torch.testing.assert_close(
                     before, batch_norm(output, *statistics, norm.weight, norm.bias, training=mode, eps=norm.eps)
                 )
-            elif name == "MobileNetV2":
+            elif name in LINEAR:
                 assert before is output
             else:
                 assert before.min() < 0
-                expected = channel_shuffle(relu(before), 2) if name == "ShuffleV2" else relu(before)
+                expected = channel_shuffle(relu(before), 2) if name in SHUFFLED else relu(before)
                 assert torch.equal(output, expected)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg8"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", "resnet18"])
 @torch.no_grad()
 def test_preact_norms_are_those_that_write_the_preactivations(name):
     """Moving a norm's bias by one moves the pre-activation by one, and by its own stage's only up to there."""
@@ -182,7 +188,8 @@ def test_channels_last(name):
     net.to(memory_format=torch.channels_last)
     seen = net.forward_features(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(seen.logits, expected, rtol=1e-4, atol=1e-4)
-    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in seen.stages)
+    if name != "shufflenet_v2_x0_5":  # whose shuffle, torchvision's own, lays maps out as NCHW
+        assert all(m.is_contiguous(memory_format=torch.channels_last) for m in seen.stages)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "ShuffleV2"])

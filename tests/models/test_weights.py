@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from sftn_fast import models
@@ -29,7 +31,18 @@ WRAPPERS = {
     "repdistiller": lambda state: {"epoch": 240, "model": state, "best_acc": torch.tensor(75.6)},
     "timm": lambda state: {"epoch": 3, "arch": "resnet8", "state_dict": state, "optimizer": {"lr": 0.1}},
     "net": lambda state: {"net": prefixed("module.")(state), "acc": 93.1, "epoch": 12},
+    "timm's averaged": lambda state: {"state_dict": zeroed(state), "state_dict_ema": state, "args": COMMAND},
+    "torchvision's averaged": lambda state: {
+        "model": zeroed(state),
+        "model_ema": {"n_averaged": torch.tensor(7), **prefixed("module.")(state)},
+        "args": COMMAND,
+    },
 }
+COMMAND = Namespace(arch="resnet8", lr=0.1, milestones=[30, 60, 90], resume=None)
+
+
+def zeroed(state):
+    return {key: torch.zeros_like(value) for key, value in state.items()}
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -190,6 +203,41 @@ def test_a_text_file_is_refused(tmp_path):
     file.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(models.WeightsError, match="damaged"):
         models.load_weights(network(), file)
+
+
+# What torchvision's and timm's files hold, by their own names.
+
+
+def test_a_file_of_torchvisions_names(tmp_path):
+    torchvision_models = pytest.importorskip("torchvision.models")
+    original = torchvision_models.shufflenet_v2_x0_5(num_classes=5).eval()
+    torch.save({"model": prefixed("module.")(original.state_dict()), "args": COMMAND}, tmp_path / "model_89.pth")
+    safetensors.torch.save_file(original.state_dict(), tmp_path / "model.safetensors")
+    x = torch.randn(2, 3, 33, 33)
+    for file in ("model_89.pth", "model.safetensors"):
+        net = models.load(tmp_path / file, name="shufflenet_v2_x0_5", num_classes=5)
+        assert torch.equal(net(x), original(x))
+        cut = models.as_staged(torchvision_models.shufflenet_v2_x0_5(num_classes=5), ["stage3", "stage4"], "fc")
+        models.load_weights(cut, tmp_path / file)
+        assert torch.equal(cut.eval()(x), original(x))
+
+
+def test_another_architecture_is_refused_by_the_names_that_differ(tmp_path):
+    """As timm's resnet18d, whose stem has three convolutions."""
+    pytest.importorskip("torchvision")
+    net = models.build("resnet18", num_classes=5)
+    theirs = {other: net.state_dict()[own] for other, own in net.wrapped_names.items()}
+    del theirs["conv1.weight"]
+    theirs |= {"conv1.0.weight": torch.zeros(32, 3, 3, 3), "layer2.0.downsample.1.weight": torch.zeros(128, 64, 1, 1)}
+    torch.save(theirs, tmp_path / "resnet18d.pth")
+    with pytest.raises(models.WeightsError) as caught:
+        models.load_weights(net, tmp_path / "resnet18d.pth")
+    _, *lines = str(caught.value).splitlines()
+    assert lines == [
+        "  stages.1.0.downsample.1.weight: [128, 64, 1, 1] in the file, [128] in the network",
+        "  stem.0.weight: [64, 3, 7, 7] in the network, not in the file",
+        "  conv1.0.weight: [32, 3, 3, 3] in the file, not in the network",
+    ]
 
 
 def test_a_file_from_elsewhere_needs_a_name(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sftn_fast import models
-from sftn_fast.models import registry
+from sftn_fast.models import imagenet, registry
 
 R, R4 = ((16, 32), (16, 32), (32, 16), (64, 8)), ((32, 32), (64, 32), (128, 16), (256, 8))
 W2 = ((16, 32), (32, 32), (64, 16), (128, 8))
@@ -46,6 +46,7 @@ ZOO = {
     "ShuffleV2": (1_355_528, ((24, 32), (116, 16), (232, 8), (464, 4)), 1024, None),
 }
 LIGHT = {"MobileNetV2", "ShuffleV1", "ShuffleV2"}
+IMAGENET = set(imagenet.CUTS)  # see test_imagenet.py
 
 
 def on_meta(name: str, **options: int) -> models.StagedNet:
@@ -54,7 +55,7 @@ def on_meta(name: str, **options: int) -> models.StagedNet:
 
 
 def test_all_networks_are_listed():
-    assert set(models.names()) == set(ZOO)
+    assert set(models.names()) == set(ZOO) | IMAGENET
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -134,7 +135,11 @@ def test_classifier_starts_small(name, std):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("resnet9", r"unknown network 'resnet9' \(did you mean resnet8"), ("RESNET50", "ResNet50"), ("alexnet", "vgg19")],
+    [
+        ("resnet9", r"unknown network 'resnet9' \(did you mean resnet8"),
+        ("RESNET50", "did you mean ResNet50 or resnet50"),
+        ("alexnet", "vgg19"),
+    ],
 )
 def test_unknown_names_are_refused_with_near_ones(name, message):
     with pytest.raises(ValueError, match=message):

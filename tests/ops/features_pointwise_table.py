@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from families import accumulator
 from torch import Tensor
 
 ORACLE = sys.modules[__name__]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
 def hint_loss(student, teacher):
@@ -91,12 +91,7 @@ def make(shape: tuple[int, ...], *, dtype: torch.dtype, device: str, seed: int =
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     channel = torch.randn(shape[1], generator=generator, dtype=torch.float64)
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    return student.to(dtype).to(device), teacher.to(dtype).to(device), channel.to(accumulator).to(device)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return student.to(dtype).to(device), teacher.to(dtype).to(device), channel.to(accumulator(dtype)).to(device)
 
 
 # Of the largest gradient. Half precision rounds once, when the gradient is stored.
@@ -104,9 +99,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 6e-4, tor
 
 
 def assert_close(actual: Result, true: Result, dtype: torch.dtype) -> None:
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    bound = TOLERANCE[accumulator]
-    assert actual.total.dtype == accumulator
+    bound = TOLERANCE[accumulator(dtype)]
+    assert actual.total.dtype == accumulator(dtype)
     assert actual.total.shape == ()
     torch.testing.assert_close(actual.total.double(), true.total, rtol=bound, atol=bound)
     for name in ("student", "teacher", "channel"):
@@ -114,9 +108,9 @@ def assert_close(actual: Result, true: Result, dtype: torch.dtype) -> None:
         assert (grad is None) == (right is None)
         if grad is None:
             continue
-        assert grad.dtype == (accumulator if name == "channel" else dtype)
+        assert grad.dtype == (accumulator(dtype) if name == "channel" else dtype)
         assert grad.shape == right.shape
         # a channel's gradient is a difference of sums of that many terms
-        bound = TOLERANCE[accumulator] * 5 if name == "channel" else TOLERANCE[dtype]
+        bound = TOLERANCE[accumulator(dtype)] * 5 if name == "channel" else TOLERANCE[dtype]
         bound = bound * right.abs().max().item() + (6e-8 if grad.dtype == torch.float16 else 1e-30)
         torch.testing.assert_close(grad.double(), right, rtol=0, atol=bound, msg=lambda m, name=name: f"{name}: {m}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from families import accumulator
 from torch import Tensor
 
 
@@ -78,8 +79,8 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5, torch.float16: 6e-4, tor
 
 
 def assert_close(actual: Result, expected: Result, dtype: torch.dtype, slack: float = 0) -> None:
-    loss_tolerance = TOLERANCE[torch.float64 if dtype == torch.float64 else torch.float32]
-    assert actual.total.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    loss_tolerance = TOLERANCE[accumulator(dtype)]
+    assert actual.total.dtype == accumulator(dtype)
     assert actual.total.shape == expected.total.shape
     torch.testing.assert_close(actual.total.double(), expected.total, rtol=loss_tolerance, atol=loss_tolerance)
     for grad, true in zip(actual.grads, expected.grads, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from every_op import LOSSES, TABLE, assert_close, evaluate
+from families import ids, needs_kernels
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -12,8 +13,6 @@ from sftn_fast import ops
 from sftn_fast.ops import _library
 
 each = pytest.mark.parametrize("name", [name for name, op in TABLE.items() if op.traceable])
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
 # One of each kind suffices: what is compiled around the raw ops is alike, and each costs seconds.
 INDUCTOR = ("kd_ce", "sftn", "crd", "rkd", "sp", "adapted_hint")

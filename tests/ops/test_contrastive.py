@@ -9,13 +9,12 @@ import contrastive_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from families import DTYPES, accumulator, ids, offset, on_threads, wave
 
 from sftn_fast import ops
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # of the largest gradient; half precision rounds once, when the gradient is stored
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
 
 def make(n=50, b=5, k=33, d=16, *, dtype=torch.float32, bank_dtype=torch.float32, device="cpu", seed=0, **options):
@@ -48,9 +47,9 @@ def run(student, teacher, index, negatives, memory, grad_output=1.0, **options) 
 
 def assert_close(actual, true, dtype, bank_dtype):
     # Z is stored in float32 beside banks that are not float64, and the loss and gradient are those of the stored one
-    stored = TOLERANCE[torch.float64 if bank_dtype == torch.float64 else torch.float32]
+    stored = TOLERANCE[accumulator(bank_dtype)]
     assert actual.loss.dim() == 0
-    assert actual.loss.dtype == (torch.float64 if torch.float64 in (dtype, bank_dtype) else torch.float32)
+    assert actual.loss.dtype == accumulator(dtype, bank_dtype)
     torch.testing.assert_close(actual.loss.double(), true.loss, rtol=stored / 2, atol=0)
     for z, expected in zip(actual.z, true.z, strict=True):
         torch.testing.assert_close(z.double(), expected, rtol=stored, atol=0)
@@ -71,10 +70,6 @@ def check(arguments, grad_output=1.0):
 
 
 # ---- what RepDistiller's own classes give in float64 ----
-
-
-def wave(shape, step, start, function=torch.sin):
-    return function(torch.arange(math.prod(shape), dtype=torch.float64) * step + start).reshape(shape)
 
 
 def test_repdistillers_contrast_memory(backend):
@@ -162,11 +157,6 @@ def test_negatives_in_any_order(backend, order):
     check((student, teacher, index, negatives, memory))
 
 
-def shifted(x):
-    """The same values one element into an allocation."""
-    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
-
-
 def test_layouts(backend):
     """Slices, steps, offsets, expanded rows, 32-bit negatives."""
     student, teacher, index, negatives, memory = make(n=60, b=6, k=37, device=backend.device)
@@ -176,7 +166,7 @@ def test_layouts(backend):
         "slices": (student.repeat_interleave(2, 1)[:, ::2], teacher.t().contiguous().t(), index, wide[:, :37]),
         "int32": (student, teacher, index.repeat_interleave(2)[::2], negatives.int()),
         "int32 steps": (student, teacher, index, wide.int().repeat_interleave(2, 1)[:, :74:2]),
-        "offset": (shifted(student), shifted(teacher), index, negatives),
+        "offset": (offset(student), offset(teacher), index, negatives),
     }
     for arguments in views.values():
         other = run(*arguments, copy.deepcopy(memory))
@@ -192,7 +182,7 @@ def test_banks_at_odd_addresses(backend):
         student, teacher, index, negatives, memory = make(bank_dtype=bank_dtype, device=backend.device)
         for name in ("student_bank", "teacher_bank"):
             bank = getattr(memory, name)
-            memory.register_buffer(name, shifted(bank))
+            memory.register_buffer(name, offset(bank))
         check((student, teacher, index, negatives, memory))
 
 
@@ -376,14 +366,7 @@ def test_same_inputs_same_bits(backend):
 
 def test_threads_do_not_change_the_bits():
     *inputs, memory = make(n=3000, b=11, k=2000, d=100)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(run(*inputs, copy.deepcopy(memory)))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: run(*inputs, copy.deepcopy(memory)))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result.tensors, results[0].tensors, strict=True))
 
@@ -398,27 +381,6 @@ def test_inference_mode_and_autocast(backend):
     with torch.inference_mode():
         assert ops.crd_loss(*inputs, memory).item() == plain.loss.item()
         ops.crd_loss(*inputs, ops.CRDMemory(50, 16).to(backend.device))
-
-
-def test_second_derivatives_are_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    student, teacher, index, negatives, memory = make(device=backend.device)
-    student.requires_grad_()
-    loss = ops.crd_loss(student, teacher, index, negatives, memory)
-    (grad,) = torch.autograd.grad(loss, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (loss + grad.square().sum()).backward()
-
-
-def test_forward_mode_is_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    student, teacher, index, negatives, memory = make(device=backend.device)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        ops.crd_loss(
-            torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher, index, negatives, memory
-        )
 
 
 @pytest.mark.parametrize("bad", [-1, 50, 2**40])

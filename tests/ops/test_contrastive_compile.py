@@ -6,12 +6,11 @@ import copy
 
 import pytest
 import torch
+from families import needs_kernels
 from test_contrastive import make
 
 from sftn_fast import ops
 from sftn_fast.ops import _library
-
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 
 @needs_kernels

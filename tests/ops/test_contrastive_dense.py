@@ -8,7 +8,8 @@ import math
 
 import pytest
 import torch
-from test_contrastive import DTYPES, check, ids, make, run
+from families import DTYPES, ids, on_threads
+from test_contrastive import check, make, run
 
 from sftn_fast import ops
 
@@ -139,14 +140,7 @@ def test_large_scores_stay_finite():
 
 def test_threads_do_not_change_the_bits():
     *inputs, memory = make(n=1000, b=37, k=2000, d=100)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(run(*inputs, copy.deepcopy(memory)))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: run(*inputs, copy.deepcopy(memory)))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result.tensors, results[0].tensors, strict=True))
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from families import needs_kernels, on_threads, refusals
 from simt.contrastive_negatives_cases import CASES, LARGE_CASES, Case, oracle
 
 from sftn_fast import ops
@@ -15,8 +16,6 @@ from sftn_fast.ops.reference import contrastive_negatives as reference
 
 LABELS = torch.arange(60) % 6
 INDEX = torch.tensor([0, 7, 59, 7])
-
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 
 GOLDEN = [[2, 10, 16, 26, 32, 34], [2, 28, 29, 33, 52, 59]]
@@ -188,14 +187,7 @@ def test_rows_do_not_depend_on_the_batch(backend):
 def test_same_numbers_whatever_the_threads():
     labels = torch.randint(50, (100_000,), generator=seeded(5))
     index = torch.randint(100_000, (33,), generator=seeded(6))
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(ops.sample_negatives(index, labels, 3000, generator=seeded(7)))
-    finally:
-        torch.set_num_threads(before)
+    results = on_threads(lambda: ops.sample_negatives(index, labels, 3000, generator=seeded(7)))
     check(results[0], index, labels)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -338,6 +330,10 @@ VALUE_ERRORS = {
         lambda: ops.sample_negatives(INDEX, LABELS[:1].expand(2**31), 2),
         "labels must hold at most 2147483647 samples, got 2147483648",
     ),
+    "count huge": (
+        lambda: ops.sample_negatives(INDEX, LABELS, 2**63),
+        "num_negatives must be an int of 64 bits, got 9223372036854775808",
+    ),
     "count negative": (lambda: ops.sample_negatives(INDEX, LABELS, -1), "num_negatives must be 0 or more, got -1"),
     "dtype": (
         lambda: ops.sample_negatives(INDEX, LABELS, 2, dtype=torch.int16),
@@ -346,16 +342,8 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)
 
 
 def test_generator_of_another_device():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from every_op import LOSSES, TABLE, evaluate, upstream
+from every_op import LOSSES, TABLE, assert_same_bits, evaluate, upstream
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from sftn_fast import ops
 
@@ -42,6 +43,17 @@ def test_gradients_only_where_asked(backend, name):
         for key in op.differentiable:
             assert (arguments[key].grad is not None) == (key == wanted)
         torch.testing.assert_close(arguments[wanted].grad, full.grads[wanted], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not TABLE[name].state])
+def test_activation_checkpointing(backend, name):
+    """What a loss saves can be computed again for the backward pass, which gets it once."""
+    op = TABLE[name]
+
+    def recomputed(module, arguments):
+        return checkpoint(op.call, module, arguments, use_reentrant=False)
+
+    assert_same_bits(evaluate(op, double(op, backend), call=recomputed), evaluate(op, double(op, backend)))
 
 
 @each_loss
@@ -81,6 +93,23 @@ def test_second_derivatives_are_refused(backend, name):
         (grad,) = torch.autograd.grad(total, arguments[key], create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivatives"):
             (total + grad.square().sum()).backward()
+
+
+@fused
+@each_loss
+def test_functorch_is_refused(backend, name):
+    """Its transforms hide what asks for a gradient: the raw ops would take it for a constant."""
+    op = TABLE[name]
+    key = op.differentiable[0]
+    arguments = double(op, backend)
+
+    def total(x):
+        return op.call(ops, arguments | {key: x})[0].sum()
+
+    with pytest.raises(RuntimeError, match=r"functorch transforms|Batching rule"):
+        torch.func.vmap(total)(torch.stack([arguments[key]] * 2).requires_grad_())
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(total)(arguments[key])
 
 
 @fused

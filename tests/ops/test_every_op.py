@@ -21,6 +21,7 @@ from every_op import (
     tensors_of,
     widened,
 )
+from families import ids, on_threads
 
 from sftn_fast import ops
 from sftn_fast.ops import reference
@@ -28,7 +29,6 @@ from sftn_fast.ops import reference
 each = pytest.mark.parametrize("name", TABLE)
 each_loss = pytest.mark.parametrize("name", LOSSES)
 fused = pytest.mark.parametrize("backend", ["cpu", "emulated", "cuda"], indirect=True)
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 HALF = [torch.float16, torch.bfloat16]
 DTYPES = [*HALF, torch.float32, torch.float64]
 
@@ -239,14 +239,7 @@ def test_same_inputs_same_bits(backend, name, dtype):
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_threads_do_not_change_the_bits(backend, name):
     op = TABLE[name]
-    threads = torch.get_num_threads()
-    outcomes = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            outcomes.append(evaluate(op, op.arguments(n=129, width=500)))
-    finally:
-        torch.set_num_threads(threads)
+    outcomes = on_threads(lambda: evaluate(op, op.arguments(n=129, width=500)))
     for outcome in outcomes[1:]:
         (assert_close if op.long_products else assert_same_bits)(outcomes[0], outcome)
 

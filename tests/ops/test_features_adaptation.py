@@ -7,21 +7,19 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from families import DTYPES, MAP_LAYOUTS, accumulator, ids, needs_kernels, on_threads, refusals
 from torch import Tensor
 
 from bench.measure import peak_memory
 from sftn_fast import ops
 from sftn_fast.ops import _library, reference
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 # One sample, one channel, one pixel, ragged rows, whole packs, several chunks.
 SHAPES = [(2, 1, 1, 1), (7, 19, 1, 1), (1, 3, 2, 5), (4, 3, 4, 4), (5, 2, 7, 7), (3, 16, 4, 2), (2, 3, 33, 40)]
 LARGE = [(64, 8, 16, 16), (3, 300, 5, 5), (700, 2, 3, 3)]
 UPSTREAM = -1.75
 
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 formats = pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
 
 
@@ -60,8 +58,7 @@ def make(shape, dtype, device, memory_format=torch.contiguous_format, *, offset=
         for mean in (offset, 0.0)
     )
     weight, bias, mean, spread = (torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(4))
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    channels = (x.to(accumulator).to(device) for x in (weight + 0.5, bias, mean + offset, spread.square() + 0.3))
+    channels = (x.to(accumulator(dtype)).to(device) for x in (weight + 0.5, bias, mean + offset, spread.square() + 0.3))
     return Arguments(
         features.contiguous(memory_format=memory_format), teacher.contiguous(memory_format=memory_format), *channels
     )
@@ -90,10 +87,9 @@ def check(arguments: Arguments, *, slack: float = 1.0, **options) -> Result:
     actual = differentiate(ops.adapted_hint_loss, arguments, **options)
     true = differentiate(plain, arguments.map(Tensor.double), **options)
     dtype = torch.promote_types(arguments.features.dtype, arguments.teacher.dtype)
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    assert actual.loss.dtype == accumulator
+    assert actual.loss.dtype == accumulator(dtype)
     assert actual.loss.shape == ()
-    close = slack * TOLERANCE[accumulator]
+    close = slack * TOLERANCE[accumulator(dtype)]
     torch.testing.assert_close(actual.loss.double(), true.loss, rtol=close, atol=0)
     # The terms of the features' gradient may cancel; the teacher's do not, and are of the same size.
     terms = true.grads[1].abs().max().item()
@@ -264,19 +260,9 @@ def test_one_value_a_channel(backend):
 
 # ---- layouts ----
 
-LAYOUTS = {
-    "sample slice": lambda x: x.repeat_interleave(2, 0)[::2],
-    "channel slice": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    "pixel step": lambda x: x.repeat_interleave(2, 3)[..., ::2],
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded": lambda x: x[:1].expand(x.shape),
-    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
-}
 
-
-@pytest.mark.parametrize("of_features", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize("of_teacher", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("of_features", MAP_LAYOUTS.values(), ids=MAP_LAYOUTS.keys())
+@pytest.mark.parametrize("of_teacher", MAP_LAYOUTS.values(), ids=MAP_LAYOUTS.keys())
 def test_layouts(backend, of_features, of_teacher):
     arguments = make((4, 8, 4, 4), torch.float32, backend.device)
     arguments.features, arguments.teacher = of_features(arguments.features), of_teacher(arguments.teacher)
@@ -388,13 +374,7 @@ def test_same_inputs_same_bits(backend, memory_format):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
 def test_threads_do_not_change_the_bits(dtype, shape, memory_format):
     arguments = make(shape, dtype, "cpu", memory_format)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(differentiate(ops.adapted_hint_loss, arguments))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: differentiate(ops.adapted_hint_loss, arguments))
     assert same_bits(results[0], results[1])
     assert same_bits(results[0], results[2])
 
@@ -408,27 +388,6 @@ def test_autocast_leaves_the_loss_alone(backend):
     assert cast.loss.item() == pytest.approx(alone.loss.item(), rel=1e-6)
     for a, b in zip(cast.grads, alone.grads, strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_second_derivatives_are_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    arguments = make((3, 5, 4, 4), torch.float64, backend.device)
-    arguments.features.requires_grad_()
-    loss = ops.adapted_hint_loss(*arguments.all())
-    (grad,) = torch.autograd.grad(loss, arguments.features, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (loss + grad.square().sum()).backward()
-
-
-def test_forward_mode_is_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    arguments = make((3, 5, 4, 4), torch.float64, backend.device)
-    features = arguments.features
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        dual = torch.autograd.forward_ad.make_dual(features, torch.ones_like(features))
-        ops.adapted_hint_loss(dual, *arguments.all()[1:])
 
 
 # ---- compilers ----
@@ -488,6 +447,7 @@ TYPE_ERRORS = {
     "weight a number": (lambda: call(weight=1.0), "^weight must be a tensor, got float"),
     "bias integers": (lambda: call(bias=C.int()), "^bias must be float16, .* got torch.int32"),
     "momentum none": (lambda: call(momentum=None), "^momentum must be a number, got NoneType"),
+    "training text": (lambda: call(training="no"), "^training must be True or False, got str"),
     "eps text": (lambda: call(eps="1e-5"), "^eps must be a number, got str"),
 }
 
@@ -518,16 +478,8 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("wrong", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(wrong, message):
-    with pytest.raises(TypeError, match=message):
-        wrong()
-
-
-@pytest.mark.parametrize(("wrong", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        wrong()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)
 
 
 def test_the_reference_is_exported():

@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from families import DTYPES, MAP_LAYOUTS, channels_last, ids, needs_kernels, on_threads, refusals, wave
 from torch import Tensor
 
 from bench.cases.case import step as bench_step
 from bench.measure import peak_memory
 from sftn_fast import ops
-from sftn_fast.ops import _library
-
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
-
 
 # ---- the authors' formulas, in float64 ----
 
@@ -123,10 +118,6 @@ def check(loss, student, teacher, slack=0.0):
     assert_close(differentiate(loss, ops, student, teacher), expected, student.dtype, slack)
 
 
-def last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 # ---- values ----
 
 # Few pixels and many channels, many and few, neither a multiple of any vector.
@@ -145,9 +136,9 @@ def test_values_and_gradients(backend, loss, dtype):
 def test_channels_last(backend, loss, dtype):
     for shape in SHAPES:
         student, teacher = make(loss, shape, dtype=dtype, device=backend.device)
-        check(loss, last(student), last(teacher))
-        check(loss, last(student), teacher)
-        check(loss, student, last(teacher))
+        check(loss, channels_last(student), channels_last(teacher))
+        check(loss, channels_last(student), teacher)
+        check(loss, student, channels_last(teacher))
 
 
 @pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
@@ -158,11 +149,7 @@ def test_large(backend, name, dtype, shape):
         shape = tuple(min(size, most) for size, most in zip(shape, (40, 700, 40, 40), strict=True))
     student, teacher = make(LOSSES[name], shape, dtype=dtype, device=backend.device)
     check(LOSSES[name], student, teacher)
-    check(LOSSES[name], last(student), last(teacher))
-
-
-def wave(shape, step, start=0.0, function=torch.sin):
-    return function(torch.arange(math.prod(shape), dtype=torch.float64) * step + start).reshape(shape)
+    check(LOSSES[name], channels_last(student), channels_last(teacher))
 
 
 GOLDEN = {  # what RepDistiller's classes give in float64
@@ -198,7 +185,7 @@ def test_the_larger_map_is_pooled(backend, name, dtype, sizes):
         student, teacher = make(LOSSES[name], shape, teacher_shape, dtype=dtype, device=backend.device)
         slack = 1e-6 if small[2:] == (1, 1) else 0.0  # both attentions are 1, but for rounding
         check(LOSSES[name], student, teacher, slack)
-        check(LOSSES[name], last(student), last(teacher), slack)
+        check(LOSSES[name], channels_last(student), channels_last(teacher), slack)
 
 
 @pytest.mark.parametrize("name", ["at", "ft", "at-p1"])
@@ -228,22 +215,8 @@ def test_mixed_dtypes(backend, name, student_dtype, teacher_dtype):
 
 # ---- layouts ----
 
-LAYOUTS = {
-    "batch slice": lambda x: x.repeat_interleave(2, 0)[::2],
-    "channel slice": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    "pixel step": lambda x: x.repeat_interleave(2, 3)[..., ::2],
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-    "offset, channels last": lambda x: (
-        torch.cat([x.new_zeros(1), last(x).permute(0, 2, 3, 1).flatten()])[1:]
-        .view(x.shape[0], x.shape[2], x.shape[3], x.shape[1])
-        .permute(0, 3, 1, 2)
-    ),
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded": lambda x: x[:1].expand(x.shape),
-}
 
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("layout", MAP_LAYOUTS.values(), ids=MAP_LAYOUTS.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
 @pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
 def test_layouts(backend, name, dtype, layout):
@@ -333,7 +306,7 @@ def test_large_maps(backend, loss, dtype):
 
 @every_loss
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("layout", [torch.clone, last], ids=["contiguous", "last"])
+@pytest.mark.parametrize("layout", [torch.clone, channels_last], ids=["contiguous", "last"])
 def test_zeros(backend, loss, dtype, layout):
     """A map of zeros has a norm of 1e-12, a zero among others no gradient; neither has a NaN."""
     student, teacher = make(loss, (3, 6, 4, 4), dtype=dtype, device=backend.device)
@@ -422,14 +395,7 @@ def test_same_inputs_same_bits(backend, loss):
 @every_loss
 def test_threads_do_not_change_the_bits(loss):
     maps = make(loss, (257, 40, 9, 9))
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(differentiate(loss, ops, *maps))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: differentiate(loss, ops, *maps))
     for result in results[1:]:
         assert result.loss.item() == results[0].loss.item()
         assert all(torch.equal(a, b) for a, b in zip(result.grads, results[0].grads, strict=True))
@@ -449,26 +415,6 @@ def test_autocast_leaves_the_loss_alone(backend, name, teacher_size):
     torch.testing.assert_close((student.grad, teacher.grad), plain.grads)
 
 
-@every_loss
-def test_second_derivatives_are_refused(backend, loss):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    student, teacher = make(loss, (2, 5, 4, 4), dtype=torch.float64, device=backend.device)
-    student.requires_grad_()
-    value = loss.run(ops, student, teacher)
-    (grad,) = torch.autograd.grad(value, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (value + grad.square().sum()).backward()
-
-
-def test_forward_mode_is_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    student, teacher = make(LOSSES["at"], (2, 5, 4, 4), dtype=torch.float64, device=backend.device)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        ops.at_loss(torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher)
-
-
 # ---- compilers ----
 
 
@@ -479,7 +425,7 @@ def test_forward_mode_is_refused(backend):
 def test_opcheck(dtype, power, absolute, wanted):
     student, teacher = make(LOSSES["ft-paper"], (2, 4, 3, 3), dtype=dtype)
     namespace = torch.ops.sftn_fast
-    for maps in ((student, teacher), (last(student), last(teacher))):
+    for maps in ((student, teacher), (channels_last(student), channels_last(teacher))):
         torch.library.opcheck(namespace.features_attention_forward.default, (*maps, power, absolute))
         loss, saved, stats = namespace.features_attention_forward(*maps, power, absolute)
         backward = (torch.ones_like(loss), *maps, saved, stats, power, absolute, *wanted)
@@ -542,13 +488,5 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)

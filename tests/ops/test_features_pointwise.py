@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from features_pointwise_table import DTYPES, LOSSES, ORACLE, assert_close, channels_last, differentiate, expected, make
+from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, wave
+from features_pointwise_table import LOSSES, ORACLE, assert_close, differentiate, expected, make
 
 from sftn_fast import ops
 
 # A vector, a sequence, volumes, one of everything; few pixels, many; runs with a ragged end; many channels.
 SHAPES = [(1, 1), (5, 3), (2, 31, 4), (3, 7, 2, 3, 5), (1, 1, 1, 1), (1, 1, 70, 3), (2, 1, 3, 3), (4, 5, 1, 1)]
 SHAPES += [(3, 8, 4, 4), (3, 17, 7, 7), (2, 3, 9, 8), (2, 2, 70, 61), (2, 300, 3, 3), (40, 24, 2, 2), (2, 4200, 1, 1)]
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -56,11 +56,6 @@ def test_large_maps(backend, loss, shape, last):
 
 
 # ---- values that others computed ----
-
-
-def wave(shape, step, start, function=torch.sin):
-    size = math.prod(shape)
-    return function(torch.arange(size, dtype=torch.float64) * step + start).reshape(shape)
 
 
 def stages(device):
@@ -199,17 +194,7 @@ def test_no_elements(backend, loss, dtype, shape):
 
 # ---- layouts and dtypes ----
 
-LAYOUTS = {
-    "row slice": lambda x: x.repeat_interleave(2, 0)[::2],
-    "channel slice": lambda x: torch.cat([x, x], 1)[:, 2 : 2 + x.shape[1]],
-    "pixel step": lambda x: x.repeat_interleave(2, 3)[..., ::2],
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-    "offset, channels last": lambda x: LAYOUTS["offset"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded": lambda x: x[:1].expand(x.shape),
-    "channels last": channels_last,
-    "contiguous": lambda x: x,
-}
+LAYOUTS = {**MAP_LAYOUTS, "contiguous": lambda x: x}
 
 
 @pytest.mark.parametrize("teacher_layout", ["contiguous", "channels last", "channel slice"])
@@ -249,7 +234,7 @@ def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
 def test_vid_pools_the_larger(backend, dtype, size, other):
     generator = torch.Generator().manual_seed(0)
     mean, teacher = (torch.randn(2, 6, *s, generator=generator).to(dtype).to(backend.device) for s in (size, other))
-    channel = torch.randn(6, generator=generator).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    channel = torch.randn(6, generator=generator).to(accumulator(dtype))
 
     class Pooled:
         @staticmethod

@@ -6,16 +6,14 @@ import math
 
 import pytest
 import torch
-from features_pointwise_table import DTYPES, LOSSES, ORACLE, channels_last, differentiate, expected, make
+from families import DTYPES, channels_last, ids, needs_kernels, on_threads, refusals
+from features_pointwise_table import LOSSES, ORACLE, differentiate, expected, make
 
 from bench.measure import peak_memory
 from sftn_fast import ops
-from sftn_fast.ops import _library
 from sftn_fast.ops.features_pointwise import AB, HINT, OH, VID
 
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 # ---- what may be asked for ----
 
@@ -94,37 +92,10 @@ def test_same_inputs_same_bits(backend, loss):
 @pytest.mark.parametrize("shape", [(64, 48, 8, 8), (512, 600), (96, 40, 4, 4), (2, 3, 200, 200)], **ids)
 def test_threads_do_not_change_the_bits(loss, shape):
     arguments = make(shape, dtype=torch.float32, device="cpu")
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(differentiate(loss, ops, *arguments))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: differentiate(loss, ops, *arguments))
     for result in results[1:]:
         assert result.total.item() == results[0].total.item()
         assert all(torch.equal(a, b) for a, b in zip(result.grads, results[0].grads, strict=True))
-
-
-@all_losses
-def test_second_derivatives_are_refused(backend, loss):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    student, teacher, channel = make((2, 3, 4, 4), dtype=torch.float64, device=backend.device)
-    total = loss.run(ops, student.requires_grad_(), teacher, channel)
-    (grad,) = torch.autograd.grad(total, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (total + grad.square().sum()).backward()
-
-
-@all_losses
-def test_forward_mode_is_refused(backend, loss):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    student, teacher, channel = make((2, 3, 4, 4), dtype=torch.float64, device=backend.device)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        loss.run(ops, torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher, channel)
 
 
 @needs_kernels
@@ -266,13 +237,5 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)

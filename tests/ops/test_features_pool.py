@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from families import DTYPES, accumulator, ids
 
 from sftn_fast.ops import _library
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops.features_pool import pooled_alike
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 SIZES = [
     ((32, 32), (8, 8)),
     ((8, 70), (4, 35)),
@@ -20,7 +20,6 @@ SIZES = [
     ((5, 5), (1, 1)),
 ]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
 
 @pytest.fixture
@@ -43,11 +42,10 @@ def test_values_and_gradients(backend, raw, dtype, layout):
         features.requires_grad_()
         leaf = features.detach().double().requires_grad_()
         pooled, true = pool(raw, features, out), F.adaptive_avg_pool2d(leaf, out)
-        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        upstream = torch.randn(true.shape, dtype=torch.float64, device=backend.device).to(accumulator)
+        upstream = torch.randn(true.shape, dtype=torch.float64, device=backend.device).to(accumulator(dtype))
         pooled.backward(upstream)
         true.backward(upstream.double())
-        assert pooled.dtype == accumulator
+        assert pooled.dtype == accumulator(dtype)
         assert pooled.is_contiguous(memory_format=layout)
         assert features.grad.stride() == features.stride()
         torch.testing.assert_close(pooled.double(), true, rtol=0, atol=1e-6)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logits_oracle as oracle
 import pytest
 import torch
+from families import DTYPES, ids
 from logits_table import LOSSES, Result, assert_close, differentiate, make
 
 from sftn_fast import ops
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 SHAPES = [(1, 1), (5, 3), (2, 31), (3, 32), (4, 33), (7, 100), (3, 257), (5, 1000), (3, 1001), (2, 2049)]
 LARGE = [(3, 10007), (2, 200_000), (300, 101)]
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 
 
 def expected(loss, teacher, students, target) -> Result:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from families import refusals
 
 from sftn_fast import ops
 
@@ -97,6 +98,7 @@ TYPE_ERRORS = {
     "index dtype": (lambda: loss(index=I.int()), "index must be int64, got torch.int32"),
     "no index": (lambda: loss(index=None), "index must be a tensor, got NoneType"),
     "negatives dtype": (lambda: loss(negatives=K.float()), "negatives must be int64 or int32, got torch.float32"),
+    "whether to update": (lambda: loss(update="no"), "update must be True or False, got str"),
     "of update": (lambda: M.update(V, V, [1, 2]), "index must be a tensor, got list"),
 }
 
@@ -126,17 +128,9 @@ M = ops.CRDMemory(10, 4)
 V, I, K = torch.zeros(2, 4), torch.arange(2), torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
 
 
-def loss(student=V, teacher=V, index=I, negatives=K):
-    return ops.crd_loss(student, teacher, index, negatives, M)
+def loss(student=V, teacher=V, index=I, negatives=K, **options):
+    return ops.crd_loss(student, teacher, index, negatives, M, **options)
 
 
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from families import DTYPES, ids, needs_kernels, on_threads, refusals
 from torch import Tensor
 
 from bench.eager.relational import RKD as Eager
 from sftn_fast import ops
-from sftn_fast.ops import _library, reference
+from sftn_fast.ops import reference
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 SHAPES = [(2, 3, 2), (3, 1, 1), (5, 7, 4), (16, 16, 16), (17, 15, 33), (33, 40, 20), (49, 100, 64)]  # B, D, D'
 LOSSES = {
     "distance": lambda m, s, t: m.rkd_distance_loss(s, t),
@@ -25,8 +25,6 @@ LOSSES = {
     "distance-eps": lambda m, s, t: m.rkd_distance_loss(s, t, eps=1.5),
     "angle-eps": lambda m, s, t: m.rkd_angle_loss(s, t, eps=1.5),
 }
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 
 @dataclass
@@ -325,14 +323,7 @@ def test_same_inputs_same_bits(backend):
 @needs_kernels
 def test_threads_do_not_change_the_bits():
     inputs = make(203, 100, 64, dtype=torch.float32, device="cpu")
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(differentiate("rkd", ops, *inputs))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: differentiate("rkd", ops, *inputs))
     for result in results[1:]:
         assert result.total.item() == results[0].total.item()
         assert all(torch.equal(a, b) for a, b in zip(result.grads, results[0].grads, strict=True))
@@ -347,25 +338,6 @@ def test_autocast_leaves_the_loss_alone(backend):
     assert cast.dtype == torch.float32
     torch.testing.assert_close(cast, plain)
     torch.testing.assert_close(*(torch.autograd.grad(total, student) for total in (cast, plain)))
-
-
-def test_second_derivatives_are_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    student, teacher = make(4, 6, 5, dtype=torch.float64, device=backend.device)
-    student.requires_grad_()
-    total = ops.rkd_loss(student, teacher).total
-    (grad,) = torch.autograd.grad(total, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (total + grad.square().sum()).backward()
-
-
-def test_forward_mode_is_refused(backend):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    student, teacher = make(4, 6, 5, dtype=torch.float64, device=backend.device)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        ops.rkd_angle_loss(torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher)
 
 
 @needs_kernels
@@ -422,13 +394,5 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)

@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, needs_kernels, on_threads, refusals, wave
 from torch import Tensor
 
 from bench.eager import relational as eager
 from sftn_fast import ops
 from sftn_fast.ops import _library
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-ids = {"ids": lambda value: str(value).removeprefix("torch.")}
-needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 
 @dataclass(frozen=True)
@@ -74,15 +71,16 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 6e-4, tor
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor], dtypes: tuple[torch.dtype, torch.dtype]) -> None:
-    accumulator = torch.float64 if torch.float64 in dtypes else torch.float32
-    assert actual[0].dtype == accumulator
+    assert actual[0].dtype == accumulator(*dtypes)
     assert actual[0].shape == ()
     # The oracle itself is the authors' formula, which loses digits where student and teacher are close.
-    torch.testing.assert_close(actual[0].double(), expected[0].double(), rtol=TOLERANCE[accumulator], atol=1e-10)
+    torch.testing.assert_close(
+        actual[0].double(), expected[0].double(), rtol=TOLERANCE[accumulator(*dtypes)], atol=1e-10
+    )
     for grad, true, dtype in zip(actual[1:], expected[1:], dtypes, strict=True):
         assert grad.dtype == dtype
         assert grad.shape == true.shape
-        bound = max(TOLERANCE[dtype], TOLERANCE[accumulator]) * true.abs().max().item()
+        bound = max(TOLERANCE[dtype], TOLERANCE[accumulator(*dtypes)]) * true.abs().max().item()
         bound += 6e-8 if dtype == torch.float16 else 1e-9  # half's smallest step
         torch.testing.assert_close(grad.double(), true.double(), rtol=0, atol=bound)
 
@@ -110,10 +108,6 @@ def test_many_rows(backend, dtype):
 
 def test_golden_values(backend):
     """What RepDistiller's classes give in float64."""
-
-    def wave(shape, step, start, function=torch.sin):
-        steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device=backend.device)
-        return function(steps * step + start).reshape(shape)
 
     maps = wave((4, 6, 4, 4), 0.37, 0), wave((4, 8, 4, 4), 0.23, 0.5, torch.cos)
     vectors = wave((4, 6), 0.9, 0.3), wave((4, 8), 0.5, 0.1, torch.cos)
@@ -170,13 +164,8 @@ def test_half_precision_is_no_worse_than_pytorch(backend, name, dtype):
 # ---- layouts and dtypes ----
 
 LAYOUTS = {
-    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "batch slice": lambda x: x.repeat_interleave(2, 0)[::2],
-    "channels last, batch slice": lambda x: x.repeat_interleave(2, 0).contiguous(memory_format=torch.channels_last)[
-        ::2
-    ],
-    "channel slice": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    **MAP_LAYOUTS,
+    "channels last, batch slice": lambda x: channels_last(x.repeat_interleave(2, 0))[::2],
     "transposed": lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
     "expanded": lambda x: x[:, :1].expand(x.shape),
 }
@@ -388,14 +377,7 @@ def test_threads_do_not_change_the_bits(eps):
     inputs = [x @ x.t() for x in features]
     inputs += [x.norm(dim=1) for x in features] if eps else []
     op = torch.ops.sftn_fast.pkt_forward if eps else torch.ops.sftn_fast.sp_forward
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(op(*inputs, *eps, True, True))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(lambda: op(*inputs, *eps, True, True))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
@@ -420,25 +402,6 @@ def test_autocast_leaves_the_loss_alone(backend, loss):
     with torch.autocast(backend.device, dtype=torch.bfloat16):
         cast = differentiate(loss, ops, *inputs) if backend.fused else [loss.run(ops, *inputs)]
     assert all(torch.equal(a, b) for a, b in zip(cast, plain, strict=False))
-
-
-def test_second_derivatives_are_refused(backend, loss):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has second derivatives")
-    student, teacher = make(loss.shapes[-1], dtype=torch.float64, device=backend.device)
-    student.requires_grad_()
-    value = loss.run(ops, student, teacher)
-    (grad,) = torch.autograd.grad(value, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        (value + grad.square().sum()).backward()
-
-
-def test_forward_mode_is_refused(backend, loss):
-    if not backend.fused:
-        pytest.skip("plain PyTorch has forward-mode derivatives")
-    student, teacher = make(loss.shapes[-1], dtype=torch.float64, device=backend.device)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        loss.run(ops, torch.autograd.forward_ad.make_dual(student, torch.ones_like(student)), teacher)
 
 
 # ---- compilers ----
@@ -498,13 +461,5 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS.keys())
-def test_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS.keys())
-def test_value_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
+test_value_errors = refusals(ValueError, VALUE_ERRORS)

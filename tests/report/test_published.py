@@ -7,9 +7,23 @@ import re
 import pytest
 
 from sftn_fast import cli
-from sftn_fast.report.published import PAIRS, REPDISTILLER, SSKD, STUDENTS, TEACHERS, of_method, of_stage
+from sftn_fast.report.published import (
+    IMAGENET_PAIRS,
+    PAIRS,
+    REPDISTILLER,
+    SSKD,
+    STUDENTS,
+    TEACHERS,
+    TORCHVISION,
+    note,
+    of_method,
+    of_stage,
+)
 
 RESNET = cli.to_dict(cli.parse(["--config", "resnet32x4_resnet8x4"])[0])
+
+
+IMAGENET = {"teacher": "resnet34", "student": "resnet18", "epochs": 100, "data": {"name": "imagenet"}}
 
 
 def numbers(table):
@@ -85,3 +99,33 @@ def test_a_pair_that_the_readme_leaves_out():
     assert of_method("at,kd=1", settings) is None
     assert of_method("at", settings).top1 == 70.22
     assert of_stage("sftn", settings) is None
+
+
+# ImageNet
+
+
+def test_torchvisions_own_figures():
+    torchvision_models = pytest.importorskip("torchvision.models")
+    assert {name for pair in IMAGENET_PAIRS for name in pair} == TORCHVISION.keys()
+    for name, top1 in TORCHVISION.items():
+        meta = torchvision_models.get_model_weights(name).IMAGENET1K_V1.meta
+        assert top1 == pytest.approx(meta["_metrics"]["ImageNet-1K"]["acc@1"], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("method", "top1"),
+    [("kd=0.5:temperature=1,ce=0.5", 71.37), ("crd", 70.93), ("kd", None), ("at", None), ("crd,kd=1", None)],
+)
+def test_methods_on_imagenet(method, top1):
+    found = of_method(method, IMAGENET)
+    assert (found and found.top1) == top1
+    assert of_method(method, IMAGENET | {"teacher": "resnet50", "student": "resnet34"}) is None
+    assert of_method(method, IMAGENET | {"epochs": 90}) is None
+
+
+def test_networks_alone_on_imagenet():
+    assert [of_stage(kind, IMAGENET).top1 for kind in ("teacher", "student")] == [73.31, 69.76]
+    assert "torchdistill" in note(IMAGENET) and "RepDistiller" in note(RESNET)
+    for file, expected in (("torchvision:IMAGENET1K_V1", 73.31), ("torchvision:IMAGENET1K_V2", None), ("a.pth", None)):
+        found = of_stage("teacher", IMAGENET | {"teacher_file": file})
+        assert (found and found.top1) == expected

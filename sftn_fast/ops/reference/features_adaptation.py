@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sftn_fast.ops._dtype import widened
 
 
 def adapted_hint_loss(
@@ -20,13 +21,11 @@ def adapted_hint_loss(
     eps: float = 1e-5,
 ) -> Tensor:
     """Reference of :func:`sftn_fast.ops.adapted_hint_loss`."""
-    double = torch.float64 in (features.dtype, teacher_features.dtype)
-    dtype = torch.float64 if double else torch.float32
-    x, teacher = features.to(dtype), teacher_features.to(dtype)
+    x, teacher = widened(features, teacher_features)
     statistics = running_mean, running_var
     # F.batch_norm wants them all in one dtype, and writes to the running statistics that it is given.
-    mean, var = (None if s is None else s.to(dtype) for s in statistics)
-    scale, shift = (None if p is None else p.to(dtype) for p in (weight, bias))
+    mean, var = (None if s is None else s.to(x.dtype) for s in statistics)
+    scale, shift = (None if p is None else p.to(x.dtype) for p in (weight, bias))
     normalised = F.batch_norm(x, mean, var, scale, shift, training, momentum, eps)
     if training:
         for own, updated in zip(statistics, (mean, var), strict=True):

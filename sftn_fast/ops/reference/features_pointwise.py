@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops._dtype import widened
 from sftn_fast.ops.reference.features_pool import pooled_alike
-from sftn_fast.ops.reference.logits import _widened
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Reference of :func:`sftn_fast.ops.hint_loss`."""
-    student, teacher = _widened(student_features, teacher_features)
+    student, teacher = widened(student_features, teacher_features)
     return (student - teacher).square().sum() / max(student.numel(), 1)
 
 
 def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1.0) -> Tensor:
     """Reference of :func:`sftn_fast.ops.ab_loss`."""
-    student, teacher = _widened(student_preact, teacher_preact)
+    student, teacher = widened(student_preact, teacher_preact)
     active = (student - margin).clamp(max=0)
     inactive = (student + margin).clamp(min=0)
     # A NaN of the teacher's is on neither side, and shows in the loss.
@@ -33,7 +33,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
 
 def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> Tensor:
     """Reference of :func:`sftn_fast.ops.oh_loss`."""
-    student, teacher = _widened(student_preact, teacher_preact)
+    student, teacher = widened(student_preact, teacher_preact)
     margin = _per_channel(margin, student)
     target = torch.where(teacher <= margin, margin, teacher)
     left_out = (student <= target) & (target <= 0)  # not the opposite of "counts": a NaN must show

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops._dtype import widened
+
 
 def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32 or float64, the map of more pixels averaged down to the height and width of the other."""
-    dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    student, teacher = widened(student, teacher)
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     if student.shape[2:].numel() > teacher.shape[2:].numel():

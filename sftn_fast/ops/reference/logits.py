@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops._dtype import widened
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 from sftn_fast.ops.validation import check_classes
 
@@ -16,7 +17,7 @@ def kd_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
 ) -> Tensor:
     """Reference of :func:`sftn_fast.ops.kd_loss`."""
-    student_logits, teacher_logits = _widened(student_logits, teacher_logits)
+    student_logits, teacher_logits = widened(student_logits, teacher_logits)
     rows = temperature**2 * _kl_rows(teacher_logits, student_logits, temperature)
     if reduction == "none":
         return rows
@@ -35,7 +36,7 @@ def kd_ce_loss(
     label_smoothing: float = 0.0,
 ) -> KDTerms:
     """Reference of :func:`sftn_fast.ops.kd_ce_loss`."""
-    student_logits, teacher_logits = _widened(student_logits, teacher_logits)
+    student_logits, teacher_logits = widened(student_logits, teacher_logits)
     kd = kd_loss(student_logits, teacher_logits, temperature)
     ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
     return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
@@ -54,7 +55,7 @@ def sftn_loss(
     branch_reduction: str = "mean",
 ) -> SFTNTerms:
     """Reference of :func:`sftn_fast.ops.sftn_loss`."""
-    teacher_logits, *branches = _widened(teacher_logits, *branch_logits)
+    teacher_logits, *branches = widened(teacher_logits, *branch_logits)
     teacher_ce = cross_entropy(teacher_logits, target)
     branch_ce = torch.stack([cross_entropy(branch, target) for branch in branches]).sum()
     pairs = [(teacher_logits, branch) for branch in branches]
@@ -91,9 +92,3 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, labe
         check_classes(target, logits.shape[1], ignore_index)
         raise
     return total / (target != ignore_index).sum().clamp(min=1)
-
-
-def _widened(*tensors: Tensor) -> list[Tensor]:
-    """All in float64 if one is, else in float32: once for each input, so that its gradient is rounded once."""
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    return [t.to(dtype) for t in tensors]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops._dtype import widened
 from sftn_fast.ops.terms import RKDTerms
 
 TINY = torch.finfo(torch.float32).tiny
@@ -33,8 +34,7 @@ def rkd_loss(
 
 def _differences(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """``x_j - x_i`` at ``[i, j]`` of either network, ``[B, B, D]``, in float32 or float64."""
-    dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    student, teacher = widened(student, teacher)
     return student[None, :] - student[:, None], teacher[None, :] - teacher[:, None]
 
 

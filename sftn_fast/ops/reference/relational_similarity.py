@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sftn_fast.ops._dtype import widened
+
 SP_EPS = 1e-12
 
 
 def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Reference of :func:`sftn_fast.ops.sp_loss`."""
-    student_features, teacher_features = _widened(student_features, teacher_features)
+    student_features, teacher_features = widened(student_features, teacher_features)
     with torch.autocast(student_features.device.type, enabled=False):
         student, teacher = _gram_rows(student_features), _gram_rows(teacher_features)
         return (teacher - student).square().sum() / max(len(student), 1) ** 2
@@ -18,7 +20,7 @@ def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Reference of :func:`sftn_fast.ops.pkt_loss`."""
-    student, teacher = _widened(student, teacher)
+    student, teacher = widened(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
         p_student, p_teacher = _similarity_rows(student, eps), _similarity_rows(teacher, eps)
         ratio = (p_teacher + eps) / (p_student + eps)
@@ -42,9 +44,3 @@ def _similarity_rows(embedding: Tensor, eps: float) -> Tensor:
     unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + eps)
     similarity = ((unit @ unit.t() + 1) / 2).clamp(min=0)
     return similarity / similarity.sum(dim=1, keepdim=True)
-
-
-def _widened(*tensors: Tensor) -> list[Tensor]:
-    """All in float64 if one is, else in float32."""
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    return [t.to(dtype) for t in tensors]

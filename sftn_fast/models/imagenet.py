@@ -1,0 +1,189 @@
+"""torchvision's networks for ImageNet, under the names that they have there.
+
+Layers, initialisation and dropout are torchvision's; here its networks are cut into stages, and the last block of each
+stage can also give its map from before the last ReLU. They are made for images of 224 pixels, which the stem shrinks to
+56: ``resnet50`` is torchvision's network for those, ``ResNet50`` RepDistiller's for images of 32 pixels.
+
+torchvision is imported when the first of them is built; the names are known without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import relu
+
+from sftn_fast.models.layers import init_convolutions
+from sftn_fast.models.registry import register
+from sftn_fast.models.shufflenet_v2 import HalfConvolved, half_affines
+from sftn_fast.models.staged import PreactModule, Stage, StagedNet
+from sftn_fast.models.wrap import WrappedHead, names_in
+
+
+def torchvision_models() -> Any:
+    """The module ``torchvision.models``.
+
+    Raises:
+        ImportError: It can't be imported; the message says what to do.
+    """
+    try:
+        return import_module("torchvision.models")
+    # Not ImportError alone: a torchvision that does not match its torch fails with RuntimeError.
+    except Exception as error:
+        raise ModuleNotFoundError(
+            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the "
+            f"torchvision that belongs to torch {torch.__version__}: pip install torch=={torch.__version__} torchvision"
+        ) from error
+
+
+class ResidualEnd(PreactModule):
+    """A residual block of torchvision's, whose last ReLU is applied outside."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = _without_last_relu(block)
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and the sum that the last ReLU takes."""
+        preact = self.block(x)
+        return relu(preact), preact
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """The residual path's last norm."""
+        return cast(nn.BatchNorm2d, self.block.bn3 if hasattr(self.block, "bn3") else self.block.bn2)
+
+
+class LinearEnd(PreactModule):
+    """An inverted residual block of torchvision's MobileNetV2: its ReLU6 are inside, and none is at its end."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output twice: no ReLU follows."""
+        out = self.block(x)
+        return out, out
+
+    def preact_norm(self) -> nn.BatchNorm2d:
+        """The bottleneck's norm."""
+        return cast(nn.BatchNorm2d, cast(nn.Sequential, self.block.conv)[-1])
+
+
+class ShuffleEnd(HalfConvolved):
+    """A unit of torchvision's ShuffleNetV2, whose last ReLU is applied outside."""
+
+    def __init__(self, unit: nn.Module) -> None:
+        super().__init__()
+        *layers, _ = cast(nn.Sequential, unit.branch2)
+        self.branch2 = nn.Sequential(*layers)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """See :meth:`HalfConvolved.convolve`."""
+        return self.branch2(x)
+
+    def half_norm(self) -> nn.BatchNorm2d:
+        """See :meth:`HalfConvolved.half_norm`."""
+        return cast(nn.BatchNorm2d, self.branch2[-1])
+
+
+class Parts(NamedTuple):
+    """A network of torchvision's, taken apart; its modules are shared, not copied."""
+
+    stem: nn.Module
+    stages: Sequence[Stage]
+    head: nn.Module
+
+
+class TorchvisionNet(StagedNet):
+    """A network of torchvision's as a staged one. Checkpoints with torchvision's names fit, timm's of the same too.
+
+    Args:
+        module: The network, of which ``parts`` are made.
+    """
+
+    default_lr = 0.1
+
+    def __init__(self, module: nn.Module, parts: Parts, *, num_classes: int, in_channels: int) -> None:
+        stem, stages, head = parts
+        super().__init__(stem, list(stages), head, num_classes=num_classes, in_channels=in_channels)
+        self.wrapped_names = names_in(module, self)
+
+    def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
+        """See :meth:`StagedNet.preact_affines`."""
+        ends = [cast(Stage, stage)[-1] for stage in self.stages]
+        if all(isinstance(end, HalfConvolved) for end in ends):
+            return half_affines(cast(list[HalfConvolved], ends))
+        return super().preact_affines()
+
+
+def _cut_resnet(net: Any) -> Parts:
+    stages = [_stage(layer, ResidualEnd) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)]
+    return Parts(nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), stages, _head([], net.fc))
+
+
+def _cut_mobilenet(net: Any) -> Parts:
+    """Cut behind the last block at each size: maps shrunk 4, 8, 16 and 32 times."""
+    stem, *_, expand = net.features
+    stages = [_stage(net.features[first:last], LinearEnd) for first, last in pairwise((1, 4, 7, 14, 18))]
+    return Parts(stem, stages, _head([expand], net.classifier))
+
+
+def _cut_shufflenet(net: Any) -> Parts:
+    stages = [_stage(stage, ShuffleEnd) for stage in (net.stage2, net.stage3, net.stage4)]
+    return Parts(nn.Sequential(net.conv1, net.maxpool), stages, _head([net.conv5], net.fc))
+
+
+CUTS: dict[str, Callable[[Any], Parts]] = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _cut_resnet),
+    **dict.fromkeys(("resnext50_32x4d", "wide_resnet50_2"), _cut_resnet),
+    "mobilenet_v2": _cut_mobilenet,
+    **{f"shufflenet_v2_x{width}": _cut_shufflenet for width in ("0_5", "1_0", "1_5", "2_0")},
+}
+"""Names in torchvision, and how each network is taken apart."""
+
+
+def _build(name: str, *, num_classes: int, in_channels: int) -> TorchvisionNet:
+    module = torchvision_models().get_model(name, weights=None, num_classes=num_classes)
+    if in_channels != 3:
+        _take_channels(module, in_channels)
+    return TorchvisionNet(module, CUTS[name](module), num_classes=num_classes, in_channels=in_channels)
+
+
+for _name in CUTS:
+    register(_name)(partial(_build, _name))
+
+
+def _stage(blocks: nn.Sequential, end: Callable[[nn.Module], PreactModule]) -> Stage:
+    *body, last = blocks
+    return Stage(*body, end(last))
+
+
+def _head(expand: Sequence[nn.Module], classifier: nn.Module) -> WrappedHead:
+    return WrappedHead(nn.Sequential(*expand, nn.AdaptiveAvgPool2d(1), nn.Flatten()), classifier)
+
+
+def _take_channels(module: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one for images of so many channels."""
+    name, old = next((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+    size, stride, padding = (cast(tuple[int, int], pair) for pair in (old.kernel_size, old.stride, old.padding))
+    new = nn.Conv2d(in_channels, old.out_channels, size, stride, padding, bias=False)
+    init_convolutions(new)
+    module.set_submodule(name, new)
+
+
+def _without_last_relu(block: nn.Module) -> fx.GraphModule:
+    """``block`` but for the ReLU at its end; a trace, since the same ReLU stands elsewhere in the block too."""
+    graph = fx.Tracer().trace(block)
+    end = graph.output_node()
+    (last,) = end.all_input_nodes
+    assert isinstance(block.get_submodule(str(last.target)), nn.ReLU)
+    end.args = (*last.all_input_nodes,)
+    graph.erase_node(last)
+    return fx.GraphModule(block, graph, type(block).__name__)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from sftn_fast import cli, distillers, models, plugins, train
+from sftn_fast.config import ConfigError
+
+METHOD = """
+import torch.nn.functional as F
+from sftn_fast import distillers
+from sftn_fast.distillers.method import Method
+
+@distillers.register("{name}")
+class Mine(Method):
+    def loss(self, student, teacher, batch):
+        return F.mse_loss(student.logits, teacher.logits)
+"""
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(distillers.registry, "_methods", dict(distillers.registry._methods))
+    monkeypatch.setattr(models.registry, "_factories", dict(models.registry._factories))
+
+
+def test_file_is_run_once(tmp_path):
+    file = tmp_path / "with spaces.py"
+    file.write_text(METHOD.format(name="once"))
+    plugins.load([str(file)])
+    plugins.load([str(file), str(file)])  # a second time it would find its name taken
+    assert "once" in distillers.names()
+
+
+def test_module_by_name(tmp_path, monkeypatch):
+    (tmp_path / "module_by_name.py").write_text(METHOD.format(name="named"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.load(["module_by_name"])
+    assert "named" in distillers.names()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "code", "says"),
+    [
+        ("missing.py", None, "there is no such file"),
+        ("no_such_module_anywhere", None, "No module named"),
+        ("broken.py", "def (", "SyntaxError"),
+        ("raises.py", "raise RuntimeError('on purpose')", "RuntimeError: on purpose"),
+        ("taken.py", METHOD.format(name="kd"), "'kd' is registered already"),
+    ],
+)
+def test_what_cannot_be_imported(plugin, code, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if code is not None:
+        (tmp_path / plugin).write_text(code)
+    with pytest.raises(ConfigError, match=rf"plugins: {plugin} can't be imported: .*{says}"):
+        plugins.load([plugin])
+    assert train.main(["--plugins", f"[{plugin}]", "--output", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_method_beside_a_plugin_is_refused(tmp_path, capsys):
+    (tmp_path / "empty.py").touch()
+    argv = ["--plugins", f"[{tmp_path / 'empty.py'}]", "--distill", "nothing=1", "--output", str(tmp_path / "run")]
+    assert cli.parse(argv)[0].distill == "nothing=1"  # not known yet whether there is one
+    assert train.main(argv) == 2
+    assert "unknown method 'nothing'" in capsys.readouterr().err
+
+
+def test_processes_of_their_own_know_the_plugin(tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(METHOD.format(name="mine"))
+    argv = f"--plugins [{tmp_path / 'mine.py'}] --distill mine=0.1 --epochs 1 --seeds [0] --stages [teacher,distill]"
+    assert train.main([*argv.split(), "--devices", "[cpu,cpu]", "--output", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file()
