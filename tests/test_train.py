@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftn_fast import experiment
+from sftn_fast import data, experiment
 from sftn_fast import train as train_module
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "64", "--data.image_size", "8"]
@@ -97,6 +97,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     done = train(output)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(output, unbroken)
+
+
+def test_ctrl_c_where_nothing_is_trained_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "build", lambda *args, **options: os.kill(os.getpid(), signal.SIGINT))
+    assert train_module.main([*TINY, "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on from here\n"
 
 
 def test_the_report_closes_the_run(unbroken: Path) -> None:
