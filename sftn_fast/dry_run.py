@@ -116,7 +116,11 @@ class Rehearsal(StageRun):
         evaluation = 0.0 if task.model is None else self._evaluation(task.model)
         distributed.say(
             f"  {1000 * seconds:.1f} ms a step, {steps} steps an epoch, {epochs} epochs"
-            + (f"; {evaluations} evaluations of {1000 * evaluation:.0f} ms" if evaluation else "")
+            + (
+                f"; {evaluations} evaluation{'s' * (evaluations > 1)} of {1000 * evaluation:.0f} ms"
+                if evaluation
+                else ""
+            )
         )
         return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
 
