@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
+from sftn_fast.explanation import explain, one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -24,9 +25,11 @@ DRY_RUN = ("--dry-run", "--dry_run")
 COMMAND_LINE_ONLY = {"method": "distill", "gamma": "distill", "alpha": "distill", "beta": "distill", "dry_run": None}
 """Options that are no keys of a configuration, and the key that a recipe has instead."""
 
+USAGE = "python -m sftn_fast.train [--config RECIPE] [--KEY VALUE ...]"
 DESCRIPTION = """
-Train student-friendly teachers and distil students from them. Without --config the recipe "demo" is the base;
-every option overrides one of its keys.
+Train student-friendly teachers and distil students from them. Without --config the recipe "demo" is the base; every
+option overrides one of its keys. The defaults below are for keys that the recipe leaves out: --print_config shows what
+comes of all. --dry-run says what a run would cost. docs/methods.md lists the methods.
 """
 
 
@@ -89,7 +92,7 @@ def values_of(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
     try:
         return vars(parser.instantiate(parser.parse_args(argv)))
     except (ArgumentError, OSError) as error:
-        raise ConfigError(_one_line(str(error))) from None
+        raise ConfigError(explain(str(error), parser)) from None
 
 
 def load(path: Path) -> Config:
@@ -138,7 +141,7 @@ def _resolve_distill(argv: Sequence[str]) -> list[str]:
     try:
         given, others = parser.parse_known_args(argv)
     except ArgumentError as error:
-        raise ConfigError(_one_line(str(error))) from None
+        raise ConfigError(one_line(str(error))) from None
     weights = (given.gamma, given.alpha, given.beta)
     weighted = any(weight is not None for weight in weights)
     if given.method and (given.distill or weighted):
@@ -179,7 +182,7 @@ def _base_of(path: Path) -> str | None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {_one_line(str(error))}") from None
+        raise ConfigError(f"{path} is not a YAML file: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
     base = values.get("base")
@@ -194,12 +197,16 @@ def _parser() -> ArgumentParser:
     # What a key means is said once, beside its field.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="python -m sftn_fast.train", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False
+        prog="python -m sftn_fast.train",
+        usage=USAGE,
+        description=DESCRIPTION,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(recipe_names())}")
     for short, long, what in (
         (None, "--method", "a method as the SFTN paper trains it, instead of --distill: those on features with KD"),
-        ("-r", "--gamma", "with --distill METHOD, as in RepDistiller: weight of the cross-entropy (default: 1)"),
+        ("-r", "--gamma", "with --distill METHOD, as in RepDistiller: weight of the cross-entropy, 1 if not given"),
         ("-a", "--alpha", "likewise: weight of KD"),
         ("-b", "--beta", "likewise: weight of the method"),
     ):
@@ -210,7 +217,3 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
     parser.add_class_arguments(Config)
     return parser
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.replace("Parser key", "option").split())

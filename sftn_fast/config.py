@@ -293,7 +293,7 @@ class Config:
     """A whole experiment: which networks, which stages of training, on which data."""
 
     teacher: str = "wrn_16_2"
-    """Name of the teacher network."""
+    """Name of the teacher network; an unknown one is answered with all there are."""
     student: str = "resnet8"
     """Name of the student network."""
     teacher_file: str | None = None

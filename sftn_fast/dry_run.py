@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ class Rehearsal(StageRun):
         # With next to no learning rate, lest untrained networks explode.
         schedule = engine.Schedule(optim, 1e-9, steps, epochs)
         train_step = engine.build_step(task, schedule, optim, self.config.engine)
-        batches = [batch for batch, _ in zip(self._batches(), range(1 + TIMED_STEPS), strict=False)]
+        batches = list(islice(_endless(self._data_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
         seconds = statistics.median(
             [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
@@ -116,16 +116,13 @@ class Rehearsal(StageRun):
         evaluation = 0.0 if task.model is None else self._evaluation(task.model)
         distributed.say(
             f"  {1000 * seconds:.1f} ms a step, {steps} steps an epoch, {epochs} epochs"
-            + (f"; {evaluations} evaluations of {1000 * evaluation:.0f} ms" if evaluation else "")
+            + (
+                f"; {evaluations} evaluation{'s' * (evaluations > 1)} of {1000 * evaluation:.0f} ms"
+                if evaluation
+                else ""
+            )
         )
         return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
-
-    def _batches(self) -> Iterable[Any]:
-        """Batches without end, however few an epoch has."""
-        epoch = 0
-        while True:
-            yield from self.data.train.epoch(epoch)
-            epoch += 1
 
     def _evaluation(self, network: nn.Module) -> float:
         """Seconds that one evaluation of ``network`` takes."""
@@ -157,13 +154,13 @@ class Rehearsal(StageRun):
 def _parameters(task: Task | InitTask) -> list[tuple[str, int]]:
     """Whose parameters learn, and how many."""
 
-    def count(module: nn.Module) -> int:
+    def learning(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
     if task.model is None:
-        return [("parameters", count(task))]
+        return [("parameters", learning(task))]
     beside = {SFTNTask: "branches", DistillTask: "adapters", CollaborativeTask: "peers"}.get(type(task), "others")
-    network, others = count(task.model), count(task) - count(task.model)
+    network, others = learning(task.model), learning(task) - learning(task.model)
     return [(task.model.name, network), *([(beside, others)] if others else [])]
 
 
@@ -188,6 +185,11 @@ def _activations(task: nn.Module, train_step: engine.TrainStep, batch: Any) -> i
     with layout.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         task(layout.images(images), target, index)
     return sum(kept.values())
+
+
+def _endless(images: ImageData) -> Iterable[Any]:
+    """Training batches, however few an epoch has."""
+    return chain.from_iterable(images.train.epoch(epoch) for epoch in count())
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

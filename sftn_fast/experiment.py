@@ -114,6 +114,7 @@ def prepare(config: Config, root: Path) -> Prepared:
     source = distributed.on_main(partial(continuation.source_of, config, root))
     config = continuation.with_stages_going_on(config)
     stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
+    distributed.on_main(partial(_check_files, config, stages, source or root))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
     _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
     return Prepared(config, source, stages, devices, worker)
@@ -215,6 +216,17 @@ def _try_methods(config: Config, specs: list[str], images: ImageData) -> None:
             )
         except ValueError as error:
             raise ConfigError(f"{spec!r} can't teach {config.student} from {config.teacher}: {error}") from error
+
+
+def _check_files(config: Config, stages: list[Stage], root: Path) -> None:
+    """Miss a network that a stage is to begin with before another one is trained."""
+    init = None if config.sftn.init == "teacher" else config.sftn.init
+    for key, path, kind in (("teacher_file", config.teacher_file, "teacher"), ("sftn.init", init, "sftn")):
+        wanted = [stage for stage in stages if stage.kind == kind]
+        if all((root / f"seed{stage.seed}" / stage.name / report.RESULT).is_file() for stage in wanted):
+            continue  # who has its result needs its origin no more
+        if path and not Path(path).expanduser().exists():
+            raise ConfigError(f"{key}: no weights at {path}")
 
 
 def _check_packages() -> None:

@@ -166,10 +166,9 @@ class StageRun:
         lr: float,
         on_epoch: Callable[[int], None] | None = None,
     ) -> engine.FitResult:
-        views = task.views if isinstance(task, CollaborativeTask) else 1
         return engine.fit(
             task,
-            self.data.with_views(views),
+            self._data_for(task),
             epochs=epochs,
             optim=optim,
             engine=self.config.engine,
@@ -180,6 +179,10 @@ class StageRun:
             resume=self.config.resume,
             on_epoch=on_epoch,
         )
+
+    def _data_for(self, task: Task | InitTask) -> ImageData:
+        """The images, augmented as often as ``task`` asks for."""
+        return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1)
 
     def _adopt_teacher(self, identity: dict[str, Any], file: str) -> None:
         """Measure a teacher that came from a file and take it for this run's own."""

@@ -9,6 +9,7 @@ checkpoint was written. 1: the training itself went wrong, in one line where tha
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, recipe = cli.parse(arguments)
     except ConfigError as error:
         return _fail(error, 2) if launcher.rank() == 0 else 2
-    return _run(config, recipe, dry=dry)
+    try:
+        return _run(config, recipe, dry=dry)
+    except KeyboardInterrupt:  # where nothing is trained: while it imports, reads images, writes the report
+        print("stopped by SIGINT; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _run(config: Config, recipe: str, *, dry: bool) -> int:

@@ -33,6 +33,7 @@ CASES = {
     "two processes": f"{SMALL} --devices [cpu,cpu]",
     "initialisations": f"{SMALL} --methods [ab,ft] --stages [teacher,distill]",
     "together": f"{SMALL} --stages [teacher,collaborate] --collaborate.init teacher",
+    "together on views of their own": f"{SMALL} --stages [collaborate] --collaborate.method kdcl",
     "along the route": f"{SMALL} --stages [teacher,distill] --route.anchors 2",
     "fine-tuned": f"{SMALL} --stages [teacher,sftn] --sftn.init teacher",
     "half precision in parts": f"{SMALL} --engine.amp bf16 --optim.accumulate 4 --stages [student]",

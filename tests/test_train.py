@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftn_fast import experiment
+from sftn_fast import data, experiment
 from sftn_fast import train as train_module
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "64", "--data.image_size", "8"]
@@ -99,6 +99,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert_equal_runs(output, unbroken)
 
 
+def test_ctrl_c_where_nothing_is_trained_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "build", lambda *args, **options: os.kill(os.getpid(), signal.SIGINT))
+    assert train_module.main([*TINY, "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on from here\n"
+
+
 def test_the_report_closes_the_run(unbroken: Path) -> None:
     done = train(unbroken)
     assert done.returncode == 0
@@ -136,6 +144,7 @@ def test_a_teacher_file_that_does_not_fit_is_exit_code_2(unbroken: Path, tmp_pat
     done = train(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and file.name in done.stderr
+    assert (tmp_path / "run").exists() == (kind == "another network"), "what is missing is missed at once"
 
 
 def test_a_loss_that_explodes_is_exit_code_1_and_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from sftn_fast.engine import CheckpointError, CheckpointStore, read_checkpoint
 
-from .faults import flip_bit, largest_file, processes, truncate
+from .faults import flip_bit, largest_file, mount_disk, processes, truncate
 
 
 def state_of(step: int, size: int = 20_000) -> dict:
@@ -119,6 +119,44 @@ def test_a_full_disk_leaves_nothing_behind_and_the_older_intact(tmp_path):
         store.save(3, state_of(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000001", "step_000000002"]
     assert all(read_checkpoint(store.path(step))["step"] == step for step in (1, 2))
+
+
+def fill_a_disk(folder: Path, report: Connection) -> None:
+    torch.set_num_threads(1)
+    try:
+        mount_disk(folder, kilobytes=400)
+    except OSError as error:
+        report.send(str(error))
+        return
+    ballast = folder / "ballast"
+    ballast.write_bytes(bytes(160_000))
+    store = save_all(folder / "checkpoints", [1, 2])  # 80 kB each
+    told: list[object] = []
+    try:
+        store.save(3, state_of(3))
+    except CheckpointError as error:
+        told = [str(error), sorted(path.name for path in store.folder.iterdir()), store.load_newest()[0]]
+    ballast.unlink()
+    store.save(4, state_of(4))
+    report.send([*told, store.steps()])
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """As above, on a file system that has no space left."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    here, there = processes.Pipe(duplex=False)
+    child = processes.Process(target=fill_a_disk, args=(folder, there))
+    child.start()
+    there.close()
+    told = here.recv()
+    child.join()
+    if isinstance(told, str):
+        pytest.skip(f"this machine lets nobody mount a small disk ({told})")
+    message, left, newest, then = told
+    assert message.endswith("step_000000003 can't be written: No space left on device")
+    assert left == ["step_000000001", "step_000000002"] and newest == 2
+    assert then == [4, 2]
 
 
 def test_the_third_failure_in_a_row_is_the_last(tmp_path, caplog):
