@@ -14,7 +14,7 @@ from torch import nn
 from sftn_fast.config import ConfigError, EngineConfig, OptimConfig, check
 from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.checkpoint import CheckpointStore
-from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
+from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory, resolve_device
 from sftn_fast.engine.evaluate import evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch, differences, normalise
 from sftn_fast.engine.folder import FolderError
@@ -112,12 +112,16 @@ def fit(
     task.to(device)
     if engine.sync_batchnorm:
         parallel.synchronise_batchnorm(task, device)
-    if engine.channels_last:
+    channels_last = is_channels_last(engine.channels_last, task.model, device)
+    if channels_last:
         task.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()
     schedule = Schedule(optim, rate, steps_per_epoch, epochs)
-    layout = Layout(device, dtype, engine.channels_last)
+    layout = Layout(device, dtype, channels_last)
     sgd = build_sgd(task, optim, rate)
-    train_step = TrainStep(task, sgd, schedule, layout, clip_grad=optim.clip_grad, accumulate=optim.accumulate)
+    parts, clip = optim.accumulate, optim.clip_grad
+    train_step = TrainStep(task, sgd, schedule, layout, clip_grad=clip, accumulate=parts, compile=engine.compile)
     state = TrainState(task, train_step)
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sftn_fast.engine import parallel
+from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import Layout
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
 from sftn_fast.engine.optim import Schedule
@@ -24,6 +25,7 @@ class TrainStep:
         layout: device and arithmetic; below float32 the task runs under autocast, in float16 with a gradient scaler.
         clip_grad: largest norm of the gradient, or None.
         accumulate: parts that a batch is computed in, one after the other.
+        compile: run the task under torch.compile, see :class:`~sftn_fast.engine.compile.Compiled`.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class TrainStep:
         *,
         clip_grad: float | None = None,
         accumulate: int = 1,
+        compile: bool = False,
     ):
         # The wrapper is for the step alone: all else, checkpoints above all, knows the task by its own names.
         self.task, self.optimizer, self.schedule = parallel.wrap(task), optimizer, schedule
+        self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
         half = layout.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
@@ -102,7 +106,7 @@ class TrainStep:
         images, target, index = part
         # The networks in the chosen arithmetic; the losses come back in float32.
         with self.layout.autocast():
-            terms = self.task(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+            terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
         self.scaler.scale(share * _checked_total(terms)).backward()
         return {name: share * term.detach() for name, term in terms.items()}
 
