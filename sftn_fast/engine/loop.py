@@ -8,24 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from sftn_fast.config import ConfigError, EngineConfig, OptimConfig, check
-from sftn_fast.engine import distributed, parallel
+from sftn_fast.engine import distributed
 from sftn_fast.engine.checkpoint import CheckpointStore
-from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory, resolve_device
+from sftn_fast.engine.device import amp_dtype, resolve_device
 from sftn_fast.engine.evaluate import evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch, differences, normalise
 from sftn_fast.engine.folder import FolderError
 from sftn_fast.engine.meter import RUN
 from sftn_fast.engine.metrics import RunLog
-from sftn_fast.engine.optim import Schedule, build_sgd
+from sftn_fast.engine.optim import Schedule
 from sftn_fast.engine.progress import ProgressBar
 from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.signals import Interrupted, StopSignals
 from sftn_fast.engine.state import TrainState
-from sftn_fast.engine.step import TrainStep
+from sftn_fast.engine.step import build_step
 
 DEFAULT_LR = 0.05  # CRD's for CIFAR-100
 
@@ -97,7 +96,7 @@ def fit(
     """
     check(resume in ("auto", "never", "force"), "resume", resume, "auto, never or force")
     device = resolve_device(engine.device)
-    dtype = amp_dtype(engine.amp, device)
+    amp_dtype(engine.amp, device)
     rate = optim.scaled(optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR)
     steps_per_epoch, ranks, main = len(data.train), distributed.world_size(), distributed.is_main()
     if steps_per_epoch == 0:
@@ -109,19 +108,7 @@ def fit(
     distributed.on_main(partial(_check_agreement, everyones))
 
     seed_everything(seed + distributed.rank())
-    task.to(device)
-    if engine.sync_batchnorm:
-        parallel.synchronise_batchnorm(task, device)
-    channels_last = is_channels_last(engine.channels_last, task.model, device)
-    if channels_last:
-        task.to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        keep_freed_memory()
-    schedule = Schedule(optim, rate, steps_per_epoch, epochs)
-    layout = Layout(device, dtype, channels_last)
-    sgd = build_sgd(task, optim, rate)
-    parts, clip = optim.accumulate, optim.clip_grad
-    train_step = TrainStep(task, sgd, schedule, layout, clip_grad=clip, accumulate=parts, compile=engine.compile)
+    train_step = build_step(task, Schedule(optim, rate, steps_per_epoch, epochs), engine, device)
     state = TrainState(task, train_step)
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
