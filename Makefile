@@ -1,7 +1,7 @@
 # make demo   set up, then train a teacher, a student-friendly teacher and their students on handwritten digits
 # make test   set up, then run the tests
 # make check  the tests, and ruff, mypy, clang-format, the ABI audit
-# make bench  measure the kernels against plain PyTorch
+# make bench  measure kernels and whole training steps against plain PyTorch, and how cost grows
 #
 # Everything lives in .venv; a second call reuses what stands.
 
