@@ -51,6 +51,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     """
     arguments, recipe = _resolve_recipe(_resolve_distill(argv))
     values = values_of(_parser(), arguments)
+    if values["compile"]:
+        values["engine"] = dataclasses.replace(values["engine"], compile=True)
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
@@ -180,6 +182,7 @@ def _parser() -> ArgumentParser:
         ("-b", "--beta", "likewise: weight of the method"),
     ):
         parser.add_argument(*([short] if short else []), long, help=what)  # for --help: see _resolve_distill
+    parser.add_argument("--compile", action="store_true", help="the same as --engine.compile=true")
     parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
     parser.add_class_arguments(Config)
     return parser
