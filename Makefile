@@ -2,7 +2,7 @@
 # make test   set up, then run the tests
 # make check  the tests, and ruff, mypy, clang-format, the ABI audit, the user guide as a site
 # make docs   the user guide as a site, in build/site
-# make bench  measure the kernels against plain PyTorch
+# make bench  measure kernels and whole training steps against plain PyTorch, and how cost grows
 #
 # Everything lives in .venv; a second call reuses what stands.
 

@@ -15,10 +15,24 @@ from matplotlib.ticker import LogLocator, NullLocator
 from bench.family import Row
 
 COLOURS = {"compile": "#b5b5b5", "reference": "#7f9fbf", "liger": "#e0a85c", "ours": "#c2412d"}
+COLOURS |= {"ours, NCHW": "#e3a79c", "ours, bf16": "#7d2a1d", "ours, compile": "#4d6b47"}
 LOG_ABOVE = 12.0  # a linear axis that long leaves nothing to see of the others
 
 
-def draw(path: Path, family: str, about: dict[str, Any], rows: list[Row]) -> None:
+def place(about: dict[str, Any]) -> str:
+    """Where and when it was measured."""
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    return f"{about['processor']}, {threads}, torch {about['torch']}, {about['date']}"
+
+
+def draw(
+    path: Path,
+    family: str,
+    about: dict[str, Any],
+    rows: list[Row],
+    *,
+    of_what: str = "the authors' PyTorch code, forward and backward",
+) -> None:
     """One group of bars a case. They begin at 1, the authors' code: what is slower points to the left."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
     ratios = {(row["case"], row["implementation"]): row["ratio"] for row in rows if "ratio" in row}
@@ -43,10 +57,8 @@ def draw(path: Path, family: str, about: dict[str, Any], rows: list[Row]) -> Non
     axes.set_yticks(range(len(cases)), cases, fontsize=9)
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("times as fast as the authors' PyTorch code, forward and backward, median", fontsize=9)
-    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
-    where = f"{about['processor']}, {threads}, torch {about['torch']}, {about['date']}"
-    axes.set_title(f"{family} on {where}", fontsize=10)
+    axes.set_xlabel(f"times as fast as {of_what}, median", fontsize=9)
+    axes.set_title(f"{family} on {place(about)}", fontsize=10)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=max(len(shown), 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)

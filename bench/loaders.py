@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bench import record
+from bench.family import Row
 from sftn_fast.data.dali_decoder import DaliDecoder
 from sftn_fast.data.stream import FileSplit, FileTrainLoader, Form
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
+from sftn_fast.info import version_of
 
 FILES, BATCH, SIZE = 512, 64, 224
 SHAPES = ((500, 375), (500, 375), (375, 500), (500, 333))  # width, height
@@ -28,7 +31,8 @@ BLOTS = ((4, 96), (16, 64), (64, 42), (256, 64))  # how many across, and how str
 QUALITY = 94
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EAGER = "DataLoader with PIL"
-TURNS = 9  # of whole epochs: fewer than a kernel gets
+TURNS = 9  # of whole epochs, at most
+SECONDS_A_TURN = 2
 
 Loader = Callable[[int], Iterable[int]]
 
@@ -107,8 +111,9 @@ def decode_only(paths: Sequence[Path], workers: int) -> Iterator[int]:
             yield 1
 
 
-def measure(workers: int, turns: int, report: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    """Whole epochs of each loader in turn, its start included, as a run has it; a row for each."""
+def measure(seconds: float, report: Callable[[Row], None], *, compile: bool) -> list[Row]:
+    """Whole epochs of each loader in turn, its start included, as a run has it; a row for each. Nothing is compiled."""
+    workers, turns = default_workers(), max(2, min(TURNS, round(seconds / SECONDS_A_TURN)))
     with tempfile.TemporaryDirectory() as folder:
         paths = make_files(Path(folder), FILES)
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
@@ -131,27 +136,28 @@ def measure(workers: int, turns: int, report: Callable[[dict[str, Any]], None]) 
     return rows
 
 
-HEADER = """\
-| loader | p20 images/s | p50 images/s | p80 images/s | n | times DataLoader (p50) |
-| --- | ---: | ---: | ---: | ---: | ---: |"""
+def header() -> str:
+    names = ["loader", "p20 images/s", "p50 images/s", "p80 images/s", "n", "times DataLoader (p50)"]
+    return f"| {' | '.join(names)} |\n|---|{'---:|' * 5}"
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     speeds = " | ".join(f"{row[key]:.0f}" for key in ("p20", "p50", "p80"))
     return f"| {row['loader']} | {speeds} | {row['n']} | {row['ratio']:.2f} |"
 
 
-def text(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The record as Markdown."""
-    facts = ", ".join(f"{key} {value}" for key, value in about.items())
-    first = rows[0]
+def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
+    """The record under ``folder``: rows and page."""
+    about = about | {
+        key: version_of(module) for key, module in (("DALI", "nvidia.dali"), ("torchvision", "torchvision"))
+    }
     how = (
-        f"{facts}. {FILES} JPEGs of {first['kB a file']} kB and about 500 x 375 pixels, training batches of {BATCH} at "
-        f"{SIZE} pixels, {first['workers']} workers each, file cache warm. Loaders take turns of an epoch, their start "
-        f"included; n counts epochs. `{EAGER}` is what PyTorch's example for ImageNet does; `decode only` throws the "
-        "decoded images away."
+        f"{record.facts(about)}. {FILES} JPEGs of {rows[0]['kB a file']} kB and about 500 x 375 pixels, training batches "
+        f"of {BATCH} at {SIZE} pixels, {rows[0]['workers']} workers each, file cache warm. Loaders take turns of an epoch, "
+        f"their start included; n counts epochs. `{EAGER}` is what PyTorch's example for ImageNet does; `decode only` "
+        "throws the decoded images away."
     )
-    return "\n".join(["# loaders: images a second", "", how, "", HEADER, *map(line, rows)]) + "\n"
+    record.save(name, about, rows, ["# loaders: images a second", "", how, "", header(), *map(line, rows)], folder)
 
 
 def default_workers() -> int:

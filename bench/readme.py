@@ -1,14 +1,16 @@
-"""The README's table of speeds, written from the records: `python -m bench.readme`."""
+"""The README's tables of speeds, written from the records: `python -m bench.readme`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.family import Row
 from bench.record import RESULTS, read
 
 README = Path(__file__).parents[1] / "README.md"
+STEPS_BEGIN, STEPS_END = "<!-- steps: written by python -m bench.readme -->", "<!-- end of steps -->"
 BEGIN, END = "<!-- speeds: written by python -m bench.readme -->", "<!-- end of speeds -->"
 FAMILIES = ("logits", "contrastive", "negatives", "relational", "features")
 
@@ -24,12 +26,15 @@ def table(device: str = "cpu", folder: Path = RESULTS) -> str:
         for row in rows:
             by_case.setdefault(row["case"], {})[row["implementation"]] = row
         lines += [_line(case, found) for case, found in by_case.items()]
-    facts = (
+    what = "Medians of single calls, under torch.compile and with ours as times faster than the authors' code"
+    return "\n".join([*lines, "", f"{what}; {_where(conditions)}."])
+
+
+def _where(conditions: dict[str, Any]) -> str:
+    return (
         f"{conditions['threads']} threads of {conditions['processor']} with {conditions['simd']}, "
         f"torch {conditions['torch']}, {conditions['date']}"
     )
-    what = "Medians of single calls, under torch.compile and with ours as times faster than the authors' code"
-    return "\n".join([*lines, "", f"{what}; {facts}."])
 
 
 def _line(case: str, found: dict[str, Row]) -> str:
@@ -48,13 +53,35 @@ def _bytes(count: float) -> str:
     return f"{count / 2**10:,.0f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
 
 
-def with_table(text: str, speeds: str) -> str:
+def steps_table(folder: Path = RESULTS) -> str:
+    """A row a case of whole steps of training, and where they were measured. FileNotFoundError if nowhere yet."""
+    conditions, rows = read("training-cpu", folder)
+    names = ["a whole step", "usual loop, images/s", "**ours**, images/s", "times as fast", "memory, theirs / ours"]
+    lines = [f"| {' | '.join(names)} |", "|---|---:|---:|---:|---:|"]
+    found = {(row["case"], row["implementation"]): row for row in rows}
+    for case in dict.fromkeys(row["case"] for row in rows if row["implementation"] == "ours"):
+        usual, ours = found[case, "eager"], found[case, "ours"]
+        memory = f"{_bytes(usual['peak_bytes'])} / {_bytes(ours['peak_bytes'])}"
+        cells = [case, f"{usual['images_per_second']:.0f}", f"**{ours['images_per_second']:.0f}**"]
+        lines.append(f"| {' | '.join([*cells, format(ours['ratio'], '.2f'), memory])} |")
+    return "\n".join([*lines, "", f"Medians; {_where(conditions)}."])
+
+
+def with_table(text: str, speeds: str, begin: str = BEGIN, end: str = END) -> str:
     """``text`` with what stands between the two marks replaced. ValueError if they are not there."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{speeds}\n\n{END}{after}"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n\n{speeds}\n\n{end}{after}"
+
+
+def refreshed(text: str, folder: Path = RESULTS) -> str:
+    """``text`` with its tables as recorded; that of whole steps where it has the marks and there is a record."""
+    text = with_table(text, table(folder=folder))
+    if STEPS_BEGIN in text and (folder / "training-cpu.json").is_file():
+        text = with_table(text, steps_table(folder), STEPS_BEGIN, STEPS_END)
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(), table()))
-    print(f"{README}: speeds refreshed", file=sys.stderr)
+    README.write_text(refreshed(README.read_text()))
+    print(f"{README}: tables refreshed", file=sys.stderr)

@@ -58,23 +58,26 @@ def line(row: Row) -> str:
     return f"| {' | '.join(map(str, [row['case'], row['implementation'], *times, *counts]))} |"
 
 
-def write(name: str, family: str, device: str, about: dict[str, Any], rows: list[Row], folder: Path = RESULTS) -> None:
-    facts = ", ".join(f"{key} {value}" for key, value in about.items())
-    how = (
-        f"float32; {facts}. Implementations take turns of {TURN_MS:g} ms; n counts samples. `eager` is the authors' "
-        "code, `compile` the same under torch.compile, `reference` ours in plain PyTorch. Peak is the memory allocated "
-        "during a call, results included. The share of the copy bandwidth is that of the bytes that must move; above "
-        "1, caches hold them."
-    )
-    text = [f"# {family}: forward and backward", "", how, "", f"![{family}]({name}.png)", "", header(device)]
-    write_files(name, about, rows, "\n".join([*text, *map(line, rows)]) + "\n", folder)
-
-
-def write_files(name: str, about: dict[str, Any], rows: list[Row], text: str, folder: Path) -> None:
-    """The rows as ``name``.json, and ``text`` as ``name``.md."""
+def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], folder: Path = RESULTS) -> None:
+    """The raw rows, and ``text`` as the page that shows them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.md").write_text("\n".join(text) + "\n")
+
+
+def facts(about: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in about.items())
+
+
+def write(name: str, family: str, device: str, about: dict[str, Any], rows: list[Row], folder: Path = RESULTS) -> None:
+    how = (
+        f"float32; {facts(about)}. Implementations take turns of {TURN_MS:g} ms; n counts samples. `eager` is the "
+        "authors' code, `compile` the same under torch.compile, `reference` ours in plain PyTorch. Peak is the memory "
+        "allocated during a call, results included. The share of the copy bandwidth is that of the bytes that must "
+        "move; above 1, caches hold them."
+    )
+    text = [f"# {family}: forward and backward", "", how, "", f"![{family}]({name}.png)", "", header(device)]
+    save(name, about, rows, [*text, *map(line, rows)], folder)
 
 
 def read(name: str, folder: Path = RESULTS) -> tuple[dict[str, Any], list[Row]]:

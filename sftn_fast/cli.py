@@ -66,6 +66,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
             raise ConfigError(
                 f"{key} is for the command line" + (f"; a recipe has {instead} instead" if instead else "")
             )
+    if values["compile"]:
+        values["engine"] = dataclasses.replace(values["engine"], compile=True)
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
     if not config.plugins:  # which may bring the method, and run only where something is trained
         check_distill(config)
@@ -214,6 +216,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         *DRY_RUN, action="store_true", help="say what the run would train, hold and take, and train nothing"
     )
+    parser.add_argument("--compile", action="store_true", help="the same as --engine.compile=true")
     parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
     parser.add_class_arguments(Config)
     return parser

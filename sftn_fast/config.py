@@ -261,8 +261,11 @@ class EngineConfig:
     """Arithmetic of the networks: fp32, bf16 or fp16 (with a gradient scaler). The losses are float32 always."""
     threads: int | None = None
     """CPU threads; null for torch's choice. One is fastest for small networks on small images."""
-    channels_last: bool = False
-    """Lay images and convolutions out as NHWC."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Lay images and convolutions out as NHWC. auto: on the CPU, but for the families that are slower so (VGG)."""
+    compile: bool = False
+    """Run the step's forward and backward passes under torch.compile, which takes a minute or more to begin with and
+    needs a C++ compiler on the CPU. A network that it can't take is trained without, after a warning."""
     sync_batchnorm: bool = False
     """Over several ranks: BatchNorm's statistics are those of the whole batch. On CUDA only."""
     eval_every: int = 1

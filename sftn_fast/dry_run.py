@@ -106,7 +106,7 @@ class Rehearsal(StageRun):
         steps = engine.steps_an_epoch(self.data, optim)
         # With next to no learning rate, lest untrained networks explode.
         schedule = engine.Schedule(optim, 1e-9, steps, epochs)
-        train_step = engine.build_step(task, schedule, optim, self.config.engine)
+        train_step = engine.build_step(task, schedule, self.config.engine, self.device)
         batches = list(islice(_endless(self._data_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
         seconds = statistics.median(
@@ -126,7 +126,7 @@ class Rehearsal(StageRun):
 
     def _evaluation(self, network: nn.Module) -> float:
         """Seconds that one evaluation of ``network`` takes."""
-        layout = engine.Layout(self.device, channels_last=self.config.engine.channels_last)
+        layout = engine.Layout(self.device)
         splits = [split for split in (self.data.val, self.data.test) if split is not None]
         some = list(islice(self.data.test, TIMED_BATCHES))
         seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)

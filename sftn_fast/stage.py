@@ -302,6 +302,7 @@ class StageRun:
             "epochs": config.epochs_of(stage.kind),
             "amp": config.engine.amp,
             "channels_last": config.engine.channels_last,
+            "compile": config.engine.compile,
             "sync_batchnorm": config.engine.sync_batchnorm,
             "optim": whole["optim"],
             "data": self.data.fingerprint(),

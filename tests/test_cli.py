@@ -267,3 +267,29 @@ def test_devices_are_read_as_they_were_written(devices, tmp_path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(cli.dump(config))
     assert cli.load(path) == config
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_a_layout_is_read_as_it_was_written(text, value, tmp_path) -> None:
+    config = cli.parse(["--engine.channels_last", text])[0]
+    assert config.engine.channels_last == value and type(config.engine.channels_last) is type(value)
+    path = tmp_path / "config.yaml"
+    path.write_text(cli.dump(config))
+    assert cli.load(path) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "compiled"), [([], False), (["--compile"], True), (["--engine.compile=true"], True)]
+)
+def test_compile(options, compiled, tmp_path) -> None:
+    config = cli.parse(options)[0]
+    assert config.engine.compile is compiled
+    path = tmp_path / "config.yaml"
+    path.write_text("compile: true\n" if compiled else "base: demo\n")
+    assert cli.parse(["--config", str(path)])[0].engine.compile is compiled
+
+
+@pytest.mark.parametrize("option", ["--engine.channels_last=sometimes", "--engine.compile=often"])
+def test_a_layout_or_a_compiler_that_there_is_not(option) -> None:
+    with pytest.raises(ConfigError, match=option.removeprefix("--").partition("=")[0]):
+        cli.parse([option])

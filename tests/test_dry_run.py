@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sftn_fast import cli, data, engine, experiment, models, train
 from sftn_fast.dry_run import _activations
@@ -93,7 +94,7 @@ def test_activations_grow_with_the_images_of_a_step() -> None:
     for count, accumulate in ((16, 1), (32, 1), (32, 2)):
         config, _ = cli.parse([*SMALL.split(), "--optim.batch_size", str(count), "--optim.accumulate", str(accumulate)])
         task = SupervisedTask(models.build("resnet8", num_classes=10))
-        step = engine.build_step(task, engine.Schedule(config.optim, 0.1, 1, 1), config.optim, config.engine)
+        step = engine.build_step(task, engine.Schedule(config.optim, 0.1, 1, 1), config.engine, torch.device("cpu"))
         images = data.build(config.data, seed=0, batch_size=count, device="cpu")
         kept.append(_activations(task, step, next(iter(images.train.epoch(0)))))
     assert kept[0] > 16 * 16 * 8 * 8 * 4  # more than the stem's output alone

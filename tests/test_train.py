@@ -196,3 +196,14 @@ def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert (home / "mein Lauf" / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_says_so_and_trains(tmp_path):
+    output = tmp_path / "run"
+    options = ["--compile", "--stages", "[student]", "--student", "resnet8", "--epochs", "1"]
+    broken = {**environment(), "CXX": str(tmp_path / "no-such-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command(output, *options), capture_output=True, text=True, env=broken)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("engine.compile: not compiled") == 1
+    assert set(weights(output)) == {"student"}

@@ -18,7 +18,7 @@ def _logits(n: int, c: int, device: str, *, grad: bool) -> Tensor:
     return (3 * torch.randn(n, c, device=device)).requires_grad_(grad)
 
 
-def _kd_ce(n: int, c: int, device: str) -> dict[str, Step]:
+def kd_ce(n: int, c: int, device: str) -> dict[str, Step]:
     student, teacher = _logits(n, c, device, grad=True), _logits(n, c, device, grad=False)
     target = torch.randint(c, (n,), device=device)
     authors = eager.KDWithCrossEntropy()
@@ -32,8 +32,8 @@ def _kd_ce(n: int, c: int, device: str) -> dict[str, Step]:
     return {name: step([student], loss) for name, loss in losses.items()}
 
 
-def _sftn(n: int, c: int, device: str) -> dict[str, Step]:
-    teacher, *branches = (_logits(n, c, device, grad=True) for _ in range(4))
+def sftn(n: int, c: int, device: str, *, num_branches: int = 3) -> dict[str, Step]:
+    teacher, *branches = (_logits(n, c, device, grad=True) for _ in range(1 + num_branches))
     target = torch.randint(c, (n,), device=device)
     authors = eager.SFTN()
     losses = {
@@ -53,6 +53,6 @@ KD_SIZES = [(64, 100), (256, 1000), (1024, 1000)]
 SFTN_SIZES = [(64, 100), (256, 1000)]
 
 CASES = [
-    *(Case(f"KD + CE ({n}, {c})", partial(_kd_ce, n, c), _bytes(n, c, 2, 1)) for n, c in KD_SIZES),
-    *(Case(f"SFTN, 3 branches ({n}, {c})", partial(_sftn, n, c), _bytes(n, c, 4, 4)) for n, c in SFTN_SIZES),
+    *(Case(f"KD + CE ({n}, {c})", partial(kd_ce, n, c), _bytes(n, c, 2, 1)) for n, c in KD_SIZES),
+    *(Case(f"SFTN, 3 branches ({n}, {c})", partial(sftn, n, c), _bytes(n, c, 4, 4)) for n, c in SFTN_SIZES),
 ]

@@ -14,6 +14,7 @@ from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
 from sftn_fast.distillers.spec import CE, Spec
 from sftn_fast.models import StagedNet
+from sftn_fast.models.fold import FrozenNet
 
 
 class Distiller(nn.Module):
@@ -59,6 +60,8 @@ class Distiller(nn.Module):
                 raise ValueError(f"student has {student.num_classes} classes, teacher has {teacher.num_classes}")
         # The tuple hides the networks from nn.Module, which would register them.
         self._held = (student, *(teacher.eval() for teacher in teachers))
+        # What is run in their place; the methods look at the teachers themselves.
+        self._frozen = tuple(FrozenNet(teacher) for teacher in teachers)
         about_student = NetInfo.of(student, image_size)
         self.methods = nn.ModuleList()
         for teacher in teachers:
@@ -130,7 +133,7 @@ class Distiller(nn.Module):
 
     def _fused_terms(self, name: str, method: FusedMethod, images: Tensor, target: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            teacher_logits = self.teacher(images)
+            teacher_logits = self._frozen[0]()(images)
         total, ce, loss = method.loss_with_ce(
             self.student(images), teacher_logits, target, weight=self.weights[name], ce_weight=self.weights[CE]
         )
@@ -141,12 +144,12 @@ class Distiller(nn.Module):
         student = self.student.forward_features(images, preact=self._needs_preacts)
         own = student.first(len(batch.target))
         losses = {CE: F.cross_entropy(own.logits.float(), batch.target)}
-        for number, teacher in enumerate(self.teachers):
+        for number, frozen in enumerate(self._frozen):
             methods = self._losses_of(number)
             if not methods:
                 continue
             with torch.no_grad():
-                taught = teacher.forward_features(images, preact=self._needs_preacts)
+                taught = frozen().forward_features(images, preact=self._needs_preacts)
             for name, method in methods.items():
                 pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
                 loss = method.loss(*pair, batch).float() / len(self.teachers)

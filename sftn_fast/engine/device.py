@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from sftn_fast.config import ConfigError
+
+# Parameters of glibc's mallopt.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 AMP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +75,27 @@ def resolve_devices(devices: int | str | Sequence[str], default: str) -> list[to
     if count > usable:
         raise ConfigError(f"devices is {count}, but there are {usable} CUDA devices; processors go by [cpu,cpu]")
     return [torch.device("cuda", index) for index in range(count)]
+
+
+def is_channels_last(choice: bool | str, model: object, device: torch.device) -> bool:
+    """What ``EngineConfig.channels_last`` means for training ``model``, if there is one, on ``device``."""
+    if choice == "auto":
+        return device.type == "cpu" and getattr(model, "cpu_channels_last", True)
+    return bool(choice)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that a step frees for the next step, instead of handing it to the kernel.
+
+    A fresh page costs a fault and its zeros, at every step for every large map. With another C library than glibc
+    nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype:

@@ -8,24 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from sftn_fast.config import ConfigError, EngineConfig, OptimConfig, check
-from sftn_fast.engine import distributed, parallel
+from sftn_fast.engine import distributed
 from sftn_fast.engine.checkpoint import CheckpointStore
-from sftn_fast.engine.device import Layout, amp_dtype, resolve_device
+from sftn_fast.engine.device import amp_dtype, resolve_device
 from sftn_fast.engine.evaluate import evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch, differences, normalise
 from sftn_fast.engine.folder import FolderError
 from sftn_fast.engine.meter import RUN
 from sftn_fast.engine.metrics import RunLog
-from sftn_fast.engine.optim import Schedule, build_sgd
+from sftn_fast.engine.optim import Schedule
 from sftn_fast.engine.progress import ProgressBar
 from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.signals import Interrupted, StopSignals
 from sftn_fast.engine.state import TrainState
-from sftn_fast.engine.step import TrainStep
+from sftn_fast.engine.step import build_step
 
 DEFAULT_LR = 0.05  # CRD's for CIFAR-100
 
@@ -96,7 +95,8 @@ def fit(
     down.
     """
     check(resume in ("auto", "never", "force"), "resume", resume, "auto, never or force")
-    amp_dtype(engine.amp, resolve_device(engine.device))  # refused before anything else is done
+    device = resolve_device(engine.device)
+    amp_dtype(engine.amp, device)
     rate = optim.scaled(optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR)
     steps_per_epoch, ranks, main = steps_an_epoch(data, optim), distributed.world_size(), distributed.is_main()
 
@@ -106,8 +106,8 @@ def fit(
     distributed.on_main(partial(_check_agreement, everyones))
 
     seed_everything(seed + distributed.rank())
-    schedule = Schedule(optim, rate, steps_per_epoch, epochs)
-    state = TrainState(task, build_step(task, schedule, optim, engine))
+    train_step = build_step(task, Schedule(optim, rate, steps_per_epoch, epochs), engine, device)
+    state = TrainState(task, train_step)
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
     resumed_from = _resume(store, state, identity, resume)
@@ -134,19 +134,6 @@ def steps_an_epoch(data: Any, optim: OptimConfig) -> int:
     if len(data.train) == 0:
         raise ConfigError(f"optim.batch_size is {optim.batch_size}, more than the {data.num_train} training images")
     return len(data.train)
-
-
-def build_step(task: nn.Module, schedule: Schedule, optim: OptimConfig, engine: EngineConfig) -> TrainStep:
-    """What trains ``task`` by a batch at a time; moves it to the engine's device, in the layout that is asked for."""
-    device = resolve_device(engine.device)
-    layout = Layout(device, amp_dtype(engine.amp, device), engine.channels_last)
-    task.to(device)
-    if engine.sync_batchnorm:
-        parallel.synchronise_batchnorm(task, device)
-    if engine.channels_last:
-        task.to(memory_format=torch.channels_last)
-    sgd = build_sgd(task, optim, schedule.lr)
-    return TrainStep(task, sgd, schedule, layout, clip_grad=optim.clip_grad, accumulate=optim.accumulate)
 
 
 def _train(

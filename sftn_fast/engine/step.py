@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sftn_fast.config import EngineConfig
 from sftn_fast.engine import parallel
-from sftn_fast.engine.device import Layout
+from sftn_fast.engine.compile import Compiled
+from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
-from sftn_fast.engine.optim import Schedule
+from sftn_fast.engine.optim import Schedule, build_sgd
 
 
 class TrainStep:
@@ -24,6 +26,7 @@ class TrainStep:
         layout: device and arithmetic; below float32 the task runs under autocast, in float16 with a gradient scaler.
         clip_grad: largest norm of the gradient, or None.
         accumulate: parts that a batch is computed in, one after the other.
+        compile: run the task under torch.compile, see :class:`~sftn_fast.engine.compile.Compiled`.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class TrainStep:
         *,
         clip_grad: float | None = None,
         accumulate: int = 1,
+        compile: bool = False,
     ):
         # The wrapper is for the step alone: all else, checkpoints above all, knows the task by its own names.
         self.task, self.optimizer, self.schedule = parallel.wrap(task), optimizer, schedule
+        self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
         half = layout.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
@@ -102,7 +107,7 @@ class TrainStep:
         images, target, index = part
         # The networks in the chosen arithmetic; the losses come back in float32.
         with self.layout.autocast():
-            terms = self.task(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+            terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
         self.scaler.scale(share * _checked_total(terms)).backward()
         return {name: share * term.detach() for name, term in terms.items()}
 
@@ -114,6 +119,27 @@ class TrainStep:
             where = f"step {number + 1}, epoch {self.schedule.epoch(number)}, lr {self.schedule(number):g}"
             where += f", loss scale {self.scaler.get_scale():g}" if self.scaler.is_enabled() else ""
             raise NonFiniteError(terms, number + 1, where)
+
+
+def build_step(task: Any, schedule: Schedule, engine: EngineConfig, device: torch.device) -> TrainStep:
+    """The step that trains ``task`` as ``schedule`` and ``engine`` say; moves it to ``device`` and lays it out there.
+
+    Raises:
+        ConfigError: the device can't do what ``engine`` asks for.
+        ValueError: nothing in ``task`` requires grad.
+    """
+    optim = schedule.optim
+    task.to(device)
+    if engine.sync_batchnorm:
+        parallel.synchronise_batchnorm(task, device)
+    layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine.channels_last, task.model, device))
+    if layout.channels_last:
+        task.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()
+    sgd = build_sgd(task, optim, schedule.lr)
+    parts, clip = optim.accumulate, optim.clip_grad
+    return TrainStep(task, sgd, schedule, layout, clip_grad=clip, accumulate=parts, compile=engine.compile)
 
 
 def _checked_total(terms: dict[str, Tensor]) -> Tensor:

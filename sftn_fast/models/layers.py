@@ -14,8 +14,8 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, *, stride: int =
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """:func:`conv_norm` and ReLU."""
-    return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups).append(nn.ReLU())
+    """:func:`conv_norm` and ReLU, which overwrites what BatchNorm gave: one map less to write."""
+    return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups).append(nn.ReLU(inplace=True))
 
 
 def init_convolutions(net: nn.Module) -> None:

@@ -31,7 +31,7 @@ class BasicBlock(PreactModule):
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output, and the sum that the last ReLU takes."""
-        out = relu(self.bn1(self.conv1(x)))
+        out = relu(self.bn1(self.conv1(x)), inplace=True)
         preact = self.bn2(self.conv2(out)) + self.shortcut(x)
         return relu(preact), preact
 
@@ -58,8 +58,8 @@ class Bottleneck(PreactModule):
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output, and the sum that the last ReLU takes."""
-        out = relu(self.bn1(self.conv1(x)))
-        out = relu(self.bn2(self.conv2(out)))
+        out = relu(self.bn1(self.conv1(x)), inplace=True)
+        out = relu(self.bn2(self.conv2(out)), inplace=True)
         preact = self.bn3(self.conv3(out)) + self.shortcut(x)
         return relu(preact), preact
 

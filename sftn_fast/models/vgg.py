@@ -23,24 +23,34 @@ CONVOLUTIONS = {
 """Convolutions in the stem and the four stages."""
 
 
+class PoolFrom(nn.Module):
+    """Halves maps that are ``width`` pixels wide or more; a module of its own, which a tracer need not look into."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], or half of height and width."""
+        return max_pool2d(x, 2) if x.shape[-1] >= self.width else x
+
+
 class VGGBlock(PreactModule):
     """3x3 convolutions with BatchNorm and ReLU; maps ``pooled_from`` pixels wide or more are pooled first."""
 
     def __init__(self, in_channels: int, width: int, depth: int, *, pooled_from: int | None) -> None:
         super().__init__()
-        self.pooled_from = pooled_from
+        self.pool = nn.Identity() if pooled_from is None else PoolFrom(pooled_from)
         layers: list[nn.Module] = []
         for _ in range(depth):
-            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             in_channels = width
         # The last ReLU is applied outside, so that the map before it can be had.
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output, and what its ReLU took."""
-        if self.pooled_from is not None and x.shape[-1] >= self.pooled_from:
-            x = max_pool2d(x, 2)
-        preact = self.layers(x)
+        preact = self.layers(self.pool(x))
         return relu(preact), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
@@ -53,6 +63,8 @@ class VGG(StagedNet):
 
     The last is RepDistiller's rule that the fourth pooling is for images of 64 pixels, as seen from the map it pools.
     """
+
+    cpu_channels_last = False
 
     foreign_names = (
         (r"^block0\.", "stem.layers."),

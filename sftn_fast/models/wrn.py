@@ -31,8 +31,8 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
         """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is bn1(x), if it has been computed already."""
-        active = relu(self.bn1(x) if normed is None else normed)
-        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        active = relu(self.bn1(x), inplace=True) if normed is None else relu(normed)
+        out = self.conv2(relu(self.bn2(self.conv1(active)), inplace=True))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -62,7 +62,7 @@ class WideHead(Head):
 
     def forward_pooled(self, x: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pooled vector and logits; ``normed`` is ``self.norm(x)``, if it has been computed already."""
-        return super().forward_pooled(relu(self.norm(x) if normed is None else normed))
+        return super().forward_pooled(relu(self.norm(x), inplace=True) if normed is None else relu(normed))
 
 
 class WideResNet(StagedNet):

@@ -1,0 +1,127 @@
+"""A step of training as the methods' published scripts write it: the baseline of `python -m bench training`.
+
+Images go through PIL and torchvision's transforms one by one in two loader processes, which for CRD draw the negatives
+too; the teacher runs in evaluation mode under no_grad; losses are the authors'; SGD is torch's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
+
+from bench.eager.contrastive import CRDLoss
+from bench.eager.logits import SFTN, KDWithCrossEntropy
+from bench.eager.negatives import InstanceSample
+from bench.eager.relational import RKD
+from bench.training.cases import (
+    BRANCHES,
+    LR,
+    MEAN,
+    MOMENTUM,
+    NUM_CLASSES,
+    NUM_SAMPLES,
+    PADDING,
+    SIZE,
+    STD,
+    WEIGHT_DECAY,
+    TrainingCase,
+    images,
+)
+from sftn_fast import models
+from sftn_fast.sftn import StudentAwareTeacher
+
+WORKERS, DIM, NEGATIVES = 2, 128, 16384
+
+
+class AugmentedImages(Dataset):
+    """Images one by one, with CRD's negatives if there are to be any."""
+
+    def __init__(self, num_negatives: int = 0) -> None:
+        data = images()
+        self.pixels, self.labels = data.pixels, data.labels
+        steps = [transforms.RandomCrop(SIZE, padding=PADDING), transforms.RandomHorizontalFlip()]
+        self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        everyone = torch.arange(len(self.labels))
+        self.draw = InstanceSample(self.labels, everyone, num_negatives) if num_negatives else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        image = self.transform(to_pil_image(self.pixels[index]))
+        negatives = () if self.draw is None else tuple(self.draw(torch.tensor([index])))
+        return image, int(self.labels[index]), index, *negatives
+
+
+def endless(loader: DataLoader) -> Iterator[list[Tensor]]:
+    while True:
+        yield from loader
+
+
+class Embed(nn.Sequential):
+    """CRD's."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(nn.Linear(features, DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(super().forward(x))
+
+
+def training(case: TrainingCase) -> tuple[Iterator[list[Tensor]], Callable[[list[Tensor]], None]]:
+    """The batches and the step that trains on one."""
+    teacher, student = (models.build(name, num_classes=NUM_CLASSES) for name in (case.teacher, case.student))
+    loss, learning = _sftn(teacher, student) if case.method == "sftn" else _distillation(case.method, teacher, student)
+    sgd = torch.optim.SGD(learning.parameters(), LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    learning.train()
+
+    def step(batch: list[Tensor]) -> None:
+        total = loss(*batch)
+        sgd.zero_grad()
+        total.backward()
+        sgd.step()
+        total.item()  # for the meter that every script prints
+
+    dataset = AugmentedImages(NEGATIVES if case.method == "crd" else 0)
+    return endless(DataLoader(dataset, case.batch_size, shuffle=True, num_workers=WORKERS)), step
+
+
+def _sftn(teacher: models.StagedNet, student: models.StagedNet) -> tuple[Callable[..., Tensor], nn.Module]:
+    aware, criterion = StudentAwareTeacher(teacher, student, image_size=SIZE, stages=BRANCHES), SFTN()
+
+    def loss(images: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return criterion(*aware(images), target)
+
+    return loss, aware
+
+
+def _distillation(
+    method: str, teacher: models.StagedNet, student: models.StagedNet
+) -> tuple[Callable[..., Tensor], nn.Module]:
+    teacher.eval()
+    widths = [net.head.fc.in_features for net in (student, teacher)]
+    ce, both, rkd = nn.CrossEntropyLoss(), KDWithCrossEntropy(), RKD()
+    embeds = nn.ModuleList(Embed(width) for width in widths)
+    crd = CRDLoss(NUM_SAMPLES, DIM) if method == "crd" else None
+
+    def loss(images: Tensor, target: Tensor, index: Tensor, *negatives: Tensor) -> Tensor:
+        ours = student.forward_features(images)
+        with torch.no_grad():
+            theirs = teacher.forward_features(images)
+        if method == "kd":
+            return both(ours.logits, theirs.logits, target)
+        supervised = ce(ours.logits, target)
+        if method == "rkd":
+            return supervised + rkd(ours.pooled, theirs.pooled)
+        assert crd is not None and method == "crd"
+        embedded = embeds[0](ours.pooled), embeds[1](theirs.pooled)
+        return supervised + 0.8 * crd(*embedded, index, *negatives)
+
+    return loss, nn.ModuleList([student, embeds] if method == "crd" else [student])

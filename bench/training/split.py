@@ -1,0 +1,68 @@
+"""Where the time of a step goes, by clocks around what any loop calls."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sftn_fast.models import StagedNet
+from sftn_fast.models.wrn import WideResNet
+from sftn_fast.sftn import StudentAwareTeacher
+
+PARTS = ("data", "frozen forward", "forward", "backward", "optimizer", "rest")
+"""The forward passes are those of the networks; losses, their adapters and all else outside autograd are the rest."""
+
+
+class Split:
+    """Seconds of each part since the last :meth:`take`."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+        self._inside = False
+
+    def watch_networks(self) -> None:
+        """Put clocks around forward and backward passes and updates, in this process for good."""
+        for owner, name in (
+            (StagedNet, "forward"),
+            (StagedNet, "forward_features"),
+            (WideResNet, "forward_features"),
+            (StudentAwareTeacher, "forward_branches"),
+        ):
+            setattr(owner, name, self._forward(getattr(owner, name)))
+        torch.Tensor.backward = self.timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
+        torch.optim.SGD.step = self.timed("optimizer", torch.optim.SGD.step)  # type: ignore[method-assign]
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, its time counted as ``part``; not where it is called inside another that counts."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            if self._inside:
+                return function(*args, **options)
+            self._inside, start = True, time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                self._seconds[part] += time.perf_counter() - start
+                self._inside = False
+
+        return call
+
+    def _forward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        frozen, learning = (self.timed(part, function) for part in ("frozen forward", "forward"))
+
+        @functools.wraps(function)
+        def call(net: Any, *args: Any, **options: Any) -> Any:
+            return (learning if net.training else frozen)(net, *args, **options)
+
+        return call
+
+    def take(self, total: float) -> dict[str, float]:
+        """Seconds of each part, of ``total`` in all."""
+        seconds, self._seconds = self._seconds, Counter()
+        return {**seconds, "rest": total - sum(seconds.values())}

@@ -1,0 +1,79 @@
+"""How a task lies in memory, and whether it is compiled: what the engine's options mean."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from sftn_fast import models
+from sftn_fast.engine import device
+from sftn_fast.engine.compile import Compiled
+from sftn_fast.engine.device import is_channels_last
+
+from .stubs import make_task, run_fit
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "network", "on", "expected"),
+    [
+        ("auto", "resnet8", CPU, True),
+        ("auto", "wrn_16_1", CPU, True),
+        ("auto", "vgg8", CPU, False),
+        ("auto", None, CPU, True),
+        ("auto", "resnet8", CUDA, False),
+        (True, "vgg8", CUDA, True),
+        (False, "resnet8", CPU, False),
+    ],
+)
+def test_channels_last(choice, network, on, expected):
+    assert is_channels_last(choice, network and models.build(network), on) is expected
+
+
+@pytest.mark.parametrize("missing", [AttributeError, OSError])
+def test_another_c_library_is_left_alone(monkeypatch, missing):
+    def fail(name):
+        raise missing("no mallopt here")
+
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+    device.keep_freed_memory()
+
+
+def test_what_cannot_be_compiled_trains_without(tmp_path, monkeypatch, capsys):
+    """The failure comes when part of the task has run: BatchNorm's counts are as if that had not been."""
+
+    def compile_and_fail(task):
+        def fail(*batch):
+            task(*batch)
+            raise RuntimeError("no C++ compiler\nand more")
+
+        return fail
+
+    plain, task = make_task(dropout=0), make_task(dropout=0)
+    expected = run_fit(tmp_path / "plain", task=plain)
+    monkeypatch.setattr(torch, "compile", compile_and_fail)
+    result = run_fit(tmp_path / "compiled", task=task, engine={"compile": True})
+    assert capsys.readouterr().err.count("engine.compile: not compiled, RuntimeError: no C++ compiler\n") == 1
+    assert result.last["train_total"] == expected.last["train_total"]
+    for ours, theirs in zip(task.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_compiled_task_gives_the_same_terms():
+    task, other = make_task(dropout=0), make_task(dropout=0)
+    compiled = Compiled(other)
+    torch.manual_seed(0)
+    for _ in range(2):
+        batch = torch.randn(8, 3, 6, 6), torch.randint(6, (8,)), torch.arange(8)
+        terms, expected = compiled(*batch), task(*batch)
+        terms["total"].backward()
+        expected["total"].backward()
+        for name, term in expected.items():
+            torch.testing.assert_close(terms[name], term)
+    assert compiled._call is not other  # no fall back
+    for ours, theirs in zip(other.parameters(), task.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
