@@ -1,8 +1,8 @@
 """Measure kernels and whole training, and record the figures with their machine: `python -m bench [FAMILY ...]`.
 
-Families are those of the kernels; `training`, whole steps; `loaders`, those of image files; `scaling`, cost as the work
-grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png. With --check it writes nothing:
-it fails if a speed over the authors' code, or over the usual loop, has fallen below what is recorded there.
+Families are those of the kernels; `training`, whole steps; `loaders`, those of image files; `scaling`, cost as the
+work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png. With --check it writes
+nothing: it fails if a speed over the authors' code, or over the usual loop, has fallen below what is recorded there.
 """
 
 from __future__ import annotations

@@ -148,14 +148,13 @@ def line(row: Row) -> str:
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
     """The record under ``folder``: rows and page."""
-    about = about | {
-        key: version_of(module) for key, module in (("DALI", "nvidia.dali"), ("torchvision", "torchvision"))
-    }
+    packages = (("DALI", "nvidia.dali"), ("torchvision", "torchvision"))
+    about = about | {key: version_of(module) for key, module in packages}
     how = (
-        f"{record.facts(about)}. {FILES} JPEGs of {rows[0]['kB a file']} kB and about 500 x 375 pixels, training batches "
-        f"of {BATCH} at {SIZE} pixels, {rows[0]['workers']} workers each, file cache warm. Loaders take turns of an epoch, "
-        f"their start included; n counts epochs. `{EAGER}` is what PyTorch's example for ImageNet does; `decode only` "
-        "throws the decoded images away."
+        f"{record.facts(about)}. {FILES} JPEGs of {rows[0]['kB a file']} kB and about 500 x 375 pixels, training "
+        f"batches of {BATCH} at {SIZE} pixels, {rows[0]['workers']} workers each, file cache warm. Loaders take turns "
+        f"of an epoch, their start included; n counts epochs. `{EAGER}` is what PyTorch's example for ImageNet does; "
+        "`decode only` throws the decoded images away."
     )
     record.save(name, about, rows, ["# loaders: images a second", "", how, "", header(), *map(line, rows)], folder)
 
