@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +37,16 @@ def why_not() -> str | None:
     except Exception as error:  # broken, in whatever way
         return f"{type(error).__name__}: {error}"
     return None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are gone when the context is left, and what they were still to do is forgotten."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=THREADS)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -75,15 +86,13 @@ class DaliDecoder:
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
         """The images [B, 3, size, size] of each of ``batches``."""
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix=THREADS)
-        try:
-            yield from self._images(pool, batches, largest)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        # Two pools, so that a batch that is there does not wait for files that are read for later ones.
+        with _threads(self.workers) as readers, _threads(self.workers) as resizers:
+            yield from self._images(self._prepared(readers, batches), resizers, largest)
 
-    def _images(self, pool: ThreadPoolExecutor, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
+    def _images(self, prepared: Iterator[_Prepared], resizers: ThreadPoolExecutor, largest: int) -> Iterator[Tensor]:
         scheduled: deque[_Prepared] = deque()
-        pipeline = self._pipeline(self._inputs(self._prepared(pool, batches), scheduled), largest)
+        pipeline = self._pipeline(self._inputs(prepared, scheduled), largest)
         while True:
             try:
                 (outputs,) = pipeline.run()
@@ -98,7 +107,7 @@ class DaliDecoder:
                     images = torch.from_dlpack(outputs.as_tensor())
                 yield images.permute(0, 3, 1, 2) if self.form.channels_last else images
             else:
-                yield self.form.finish(self._resized(pool, outputs, batch.views))
+                yield self.form.finish(self._resized(resizers, outputs, batch.views))
 
     def _prepared(self, pool: ThreadPoolExecutor, batches: Iterable[Sequence[Sample]]) -> Iterator[_Prepared]:
         """Every batch with its files read, some batches ahead."""
@@ -146,7 +155,8 @@ class DaliDecoder:
             boxes = np.array([view.box for view in views], np.int32)
             numbers: list[np.ndarray] = [boxes[:, :2], boxes[:, 2:]]
             if self.resize:
-                resized, corner = (np.array([getattr(v, f) for v in views], np.float32) for f in ("resized", "corner"))
+                resized = np.array([view.resized for view in views], np.float32)
+                corner = np.array([view.corner for view in views], np.float32)
                 place = corner / np.maximum(resized - size, 1)  # of what the cut leaves over, 0 to 1
                 numbers += [resized, *place.T, np.array([view.flipped for view in views], np.int32)]
             yield batch.contents, *map(np.ascontiguousarray, numbers)
