@@ -1,8 +1,8 @@
 """``python -m sftn_fast.data.verify ROOT``: which image files below a folder can't be decoded.
 
 Decodes every one, over all cores, names those that fail on standard output, and lists them in ``ROOT/skip.txt``, which
-``data.name=folder``, ``imagenet`` and ``tiny_imagenet`` then leave out. An older list is replaced, and removed where all
-is well.
+``data.name=folder``, ``imagenet`` and ``tiny_imagenet`` then leave out. An older list is replaced, and removed where
+all is well.
 Exit code 0: all is well; 1: something was found; 2: the command line or the folder can't be used.
 """
 
