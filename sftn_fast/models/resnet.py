@@ -16,7 +16,24 @@ from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
 
-class BasicBlock(PreactModule):
+class ResidualBlock(PreactModule):
+    """ReLU of a sum, which it overwrites unless that is wanted too."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """What the last ReLU takes: the residual path and the shortcut."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`PreactModule.forward`."""
+        return relu(self.sum(x), inplace=True)
+
+    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and the sum that the last ReLU takes."""
+        preact = self.sum(x)
+        return relu(preact), preact
+
+
+class BasicBlock(ResidualBlock):
     """ReLU(BN conv3x3 ReLU BN conv3x3 x + shortcut x)."""
 
     expansion = 1
@@ -29,18 +46,17 @@ class BasicBlock(PreactModule):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = projection(in_channels, width, stride)
 
-    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and the sum that the last ReLU takes."""
+    def sum(self, x: Tensor) -> Tensor:
+        """See :class:`ResidualBlock`."""
         out = relu(self.bn1(self.conv1(x)), inplace=True)
-        preact = self.bn2(self.conv2(out)) + self.shortcut(x)
-        return relu(preact), preact
+        return self.bn2(self.conv2(out)).add_(self.shortcut(x))
 
     def preact_norm(self) -> nn.BatchNorm2d:
         """The residual path's last norm."""
         return self.bn2
 
 
-class Bottleneck(PreactModule):
+class Bottleneck(ResidualBlock):
     """ReLU(BN conv1x1 ReLU BN conv3x3 ReLU BN conv1x1 x + shortcut x), four times as wide outside as inside."""
 
     expansion = 4
@@ -56,12 +72,11 @@ class Bottleneck(PreactModule):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.shortcut = projection(in_channels, out_channels, stride)
 
-    def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and the sum that the last ReLU takes."""
+    def sum(self, x: Tensor) -> Tensor:
+        """See :class:`ResidualBlock`."""
         out = relu(self.bn1(self.conv1(x)), inplace=True)
         out = relu(self.bn2(self.conv2(out)), inplace=True)
-        preact = self.bn3(self.conv3(out)) + self.shortcut(x)
-        return relu(preact), preact
+        return self.bn3(self.conv3(out)).add_(self.shortcut(x))
 
     def preact_norm(self) -> nn.BatchNorm2d:
         """The residual path's last norm."""

@@ -33,7 +33,7 @@ class WideBlock(nn.Module):
         """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is bn1(x), if it has been computed already."""
         active = relu(self.bn1(x), inplace=True) if normed is None else relu(normed)
         out = self.conv2(relu(self.bn2(self.conv1(active)), inplace=True))
-        return out + (x if self.shortcut is None else self.shortcut(active))
+        return out.add_(x if self.shortcut is None else self.shortcut(active))
 
 
 class WideStage(nn.Sequential):
