@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ from sftn_fast.distillers.method import InitTask
 from sftn_fast.engine import distributed
 from sftn_fast.engine.progress import duration
 from sftn_fast.ops import CRDMemory
-from sftn_fast.report import RESULT
-from sftn_fast.stage import StageRun
+from sftn_fast.stage import Stage, StageRun
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, Task
+from sftn_fast.worker import Worker
 
 TIMED_STEPS = 3  # behind a first one, which is slower than the rest
 TIMED_BATCHES = 2  # of an evaluation
@@ -47,23 +48,13 @@ def run(config: Config) -> None:
         distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
         for line in _networks(config, images):
             distributed.say(line)
-        done, costs = 0.0, dict[tuple[str, str | None], Cost]()
-        for number, stage in enumerate(stages, start=1):
-            kind = (stage.kind, stage.method)  # both teachers are the same network
-            apart = "" if kind in costs else "\n"
-            distributed.say(f"{apart}[{number}/{len(stages)}] seed {stage.seed}: {experiment.describe(config, stage)}")
-            if kind not in costs:
-                costs[kind] = Rehearsal(worker.config, stage, root, worker.device, images).cost()
-            if ((source or root) / f"seed{stage.seed}" / stage.name / RESULT).is_file():
-                distributed.say("  has its result already")
-            else:
-                done += costs[kind].seconds
-                distributed.say(f"  {duration(costs[kind].seconds)}")
+        costs = _rehearse(worker, stages, images, source or root)
+        left = sum(cost.seconds for stage, cost in costs.items() if not stage.is_finished(source or root))
         peak = max(cost.memory for cost in costs.values())
         distributed.say(f"\nmemory: {_size(peak)} for the largest stage, beside {_size(_resident(images))} of images")
         many = f" of one device's work, for {len(devices)} of them" if len(devices) > 1 else ""
         how = f"from {TIMED_STEPS} steps of each kind of stage, timed just now on {worker.device}"
-        what = f"{duration(done)}{many}, an estimate {how}" if done else "nothing left to do"
+        what = f"{duration(left)}{many}, an estimate {how}" if left else "nothing left to do"
         distributed.say(f"time: {what}\nnothing was trained, nothing written")
 
 
@@ -73,6 +64,23 @@ class Cost:
 
     seconds: float
     memory: int
+
+
+def _rehearse(worker: Worker, stages: Sequence[Stage], images: ImageData, root: Path) -> dict[Stage, Cost]:
+    """Try each kind of stage once, and say of each stage what it is and takes."""
+    kinds: dict[tuple[str, str | None], Cost] = {}
+    costs = {}
+    for number, stage in enumerate(stages, start=1):
+        kind = (stage.kind, stage.method)  # of whichever teacher: both are the same network
+        apart = "" if kind in kinds else "\n"
+        what = experiment.describe(worker.config, stage)
+        distributed.say(f"{apart}[{number}/{len(stages)}] seed {stage.seed}: {what}")
+        if kind not in kinds:
+            kinds[kind] = Rehearsal(worker.config, stage, worker.root, worker.device, images).cost()
+        costs[stage] = kinds[kind]
+        done = stage.is_finished(root)
+        distributed.say("  has its result already" if done else f"  {duration(costs[stage].seconds)}")
+    return costs
 
 
 class Rehearsal(StageRun):
@@ -89,7 +97,8 @@ class Rehearsal(StageRun):
         if self.stage.kind == "teacher" and self.config.teacher_file:
             network = self._load("teacher_file", self.config.teacher_file)
             distributed.say(f"  {self.config.teacher_file} fits; it is measured and not trained")
-            return Cost(self._evaluation(network.to(self.device)), _bytes(network.state_dict().values()))
+            seconds = self._evaluation(network.to(self.device), engine.Layout(self.device))
+            return Cost(seconds, _bytes(network.state_dict().values()))
         task, epochs = self.task(), self.config.epochs_of(self.stage.kind)
         costs = []
         if isinstance(task, DistillTask):
@@ -112,21 +121,14 @@ class Rehearsal(StageRun):
         seconds = statistics.median(
             [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
         )
-        evaluations = -(-epochs // self.config.engine.eval_every)
-        evaluation = 0.0 if task.model is None else self._evaluation(task.model)
-        distributed.say(
-            f"  {1000 * seconds:.1f} ms a step, {steps} steps an epoch, {epochs} epochs"
-            + (
-                f"; {evaluations} evaluation{'s' * (evaluations > 1)} of {1000 * evaluation:.0f} ms"
-                if evaluation
-                else ""
-            )
-        )
+        evaluations = 0 if task.model is None else -(-epochs // self.config.engine.eval_every)
+        evaluation = 0.0 if task.model is None else self._evaluation(task.model, train_step.layout)
+        tested = f"; an evaluation {1000 * evaluation:.0f} ms, {evaluations} of them" if evaluations else ""
+        distributed.say(f"  a step {1000 * seconds:.1f} ms, {steps} of them an epoch, {epochs} epochs{tested}")
         return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
 
-    def _evaluation(self, network: nn.Module) -> float:
+    def _evaluation(self, network: nn.Module, layout: engine.Layout) -> float:
         """Seconds that one evaluation of ``network`` takes."""
-        layout = engine.Layout(self.device)
         splits = [split for split in (self.data.val, self.data.test) if split is not None]
         some = list(islice(self.data.test, TIMED_BATCHES))
         seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)

@@ -223,7 +223,7 @@ def _check_files(config: Config, stages: list[Stage], root: Path) -> None:
     init = None if config.sftn.init == "teacher" else config.sftn.init
     for key, path, kind in (("teacher_file", config.teacher_file, "teacher"), ("sftn.init", init, "sftn")):
         wanted = [stage for stage in stages if stage.kind == kind]
-        if all((root / f"seed{stage.seed}" / stage.name / report.RESULT).is_file() for stage in wanted):
+        if all(stage.is_finished(root) for stage in wanted):
             continue  # who has its result needs its origin no more
         if path and not Path(path).expanduser().exists():
             raise ConfigError(f"{key}: no weights at {path}")
@@ -259,5 +259,5 @@ def _export_student(stages: list[Stage], root: Path) -> None:
     target = root / "student"
     target.mkdir(exist_ok=True)
     for name in ("model.safetensors", "config.json"):
-        shutil.copyfile(root / f"seed{chosen.seed}" / chosen.name / name, target / name)
+        shutil.copyfile(chosen.folder(root) / name, target / name)
     print(f"exported student ({report.label(wanted)}, seed {chosen.seed}): sftn_fast.models.load({str(target)!r})")

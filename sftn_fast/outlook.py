@@ -34,15 +34,15 @@ class Outlook:
         rates = self._rates()
         if not rates:
             return None
-        open_ = [stage for stage in self._stages if not self._file(stage, RESULT).is_file()]
+        open_ = [stage for stage in self._stages if not stage.is_finished(self._root)]
         return sum(max(0.0, self._expected(stage, rates) - self._spent(stage)) for stage in open_) / self._processes
 
     def _rates(self) -> list[tuple[Stage, float]]:
         """Seconds an epoch of each finished stage that was trained."""
         results = [
-            (stage, json.loads(self._file(stage, RESULT).read_text()))
+            (stage, json.loads((stage.folder(self._root) / RESULT).read_text()))
             for stage in self._stages
-            if self._file(stage, RESULT).is_file()
+            if stage.is_finished(self._root)
         ]
         return [(stage, result["seconds"] / result["epochs"]) for stage, result in results if result["seconds"]]
 
@@ -58,8 +58,5 @@ class Outlook:
 
     def _spent(self, stage: Stage) -> float:
         """Seconds that an unfinished stage has had, in this start and in those before."""
-        now, before = time.monotonic(), self._file(stage, SECONDS)
+        now, before = time.monotonic(), stage.folder(self._root) / SECONDS
         return now - self._begun.get(stage, now) + (float(before.read_text()) if before.is_file() else 0.0)
-
-    def _file(self, stage: Stage, name: str) -> Path:
-        return self._root / f"seed{stage.seed}" / stage.name / name

@@ -50,6 +50,14 @@ class Stage:
         slug = re.sub(r"[^\w.+=-]+", "_", self.method)[:SLUG] if self.method else None
         return "-".join(part for part in (self.kind, self.source, slug) if part)
 
+    def folder(self, root: Path) -> Path:
+        """The stage's folder in that of a run."""
+        return root / f"seed{self.seed}" / self.name
+
+    def is_finished(self, root: Path) -> bool:
+        """Whether the stage has its result; not whether that is of the present configuration."""
+        return (self.folder(root) / RESULT).is_file()
+
 
 def needs(config: Config, stage: Stage) -> set[str]:
     """Names of the stages of the same seed, if the experiment has them, that ``stage`` reads from."""
@@ -74,8 +82,8 @@ class StageRun:
 
     def __init__(self, config: Config, stage: Stage, root: Path, device: torch.device, images: ImageData) -> None:
         self.config, self.stage, self.device, self.data = config, stage, device, images
-        self.seed_folder = root / f"seed{stage.seed}"
-        self.folder = self.seed_folder / stage.name
+        self.folder = stage.folder(root)
+        self.seed_folder = self.folder.parent
 
     def finish(self) -> None:
         """Train the stage, unless that is done already."""
