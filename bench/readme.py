@@ -13,19 +13,40 @@ README = Path(__file__).parents[1] / "README.md"
 STEPS_BEGIN, STEPS_END = "<!-- steps: written by python -m bench.readme -->", "<!-- end of steps -->"
 BEGIN, END = "<!-- speeds: written by python -m bench.readme -->", "<!-- end of speeds -->"
 FAMILIES = ("logits", "contrastive", "negatives", "relational", "features")
+SHOWN = (
+    "KD + CE (64, 100)",
+    "KD + CE (1024, 1000)",
+    "SFTN, 3 branches (64, 100)",
+    "SFTN, 3 branches (256, 1000)",
+    "CRD and its negatives, N 50,000",
+    "CRD and its negatives, N 1,281,167",
+    "CRD, N 1,281,167, bfloat16 banks",
+    "RKD (64, 128)",
+    "RKD (256, 512)",
+    "SP (64, 256, 8, 8)",
+    "PKT (64, 128)",
+    "hint (64, 256, 8, 8)",
+    "BatchNorm + ReLU + MSE (64, 64, 32, 32)",
+    "AT (64, 64, 32, 32)",
+    "FT (64, 256, 8, 8)",
+    "VID (64, 64, 32, 32)",
+    "AB (64, 256, 8, 8)",
+    "OH (64, 64, 32, 32)",
+)
+"""Cases of the table of losses, the first and the last of their sizes; all of them are in the records."""
 
 
 def table(device: str = "cpu", folder: Path = RESULTS) -> str:
-    """A row a case, of all families that were measured on ``device``, and where that was."""
+    """A row for each case in ``SHOWN``, and where they were measured on ``device``."""
     names = ["forward + backward, float32", "authors' code", "torch.compile", "**ours**", "memory, theirs / ours"]
     lines = [f"| {' | '.join(names)} |", "|---|---:|---:|---:|---:|"]
     conditions = {}
+    by_case: dict[str, dict[str, Row]] = {}
     for family in FAMILIES:
         conditions, rows = read(f"{family}-{device}", folder)
-        by_case: dict[str, dict[str, Row]] = {}
         for row in rows:
             by_case.setdefault(row["case"], {})[row["implementation"]] = row
-        lines += [_line(case, found) for case, found in by_case.items()]
+    lines += [_line(case, by_case[case]) for case in SHOWN]
     what = "Medians of single calls, under torch.compile and with ours as times faster than the authors' code"
     return "\n".join([*lines, "", f"{what}; {_where(conditions)}."])
 
