@@ -26,6 +26,7 @@ from sftn_fast import data, engine, plugins
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
+from sftn_fast.engine.device import is_channels_last
 from sftn_fast.stage import Stage, StageRun
 
 DONE, STOPPED, REFUSED, FAILED = "done", "stopped", "refused", "failed"
@@ -47,7 +48,8 @@ class Worker:
     def _build_images(self, seed: int) -> ImageData:
         build = partial(data.build, seed=seed, batch_size=self.config.optim.batch_size, device=self.device)
         share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        layout = {"channels_last": self.config.engine.channels_last}
+        # A stage whose network is better off otherwise lays them out anew.
+        layout = {"channels_last": is_channels_last(self.config.engine.channels_last, None, self.device)}
         return distributed.on_every_rank(partial(build, self.config.data, **share, **layout))
 
     def run(self, stage: Stage) -> None:

@@ -26,10 +26,10 @@ class Layout:
     channels_last: bool = False
 
     def images(self, images: Tensor) -> Tensor:
-        """``images`` ``[N, C, H, W]`` or ``[N, views, C, H, W]`` on the device, as NHWC if so chosen."""
+        """``images`` ``[N, C, H, W]`` or ``[N, views, C, H, W]`` on the device, as NHWC if so chosen, else as NCHW."""
         if images.ndim == 5:
             return self.images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        memory_format = torch.channels_last if self.channels_last else torch.preserve_format
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(self.device, non_blocking=True, memory_format=memory_format)
 
     def indices(self, indices: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sftn_fast import cli, models
+from sftn_fast.engine import Layout
+from sftn_fast.engine.device import is_channels_last
+from sftn_fast.worker import Worker
+
+CPU = torch.device("cpu")
+FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
+
+
+@pytest.mark.parametrize("given", FORMATS.values(), ids=str)
+@pytest.mark.parametrize("chosen", FORMATS)
+def test_images_lie_as_chosen_however_they_come(chosen, given):
+    images = torch.randn(2, 3, 4, 5).contiguous(memory_format=given)
+    laid_out = Layout(CPU, channels_last=chosen).images(images)
+    assert laid_out.is_contiguous(memory_format=FORMATS[chosen]) and torch.equal(laid_out, images)
+
+
+@pytest.mark.parametrize(
+    ("choice", "network", "device", "expected"),
+    [
+        ("auto", "resnet8", "cpu", True),
+        ("auto", "vgg8", "cpu", False),
+        ("auto", "resnet8", "cuda", False),
+        (True, "vgg8", "cpu", True),
+        (False, "resnet8", "cpu", False),
+    ],
+)
+def test_what_is_chosen(choice, network, device, expected):
+    assert is_channels_last(choice, models.build(network), torch.device(device)) is expected
+
+
+def test_a_worker_asks_its_loaders_for_one_of_the_two(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sftn_fast.data.build", lambda *_, **options: asked.append(options["channels_last"]))
+    for choice in ("auto", "true", "false"):
+        config, _ = cli.parse(["--engine.channels_last", choice, "--engine.device", "cpu"])
+        Worker(config, tmp_path).images_of(0)
+    assert asked == [True, True, False]
