@@ -42,7 +42,7 @@ def interleaved(
     calls = {name: max(1, round(TURN_MS / 1e3 / time)) for name, time in fastest.items()}
     one_turn = sum((calls[name] + 1) * time for name, time in fastest.items())
     samples: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(max(MIN_TURNS, min(turns, int(seconds / one_turn)))):
+    for _ in range(max(MIN_TURNS, int(min(turns, seconds / one_turn)))):
         for name, step in steps.items():
             if calls[name] > 1:  # a longer one than a turn fills its caches by itself
                 step()
