@@ -164,3 +164,16 @@ def test_the_command_records_a_suite(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         command.main()
     assert not end.value.code
+
+
+def test_starts_of_python_are_rows_too(monkeypatch):
+    commands = []
+    monkeypatch.setattr(suite.subprocess, "run", lambda command, **_: commands.append(command[1:]))
+    rows = list(suite.starts())
+    assert [row["implementation"] for row in rows][:2] == ["import torch", "import sftn_fast.ops"]
+    assert {tuple(command[:2]) for command in commands} == {
+        ("-c", "import torch"),
+        ("-c", "import sftn_fast.ops"),
+        ("-m", "sftn_fast.train"),
+    }
+    assert all(row["n"] >= 3 and suite.line(row).startswith("| start |") for row in rows)
