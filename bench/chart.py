@@ -58,7 +58,7 @@ def draw(
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(f"times as fast as {of_what}, median", fontsize=9)
-    axes.set_title(f"{family} on {place(about)}", fontsize=10)
+    figure.suptitle(f"{family} on {place(about)}", fontsize=10)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=max(len(shown), 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
