@@ -23,6 +23,7 @@ from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.engine.progress import duration
+from sftn_fast.models.pretrained import is_published
 from sftn_fast.outlook import Outlook
 from sftn_fast.stage import Stage, networks_of
 from sftn_fast.worker import Worker
@@ -225,7 +226,7 @@ def _check_files(config: Config, stages: list[Stage], root: Path) -> None:
         wanted = [stage for stage in stages if stage.kind == kind]
         if all(stage.is_finished(root) for stage in wanted):
             continue  # who has its result needs its origin no more
-        if path and not Path(path).expanduser().exists():
+        if path and not is_published(path) and not Path(path).expanduser().exists():
             raise ConfigError(f"{key}: no weights at {path}")
 
 
