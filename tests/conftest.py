@@ -72,3 +72,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
+
+
+@pytest.fixture
+def forgotten_plugins():
+    """What plugins register is gone after the test; our own methods stay, which are imported once, when asked for."""
+    from sftn_fast import models
+    from sftn_fast.distillers import registry
+
+    networks = set(models.names())
+    yield
+    for name in set(models.names()) - networks:
+        del models.registry._factories[name]
+    for name, method in list(registry._methods.items()):
+        if not method.__module__.startswith("sftn_fast."):
+            del registry._methods[name]

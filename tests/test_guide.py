@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import distillers, models
+from sftn_fast import models
 from sftn_fast.data import source
 from sftn_fast.data.source import Images, Source
 
@@ -26,13 +26,10 @@ RUNS = {"first-run": 11, "install": 1, "moving": 4, "own-method": 2, "own-networ
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
+def desk(tmp_path, monkeypatch, forgotten_plugins):
     """An empty folder to work in, but for a teacher of RepDistiller's; CIFAR-100 is an image for each class."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    # What a page's plugin registers is gone after it.
-    monkeypatch.setattr(distillers.registry, "_methods", dict(distillers.registry._methods))
-    monkeypatch.setattr(models.registry, "_factories", dict(models.registry._factories))
     images = Images(torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8), torch.arange(100))
     cifar = Source("cifar100", 100, images, images, (0.5,) * 3, (0.2,) * 3, crop_padding=4, flip=True)
     source.names()  # all are registered

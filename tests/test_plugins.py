@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sftn_fast import cli, distillers, models, plugins, train
+from sftn_fast import cli, distillers, plugins, train
 from sftn_fast.config import ConfigError
 
 METHOD = """
@@ -17,11 +17,7 @@ class Mine(Method):
 """
 
 
-@pytest.fixture(autouse=True)
-def forget(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(distillers.registry, "_methods", dict(distillers.registry._methods))
-    monkeypatch.setattr(models.registry, "_factories", dict(models.registry._factories))
+pytestmark = pytest.mark.usefixtures("forgotten_plugins")
 
 
 def test_file_is_run_once(tmp_path):
