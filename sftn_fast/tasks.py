@@ -38,6 +38,14 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def begin_epoch(self, epoch: int) -> bool:
+        """Told by the engine before each epoch, counted from 0; whether a step computes otherwise than before it.
+
+        That is: with other numbers or tensors than those that the last step read. A step replayed from a CUDA graph
+        knows of no change but in the values of the same tensors, and is captured anew.
+        """
+        return False
+
 
 class SupervisedTask(Task):
     """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal."""
@@ -122,13 +130,14 @@ class DistillTask(Task):
         self.route = route
         self._anchor: Path | None = None  # the one whose weights the teacher has
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Told by the engine before each epoch, counted from 0."""
+    def begin_epoch(self, epoch: int) -> bool:
+        """See :meth:`Task.begin_epoch`."""
         anchor = self.route.anchor(epoch) if self.route is not None else None
-        if anchor is not None and anchor != self._anchor:
+        moved = anchor is not None and anchor != self._anchor
+        if anchor is not None and moved:
             self.distiller.teacher.load_state_dict(models.load(anchor).state_dict())
             self._anchor = anchor
-        self.distiller.begin_epoch(epoch)
+        return self.distiller.begin_epoch(epoch) or moved
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`Task.forward`."""

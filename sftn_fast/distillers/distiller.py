@@ -106,11 +106,13 @@ class Distiller(nn.Module):
             for line in method.describe()
         ]
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Tell the methods which epoch begins, counted from 0. A loop that never does has no warm-up."""
-        for number in range(len(self.teachers)):
-            for method in self._methods_of(number).values():
-                method.begin_epoch(epoch)
+    def begin_epoch(self, epoch: int) -> bool:
+        """Tell the methods which epoch begins, counted from 0; whether any loss is computed otherwise now.
+
+        A loop that never does has no warm-up.
+        """
+        methods = [method for number in range(len(self.teachers)) for method in self._methods_of(number).values()]
+        return any([method.begin_epoch(epoch) is not False for method in methods])
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Losses of one batch.

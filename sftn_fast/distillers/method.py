@@ -93,8 +93,14 @@ class Method(nn.Module):
         """What has to be trained before the student is, or None."""
         return None
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Told before each epoch, counted from 0, by loops that count; for weights that warm up."""
+    def begin_epoch(self, epoch: int) -> bool | None:
+        """Told before each epoch, counted from 0, by loops that count; for weights that warm up.
+
+        Returns:
+            False: the loss is computed as in the epoch before. Whatever else is taken to have changed something, so
+            that a step which is replayed from a CUDA graph is captured anew.
+        """
+        return False
 
     def describe(self) -> list[str]:
         """What the method compares, a line each, for the start of a run."""

@@ -10,6 +10,7 @@ class WarmUp:
         self.epochs = epochs
         self.factor = 1.0
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the factor for ``epoch``, counted from 0."""
-        self.factor = min((epoch + 1) / self.epochs, 1.0) if self.epochs else 1.0
+    def begin_epoch(self, epoch: int) -> bool:
+        """Set the factor for ``epoch``, counted from 0; whether it is another than before."""
+        before, self.factor = self.factor, min((epoch + 1) / self.epochs, 1.0) if self.epochs else 1.0
+        return self.factor != before

@@ -41,9 +41,9 @@ class ReviewKD(PairedMethod):
         )
         self.warmup = WarmUp(warmup)
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> bool:
         """See :meth:`Method.begin_epoch`."""
-        self.warmup.begin_epoch(epoch)
+        return self.warmup.begin_epoch(epoch)
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
