@@ -40,7 +40,7 @@ class Worker:
         self.config, self.root = config, root
         plugins.load(config.plugins)  # a process of its own knows none yet
         self.device = engine.resolve_device(config.engine.device)
-        if config.engine.threads is not None:
+        if isinstance(config.engine.threads, int):
             torch.set_num_threads(config.engine.threads)
         # One seed's images at a time: the stages come seed by seed, and read the same ones.
         self.images_of = lru_cache(maxsize=1)(self._build_images)
