@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sftn_fast import __version__
 from sftn_fast.atomic import write_atomically
-from sftn_fast.models.pretrained import is_published, published
+from sftn_fast.models.pretrained import find_published, is_published, published
 from sftn_fast.models.registry import build, names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weights import WeightsError, assign, read, safetensors
@@ -114,6 +114,26 @@ def load_weights(net: StagedNet, path: str | Path) -> None:
         WeightsError: The file is damaged, or names or shapes differ; the message lists the first. A ValueError.
     """
     assign(net, _weights_of(path, net.name), path if is_published(path) else _locate(path)[1])
+
+
+def require_weights(path: str | Path, name: str) -> None:
+    """Make sure that there are weights to be had at ``path``, without reading or fetching them.
+
+    Args:
+        path: As in :func:`load`.
+        name: The network that they are for.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no weights in the folder. Another OSError: one can't look there.
+        WeightsError: ``path`` names published weights, and torchvision has none such of this network. A ValueError.
+        ImportError: ``path`` names published weights, and torchvision is missing.
+    """
+    if is_published(path):
+        find_published(path, name)
+        return
+    _, weights_file = _locate(path)
+    if not weights_file.is_file():
+        raise FileNotFoundError(f"no weights at {weights_file}")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -163,6 +163,17 @@ def test_missing_files(folder, tmp_path):
     assert models.load(folder / "other.safetensors", name="resnet8", num_classes=5, in_channels=1).name == "resnet8"
 
 
+def test_weights_are_required_without_being_read(folder, tmp_path):
+    (folder / WEIGHTS).write_bytes(b"damaged")
+    for path in (folder, folder / WEIGHTS, str(folder)):
+        models.require_weights(path, "resnet8")
+    (folder / WEIGHTS).rename(tmp_path / "other.pth")
+    models.require_weights(tmp_path / "other.pth", "resnet8")
+    for path in (folder, folder / WEIGHTS, tmp_path / "nowhere.pth"):
+        with pytest.raises(FileNotFoundError, match="no weights at"):
+            models.require_weights(path, "resnet8")
+
+
 @pytest.mark.parametrize("asked", [{"name": "resnet14"}, {"num_classes": 10}, {"in_channels": 3}])
 def test_another_network_than_asked_for(folder, asked):
     ((key, value),) = asked.items()
