@@ -64,8 +64,13 @@ def test_unknown_method_beside_a_plugin_is_refused(tmp_path, capsys):
     assert "unknown method 'nothing'" in capsys.readouterr().err
 
 
-def test_processes_of_their_own_know_the_plugin(tmp_path, capfd):
-    (tmp_path / "mine.py").write_text(METHOD.format(name="mine"))
-    argv = f"--plugins [{tmp_path / 'mine.py'}] --distill mine=0.1 --epochs 1 --seeds [0] --stages [teacher,distill]"
-    assert train.main([*argv.split(), "--devices", "[cpu,cpu]", "--output", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file()
+@pytest.mark.parametrize(
+    ("options", "processes"), [([], 1), (["--dry-run"], 1), (["--devices", "[cpu,cpu]"], 3)], ids=str
+)
+def test_every_process_runs_the_plugin_once(options, processes, tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(METHOD.format(name="mine") + "print('the plugin runs')\n")
+    argv = f"--plugins [{tmp_path / 'mine.py'}] --distill mine=0.1 --stages [teacher,distill] --epochs 1 --seeds [0]"
+    data = "--data.name fake --data.train_size 16 --optim.batch_size 8 --teacher resnet8"
+    assert train.main([*argv.split(), *data.split(), *options, "--output", str(tmp_path / "run")]) == 0
+    assert capfd.readouterr().out.count("the plugin runs") == processes
+    assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file() == ("--dry-run" not in options)
