@@ -23,6 +23,7 @@ from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.engine.progress import duration
+from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.outlook import Outlook
 from sftn_fast.stage import Stage, networks_of
 from sftn_fast.worker import Worker
@@ -188,8 +189,7 @@ def _check_networks(config: Config) -> None:
         if name not in models.names():
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
         try:
-            with torch.device("meta"):
-                models.build(name)
+            require_torchvision(name)
         except ImportError as error:
             raise ConfigError(f"{key}: {error}") from error
 

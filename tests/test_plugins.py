@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sftn_fast import cli, distillers, plugins, train
+from sftn_fast import cli, distillers, models, plugins, train
 from sftn_fast.config import ConfigError
 
 METHOD = """
@@ -14,6 +14,17 @@ from sftn_fast.distillers.method import Method
 class Mine(Method):
     def loss(self, student, teacher, batch):
         return F.mse_loss(student.logits, teacher.logits)
+"""
+
+NETWORK = """
+import torch
+from sftn_fast import models
+
+@models.register("counted")
+def counted(**options):
+    depths = torch.linspace(0.5, 1, 4)
+    assert depths[-1].item() == 1  # as stochastic depth has it; a tensor without data could not tell
+    return models.build("resnet8", **options)
 """
 
 
@@ -62,6 +73,14 @@ def test_unknown_method_beside_a_plugin_is_refused(tmp_path, capsys):
     assert cli.parse(argv)[0].distill == "nothing=1"  # not known yet whether there is one
     assert train.main(argv) == 2
     assert "unknown method 'nothing'" in capsys.readouterr().err
+
+
+def test_a_network_may_look_at_numbers_while_it_is_built(tmp_path):
+    (tmp_path / "mine.py").write_text(NETWORK)
+    argv = f"--plugins [{tmp_path / 'mine.py'}] --student counted --stages [student] --epochs 1 --seeds [0]"
+    data = "--data.name fake --data.train_size 16 --optim.batch_size 8"
+    assert train.main([*argv.split(), *data.split(), "--output", str(tmp_path / "run")]) == 0
+    assert models.load(tmp_path / "run" / "student").name == "counted"
 
 
 @pytest.mark.parametrize(
