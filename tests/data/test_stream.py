@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import select
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import torch
 pytest.importorskip("PIL.Image")
 pytest.importorskip("torchvision.io")
 import pictures
+from batches import joined, rng_states, same
 from PIL import Image
 
 from sftn_fast import data, models
@@ -69,19 +69,6 @@ def decoder_of(name, size=16, workers=1, root="/data", **form):
 def loader(name, paths, batch_size=8, size=16, workers=1, seed=0, flip=True, **ranks):
     decoder = decoder_of(name, size, workers)
     return FileTrainLoader(split_of(paths), decoder, seed=seed, batch_size=batch_size, flip=flip, **ranks)
-
-
-def joined(batches):
-    parts = [(batch.images, batch.target, batch.index) for batch in batches]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(joined(first), joined(second), strict=True))
-
-
-def rng_states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
 def nothing_left():
