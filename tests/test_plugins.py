@@ -53,6 +53,8 @@ def test_module_by_name(tmp_path, monkeypatch):
         ("no_such_module_anywhere", None, "No module named"),
         ("broken.py", "def (", "SyntaxError"),
         ("raises.py", "raise RuntimeError('on purpose')", "RuntimeError: on purpose"),
+        ("speaks.py", "raise RuntimeError('of\\n  several lines')", "RuntimeError: of several lines"),
+        ("leaves.py", "raise SystemExit(0)", "SystemExit: 0"),
         ("taken.py", METHOD.format(name="kd"), "'kd' is registered already"),
     ],
 )
