@@ -264,6 +264,7 @@ def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
     next(batches)
     (worker,) = multiprocessing.active_children()
     worker.kill()
+    worker.join(30)
     with pytest.raises(ConfigError, match=r"a process that decodes images died.*try fewer data.workers") as error:
         list(batches)
     assert "\n" not in str(error.value)
