@@ -1,6 +1,6 @@
 """Images a second of the loaders of image files, and of what PyTorch's example for ImageNet does.
 
-`python -m bench loaders`. The files are made up: as large as ImageNet's, and about as hard to decode.
+`python -m bench loaders`. The files are made up: of ImageNet's usual sizes in pixels, and as many bytes for them.
 """
 
 from __future__ import annotations

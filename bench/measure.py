@@ -115,6 +115,8 @@ def cost(step: Step, device: str = "cpu") -> Cost:
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
     if on_gpu:
+        for leaf in getattr(step, "leaves", ()):  # or gradients of the call before would count as there already
+            leaf.grad = None
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     with torch.profiler.profile(activities=activities, profile_memory=not on_gpu) as profile:

@@ -74,6 +74,18 @@ def test_ops_and_memory_are_counted():
     assert peak_memory(x.clone) == 4000
 
 
+def test_memory_on_a_gpu_includes_the_gradients(monkeypatch):
+    """What the call before has left lies there as well, and would hide as much of the next one's peak."""
+    leaf = torch.ones(1000, requires_grad=True)
+    step = Step([leaf], lambda: leaf.sum())
+    step()
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 4000 + (0 if leaf.grad is None else leaf.grad.nbytes))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", torch.cuda.memory_allocated)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    assert cost(step, "cuda").peak_bytes == 4000
+
+
 def test_rows_of_a_case():
     rows = list(measure_case(small_case(), "cpu", EFFORT, bandwidth=1e9))
     assert [row["implementation"] for row in rows] == ["eager", "reference", "ours"]
