@@ -146,7 +146,7 @@ def parts(device: str, folder: Path) -> list[Part]:
         Part("tests", tests, 300, needs=("module:pytest",)),
         *sanitizers,
         Part("bench", [*bench, *FAMILIES, *short], 420),
-        Part("training", [*bench, "training", *few_turns], 560, needs=("module:torchvision",)),
+        Part("training", [*bench, "training", *few_turns], 560 if on_gpu else 1200, needs=("module:torchvision",)),
         Part(
             "ncu",
             ["ncu", *NCU, "--log-file", str(folder / "ncu.csv"), python, "-m", "bench.once", "--device", device],

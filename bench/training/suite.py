@@ -112,18 +112,20 @@ USUAL = (
 )
 HOW = {
     "cpu": (
-        f"{USUAL}; `NCHW` with engine.channels_last=false, `bf16` with engine.amp=bf16, `compile` with "
+        f"{USUAL}, in float32 too; `NCHW` with engine.channels_last=false, `bf16` with engine.amp=bf16, `compile` with "
         "engine.compile=true. n counts steps. While others have their turn, the loader processes of `eager` get "
         "batches ready that it has for free. Peak is the process's resident memory, all images included, loader "
         "processes not. The parts are medians; the rest holds losses and checks."
     ),
     "cuda": (
-        f"{USUAL} with engine.amp=bf16 and engine.channels_last=true; `float32` differs from `ours` in engine.amp=fp32,"
-        " `no graphs` in engine.cuda_graphs=false, `compile` in engine.compile=true. In float32 PyTorch's convolutions "
-        f"are TF32. A turn begins with {UNCOUNTED['cuda']} steps that do not count; then steps are queued without a "
-        "wait of ours, and waited for once at the turn's end: a sample is the mean step of a turn, and n counts turns. "
-        "For the same reason no step is split into parts. Peak is the GPU memory that PyTorch has allocated at the "
-        "worst moment since the start; the images lie there for `ours`, for `eager` in the host's memory."
+        f"{USUAL} with engine.amp=bf16 and engine.channels_last=true; `float32` differs from `ours` in "
+        "engine.amp=fp32, `no graphs` in engine.cuda_graphs=false, `compile` in engine.compile=true. In float32 "
+        "PyTorch's convolutions are TF32; `eager` has pinned memory, copies that nothing waits for and "
+        "cudnn.benchmark. What the engine had to go without stands below the table. A turn begins with "
+        f"{UNCOUNTED['cuda']} steps that do not count; then only `eager` waits, by reading its loss, until all wait "
+        "for the GPU at the turn's end: a sample is the mean step of a turn, and n counts turns. For the same "
+        "reason no step is split into parts. Peak is the GPU memory that PyTorch has allocated at the worst "
+        "moment since the start; the images lie there for `ours`, for `eager` in the host's memory."
     ),
 }
 
@@ -137,7 +139,7 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
         "`compile`, and what a first call takes for all."
     )
     text = ["# training: whole steps", "", how, "", f"![training]({name}.png)", "", header(about["device"])]
-    said = [f"{row['case']}, {row['implementation']}: {line}" for row in rows for line in row.get("said", ())]
+    said = [f"- {row['case']}, {row['implementation']}: {what}" for row in rows for what in row.get("said", ())]
     record.save(name, about, rows, [*text, *map(line, rows), "", *said], folder)
     chart.draw(folder / f"{name}.png", "training", about, rows, of_what="the usual loop, a whole step")
 
