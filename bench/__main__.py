@@ -10,62 +10,74 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory is not the subject
 
 import torch
 
-from bench import chart, loaders, record, scaling
+from bench import loaders, record, scaling
 from bench.cases import FAMILIES
 from bench.check import TOLERANCE, compare
-from bench.family import Effort, Row, measure
+from bench.family import Kernels
+from bench.measure import Effort
+from bench.record import Row
 from bench.training import suite as training
 from sftn_fast import ops
 
-SUITES: dict[str, Any] = {"training": training, "loaders": loaders, "scaling": scaling}
-"""What is no family of kernels; each measures, formats and writes for itself, on the CPU."""
 
-UNCHECKED = ("loaders", "scaling")
-"""Those that are held against no record."""
+class Suite(Protocol):
+    """What measures something, row by row, and knows how its rows are to be shown."""
 
-ALL = (*FAMILIES, *SUITES)
+    def header(self, device: str) -> str: ...
+    def line(self, row: Row) -> str: ...
+    def measure(self, about: dict[str, Any], effort: Effort) -> Iterable[Row]: ...
+    def write(self, name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None: ...
+
+
+SUITES: dict[str, Suite] = {
+    **{family: Kernels(family) for family in FAMILIES},
+    "training": training,
+    "loaders": loaders,
+    "scaling": scaling,
+}
+CPU_ONLY = ("loaders", "scaling")
+"""Those that are measured on the CPU whatever there is; no speed of theirs is held against a record either."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(ALL)} (default: all)")
+    names = ", ".join(SUITES)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {names} (default: all that --device has)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--turns", type=int, default=50, help="turns of each implementation (default: 50)")
     parser.add_argument("--seconds", type=float, default=20.0, help="a case may take, roughly (default: 20)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the authors' code")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile makes of the code")
     parser.add_argument("--check", action="store_true", help=f"compare with the record; at most {TOLERANCE:.0%}% less")
     parser.add_argument("--folder", type=Path, default=record.RESULTS, help="of the records (default: bench/results)")
     args = parser.parse_args()
-    unknown = sorted(set(args.families) - set(ALL))
+    unknown = sorted(set(args.families) - SUITES.keys())
     if unknown:
-        parser.error(f"no family {', '.join(unknown)}; there are {', '.join(ALL)}")
-    if args.device != "cpu" and set(args.families) & SUITES.keys():
-        parser.error(f"{' and '.join(SUITES)} are measured on the CPU: --device cpu")
+        parser.error(f"no family {', '.join(unknown)}; there are {names}")
+    if args.device != "cpu" and set(args.families) & set(CPU_ONLY):
+        parser.error(f"{' and '.join(CPU_ONLY)} are measured on the CPU: --device cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no GPU: --device cpu")
     return args
 
 
-def run(family: str, device: str, effort: Effort) -> tuple[dict, list[Row]]:
-    about = record.conditions(device)
+def run(family: str, device: str, effort: Effort) -> tuple[dict[str, Any], list[Row]]:
+    """The conditions and the rows, each printed as soon as there is one."""
+    suite, about, rows = SUITES[family], record.conditions(device), []
     print(f"\n# {family}", *(f"{key}: {value}" for key, value in about.items()), sep="\n")
-    if family in SUITES:
-        return about, run_suite(SUITES[family], effort)
-    print(f"\n{record.header(device)}")
-    bandwidth = 1e9 * about["copy GB/s"]
+    print(f"\n{suite.header(device)}")
     with ops.backend("fused"):
-        return about, measure(family, device, effort, bandwidth, lambda row: print(record.line(row), flush=True))
-
-
-def run_suite(suite: Any, effort: Effort) -> list[Row]:
-    print(f"\n{suite.header()}")
-    with ops.backend("fused"):
-        return suite.measure(effort.seconds, lambda row: print(suite.line(row), flush=True), compile=effort.compile)
+        for row in suite.measure(about, effort):
+            rows.append(row)
+            print(suite.line(row), flush=True)
+    return about, rows
 
 
 def check(family: str, name: str, device: str, effort: Effort, folder: Path) -> bool:
@@ -85,19 +97,15 @@ def main() -> None:
     args = parse()
     effort = Effort(args.turns, args.seconds, compile=not (args.no_compile or args.check))
     good = True
-    for family in args.families or (ALL if args.device == "cpu" else FAMILIES):
+    for family in args.families or SUITES:
         name = f"{family}-{args.device}"
-        if args.check and family in UNCHECKED:
+        if family in CPU_ONLY and (args.check or args.device != "cpu"):
             continue
         if args.check:
             good = check(family, name, args.device, effort, args.folder) and good
             continue
         about, rows = run(family, args.device, effort)
-        if family in SUITES:
-            SUITES[family].write(name, about, rows, args.folder)
-            continue
-        record.write(name, family, args.device, about, rows, args.folder)
-        chart.draw(args.folder / f"{name}.png", family, about, rows)
+        SUITES[family].write(name, about, rows, args.folder)
     sys.exit(not good)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.family import Row
+from bench.record import Row
 
 TOLERANCE = 0.3
 """A ratio may fall by this part of what it was. Ratios within one run drift by a tenth or two on a shared machine;

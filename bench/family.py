@@ -1,59 +1,82 @@
-"""Measures the cases of a family: every implementation's time, memory and launches, as rows of a table."""
+"""A family of kernels as a suite: every implementation's time, memory and launches, case by case."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cases import of_family
+from bench import chart, record
+from bench.cases import note_on, of_family
 from bench.cases.case import Case, Step
-from bench.measure import Timing, cost, interleaved
+from bench.measure import TURN_MS, Effort, cost, interleaved
+from bench.record import Row
 
-Row = dict[str, Any]
+COLUMNS = ("case", "implementation", "p20 us", "p50 us", "p80 us", "n", "times eager (p50)", "peak KiB")
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long to measure, and what."""
+class Kernels:
+    """The suite of one family."""
 
-    turns: int
-    seconds: float  # a case may take, roughly
-    compile: bool
+    family: str
 
+    def header(self, device: str) -> str:
+        names = [*COLUMNS, "kernels launched" if device == "cuda" else "ops dispatched", "share of copy bandwidth"]
+        rule = ["---", "---", *["---:"] * (len(names) - 2)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, rule))
 
-def measure(family: str, device: str, effort: Effort, bandwidth: float, report: Callable[[Row], None]) -> list[Row]:
-    """Every case of a family; each row is also handed to ``report`` as soon as there is one."""
-    rows = []
-    for case in of_family(family):
-        for row in measure_case(case, device, effort, bandwidth):
-            rows.append(row)
-            report(row)
-    return rows
+    def line(self, row: Row) -> str:
+        if "error" in row:
+            return record.failed(row)
+        times = [f"{row[key]:.1f}" for key in ("p20", "p50", "p80")]
+        share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.2f}"
+        counts = [row["n"], f"{row['ratio']:.1f}", f"{row['peak_bytes'] / 1024:,.0f}", row["launches"], share]
+        return f"| {' | '.join(map(str, [row['case'], row['implementation'], *times, *counts]))} |"
+
+    def measure(self, about: dict[str, Any], effort: Effort) -> Iterator[Row]:
+        for case in of_family(self.family):
+            yield from measure_case(case, about["device"], effort, 1e9 * about["copy GB/s"])
+
+    def write(self, name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
+        """The record under ``folder``: rows, page and picture."""
+        sample = "the mean of a turn's calls" if about["device"] == "cuda" else "a call each"
+        how = (
+            f"float32; {record.facts(about)}. Forward and backward. Implementations take turns of {TURN_MS:g} ms; n "
+            f"counts samples, {sample}. `eager` is the authors' code, `compile` the same under torch.compile, "
+            "`reference` ours in plain PyTorch. Peak is the memory allocated during a call, results included. The "
+            "share of the copy bandwidth is that of the bytes that must move; above 1, caches hold them."
+        )
+        how = " ".join(filter(None, (how, note_on(self.family))))
+        text = [f"# {self.family}", "", how, "", f"![{self.family}]({name}.png)", "", self.header(about["device"])]
+        record.save(name, about, rows, [*text, *map(self.line, rows)], folder)
+        chart.draw(folder / f"{name}.png", self.family, about, rows)
 
 
 def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> Iterator[Row]:
+    """A row for each implementation; ``bandwidth`` in bytes a second."""
     steps = case.steps(device)
     failures: dict[str, str] = {}
-    if effort.compile:
+    if effort.compile and isinstance(steps["eager"], Step):
         try:
             steps = {"eager": steps["eager"], "compile": compiled(steps["eager"]), **steps}
         except Exception as error:  # no compiler, or code that torch.compile cannot take: the others go on
             failures["compile"] = first_line(error)
     for step in steps.values():
         step()
-    timings = interleaved(dict(steps), turns=effort.turns, seconds=effort.seconds, device=device)
-    for name, timing in timings.items():
+    times = interleaved(dict(steps), turns=effort.turns, seconds=effort.seconds, device=device)
+    for name, spread in times.items():
         yield {
             "case": case.name,
             "implementation": name,
-            **{key: round(value, 2) for key, value in dataclasses.asdict(timing).items()},
-            "ratio": round(timings["eager"].p50 / timing.p50, 3),
+            **spread.row(),
+            "ratio": round(times["eager"].p50 / spread.p50, 3),
             **dataclasses.asdict(cost(steps[name], device)),
-            "bandwidth_share": share(case, timing, bandwidth),
+            "bandwidth_share": share(case, spread.p50, bandwidth),
         }
     for name, error in failures.items():
         yield {"case": case.name, "implementation": name, "error": error}
@@ -68,11 +91,11 @@ def compiled(eager: Step) -> Step:
     return step
 
 
-def share(case: Case, timing: Timing, bandwidth: float) -> float | None:
+def share(case: Case, microseconds: float, bandwidth: float) -> float | None:
     """What part of a copy's bandwidth the bytes that must move make; above 1 where caches hold them."""
     if case.bytes_moved is None:
         return None
-    return round(case.bytes_moved / (timing.p50 / 1e6) / bandwidth, 3)
+    return round(case.bytes_moved / (microseconds / 1e6) / bandwidth, 3)
 
 
 def first_line(error: Exception) -> str:

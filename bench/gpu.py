@@ -1,9 +1,10 @@
 """All that wants a GPU, in one go: `python -m bench.gpu OUTPUT_FOLDER [--device cpu] [--parts PART ...]`.
 
 Builds the kernels for the GPU that is there, compares every loss with float64, runs the tests on CUDA,
-compute-sanitizer's four tools, the benchmarks, Nsight Compute and a real training. Each part is a process of its own
-with a time limit: one that fails, hangs or misses a tool costs only its own line in the table at the end. The raw
-output is in OUTPUT_FOLDER. `--device cpu` runs what a CPU can, as a trial of this program.
+compute-sanitizer's four tools, the benchmarks of kernels and of whole training steps, Nsight Compute and a real
+training. Each part is a process of its own with a time limit: one that fails, hangs or misses a tool costs only its own
+line in the table at the end. The raw output is in OUTPUT_FOLDER. `--device cpu` runs what a CPU can, as a trial of this
+program.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.cases import FAMILIES
 from bench.ncu import ARGUMENTS as NCU
 from bench.ncu import summary as ncu_summary
 
@@ -115,8 +117,12 @@ def parts(device: str, folder: Path) -> list[Part]:
     # Each allocation of its own, or an overrun would land in another tensor of the same block unnoticed.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     short = [] if on_gpu else ["--turns", "3", "--seconds", "0.5", "--no-compile"]
+    bench = [python, "-m", "bench", "--device", device, "--folder", str(folder)]
+    few_turns = ["--seconds", "4"] if on_gpu else ["--seconds", "0", "--no-compile"]
     few = [] if on_gpu else ["--epochs", "2", "--seeds", "[0]"]
-    tests = [python, "-m", "pytest", "tests/ops", "-q", "-o", "addopts=-ra", "-p", "no:cacheprovider", "-k", device]
+    # What can't be imported for want of a package costs its own file alone.
+    options = ["-q", "-o", "addopts=-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-k", device]
+    tests = [python, "-m", "pytest", "tests/ops", "tests/engine", *options]
     demo = [python, "-m", "sftn_fast.train", "--config", "demo"]
     sanitizers = [
         Part(
@@ -139,7 +145,8 @@ def parts(device: str, folder: Path) -> list[Part]:
         Part("table", table, 180),
         Part("tests", tests, 300, needs=("module:pytest",)),
         *sanitizers,
-        Part("bench", [python, "-m", "bench", "--device", device, "--folder", str(folder), *short], 420),
+        Part("bench", [*bench, *FAMILIES, *short], 420),
+        Part("training", [*bench, "training", *few_turns], 560 if on_gpu else 1200, needs=("module:torchvision",)),
         Part(
             "ncu",
             ["ncu", *NCU, "--log-file", str(folder / "ncu.csv"), python, "-m", "bench.once", "--device", device],

@@ -1,12 +1,11 @@
 """Images a second of the loaders of image files, and of what PyTorch's example for ImageNet does.
 
-`python -m bench loaders`. The files are made up: as large as ImageNet's, and about as hard to decode.
+`python -m bench loaders`. The files are made up: of ImageNet's usual sizes in pixels, and as many bytes for them.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bench import record
-from bench.family import Row
+from bench.measure import MIN_TURNS, Effort, Spread
+from bench.record import Row
 from sftn_fast.data.dali_decoder import DaliDecoder
 from sftn_fast.data.stream import FileSplit, FileTrainLoader, Form
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
@@ -111,9 +111,9 @@ def decode_only(paths: Sequence[Path], workers: int) -> Iterator[int]:
             yield 1
 
 
-def measure(seconds: float, report: Callable[[Row], None], *, compile: bool) -> list[Row]:
-    """Whole epochs of each loader in turn, its start included, as a run has it; a row for each. Nothing is compiled."""
-    workers, turns = default_workers(), max(2, min(TURNS, round(seconds / SECONDS_A_TURN)))
+def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
+    """Whole epochs of each loader in turn, its start included, as a run has it; a row for each."""
+    workers, turns = default_workers(), max(MIN_TURNS, min(TURNS, round(effort.seconds / SECONDS_A_TURN)))
     with tempfile.TemporaryDirectory() as folder:
         paths = make_files(Path(folder), FILES)
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
@@ -126,17 +126,13 @@ def measure(seconds: float, report: Callable[[Row], None], *, compile: bool) -> 
                 assert count == len(paths), f"{name}: {count} images of {len(paths)}"
                 if turn:  # the first starts servers and fills caches
                     speeds[name].append(count / (time.perf_counter() - start))
-    rows = []
-    for name, found in speeds.items():
-        p20, _, _, p80 = statistics.quantiles(found, n=5)
-        row = {"loader": name, "p20": p20, "p50": statistics.median(found), "p80": p80, "n": len(found)}
-        ratio = row["p50"] / statistics.median(speeds[EAGER])
-        rows.append({**row, "ratio": ratio, "workers": workers, "kB a file": round(kilobytes, 1)})
-        report(rows[-1])
-    return rows
+    spreads = {name: Spread.of(found) for name, found in speeds.items()}
+    for name, spread in spreads.items():
+        ratio = round(spread.p50 / spreads[EAGER].p50, 3)
+        yield {"loader": name, **spread.row(), "ratio": ratio, "workers": workers, "kB a file": round(kilobytes, 1)}
 
 
-def header() -> str:
+def header(device: str) -> str:
     names = ["loader", "p20 images/s", "p50 images/s", "p80 images/s", "n", "times DataLoader (p50)"]
     return f"| {' | '.join(names)} |\n|---|{'---:|' * 5}"
 
@@ -156,7 +152,8 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
         f"of an epoch, their start included; n counts epochs. `{EAGER}` is what PyTorch's example for ImageNet does; "
         "`decode only` throws the decoded images away."
     )
-    record.save(name, about, rows, ["# loaders: images a second", "", how, "", header(), *map(line, rows)], folder)
+    text = ["# loaders: images a second", "", how, "", header(about["device"]), *map(line, rows)]
+    record.save(name, about, rows, text, folder)
 
 
 def default_workers() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,32 +22,54 @@ MIN_TURNS = 3
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Quantiles of the time of one call, in microseconds, over n samples."""
+class Effort:
+    """How long to measure, and what."""
+
+    turns: int
+    seconds: float  # a case may take, roughly
+    compile: bool
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles of n samples, in the samples' unit."""
 
     n: int
     p20: float
     p50: float
     p80: float
 
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        # inclusive: the other method goes beyond the least of three samples, to what nobody measured
+        p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(len(samples), p20, statistics.median(samples), p80)
+
+    def row(self, digits: int = 2, *, scale: float = 1.0) -> dict[str, float]:
+        """Its entries of a table's row, in units of 1 / ``scale``."""
+        return {"n": self.n, **{key: round(scale * getattr(self, key), digits) for key in ("p20", "p50", "p80")}}
+
 
 def interleaved(
     steps: dict[str, Step], *, turns: int = 50, seconds: float = float("inf"), device: str = "cpu"
-) -> dict[str, Timing]:
-    """Each step in turn, `turns` times, each time for about `TURN_MS` after one call that does not count.
+) -> dict[str, Spread]:
+    """Microseconds of a call: each step in turn, `turns` times, each time for about `TURN_MS` after one that is not
+    counted.
 
-    There are fewer turns, but at least `MIN_TURNS`, where they would take more than about `seconds`.
+    A sample is a call; on a GPU it is the mean of a turn's calls, since to time each the queue would have to run dry
+    between them. There are fewer turns, but at least `MIN_TURNS`, where they would take more than about `seconds`.
     """
     fastest = {name: _fastest(step, device) for name, step in steps.items()}
     calls = {name: max(1, round(TURN_MS / 1e3 / time)) for name, time in fastest.items()}
-    one_turn = sum((calls[name] + 1) * time for name, time in fastest.items())
+    uncounted = {name: int(calls[name] > 1) for name in steps}  # a call longer than a turn fills its caches by itself
+    one_turn = sum((calls[name] + uncounted[name]) * time for name, time in fastest.items())
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(max(MIN_TURNS, int(min(turns, seconds / one_turn)))):
         for name, step in steps.items():
-            if calls[name] > 1:  # a longer one than a turn fills its caches by itself
+            for _ in range(uncounted[name]):
                 step()
             samples[name] += _seconds(step, calls[name], device)
-    return {name: _timing([1e6 * seconds for seconds in times]) for name, times in samples.items()}
+    return {name: Spread.of([1e6 * seconds for seconds in times]) for name, times in samples.items()}
 
 
 def _fastest(step: Step, device: str) -> float:
@@ -57,7 +79,7 @@ def _fastest(step: Step, device: str) -> float:
 
 
 def _seconds(step: Step, calls: int, device: str) -> list[float]:
-    """Time of each call; on a GPU, whose queue would be drained between them, of their mean."""
+    """Time of each call; on a GPU, the mean alone."""
     if device == "cuda":
         return [_one(lambda: [step() for _ in range(calls)], device) / calls]
     return [_one(step, device) for _ in range(calls)]
@@ -74,11 +96,6 @@ def _one(call: Callable[[], object], device: str) -> float:
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _timing(times: list[float]) -> Timing:
-    p20, _, _, p80 = statistics.quantiles(times, n=5)
-    return Timing(len(times), p20, statistics.median(times), p80)
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,8 @@ def cost(step: Step, device: str = "cpu") -> Cost:
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
     if on_gpu:
+        for leaf in getattr(step, "leaves", ()):  # or gradients of the call before would count as there already
+            leaf.grad = None
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     with torch.profiler.profile(activities=activities, profile_memory=not on_gpu) as profile:

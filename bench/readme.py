@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.family import Row
-from bench.record import RESULTS, read
+from bench.cases import FAMILIES
+from bench.record import RESULTS, Row, read
 
 README = Path(__file__).parents[1] / "README.md"
 STEPS_BEGIN, STEPS_END = "<!-- steps: written by python -m bench.readme -->", "<!-- end of steps -->"
 BEGIN, END = "<!-- speeds: written by python -m bench.readme -->", "<!-- end of speeds -->"
-FAMILIES = ("logits", "contrastive", "negatives", "relational", "features")
 SHOWN = (
     "KD + CE (64, 100)",
     "KD + CE (1024, 1000)",

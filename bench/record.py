@@ -1,4 +1,4 @@
-"""What a measurement leaves under bench/results: the raw rows as JSON, a table, and where it was."""
+"""What a measurement leaves under bench/results: the raw rows as JSON, a page that shows them, and where it was."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 import sftn_fast
-from bench.family import Row
-from bench.measure import TURN_MS, copy_bandwidth
+from bench.measure import copy_bandwidth
 
 RESULTS = Path(__file__).parent / "results"
+
+Row = dict[str, Any]
+"""Of a table: what was measured, and the figures."""
 
 
 def processor(device: str) -> str:
@@ -31,6 +33,7 @@ def processor(device: str) -> str:
 def conditions(device: str) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
+        "device": device,
         "processor": processor(device),
         "threads": torch.get_num_threads(),
         "simd": torch.backends.cpu.get_cpu_capability(),
@@ -42,20 +45,13 @@ def conditions(device: str) -> dict[str, Any]:
     }
 
 
-def header(device: str) -> str:
-    launches = "kernels launched" if device == "cuda" else "ops dispatched"
-    names = ["case", "implementation", "p20 us", "p50 us", "p80 us", "n", "times eager (p50)", "peak KiB", launches]
-    rule = ["---", "---", *["---:"] * 8]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in ([*names, "share of copy bandwidth"], rule))
+def facts(about: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in about.items())
 
 
-def line(row: Row) -> str:
-    if "error" in row:
-        return f"| {row['case']} | {row['implementation']} | {row['error'].replace('|', '/')} {'| ' * 7}|"
-    times = [f"{row[key]:.1f}" for key in ("p20", "p50", "p80")]
-    share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.2f}"
-    counts = [row["n"], f"{row['ratio']:.1f}", f"{row['peak_bytes'] / 1024:,.0f}", row["launches"], share]
-    return f"| {' | '.join(map(str, [row['case'], row['implementation'], *times, *counts]))} |"
+def failed(row: Row) -> str:
+    """The line of an implementation that could not be measured; Markdown fills the other columns with nothing."""
+    return f"| {row['case']} | {row['implementation']} | {row['error'].replace('|', '/')} |"
 
 
 def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], folder: Path = RESULTS) -> None:
@@ -63,21 +59,6 @@ def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], fol
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
     (folder / f"{name}.md").write_text("\n".join(text) + "\n")
-
-
-def facts(about: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in about.items())
-
-
-def write(name: str, family: str, device: str, about: dict[str, Any], rows: list[Row], folder: Path = RESULTS) -> None:
-    how = (
-        f"float32; {facts(about)}. Implementations take turns of {TURN_MS:g} ms; n counts samples. `eager` is the "
-        "authors' code, `compile` the same under torch.compile, `reference` ours in plain PyTorch. Peak is the memory "
-        "allocated during a call, results included. The share of the copy bandwidth is that of the bytes that must "
-        "move; above 1, caches hold them."
-    )
-    text = [f"# {family}: forward and backward", "", how, "", f"![{family}]({name}.png)", "", header(device)]
-    save(name, about, rows, [*text, *map(line, rows)], folder)
 
 
 def read(name: str, folder: Path = RESULTS) -> tuple[dict[str, Any], list[Row]]:

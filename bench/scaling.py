@@ -12,48 +12,61 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 from torch import Tensor
 
 from bench import chart, record
-from bench.cases.case import Step, step
+from bench.cases.case import step
 from bench.cases.contrastive import BATCH, DIM, NEGATIVES
 from bench.cases.logits import kd_ce, sftn
-from bench.family import Row
-from bench.measure import cost, interleaved
+from bench.measure import Effort, Spread, cost, interleaved
+from bench.record import Row
 from sftn_fast import ops
 
-Build = Callable[[int], dict[str, Step]]
+Build = Callable[[int], Mapping[str, Callable[[], object]]]
 BANKS = (50_000, 200_000, 1_000_000, 5_000_000, 10_000_000)
+IMAGES_A_RANK = 32
+RANKS, RANK_TURNS = (1, 2), 4
 NOTES = (
-    "Time of forward and backward, in turns; peak is the memory allocated during a call. The exponent e is that of "
-    "time ~ size^e since the size above: 1 where cost follows the size, 0 where it does not depend on it. Small sizes "
-    "lie below 1 because a call through autograd has a price of its own. CRD scores as many rows whatever the bank's "
-    "size, but fewer of them from the caches as it grows, and drawing negatives reads every label once. Ranks run one "
-    "thread each and share the processor's caches and memory; each has a batch of its own, so that 0 would be perfect "
-    "and 1 no gain."
+    "Time of forward and backward, in turns; n counts calls. Peak is the memory allocated during a call, results "
+    "included; banks, which a run holds all the time, are not in it: in float16 512 bytes an image. The exponent e is "
+    "that of time ~ size^e since the size above: 1 where cost follows the size, 0 where it does not depend on it. "
+    "Small sizes lie below 1 because a call through autograd has a price of its own, and where an op begins to use "
+    "all threads the curve bends down for one size; on one thread it does not. At 100,000 classes a tensor is of 25 "
+    "MB, and PyTorch's temporaries get fresh pages from the kernel in every call: above 1 for `eager`. Each branch of "
+    "SFTN costs the same, on top of the call and the teacher's own loss: below 1, towards 1. CRD scores as many rows "
+    "whatever the bank's size, but fewer of them from the caches as it grows; drawing negatives, which is also shown "
+    "alone, reads every label once, so that its share grows. Ranks run one thread each and share the processor's "
+    "caches and memory; n counts whole runs, in turns, and the time is that of a step with the images of all ranks in "
+    "it: 0 would be perfect and 1 no gain. Their peak is the resident memory of the largest process, with Python, "
+    "PyTorch and all images."
 )
+SHOWN = ("eager", "ours", "ours, drawing alone")
 ROOM = 2
 """Times the banks' own size that has to be free: one is drawn in float32 before it is half as large."""
 
 
-def _crd(num_samples: int) -> dict[str, Step]:
+def _crd(num_samples: int) -> Mapping[str, Callable[[], object]]:
     embeddings = [F.normalize(torch.randn(BATCH, DIM)).requires_grad_() for _ in range(2)]
     memory = ops.CRDMemory(num_samples, DIM, dtype=torch.float16)
     labels = torch.arange(num_samples) % 100
     index = torch.randint(num_samples, (BATCH,))
 
-    def loss() -> Tensor:
-        negatives = ops.sample_negatives(index, labels, NEGATIVES, dtype=torch.int32)
-        return ops.crd_loss(*embeddings, index, negatives, memory)
+    def draw() -> Tensor:
+        return ops.sample_negatives(index, labels, NEGATIVES, dtype=torch.int32)
 
-    return {"ours": step(embeddings, loss)}
+    return {
+        "ours": step(embeddings, lambda: ops.crd_loss(*embeddings, index, draw(), memory)),
+        "ours, drawing alone": draw,
+    }
 
 
 def _fits(num_samples: int) -> bool:
@@ -67,10 +80,17 @@ SERIES: dict[str, tuple[Build, tuple[int, ...]]] = {
     "branches, SFTN (256, 1000)": (lambda k: sftn(256, 1000, "cpu", num_branches=k), (1, 2, 3, 4, 6, 8)),
     "bank, CRD with its negatives, float16": (_crd, BANKS),
 }
-RANKS = "ranks, KD on resnet8, 32 images of 32 x 32 each"
+RANKS_SERIES = f"ranks, KD on resnet8, {IMAGES_A_RANK} images each"
+PEAK_OF_CHILDREN = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Runs a command and prints the KiB of its largest process. For that a process in between: Linux lets a process begin
+with the peak of the one that starts it, and ours has had the banks."""
 
 
-def header() -> str:
+def header(device: str) -> str:
     names = ["series", "size", "implementation", "p20 us", "p50 us", "p80 us", "n", "peak KiB"]
     return f"| {' | '.join(names)} |\n|---|---:|---|{'---:|' * 5}"
 
@@ -85,7 +105,7 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
     how = f"{record.facts(about)}. {NOTES}"
     text = ["# scaling: time and memory as the work grows", "", how, "", f"![scaling]({name}.png)", ""]
     grown = {key: f" {value:.2f} |" for key, value in exponents(rows).items()}
-    head, rule = header().splitlines()
+    head, rule = header(about["device"]).splitlines()
     lines = [line(row) + grown.get((row["case"], row["implementation"], row["size"]), " |") for row in rows]
     record.save(name, about, rows, [*text, f"{head} exponent |", f"{rule}---:|", *lines], folder)
     _draw(folder / f"{name}.png", about, rows)
@@ -96,80 +116,111 @@ def _draw(path: Path, about: dict[str, Any], rows: list[Row]) -> None:
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, panels = plt.subplots(2, len(cases), figsize=(3.6 * len(cases), 6), layout="constrained", squeeze=False)
     for case, (above, below) in zip(cases, panels.T, strict=True):
-        for name, colour in (("eager", "#b5b5b5"), ("ours", chart.COLOURS["ours"])):
+        for name in SHOWN:
             seen = [row for row in rows if (row["case"], row["implementation"]) == (case, name)]
-            sizes = [row["size"] for row in seen]
             if not seen:
                 continue
-            above.loglog(sizes, [row["p50"] / 1e3 for row in seen], "o-", color=colour, label=name)
-            if all(row["peak_bytes"] for row in seen):
-                below.loglog(sizes, [row["peak_bytes"] / 2**20 for row in seen], "o-", color=colour, label=name)
-        above.set_title(case, fontsize=9)
+            sizes, colour = [row["size"] for row in seen], chart.COLOURS[name]
+            p20, p50, p80 = ([row[key] / 1e3 for row in seen] for key in ("p20", "p50", "p80"))
+            above.loglog(sizes, p50, "o-", color=colour, label=name)
+            above.fill_between(sizes, p20, p80, color=colour, alpha=0.2, linewidth=0)
+            below.loglog(sizes, [row["peak_bytes"] / 2**20 for row in seen], "o-", color=colour)
+        above.set_title(case, fontsize=8)
         above.legend(frameon=False, fontsize=8)
-        below.set_visible(bool(below.lines))
-    panels[0, 0].set_ylabel("ms, median")
+        for axes in (above, below):
+            _label(axes, case.split(",")[0], [row["size"] for row in rows if row["case"] == case])
+    panels[0, 0].set_ylabel("ms, median and p20 to p80")
     panels[1, 0].set_ylabel("MiB, peak")
-    figure.suptitle(f"scaling on {chart.place(about)}", fontsize=10)
+    figure.suptitle(f"scaling on {chart.place(about)}; all axes logarithmic", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def measure(seconds: float, report: Callable[[Row], None], *, compile: bool) -> list[Row]:
-    """Rows of all series, each size for about ``seconds`` / 4; nothing here is compiled."""
-    rows: list[Row] = []
+def _label(axes: Axes, what: str, sizes: list[int]) -> None:
+    """The sizes that were measured as ticks, and at least a decade upwards, or a small change would fill the panel."""
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda size, _: _short(round(size)))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel(what)
+    low, high = axes.get_ylim()
+    widen = max(1.0, math.sqrt(10 * low / high))
+    axes.set_ylim(low / widen, high * widen)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
+    axes.tick_params(axis="y", which="both", labelsize=8)
+
+
+def _short(size: int) -> str:
+    for unit, letter in ((10**6, "M"), (10**3, "k")):
+        if size >= unit and size % unit == 0:
+            return f"{size // unit}{letter}"
+    return str(size)
+
+
+def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
+    """Rows of all series, each size for about a quarter of the seconds of a case; nothing here is compiled."""
     for series, (build, sizes) in SERIES.items():
         for size in sizes:
             if build is _crd and not _fits(size):
                 print(f"{series}: {size:,} rows need more memory than is free")
                 break
-            for row in _rows(series, build, size, seconds / 4):
-                rows.append(row)
-                report(row)
-    for row in _ranks():
-        rows.append(row)
-        report(row)
-    return rows
+            yield from _rows(series, build, size, effort.seconds / 4)
+    yield from _ranks()
 
 
 def _rows(series: str, build: Build, size: int, seconds: float) -> Iterator[Row]:
     torch.manual_seed(0)
-    steps = {name: run for name, run in build(size).items() if name in ("eager", "ours")}
+    steps = {name: run for name, run in build(size).items() if name in SHOWN}
     for run in steps.values():
         run()
-    for name, timing in interleaved(dict(steps), seconds=seconds).items():
-        times = {key: round(getattr(timing, key), 2) for key in ("p20", "p50", "p80")}
+    for name, spread in interleaved(dict(steps), seconds=seconds).items():
         peak = cost(steps[name]).peak_bytes
-        yield {"case": series, "size": size, "implementation": name, "n": timing.n, **times, "peak_bytes": peak}
+        yield {"case": series, "size": size, "implementation": name, **spread.row(), "peak_bytes": peak}
 
 
 def _ranks() -> Iterator[Row]:
     """Training on one rank and on two, of one thread each; time is that of a step, all ranks' images in it."""
-    for ranks in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            seen = _images_per_second(ranks, Path(folder))
-        step_us = 1e6 * 32 * ranks / seen
-        times = dict.fromkeys(("p20", "p50", "p80"), round(step_us, 2))
-        yield {"case": RANKS, "size": ranks, "implementation": "ours", "n": 1, **times, "peak_bytes": 0}
+    step_us: dict[int, list[float]] = {ranks: [] for ranks in RANKS}
+    peaks = dict.fromkeys(RANKS, 0)
+    for _ in range(RANK_TURNS):
+        for ranks in RANKS:
+            images_per_second, peak_bytes = _train(ranks)
+            step_us[ranks].append(1e6 * IMAGES_A_RANK * ranks / images_per_second)
+            peaks[ranks] = max(peaks[ranks], peak_bytes)
+    for ranks, times in step_us.items():
+        about = {"case": RANKS_SERIES, "size": ranks, "implementation": "ours"}
+        yield {**about, **Spread.of(times).row(), "peak_bytes": peaks[ranks]}
 
 
-def _images_per_second(ranks: int, folder: Path) -> float:
-    options = {
-        "--teacher": "resnet8",
-        "--student": "resnet8",
-        "--stages": "[teacher, distill]",
-        "--seeds": "[0]",
-        "--epochs": "2",
-        "--data.name": "fake",
-        "--data.train_size": "1024",
-        "--optim.batch_size": str(32 * ranks),
-        "--engine.threads": "1",
-        "--output": str(folder / "run"),
-    }
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *launch, "-m", "sftn_fast.train", *(part for pair in options.items() for part in pair)]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    result = json.loads((folder / "run" / "seed0" / "distill-teacher" / "result.json").read_text())
-    return float(result["images_per_second"])
+def _train(ranks: int) -> tuple[float, int]:
+    """Images a second of all ranks together, and the resident bytes of the largest process at its worst moment."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        options = {
+            "--teacher": "resnet8",
+            "--student": "resnet8",
+            "--stages": "[teacher, distill]",
+            "--seeds": "[0]",
+            "--epochs": "2",
+            "--stage_epochs": "{teacher: 1}",
+            "--data.name": "fake",
+            "--data.train_size": "1024",
+            "--optim.batch_size": str(IMAGES_A_RANK * ranks),
+            "--engine.threads": "1",
+            "--output": str(output),
+        }
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", "sftn_fast.train"]
+        command = [sys.executable, *launch, *(part for pair in options.items() for part in pair)]
+        with (Path(folder) / "log").open("w+") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            arguments = [sys.executable, "-c", PEAK_OF_CHILDREN, *command]
+            done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=log, env=environment, check=False)
+            if done.returncode:
+                log.seek(0)
+                raise RuntimeError(f"training on {ranks} ranks failed:\n{log.read()}")
+        result = json.loads((output / "seed0" / "distill-teacher" / "result.json").read_text())
+    return float(result["images_per_second"]), 1024 * int(done.stdout)
 
 
 def exponents(rows: list[Row]) -> dict[tuple[str, str, int], float]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from bench.cases.negatives import BATCH, CASES, NEGATIVES
+from bench.measure import synchronize
+from bench.suite import DEVICES
 from sftn_fast import ops
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 @pytest.mark.parametrize("implementation", ["eager", "reference", "ours", "ours, int32"])
@@ -21,10 +20,9 @@ def test_sampling(benchmark, device, case, implementation):
         negatives = step()
         assert negatives.shape == (BATCH, NEGATIVES)
         assert (negatives.sort(dim=1).values.diff(dim=1) > 0).all()
-        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
         def run():
             step()
-            synchronize()
+            synchronize(device)
 
         benchmark(run)

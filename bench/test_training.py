@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from bench.measure import synchronize
+from bench.suite import DEVICES
 from bench.training.cases import CASES
 from bench.training.worker import training
 
 
 @pytest.mark.parametrize("implementation", ["eager", "ours"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_step(benchmark, case, implementation):
+@pytest.mark.parametrize("device", DEVICES)
+def test_step(benchmark, device, case, implementation):
     """In one process, where ours has set the allocator for both: `python -m bench training` keeps them apart."""
-    benchmark.group = case.name
-    batches, step = training(case, implementation)
-    benchmark.pedantic(lambda: step(next(batches)), rounds=3, warmup_rounds=1)
+    benchmark.group = f"{case.name} on {device}"
+    batches, step = training(case, implementation, device)
+
+    def run():
+        step(next(batches))
+        synchronize(device)
+
+    benchmark.pedantic(run, rounds=3, warmup_rounds=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ import torch
 import bench.cases
 import bench.family
 from bench import __main__ as main
-from bench import chart, loaders, readme, record
+from bench import chart, loaders, readme, record, scaling
 from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
-from bench.family import Effort, measure_case
-from bench.measure import MIN_TURNS, cost, interleaved, peak_memory
+from bench.family import Kernels, measure_case
+from bench.measure import MIN_TURNS, Effort, Spread, cost, interleaved, peak_memory
+from bench.training.worker import OURS
 
 EFFORT = Effort(turns=3, seconds=0.1, compile=False)
 SUITES = Path(bench.__file__).parent
@@ -46,10 +48,23 @@ def test_slow_steps_get_few_turns(monkeypatch):
         now[0] += 0.15
 
     monkeypatch.setattr("bench.measure.time.perf_counter", lambda: now[0])
-    timings = interleaved({"eager": slow, "ours": slow}, turns=1000, seconds=0.5)
+    times = interleaved({"eager": slow, "ours": slow}, turns=1000, seconds=0.5)
     assert now[0] < 3
-    assert {timing.n for timing in timings.values()} == {MIN_TURNS}
-    assert timings["ours"].p50 == pytest.approx(150_000)
+    assert {spread.n for spread in times.values()} == {MIN_TURNS}
+    assert times["ours"].p50 == pytest.approx(150_000)
+    begun = now[0]
+    assert interleaved({"eager": slow, "ours": slow}, turns=1000, seconds=6)["ours"].n == 20  # no call is thrown away
+    assert now[0] - begun == pytest.approx(6 + 2 * 0.15)
+
+
+@pytest.mark.parametrize("samples", [[1.0, 2.0, 9.0], [4.0, 1.0, 2.0, 3.0], [*range(100)]])
+def test_quantiles_stay_among_what_was_measured(samples):
+    spread = Spread.of(samples)
+    assert min(samples) <= spread.p20 < spread.p50 < spread.p80 <= max(samples)
+    assert spread.row(1, scale=10) == {
+        "n": len(samples),
+        **{key: pytest.approx(10 * getattr(spread, key), abs=0.05) for key in ("p20", "p50", "p80")},
+    }
 
 
 def test_ops_and_memory_are_counted():
@@ -57,6 +72,18 @@ def test_ops_and_memory_are_counted():
     assert cost(lambda: x + 1).launches == 1
     assert cost(lambda: (x + 1).softmax(0)).launches == 2  # softmax, whatever it calls inside
     assert peak_memory(x.clone) == 4000
+
+
+def test_memory_on_a_gpu_includes_the_gradients(monkeypatch):
+    """What the call before has left lies there as well, and would hide as much of the next one's peak."""
+    leaf = torch.ones(1000, requires_grad=True)
+    step = Step([leaf], lambda: leaf.sum())
+    step()
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 4000 + (0 if leaf.grad is None else leaf.grad.nbytes))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", torch.cuda.memory_allocated)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    assert cost(step, "cuda").peak_bytes == 4000
 
 
 def test_rows_of_a_case():
@@ -77,18 +104,32 @@ def test_what_torch_compile_cannot_take_costs_only_its_row(monkeypatch):
     *measured, failed = measure_case(small_case(), "cpu", effort, bandwidth=1e9)
     assert [row["implementation"] for row in measured] == ["eager", "reference", "ours"]
     assert failed["error"] == "RuntimeError: no C++ compiler | was found"
-    assert record.line(failed).count("|") == record.line(measured[0]).count("|")
+    assert Kernels("squares").line(failed) == "| squares | compile | RuntimeError: no C++ compiler / was found |"
 
 
-def test_a_measurement_is_written_and_read_back(tmp_path):
+def test_what_torch_compile_has_nothing_to_do_for_has_no_row():
+    plain = Case("draws", lambda device: {"eager": lambda: torch.rand(9), "ours": lambda: torch.rand(9)})
+    rows = measure_case(plain, "cpu", Effort(turns=3, seconds=0.1, compile=True), bandwidth=1e9)
+    assert [row["implementation"] for row in rows] == ["eager", "ours"]
+
+
+@pytest.mark.parametrize("family", ["logits", "negatives"])
+def test_a_measurement_is_written_and_read_back(family, tmp_path):
     rows = list(measure_case(small_case(), "cpu", EFFORT, bandwidth=1e9))
     rows.append({"case": "squares", "implementation": "compile", "error": "RuntimeError: none"})
-    about = record.conditions("cpu")
-    record.write("squares-cpu", "squares", "cpu", about, rows, tmp_path)
-    chart.draw(tmp_path / "squares-cpu.png", "squares", about, rows)
+    about, suite = record.conditions("cpu"), Kernels(family)
+    suite.write("squares-cpu", about, rows, tmp_path)
     assert record.read("squares-cpu", tmp_path) == (about, rows)
-    assert "squares-cpu.png" in (tmp_path / "squares-cpu.md").read_text()
+    page = (tmp_path / "squares-cpu.md").read_text()
+    assert "squares-cpu.png" in page and bench.cases.note_on(family) in page
+    assert all(suite.line(row) in page for row in rows)
     assert (tmp_path / "squares-cpu.png").stat().st_size > 5000
+
+
+def test_every_implementation_has_a_colour():
+    names = {name for family in bench.cases.FAMILIES for name in bench.cases.of_family(family)[0].steps("cpu")}
+    trained = {name for device in OURS.values() for name in device}
+    assert names | trained | {*scaling.SHOWN, "compile", "liger"} == chart.COLOURS.keys()
 
 
 def row(case: str, ratio: float, implementation: str = "ours") -> dict:
@@ -116,20 +157,43 @@ def test_loaders_are_measured_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(loaders, "default_workers", lambda: 1)
     files = loaders.make_files(tmp_path / "files", 20)
     assert 80_000 < sum(path.stat().st_size for path in files) / 20 < 130_000
-    printed: list[str] = []
-    rows = loaders.measure(0.0, lambda row: printed.append(loaders.line(row)), compile=False)
-    loaders.write("loaders-cpu", {"copy GB/s": 1}, rows, tmp_path)
+    about = {"device": "cpu"}
+    rows = list(loaders.measure(about, Effort(turns=1, seconds=0.0, compile=False)))
+    loaders.write("loaders-cpu", about, rows, tmp_path)
     assert record.read("loaders-cpu", tmp_path)[1] == rows
     assert [row["loader"] for row in rows] == list(loaders.loaders(files, 1))
-    assert all(row["p20"] > 0 and row["n"] == 2 for row in rows) and rows[0]["ratio"] == 1
+    assert all(row["p20"] > 0 and row["n"] == MIN_TURNS for row in rows) and rows[0]["ratio"] == 1
     text = (tmp_path / "loaders-cpu.md").read_text()
-    assert printed and all(line in text for line in printed)
+    assert all(loaders.line(row) in text for row in rows)
 
 
-@pytest.mark.parametrize("argv", [["loaders", "--device", "cuda"], ["nothing"]])
-def test_what_can_not_be_measured_is_refused(argv, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["bench", *argv])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["loaders", "--device", "cuda"], "loaders and scaling are measured on the CPU"),
+        (["training", "scaling", "--device", "cuda"], "loaders and scaling are measured on the CPU"),
+        (["nothing"], "no family nothing; there are contrastive, "),
+        (["training", "--device", "cuda"], "PyTorch finds no GPU"),
+    ],
+)
+def test_the_command_refuses(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["bench", *options])
     with pytest.raises(SystemExit, match="2"):
-        main.parse()
-    monkeypatch.setattr("sys.argv", ["bench", "loaders"])
-    assert main.parse().families == ["loaders"]
+        main.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("device", "families"),
+    [("cpu", [*main.SUITES]), ("cuda", [*bench.cases.FAMILIES, "training"])],
+)
+def test_the_command_measures_all_that_a_device_has(device, families, tmp_path, monkeypatch):
+    measured: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(main, "run", lambda family, device, effort: (measured.append(family), ({}, []))[1])
+    monkeypatch.setattr(main, "SUITES", dict.fromkeys(main.SUITES, SimpleNamespace(write=lambda *_: None)))
+    monkeypatch.setattr("sys.argv", ["bench", "--device", device, "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert measured == families

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,14 +14,22 @@ from bench import __main__ as command
 from bench import readme, record, scaling
 from bench.check import compare
 from bench.eager import training as eager
-from bench.training import ours, suite
+from bench.training import ours, suite, worker
 from bench.training.cases import CASES, TrainingCase
 from bench.training.split import PARTS, Split
+from bench.training.worker import OURS
 from sftn_fast.config import EngineConfig
 from sftn_fast.data import Batch
 from sftn_fast.data.source import Images
 
-ABOUT = {"threads": 1, "processor": "P", "simd": "S", "torch": "T", "date": "D"}
+ABOUT = {"device": "cpu", "threads": 1, "processor": "P", "simd": "S", "torch": "T", "date": "D"}
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    few = Images(torch.zeros(32, 3, 32, 32, dtype=torch.uint8), torch.arange(32))
+    for module in (eager, ours):
+        monkeypatch.setattr(module, "images", lambda: few)
 
 
 def step_of(method: str, *, plain: bool) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -33,13 +43,10 @@ def step_of(method: str, *, plain: bool) -> Callable[[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("method", ["kd", "rkd", "sftn"])
-def test_both_loops_take_the_same_step(method, monkeypatch):
-    few = Images(torch.zeros(32, 3, 32, 32, dtype=torch.uint8), torch.arange(32))
+def test_both_loops_take_the_same_step(method, few_images, monkeypatch):
     learned: dict[bool, list[torch.Tensor]] = {}
     for plain in (True, False):
         with monkeypatch.context() as patch:
-            for module in (eager, ours):
-                patch.setattr(module, "images", lambda: few)
             updates = []
             sgd = torch.optim.SGD.step
             patch.setattr(torch.optim.SGD, "step", lambda self: (updates.append(self), sgd(self)))  # noqa: B023
@@ -50,6 +57,99 @@ def test_both_loops_take_the_same_step(method, monkeypatch):
     assert len(learned[True]) == len(learned[False]) > 0
     for mine, theirs in zip(learned[False], learned[True], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize("method", ["kd", "crd", "sftn"])  # RKD's has sizes that depend on values
+def test_the_usual_loop_leaves_nothing_on_the_host(method, few_images, monkeypatch):
+    """On the device that computes nothing, but refuses tensors of another as a GPU does."""
+    updates = []
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 1.0)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: updates.append(self.param_groups[0]["params"]))
+    _, step = eager.training(TrainingCase(method, "wrn_16_1", "resnet8", 8), "meta")
+    batch = [torch.zeros(8, 3, 32, 32), *(torch.zeros(8, dtype=torch.int64) for _ in range(2))]
+    step([*batch, torch.zeros(8, 16, dtype=torch.int64)] if method == "crd" else batch)
+    (parameters,) = updates
+    assert {p.device.type for p in parameters} == {p.grad.device.type for p in parameters} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "options", [options for device in OURS.values() for options in device.values() if "compile" not in options]
+)
+def test_ours_takes_a_step_with_the_options_of_every_device(options, few_images):
+    batches, step = ours.training(TrainingCase("kd", "wrn_16_1", "resnet8", 8), EngineConfig(device="cpu", **options))
+    for _ in range(2):
+        step(next(batches))
+
+
+@pytest.mark.parametrize("device", OURS)
+def test_every_device_has_ours(device):
+    assert "ours" in OURS[device] and "eager" not in OURS[device]
+    assert set(suite.HOW) == set(suite.UNCOUNTED) == set(OURS)
+
+
+def test_steps_are_timed_one_by_one_or_together(monkeypatch):
+    now = [0.0]
+
+    def train() -> None:
+        now[0] += 1 + now[0]  # 1, 2, 4 seconds
+
+    monkeypatch.setattr("bench.training.worker.time.perf_counter", lambda: now[0])
+    assert worker.step_by_step(train, 3, None) == {"seconds": [1.0, 2.0, 4.0], "split": []}
+    now[0] = 0.0
+    split = Split()
+    assert worker.step_by_step(train, 2, split)["split"] == [{"rest": 1.0}, {"rest": 2.0}]
+    now[0] = 0.0
+    assert worker.all_at_once(train, 3, "cpu") == {"seconds": [7 / 3], "split": []}
+
+
+class FakeTrainer:
+    """Takes steps of a hundredth of a second; ``ends`` says at which turn, counted from 1, its process does."""
+
+    ends: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, case, name, device):
+        self.name, self.seconds, self.split, self.peak_bytes, self.first_step = name, [], [], 2**20, 0.5
+        self._maybe_end(0)
+
+    def _maybe_end(self, turn):
+        if self.ends.get(self.name) == turn:
+            raise RuntimeError("out of memory")
+
+    def turn(self):
+        self.seconds.append(0.01 if self.name == "eager" else 0.005)
+        self._maybe_end(len(self.seconds))
+
+    def close(self):
+        self.said = []
+
+
+@pytest.mark.parametrize(
+    ("ends", "measured"),
+    [
+        ({}, ["eager", "ours"]),
+        ({"ours": 0}, ["eager"]),
+        ({"ours": 2}, ["eager"]),
+        ({"eager": 0}, []),
+        ({"eager": 2}, []),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_implementation_that_ends_costs_only_its_row(device, ends, measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "Trainer", FakeTrainer)
+    monkeypatch.setattr(FakeTrainer, "ends", ends)
+    rows = list(suite.measure_case(CASES[0], ["eager", "ours"], 0.0, device))
+    assert [row["implementation"] for row in rows if "error" not in row] == measured
+    assert {row["implementation"]: row["error"] for row in rows if "error" in row} == dict.fromkeys(
+        ends, "RuntimeError: out of memory"
+    )
+    for row in rows:
+        assert "error" in row or row["ratio"] == (1.0 if row["implementation"] == "eager" else 2.0)
+        columns = suite.header(device).splitlines()[0].count("|")
+        assert "error" in row or suite.line(row).count("|") == columns
+    if measured:
+        suite.write(f"training-{device}", ABOUT | {"device": device}, rows, tmp_path)
+        page = (tmp_path / f"training-{device}.md").read_text()
+        assert suite.HOW[device] in page and all(suite.line(row) in page for row in rows)
 
 
 def test_cases_are_named_apart():
@@ -72,7 +172,7 @@ def test_implementations_train_in_processes_of_their_own():
     *rows, failed = suite.measure_case(case, ["eager", "ours", "no such"], seconds=0)
     assert [row["implementation"] for row in rows] == ["eager", "ours"]
     for row in rows:
-        assert row["n"] >= 3 and row["ratio"] > 0 and row["peak_bytes"] > 2**26
+        assert row["n"] >= 3 and row["ratio"] > 0 and row["peak_bytes"] > 2**26 and row["said"] == []
         assert all(row["split"][part] > 0 for part in ("frozen forward", "forward", "backward"))
     assert "no such" in failed["error"]
     assert suite.line(failed).startswith("| KD: resnet8")
@@ -81,6 +181,7 @@ def test_implementations_train_in_processes_of_their_own():
 def rows_of_a_step(ratio: float) -> list[dict]:
     split = dict.fromkeys(PARTS, 1.0)
     times = {"n": 3, "p20": 1.0, "p50": 2.0, "p80": 3.0, "peak_bytes": 2**30, "first_step": 5.0, "split": split}
+    times["said"] = ["engine.compile: not compiled"]
     rows = [("eager", 1.0, 100.0), ("ours", ratio, 100 * ratio), ("ours, compile", 1.0, 100.0)]
     return [
         {"case": "KD", "implementation": name, "ratio": ratio, "images_per_second": speed, **times}
@@ -94,6 +195,7 @@ def test_a_record_of_whole_steps(tmp_path):
     assert record.read("training-cpu", tmp_path) == (ABOUT, rows)
     page = (tmp_path / "training-cpu.md").read_text()
     assert all(suite.line(row) in page for row in rows)
+    assert "KD, ours, compile: engine.compile: not compiled" in page
     assert (tmp_path / "training-cpu.png").stat().st_size > 5000
     assert "| KD | 100 | **150** | 1.50 | 1,024.0 MiB / 1,024.0 MiB |" in readme.steps_table(tmp_path)
     assert [verdict.regressed for verdict in compare(rows, rows_of_a_step(1.2))] == [False]
@@ -123,6 +225,26 @@ def test_every_series_grows(series, monkeypatch):
     assert "eager" in steps or "CRD" in series
 
 
+def test_a_process_does_not_count_the_memory_of_the_one_that_starts_it():
+    held = torch.ones(2**28, dtype=torch.uint8)
+    alone = [sys.executable, "-c", "pass"]
+    through = subprocess.run(
+        [sys.executable, "-c", scaling.PEAK_OF_CHILDREN, *alone], capture_output=True, check=True, text=True
+    )
+    assert 2**20 < 1024 * int(through.stdout) < len(held) < worker.peak_resident()
+
+
+def test_ranks_take_turns(monkeypatch):
+    asked = []
+    monkeypatch.setattr(scaling, "_train", lambda ranks: (asked.append(ranks), (1000.0 * ranks, 2**20 * len(asked)))[1])
+    one, two = scaling._ranks()
+    assert asked == [1, 2] * scaling.RANK_TURNS
+    assert (one["size"], two["size"], one["n"], two["n"]) == (1, 2, scaling.RANK_TURNS, scaling.RANK_TURNS)
+    assert one["p50"] == two["p50"] == 1e3 * scaling.IMAGES_A_RANK
+    assert two["peak_bytes"] == 2**20 * len(asked)
+    assert {one["case"], two["case"]} == {scaling.RANKS_SERIES}
+
+
 def test_the_readme_without_marks_or_record_keeps_its_text(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "table", lambda folder: "speeds")
     plain = f"a {readme.BEGIN} old {readme.END} b"
@@ -133,23 +255,12 @@ def test_the_readme_without_marks_or_record_keeps_its_text(tmp_path, monkeypatch
     assert "**150**" in readme.refreshed(marked, tmp_path)
 
 
-@pytest.mark.parametrize("options", [["nosuch"], ["training", "--device", "cuda"]])
-def test_the_command_refuses(options, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench", *options])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert end.value.code == 2
-    assert options[0] in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_the_command_records_a_suite(tmp_path, monkeypatch, capsys):
     rows = rows_of_a_step(1.5)
 
-    def measure(seconds, report, *, compile):
-        assert seconds == 7 and compile is False
-        for row in rows:
-            report(row)
-        return rows
+    def measure(about, effort):
+        assert about["device"] == "cpu" and effort.seconds == 7 and not effort.compile
+        yield from rows
 
     monkeypatch.setattr(suite, "measure", measure)
     options = ["bench", "training", "--device", "cpu", "--seconds", "7", "--no-compile", "--folder", str(tmp_path)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,14 @@ def float_bytes(shape: Sequence[int], times: int) -> int:
 class Case:
     """A loss at a size. `build(device)` gives the implementations by name, "eager" first, all on the same tensors.
 
+    Each is a :class:`Step`, or a plain function where there is nothing to differentiate and nothing for torch.compile.
     `bytes_moved` is what any implementation must read and write, forward and backward, however well it is written.
     """
 
     name: str
-    build: Callable[[str], dict[str, Step]]
+    build: Callable[[str], Mapping[str, Callable[[], Tensor]]]
     bytes_moved: int | None = None
 
-    def steps(self, device: str) -> dict[str, Step]:
+    def steps(self, device: str) -> dict[str, Callable[[], Tensor]]:
         torch.manual_seed(0)
-        return self.build(device)
+        return dict(self.build(device))

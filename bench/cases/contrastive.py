@@ -14,6 +14,11 @@ from sftn_fast import ops
 from sftn_fast.ops import reference
 
 BATCH, NEGATIVES, DIM = 64, 16384, 128  # RepDistiller's
+NOTE = (
+    "A call also updates both banks. `eager`, `compile` and `reference` are given their negatives; in `CRD and its "
+    "negatives` ours draws its own in every call, for which RepDistiller has loader processes. The banks of `eager` "
+    "and `compile` are float32 in all cases."
+)
 
 
 def _crd(num_samples: int, bank_dtype: torch.dtype, device: str) -> dict[str, Step]:

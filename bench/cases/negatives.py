@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from bench.cases.case import Case, Step
+from bench.cases.case import Case
 from bench.eager.negatives import InstanceSample
 from sftn_fast import ops
 from sftn_fast.ops import reference
 
 BATCH, NEGATIVES = 64, 16384
+NOTE = (
+    "Here a call draws negatives and has no backward pass. The authors' code is NumPy, which torch.compile would hand "
+    "back as it is: there is no `compile`."
+)
 
 
-def _negatives(num_samples: int, num_classes: int, device: str) -> dict[str, Step]:
+def _negatives(num_samples: int, num_classes: int, device: str) -> dict[str, Callable[[], Tensor]]:
     labels = torch.randint(num_classes, (num_samples,))
     index = torch.randint(num_samples, (BATCH,))
     authors = InstanceSample(labels, index, NEGATIVES)

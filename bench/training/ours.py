@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.training.cases import (
@@ -23,32 +23,32 @@ from bench.training.cases import (
 )
 from sftn_fast import distillers, models
 from sftn_fast.config import EngineConfig, OptimConfig, SFTNConfig
-from sftn_fast.data import Batch
 from sftn_fast.data.loaders import DeviceImages, TrainLoader
 from sftn_fast.engine import Schedule
+from sftn_fast.engine.device import resolve_device
 from sftn_fast.engine.meter import Meter
 from sftn_fast.engine.step import build_step
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, SFTNTask, Task
 
-CPU = torch.device("cpu")
 SPECS = {"kd": "kd=0.9", "crd": "crd=0.8", "rkd": "rkd=1"}
 
 
-def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Batch], Callable[[Batch], None]]:
-    """The batches and the step that trains on one."""
-    data = DeviceImages.place(images(), MEAN, STD, CPU)
+def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Any], Callable[[Any], None]]:
+    """The batches and the step that trains on one, both on the engine's device."""
+    device = resolve_device(engine.device)
+    data = DeviceImages.place(images(), MEAN, STD, device)
     loader = TrainLoader(data, seed=0, batch_size=case.batch_size, crop_padding=PADDING, flip=True)
     task = _task(case, data.labels)
     task.train()
     optim = OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, batch_size=case.batch_size)
-    train_step = build_step(task, Schedule(optim, LR, len(loader), epochs=240), engine, CPU)
-    meter, steps = Meter(CPU), iter(range(len(loader) * 240))
+    train_step = build_step(task, Schedule(optim, LR, len(loader), epochs=240), engine, device)
+    meter, steps = Meter(device), iter(range(len(loader) * 240))
 
-    def step(batch: Batch) -> None:
+    def step(batch: Any) -> None:
         meter.add(train_step(batch, next(steps)))
 
-    return (batch for epoch in range(240) for batch in loader.epoch(epoch)), step
+    return (batch for epoch in range(240) for batch in train_step.batches(loader, epoch, 0)), step
 
 
 def _task(case: TrainingCase, labels: Tensor) -> Task:

@@ -6,47 +6,59 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import chart, record
-from bench.family import Row, first_line
-from bench.measure import MIN_TURNS, interleaved
-from bench.training.cases import CASES, TrainingCase
+from bench.family import first_line
+from bench.measure import MIN_TURNS, Effort, Spread, interleaved
+from bench.record import Row
+from bench.training.cases import CASES, WORKERS, TrainingCase
 from bench.training.split import PARTS
+from bench.training.worker import OURS
 
-ALWAYS = ("eager", "ours")
-FURTHER = ("ours, NCHW", "ours, bf16", "ours, compile")  # for the first case alone
+ALWAYS = ("eager", "ours")  # the other implementations are for the first case alone
 TURN = 1.0
-"""Seconds that an implementation trains, roughly, before it is the next one's turn; one more step goes before it."""
+"""Seconds that an implementation trains, roughly, before it is the next one's turn."""
+
+UNCOUNTED = {"cpu": 1, "cuda": 2 * WORKERS}
+"""Steps that go before it. On a GPU as many as there are batches that loader processes have got ready meanwhile; on a
+CPU, where that would take longer than the turns, the usual loop has them for free."""
 
 
 class Trainer:
-    """An implementation in a process of its own, so that neither's allocator, threads or memory touch the other's."""
+    """An implementation in a process of its own, so that neither's allocator, threads or memory touch the other's.
 
-    def __init__(self, case: TrainingCase, implementation: str) -> None:
-        what = (case.method, case.teacher, case.student, str(case.batch_size), implementation)
+    RuntimeError, with the last line that it said, from here or from :meth:`turn`, where the process has ended.
+    """
+
+    def __init__(self, case: TrainingCase, implementation: str, device: str) -> None:
+        what = (device, case.method, case.teacher, case.student, str(case.batch_size), implementation)
         command = [sys.executable, "-m", "bench.training.worker", *what]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # for close; a pipe that nobody reads fills up
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        self._uncounted = UNCOUNTED[device]
         self.first_step: float = self._answer()["first_step"]
         self.seconds: list[float] = []
         self.split: list[dict[str, float]] = []
+        self.said: list[str] = []
         self.peak_bytes = 0
-        self._steps(1)
+        self._steps(self._uncounted - 1, 1)
 
     def turn(self) -> None:
-        """Train for about :data:`TURN`, after a step that does not count."""
-        answer = self._steps(1 + max(1, round(TURN / self.step_seconds)))
-        self.seconds += answer["seconds"][1:]
-        self.split += answer["split"][1:]
+        """Train for about :data:`TURN`, after steps that do not count."""
+        answer = self._steps(self._uncounted, max(1, round(TURN / self.step_seconds)))
+        self.seconds += answer["seconds"]
+        self.split += answer["split"]
 
-    def _steps(self, count: int) -> dict[str, Any]:
+    def _steps(self, uncounted: int, counted: int) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.write(f"{uncounted} {counted}\n")
         self._process.stdin.flush()
         answer = self._answer()
         self.step_seconds = min(answer["seconds"])
@@ -54,65 +66,91 @@ class Trainer:
         return answer
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            lines = self._process.stderr.read().strip().splitlines()
-            raise RuntimeError(lines[-1] if lines else f"exit code {self._process.wait()}")
+            code = self._process.wait()
+            self._errors.seek(0)
+            lines = self._errors.read().strip().splitlines()
+            raise RuntimeError(lines[-1] if lines else f"exit code {code}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and keep what the engine said that it goes without: no figure tells that."""
         self._process.communicate()
+        self._errors.seek(0)
+        self.said = [line.strip() for line in self._errors if line.startswith("engine.")]
+        self._errors.close()
 
 
-def header() -> str:
+def header(device: str) -> str:
     names = ["case", "implementation", "p20 ms", "p50 ms", "p80 ms", "n", "images/s", "times eager", "peak MiB"]
-    cells = [*names, "first step ms", *(f"{part} ms" for part in PARTS)]
+    cells = [*names, "first step ms", *(f"{part} ms" for part in _parts(device))]
     rule = ["---", "---", *["---:"] * (len(cells) - 2)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells, rule))
 
 
+def _parts(device: str) -> tuple[str, ...]:
+    return PARTS if device == "cpu" else ()
+
+
 def line(row: Row) -> str:
     if "error" in row:
-        return f"| {row['case']} | {row['implementation']} | {row['error'].replace('|', '/')} |"
-    if "split" not in row:
-        return f"| {row['case']} | {row['implementation']} | {row['p20']} | {row['p50']} | {row['p80']} | {row['n']} |"
-    cells = [row[key] for key in ("case", "implementation", "p20", "p50", "p80", "n", "images_per_second")]
-    cells += [f"{row['ratio']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}", row["first_step"]]
-    return f"| {' | '.join(map(str, [*cells, *(row['split'].get(part, '') for part in PARTS)]))} |"
+        return record.failed(row)
+    cells = [row[key] for key in ("case", "implementation", "p20", "p50", "p80", "n")]
+    if "ratio" in row:  # else a start, which has no more to it
+        memory = f"{row['peak_bytes'] / 2**20:,.0f}"
+        cells += [row["images_per_second"], f"{row['ratio']:.2f}", memory, row["first_step"]]
+        cells += ["" if ms is None else ms for ms in row["split"].values()]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+USUAL = (
+    f"`eager` is the usual loop (bench/eager/training.py): float32, PIL transforms in {WORKERS} loader processes, the "
+    "authors' losses, torch's SGD, the loss read in every step. `ours` is what `python -m sftn_fast.train` runs"
+)
+HOW = {
+    "cpu": (
+        f"{USUAL}, in float32 too; `NCHW` with engine.channels_last=false, `bf16` with engine.amp=bf16, `compile` with "
+        "engine.compile=true. n counts steps. While others have their turn, the loader processes of `eager` get "
+        "batches ready that it has for free. Peak is the process's resident memory, all images included, loader "
+        "processes not. The parts are medians; the rest holds losses and checks."
+    ),
+    "cuda": (
+        f"{USUAL} with engine.amp=bf16 and engine.channels_last=true; `float32` differs from `ours` in "
+        "engine.amp=fp32, `no graphs` in engine.cuda_graphs=false, `compile` in engine.compile=true. In float32 "
+        "PyTorch's convolutions are TF32; `eager` has pinned memory, copies that nothing waits for and "
+        "cudnn.benchmark. What the engine had to go without stands below the table. A turn begins with "
+        f"{UNCOUNTED['cuda']} steps that do not count; then only `eager` waits, by reading its loss, until all wait "
+        "for the GPU at the turn's end: a sample is the mean step of a turn, and n counts turns. For the same "
+        "reason no step is split into parts. Peak is the GPU memory that PyTorch has allocated at the worst "
+        "moment since the start; the images lie there for `ours`, for `eager` in the host's memory."
+    ),
+}
 
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
     """The record under ``folder``: rows, page and picture."""
     how = (
-        f"{record.facts(about)}. A step from the data to the updated weights, float32 but for `bf16`, images of "
-        "32 x 32 in 100 classes. `eager` is the usual loop (bench/eager/training.py): PIL transforms in two loader "
-        "processes, the authors' losses, torch's SGD. `ours` is what `python -m sftn_fast.train` runs; `NCHW` with "
-        "engine.channels_last=false, `bf16` with engine.amp=bf16, `compile` with engine.compile=true. Each trains in a "
-        f"process of its own, in turns of about {TURN:g} s; n counts steps. Peak is the process's resident memory, all "
-        "images included, loader processes not. The parts are medians; the rest holds losses and checks. The last rows "
-        "are starts of Python from the shell to its end; the first step, in the table, is without compilation but for "
-        "`compile`."
+        f"{record.facts(about)}. A step from the data to the updated weights, images of 32 x 32 in 100 classes. Each "
+        f"implementation trains in a process of its own, in turns of about {TURN:g} s. {HOW[about['device']]} The last "
+        "rows are starts of Python from the shell to its end; the first step, in the table, has compilation in it for "
+        "`compile`, and what a first call takes for all."
     )
-    text = ["# training: whole steps", "", how, "", f"![training]({name}.png)", "", header(), *map(line, rows)]
-    record.save(name, about, rows, text, folder)
+    text = ["# training: whole steps", "", how, "", f"![training]({name}.png)", "", header(about["device"])]
+    said = [f"- {row['case']}, {row['implementation']}: {what}" for row in rows for what in row.get("said", ())]
+    record.save(name, about, rows, [*text, *map(line, rows), "", *said], folder)
     chart.draw(folder / f"{name}.png", "training", about, rows, of_what="the usual loop, a whole step")
 
 
-def measure(seconds: float, report: Callable[[Row], None], *, compile: bool) -> list[Row]:
-    """Rows of all cases, each of which trains for about ``seconds``, starts not counted."""
-    rows = []
+def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
+    """Rows of all cases, each of which trains for about the effort's seconds, starts not counted."""
+    device = about["device"]
+    further = [name for name in OURS[device] if name != "ours" and (effort.compile or name != "ours, compile")]
     for number, case in enumerate(CASES):
-        further = [name for name in FURTHER if number == 0 and (compile or name != "ours, compile")]
-        for row in measure_case(case, [*ALWAYS, *further], seconds):
-            rows.append(row)
-            report(row)
-    for row in starts():
-        rows.append(row)
-        report(row)
-    return rows
+        yield from measure_case(case, [*ALWAYS, *(further if number == 0 else [])], effort.seconds, device)
+    yield from starts()
 
 
 def starts() -> Iterator[Row]:
@@ -126,49 +164,62 @@ def starts() -> Iterator[Row]:
         name: partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
         for name, command in commands.items()
     }
-    for name, timing in interleaved(dict(runs), turns=5).items():
-        times = {key: round(getattr(timing, key) / 1e3, 1) for key in ("p20", "p50", "p80")}
-        yield {"case": "start", "implementation": name, "n": timing.n, **times}
+    for name, spread in interleaved(dict(runs), turns=5).items():
+        yield {"case": "start", "implementation": name, **spread.row(1, scale=1e-3)}
 
 
-def measure_case(case: TrainingCase, implementations: list[str], seconds: float) -> Iterator[Row]:
-    """A row each; the usual loop is the first of ``implementations``."""
+def measure_case(case: TrainingCase, implementations: list[str], seconds: float, device: str = "cpu") -> Iterator[Row]:
+    """A row each, with an error where one can't be measured; all stand beside "eager", without which there are none."""
     trainers: dict[str, Trainer] = {}
-    failures = {}
+    failures: dict[str, str] = {}
     try:
         for name in implementations:
             try:
-                trainers[name] = Trainer(case, name)
+                trainers[name] = Trainer(case, name, device)
             except RuntimeError as error:  # as without a C++ compiler; the others go on
                 failures[name] = first_line(error)
-        start = time.perf_counter()
-        turns = 0
-        while turns < MIN_TURNS or time.perf_counter() - start < seconds:
-            turns += 1
-            for trainer in trainers.values():
-                trainer.turn()
+        if "eager" in trainers:
+            _take_turns(trainers, failures, seconds)
     finally:
         for trainer in trainers.values():
             trainer.close()
-    eager = statistics.median(trainers["eager"].seconds)
-    for name, trainer in trainers.items():
-        yield _row(case, name, trainer, eager)
-    for name, error in failures.items():
-        yield {"case": case.name, "implementation": name, "error": error}
+    if "eager" not in failures:
+        usual = statistics.median(trainers["eager"].seconds)
+        for name, trainer in trainers.items():
+            if name not in failures:
+                yield {"case": case.name, "implementation": name, **_figures(case, trainer, usual, device)}
+    for name, message in failures.items():
+        yield {"case": case.name, "implementation": name, "error": message}
 
 
-def _row(case: TrainingCase, name: str, trainer: Trainer, eager: float) -> Row:
-    p20, _, _, p80 = statistics.quantiles(trainer.seconds, n=5)
-    p50 = statistics.median(trainer.seconds)
-    split = {part: statistics.median(step.get(part, 0.0) for step in trainer.split) for part in PARTS}
+def _take_turns(trainers: dict[str, Trainer], failures: dict[str, str], seconds: float) -> None:
+    """Turns for about ``seconds``; an implementation whose process ends is done, and among the ``failures``."""
+    start = time.perf_counter()
+    turns = 0
+    while turns < MIN_TURNS or time.perf_counter() - start < seconds:
+        turns += 1
+        for name, trainer in trainers.items():
+            if name in failures:
+                continue
+            try:
+                trainer.turn()
+            except (RuntimeError, BrokenPipeError) as error:
+                failures[name] = first_line(error)
+
+
+def _figures(case: TrainingCase, trainer: Trainer, usual: float, device: str) -> Row:
+    spread = Spread.of(trainer.seconds)
+
+    def median_ms(part: str) -> float | None:
+        seconds = [step.get(part, 0.0) for step in trainer.split]
+        return round(1e3 * statistics.median(seconds), 1) if seconds else None
+
     return {
-        "case": case.name,
-        "implementation": name,
-        "n": len(trainer.seconds),
-        **{key: round(1e3 * value, 1) for key, value in (("p20", p20), ("p50", p50), ("p80", p80))},
-        "images_per_second": round(case.batch_size / p50, 1),
-        "ratio": round(eager / p50, 3),
+        **spread.row(1, scale=1e3),
+        "images_per_second": round(case.batch_size / spread.p50, 1),
+        "ratio": round(usual / spread.p50, 3),
         "peak_bytes": trainer.peak_bytes,
         "first_step": round(1e3 * trainer.first_step, 1),
-        "split": {part: round(1e3 * seconds, 1) for part, seconds in split.items()} if name != "ours, compile" else {},
+        "split": {part: median_ms(part) for part in _parts(device)},
+        "said": trainer.said,
     }
