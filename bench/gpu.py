@@ -3,8 +3,8 @@
 Builds the kernels for the GPU that is there, compares every loss with float64, runs the tests on CUDA,
 compute-sanitizer's four tools, the benchmarks of kernels and of whole training steps, Nsight Compute and a real
 training. Each part is a process of its own with a time limit: one that fails, hangs or misses a tool costs only its own
-line in the table at the end. The raw output is in OUTPUT_FOLDER. `--device cpu` runs what a CPU can, as a trial of this
-program.
+line in the table at the end. All together end within --minutes; what there was no time for is named there, for --parts
+the next time. The raw output is in OUTPUT_FOLDER. `--device cpu` runs what a CPU can, as a trial of this program.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ from bench.ncu import ARGUMENTS as NCU
 from bench.ncu import summary as ncu_summary
 
 ROOT = Path(__file__).resolve().parents[1]
+WORTHWHILE = 2.0
+"""Seconds, under which a part is not begun."""
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -71,11 +74,12 @@ def missing(part: Part, device: str) -> str | None:
     return None
 
 
-def run(part: Part, folder: Path, device: str) -> Outcome:
-    """Runs a part into ``folder/<name>.log``. Its whole process group ends with it."""
-    reason = missing(part, device)
+def run(part: Part, folder: Path, device: str, left: float = math.inf) -> Outcome:
+    """Runs a part into ``folder/<name>.log``, for ``left`` seconds at most. Its whole process group ends with it."""
+    reason = missing(part, device) or ("no time left" if left < WORTHWHILE else None)
     if reason:
         return Outcome(part.name, "not run", 0.0, reason)
+    limit = min(part.limit, left)
     path = folder / f"{part.name}.log"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "KINETO_LOG_LEVEL": "99", **part.environment}
     start = time.monotonic()
@@ -86,7 +90,7 @@ def run(part: Part, folder: Path, device: str) -> Outcome:
             part.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            result = "ok" if process.wait(part.limit) == 0 else "FAILED"
+            result = "ok" if process.wait(limit) == 0 else "FAILED"
         except subprocess.TimeoutExpired:
             result = "TIMED OUT"
         finally:
@@ -176,17 +180,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="all that wants a GPU, in one go")
     parser.add_argument("folder", type=Path, help="where logs and figures go")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
     parser.add_argument("--parts", nargs="+", default=names, choices=names, metavar="PART", help=", ".join(names))
     args = parser.parse_args()
     if args.device == "cuda" and not has_gpu():
         parser.error("PyTorch finds no GPU; --device cpu runs what a CPU can")
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    outcomes = []
+    outcomes, end_at = [], time.monotonic() + 60 * args.minutes
     for part in parts(args.device, folder):
         if part.name in args.parts:
-            print(f"== {part.name}, at most {part.limit:.0f} s", flush=True)
-            outcomes.append(run(part, folder, args.device))
+            left = max(0.0, end_at - time.monotonic())
+            print(f"== {part.name}, at most {min(part.limit, left):.0f} s", flush=True)
+            outcomes.append(run(part, folder, args.device, left))
     (folder / "summary.json").write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1) + "\n")
     print("", *outcomes, sep="\n")
     return int(any(outcome.result in ("FAILED", "TIMED OUT") for outcome in outcomes))

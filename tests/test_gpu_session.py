@@ -37,6 +37,14 @@ def test_a_part_may_hang(tmp_path):
     assert time.monotonic() - start < 10
 
 
+def test_a_part_ends_with_the_time_of_all(tmp_path):
+    code = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '600'])"
+    outcome = run(python(code), tmp_path, "cpu", left=2.5)
+    assert (outcome.result, outcome.detail) == ("TIMED OUT", "begun")
+    outcome = run(python("print('never')"), tmp_path, "cpu", left=1.0)
+    assert (outcome.result, outcome.detail) == ("not run", "no time left")
+
+
 @pytest.mark.parametrize("need", ["no-such-program", "module:no_such_module"])
 def test_a_part_may_miss_a_tool(tmp_path, need):
     outcome = run(python("print('never')", needs=(need,)), tmp_path, "cpu")
