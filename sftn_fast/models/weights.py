@@ -54,9 +54,7 @@ def unwrap(payload: Any, path: Path) -> dict[str, Tensor]:
             payload = payload[key]
     if not isinstance(payload, Mapping) or not payload:
         raise WeightsError(f"{path} holds no weights by name: it is a {type(payload).__name__}")
-    strangers = [
-        name for name, value in payload.items() if not (isinstance(name, str) and isinstance(value, Tensor))
-    ]
+    strangers = [name for name, value in payload.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strangers:
         raise WeightsError(
             f"{path} holds other things than weights by name, such as {strangers[0]!r}, and no "

@@ -257,6 +257,20 @@ def test_a_loader_that_is_left_in_mid_epoch_leaves_nothing_behind(name, photogra
     assert nothing_left()
 
 
+def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
+    wait = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(wait, "__defaults__", (0.05,))  # seconds until torch looks whether its workers live
+    batches = loader("torchvision", photographs, batch_size=2).epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join(30)
+    with pytest.raises(ConfigError, match=r"a process that decodes images died.*try fewer data.workers") as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+    assert nothing_left()
+
+
 LEFT_ALONE = """
 import multiprocessing, sys, torch
 from pathlib import Path
@@ -336,6 +350,12 @@ def test_built_from_a_configuration(name, tmp_path, capsys):
 def test_the_size_is_224(options, tmp_path):
     images = data.build(DataConfig(root=str(a_data_set(tmp_path)), **options), seed=0, batch_size=4, device="cpu")
     assert next(images.train.epoch(0)).images.shape == (4, 3, 224, 224)
+
+
+def test_without_torchvision_the_loader_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    with pytest.raises(ConfigError, match=r"^data.loader=torchvision needs torchvision.io, which can't be imported"):
+        build(a_data_set(tmp_path), loader="torchvision")
 
 
 @pytest.fixture(params=["missing", "broken"])
