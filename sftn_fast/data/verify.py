@@ -3,7 +3,8 @@
 Decodes every one, over all cores, names those that fail on standard output, and lists them in ``ROOT/skip.txt``, which
 ``data.name=folder``, ``imagenet`` and ``tiny_imagenet`` then leave out. An older list is replaced, and removed where
 all is well.
-Exit code 0: all is well; 1: something was found; 2: the command line or the folder can't be used.
+Exit code 0: all is well; 1: something was found; 2: the command line or the folder can't be used; 130: stopped by
+Ctrl-C, which leaves an older list as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -52,7 +54,11 @@ def _faults(paths: list[Path], workers: int) -> Iterator[str | None]:
     # everything, because each would need seconds for it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([find_fault.__module__])
-    with ProcessPoolExecutor(min(workers, -(-len(paths) // CHUNK)), mp_context=context) as pool:
+    count = min(workers, -(-len(paths) // CHUNK))
+    # Ctrl-C is for this process to answer.
+    with ProcessPoolExecutor(
+        count, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         try:
             yield from pool.map(find_fault, map(str, paths), chunksize=CHUNK)
         except BrokenProcessPool as error:
@@ -94,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped by SIGINT; {root / SKIP_LIST} was not written", file=sys.stderr)
+        return 128 + signal.SIGINT
     listed = f"; they are listed in {root / SKIP_LIST}" if faults else ""
     print(f"{count:,} images, {len(faults):,} can't be decoded{listed}")
     return 1 if faults else 0

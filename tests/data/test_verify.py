@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -82,6 +83,29 @@ def test_a_process_that_dies_is_an_error_and_no_skip_list(tmp_path, monkeypatch,
     assert module.main([str(tmp_path), "--workers", "1"]) == 2
     assert "a process died while decoding" in capsys.readouterr().err
     assert not (tmp_path / "skip.txt").exists()
+
+
+def test_a_check_that_is_stopped_leaves_the_older_list(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for name in ("a.png", "b.png"):
+        pictures.damaged(tmp_path / name, "empty")
+    (tmp_path / "skip.txt").write_text("a.png\n")
+    monkeypatch.setattr(Progress, "update", stop)
+    assert module.main([str(tmp_path), "--workers", "1"]) == 130
+    assert "stopped by SIGINT" in capsys.readouterr().err
+    assert (tmp_path / "skip.txt").read_text() == "a.png\n"
+    assert multiprocessing.active_children() == []
+
+
+def handler(_):
+    return str(signal.getsignal(signal.SIGINT))
+
+
+def test_ctrl_c_is_answered_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_fault", handler)
+    assert list(module._faults([tmp_path], 1)) == [str(signal.SIG_IGN)]
 
 
 def test_a_list_that_can_not_be_written_is_explained(tmp_path):
