@@ -26,6 +26,7 @@ from sftn_fast.distillers.spec import parse
 from sftn_fast.report.results import BEST, TOP1, Column
 
 EPOCHS = {"cifar100": 240, "imagenet": 100}
+IMAGE_SIZE = {"cifar100": 32, "imagenet": 224}  # pixels
 SOURCES = {
     "cifar100": "the READMEs of RepDistiller (last epoch, method alone) and SSKD (best epoch, probably with KD beside "
     "the method)",
@@ -147,11 +148,12 @@ def of_method(method: str, settings: Mapping[str, Any]) -> Published | None:
 
 
 def _data_set(settings: Mapping[str, Any]) -> str | None:
-    """The data set, if the configuration is one that the tables speak of: one of the pairs, all images, all epochs."""
+    """The data set, if the tables speak of the configuration: one of the pairs, whole images and all, all epochs."""
     data = settings.get("data", {})
     name = data.get("name")
     pairs = {"cifar100": PAIRS, "imagenet": IMAGENET_PAIRS}.get(name, ())
-    whole = not data.get("train_size") and not data.get("val_size")
+    resized = data.get("image_size") not in (None, IMAGE_SIZE.get(name))
+    whole = not resized and not data.get("train_size") and not data.get("val_size")
     epochs = {settings.get("epochs"), *(settings.get("stage_epochs") or {}).values()}
     known = (settings.get("teacher"), settings.get("student")) in pairs and whole and epochs == {EPOCHS.get(name)}
     return name if known else None

@@ -89,12 +89,18 @@ def test_settings_that_were_not(method):
         {"teacher": "vgg13"},
         {"data": {"name": "cifar10"}},
         {"data": {"name": "cifar100", "train_size": 1000}},
+        {"data": {"name": "cifar100", "image_size": 64}},
     ],
 )
 def test_other_runs_are_held_against_nothing(change):
     assert of_method("kd", RESNET) is not None
     assert of_method("kd", RESNET | change) is None
     assert of_stage("teacher", RESNET | change) is None
+
+
+def test_the_usual_size_may_be_said():
+    for settings, size in ((RESNET, 32), (IMAGENET, 224)):
+        assert of_stage("student", settings | {"data": {**settings["data"], "image_size": size}}) is not None
 
 
 def test_a_pair_that_the_readme_leaves_out():
