@@ -102,7 +102,7 @@ class DaliDecoder:
                 raise self._culprit(scheduled[0], error) from error
             batch = scheduled.popleft()
             if self.resize:
-                # Without a copy: a pipeline of the kind that is the default leaves what is in use alone.
+                # Without a copy: a dynamic pipeline leaves what is in use alone.
                 with self.form.device:
                     images = torch.from_dlpack(outputs.as_tensor())
                 yield images.permute(0, 3, 1, 2) if self.form.channels_last else images
@@ -172,6 +172,7 @@ class DaliDecoder:
             num_threads=self.workers,
             device_id=(form.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=AHEAD,
+            exec_dynamic=True,  # lest the default of an older DALI reuse the memory of a batch that it gave
         )
         def graph() -> Any:
             kinds = [(types.UINT8, 1), (types.INT32, 1), (types.INT32, 1)]
