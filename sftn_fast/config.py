@@ -384,6 +384,8 @@ class TransferConfig:
 
     network: str
     """The network: a folder that training exported, as runs/demo/seed0/student."""
+    plugins: tuple[str, ...] = ()
+    """Python files or modules of your own, imported first, that register the network."""
     data: DataConfig = field(default_factory=DataConfig)
     epochs: int = 100
     """Epochs of training the classifier."""

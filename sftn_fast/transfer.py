@@ -25,7 +25,7 @@ import torch
 from torch import from_numpy, nn
 from torch.nn import functional as F
 
-from sftn_fast import cli, data, models
+from sftn_fast import cli, data, models, plugins
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import ConfigError, OptimConfig, TransferConfig, check
 from sftn_fast.data import Batch, ImageData
@@ -44,10 +44,11 @@ def run(config: TransferConfig) -> dict[str, Any]:
     """Train the classifier that ``config`` describes; returns the result as it was written.
 
     Raises:
-        ConfigError: The network or the data can't be used, or do not fit each other.
+        ConfigError: A plugin, the network or the data can't be used, or do not fit each other.
         FloatingPointError: The loss became infinite or NaN.
     """
     device = resolve_device(config.device)
+    plugins.load(config.plugins)
     network, exported = _load(config.network)
     config = _resolve(config, network, exported)
     _check_writable(Path(str(config.output)))

@@ -172,6 +172,28 @@ def test_refused(argv: list[str], words: list[str], exported) -> None:
     assert all(word in message for word in words), message
 
 
+PLUGIN = """
+from sftn_fast import models
+
+@models.register("of_a_plugin")
+def of_a_plugin(**options):
+    return models.build("resnet8", **options)
+"""
+
+
+def test_a_network_of_a_plugin(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    make = "from sftn_fast import models, plugins; plugins.load(['mine.py'])"
+    save = "models.save(models.build('of_a_plugin'), 'net')"
+    subprocess.run([sys.executable, "-c", f"{make}; {save}"], cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "sftn_fast.transfer", "net", "--data.name", "fake", "--epochs", "1"]
+    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert without.returncode == 2 and "of_a_plugin" in without.stderr
+    done = subprocess.run([*command, "--plugins", "[mine.py]"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "net" / "transfer-fake.json").read_text())["network"] == "of_a_plugin"
+
+
 def test_a_damaged_network_is_refused(exported) -> None:
     weights = exported / "model.safetensors"
     content = bytearray(weights.read_bytes())
