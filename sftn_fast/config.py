@@ -266,6 +266,9 @@ class EngineConfig:
     compile: bool = False
     """Run the step's forward and backward passes under torch.compile, which takes a minute or more to begin with and
     needs a C++ compiler on the CPU. A network that it can't take is trained without, after a warning."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Record a whole step, augmentation included, as a CUDA graph and replay it: one launch instead of hundreds. auto:
+    on one GPU, if the step can be recorded; a line says why where it can't. true: or else stop."""
     sync_batchnorm: bool = False
     """Over several ranks: BatchNorm's statistics are those of the whole batch. On CUDA only."""
     eval_every: int = 1

@@ -8,7 +8,7 @@ resumes in the middle, takes its slice. There is no state to save.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,24 @@ class Batch:
     images: Tensor  # [B, C, H, W] float32, augmented and normalised; [B, V, C, H, W] from a loader of V views
     target: Tensor  # [B] int64
     index: Tensor  # [B] int64, the place of each image in its split, the same in every epoch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A batch that is yet to be made, on the device, of what was drawn for it."""
+
+    draws: Tensor  # [1 + 3 views, B] int64, see TrainLoader
+    make: Callable[[Tensor], Batch]
+
+    @property
+    def index(self) -> Tensor:
+        """The place of each image in its split [B]."""
+        return self.draws[0]
+
+    @property
+    def ingredients(self) -> tuple[tuple[Tensor, ...], Callable[[Tensor], Batch]]:
+        """What changes from batch to batch, and what makes a batch of it without waiting for the device."""
+        return (self.draws,), self.make
 
 
 @dataclass(frozen=True)
@@ -114,9 +132,13 @@ class TrainLoader(ShuffledShares):
         Raises:
             ValueError: ``start`` lies outside ``0 .. len(self)``.
         """
+        return (recipe.make(recipe.draws) for recipe in self.recipes(epoch, start))
+
+    def recipes(self, epoch: int, start: int = 0) -> Iterator[Recipe]:
+        """What :meth:`epoch` makes its batches of, for a step that makes them itself."""
         shares = self.shares(start)
         draws = self._draw(epoch)
-        return (self._batch(draws[:, share]) for share in shares)
+        return (Recipe(draws[:, share], self._batch) for share in shares)
 
     def _batch(self, draws: Tensor) -> Batch:
         index = draws[0]

@@ -129,8 +129,10 @@ class Distiller(nn.Module):
         A loop that never does has no warm-up.
         """
         methods = [method for number in range(len(self.teachers)) for method in self._methods_of(number).values()]
-        changed = [method.begin_epoch(epoch) is not False for method in methods]
-        return any([*changed, self._logits is not None and self._logits.begin_epoch(epoch)])
+        answers = [method.begin_epoch(epoch) for method in methods]
+        if self._logits is not None:
+            answers.append(self._logits.begin_epoch(epoch))
+        return any(answer is not False for answer in answers)
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Losses of one batch.

@@ -42,19 +42,24 @@ class FiniteWatch:
 
     def __init__(self, device: torch.device, patience: int):
         self.patience = patience
-        self._streak = torch.zeros((), device=device)  # grows for ever once it has reached patience
+        self.streak = torch.zeros((), device=device)  # grows for ever once it has reached patience
         self._record: Tensor | None = None  # [values..., step] of the latest step, of the failing one once failed
         self._names: list[str] = []
 
-    def skip(self, values: dict[str, Tensor], step: int) -> Tensor:
-        """1 to skip the update, else 0, as a 0-dim tensor. ``values`` are 0-dim, "total" and "grad_norm" among them."""
+    def skip(self, values: dict[str, Tensor], step: Tensor) -> Tensor:
+        """1 to skip the update, else 0, as a 0-dim tensor. ``values`` are 0-dim, "total" and "grad_norm" among them.
+
+        What is kept from step to step is written in place, where a replayed step finds it.
+        """
         self._names = list(values)
-        now = torch.stack([*values.values(), torch.full_like(values["total"], step, dtype=torch.float64)])
-        failed = self._streak >= self.patience
-        self._record = now if self._record is None else torch.where(failed, self._record, now)
+        now = torch.stack([*values.values(), step.double()])
+        failed = self.streak >= self.patience
+        if self._record is None:
+            self._record = torch.empty_like(now)
+        self._record.copy_(torch.where(failed, self._record, now))
         broken = ~torch.isfinite(values["total"] + values["grad_norm"])
         skip = failed | (distributed.all_max(broken.float()) > 0)
-        self._streak = (self._streak + 1) * skip
+        self.streak.add_(1).mul_(skip)
         return skip.float()
 
     def failure(self) -> tuple[dict[str, float], int] | None:
@@ -62,7 +67,7 @@ class FiniteWatch:
 
         Waits for the device, and on failure for the other ranks.
         """
-        if self._record is None or self._streak < self.patience:
+        if self._record is None or self.streak < self.patience:
             return None
         *values, step = self._record.tolist()
         named = zip(self._names, values, strict=True)

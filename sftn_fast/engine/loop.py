@@ -70,7 +70,8 @@ def fit(
     Args:
         task: ``task(images, target, index)`` gives the 0-dim float32 terms of the loss, "total" among them, which is
             minimised; ``task.model`` is what is evaluated, None for nothing. ``task.begin_epoch(epoch)``, where there
-            is one, is called with each epoch, counted from 0, that is begun or resumed. Moved to the engine's device.
+            is one, is called with each epoch, counted from 0, that is begun or resumed; unless it gives False, a step
+            is taken to compute otherwise than before. Moved to the engine's device.
         data: ``train``, ``val`` (or None) and ``test`` loaders, as ``sftn_fast.data.build`` gives them.
         folder: receives ``metrics.jsonl``, ``summary.csv`` and ``checkpoints/``. The caller holds its lock
             (:class:`~sftn_fast.engine.folder.RunFolder`).
@@ -96,7 +97,7 @@ def fit(
     """
     check(resume in ("auto", "never", "force"), "resume", resume, "auto, never or force")
     device = resolve_device(engine.device)
-    amp_dtype(engine.amp, device)
+    amp_dtype(engine.amp, device)  # refused before anything else is done
     rate = optim.scaled(optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR)
     steps_per_epoch, ranks, main = steps_an_epoch(data, optim), distributed.world_size(), distributed.is_main()
 
@@ -147,12 +148,13 @@ def _train(
 ) -> None:
     """Train to the end from wherever ``state`` stands."""
     task, train_step, every = state.task, state.train_step, engine.checkpoint_every
-    begin_epoch = getattr(task, "begin_epoch", lambda epoch: None)
+    begin_epoch = getattr(task, "begin_epoch", lambda epoch: False)
     while state.epoch < epochs:
         task.train()
-        begin_epoch(state.epoch)
+        if begin_epoch(state.epoch) is not False:
+            train_step.forget()
         state.begin_epoch(log.offset)
-        batches = data.train.epoch(state.epoch, state.step_in_epoch)
+        batches = train_step.batches(data.train, state.epoch, state.step_in_epoch)
         for batch in state.stopwatch.batches(batches, ranks=distributed.world_size()):
             # On a GPU this queues the step and returns: nothing is read back.
             terms = train_step(batch, state.step)

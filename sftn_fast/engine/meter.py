@@ -91,7 +91,7 @@ class Stopwatch:
             waited = time.perf_counter() - asked
             for span in self._spans.values():
                 span.waited += waited
-                span.images += 0 if batch is None else len(batch.images) * ranks
+                span.images += 0 if batch is None else len(batch.index) * ranks
             if batch is None:
                 return
             yield batch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +16,18 @@ from sftn_fast.engine import parallel
 from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
+from sftn_fast.engine.graph import Ingredients, Recorder, Replays, recorder
 from sftn_fast.engine.optim import Schedule, build_sgd
+from sftn_fast.engine.rehearsal import rehearsal
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a step trains on."""
+
+    images: Tensor
+    target: Tensor
+    index: Tensor
 
 
 class TrainStep:
@@ -27,6 +41,9 @@ class TrainStep:
         clip_grad: largest norm of the gradient, or None.
         accumulate: parts that a batch is computed in, one after the other.
         compile: run the task under torch.compile, see :class:`~sftn_fast.engine.compile.Compiled`.
+        record: records the step once, to replay it from then on, see :class:`~sftn_fast.engine.graph.Replays`; None for
+            steps that run as they are.
+        must_record: what can't be recorded is an error.
     """
 
     def __init__(
@@ -39,6 +56,8 @@ class TrainStep:
         clip_grad: float | None = None,
         accumulate: int = 1,
         compile: bool = False,
+        record: Recorder | None = None,
+        must_record: bool = False,
     ):
         # The wrapper is for the step alone: all else, checkpoints above all, knows the task by its own names.
         self.task, self.optimizer, self.schedule = parallel.wrap(task), optimizer, schedule
@@ -47,22 +66,56 @@ class TrainStep:
         half = layout.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
         self.watch = FiniteWatch(layout.device, patience=FP16_PATIENCE if half else 1)
+        self._buffers = list(task.buffers())
         self.buffers = BufferSnapshot(task) if half else None
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # On the device, where a replayed step reads them. The fused update on a GPU takes float32 alone.
+        cpu = layout.device.type == "cpu"
+        self._lr = torch.zeros((), dtype=torch.float64 if cpu else torch.float32, device=layout.device)
+        self._number = torch.zeros((), dtype=torch.float64, device=layout.device)
+        self._replays = None
+        if record is not None:
+            self._replays = Replays(self._update, self.rehearsal, record, layout.device, must=must_record)
 
     def __call__(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Train on ``batch`` as step ``number`` of the run, counted from 0.
 
         Returns:
             The task's terms, detached, with ``grad_norm`` (before clipping) and ``skipped`` (1 where the update was
-            left out, else 0): 0-dim tensors on the device. Nothing here waits for a GPU.
+            left out, else 0): 0-dim tensors on the device, good until the next step. Nothing here waits for a GPU.
 
         Raises:
             TypeError: the task's total is not a 0-dim float32 or float64 tensor.
-            NonFiniteError: on the CPU, before the update. On a GPU the update is skipped and :meth:`check` raises.
+            ConfigError: the step can't be recorded, and must be.
+            NonFiniteError: on the CPU. On a GPU :meth:`check` raises it. The update is left out on either.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(number)
+        self._lr.fill_(self.schedule(number))
+        self._number.fill_(number)
+        terms = self._update(batch) if self._replays is None else self._replays(_ingredients(batch))
+        # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
+        if self.layout.device.type == "cpu":
+            self.check()
+        return terms
+
+    def batches(self, loader: Any, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of ``epoch`` from step ``start`` on; yet to be augmented, where replays do that as well."""
+        if self._replays is not None and hasattr(loader, "recipes"):
+            return loader.recipes(epoch, start)  # type: ignore[no-any-return]
+        return loader.epoch(epoch, start)  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Told when the task computes otherwise than before: what was recorded is good no longer."""
+        if self._replays is not None:
+            self._replays.forget()
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        """Context whose steps leave no trace, see :func:`~sftn_fast.engine.rehearsal.rehearsal`."""
+        momenta = [value for state in self.optimizer.state.values() for value in state.values()]
+        written = [*self._parameters, *self._buffers, *momenta, self.watch.streak]
+        return rehearsal(written, self.scaler, self.layout.device)
+
+    def _update(self, batch: Any) -> dict[str, Tensor]:
+        """The step, as far as it is the device's: it reads nothing back, and no number that lies in no tensor."""
         if self.buffers is not None:
             self.buffers.take()
 
@@ -80,18 +133,17 @@ class TrainStep:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         grad_norm = get_total_norm(gradients)
         values = {**terms, "grad_norm": grad_norm}
-        skipped = self.watch.skip(values, number)
+        skipped = self.watch.skip(values, self._number)
         if self.buffers is not None:
             self.buffers.restore_if(skipped > 0)
-        # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
-        if self.layout.device.type == "cpu":
-            self.check()
         if self.clip_grad is not None:
             clip_grads_with_norm_(self._parameters, self.clip_grad, grad_norm)
 
         # The fused update reads the verdict on the device. It is ours and not the scaler's, which looks at gradients
         # only: the update is left out exactly when the buffers went back, so that a skipped step leaves no trace.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr
         self.optimizer.step()
         self.scaler.update()
         return {**values, "skipped": skipped}
@@ -139,7 +191,24 @@ def build_step(task: Any, schedule: Schedule, engine: EngineConfig, device: torc
         keep_freed_memory()
     sgd = build_sgd(task, optim, schedule.lr)
     parts, clip = optim.accumulate, optim.clip_grad
-    return TrainStep(task, sgd, schedule, layout, clip_grad=clip, accumulate=parts, compile=engine.compile)
+    return TrainStep(
+        task,
+        sgd,
+        schedule,
+        layout,
+        clip_grad=clip,
+        accumulate=parts,
+        compile=engine.compile,
+        record=recorder(engine.cuda_graphs, device),
+        must_record=engine.cuda_graphs is True,
+    )
+
+
+def _ingredients(batch: Any) -> Ingredients:
+    """What a batch is made of: a recipe has that ready, any other is its own."""
+    if hasattr(batch, "ingredients"):
+        return Ingredients(*batch.ingredients)
+    return Ingredients((batch.images, batch.target, batch.index), Images)
 
 
 def _checked_total(terms: dict[str, Tensor]) -> Tensor:
