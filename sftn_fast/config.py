@@ -259,8 +259,9 @@ class EngineConfig:
     """auto, cpu, cuda or cuda:N. Over several ranks not cuda:N: each takes the device of its number on its machine."""
     amp: str = "fp32"
     """Arithmetic of the networks: fp32, bf16 or fp16 (with a gradient scaler). The losses are float32 always."""
-    threads: int | None = None
-    """CPU threads; null for torch's choice. One is fastest for small networks on small images."""
+    threads: int | Literal["auto"] | None = None
+    """CPU threads; null for torch's choice. One is fastest for small networks on small images. auto: each stage on the
+    CPU tries some numbers and takes the fastest, which may be another on another day, and with it the last bits."""
     channels_last: bool | Literal["auto"] = "auto"
     """Lay images and convolutions out as NHWC. auto: on the CPU, but for the families that are slower so (VGG)."""
     compile: bool = False
@@ -286,7 +287,8 @@ class EngineConfig:
         kinds = ("fp32", "bf16", "fp16")
         check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
         check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
-        check(self.threads is None or self.threads >= 1, "engine.threads", self.threads, "at least 1")
+        counted = self.threads in (None, "auto") or int(self.threads) >= 1
+        check(counted, "engine.threads", self.threads, "at least 1, auto or null")
         check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
         check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
         every = self.checkpoint_every

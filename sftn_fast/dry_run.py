@@ -127,6 +127,8 @@ class Rehearsal(StageRun):
         train_step = engine.build_step(task, schedule, self.config.engine, self.device)
         batches = list(islice(_endless(self._data_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
+        if self.config.engine.threads == "auto" and self.device.type == "cpu":
+            engine.fastest_threads(train_step, batches[0])
         seconds = statistics.median(
             [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
         )

@@ -23,7 +23,7 @@ from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.engine.progress import duration
-from sftn_fast.models.pretrained import is_published
+from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.outlook import Outlook
 from sftn_fast.stage import Stage, networks_of
 from sftn_fast.worker import Worker
@@ -189,8 +189,7 @@ def _check_networks(config: Config) -> None:
         if name not in models.names():
             raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
         try:
-            with torch.device("meta"):
-                models.build(name)
+            require_torchvision(name)
         except ImportError as error:
             raise ConfigError(f"{key}: {error}") from error
 
@@ -226,8 +225,11 @@ def _check_files(config: Config, stages: list[Stage], root: Path) -> None:
         wanted = [stage for stage in stages if stage.kind == kind]
         if all(stage.is_finished(root) for stage in wanted):
             continue  # who has its result needs its origin no more
-        if path and not is_published(path) and not Path(path).expanduser().exists():
-            raise ConfigError(f"{key}: no weights at {path}")
+        try:
+            if path:
+                models.require_weights(path, config.teacher)
+        except (OSError, ImportError, models.WeightsError) as error:
+            raise ConfigError(f"{key}: {error}") from error
 
 
 def _check_packages() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sftn_fast.config import ConfigError
+from sftn_fast.explanation import one_line
 
 
 def load(plugins: Iterable[str]) -> None:
@@ -23,8 +24,9 @@ def load(plugins: Iterable[str]) -> None:
         try:
             _load_file(Path(plugin).expanduser()) if plugin.endswith(".py") else importlib.import_module(plugin)
         # Whatever a plugin does wrong, the user is told which one it was.
-        except Exception as error:
-            raise ConfigError(f"plugins: {plugin} can't be imported: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise ConfigError(f"plugins: {plugin} can't be imported: {reason}") from error
 
 
 def _load_file(path: Path) -> None:

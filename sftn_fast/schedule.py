@@ -44,7 +44,7 @@ def run(
     """Run ``stages`` on ``devices``. After a stage that fails none is begun; those under way finish first.
 
     Args:
-        config: Of the experiment; without ``engine.threads``, each process has its share of torch's.
+        config: Of the experiment; unless ``engine.threads`` is a number, each process has its share of torch's.
         stages: In the order in which they are begun, where they don't wait for each other.
         root: The run's folder.
         devices: One for each process; the same one may be named more than once.
@@ -167,7 +167,8 @@ class _Worker:
 
 @contextmanager
 def _started(config: Config, root: Path, devices: Sequence[torch.device], lock: int) -> Iterator[list[_Worker]]:
-    threads = config.engine.threads or max(1, torch.get_num_threads() // len(devices))
+    given = config.engine.threads
+    threads = given if isinstance(given, int) else max(1, torch.get_num_threads() // len(devices))
     workers: list[_Worker] = []
     try:
         for device in devices:

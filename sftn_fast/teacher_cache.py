@@ -73,7 +73,7 @@ def keep_logits(
         "amp": config.engine.amp,
         "channels_last": channels_last,
         "compile": config.engine.compile,
-        **{key: environment[key] for key in ("sftn_fast", "torch", "device", "threads")},
+        **{key: environment[key] for key in ("sftn_fast", "torch", "device")},
     }
 
     @torch.no_grad()

@@ -38,9 +38,8 @@ class Worker:
 
     def __init__(self, config: Config, root: Path) -> None:
         self.config, self.root = config, root
-        plugins.load(config.plugins)  # a process of its own knows none yet
         self.device = engine.resolve_device(config.engine.device)
-        if config.engine.threads is not None:
+        if isinstance(config.engine.threads, int):
             torch.set_num_threads(config.engine.threads)
         # One seed's images at a time: the stages come seed by seed, and read the same ones.
         self.images_of = lru_cache(maxsize=1)(self._build_images)
@@ -79,7 +78,9 @@ def main(argv: Sequence[str]) -> None:
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     out, errors = PrefixedLines(sys.stdout), PrefixedLines(sys.stderr)
     sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
-    worker = Worker(*orders.get())
+    config, root = orders.get()
+    plugins.load(config.plugins)  # which this process does not know yet
+    worker = Worker(config, root)
     while (stage := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {stage.seed} {stage.name} | "
         connection.send(_outcome(worker, stage))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sftn_fast import cli, distillers, plugins, train
+from sftn_fast import cli, distillers, models, plugins, train
 from sftn_fast.config import ConfigError
 
 METHOD = """
@@ -14,6 +14,17 @@ from sftn_fast.distillers.method import Method
 class Mine(Method):
     def loss(self, student, teacher, batch):
         return F.mse_loss(student.logits, teacher.logits)
+"""
+
+NETWORK = """
+import torch
+from sftn_fast import models
+
+@models.register("counted")
+def counted(**options):
+    depths = torch.linspace(0.5, 1, 4)
+    assert depths[-1].item() == 1  # as stochastic depth has it; a tensor without data could not tell
+    return models.build("resnet8", **options)
 """
 
 
@@ -42,6 +53,8 @@ def test_module_by_name(tmp_path, monkeypatch):
         ("no_such_module_anywhere", None, "No module named"),
         ("broken.py", "def (", "SyntaxError"),
         ("raises.py", "raise RuntimeError('on purpose')", "RuntimeError: on purpose"),
+        ("speaks.py", "raise RuntimeError('of\\n  several lines')", "RuntimeError: of several lines"),
+        ("leaves.py", "raise SystemExit(0)", "SystemExit: 0"),
         ("taken.py", METHOD.format(name="kd"), "'kd' is registered already"),
     ],
 )
@@ -64,8 +77,21 @@ def test_unknown_method_beside_a_plugin_is_refused(tmp_path, capsys):
     assert "unknown method 'nothing'" in capsys.readouterr().err
 
 
-def test_processes_of_their_own_know_the_plugin(tmp_path, capfd):
-    (tmp_path / "mine.py").write_text(METHOD.format(name="mine"))
-    argv = f"--plugins [{tmp_path / 'mine.py'}] --distill mine=0.1 --epochs 1 --seeds [0] --stages [teacher,distill]"
-    assert train.main([*argv.split(), "--devices", "[cpu,cpu]", "--output", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file()
+def test_a_network_may_look_at_numbers_while_it_is_built(tmp_path):
+    (tmp_path / "mine.py").write_text(NETWORK)
+    argv = f"--plugins [{tmp_path / 'mine.py'}] --student counted --stages [student] --epochs 1 --seeds [0]"
+    data = "--data.name fake --data.train_size 16 --optim.batch_size 8"
+    assert train.main([*argv.split(), *data.split(), "--output", str(tmp_path / "run")]) == 0
+    assert models.load(tmp_path / "run" / "student").name == "counted"
+
+
+@pytest.mark.parametrize(
+    ("options", "processes"), [([], 1), (["--dry-run"], 1), (["--devices", "[cpu,cpu]"], 3)], ids=str
+)
+def test_every_process_runs_the_plugin_once(options, processes, tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(METHOD.format(name="mine") + "print('the plugin runs')\n")
+    argv = f"--plugins [{tmp_path / 'mine.py'}] --distill mine=0.1 --stages [teacher,distill] --epochs 1 --seeds [0]"
+    data = "--data.name fake --data.train_size 16 --optim.batch_size 8 --teacher resnet8"
+    assert train.main([*argv.split(), *data.split(), *options, "--output", str(tmp_path / "run")]) == 0
+    assert capfd.readouterr().out.count("the plugin runs") == processes
+    assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file() == ("--dry-run" not in options)

@@ -54,7 +54,7 @@ def download(published: Any, folder: Path, name: str) -> Path:
     Raises:
         ConfigError: It can't be fetched, or is another file; or torchvision is missing.
     """
-    utils = require("torchvision.datasets.utils", "torchvision", name)
+    utils = require("torchvision.datasets.utils", "torchvision", f"data.name={name}")
     try:
         utils.download_url(published.url, folder, published.filename, published.tgz_md5)
     except (OSError, RuntimeError) as error:

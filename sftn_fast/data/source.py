@@ -106,12 +106,12 @@ def load(config: DataConfig) -> Source:
     return _loaders[config.name](config)
 
 
-def require(module: str, package: str, name: str) -> ModuleType:
-    """Import ``module``, which the data set ``name`` can't do without; ``package`` is what pip calls it."""
+def require(module: str, package: str, setting: str) -> ModuleType:
+    """Import ``module``, which ``setting``, as data.name=cifar10, can't do without; pip calls it ``package``."""
     try:
         return import_module(module)
     # Not ImportError alone: a torchvision that does not match its torch fails with RuntimeError.
     except Exception as error:
         raise ConfigError(
-            f"data.name={name} needs {module}, which can't be imported ({error}); pip install {package}"
+            f"{setting} needs {module}, which can't be imported ({error}); pip install {package}"
         ) from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, from_numpy
 from torch.utils.data import DataLoader, Dataset
 
+from sftn_fast.config import ConfigError
 from sftn_fast.data.augment import resize_cut_flip
 from sftn_fast.data.decode import DecodeError, decode, undecodable
 from sftn_fast.data.encoded import Encoded, read
@@ -34,13 +35,13 @@ class TorchvisionDecoder:
     longer needed, when this process dies, and not at the signals by which a run is told to stop.
 
     Raises:
-        ConfigError: torchvision is missing or broken.
+        ConfigError: torchvision is missing or broken; while it decodes, also where a worker died.
     """
 
     name = "torchvision"
 
     def __init__(self, form: Form, *, workers: int, root: Path) -> None:
-        require("torchvision.io", "torchvision", "the loader torchvision")
+        require("torchvision.io", "torchvision", "data.loader=torchvision")
         self.form, self.workers, self.root = form, workers, root
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
@@ -58,7 +59,7 @@ class TorchvisionDecoder:
             generator=torch.Generator(),  # else it would draw a seed for its workers from torch's own, a run's state
             pin_memory=self.form.device.type == "cuda",
         )
-        for pixels in loader:
+        for pixels in _until_a_worker_dies(loader):
             if not isinstance(pixels, Tensor):
                 path, reason = pixels
                 raise undecodable(path, self.root, reason)
@@ -96,6 +97,25 @@ class _Files(Dataset[Tensor]):
         except (RuntimeError, AttributeError):
             # Pillow forgives more, and is the judge; and torchvision has announced that its decoders will go.
             return from_numpy(np.array(decode(path))).permute(2, 0, 1)
+
+
+def _until_a_worker_dies(loader: Iterable[Any]) -> Iterator[Any]:
+    """What ``loader`` gives; the death of one of its processes, which a user can do something about, in one line."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        # The others where it dies on the way to hand over a tensor.
+        except (RuntimeError, OSError, EOFError) as error:
+            if str(error).startswith("Caught "):  # by a worker, which lives: an error of our own
+                raise
+            raise ConfigError(
+                "a process that decodes images died, of a decoder's crash or for want of memory, of which shared "
+                f"memory (/dev/shm) may be short too: try fewer data.workers ({type(error).__name__}: {error})"
+            ) from error
+        yield batch
 
 
 def _as_it_is(batch: Any) -> Any:

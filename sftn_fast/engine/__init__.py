@@ -16,6 +16,7 @@ from sftn_fast.engine.process_group import process_group
 from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.signals import Interrupted
 from sftn_fast.engine.step import TrainStep, build_step
+from sftn_fast.engine.threads import fastest_threads
 
 __all__ = [
     "CheckpointError",
@@ -33,6 +34,7 @@ __all__ = [
     "amp_dtype",
     "build_step",
     "evaluate",
+    "fastest_threads",
     "fit",
     "process_group",
     "read_checkpoint",

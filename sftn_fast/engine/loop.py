@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sftn_fast.config import ConfigError, EngineConfig, OptimConfig, check
@@ -25,6 +26,7 @@ from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.signals import Interrupted, StopSignals
 from sftn_fast.engine.state import TrainState
 from sftn_fast.engine.step import build_step
+from sftn_fast.engine.threads import fastest_threads
 
 DEFAULT_LR = 0.05  # CRD's for CIFAR-100
 
@@ -112,6 +114,11 @@ def fit(
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
     resumed_from = _resume(store, state, identity, resume)
+    if engine.threads == "auto" and device.type == "cpu":
+        # A resumed run computes with as many as it began with, bit for bit.
+        task.train()
+        state.threads = state.threads or fastest_threads(train_step, next(data.train.epoch(0)))
+        torch.set_num_threads(state.threads)
 
     bar = ProgressBar(epochs * steps_per_epoch, start=state.step) if main else None
     log = RunLog(

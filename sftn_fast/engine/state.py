@@ -22,6 +22,7 @@ class TrainState:
         step: steps done over the whole run.
         history: a row of metrics for each epoch that ended.
         log_offset: bytes of ``metrics.jsonl`` that a resumed run keeps.
+        threads: CPU threads that were found to be the fastest, None where none were looked for.
     """
 
     def __init__(self, task: nn.Module, train_step: TrainStep):
@@ -30,6 +31,7 @@ class TrainState:
         self.epoch = self.step_in_epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
         self.log_offset = self._epoch_log_offset = 0
+        self.threads: int | None = None
 
     def begin_epoch(self, log_offset: int) -> None:
         """Note how long ``metrics.jsonl`` is at the epoch's start; nothing to note in the middle of one."""
@@ -79,6 +81,7 @@ class TrainState:
             "position": [self.epoch, self.step_in_epoch, self.step],
             "history": self.history,
             "log_offsets": [log_offset, self._epoch_log_offset],
+            "threads": self.threads,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, same_run: bool = True) -> None:
@@ -95,6 +98,7 @@ class TrainState:
         self.epoch, self.step_in_epoch, self.step = state["position"]
         self.history = state["history"]
         self.log_offset, self._epoch_log_offset = state["log_offsets"]
+        self.threads = state.get("threads")
         if same_run:
             self.meter.load_state_dict(state["meter"][distributed.rank()])
             self.stopwatch.load_state_dict(state["stopwatch"])

@@ -67,7 +67,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
         self.watch = FiniteWatch(layout.device, patience=FP16_PATIENCE if half else 1)
         self._buffers = list(task.buffers())
-        self.buffers = BufferSnapshot(task) if half else None
+        self._snapshot = BufferSnapshot(task) if half else None
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # On the device, where a replayed step reads them. The fused update on a GPU takes float32 alone.
         cpu = layout.device.type == "cpu"
@@ -116,8 +116,8 @@ class TrainStep:
 
     def _update(self, batch: Any) -> dict[str, Tensor]:
         """The step, as far as it is the device's: it reads nothing back, and no number that lies in no tensor."""
-        if self.buffers is not None:
-            self.buffers.take()
+        if self._snapshot is not None:
+            self._snapshot.take()
 
         # Over several ranks the gradients are averaged while the last part's are computed.
         self.optimizer.zero_grad(set_to_none=True)
@@ -134,8 +134,8 @@ class TrainStep:
         grad_norm = get_total_norm(gradients)
         values = {**terms, "grad_norm": grad_norm}
         skipped = self.watch.skip(values, self._number)
-        if self.buffers is not None:
-            self.buffers.restore_if(skipped > 0)
+        if self._snapshot is not None:
+            self._snapshot.restore_if(skipped > 0)
         if self.clip_grad is not None:
             clip_grads_with_norm_(self._parameters, self.clip_grad, grad_norm)
 

@@ -1,7 +1,7 @@
 """Staged networks: the usual ones by name, a user's own by the names of the modules at which it splits."""
 
 from sftn_fast.models import mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn  # noqa: F401 (they register their networks)
-from sftn_fast.models.export import load, load_weights, read_config, save
+from sftn_fast.models.export import load, load_weights, read_config, require_weights, save
 from sftn_fast.models.registry import build, names, register
 from sftn_fast.models.staged import Features, StagedNet
 from sftn_fast.models.weights import WeightsError
@@ -18,5 +18,6 @@ __all__ = [
     "names",
     "read_config",
     "register",
+    "require_weights",
     "save",
 ]

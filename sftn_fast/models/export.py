@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sftn_fast import __version__
 from sftn_fast.atomic import write_atomically
-from sftn_fast.models.pretrained import is_published, published
+from sftn_fast.models.pretrained import find_published, is_published, published
 from sftn_fast.models.registry import build, names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weights import WeightsError, assign, read, safetensors
@@ -40,7 +41,7 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
         TypeError: ``meta`` holds what JSON can't.
         ImportError: safetensors is not installed.
     """
-    folder = Path(folder).expanduser()
+    folder = _expanded(folder)
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
     data = safetensors().save(tensors)
@@ -77,6 +78,7 @@ def load(
         FileNotFoundError: There is no such file.
         WeightsError: The file is damaged, is not what was asked for, holds a custom network, or does not say which
             network it holds and neither does the caller. A ValueError.
+        ValueError: There is no network of that name; a plugin that registers it must be imported first.
     """
     folder, weights_file = _locate(path)
     asked = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
@@ -116,6 +118,26 @@ def load_weights(net: StagedNet, path: str | Path) -> None:
     assign(net, _weights_of(path, net.name), path if is_published(path) else _locate(path)[1])
 
 
+def require_weights(path: str | Path, name: str) -> None:
+    """Make sure that there are weights to be had at ``path``, without reading or fetching them.
+
+    Args:
+        path: As in :func:`load`.
+        name: The network that they are for.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no weights in the folder. Another OSError: one can't look there.
+        WeightsError: ``path`` names published weights, and torchvision has none such of this network. A ValueError.
+        ImportError: ``path`` names published weights, and torchvision is missing.
+    """
+    if is_published(path):
+        find_published(path, name)
+        return
+    _, weights_file = _locate(path)
+    if not weights_file.is_file():
+        raise FileNotFoundError(f"no weights at {weights_file}")
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """What ``config.json`` in ``folder`` says.
 
@@ -123,7 +145,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: There is none.
         WeightsError: It is not one that :func:`save` wrote.
     """
-    file = Path(folder) / CONFIG
+    file = _expanded(folder) / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: it says which network {WEIGHTS} holds")
     try:
@@ -133,7 +155,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     expected = {"format": int, "name": str, "custom": bool, "num_classes": int, "in_channels": int, "sha256": str}
     for key, kind in expected.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise WeightsError(f"{file} is not the {CONFIG} of an exported network: {key!r} is missing or wrong")
+            raise WeightsError(
+                f"{file} is not the {CONFIG} of an exported network: {key!r} is missing or wrong; where the "
+                f"{WEIGHTS} beside it is from elsewhere, name the file itself"
+            )
     if config["format"] > FORMAT:
         raise WeightsError(f"{file} has format {config['format']}, this version reads up to {FORMAT}: update sftn_fast")
     return config
@@ -141,12 +166,28 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def _locate(path: str | Path) -> tuple[Path | None, Path]:
     """The folder, if ``path`` is or lies in one that :func:`save` wrote, and the file of weights."""
-    path = Path(path).expanduser()
+    path = _expanded(path)
     if path.is_dir():
         return path, path / WEIGHTS
-    if path.name == WEIGHTS and path.is_file() and (path.parent / CONFIG).is_file():
+    if path.name == WEIGHTS and path.is_file() and _is_ours(path.parent / CONFIG):
         return path.parent, path
     return None, path
+
+
+def _expanded(path: str | Path) -> Path:
+    # Not Path's own method, which raises where there is no such user: then there is no such file either.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether ``file`` is there and :func:`save` wrote it: Hugging Face's networks come as files of the same names."""
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError:  # damaged, whose ever it was
+        return True
+    return isinstance(config, dict) and not config.keys().isdisjoint(("sftn_fast", "sha256"))
 
 
 def _weights_of(path: str | Path, name: str) -> dict[str, Tensor]:

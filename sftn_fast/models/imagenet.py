@@ -43,6 +43,16 @@ def torchvision_models() -> Any:
         ) from error
 
 
+def require_torchvision(name: str) -> None:
+    """Make sure that what the network ``name``, of whatever family, is built of can be imported.
+
+    Raises:
+        ImportError: It is one of torchvision's, which can't be imported; the message says what to do.
+    """
+    if name in CUTS:
+        torchvision_models()
+
+
 class ResidualEnd(PreactModule):
     """A residual block of torchvision's, whose last ReLU is applied outside."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,22 @@ def is_published(path: str | Path) -> bool:
     return str(path).startswith(PREFIX)
 
 
+def find_published(path: str | Path, name: str) -> Any:
+    """torchvision's own entry for the weights ``path`` of the network ``name``; fetches nothing.
+
+    Raises:
+        ImportError: torchvision is missing.
+        WeightsError: torchvision has no such network or no such weights.
+    """
+    if name not in CUTS:
+        raise WeightsError(f"{path} needs a network of torchvision's ({', '.join(CUTS)}), not {name}")
+    known = torchvision_models().get_model_weights(name).__members__
+    wanted = str(path).removeprefix(PREFIX)
+    if wanted not in known:
+        raise WeightsError(f"torchvision has no weights {wanted!r} for {name}, only {', '.join(known)}")
+    return known[wanted]
+
+
 def published(path: str | Path, name: str) -> dict[str, Tensor]:
     """The tensors of the weights ``path``, as ``torchvision:DEFAULT``, of the network ``name``, by torchvision's names.
 
@@ -29,13 +46,7 @@ def published(path: str | Path, name: str) -> dict[str, Tensor]:
         ImportError: torchvision is missing.
         WeightsError: torchvision has no such network or no such weights, or they can't be fetched.
     """
-    if name not in CUTS:
-        raise WeightsError(f"{path} needs a network of torchvision's ({', '.join(CUTS)}), not {name}")
-    known = torchvision_models().get_model_weights(name).__members__
-    wanted = str(path).removeprefix(PREFIX)
-    if wanted not in known:
-        raise WeightsError(f"torchvision has no weights {wanted!r} for {name}, only {', '.join(known)}")
-    weights = known[wanted]
+    weights = find_published(path, name)
     try:
         return weights.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True

@@ -54,7 +54,7 @@ def unwrap(payload: Any, path: Path) -> dict[str, Tensor]:
             payload = payload[key]
     if not isinstance(payload, Mapping) or not payload:
         raise WeightsError(f"{path} holds no weights by name: it is a {type(payload).__name__}")
-    strangers = [name for name, value in payload.items() if not isinstance(value, Tensor)]
+    strangers = [name for name, value in payload.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strangers:
         raise WeightsError(
             f"{path} holds other things than weights by name, such as {strangers[0]!r}, and no "
@@ -78,7 +78,8 @@ def assign(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> N
     own = net.state_dict()
     if isinstance(net, StagedNet):
         renamed = {net.own_name(name): value for name, value in weights.items()}
-        if len(renamed.keys() & own) > len(weights.keys() & own):
+        # Two names of one tensor are a mismatch to report: which of the values is meant, nobody knows.
+        if len(renamed) == len(weights) and len(renamed.keys() & own) > len(weights.keys() & own):
             weights = renamed
     differences = _differences(own, weights)
     if differences:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from sftn_fast.models.registry import unknown_name
@@ -26,6 +28,8 @@ def as_staged(
     named ones included, are called as they are. What stands between two named modules belongs to the later stage, what
     stands behind the last one to the head. Pre-activations are not to be had from such a network.
 
+    A trace makes ``x = x + y`` of ``x += y``, so that another name for ``x`` keeps the old value.
+
     Args:
         module: Takes images [N, C, H, W], gives logits [N, num_classes].
         stages: Dotted name of the last module of each stage, in the order in which they run. Each gives a map
@@ -46,15 +50,16 @@ def as_staged(
     if not stages:
         raise ValueError("stages must name at least one module")
     named = [*([] if stem is None else [stem]), *stages, head]
-    graph = _trace(module, named)
-    start, result = _ends(graph)
-    *cuts, head_node = _calls_in_order(graph, named)
-    if stem is None:
-        cuts.insert(0, _only_input(cuts[0]))
-    for cut in cuts:
-        _refuse_overwriting(module, cut)
-
-    stem_part, *stage_parts, pool, classifier = _split(module, graph, [start, *cuts, _only_input(head_node), result])
+    with _constants(module):
+        graph = _trace(module, named)
+        start, result = _ends(graph)
+        *cuts, head_node = _calls_in_order(graph, named)
+        if stem is None:
+            cuts.insert(0, _only_input(cuts[0]))
+        for cut in cuts:
+            _refuse_overwriting(module, cut)
+        ends = [start, *cuts, _only_input(head_node), result]
+        stem_part, *stage_parts, pool, classifier = _split(module, graph, ends)
     net = StagedNet(
         stem_part,
         stage_parts,
@@ -97,6 +102,9 @@ class WrappedHead(nn.Module):
 class _Tracer(fx.Tracer):
     """Traces through ``containers`` and nothing else."""
 
+    # Else what is computed from a buffer alone, as self.mean.view(-1, 1, 1), would be a constant of the trace.
+    proxy_buffer_attributes = True
+
     def __init__(self, containers: set[nn.Module]) -> None:
         super().__init__()
         self.containers = containers
@@ -117,23 +125,48 @@ def _trace(module: nn.Module, named: list[str]) -> fx.Graph:
     for name in named:
         if modules[name] in containers:
             raise ValueError(f"module {name!r} contains another of the named modules")
-    graphs = []
-    for training in (True, False):
-        try:
-            with _mode(containers, training):
-                graphs.append(_Tracer(containers).trace(module))
-        except Exception as error:
-            raise ValueError(
-                f"{type(module).__name__} can't be traced: {error}. The forward functions of the network and of the "
-                f"modules that contain the named ones must not branch on tensors; move such code into a submodule"
-            ) from error
-    codes = [graph.python_code("self").src for graph in graphs]
-    if codes[0] != codes[1]:
+    with _constants(module) as training_constants:
+        training_graph = _trace_in(True, module, containers)
+    before = set(vars(module))
+    graph = _trace_in(False, module, containers)
+    constants = {name: vars(module)[name] for name in vars(module).keys() - before}
+    codes = [each.python_code("self").src for each in (training_graph, graph)]
+    if codes[0] != codes[1] or not _same(training_constants, constants):
         raise ValueError(
-            f"the forward function of {type(module).__name__} depends on self.training, which a trace can't: "
-            f"move that code into a submodule, as with nn.Dropout in place of functional dropout"
+            f"the forward function of {type(module).__name__} depends on self.training or on chance, which a trace "
+            f"can't: move that code into a submodule, as with nn.Dropout in place of functional dropout"
         )
-    return graphs[1]
+    return graph
+
+
+def _trace_in(training: bool, module: nn.Module, containers: set[nn.Module]) -> fx.Graph:
+    try:
+        with _mode(containers, training):
+            return _Tracer(containers).trace(module)
+    except Exception as error:
+        raise ValueError(
+            f"{type(module).__name__} can't be traced: {error}. The forward functions of the network and of the "
+            f"modules that contain the named ones must not branch on tensors; move such code into a submodule"
+        ) from error
+
+
+@contextmanager
+def _constants(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """Gives, at the context's end, what traces of ``module`` put on it, and takes it off again.
+
+    Those are the tensors that its forward function makes of nothing, as ``torch.tensor(2.0)``.
+    """
+    before = set(vars(module))
+    found: dict[str, Any] = {}
+    try:
+        yield found
+    finally:
+        for name in vars(module).keys() - before:
+            found[name] = vars(module).pop(name)
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @contextmanager

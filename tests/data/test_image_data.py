@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from batches import joined
 
 from sftn_fast import data
 from sftn_fast.config import ConfigError, DataConfig
@@ -14,11 +15,6 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def build(name="fake", *, seed=0, batch_size=32, device="cpu", rank=0, world_size=1, **options):
     config = DataConfig(name, **options)
     return data.build(config, seed=seed, batch_size=batch_size, device=device, rank=rank, world_size=world_size)
-
-
-def joined(batches):
-    parts = [(batch.images, batch.target, batch.index) for batch in batches]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 @pytest.mark.parametrize(

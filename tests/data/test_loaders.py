@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import random
 from itertools import chain
 
-import numpy as np
 import pytest
 import torch
+from batches import joined, rng_states, same
 
 from sftn_fast.config import ConfigError
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
@@ -29,20 +28,6 @@ def one_image(count):
     """The same image ``count`` times: what differs is the augmentation."""
     data = images(1)
     return DeviceImages(data.pixels.expand(count, -1, -1, -1), data.labels.expand(count), data.mean, data.std)
-
-
-def joined(batches):
-    """Images, targets and indices of several batches, one after the other."""
-    parts = [(batch.images, batch.target, batch.index) for batch in batches]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(joined(first), joined(second), strict=True))
-
-
-def rng_states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
 # Training: a pure function of seed, epoch and step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import select
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import torch
 pytest.importorskip("PIL.Image")
 pytest.importorskip("torchvision.io")
 import pictures
+from batches import joined, rng_states, same
 from PIL import Image
 
 from sftn_fast import data, models
@@ -69,19 +69,6 @@ def decoder_of(name, size=16, workers=1, root="/data", **form):
 def loader(name, paths, batch_size=8, size=16, workers=1, seed=0, flip=True, **ranks):
     decoder = decoder_of(name, size, workers)
     return FileTrainLoader(split_of(paths), decoder, seed=seed, batch_size=batch_size, flip=flip, **ranks)
-
-
-def joined(batches):
-    parts = [(batch.images, batch.target, batch.index) for batch in batches]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(joined(first), joined(second), strict=True))
-
-
-def rng_states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
 def nothing_left():
@@ -270,6 +257,19 @@ def test_a_loader_that_is_left_in_mid_epoch_leaves_nothing_behind(name, photogra
     assert nothing_left()
 
 
+def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
+    wait = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(wait, "__defaults__", (0.05,))  # seconds until torch looks whether its workers live
+    batches = loader("torchvision", photographs, batch_size=2).epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(ConfigError, match=r"a process that decodes images died.*try fewer data.workers") as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+    assert nothing_left()
+
+
 LEFT_ALONE = """
 import multiprocessing, sys, torch
 from pathlib import Path
@@ -349,6 +349,12 @@ def test_built_from_a_configuration(name, tmp_path, capsys):
 def test_the_size_is_224(options, tmp_path):
     images = data.build(DataConfig(root=str(a_data_set(tmp_path)), **options), seed=0, batch_size=4, device="cpu")
     assert next(images.train.epoch(0)).images.shape == (4, 3, 224, 224)
+
+
+def test_without_torchvision_the_loader_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    with pytest.raises(ConfigError, match=r"^data.loader=torchvision needs torchvision.io, which can't be imported"):
+        build(a_data_set(tmp_path), loader="torchvision")
 
 
 @pytest.fixture(params=["missing", "broken"])

@@ -81,6 +81,27 @@ def test_home_folders_are_found(tmp_path, monkeypatch):
     models.load("~/export")
 
 
+def test_the_configuration_of_a_home_folder_is_found(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert models.read_config(f"~/{folder.name}")["name"] == "resnet8"
+
+
+def test_the_home_of_nobody_is_no_place():
+    with pytest.raises(FileNotFoundError, match=r"no weights at ~nobody-of-this-name/teacher\.pth"):
+        models.load("~nobody-of-this-name/teacher.pth", name="resnet8", num_classes=5)
+
+
+@torch.no_grad()
+def test_weights_beside_the_configuration_of_another_library(folder):
+    """As Hugging Face keeps timm's networks: both files are called as ours are."""
+    net = models.load(folder)
+    (folder / CONFIG).write_text(json.dumps({"architecture": "resnet8", "num_classes": 5, "global_pool": "avg"}))
+    x = torch.randn(2, 1, 16, 16)
+    assert torch.equal(models.load(folder / WEIGHTS, name="resnet8", num_classes=5, in_channels=1)(x), net(x))
+    with pytest.raises(models.WeightsError, match=r"not the config.json of an exported network.*name the file itself"):
+        models.load(folder)
+
+
 def test_a_newer_export_replaces_the_older(folder):
     models.save(trained("wrn_16_1"), folder)
     assert models.load(folder).name == "wrn_16_1"
@@ -161,6 +182,17 @@ def test_missing_files(folder, tmp_path):
     with pytest.raises(models.WeightsError, match="give name and num_classes"):
         models.load(folder / "other.safetensors")
     assert models.load(folder / "other.safetensors", name="resnet8", num_classes=5, in_channels=1).name == "resnet8"
+
+
+def test_weights_are_required_without_being_read(folder, tmp_path):
+    (folder / WEIGHTS).write_bytes(b"damaged")
+    for path in (folder, folder / WEIGHTS, str(folder)):
+        models.require_weights(path, "resnet8")
+    (folder / WEIGHTS).rename(tmp_path / "other.pth")
+    models.require_weights(tmp_path / "other.pth", "resnet8")
+    for path in (folder, folder / WEIGHTS, tmp_path / "nowhere.pth"):
+        with pytest.raises(FileNotFoundError, match="no weights at"):
+            models.require_weights(path, "resnet8")
 
 
 @pytest.mark.parametrize("asked", [{"name": "resnet14"}, {"num_classes": 10}, {"in_channels": 3}])

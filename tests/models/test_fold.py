@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from networks import build
 from torch import nn
 
 from sftn_fast import distillers, models
@@ -15,19 +16,6 @@ from sftn_fast.models.fold import FrozenNet, fold
 ROUNDING = {"rtol": 1e-9, "atol": 1e-9}  # in float64, where an error of the algebra would stand out
 KEPT_OF_WRN = 0.54
 """Share of the BatchNorms that can't be folded in a pre-activation network: those behind the sums, and the head's."""
-
-
-def build(name: str) -> StagedNet:
-    """A network whose norms are no identities, as after some training."""
-    torch.manual_seed(0)
-    net = models.build(name, num_classes=7)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return net
 
 
 def norms(net: nn.Module) -> int:

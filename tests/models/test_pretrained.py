@@ -86,8 +86,19 @@ def test_a_payload_never_runs(hub, capsys):
     ],
 )
 def test_weights_that_are_not_published(name, wanted, message):
-    with pytest.raises(models.WeightsError, match=message):
-        models.load_weights(models.build(name, num_classes=10), f"torchvision:{wanted}")
+    net = models.build(name, num_classes=10)
+    for call in (lambda: models.load_weights(net, f"torchvision:{wanted}"), lambda: require(name, wanted)):
+        with pytest.raises(models.WeightsError, match=message):
+            call()
+
+
+def require(name, wanted):
+    models.require_weights(f"torchvision:{wanted}", name)
+
+
+def test_published_weights_are_required_without_being_fetched(hub):
+    require(NAME, "DEFAULT")
+    assert list(hub.iterdir()) == []
 
 
 # From the command line
@@ -112,6 +123,16 @@ def test_a_published_teacher_is_measured_before_its_student_is_trained(hub, tmp_
     kept = models.load(tmp_path / "run" / "seed0" / "teacher")
     assert torch.equal(kept.head.classifier.weight, original().fc.weight)
     assert student["network"] == "resnet8"
+
+
+@pytest.mark.parametrize("key", ["teacher_file", "sftn.init"])
+def test_weights_that_are_not_published_are_refused_before_anything_is_trained(key, tmp_path, capsys):
+    stages = "[teacher,sftn]" if key == "sftn.init" else "[teacher,distill]"
+    options = ["--teacher_file", "null", f"--{key}", "torchvision:V9", "--stages", stages]
+    assert train.main(command(tmp_path, *options)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {key}: torchvision has no weights 'V9' for {NAME}") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_classes_than_the_published_ones_are_refused(hub, tmp_path, capsys):

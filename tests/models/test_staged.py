@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import build
 from torch import nn
 from torch.nn.functional import batch_norm, channel_shuffle, relu
-
-from sftn_fast import models
 
 TORCHVISION = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"]
 SMALL = ["resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", *TORCHVISION]
 FAMILIES = ["resnet14", "ResNet50", "wrn_16_2", "vgg11", "MobileNetV2", "ShuffleV1", "ShuffleV2", *TORCHVISION]
 LINEAR = ("MobileNetV2", "mobilenet_v2")
 SHUFFLED = ("ShuffleV2", "shufflenet_v2_x0_5")
-
-
-def build(name: str, **options: int) -> models.StagedNet:
-    """A network whose norms are no identities, as after some training."""
-    if name in TORCHVISION:
-        pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    net = models.build(name, num_classes=options.pop("num_classes", 7), **options)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return net
 
 
 def images(size: int = 16, channels: int = 3, batch: int = 2) -> torch.Tensor:

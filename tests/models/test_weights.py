@@ -188,6 +188,7 @@ def test_a_truncated_file_is_refused(length, tmp_path):
         (torch.zeros(3), "it is a Tensor"),
         ({}, "it is a dict"),
         ({"model": {}}, "holds no weights by name"),
+        ({0: torch.zeros(3)}, "holds other things than weights by name, such as 0"),
         ({"epoch": 3, "weights": {"a": torch.zeros(1)}}, "holds other things than weights by name, such as 'epoch'"),
     ],
 )
@@ -196,6 +197,15 @@ def test_a_file_without_weights_is_refused(content, message, tmp_path):
     torch.save(content, file)
     with pytest.raises(models.WeightsError, match=message):
         models.load_weights(network(), file)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path):
+    file, net = tmp_path / "teacher.pth", network()
+    theirs = in_repdistiller_names(net.state_dict())
+    torch.save({**theirs, "stem.0.weight": torch.zeros_like(theirs["conv1.weight"])}, file)
+    with pytest.raises(models.WeightsError, match=r"does not fit resnet8 with 5 classes"):
+        models.load_weights(net, file)
+    assert torch.equal(net.state_dict()["stem.0.weight"], theirs["conv1.weight"])
 
 
 def test_a_text_file_is_refused(tmp_path):

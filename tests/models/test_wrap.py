@@ -164,6 +164,12 @@ class Dropping(Base):
         return self.fc(x.mean((2, 3)))
 
 
+class Noisy(Base):
+    def forward(self, x):
+        x = self.conv2(self.conv1(x) * torch.rand(1))
+        return self.fc(x.mean((2, 3)))
+
+
 class Overwriting(Base):
     def forward(self, x):
         x = F.relu(self.conv1(x), inplace=True)
@@ -216,6 +222,7 @@ class Detached(Base):
         (Branching, ["conv1", "conv2"], "fc", "Branching can't be traced.*must not branch on tensors"),
         (Crossing, ["conv1", "conv2"], "fc", "'add' needs 'conv1', which crosses the cut behind 'conv2'"),
         (Dropping, ["conv1", "conv2"], "fc", "depends on self.training.*nn.Dropout"),
+        (Noisy, ["conv1", "conv2"], "fc", "Noisy depends on self.training or on chance"),
         (Repeating, ["conv1", "conv2"], "fc", "'conv2' must run once in a forward pass, but runs 2 times"),
         (Base, ["conv1", "relu"], "relu", "named twice"),
         (TwoResults, ["conv1", "conv2"], "fc", "must give one tensor"),
@@ -268,6 +275,27 @@ def test_in_place_steps_within_a_stage_are_kept():
     torch.manual_seed(0)
     module, x = Steps(), torch.randn(2, 3, 8, 8)
     assert torch.equal(models.as_staged(module, ["conv2"], "fc", stem="conv1")(x), module(x))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_buffers_and_constants_of_the_forward_function(mode):
+    class Normalising(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]))
+
+        def forward(self, x):
+            x = self.conv1((x - self.mean.view(3, 1, 1)) * torch.tensor(2.0))
+            return self.fc(self.conv2(x * torch.arange(1, 5).view(4, 1, 1)).mean((2, 3)))
+
+    module, x = Normalising().train(mode), torch.randn(2, 3, 8, 8)
+    attributes = set(vars(module))
+    net = models.as_staged(module, ["conv1", "conv2"], "fc")
+    assert set(vars(module)) == attributes
+    module.mean.fill_(0.5)  # it is shared, as parameters are
+    assert torch.equal(net(x), module(x))
+    assert net.double()(x.double()).dtype == torch.float64
+    assert net.feature_shapes(8) == [(4, 8, 8), (4, 8, 8)]
 
 
 def test_a_module_within_a_stage_may_do_what_it_likes():

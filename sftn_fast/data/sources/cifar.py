@@ -62,7 +62,7 @@ def load_cifar100(config: DataConfig) -> Source:
 
 
 def _load(config: DataConfig, class_name: str) -> tuple[Images, Images]:
-    published = getattr(require("torchvision.datasets", "torchvision", config.name), class_name)
+    published = getattr(require("torchvision.datasets", "torchvision", f"data.name={config.name}"), class_name)
     root = root_folder(config)
     _provide(published, root, config)
     folder = root / published.base_folder

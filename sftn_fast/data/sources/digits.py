@@ -19,7 +19,7 @@ def load_digits(config: DataConfig) -> Source:
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, as in scikit-learn.
     """
-    bunch = require("sklearn.datasets", "scikit-learn", config.name).load_digits()
+    bunch = require("sklearn.datasets", "scikit-learn", f"data.name={config.name}").load_digits()
     greys = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # from 0..16
     images = Images(from_numpy(greys).unsqueeze(1), from_numpy(bunch.target.astype(np.int64)))
     train = balanced_choice(images.labels, TRAIN_IMAGES, "digits training set")

@@ -54,7 +54,7 @@ def _folder(config: DataConfig) -> Path:
 
 
 def _download(folder: Path, scratch: Path, name: str) -> None:
-    datasets = require("torchvision.datasets", "torchvision", name)
+    datasets = require("torchvision.datasets", "torchvision", f"data.name={name}")
     try:
         fetched = Path(datasets.FashionMNIST(scratch, download=True).raw_folder)  # checks the md5 of each file
     except (OSError, RuntimeError) as error:

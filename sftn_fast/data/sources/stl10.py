@@ -25,7 +25,7 @@ def load_stl10(config: DataConfig) -> Source:
     Mean and deviation are those of the training images; the unlabelled ones are not read. Cropped after padding by an
     eighth of the side, as CIFAR is.
     """
-    published = require("torchvision.datasets", "torchvision", "stl10").STL10
+    published = require("torchvision.datasets", "torchvision", "data.name=stl10").STL10
     md5 = dict(published.train_list + published.test_list)
     folder = _provide(published, root_folder(config), config)
     train, test = (_read(folder, split, md5) for split in ("train", "test"))

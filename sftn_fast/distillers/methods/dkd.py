@@ -58,7 +58,7 @@ class DKD(Method):
 
 def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of: the class and all others together [N, 2]; each of the others among themselves [N, C], 0 at it."""
-    is_class = F.one_hot(target, logits.shape[1]).bool()
+    is_class = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target[:, None], True)
     others = logits.masked_fill(is_class, -torch.inf)
     binary = torch.stack([logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], 1)
     # The class itself: 0 in both networks, which adds exp(0) (0 - 0) to a divergence.
