@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine import tape
 from safetensors.torch import load, load_file
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from sftn_fast import cli, report, train
 from sftn_fast.data import loaders
 from sftn_fast.distillers import distiller
 from sftn_fast.distillers.teacher_logits import TeacherLogits
+from sftn_fast.engine import step
 from sftn_fast.models.fold import FrozenNet
 
 # 33 images in batches of 8: one is left out of each epoch, another one each time.
@@ -121,6 +123,17 @@ def test_a_damaged_file_costs_a_warning_and_the_passes_of_its_epoch(usual, cache
     assert [f"{file} is not used" in message for message in caplog.messages] == [True]
     # The image that the epoch leaves out has no logits.
     torch.testing.assert_close(load_file(file), load(content), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_replayed_step_reads_and_writes_like_any_other(usual, cached, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    shutil.copytree(cached, output)
+    (output / "seed0" / "teacher-logits" / "teacher" / "epoch0002.safetensors").unlink()
+    monkeypatch.setattr(step, "recorder", lambda choice, device: tape.record)
+    assert run(output, "[dist]", *CACHED) == 0
+    assert_equal(output, usual, "dist")
+    ours, theirs = (load_file(path / "seed0/teacher-logits/teacher/epoch0002.safetensors") for path in (output, cached))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
