@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftn_fast.config import Config, ConfigError
+from sftn_fast import launcher
+from sftn_fast.config import Config, ConfigError, check
+from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
 from sftn_fast.explanation import explain, one_line
@@ -75,9 +77,23 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
 
 
 def check_distill(config: Config) -> None:
-    """Raise :class:`ConfigError` for a method or an option that there is not."""
+    """Raise :class:`ConfigError` for a method or an option that there is not, or that ``cache_teacher`` can't serve."""
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
+    if config.cache_teacher and "distill" in config.stages:
+        ranks = launcher.world_size()
+        check(ranks == 1, "cache_teacher", True, f"false where torchrun starts {ranks} processes")
+        for distill in config.methods or (config.distill,):
+            _check_logits_suffice(distill)
+
+
+def _check_logits_suffice(distill: str) -> None:
+    methods = {term.name: registry.find(term.name) for term in parse_distill(distill).methods}
+    taught = {name: method for name, method in methods.items() if not method.only_beforehand}
+    for name, method in taught.items():
+        allowed = f"false with {distill}, since {name} reads more of the teacher than its logits"
+        check(not method.needs_features, "cache_teacher", True, allowed)
+    check(bool(taught), "cache_teacher", True, f"false with {distill}, which needs no teacher while the student learns")
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[list[str], bool]:

@@ -315,6 +315,10 @@ class Config:
     """Losses of the stage "distill" with their weights, as in kd=0.9 or kd=1:temperature=2,ce=0.5."""
     methods: tuple[str, ...] = ()
     """Several such losses, each distilled in a stage of its own, instead of distill."""
+    cache_teacher: bool = False
+    """Keep the teacher's logits of each epoch in files, so that the next method that is distilled from it with the same
+    seed needs no pass of the teacher; for methods that read nothing else of it. They take epochs x images x classes x
+    4 bytes of disk for each seed and teacher, or one epoch's where images are not augmented."""
     epochs: int = 240
     """Epochs of each stage."""
     stage_epochs: dict[str, int] = field(default_factory=dict)
@@ -356,6 +360,8 @@ class Config:
             within = f"within the teacher's {taught} epochs"
             check(max(self.route.epochs, default=0) <= taught, "route.epochs", list(self.route.epochs), within)
             check(self.route.anchors <= taught, "route.anchors", self.route.anchors, within)
+        fixed = not (self.route.anchors or self.route.epochs)
+        check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
         check(bool(self.resume.strip()), "resume", self.resume, f"{', '.join(RESUME)} or the folder of a run")
         check(bool(self.output.strip()), "output", self.output, "a folder")
         self._check_devices()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sftn_fast import cli, engine, experiment, models
+from sftn_fast import cli, engine, experiment, models, teacher_cache
 from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config
 from sftn_fast.data import ImageData
@@ -29,6 +29,7 @@ from sftn_fast.engine.progress import duration
 from sftn_fast.ops import CRDMemory
 from sftn_fast.stage import Stage, StageRun
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, Task
+from sftn_fast.units import readable_bytes
 from sftn_fast.worker import Worker
 
 TIMED_STEPS = 3  # behind a first one, which is slower than the rest
@@ -45,13 +46,21 @@ def run(config: Config) -> None:
         checked, source, stages, devices, worker = experiment.prepare(config, root)
         worker = worker or experiment.worker_on(devices[0], checked, root)
         images = worker.images_of(stages[0].seed)
+        if checked.cache_teacher:
+            teacher_cache.check_run(checked, images, source or root)
         distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
         for line in _networks(config, images):
             distributed.say(line)
         costs = _rehearse(worker, stages, images, source or root)
         left = sum(cost.seconds for stage, cost in costs.items() if not stage.is_finished(source or root))
         peak = max(cost.memory for cost in costs.values())
-        distributed.say(f"\nmemory: {_size(peak)} for the largest stage, beside {_size(_resident(images))} of images")
+        beside = f"beside {readable_bytes(_resident(images))} of images"
+        if checked.cache_teacher:
+            beside += f" and {readable_bytes(teacher_cache.epoch_bytes(checked, images))} of the teacher's logits"
+        distributed.say(f"\nmemory: {readable_bytes(peak)} for the largest stage, {beside}")
+        if checked.cache_teacher:
+            files = readable_bytes(teacher_cache.missing_bytes(checked, images, source or root))
+            distributed.say(f"disk: {files} of teachers' logits that are not there yet")
         many = f" of one device's work, for {len(devices)} of them" if len(devices) > 1 else ""
         how = f"from {TIMED_STEPS} steps of each kind of stage, timed just now on {worker.device}"
         what = f"{duration(left)}{many}, an estimate {how}" if left else "nothing left to do"
@@ -150,8 +159,8 @@ class Rehearsal(StageRun):
             "activations": _activations(task, train_step, batch),
         }
         distributed.say("  learning: " + ", ".join(f"{name} {count:,}" for name, count in _parameters(task)))
-        held = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
-        distributed.say(f"  memory: {_size(sum(sizes.values()))}: {held} (of {len(batch.target)} images)")
+        held = ", ".join(f"{name} {readable_bytes(size)}" for name, size in sizes.items() if size)
+        distributed.say(f"  memory: {readable_bytes(sum(sizes.values()))}: {held} (of {len(batch.target)} images)")
         return sum(sizes.values())
 
 
@@ -212,7 +221,7 @@ def _about(images: ImageData) -> str:
     size = f"{images.in_channels} x {images.image_size} x {images.image_size}"
     val = f", {images.val.num_samples} for validation" if images.val else ""
     counts = f"{images.num_train} training images of {size}{val}, {images.test.num_samples} for the test"
-    return f"data {images.name}: {images.num_classes} classes, {counts}, {_size(_resident(images))}"
+    return f"data {images.name}: {images.num_classes} classes, {counts}, {readable_bytes(_resident(images))}"
 
 
 def _networks(config: Config, images: ImageData) -> Iterable[str]:
@@ -235,11 +244,3 @@ def _resident(images: ImageData) -> int:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _size(size: int) -> str:
-    """``size`` bytes in the unit that suits them."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from sftn_fast import cli, distillers, engine, info, models, similarity
+from sftn_fast import cli, distillers, engine, info, models, similarity, teacher_cache
 from sftn_fast.atomic import write_atomically
 from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config, ConfigError, OptimConfig
@@ -91,6 +91,8 @@ class StageRun:
         if distributed.on_main(partial(self._is_finished, identity)):
             distributed.say("  finished before, not trained again")
             return
+        if self.config.cache_teacher:
+            teacher_cache.check_run(self.config, self.data, self.seed_folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         engine.seed_everything(self.stage.seed)
         if self.stage.kind == "teacher" and self.config.teacher_file:
@@ -119,7 +121,11 @@ class StageRun:
             for name, first in task.distiller.initialisations():
                 self._initialise(name, first, identity, lr=task.model.default_lr)
         lr, epochs = task.model.default_lr, config.epochs_of(self.stage.kind)
-        keep = partial(self._keep_anchor, task) if self.stage.kind in ("teacher", "sftn") else None
+        keep: Callable[[int], None] | None = None
+        if self.stage.kind in ("teacher", "sftn"):
+            keep = partial(self._keep_anchor, task)
+        elif isinstance(task, DistillTask) and config.cache_teacher:
+            keep = self._keep_logits(task)
         return self._fit(task, self.folder, identity, epochs=epochs, optim=config.optim, lr=lr, on_epoch=keep)
 
     def _evaluate_peers(self, task: CollaborativeTask) -> list[dict[str, Any]]:
@@ -136,6 +142,14 @@ class StageRun:
         """Export the teacher as it is after ``epoch``, counted from 1, if students are to learn along its route."""
         if epoch in self.config.route.epochs_of(self.config.epochs_of(self.stage.kind)):
             models.save(task.model, _anchor(self.folder, epoch), meta={"epoch": epoch})
+
+    def _keep_logits(self, task: DistillTask) -> Callable[[int], None]:
+        """Leave out the teacher's passes whose logits are known; what writes those of an epoch, once it has ended."""
+        source, data = str(self.stage.source), self.data
+        folder = self.seed_folder / teacher_cache.FOLDER / source
+        distributed.say(f"  {teacher_cache.describe(folder, data, self.config.epochs_of('distill'))}")
+        about = {"teacher": _weights_digest(self.seed_folder / source), "seed": self.stage.seed}
+        return teacher_cache.keep_logits(task, data, self.config, self.device, folder, about).end_epoch
 
     def _route(self) -> Route | None:
         """The anchors of the stage's teacher, in the order of its training."""
@@ -329,6 +343,9 @@ class StageRun:
             teacher = _weights_digest(self.seed_folder / str(stage.source))
             identity |= {"distill": stage.method or config.distill, "route": whole["route"], "teacher": teacher}
             identity["gather"] = config.gather
+            if config.cache_teacher and not self.data.train.augments:
+                # Computed in other batches than the steps', hence equal to rounding alone.
+                identity["cache_teacher"] = True
         return identity
 
     def _is_finished(self, identity: dict[str, Any]) -> bool:

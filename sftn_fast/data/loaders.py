@@ -85,6 +85,8 @@ class TrainLoader(ShuffledShares):
         ConfigError: The batches can't be shared out; see :class:`~sftn_fast.data.shares.ShuffledShares`.
     """
 
+    keyed = True
+
     def __init__(
         self,
         data: DeviceImages,
@@ -104,6 +106,11 @@ class TrainLoader(ShuffledShares):
     def labels(self) -> Tensor:
         """Classes of the split [num_train] int64."""
         return self.data.labels
+
+    @property
+    def augments(self) -> bool:
+        """Whether an image differs from epoch to epoch."""
+        return bool(self.crop_padding or self.flip)
 
     def augmentation(self) -> dict[str, str | int]:
         """What is done to an image before it is trained on, for the run's fingerprint."""

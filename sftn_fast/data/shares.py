@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,9 +26,16 @@ class ShuffledShares:
         batch_size: Images a step, over all ranks together.
         rank, world_size: Which share of each batch is ours.
 
+    Attributes:
+        samples: Images that an epoch shows over all ranks, each once.
+        keyed: Whether the images of a step, and not their order alone, are a function of seed, epoch and step; for
+            loaders to declare.
+
     Raises:
         ConfigError: The batches can't be shared out equally with at least 2 images for each rank.
     """
+
+    keyed: ClassVar[bool] = False
 
     def __init__(self, num_train: int, *, seed: int, batch_size: int, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
@@ -38,12 +46,12 @@ class ShuffledShares:
         check(batch_size >= MIN_SHARE * world_size, key, batch_size, enough)
         self.num_train, self.seed, self.batch_size = num_train, seed, batch_size
         self.rank, self.world_size = rank, world_size
-        self._samples = _samples_an_epoch(num_train, batch_size, world_size)
-        check(self._samples > 0, "training images", num_train, enough)
+        self.samples = _samples_an_epoch(num_train, batch_size, world_size)
+        check(self.samples > 0, "training images", num_train, enough)
 
     def __len__(self) -> int:
         """Steps an epoch, the same on all ranks."""
-        return -(-self._samples // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def order(self, epoch: int) -> np.ndarray:
         """The images of ``epoch`` in their order: a permutation [num_train] int64."""
@@ -61,7 +69,7 @@ class ShuffledShares:
 
     def _share(self, step: int) -> slice:
         first = step * self.batch_size
-        share = min(self.batch_size, self._samples - first) // self.world_size
+        share = min(self.batch_size, self.samples - first) // self.world_size
         first += self.rank * share
         return slice(first, first + share)
 

@@ -90,6 +90,9 @@ class FileSplit:
 class FileTrainLoader(ShuffledShares):
     """Shuffled batches of random parts of the images; see :class:`~sftn_fast.data.loaders.TrainLoader`."""
 
+    keyed = True
+    augments = True
+
     def __init__(
         self,
         files: FileSplit,

@@ -13,7 +13,8 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
 from sftn_fast.distillers.spec import CE, Spec
-from sftn_fast.models import StagedNet
+from sftn_fast.distillers.teacher_logits import OnlyLogits, TeacherLogits
+from sftn_fast.models import Features, StagedNet
 from sftn_fast.models.fold import FrozenNet
 
 
@@ -71,6 +72,7 @@ class Distiller(nn.Module):
             )
         self.weights = _weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
+        self._logits: TeacherLogits | None = None
 
     @property
     def student(self) -> StagedNet:
@@ -106,6 +108,21 @@ class Distiller(nn.Module):
             for line in method.describe()
         ]
 
+    def keep_logits(self, logits: TeacherLogits) -> None:
+        """From now on run the teacher only where ``logits`` does not know what it would say.
+
+        Tell this distiller which epoch begins, and ``logits`` which has ended.
+
+        Raises:
+            ValueError: A method reads more of the teacher than its logits, or there are several teachers.
+        """
+        if len(self.teachers) > 1:
+            raise ValueError(f"logits are kept of one teacher, got {len(self.teachers)}")
+        for name, method in self._losses_of(0).items():
+            if method.needs_features:
+                raise ValueError(f"{name} reads more of the teacher than its logits")
+        self._logits = logits
+
     def begin_epoch(self, epoch: int) -> bool:
         """Tell the methods which epoch begins, counted from 0; whether any loss is computed otherwise now.
 
@@ -113,6 +130,8 @@ class Distiller(nn.Module):
         """
         methods = [method for number in range(len(self.teachers)) for method in self._methods_of(number).values()]
         answers = [method.begin_epoch(epoch) for method in methods]
+        if self._logits is not None:
+            answers.append(self._logits.begin_epoch(epoch))
         return any(answer is not False for answer in answers)
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
@@ -127,19 +146,17 @@ class Distiller(nn.Module):
             0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and, by its name, each method's that
             has a loss once it is initialised, not weighted and detached.
         """
-        losses = self._losses_of(0)
+        losses, batch = self._losses_of(0), Batch(images, target, index)
         if len(self.teachers) == len(losses) == 1:
             ((name, method),) = losses.items()
             if isinstance(method, FusedMethod):
-                return self._fused_terms(name, method, images, target)
-        return self._terms(Batch(images, target, index))
+                return self._fused_terms(name, method, batch)
+        return self._terms(batch)
 
-    def _fused_terms(self, name: str, method: FusedMethod, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            teacher_logits = self._frozen[0]()(images)
-        total, ce, loss = method.loss_with_ce(
-            self.student(images), teacher_logits, target, weight=self.weights[name], ce_weight=self.weights[CE]
-        )
+    def _fused_terms(self, name: str, method: FusedMethod, batch: Batch) -> dict[str, Tensor]:
+        teacher_logits = self._teacher_logits(batch)
+        weights = {"weight": self.weights[name], "ce_weight": self.weights[CE]}
+        total, ce, loss = method.loss_with_ce(self.student(batch.images), teacher_logits, batch.target, **weights)
         return {"total": total, CE: ce, name: loss}
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -151,14 +168,26 @@ class Distiller(nn.Module):
             methods = self._losses_of(number)
             if not methods:
                 continue
-            with torch.no_grad():
-                taught = frozen().forward_features(images, preact=self._needs_preacts)
+            if self._logits is not None:
+                taught: Features = OnlyLogits(self._teacher_logits(batch))
+            else:
+                with torch.no_grad():
+                    taught = frozen().forward_features(images, preact=self._needs_preacts)
             for name, method in methods.items():
                 pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
                 loss = method.loss(*pair, batch).float() / len(self.teachers)
                 losses[name] = losses[name] + loss if name in losses else loss
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"total": cast(Tensor, total)} | {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _teacher_logits(self, batch: Batch) -> Tensor:
+        """The logits [N, num_classes] of the first teacher, from its pass or from what is known of it."""
+
+        def of_its_pass() -> Tensor:
+            return self._frozen[0]()(batch.images)
+
+        return of_its_pass() if self._logits is None else self._logits(batch.index, of_its_pass)
 
     def _all_images(self, images: Tensor) -> tuple[Tensor, str | None]:
         """The batch's images with those that a method asks for behind them, and that method's name."""

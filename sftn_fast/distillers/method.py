@@ -72,6 +72,9 @@ class Method(nn.Module):
     """Default weights of the method and of the cross-entropy where it is the only method, if they differ then."""
     needs_preacts: ClassVar[bool] = False
     """Whether ``loss`` reads ``Features.preacts``."""
+    needs_features: ClassVar[bool] = True
+    """Whether ``loss`` reads more of the teacher than its logits on the batch's images. Where it says that it does not,
+    the teacher's pass can be left out, see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
     only_beforehand: bool = False
     """Whether :meth:`initialisation` is all that the method does: it has no ``loss``, and needs no teacher later."""
 
@@ -180,6 +183,8 @@ class Initialisation:
 
 class FusedMethod(Method):
     """A method that reads nothing but logits and, as the only one, is computed together with the cross-entropy."""
+
+    needs_features = False
 
     def loss_with_ce(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, *, weight: float, ce_weight: float

@@ -19,6 +19,8 @@ class DIST(RelationalMethod):
     authors' code, temperature 4 for CIFAR. They weigh the sum by 2 on ImageNet, at temperature 1.
     """
 
+    needs_features = False
+
     def __init__(
         self, setup: Setup, *, inter: NonNegative = 1.0, intra: NonNegative = 1.0, temperature: Positive = 4.0
     ) -> None:

@@ -27,6 +27,8 @@ class DKD(Method):
     who have a beta for each pair of networks, mostly from 1 to 8.
     """
 
+    needs_features = False
+
     def __init__(
         self,
         setup: Setup,
