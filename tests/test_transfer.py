@@ -182,16 +182,17 @@ def of_a_plugin(**options):
 
 
 def test_a_network_of_a_plugin(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(PLUGIN)
-    make = "from sftn_fast import models, plugins; plugins.load(['mine.py'])"
-    save = "models.save(models.build('of_a_plugin'), 'net')"
-    subprocess.run([sys.executable, "-c", f"{make}; {save}"], cwd=tmp_path, check=True)
-    command = [sys.executable, "-m", "sftn_fast.transfer", "net", "--data.name", "fake", "--epochs", "1"]
-    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    plugin, folder = tmp_path / "mine.py", tmp_path / "net"
+    plugin.write_text(PLUGIN)
+    make = f"from sftn_fast import models, plugins; plugins.load([{str(plugin)!r}])"
+    save = f"models.save(models.build('of_a_plugin'), {str(folder)!r})"
+    subprocess.run([sys.executable, "-c", f"{make}; {save}"], check=True)
+    command = [sys.executable, "-m", "sftn_fast.transfer", str(folder), "--data.name", "fake", "--epochs", "1"]
+    without = subprocess.run(command, capture_output=True, text=True)
     assert without.returncode == 2 and "of_a_plugin" in without.stderr
-    done = subprocess.run([*command, "--plugins", "[mine.py]"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*command, "--plugins", f"[{plugin}]"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "net" / "transfer-fake.json").read_text())["network"] == "of_a_plugin"
+    assert json.loads((folder / "transfer-fake.json").read_text())["network"] == "of_a_plugin"
 
 
 def test_a_damaged_network_is_refused(exported) -> None:
