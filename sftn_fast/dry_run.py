@@ -128,7 +128,7 @@ class Rehearsal(StageRun):
         batches = list(islice(_endless(self._data_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
         if self.config.engine.threads == "auto" and self.device.type == "cpu":
-            engine.fastest_threads(train_step, batches[0])
+            torch.set_num_threads(engine.fastest_threads(train_step, batches[0]))
         seconds = statistics.median(
             [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
         )

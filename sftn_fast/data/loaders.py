@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, from_numpy
@@ -33,20 +34,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A batch that is yet to be made, on the device, of what was drawn for it."""
+    """A batch that is yet to be made: of which tensors, and what makes it of them without waiting for the device."""
 
-    draws: Tensor  # [1 + 3 views, B] int64, see TrainLoader
-    make: Callable[[Tensor], Batch]
+    index: Tensor  # [B] int64, as the batch's
+    tensors: tuple[Tensor, ...]
+    make: Callable[..., Batch]
 
-    @property
-    def index(self) -> Tensor:
-        """The place of each image in its split [B]."""
-        return self.draws[0]
-
-    @property
-    def ingredients(self) -> tuple[tuple[Tensor, ...], Callable[[Tensor], Batch]]:
-        """What changes from batch to batch, and what makes a batch of it without waiting for the device."""
-        return (self.draws,), self.make
+    @classmethod
+    def of(cls, batch: Any) -> Recipe:
+        """``batch``, if it is a recipe; else that of a batch that is made already."""
+        if isinstance(batch, cls):
+            return batch
+        return cls(batch.index, (batch.images, batch.target, batch.index), Batch)
 
 
 @dataclass(frozen=True)
@@ -132,13 +131,13 @@ class TrainLoader(ShuffledShares):
         Raises:
             ValueError: ``start`` lies outside ``0 .. len(self)``.
         """
-        return (recipe.make(recipe.draws) for recipe in self.recipes(epoch, start))
+        return (recipe.make(*recipe.tensors) for recipe in self.recipes(epoch, start))
 
     def recipes(self, epoch: int, start: int = 0) -> Iterator[Recipe]:
         """What :meth:`epoch` makes its batches of, for a step that makes them itself."""
         shares = self.shares(start)
         draws = self._draw(epoch)
-        return (Recipe(draws[:, share], self._batch) for share in shares)
+        return (Recipe(draws[0, share], (draws[:, share],), self._batch) for share in shares)
 
     def _batch(self, draws: Tensor) -> Batch:
         index = draws[0]

@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sftn_fast.config import ConfigError, check
+from sftn_fast.data.loaders import Recipe
 from sftn_fast.engine import distributed
 
 WARM_UP = 3
@@ -25,13 +26,6 @@ WARM_UP = 3
 Terms = dict[str, Tensor]
 Recorder = Callable[[Callable[[], Terms]], tuple[Callable[[], None], Terms]]
 """Calls a function some times and records it; gives what replays it, and what it returned, which replays fill."""
-
-
-class Ingredients(NamedTuple):
-    """What a batch is made of: tensors, and what makes images, target and index of them, on the device."""
-
-    tensors: tuple[Tensor, ...]
-    make: Callable[..., Any]
 
 
 class Replays:
@@ -62,7 +56,7 @@ class Replays:
         self._recorded: dict[tuple[Any, ...], tuple[tuple[Tensor, ...], Callable[[], None], Terms]] = {}
         self._gave_up = False
 
-    def __call__(self, batch: Ingredients) -> Terms:
+    def __call__(self, batch: Recipe) -> Terms:
         """The step's terms. They lie where the next replay writes its own.
 
         Raises:
@@ -83,7 +77,7 @@ class Replays:
         """Record anew from the next step on: a step reads other tensors now, or other numbers that lie in none."""
         self._recorded.clear()
 
-    def _try_recording(self, key: tuple[Any, ...], batch: Ingredients) -> None:
+    def _try_recording(self, key: tuple[Any, ...], batch: Recipe) -> None:
         inputs = tuple(torch.empty_like(tensor, device=self._device).copy_(tensor) for tensor in batch.tensors)
         try:
             with self._rehearsal():
@@ -109,7 +103,7 @@ def recorder(choice: bool | str, device: torch.device) -> Recorder | None:
     """
     possible = device.type == "cuda" and distributed.world_size() == 1
     if choice == "auto":
-        return _CUDARecorder(device) if possible else None
+        choice = possible
     check(possible or not choice, "engine.cuda_graphs", choice, "auto or false on the CPU and over several ranks")
     return _CUDARecorder(device) if choice else None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,22 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sftn_fast.config import EngineConfig
+from sftn_fast.data.loaders import Recipe
 from sftn_fast.engine import parallel
 from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
-from sftn_fast.engine.graph import Ingredients, Recorder, Replays, recorder
+from sftn_fast.engine.graph import Recorder, Replays, recorder
 from sftn_fast.engine.optim import Schedule, build_sgd
 from sftn_fast.engine.rehearsal import rehearsal
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a step trains on."""
-
-    images: Tensor
-    target: Tensor
-    index: Tensor
 
 
 class TrainStep:
@@ -91,7 +82,7 @@ class TrainStep:
         """
         self._lr.fill_(self.schedule(number))
         self._number.fill_(number)
-        terms = self._update(batch) if self._replays is None else self._replays(_ingredients(batch))
+        terms = self._update(batch) if self._replays is None else self._replays(Recipe.of(batch))
         # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
         if self.layout.device.type == "cpu":
             self.check()
@@ -202,13 +193,6 @@ def build_step(task: Any, schedule: Schedule, engine: EngineConfig, device: torc
         record=recorder(engine.cuda_graphs, device),
         must_record=engine.cuda_graphs is True,
     )
-
-
-def _ingredients(batch: Any) -> Ingredients:
-    """What a batch is made of: a recipe has that ready, any other is its own."""
-    if hasattr(batch, "ingredients"):
-        return Ingredients(*batch.ingredients)
-    return Ingredients((batch.images, batch.target, batch.index), Images)
 
 
 def _checked_total(terms: dict[str, Tensor]) -> Tensor:

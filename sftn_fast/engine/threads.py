@@ -22,13 +22,12 @@ def fastest_threads(train_step: TrainStep, batch: Any) -> int:
     """The number of threads for ``train_step``, from steps on ``batch`` that leave no trace; prints what it found.
 
     Tries 1, 2, 4 and so on up to torch's own choice, and that. Over several ranks all try at once and take the main
-    rank's answer. Leaves torch with the number it found.
+    rank's answer. It is the caller who tells torch.
     """
     choices = [number for number in (2**power for power in range(20)) if number < AVAILABLE] + [AVAILABLE]
     with train_step.rehearsal():
         seconds = [_seconds_a_step(train_step, batch, threads) for threads in choices]
     chosen: int = distributed.gather(_fewest(choices, seconds))[0]
-    torch.set_num_threads(chosen)
     found = ", ".join(
         f"{threads}: {len(batch.index) / taken:.0f}" for threads, taken in zip(choices, seconds, strict=True)
     )

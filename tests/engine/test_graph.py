@@ -34,9 +34,9 @@ cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 on_each = pytest.mark.parametrize("device", ["cpu", cuda])
 
 
-def images_on(device: str, views: int = 1) -> ImageData:
+def images_on(device: str) -> ImageData:
     config = DataConfig("fake", train_size=TRAIN, image_size=SIZE, crop_padding=2, flip=True)
-    return data.build(config, seed=0, batch_size=BATCH, device=device).with_views(views)
+    return data.build(config, seed=0, batch_size=BATCH, device=device)
 
 
 def networks(images: ImageData, *names: str) -> list[models.StagedNet]:
