@@ -327,7 +327,7 @@ class Config:
     """The whole list of stages runs once for each seed."""
     output: str = "runs/experiment"
     """Folder of the run. Where none is given it is the recipe's, runs/NAME if it has none, with what the command line
-    changes of the recipe in its name: runs/demo-epochs=4. Options that decide nothing of what is trained change no name,
+    changes of the recipe in its name: runs/demo-epochs=4. Options that decide nothing of the training change no name,
     nor do the seeds."""
     gather: bool = False
     """Over several ranks: rkd, sp, pkt, cc and dist relate the images of the whole batch, not those of each rank."""
