@@ -336,8 +336,9 @@ class Config:
     [cuda:0,cuda:1] or [cpu,cpu]. 1: everything in one process on engine.device."""
     resume: str = "auto"
     """auto goes on where a stopped run of the same configuration stood, or begins; must refuses to begin; never refuses
-    an output that holds a run; force goes on although the configuration differs. Or the folder of another run of the
-    same configuration, which is copied to output and gone on with there."""
+    an output that holds a run; force trains every stage of another configuration, finished or stopped, again from the
+    start, and moves the old one to replaced/ in output. Stages of the same configuration are kept in any case. Or the
+    folder of another run of the same configuration, which is copied to output and gone on with there."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)

@@ -105,8 +105,10 @@ def _weights(path: str | None, network: str) -> str | None:
     return (content.of_weights(path, network) or PENDING) if path else None
 
 
+def trained_digest(folder: Path) -> str | None:
+    """Return the checksum of a finished stage's weights: is it still the same network? None if it is not finished."""
+    return str(models.read_config(folder)["sha256"]) if (folder / RESULT).is_file() else None
+
+
 def _trained(folder: Path) -> str:
-    """The checksum of a finished stage's weights, which says whether it is still the same network."""
-    if not (folder / RESULT).is_file():
-        return PENDING
-    return str(models.read_config(folder)["sha256"])
+    return trained_digest(folder) or PENDING

@@ -20,6 +20,7 @@ from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed
+from sftn_fast.identity import trained_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.plan import RESULT, Stage, networks_of
 from sftn_fast.sftn import StudentAwareTeacher
@@ -27,6 +28,8 @@ from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
 SECONDS = "seconds"
 """File that a stopped stage leaves: how long it has trained."""
+COMPARED = "compared_with"
+"""Key of a result: checksum of the teacher's weights that the network was compared with; null for none."""
 
 
 class StageRun:
@@ -100,7 +103,7 @@ class StageRun:
         source, data = str(self.stage.source), self.data
         folder = self.seed_folder / teacher_cache.FOLDER / source
         distributed.say(f"  {teacher_cache.describe(folder, data, self.config.epochs_of('distill'))}")
-        about = {"teacher": models.read_config(self.seed_folder / source)["sha256"], "seed": self.stage.seed}
+        about = {"teacher": trained_digest(self.seed_folder / source), "seed": self.stage.seed}
         return teacher_cache.keep_logits(task, data, self.config, self.device, folder, about).end_epoch
 
     def _route(self) -> Route | None:
@@ -190,13 +193,15 @@ class StageRun:
         models.save(network, self.folder, meta=meta)
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 
-    def _likeness(self, network: StagedNet) -> dict[str, float | None]:
+    def _likeness(self, network: StagedNet) -> dict[str, Any]:
         """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
         source = self.stage.source or ("teacher" if self.stage.kind == "student" else None)
         if source is None or not (self.seed_folder / source / RESULT).is_file():
-            return dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
+            nothing = dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
+            return {**nothing, COMPARED: None}
         teacher = models.load(self.seed_folder / source).to(self.device)
-        return dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
+        alike = dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
+        return {**alike, COMPARED: trained_digest(self.seed_folder / source)}
 
     def task(self) -> Task:
         """The networks of this stage and what they are trained to do; says how their stages are paired."""
@@ -273,21 +278,24 @@ class StageRun:
         standing.refuse(self.config, found, self.root)
         if found.differing:
             standing.set_aside(found, self.root)
+        changes = standing.environment_changes(self.config, found, info.surroundings(self.device))
         if found.kept:
-            other = standing.environment_changes(found.environment, info.environment(self.device), self.config)
-            print(f"  finished before, not trained again{other and f' (with {other})'}", flush=True)
+            print(f"  finished before, not trained again{changes}", flush=True)
+        elif changes:
+            print(f"  goes on{changes}", flush=True)
         return found.kept
 
     def _compare_again(self) -> None:
-        """Measure a finished student alone against the standard teacher, where that is another than at the time."""
-        path, source = self.folder / RESULT, self._compared_with()
-        result = json.loads(path.read_text())
-        if self.stage.kind != "student" or source is None or self._teacher_digest(result) == self._digest_of(source):
+        """Measure a finished student alone against the standard teacher, where that is another than it was then."""
+        if self.stage.kind != "student":
             return
+        result = distributed.on_main(partial(_read_json, self.folder / RESULT))
+        teacher = trained_digest(self.seed_folder / "teacher")
+        if teacher is None or result.get(COMPARED, teacher) == teacher:
+            return
+        distributed.say("  compared again, with the teacher that there is now")
         network = self._finished(self.stage.name).to(self.device)
-        distributed.say("  compared with the teacher that there is now")
-        result |= {**self._likeness(network), COMPARED: self._digest_of(source)}
-        distributed.on_main(partial(self._write, network, result))
+        distributed.on_main(partial(self._write, network, result | self._likeness(network)))
 
 
 class _Clock:
@@ -310,6 +318,11 @@ class _Clock:
         self.seconds += time.perf_counter() - self._started
         if error is not None and distributed.is_main():
             write_atomically(self.path, f"{self.seconds:.3f}\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def _scores(row: dict[str, Any]) -> dict[str, Any]:

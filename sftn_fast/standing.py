@@ -33,6 +33,8 @@ class Standing:
     """Whether there is a checkpoint or a result."""
     differing: Differences = field(default_factory=list)
     """How the settings that it was trained with differ from those that are wanted."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """The versions and the device that it was trained with last."""
 
     @property
     def kept(self) -> bool:
@@ -49,7 +51,9 @@ def look(config: Config, stage: Stage, root: Path, images: ImageData) -> Standin
     result = _result(folder / RESULT)
     state = None if result else _newest_checkpoint(folder)
     if not result and not state:
-        return Standing(stage, begun=_has_checkpoints(folder))
+        unreadable = bool(_checkpoints(folder))
+        again = [("checkpoints", "unreadable", "none")] if unreadable and config.resume == "force" else []
+        return Standing(stage, begun=unreadable, differing=again)
     noted = {"ranks": result.get("devices", 1), **result["identity"]} if result else state["fingerprint"]  # type: ignore[index]
     epochs = int(result["last"]["epoch"] if result else state["position"][0])  # type: ignore[index]
     wanted = wanted_identity(config, stage, root, images)
@@ -58,7 +62,16 @@ def look(config: Config, stage: Stage, root: Path, images: ImageData) -> Standin
         _require_snapshots(config, stage, folder, epochs)
     elif not differing and _missing_snapshot(config, stage, folder, epochs):
         differing = [("route", "no snapshots", "snapshots")]
-    return Standing(stage, bool(result), True, differing)
+    return Standing(stage, bool(result), True, differing, (result or state or {}).get("environment", {}))
+
+
+def environment_changes(config: Config, found: Standing, now: Mapping[str, str]) -> str:
+    """Return in brackets what a stage was trained with and is not now, though it decides no more than rounding."""
+    before = {
+        key: value for key, value in found.environment.items() if key != "threads" or config.engine.threads != "auto"
+    }
+    changed = [f"{key} {value} then, {now[key]} now" for key, value in before.items() if now.get(key, value) != value]
+    return f" ({'; '.join(changed)})" if changed else ""
 
 
 def wanted_identity(config: Config, stage: Stage, root: Path, images: ImageData) -> dict[str, Any]:
@@ -109,9 +122,12 @@ def set_aside(standing: Standing, root: Path) -> Path:
     target, number = root / REPLACED / standing.stage.place, 1
     while target.with_name(f"{target.name}.{number}").exists():
         number += 1
-    target.parent.mkdir(parents=True, exist_ok=True)
     moved = target.with_name(f"{target.name}.{number}")
-    folder.rename(moved)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(moved)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be moved to {moved} ({error.strerror or error})") from error
     print(
         f"{standing.stage.place}: {listing(standing.differing)}; trained again, the old one is in {moved}", flush=True
     )
@@ -166,10 +182,6 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a stage, newest first; of what a method trains beforehand where the student has none yet."""
     own = sorted(folder.glob("checkpoints/step_*"), reverse=True)
     return own or sorted(folder.glob("init-*/checkpoints/step_*"), reverse=True)
-
-
-def _has_checkpoints(folder: Path) -> bool:
-    return bool(_checkpoints(folder))
 
 
 def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
