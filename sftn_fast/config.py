@@ -417,7 +417,8 @@ class TransferConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     output: str | None = None
-    """JSON file for the result; null for transfer-DATA.json in the network's folder."""
+    """JSON file for the result; null for transfer-DATA.json in the network's folder, with the settings that differ from
+    the defaults in its name: transfer-digits-lr=0.1.json."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "at least 1")

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from sftn_fast.plan import RESULT, Stage, needs
 
 REPLACED = "replaced"
 """Folder of a run that receives the stages that ``--resume force`` trains again."""
+OF_THE_RUN = ("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "student")
+"""What a run writes about its stages."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,28 @@ def look(config: Config, stage: Stage, root: Path, images: ImageData) -> Standin
         unreadable = bool(_checkpoints(folder))
         again = [("checkpoints", "unreadable", "none")] if unreadable and config.resume == "force" else []
         return Standing(stage, begun=unreadable, differing=again)
-    noted = {"ranks": result.get("devices", 1), **result["identity"]} if result else state["fingerprint"]  # type: ignore[index]
-    epochs = int(result["last"]["epoch"] if result else state["position"][0])  # type: ignore[index]
     wanted = wanted_identity(config, stage, root, images)
+    noted, epochs = _of_result(result, wanted) if result else _of_checkpoint(state or {})
     differing = identity.compare(noted, wanted)
     if not differing and config.resume != "force":
         _require_snapshots(config, stage, folder, epochs)
     elif not differing and _missing_snapshot(config, stage, folder, epochs):
         differing = [("route", "no snapshots", "snapshots")]
     return Standing(stage, bool(result), True, differing, (result or state or {}).get("environment", {}))
+
+
+def _of_result(result: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """A finished stage's identity and epochs."""
+    # Where an older version noted the ranks.
+    ranks = {"ranks": result.get("devices", 1)} if "ranks" in wanted else {}
+    return {**ranks, **result["identity"]}, result["last"]["epoch"]
+
+
+def _of_checkpoint(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """A stopped stage's identity and epochs."""
+    noted = state["fingerprint"]
+    ranks = {"ranks": noted["run"]["ranks"]} if "run" in noted else {}
+    return {**ranks, **noted}, state["position"][0]
 
 
 def environment_changes(config: Config, found: Standing, now: Mapping[str, str]) -> str:
@@ -116,29 +132,36 @@ def refuse(config: Config, standing: Standing, root: Path) -> None:
     raise FingerprintMismatch(standing.differing, f"{standing.stage.place} in {root}")
 
 
-def set_aside(standing: Standing, root: Path) -> Path:
-    """Move a stage's folder to where no run and no report reads it, and return its place there."""
-    folder = standing.stage.folder(root)
-    target, number = root / REPLACED / standing.stage.place, 1
-    while target.with_name(f"{target.name}.{number}").exists():
-        number += 1
-    moved = target.with_name(f"{target.name}.{number}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(moved)
-    except OSError as error:
-        raise ConfigError(f"{folder} can't be moved to {moved} ({error.strerror or error})") from error
-    print(
-        f"{standing.stage.place}: {listing(standing.differing)}; trained again, the old one is in {moved}", flush=True
-    )
-    return moved
+def set_aside(standing: Standing, root: Path) -> None:
+    """Move a stage's folder to where no run and no report reads it."""
+    moved = _move(standing.stage.folder(root), root / REPLACED / standing.stage.place)
+    why = listing(standing.differing)
+    print(f"{standing.stage.place}: {why}; trained again, the old one is in {moved}", flush=True)
 
 
 def replace_differing(standings: Mapping[Stage, Standing], root: Path) -> None:
-    """Set aside every stage that ``--resume force`` trains again: now the folder holds nothing of other settings."""
-    for standing in standings.values():
-        if standing.differing:
-            set_aside(standing, root)
+    """Set aside every stage that ``--resume force`` trains again, and what the run wrote about them.
+
+    Now the folder holds nothing of other settings.
+    """
+    differing = [standing for standing in standings.values() if standing.differing]
+    for standing in differing:
+        set_aside(standing, root)
+    if differing:
+        for name in OF_THE_RUN:
+            if (root / name).exists():
+                _move(root / name, root / REPLACED / name)
+
+
+def _move(path: Path, target: Path) -> Path:
+    """Rename ``path`` to ``target`` with the first number behind it that is free, and return that."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        taken = {other.name for other in target.parent.iterdir()}
+        free = next(name for name in (f"{target.name}.{number}" for number in count(1)) if name not in taken)
+        return path.rename(target.with_name(free))
+    except OSError as error:
+        raise ConfigError(f"{path} can't be moved to {target.parent} ({error.strerror or error})") from error
 
 
 def _read_by(config: Config, stage: Stage, others: Mapping[Stage, Standing]) -> list[Stage]:

@@ -234,8 +234,13 @@ def test_force_trains_again_what_differs_and_keeps_the_rest(own: Path, capsys: p
     said = capsys.readouterr().out
     assert "sftn.kl_weight: 3.0 -> 2.0" in said and said.count("not trained again") == 4
     # Once more: it agrees now, and nothing is moved.
+    old = own / "replaced"
+    assert cli.load(old / "config.yaml.1").sftn.kl_weight == 3
+    assert {path.name for path in old.iterdir()} == {"seed0", *(f"{name}.1" for name in standing.OF_THE_RUN)} - {
+        "report.png.1", "curves.png.1"
+    }  # fmt: skip
     assert run(own, f"{ALL} --sftn.kl_weight 2 --resume force") == 0
-    assert results(own) == after and len(list((own / "replaced" / "seed0").iterdir())) == 2
+    assert results(own) == after and len(list((old / "seed0").iterdir())) == 2
 
 
 def test_a_student_alone_is_compared_with_the_teacher_that_there_is(
@@ -273,6 +278,7 @@ def test_stopped_half_way_the_folder_holds_nothing_of_other_settings(own: Path, 
     assert {Path(name).parent.name for name in results(own)} == {"teacher", "sftn"}
     assert all(identity_of(own, name)["optim"]["lr"] == 0.01 for name in ("teacher", "sftn"))
     assert cli.load(own / "config.yaml") == configure(own, new)
+    assert not (own / "report.md").exists() and not (own / "student").exists()  # they were of the old settings
     assert [row.name for row in report.read_results(own)] == ["teacher", "sftn"]
     # Neither the old settings nor force are needed to go on.
     assert run(own, ALL) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from sftn_fast.config import ConfigError
@@ -11,6 +12,7 @@ ABSENT = "(absent)"
 FORMAT = "format"
 """Field that says which fields a fingerprint has. One without it is from a time when there were fewer."""
 SHOWN = 6
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class FingerprintMismatch(ConfigError):
@@ -26,7 +28,7 @@ class FingerprintMismatch(ConfigError):
 
 def listing(differences: list[tuple[str, Any, Any]]) -> str:
     """The first of ``differences`` in words."""
-    fields = [f"{key}: {old} -> {new}" for key, old, new in differences]
+    fields = [DIGEST.sub(r"\1..", f"{key}: {old} -> {new}") for key, old, new in differences]
     more = [f"and {len(fields) - SHOWN} more"] if len(fields) > SHOWN else []
     return "; ".join(fields[:SHOWN] + more)
 
