@@ -36,7 +36,7 @@ def identity_of(
         augments: Whether an image is another one in each epoch.
         ranks: Processes that train together.
     """
-    identity = {
+    identity: dict[str, Any] = {
         FORMAT: 2,
         "stage": stage.name,
         "seed": stage.seed,

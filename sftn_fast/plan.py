@@ -79,9 +79,12 @@ def places(settings: Mapping[str, Any]) -> set[str] | None:
     None where they don't say which stages the run has.
     """
     try:
-        lists = {key: tuple(settings[key]) for key in ("stages", "seeds")}
-        methods = tuple(settings.get("methods") or ())
-        config = Config(**lists, methods=methods, teacher_file=settings.get("teacher_file"))
+        config = Config(
+            stages=tuple(settings["stages"]),
+            seeds=tuple(settings["seeds"]),
+            methods=tuple(settings.get("methods") or ()),
+            teacher_file=settings.get("teacher_file"),
+        )
         return {stage.place for stage in _stages(config)}
     except (KeyError, TypeError, ValueError):  # a ConfigError is the latter
         return None
@@ -106,7 +109,7 @@ def networks_of(config: Config) -> tuple[str, ...]:
 
 
 def _teachers(config: Config) -> list[str]:
-    teachers = [kind for kind in ("teacher", "sftn") if kind in config.stages]
+    teachers: list[str] = [kind for kind in ("teacher", "sftn") if kind in config.stages]
     if config.teacher_file and "teacher" not in teachers:
         teachers.insert(0, "teacher")
     return teachers
