@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftn_fast import launcher
+from sftn_fast import launcher, naming
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
@@ -62,7 +62,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     by ``SystemExit``.
     """
     arguments, recipe = _resolve_recipe(_resolve_distill(argv))
-    values = values_of(_parser(), arguments)
+    parser = _parser()
+    values = values_of(parser, [*arguments, *_own_folder(parser, arguments, recipe)])
     for key, instead in COMMAND_LINE_ONLY.items():
         if values[key]:
             raise ConfigError(
@@ -149,6 +150,30 @@ def _resolve_recipe(argv: Sequence[str]) -> tuple[list[str], str]:
     return [*files, *arguments[:position], *arguments[position + 2 :]], name
 
 
+def _own_folder(parser: ArgumentParser, arguments: Sequence[str], recipe: str) -> list[str]:
+    """Return the option that names the run's folder, where ``arguments`` have none; see :mod:`sftn_fast.naming`."""
+    if any(part in ("-h", "--help", "--output") or part.startswith("--output=") for part in arguments):
+        return []
+    path = recipe_path(recipe)
+    files = [part for each in _with_bases(path) for part in ("--config", str(each))]
+    own = _read_recipe(path).get("output")
+    base = Path(own if isinstance(own, str) and own.strip() else f"runs/{path.stem}")
+    chosen = [part for part in arguments if not part.startswith("--print_config")]
+    before, after = (_settings(parser, argv) for argv in (files, chosen))
+    return ["--output", str(naming.folder_for(base, before, after))]
+
+
+def _settings(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """Return what ``argv`` gives the keys of a configuration, as nested dicts and unchecked beyond their types."""
+    try:
+        values = parser.parse_args(argv).as_dict()
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(explain(str(error), parser)) from None
+    if values["compile"]:
+        values["engine"]["compile"] = True
+    return _plain({field.name: values[field.name] for field in dataclasses.fields(Config)})
+
+
 def _resolve_distill(argv: Sequence[str]) -> list[str]:
     """Replace ``--method`` and RepDistiller's ``-r``, ``-a`` and ``-b`` by the ``--distill`` that they stand for."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
@@ -195,6 +220,14 @@ def _with_bases(path: Path) -> list[Path]:
 
 
 def _base_of(path: Path) -> str | None:
+    base = _read_recipe(path).get("base")
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"base of {path} must be the name of a recipe, got {base!r}")
+    return base
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a recipe's own file."""
     import yaml
 
     try:
@@ -203,10 +236,7 @@ def _base_of(path: Path) -> str | None:
         raise ConfigError(f"{path} is not a YAML file: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
-    base = values.get("base")
-    if base is not None and not isinstance(base, str):
-        raise ConfigError(f"base of {path} must be the name of a recipe, got {base!r}")
-    return base
+    return values
 
 
 def _parser() -> ArgumentParser:

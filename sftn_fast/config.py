@@ -326,7 +326,9 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     """The whole list of stages runs once for each seed."""
     output: str = "runs/experiment"
-    """Folder of the run."""
+    """Folder of the run. Where none is given it is the recipe's, runs/NAME if it has none, with what the command line
+    changes of the recipe in its name: runs/demo-epochs=4. Options that decide nothing of the training change no name,
+    nor do the seeds."""
     gather: bool = False
     """Over several ranks: rkd, sp, pkt, cc and dist relate the images of the whole batch, not those of each rank."""
     devices: int | Literal["all"] | tuple[str, ...] = 1
@@ -334,8 +336,9 @@ class Config:
     [cuda:0,cuda:1] or [cpu,cpu]. 1: everything in one process on engine.device."""
     resume: str = "auto"
     """auto goes on where a stopped run of the same configuration stood, or begins; must refuses to begin; never refuses
-    an output that holds a run; force goes on although the configuration differs. Or the folder of another run of the
-    same configuration, which is copied to output and gone on with there."""
+    an output that holds a run; force trains every stage of another configuration, finished or stopped, again from the
+    start, and moves the old one to replaced/ in output. Stages of the same configuration are kept in any case. Or the
+    folder of another run of the same configuration, which is copied to output and gone on with there."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)
@@ -414,7 +417,8 @@ class TransferConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     output: str | None = None
-    """JSON file for the result; null for transfer-DATA.json in the network's folder."""
+    """JSON file for the result; null for transfer-DATA.json in the network's folder, with the settings that differ from
+    the defaults in its name: transfer-digits-lr=0.1.json."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "at least 1")

@@ -2,21 +2,27 @@
 
 auto, never and force are each stage's own affair, see :func:`sftn_fast.engine.fit`. Here are those that concern the run
 as a whole: ``must``, and a path, which is the folder of another run. That run is copied, so that it stays as it is.
+
+The copy is made in a folder of its own, which receives the marker when it is complete. Then its seeds are moved to
+where they belong, and the marker last. Whenever that is broken off, the next start moves what is left, or copies again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import RESUME, Config, ConfigError
 from sftn_fast.engine import RunFolder
-from sftn_fast.report import RESULT
+from sftn_fast.plan import RESULT
 
 MARKER = "resumed-from"
-"""File in a run's folder that names the run it was copied from."""
+"""File in a run's folder that names the run it was copied from; written when all of that run is there."""
+TEMPORARY = ".tmp_resume"
+"""Folder in a run's folder in which the copy is made."""
 
 
 def source_of(config: Config, root: Path) -> Path | None:
@@ -37,7 +43,7 @@ def source_of(config: Config, root: Path) -> Path | None:
         )
     if source == root or _marked(root) == str(source):  # the latter: this very command, which was stopped
         return None
-    if _has_begun(root):
+    if _has_begun(root) and _marked(root / TEMPORARY) != str(source):
         raise ConfigError(f"output {root} holds a run already, and not one that went on from {source}; choose another")
     RunFolder(source).check_free()
     return source
@@ -49,19 +55,31 @@ def with_stages_going_on(config: Config) -> Config:
 
 
 def copy(source: Path, root: Path) -> None:
-    """Copy the stages of the run in ``source`` to ``root``, which has none."""
-    temporary = root / ".tmp_resume"
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Copy the stages of the run in ``source`` to ``root``, which has none but those of a copy that was broken off."""
+    temporary = root / TEMPORARY
     try:
-        for seed in source.glob("seed*"):
-            shutil.copytree(seed, temporary / seed.name)
+        if _marked(temporary) != str(source):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            for seed in source.glob("seed*"):
+                shutil.copytree(seed, temporary / seed.name)
+            os.sync()  # all of it is on the disk before the marker says so
+            write_atomically(temporary / MARKER, f"{source}\n")
+        clean_up(root)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if _marked(temporary) is None:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise ConfigError(f"{source} can't be copied to {root}: {error.strerror or error}") from error
-    write_atomically(root / MARKER, f"{source}\n")
-    for seed in temporary.iterdir():
-        seed.rename(root / seed.name)
-    temporary.rmdir()
+
+
+def clean_up(root: Path) -> None:
+    """Finish a copy that was broken off after it was complete; remove what is left of any other."""
+    temporary = root / TEMPORARY
+    if _marked(temporary) is not None:
+        for seed in temporary.glob("seed*"):
+            seed.rename(root / seed.name)
+        (temporary / MARKER).rename(root / MARKER)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _has_begun(root: Path) -> bool:

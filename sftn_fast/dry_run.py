@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +24,12 @@ from sftn_fast.config import Config
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import InitTask
 from sftn_fast.engine import distributed
+from sftn_fast.engine.fingerprint import listing
 from sftn_fast.engine.progress import duration
 from sftn_fast.ops import CRDMemory
-from sftn_fast.stage import Stage, StageRun
+from sftn_fast.plan import Stage
+from sftn_fast.stage import StageRun
+from sftn_fast.standing import Standing
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, Task
 from sftn_fast.units import readable_bytes
 from sftn_fast.worker import Worker
@@ -43,7 +45,7 @@ def run(config: Config) -> None:
     """
     with engine.process_group(config.engine.device):
         root = engine.RunFolder(config.output).path
-        checked, source, stages, devices, worker = experiment.prepare(config, root)
+        checked, source, stages, devices, worker, standings = experiment.prepare(config, root)
         worker = worker or experiment.worker_on(devices[0], checked, root)
         images = worker.images_of(stages[0].seed)
         if checked.cache_teacher:
@@ -51,8 +53,9 @@ def run(config: Config) -> None:
         distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
         for line in _networks(config, images):
             distributed.say(line)
-        costs = _rehearse(worker, stages, images, source or root)
-        left = sum(cost.seconds for stage, cost in costs.items() if not stage.is_finished(source or root))
+        kept = {stage for stage, standing in standings.items() if standing.kept}
+        costs = _rehearse(worker, stages, images, standings)
+        left = sum(cost.seconds for stage, cost in costs.items() if stage not in kept)
         peak = max(cost.memory for cost in costs.values())
         beside = f"beside {readable_bytes(_resident(images))} of images"
         if checked.cache_teacher:
@@ -75,7 +78,9 @@ class Cost:
     memory: int
 
 
-def _rehearse(worker: Worker, stages: Sequence[Stage], images: ImageData, root: Path) -> dict[Stage, Cost]:
+def _rehearse(
+    worker: Worker, stages: Sequence[Stage], images: ImageData, standings: Mapping[Stage, Standing]
+) -> dict[Stage, Cost]:
     """Try each kind of stage once, and say of each stage what it is and takes."""
     kinds: dict[tuple[str, str | None], Cost] = {}
     costs = {}
@@ -87,9 +92,18 @@ def _rehearse(worker: Worker, stages: Sequence[Stage], images: ImageData, root: 
         if kind not in kinds:
             kinds[kind] = Rehearsal(worker.config, stage, worker.root, worker.device, images).cost()
         costs[stage] = kinds[kind]
-        done = stage.is_finished(root)
-        distributed.say("  has its result already" if done else f"  {duration(costs[stage].seconds)}")
+        distributed.say(f"  {_outcome(standings.get(stage), costs[stage])}")
     return costs
+
+
+def _outcome(standing: Standing | None, cost: Cost) -> str:
+    """What the run would do about a stage of which there is something already, and what that takes."""
+    if standing is not None and standing.kept:
+        return "has its result already"
+    again = (
+        f"trained again, since {listing(standing.differing)}; " if standing is not None and standing.differing else ""
+    )
+    return f"{again}{duration(cost.seconds)}"
 
 
 class Rehearsal(StageRun):

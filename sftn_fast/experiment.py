@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, plugins, report, schedule
+from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, plugins, report, schedule, standing
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
@@ -25,45 +24,9 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.progress import duration
 from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.outlook import Outlook
-from sftn_fast.stage import Stage, networks_of
+from sftn_fast.plan import Stage, networks_of, places, plan
+from sftn_fast.standing import Standing
 from sftn_fast.worker import Worker
-
-
-def plan(config: Config) -> list[Stage]:
-    """The stages in the order in which they run.
-
-    Raises :class:`ConfigError` where a stage needs a teacher that the experiment does not have.
-    """
-    teachers: list[str] = [kind for kind in ("teacher", "sftn") if kind in config.stages]
-    if config.teacher_file and "teacher" not in teachers:
-        teachers.insert(0, "teacher")
-    if "distill" in config.stages and not teachers:
-        raise ConfigError(
-            "stages must name teacher or sftn, or teacher_file a trained teacher, for distill to have one"
-        )
-    if config.sftn.init == "teacher" and "sftn" in teachers and "teacher" not in teachers:
-        raise ConfigError("sftn.init=teacher needs the stage teacher, or a teacher_file")
-    if "collaborate" in config.stages and config.collaborate.init not in (None, *teachers):
-        raise ConfigError(f"collaborate.init={config.collaborate.init} needs that stage")
-    if (config.route.anchors or config.route.epochs) and config.teacher_file:
-        raise ConfigError("route needs a teacher of this run's own training, and teacher_file names another")
-    stages = list(_stages(config, teachers))
-    (folder, count), *_ = Counter((stage.seed, stage.name) for stage in stages).most_common(1)
-    if count > 1:
-        raise ConfigError(f"methods must differ from each other, got {list(config.methods)!r} ({folder[1]} twice)")
-    return stages
-
-
-def _stages(config: Config, teachers: list[str]) -> Iterator[Stage]:
-    methods: tuple[str | None, ...] = config.methods or (None,)
-    for seed in config.seeds:
-        yield from (Stage(kind, seed) for kind in teachers)
-        if "student" in config.stages:
-            yield Stage("student", seed)
-        if "distill" in config.stages:
-            yield from (Stage("distill", seed, source, method) for method in methods for source in teachers)
-        if "collaborate" in config.stages:
-            yield Stage("collaborate", seed)
 
 
 def run(config: Config) -> None:
@@ -78,12 +41,14 @@ def run(config: Config) -> None:
         config = dataclasses.replace(config, resume="auto")
     with engine.process_group(config.engine.device):
         folder = engine.RunFolder(config.output)
-        config, source, stages, devices, worker = prepare(config, folder.path)
+        config, source, stages, devices, worker, standings = prepare(config, folder.path)
         with folder as root:
             if source is not None:
                 distributed.say(f"goes on from a copy of {source}")
                 distributed.on_main(partial(continuation.copy, source, root))
-            distributed.on_main(partial(_write_settings, config, root, anew=False))
+            distributed.on_main(partial(continuation.clean_up, root))
+            distributed.on_main(partial(standing.replace_differing, standings, root))
+            distributed.on_main(partial(_write_settings, config, stages, root))
             _say_batch(config)
             _say_loader(config)
             announce = partial(_announce, config, stages, Outlook(config, stages, root, processes=len(devices)))
@@ -91,7 +56,7 @@ def run(config: Config) -> None:
                 schedule.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
             else:
                 _run_here(worker, stages, announce)
-            distributed.on_main(partial(_conclude, config, stages, root))
+            distributed.on_main(partial(_conclude, stages, root))
 
 
 class Prepared(NamedTuple):
@@ -105,6 +70,8 @@ class Prepared(NamedTuple):
     devices: list[torch.device]
     worker: Worker | None
     """What runs the stages in this process, unless several processes are to run them."""
+    standings: dict[Stage, Standing]
+    """What there is of each stage already, where there is any."""
 
 
 def prepare(config: Config, root: Path) -> Prepared:
@@ -117,8 +84,17 @@ def prepare(config: Config, root: Path) -> Prepared:
     stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
     distributed.on_main(partial(_check_files, config, stages, source or root))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
-    _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
-    return Prepared(config, source, stages, devices, worker)
+    images_of = worker.images_of if worker else partial(_images_to_look_at, config)
+    _check_methods(config, stages, images_of)
+    standings: dict[Stage, Standing] = {}
+    if distributed.on_main(partial(_has_any, stages, source or root)):
+        images = images_of(stages[0].seed)
+        standings = distributed.on_main(partial(standing.survey, config, stages, source or root, images))
+    return Prepared(config, source, stages, devices, worker, standings)
+
+
+def _has_any(stages: list[Stage], root: Path) -> bool:
+    return any(stage.folder(root).exists() for stage in stages)
 
 
 def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
@@ -134,16 +110,21 @@ def _checked_plan(config: Config) -> tuple[list[Stage], list[torch.device]]:
     return stages, devices
 
 
-def _write_settings(config: Config, root: Path, *, anew: bool) -> None:
-    settings = root / "config.yaml"
-    if anew or not settings.exists():
-        write_atomically(settings, cli.dump(config))
+def _write_settings(config: Config, stages: list[Stage], root: Path) -> None:
+    """Write the configuration, before the first of its stages is trained, when none of other settings is left.
+
+    Where all are finished, what is there stays: it is the configuration that they were trained with.
+    """
+    path = root / "config.yaml"
+    known = places(report.read_settings(root)) or set()
+    if all(stage.is_finished(root) and stage.place in known for stage in stages):
+        return
+    # Not how this start was to go on: who trains by the file has not asked for that.
+    write_atomically(path, cli.dump(dataclasses.replace(config, resume="auto")))
 
 
-def _conclude(config: Config, stages: list[Stage], root: Path) -> None:
+def _conclude(stages: list[Stage], root: Path) -> None:
     """Write what closes a run."""
-    # Not before every stage agreed: a run that is refused leaves the folder's configuration as it was.
-    _write_settings(config, root, anew=True)
     print(f"\n{report.write(root)}", end="")
     _export_student(stages, root)
 

@@ -57,6 +57,11 @@ def processor() -> str:
 
 def environment(device: torch.device) -> dict[str, str]:
     """What a training on ``device`` that ends now was made with, for its result."""
+    return {**surroundings(device), "finished": datetime.now().astimezone().isoformat(timespec="seconds")}
+
+
+def surroundings(device: torch.device) -> dict[str, str]:
+    """Return what a training on ``device`` is made with: versions, device, threads."""
     on_gpu = device.type == "cuda"
     return {
         "sftn_fast": sftn_fast.__version__,
@@ -65,7 +70,6 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "threads": str(torch.get_num_threads()),
         "kernels": "fused" if (_library.CUDA if on_gpu else _library.CPU).loaded else "plain PyTorch",
-        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 

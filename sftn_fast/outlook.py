@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean
 
 from sftn_fast.config import Config
-from sftn_fast.report import RESULT
-from sftn_fast.stage import SECONDS, Stage
+from sftn_fast.plan import RESULT, Stage
+from sftn_fast.stage import SECONDS
 
 
 class Outlook:

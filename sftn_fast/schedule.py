@@ -22,7 +22,7 @@ import torch
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.engine import Interrupted
 from sftn_fast.engine.signals import StopSignals
-from sftn_fast.stage import Stage, needs
+from sftn_fast.plan import Stage, needs
 from sftn_fast.worker import DONE, FAILED, REFUSED, STOPPED
 
 POLL = 0.2  # seconds until a signal to this process is seen

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,66 +13,23 @@ from typing import Any, cast
 
 import torch
 
-from sftn_fast import cli, distillers, engine, info, models, similarity, teacher_cache
+from sftn_fast import distillers, engine, info, models, similarity, standing, teacher_cache
 from sftn_fast.atomic import write_atomically
 from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed
-from sftn_fast.engine.fingerprint import FingerprintMismatch, differences
+from sftn_fast.identity import trained_digest
 from sftn_fast.models import StagedNet
-from sftn_fast.report import RESULT
+from sftn_fast.plan import RESULT, Stage, networks_of
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
-SLUG = 150
-"""Letters of a method that a folder's name takes; file systems allow 255."""
 SECONDS = "seconds"
 """File that a stopped stage leaves: how long it has trained."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One network to train: a stage of the configuration, for one seed and, if it distils, from one teacher."""
-
-    kind: str
-    seed: int
-    source: str | None = None
-    method: str | None = None
-    """The losses, where the configuration names several."""
-
-    @property
-    def name(self) -> str:
-        """Name of the stage's folder."""
-        slug = re.sub(r"[^\w.+=-]+", "_", self.method)[:SLUG] if self.method else None
-        return "-".join(part for part in (self.kind, self.source, slug) if part)
-
-    def folder(self, root: Path) -> Path:
-        """The stage's folder in that of a run."""
-        return root / f"seed{self.seed}" / self.name
-
-    def is_finished(self, root: Path) -> bool:
-        """Whether the stage has its result; not whether that is of the present configuration."""
-        return (self.folder(root) / RESULT).is_file()
-
-
-def needs(config: Config, stage: Stage) -> set[str]:
-    """Names of the stages of the same seed, if the experiment has them, that ``stage`` reads from."""
-    if stage.kind == "distill":
-        return {str(stage.source)}
-    if stage.kind == "student":
-        return {"teacher"}  # to be compared with
-    if stage.kind == "sftn" and config.sftn.init == "teacher":
-        return {"teacher"}
-    if stage.kind == "collaborate" and config.collaborate.init:
-        return {config.collaborate.init}
-    return set()
-
-
-def networks_of(config: Config) -> tuple[str, ...]:
-    """The networks of the stage "collaborate"."""
-    return config.collaborate.networks or (config.teacher, config.student)
+COMPARED = "compared_with"
+"""Key of a result: checksum of the teacher's weights that the network was compared with; null for none."""
 
 
 class StageRun:
@@ -82,23 +37,23 @@ class StageRun:
 
     def __init__(self, config: Config, stage: Stage, root: Path, device: torch.device, images: ImageData) -> None:
         self.config, self.stage, self.device, self.data = config, stage, device, images
-        self.folder = stage.folder(root)
+        self.root, self.folder = root, stage.folder(root)
         self.seed_folder = self.folder.parent
 
     def finish(self) -> None:
         """Train the stage, unless that is done already."""
-        identity = self._identity()
-        if distributed.on_main(partial(self._is_finished, identity)):
-            distributed.say("  finished before, not trained again")
+        if distributed.on_main(self._is_finished):
+            self._compare_again()
             return
         if self.config.cache_teacher:
             teacher_cache.check_run(self.config, self.data, self.seed_folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         engine.seed_everything(self.stage.seed)
         if self.stage.kind == "teacher" and self.config.teacher_file:
-            self._adopt_teacher(identity, self.config.teacher_file)
+            self._adopt_teacher(self.config.teacher_file)
         else:
-            self._train(self.task(), identity)
+            task = self.task()
+            self._train(task, self._identity())
 
     def _train(self, task: Task, identity: dict[str, Any]) -> None:
         with _Clock(self.folder / SECONDS) as clock:
@@ -141,14 +96,14 @@ class StageRun:
     def _keep_anchor(self, task: Task, epoch: int) -> None:
         """Export the teacher as it is after ``epoch``, counted from 1, if students are to learn along its route."""
         if epoch in self.config.route.epochs_of(self.config.epochs_of(self.stage.kind)):
-            models.save(task.model, _anchor(self.folder, epoch), meta={"epoch": epoch})
+            models.save(task.model, standing.anchor(self.folder, epoch), meta={"epoch": epoch})
 
     def _keep_logits(self, task: DistillTask) -> Callable[[int], None]:
         """Leave out the teacher's passes whose logits are known; what writes those of an epoch, once it has ended."""
         source, data = str(self.stage.source), self.data
         folder = self.seed_folder / teacher_cache.FOLDER / source
         distributed.say(f"  {teacher_cache.describe(folder, data, self.config.epochs_of('distill'))}")
-        about = {"teacher": _weights_digest(self.seed_folder / source), "seed": self.stage.seed}
+        about = {"teacher": trained_digest(self.seed_folder / source), "seed": self.stage.seed}
         return teacher_cache.keep_logits(task, data, self.config, self.device, folder, about).end_epoch
 
     def _route(self) -> Route | None:
@@ -157,7 +112,7 @@ class StageRun:
         epochs = config.route.epochs_of(config.epochs_of(str(self.stage.source)))
         if not epochs:
             return None
-        anchors = [_anchor(folder, epoch) for epoch in epochs]
+        anchors = [standing.anchor(folder, epoch) for epoch in epochs]
         for anchor in anchors:
             if not (anchor / "config.json").is_file():
                 raise ConfigError(f"route needs {anchor}, which its teacher, finished before, did not leave")
@@ -198,7 +153,7 @@ class StageRun:
             fingerprint=identity,
             seed=self.stage.seed,
             lr=lr,
-            resume=self.config.resume,
+            resume="never" if self.config.resume == "never" else "auto",
             on_epoch=on_epoch,
         )
 
@@ -206,9 +161,10 @@ class StageRun:
         """The images, augmented as often as ``task`` asks for."""
         return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1)
 
-    def _adopt_teacher(self, identity: dict[str, Any], file: str) -> None:
+    def _adopt_teacher(self, file: str) -> None:
         """Measure a teacher that came from a file and take it for this run's own."""
         network = self._load("teacher_file", file).to(self.device)
+        identity = self._identity()
         measured = {"epoch": 0, **engine.evaluate(network, self.data.test, engine.Layout(self.device))}
         distributed.say(f"  {file}: top-1 {measured['top1']:.2f} %")
         nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
@@ -223,7 +179,7 @@ class StageRun:
             "seed": stage.seed,
             "network": network.name,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "epochs": self.config.epochs_of(stage.kind),
+            "epochs": 0 if identity.get("teacher_file") else self.config.epochs_of(stage.kind),
             **figures,
             **likeness,
             "devices": engine.distributed.world_size(),
@@ -237,13 +193,15 @@ class StageRun:
         models.save(network, self.folder, meta=meta)
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 
-    def _likeness(self, network: StagedNet) -> dict[str, float | None]:
+    def _likeness(self, network: StagedNet) -> dict[str, Any]:
         """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
         source = self.stage.source or ("teacher" if self.stage.kind == "student" else None)
         if source is None or not (self.seed_folder / source / RESULT).is_file():
-            return dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
+            nothing = dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
+            return {**nothing, COMPARED: None}
         teacher = models.load(self.seed_folder / source).to(self.device)
-        return dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
+        alike = dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
+        return {**alike, COMPARED: trained_digest(self.seed_folder / source)}
 
     def task(self) -> Task:
         """The networks of this stage and what they are trained to do; says how their stages are paired."""
@@ -292,11 +250,6 @@ class StageRun:
             distributed.say(f"  {line}")
         return SFTNTask(aware, config)
 
-    def _network_name(self) -> str:
-        if self.stage.kind == "collaborate":
-            return networks_of(self.config)[-1]
-        return self.config.teacher if self.stage.kind in ("teacher", "sftn") else self.config.student
-
     def _finished(self, name: str) -> StagedNet:
         """The teacher that the stage ``name`` of the same seed has left."""
         return models.load(self.seed_folder / name)
@@ -314,50 +267,35 @@ class StageRun:
         return network
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides what this stage computes; a folder is only gone on with if it agrees."""
-        config, stage = self.config, self.stage
-        whole = cli.to_dict(config)
-        identity = {
-            "stage": stage.name,
-            "seed": stage.seed,
-            "network": self._network_name(),
-            "epochs": config.epochs_of(stage.kind),
-            "amp": config.engine.amp,
-            "channels_last": config.engine.channels_last,
-            "compile": config.engine.compile,
-            "sync_batchnorm": config.engine.sync_batchnorm,
-            "optim": whole["optim"],
-            "data": self.data.fingerprint(),
-        }
-        if stage.kind == "sftn":
-            identity |= {"student": config.student, "sftn": whole["sftn"]}
-            if config.sftn.init == "teacher":
-                identity["init"] = _weights_digest(self.seed_folder / "teacher")
-        if stage.kind == "teacher":
-            identity["teacher_file"] = config.teacher_file
-        if stage.kind == "collaborate":
-            identity |= {"collaborate": whole["collaborate"], "networks": list(networks_of(config))}
-            if config.collaborate.init:
-                identity["init"] = _weights_digest(self.seed_folder / config.collaborate.init)
-        if stage.kind == "distill":
-            teacher = _weights_digest(self.seed_folder / str(stage.source))
-            identity |= {"distill": stage.method or config.distill, "route": whole["route"], "teacher": teacher}
-            identity["gather"] = config.gather
-            if config.cache_teacher and not self.data.train.augments:
-                # Computed in other batches than the steps', hence equal to rounding alone.
-                identity["cache_teacher"] = True
-        return identity
+        """All that decides what this stage computes, now that the files that it begins with have been read."""
+        return standing.wanted_identity(self.config, self.stage, self.root, self.data)
 
-    def _is_finished(self, identity: dict[str, Any]) -> bool:
-        path = self.folder / RESULT
-        if not path.is_file():
-            return False
-        if self.config.resume == "never":
-            raise ConfigError(f"output {self.folder.parent.parent} holds a run already, and resume is never")
-        differing = differences(json.loads(path.read_text())["identity"], identity)
-        if differing and self.config.resume != "force":
-            raise FingerprintMismatch(differing)
-        return True
+    def _is_finished(self) -> bool:
+        """Whether the stage has the result that is wanted; one of other settings is refused or set aside."""
+        found = standing.look(self.config, self.stage, self.root, self.data)
+        if found.begun and self.config.resume == "never":
+            raise ConfigError(f"output {self.root} holds a run already, and resume is never")
+        standing.refuse(self.config, found, self.root)
+        if found.differing:
+            standing.set_aside(found, self.root)
+        changes = standing.environment_changes(self.config, found, info.surroundings(self.device))
+        if found.kept:
+            print(f"  finished before, not trained again{changes}", flush=True)
+        elif changes:
+            print(f"  goes on{changes}", flush=True)
+        return found.kept
+
+    def _compare_again(self) -> None:
+        """Measure a finished student alone against the standard teacher, where that is another than it was then."""
+        if self.stage.kind != "student":
+            return
+        result = distributed.on_main(partial(_read_json, self.folder / RESULT))
+        teacher = trained_digest(self.seed_folder / "teacher")
+        if teacher is None or result.get(COMPARED, teacher) == teacher:
+            return
+        distributed.say("  compared again, with the teacher that there is now")
+        network = self._finished(self.stage.name).to(self.device)
+        distributed.on_main(partial(self._write, network, result | self._likeness(network)))
 
 
 class _Clock:
@@ -382,16 +320,11 @@ class _Clock:
             write_atomically(self.path, f"{self.seconds:.3f}\n")
 
 
-def _anchor(folder: Path, epoch: int) -> Path:
-    """Where a teacher's stage keeps the network as it was after ``epoch``."""
-    return folder / "anchors" / f"epoch{epoch:04d}"
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def _scores(row: dict[str, Any]) -> dict[str, Any]:
     """The figures on the test set out of an epoch's row."""
     return {"epoch": row["epoch"], "top1": row["test_top1"], "ce": row["test_ce"]}
-
-
-def _weights_digest(folder: Path) -> str:
-    """The checksum of a finished network's weights, which says whether it is still the same network."""
-    return models.read_config(folder)["sha256"]

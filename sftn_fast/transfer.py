@@ -25,9 +25,9 @@ import torch
 from torch import from_numpy, nn
 from torch.nn import functional as F
 
-from sftn_fast import cli, data, models, plugins
+from sftn_fast import cli, content, data, models, naming, plugins
 from sftn_fast.atomic import write_atomically
-from sftn_fast.config import ConfigError, OptimConfig, TransferConfig, check
+from sftn_fast.config import ConfigError, DataConfig, OptimConfig, TransferConfig, check
 from sftn_fast.data import Batch, ImageData
 from sftn_fast.data.keyed import generator
 from sftn_fast.engine import Layout, Schedule, evaluate, resolve_device
@@ -69,6 +69,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
         "features": classifier.in_features,
         **evaluate(classifier, [test], Layout(device)),
         "setting": cli.to_dict(config),
+        "plugins": content.of_plugins(config.plugins),
         "data": images.fingerprint(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -154,7 +155,7 @@ def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any
     """``config`` with everything given that the network decides where the user did not."""
     tenths = (round(config.epochs * tenth / 10) for tenth in (3, 6, 9))
     usual = tuple(sorted({epoch for epoch in tenths if 0 < epoch < config.epochs}))
-    output = config.output or Path(config.network) / f"transfer-{config.data.name}.json"
+    output = config.output or Path(config.network) / _file_name(config)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -164,6 +165,14 @@ def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any
         milestones=usual if config.milestones is None else config.milestones,
         output=str(Path(output).expanduser()),
     )
+
+
+def _file_name(config: TransferConfig) -> str:
+    """A name of its own for each setting: results of others in the network's folder stay."""
+    usual = TransferConfig(config.network, data=DataConfig(config.data.name))
+    same = {key: getattr(usual, key) for key in ("plugins", "device", "output")}
+    changed = naming.changes(cli.to_dict(usual), cli.to_dict(dataclasses.replace(config, **same)))
+    return f"transfer-{config.data.name}{naming.suffix(changed)}.json"
 
 
 def _check_writable(output: Path) -> None:

@@ -27,7 +27,8 @@ from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.engine.device import is_channels_last
-from sftn_fast.stage import Stage, StageRun
+from sftn_fast.plan import Stage
+from sftn_fast.stage import StageRun
 
 DONE, STOPPED, REFUSED, FAILED = "done", "stopped", "refused", "failed"
 """How a stage ended, as a worker answers; in all but the first case a text goes with it."""

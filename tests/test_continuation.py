@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -125,6 +126,88 @@ def test_a_copy_that_fails_leaves_nothing_behind(stopped, tmp_path, monkeypatch,
     assert run(tmp_path / "run", "--resume", str(stopped)) == 2
     assert "can't be copied" in refusal(capsys)
     assert not list((tmp_path / "run").glob("*tmp*")) and not list((tmp_path / "run").glob("seed*"))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that cleans up after an error sees it."""
+
+
+def killing(patch: pytest.MonkeyPatch, at: int) -> list[str]:
+    """Have the ``at``-th thing that a copy does to the disk be the one that the process does not live to do."""
+    done: list[str] = []
+
+    def guard(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args, **options):
+            if len(done) == at:
+                raise Killed
+            done.append(name)
+            return original(*args, **options)
+
+        patch.setattr(owner, name, call)
+
+    for owner, name in ((shutil, "copytree"), (shutil, "rmtree"), (shutil, "copy2"), (Path, "rename"), (Path, "mkdir")):
+        guard(owner, name)
+    guard(continuation, "write_atomically")
+    guard(continuation.os, "sync")
+    return done
+
+
+def test_killed_at_any_moment_of_the_copy_nothing_is_lost(stopped, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(stopped, source)
+    shutil.copytree(stopped / "seed0", source / "seed1")
+    wanted = {name: content for name, content in contents(source).items() if name.startswith("seed")}
+    for moment in range(100):
+        output = tmp_path / f"run{moment}"
+        output.mkdir()
+        config, _ = cli.parse([*TINY.split(), "--output", str(output), "--resume", str(source)])
+        with pytest.MonkeyPatch.context() as patch:
+            done = killing(patch, moment)
+            with contextlib.suppress(Killed):
+                continuation.copy(source, output)
+            finished = len(done) < moment
+        # The same command again.
+        assert continuation.source_of(config, output) in (source, None)
+        if (again := continuation.source_of(config, output)) is not None:
+            continuation.copy(again, output)
+        continuation.clean_up(output)
+        ours = contents(output)
+        assert ours.pop("resumed-from").decode() == f"{source}\n"
+        assert ours == wanted and not (output / ".tmp_resume").exists(), f"killed before step {moment}: {done}"
+        assert continuation.source_of(config, output) is None
+        if finished:
+            break
+        shutil.rmtree(output)
+    assert moment > 10 and "write_atomically" in done and done.count("rename") == 3
+
+
+def test_another_command_after_a_killed_copy_removes_what_is_left(stopped, tmp_path, capsys):
+    output = tmp_path / "run"
+    (output / ".tmp_resume" / "seed0" / "teacher").mkdir(parents=True)  # a copy that was not complete
+    assert run(output, "--stages", "[student]", "--epochs", "1") == 0
+    assert not (output / ".tmp_resume").exists() and not (output / "seed0" / "teacher").exists()
+    assert run(output, "--stages", "[student]", "--epochs", "1", "--resume", str(stopped)) == 2
+    assert "holds a run already" in refusal(capsys)
+
+
+def test_the_command_of_a_killed_copy_goes_on(stopped, unbroken, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        write = continuation.write_atomically
+
+        def killed(path, content):
+            write(path, content)
+            raise Killed
+
+        patch.setattr(continuation, "write_atomically", killed)
+        with pytest.raises(Killed):
+            run(output, "--resume", str(stopped))
+    assert run(output, "--resume", str(stopped)) == 0
+    said = capsys.readouterr().out
+    assert "finished before, not trained again" in said and "resumed from step" in said
+    assert contents(output)["seed0/teacher/model.safetensors"] == contents(unbroken)["seed0/teacher/model.safetensors"]
 
 
 def test_a_dry_run_knows_what_is_done(stopped, tmp_path, capsys):

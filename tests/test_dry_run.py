@@ -69,15 +69,47 @@ def test_networks_branches_adapters_and_pairs_are_those_of_the_run(
     assert "CRD's banks 32.8 kB" in said  # 2 x 32 x 128 float32, and two normalisers
 
 
-def test_what_has_its_result_takes_no_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = f"{SMALL} --seeds [0] --stages [student]"
-    folder = tmp_path / "seed0" / "student"
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text("{}")
-    train.main(["--dry_run", "--output", str(tmp_path), *options.split()])
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "run"
+    experiment.run(cli.parse(["--output", str(output), *DONE.split()])[0])
+    return output
+
+
+DONE = f"{SMALL} --epochs 1 --seeds [0] --stages [teacher,student,distill]"
+
+
+def names(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def test_what_has_its_result_takes_no_time(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names(finished)
+    capsys.readouterr()
+    assert train.main(["--dry_run", "--output", str(finished), *DONE.split()]) == 0
     said = capsys.readouterr().out
-    assert "has its result already" in said and "time: nothing left" in said
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["result.json", "seed0", "student"]
+    assert said.count("has its result already") == 3 and "time: nothing left" in said
+    assert names(finished) == before
+
+
+@pytest.mark.parametrize("option", ["--optim.lr 0.3", "--student resnet14", "--distill at", "--resume never"])
+def test_it_refuses_what_the_run_refuses(option: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusals = []
+    for flags in ([], ["--dry-run"]):
+        capsys.readouterr()
+        code = train.main([*flags, "--output", str(finished), *f"{DONE} {option}".split()])
+        refusals.append((code, capsys.readouterr().err))
+    assert refusals[0] == refusals[1]
+    assert refusals[0][0] == 2 and refusals[0][1].count("\n") == 1
+
+
+def test_it_says_what_force_trains_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names(finished)
+    options = f"{DONE} --optim.lr 0.3 --resume force"
+    assert train.main(["--dry-run", "--output", str(finished), *options.split()]) == 0
+    said = capsys.readouterr().out
+    assert said.count("trained again, since optim.lr: 0.05 -> 0.3") == 3 and "has its result" not in said
+    assert names(finished) == before
 
 
 def test_a_teacher_from_a_file_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

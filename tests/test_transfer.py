@@ -114,12 +114,48 @@ def test_no_global_random_state_decides(exported) -> None:
 
 def test_what_is_written(exported) -> None:
     result = transfer.run(config_for(exported, data=DataConfig("fake", train_size=32)))
-    assert json.loads((exported / "transfer-fake.json").read_text()) == result
+    file = exported / "transfer-fake-data.train_size=32-epochs=3.json"
+    assert json.loads(file.read_text()) == result
+    assert result["setting"]["output"] == str(file)
     setting = result["setting"]
     assert (setting["lr"], setting["milestones"], setting["weight_decay"]) == (0.05, [1, 2], 0.0)
     assert setting["data"]["image_size"] == 16  # the network's
     assert (result["network"], result["features"]) == ("resnet8", 64)
     assert result["sha256"] == models.read_config(exported)["sha256"]
+
+
+OTHERS = {
+    "plugins": ("[json]", False),  # the network's own, whose content the result has
+    "epochs": ("7", True),
+    "lr": ("0.3", True),
+    "momentum": ("0.5", True),
+    "weight_decay": ("0.1", True),
+    "batch_size": ("32", True),
+    "milestones": ("[2]", True),
+    "augment": ("true", True),
+    "seed": ("3", True),
+    "device": ("cpu", False),  # the same computation but for rounding
+    "data.name": ("stl10", True),
+    "data.train_size": ("9", True),
+    "data.root": ("elsewhere", False),
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_every_setting_has_a_file_of_its_own(key: str, network, tmp_path: Path) -> None:
+    folder = str(tmp_path / "net")
+    value, other_file = OTHERS[key]
+    usual, changed = (
+        transfer._resolve(transfer.parse([folder, "--data.name", "fake", *options]), network, {})
+        for options in ([], [f"--{key}", value])
+    )
+    assert usual.output == f"{folder}/transfer-fake.json"
+    assert (usual.output != changed.output) == other_file
+
+
+def test_every_key_is_looked_at() -> None:
+    keys = {field.name for field in dataclasses.fields(TransferConfig)}
+    assert keys - {"network", "output", "data"} == {key for key in OTHERS if "." not in key}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +228,7 @@ def test_a_network_of_a_plugin(tmp_path: Path) -> None:
     assert without.returncode == 2 and "of_a_plugin" in without.stderr
     done = subprocess.run([*command, "--plugins", f"[{plugin}]"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "transfer-fake.json").read_text())["network"] == "of_a_plugin"
+    assert json.loads(next(folder.glob("transfer-fake*.json")).read_text())["network"] == "of_a_plugin"
 
 
 def test_a_damaged_network_is_refused(exported) -> None:
@@ -208,7 +244,7 @@ def test_a_loss_that_is_not_finite_is_exit_code_1(exported, capsys) -> None:
     argv = [str(exported), "--data.name", "fake", "--epochs", "2", "--lr", "1e38", "--device", "cpu"]
     assert transfer.main(argv) == 1
     assert "error: the loss is" in capsys.readouterr().err
-    assert not (exported / "transfer-fake.json").exists()
+    assert not list(exported.glob("transfer-fake*"))
 
 
 def test_on_the_command_line(exported, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, tensor
 
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.choice import build_decoder
+from sftn_fast.data.file_contents import digest_of_files
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.source import Images, load
@@ -33,6 +34,7 @@ class ImageData:
     val: EvalLoader | FileEvalLoader | None
     test: EvalLoader | FileEvalLoader
     content: str  # digest of the splits: of their pixels, or of the files' names
+    files: str | None = None  # digest of what the files hold, where images are decoded as they are needed
 
     @property
     def train_labels(self) -> Tensor:
@@ -62,6 +64,7 @@ class ImageData:
             "image_size": self.image_size,
             **self.train.augmentation(),
             "content": self.content,
+            **({"files": self.files} if self.files else {}),
         }
 
 
@@ -137,6 +140,7 @@ def _build_stream(
         val=FileEvalLoader(val, decoder, **share) if len(val) else None,
         test=FileEvalLoader(test, decoder, **share),
         content=_digest_of_names([train, val, test], files.root),
+        files=digest_of_files([*train.paths, *val.paths, *test.paths]),
     )
 
 

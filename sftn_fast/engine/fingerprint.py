@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from sftn_fast.config import ConfigError
 
 ABSENT = "(absent)"
+FORMAT = "format"
+"""Field that says which fields a fingerprint has. One without it is from a time when there were fewer."""
+SHOWN = 6
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class FingerprintMismatch(ConfigError):
-    """A checkpoint of another configuration. ``differences`` holds ``(field, checkpoint's value, this run's)``."""
+    """A checkpoint, or a result, of other settings. ``differences`` holds ``(field, its value, this run's)``."""
 
-    def __init__(self, differences: list[tuple[str, Any, Any]]):
-        fields = "; ".join(f"{key}: {old} -> {new}" for key, old, new in differences)
-        super().__init__(f"the checkpoint is of another run ({fields}); resume=force goes on all the same")
+    def __init__(self, differences: list[tuple[str, Any, Any]], what: str = "the checkpoint"):
+        super().__init__(
+            f"{what} was trained with other settings ({listing(differences)}); --output NAME takes another folder, "
+            f"--resume force trains again what differs and keeps the old in the folder replaced"
+        )
         self.differences = differences
+
+
+def listing(differences: list[tuple[str, Any, Any]]) -> str:
+    """The first of ``differences`` in words."""
+    fields = [DIGEST.sub(r"\1..", f"{key}: {old} -> {new}") for key, old, new in differences]
+    more = [f"and {len(fields) - SHOWN} more"] if len(fields) > SHOWN else []
+    return "; ".join(fields[:SHOWN] + more)
 
 
 def normalise(fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -26,11 +40,15 @@ def normalise(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Fields, by dotted name, in which two fingerprints differ: ``(field, old value, new value)``."""
+    """Fields, by dotted name, in which two fingerprints differ: ``(field, old value, new value)``.
+
+    An old one without :data:`FORMAT`, where the new one has it, is compared in the fields that both have.
+    """
     before, after = _flat(normalise(old)), _flat(normalise(new))
+    noted = before.keys() & after.keys() if FORMAT in after and FORMAT not in before else before.keys() | after.keys()
     return [
         (key, before.get(key, ABSENT), after.get(key, ABSENT))
-        for key in sorted(before.keys() | after.keys())
+        for key in sorted(noted)
         if before.get(key, ABSENT) != after.get(key, ABSENT)
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from sftn_fast import info
 from sftn_fast.engine import distributed
 from sftn_fast.engine.meter import EPOCH, WINDOW, Meter, Stopwatch
 from sftn_fast.engine.optim import load_sgd
@@ -82,6 +83,7 @@ class TrainState:
             "history": self.history,
             "log_offsets": [log_offset, self._epoch_log_offset],
             "threads": self.threads,
+            "environment": info.surroundings(self.train_step.layout.device),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, same_run: bool = True) -> None:

@@ -36,6 +36,11 @@ def find_published(path: str | Path, name: str) -> Any:
     return known[wanted]
 
 
+def cached_file(path: str | Path, name: str) -> Path:
+    """Return where torch.hub keeps the file of the weights ``path``; raises as :func:`find_published`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(find_published(path, name).url).name
+
+
 def published(path: str | Path, name: str) -> dict[str, Tensor]:
     """The tensors of the weights ``path``, as ``torchvision:DEFAULT``, of the network ``name``, by torchvision's names.
 
@@ -52,7 +57,7 @@ def published(path: str | Path, name: str) -> dict[str, Tensor]:
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
     except Exception as error:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        cached = cached_file(path, name)
         # The first line: torch's advice on what it refuses to unpickle is to let it run.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise WeightsError(

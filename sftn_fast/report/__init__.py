@@ -22,6 +22,7 @@ from sftn_fast.report.results import (
     LABELS,
     RESULT,
     Row,
+    foreign,
     kind,
     label,
     read_results,
@@ -57,6 +58,8 @@ def write(folder: Path) -> str:
     else:
         heading, cells, sentences = "Results", table.rows_table(rows), comparisons(rows)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
+    if others := foreign(folder):
+        sentences.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
     text = "\n".join([table.markdown(cells), "", *(f"- {sentence}" for sentence in sentences)]) + "\n"
     _write_csv(rows, folder / "results.csv")
     pictures, where = _draw(folder, rows, lines)

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast.config import ConfigError
-
-RESULT = "result.json"
-"""A finished stage's figures, in its folder; written last, so that its presence says that the stage is finished."""
+from sftn_fast.plan import RESULT, places
 
 LABELS = {
     "teacher": "standard teacher",
@@ -90,7 +88,9 @@ def read_results(folder: Path) -> list[Row]:
 
     Raises :class:`ConfigError` if nothing there has finished.
     """
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob(f"seed*/*/{RESULT}"))]
+    others = foreign(folder)
+    paths = [path for path in sorted(folder.glob(f"seed*/*/{RESULT}")) if _place(path) not in others]
+    results = [json.loads(path.read_text()) for path in paths]
     if not results:
         raise ConfigError(f"no finished stage in {folder}")
     results.sort(key=lambda result: result["seed"])
@@ -101,6 +101,20 @@ def read_results(folder: Path) -> list[Row]:
         rows.append(Row(name, chosen[0]["network"], chosen))
     order, methods = list(LABELS), [str(method) for method in read_settings(folder).get("methods") or ()]
     return sorted(rows, key=lambda row: (*_rank(row.method, methods, row), order.index(kind(row.name))))
+
+
+def foreign(folder: Path) -> list[str]:
+    """Return the finished stages in ``folder``, as ``seed1/student``, that are not of the run in its ``config.yaml``.
+
+    They are of an earlier command with other seeds, stages or methods, whose settings may have been others too.
+    """
+    known = places(read_settings(folder))
+    found = [_place(path) for path in sorted(folder.glob(f"seed*/*/{RESULT}"))]
+    return [place for place in found if known is not None and place not in known]
+
+
+def _place(result: Path) -> str:
+    return f"{result.parent.parent.name}/{result.parent.name}"
 
 
 def _rank(method: str, methods: Sequence[str], row: Row) -> tuple[int, str]:
