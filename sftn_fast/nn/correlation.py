@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sftn_fast.nn.precision import in_float32
+
 
 class CorrelationLoss(nn.Module):
     """Products of neighbouring samples' distances to the teacher (Peng et al., ICCV 2019, as in RepDistiller).
@@ -11,8 +13,9 @@ class CorrelationLoss(nn.Module):
     ``mean_b sum_d |s - t|_bd |s - t|_(b+1)d`` over neighbours in the batch; 0 for a batch of one.
     """
 
+    @in_float32
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Embeddings ``[B, D]``; 0-dim."""
+        """Embeddings ``[B, D]``; 0-dim float32, or float64 for float64 embeddings."""
         distance = (student - teacher).abs()
         pairs = (distance[:-1] * distance[1:]).sum(1)
         return pairs.sum() / max(len(pairs), 1)

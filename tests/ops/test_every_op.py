@@ -21,7 +21,8 @@ from every_op import (
     tensors_of,
     widened,
 )
-from families import assert_rounded_once, ids, on_threads
+from families import ids, on_threads
+from precision import assert_rounded_once
 
 from sftn_fast import ops
 from sftn_fast.ops import reference

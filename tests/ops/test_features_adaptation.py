@@ -7,17 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from families import (
-    DTYPES,
-    MAP_LAYOUTS,
-    accumulator,
-    assert_rounded_once,
-    ids,
-    needs_kernels,
-    on_threads,
-    refusals,
-    rounding,
-)
+from families import DTYPES, MAP_LAYOUTS, accumulator, ids, needs_kernels, on_threads, refusals
+from precision import assert_rounded_once, rounding
 from torch import Tensor
 
 from bench.measure import peak_memory

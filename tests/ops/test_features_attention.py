@@ -10,18 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import (
-    DTYPES,
-    MAP_LAYOUTS,
-    assert_rounded_once,
-    channels_last,
-    ids,
-    needs_kernels,
-    on_threads,
-    refusals,
-    rounding,
-    wave,
-)
+from families import DTYPES, MAP_LAYOUTS, channels_last, ids, needs_kernels, on_threads, refusals, wave
+from precision import assert_rounded_once, rounding
 from torch import Tensor
 
 from bench.cases.case import step as bench_step

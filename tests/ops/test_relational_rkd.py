@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import DTYPES, ids, needs_kernels, on_threads, refusals, rounding
+from families import DTYPES, ids, needs_kernels, on_threads, refusals
+from precision import rounding
 from torch import Tensor
 
 from bench.eager.relational import RKD as Eager

@@ -9,19 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import (
-    DTYPES,
-    MAP_LAYOUTS,
-    accumulator,
-    assert_rounded_once,
-    channels_last,
-    ids,
-    needs_kernels,
-    on_threads,
-    refusals,
-    rounding,
-    wave,
-)
+from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, needs_kernels, on_threads, refusals, wave
+from precision import assert_rounded_once, rounding
 from torch import Tensor
 
 from bench.eager import relational as eager
