@@ -28,7 +28,10 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     def in_wide(*arguments: P.args, **options: P.kwargs) -> R:
         given = list(_floating(arguments))
         dtype = accumulator(*given)
-        with torch.autocast(given[0].device.type if given else "cpu", enabled=False):
+        device = given[0].device.type if given else "cpu"
+        if not torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
+            return function(*_converted(arguments, dtype), **options)
+        with torch.autocast(device, enabled=False):  # what is compiled may run under it later
             return function(*_converted(arguments, dtype), **options)
 
     return in_wide

@@ -56,7 +56,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
     Args:
         student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
         teacher_preact: the same shape, before the ReLU. Only its signs matter, through which no gradient flows.
-        margin: ``m``.
+        margin: ``m``, of 1e15 at most.
 
     Returns:
         0-dim; float32, or float64 for float64 maps.
@@ -67,7 +67,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
     """
     _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
     check.check_constant("teacher_preact", teacher_preact)
-    check.check_finite("margin", margin)
+    check.check_finite("margin", margin, most=1e15)
     ops = kernels(student_preact.device.type)
     if ops is None:
         return reference.ab_loss(student_preact, teacher_preact, margin=margin)

@@ -97,9 +97,17 @@ def _forward(
         grams = _gram(student, dtype), _gram(teacher, dtype)
         if eps is None:
             return ops.sp_forward(*grams, student_grad, teacher_grad)
-        # In float64: squares of what float32 holds may be too small for it.
-        norms = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).to(dtype) for x in (student, teacher)]
+        norms = _norms(student, dtype), _norms(teacher, dtype)
     return ops.pkt_forward(*grams, *norms, eps, student_grad, teacher_grad)
+
+
+def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each row, in ``dtype``, also where the squares of what it holds are too small for it."""
+    if rows.device.type == "cpu" and type(rows) is Tensor and not torch.compiler.is_compiling():
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
+        if norms.numel() == 0 or norms.amin() > 1e-15:  # which is quickly asked on a CPU
+            return norms
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(dtype)
 
 
 class _SimilarityLoss(torch.autograd.Function):

@@ -161,14 +161,14 @@ def check_temperature(value: Any) -> None:
     check_positive("temperature", value, 1e-12, 1e12)
 
 
-def check_finite(name: str, value: Any) -> None:
+def check_finite(name: str, value: Any, most: float = MOST) -> None:
     """Refuse what is not a finite number, and one that can't be computed with in float32."""
     if type(value) is not float:
         _check_number(name, value)
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value}")
-    if not -MOST <= value <= MOST:
-        raise ValueError(f"{name} must be from {-MOST:g} to {MOST:g}, got {value}")
+    if not -most <= value <= most:
+        raise ValueError(f"{name} must be from {-most:g} to {most:g}, got {value}")
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -120,6 +120,27 @@ def test_mixed_dtypes(backend, name, pair):
     assert_close(actual, truth(op, mixed()))
 
 
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "crd-first"])  # normalisers are as the banks are
+def test_float64_beside_float32(backend, name):
+    """One argument of float64, or all but one: all of the result is as exact as float64."""
+    op = TABLE[name]
+    keys = [*op.differentiable, *(key for key in op.refused if key not in op.state)]
+    for key, others in ((key, others) for key in keys for others in (False, True)):
+
+        def mixed(key=key, others=others):
+            arguments = op.arguments(dtype=torch.float32, device=backend.device)
+            return arguments | {k: arguments[k].double() for k in keys if (k != key) == others}
+
+        arguments = mixed()
+        if not any(arguments[k].dtype == torch.float64 for k in keys):
+            continue
+        if op.function == "ab_loss" and arguments["student_preact"].dtype != torch.float64:
+            continue  # whose teacher gives signs alone
+        actual = evaluate(op, arguments)
+        assert actual.results[0].dtype == torch.float64, key
+        assert_close(actual, truth(op, mixed()))
+
+
 # ---- layouts ----
 
 LAYOUTS = {

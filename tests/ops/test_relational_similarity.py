@@ -300,6 +300,21 @@ def test_rows_of_zeros(backend, dtype, side):
         assert_close(actual, expected, (dtype, dtype))
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-41, 1e-38, 1e-30, 1e-22, 1e-12])
+@pytest.mark.parametrize("side", [0, 1])
+def test_pkt_of_rows_whose_squares_underflow(backend, side, size):
+    """As in float64, where eps is what such a row is divided by; a row of zeros beside it has no gradient."""
+    features = make(((6, 5), (6, 7)), device=backend.device)
+    features[side][2] *= size
+    features[side][4] = 0
+    actual = differentiate(LOSSES["pkt"], ops, *features)
+    with ops.backend("reference"):
+        expected = differentiate(LOSSES["pkt"], ops, *(x.double() for x in features))
+    assert_close(actual, expected, (torch.float32, torch.float32))
+    assert expected[1 + side][2].abs().max() > 100 or size > 1e-20
+    assert (actual[1 + side][4] == 0).all()
+
+
 def test_all_zeros(backend):
     for loss in (LOSSES["sp"], LOSSES["pkt"]):
         for dtype in DTYPES:
