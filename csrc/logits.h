@@ -14,10 +14,16 @@
 // Without target parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros. A backend may leave the teacher's
 // cross-entropy out, and parts[0] at 0, if teacher_weight is 0: distillation has no use for it.
 //
-// stats [N, 3 + 4 K] saves what the gradient needs: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the teacher,
-// then for each student the same three and what the gradient needs of the divergence: KL_kn, or on the CPU, where it
-// cancels better, the mean of (t - max t) - (s - max s), or of its opposite, under the distribution that weighs. The
-// second is unspecified without a target.
+// stats [N, 3 + 5 K] saves what the gradient needs: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the teacher,
+// then for each student the same three, the mean of (t - max t) - (s - max s), or of its opposite, under the
+// distribution that weighs, and KL_kn where the row is near, else -1. The second is unspecified without a target.
+//
+// A divergence is the difference of such a mean, by T, and of two logarithms. Where student and teacher are near to each
+// other, as at a large T or at the end of training, all of its digits cancel. So what comes out below kNearDivergence
+// is summed once more, around the mean: with w the distribution that weighs, f the other, and of each class
+//   y = (mean - difference) / T, which is log(f / w) + KL
+//   KL = sum w (exp(y) - 1 - y) + (log(1 + e) - e),  e = sum w (exp(y) - 1)
+// The row is near if no |y| is above kNearDifference; others keep what they have. And f - w = w (exp(y - KL) - 1).
 //
 // Gradients, before the chain rule's grad_total:
 //   d CE / dx          = p - (1 - smoothing) onehot(y) - smoothing / C
@@ -53,6 +59,8 @@ constexpr const char* kLogitsBackwardSchema =
     "logits_backward(Tensor grad_total, Tensor teacher, Tensor[] students, Tensor? target, Tensor parts, "
     "Tensor stats, " SFTN_LOGITS_SCALARS ", bool teacher_grad, bool student_grad) -> Tensor[]";
 
+constexpr double kNearDivergence = 1.0 / 256, kNearDifference = 0.5;
+
 struct LogitsOptions {
   double temperature;
   double teacher_weight;
@@ -75,7 +83,7 @@ struct LogitsInput {
   ScalarType dtype;
 
   int64_t k() const { return static_cast<int64_t>(students.size()); }
-  int64_t stats_width() const { return 3 + 4 * k(); }
+  int64_t stats_width() const { return 3 + 5 * k(); }
   const int64_t* target_data() const { return target ? const_data_of<int64_t>(*target) : nullptr; }
 };
 
@@ -83,7 +91,7 @@ struct LogitsInput {
 struct LogitsOutput {
   Tensor total;  // [], or [N] with rows
   Tensor parts;  // [4]
-  Tensor stats;  // [N, 3 + 4 K]
+  Tensor stats;  // [N, 3 + 5 K]
 };
 
 struct LogitsGrad {

@@ -9,10 +9,11 @@
 //   W_ij  = dL/dGs_ij = 2 / (B^2 n_i) (D_ij - Hs_ij q_i),  D = Hs - Ht,  q_i = sum_j D_ij Hs_ij, 0 where |G_i| < 1e-12
 //   W_ij  = 0 where |G_i| = 0: a sample without features has no direction
 //
-// PKT, with n_i the norm of row i of F, a_i = 1 / (n_i + eps) or 0 where n_i is 0, infinite or NaN, C_ij = a_i a_j G_ij
-// or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij, r_ij = (pt_ij + eps) / (ps_ij + eps):
+// PKT, with n_i the norm of row i of F, a_i = 1 / (n_i + eps) or 0 where n_i is 0 or n_i^2 infinite or NaN,
+// C_ij = a_i a_j G_ij or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij, r_ij = (pt_ij + eps) / (ps_ij + eps):
 //   loss  = sum_ij (pt_ij log r_ij - (pt_ij - ps_ij)) / B^2
-//   S_ij  = a_i a_j N_ij, less a_i / n_i sum_j N_ij C_ij on the diagonal, as a row's norm divides it
+//   S_ij  = a_i a_j N_ij, less a_i / n_i sum_j N_ij C_ij on the diagonal, as a row's norm divides it; where n_i is
+//           subnormal, and 1 / n_i may be infinite, that is n_i / eps of the rest, which is nothing
 //   N_ij  = (M_ij + M_ji) / 2, the slope along C
 //   M_ij  = dL/dK_ij = (g_ij - sum_j p_ij g_ij) / (B^2 sum_j K_ij)
 //   g_ij  = B^2 dL/dp_ij: of the student 1 - pt_ij / (ps_ij + eps), of the teacher log r_ij - eps / (pt_ij + eps)

@@ -51,4 +51,36 @@ SFTN_INLINE double fast_exp2(double y) {
   return p * bit_cast<double>((bit_cast<uint64_t>(rounded) << 52) + 0x3FF0000000000000u);
 }
 
+// exp(y) - 1 - y for |y| up to about 1/2, and it is of second order there: y^2 times a Taylor polynomial (relative error
+// 6e-9 in float, below rounding in double).
+SFTN_INLINE float exp_remainder(float y) {
+  float p = 1.f / 40320;
+  p = p * y + 1.f / 5040;
+  p = p * y + 1.f / 720;
+  p = p * y + 1.f / 120;
+  p = p * y + 1.f / 24;
+  p = p * y + 1.f / 6;
+  p = p * y + 0.5f;
+  return p * (y * y);
+}
+
+SFTN_INLINE double exp_remainder(double y) {
+  double p = 1.0 / 20922789888000;
+  p = p * y + 1.0 / 1307674368000;
+  p = p * y + 1.0 / 87178291200;
+  p = p * y + 1.0 / 6227020800;
+  p = p * y + 1.0 / 479001600;
+  p = p * y + 1.0 / 39916800;
+  p = p * y + 1.0 / 3628800;
+  p = p * y + 1.0 / 362880;
+  p = p * y + 1.0 / 40320;
+  p = p * y + 1.0 / 5040;
+  p = p * y + 1.0 / 720;
+  p = p * y + 1.0 / 120;
+  p = p * y + 1.0 / 24;
+  p = p * y + 1.0 / 6;
+  p = p * y + 0.5;
+  return p * (y * y);
+}
+
 }  // namespace sftn

@@ -149,6 +149,14 @@ SFTN_INLINE void row_sums(const LogitsInput& in, const LogitsRow<A>& row, bool t
   }
 }
 
+// log(1 + e) - e, which is of second order
+inline double log1p_remainder(double e) {
+  if (std::abs(e) > 1.0 / 128) return std::log1p(e) - e;
+  double p = 1.0 / 9;
+  for (int n = 8; n >= 2; --n) p = 1.0 / n - e * p;
+  return -e * e * p;
+}
+
 // CE = logsumexp(x) - (1 - smoothing) x_y - smoothing mean(x), from differences to the maximum
 template <class A>
 SFTN_INLINE double cross_entropy(const RowSums<A>& sums, A at_target, double log_z1, double smoothing, int64_t c) {
@@ -156,7 +164,48 @@ SFTN_INLINE double cross_entropy(const RowSums<A>& sums, A at_target, double log
   return smoothing == 0 ? loss : loss - smoothing * sums.below / c;
 }
 
-// One row's statistics to `stats` [3 + 4 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and KL of
+// Where student and teacher are near: their divergence, and the mean that it was summed around.
+struct NearRow {
+  double kl = -1, mean = 0;
+};
+
+// `z` is the sum of the weighing distribution's exponentials, `mean` that of the difference. kl -1: it is not near.
+template <bool kStudentWeighs, class A>
+SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* student, A t_max, A s_max, double z,
+                             A mean) {
+  const double temperature = in.options.temperature;
+  const A rate = A(kLog2E / temperature), inverse = A(1 / temperature);
+  Tail<A> t_tail, s_tail;
+  Lanes<A> far(0);
+  double first = 0, rest = 0;  // sums of weight * y, of weight * (exp(y) - 1 - y)
+  for (int64_t begin = 0; begin < in.c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, in.c - begin);
+    const ChunkView<A> t(teacher + begin, size, t_tail), s(student + begin, size, s_tail);
+    Lanes<A> first_of(0), rest_of(0);
+    for (int64_t b = 0; b < t.blocks(); ++b) {
+      const A *of_t = t.block(b), *of_s = s.block(b);
+      SFTN_LANES {
+        const A t_l = of_t[l] - t_max, s_l = of_s[l] - s_max;
+        const A weight = fast_exp2((kStudentWeighs ? s_l : t_l) * rate);
+        const A given = (mean - (kStudentWeighs ? s_l - t_l : t_l - s_l)) * inverse;
+        const A y = given == given ? given : A(0);  // a class that both rule out
+        const A distance = y < 0 ? -y : y;
+        far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
+        first_of.lane[l] += weight * y;
+        rest_of.lane[l] += weight * exp_remainder(y);
+      }
+    }
+    first += first_of.sum();
+    rest += rest_of.sum();
+  }
+  if (!(far.max() <= A(kNearDifference))) return {};
+  first /= z;
+  rest /= z;
+  const double e = first + rest;
+  return {std::max(0.0, rest + log1p_remainder(e)), mean - first * temperature};
+}
+
+// One row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and KL of
 // each student. `sums` [1 + K] is scratch.
 template <class A>
 SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,
@@ -184,18 +233,26 @@ SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& r
   for (int64_t k = 0; k < in.k(); ++k) {
     const RowSums<A>& student = sums[1 + k];
     const double s_log_z = std::log(student.z), s_log_z1 = has_target ? std::log(student.z1) : 0;
-    const double mean = student.dot / (student_weighs ? student.z : teacher.z);
-    A* of_student = stats + 3 + 4 * k;
+    const double z = student_weighs ? student.z : teacher.z, mean = student.dot / z;
+    double kl = mean / options.temperature + (student_weighs ? t_log_z - s_log_z : s_log_z - t_log_z);
+    NearRow near;
+    if (kl < kNearDivergence) {
+      near = (student_weighs ? near_row<true, A> : near_row<false, A>)(in, row.teacher, row.students[k], teacher.max,
+                                                                       student.max, z, A(mean));
+      if (near.kl >= 0) kl = near.kl;
+    }
+    A* of_student = stats + 3 + 5 * k;
     of_student[0] = student.max;
     of_student[1] = A(s_log_z1);
     of_student[2] = A(s_log_z);
-    of_student[3] = A(mean);
+    of_student[3] = A(near.kl >= 0 ? near.mean : mean);
+    of_student[4] = A(near.kl);
     double* of_terms = terms + 1 + 2 * k;
     of_terms[0] = 0;
     if (row.y >= 0) {
       of_terms[0] = cross_entropy(student, row.students[k][row.y], s_log_z1, options.label_smoothing, in.c);
     }
-    of_terms[1] = mean / options.temperature + (student_weighs ? t_log_z - s_log_z : s_log_z - t_log_z);
+    of_terms[1] = kl;
   }
 }
 
@@ -244,6 +301,20 @@ SFTN_INLINE void add_followed(A* grad, A scale, const A* q, const A* weight) {
   SFTN_LANES grad[l] += scale * (q[l] - weight[l]);
 }
 
+// The same where the two are near, from the logarithm of their ratio. `of_weight` and `of_other` are their logits, less
+// the maxima.
+template <class A>
+struct NearGradient {
+  A mean, inverse_temperature, kl;
+
+  SFTN_INLINE void add_followed(A* grad, A scale, const A* weight, const A* of_weight, const A* of_other) const {
+    SFTN_LANES {
+      const A log_ratio = (mean - (of_weight[l] - of_other[l])) * inverse_temperature - kl;
+      grad[l] += weight[l] == 0 ? A(0) : scale * weight[l] * (log_ratio + exp_remainder(log_ratio));
+    }
+  }
+};
+
 // One row of the gradients that are asked for: t_out [C] and K of s_out [C], null if not.
 template <class A>
 SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const A* stats,
@@ -269,8 +340,10 @@ SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& 
       }
     });
     for (int64_t k = 0; k < in.k(); ++k) {
-      const A* of_student = stats + 3 + 4 * k;
+      const A* of_student = stats + 3 + 5 * k;
       const A mean = of_student[3];
+      const bool near = of_student[4] >= 0;
+      const NearGradient<A> when_near{mean, A(1 / options.temperature), of_student[4]};
       const SavedRow<A> student(of_student, s_ce, scale.s_ce, smoothing, in.c);
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
       const ChunkResult<A> s_result(want_s ? s_out[k] + begin : nullptr, size, s_grad);
@@ -284,9 +357,11 @@ SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& 
           student.template probabilities<squarings>(s.block(b), rate, x, q, s_to);
           if (options.student_to_teacher) {
             add_weighing(s_to, weighing, q, x, of_t, mean);
-            if (want_t) add_followed(t_to, kl, weights, q);
+            if (want_t && near) when_near.add_followed(t_to, kl, q, x, of_t);
+            if (want_t && !near) add_followed(t_to, kl, weights, q);
           } else {
-            add_followed(s_to, kl, q, weights);
+            if (near) when_near.add_followed(s_to, kl, weights, of_t, x);
+            if (!near) add_followed(s_to, kl, q, weights);
             if (want_t) add_weighing(t_to, weighing, weights, of_t, x, mean);
           }
         }

@@ -102,7 +102,7 @@ struct PktSide {
   const A* gram;
   int64_t stride;
   std::vector<A> scale;         // a
-  std::vector<A> inverse_norm;  // 1 / n, or 0 where a is 0
+  std::vector<A> inverse_norm;  // 1 / n, or 0 where a is 0 or n subnormal
   std::vector<A> inverse_sum;   // 1 / sum_j K_ij
   std::vector<A> mean;          // sum_j p_ij g_ij
 
@@ -110,9 +110,10 @@ struct PktSide {
       : gram(matrix.data<A>()), stride(matrix.stride), scale(n), inverse_norm(n), inverse_sum(n), mean(n) {
     const A* norm = const_data_of<A>(norms);
     for (int64_t i = 0; i < n; ++i) {
-      if (!(norm[i] > 0 && norm[i] <= std::numeric_limits<A>::max())) continue;
+      using Limits = std::numeric_limits<A>;
+      if (!(norm[i] > 0 && norm[i] * norm[i] <= Limits::max())) continue;
       scale[i] = 1 / (norm[i] + eps);
-      inverse_norm[i] = 1 / norm[i];
+      inverse_norm[i] = norm[i] < Limits::min() ? A(0) : 1 / norm[i];
     }
   }
 

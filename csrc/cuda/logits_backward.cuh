@@ -17,7 +17,7 @@ struct LogitsBackwardOutput {
   const A* grad_total;        // [], or [N]
   int64_t grad_stride;        // 0 for []
   const A* parts;             // [4]
-  const A* stats;             // [N, 3 + 4 K]
+  const A* stats;             // [N, 3 + 5 K]
   T* teacher;                 // [N, C], null if not asked for
   T* students[kMaxStudents];  // the same
 };
@@ -92,7 +92,7 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
   for (int k = 0; k < p.k; ++k) {
     const A* of_student = stats + student_stats(k);
     const SavedSoftmax<A> student(of_student, p.temperature);
-    const A mean_difference = of_student[3];
+    const A mean_difference = of_student[3], near_kl = of_student[4];
     A s[kSize];
     chunk.load(p.students[k].row(row), s);
 #pragma unroll
@@ -103,14 +103,21 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
       if (has_target) {
         s_grad = scales.student_ce * cross_entropy_grad(q.at_one, chunk.column(i) == scales.target, p.smoothing, p.c);
       }
-      // of the distribution that is averaged over: q (log q - log other - KL); of the other: its q less the first's
+      // of the distribution that is averaged over: q (log q - log other - KL); of the other: its q less the first's,
+      // which where the two are near is the first's times exp(log ratio) - 1
       const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
       const A log_ratio_less_kl = (difference - mean_difference) * p.temperature.inverse;
+      const A weight = p.student_to_teacher ? q.at_t : t_at_t[i];
+      A followed_less_weight = p.student_to_teacher ? t_at_t[i] - q.at_t : q.at_t - t_at_t[i];
+      if (near_kl >= A(0)) {
+        const A log_ratio = -log_ratio_less_kl - near_kl;
+        followed_less_weight = times(weight, log_ratio + exp_remainder(log_ratio));
+      }
       if (p.student_to_teacher) {
         s_grad += scales.kl * times(q.at_t, log_ratio_less_kl);
-        t_grad[i] += scales.kl * (t_at_t[i] - q.at_t);
+        t_grad[i] += scales.kl * followed_less_weight;
       } else {
-        s_grad += scales.kl * (q.at_t - t_at_t[i]);
+        s_grad += scales.kl * followed_less_weight;
         t_grad[i] += scales.kl * times(t_at_t[i], log_ratio_less_kl);
       }
       s[i] = s_grad;

@@ -15,7 +15,7 @@ struct LogitsForwardOutput {
   using A = accumulator_t<T>;
   A* total;            // [], or [N]
   A* parts;            // [4]
-  A* stats;            // [N, 3 + 4 K]
+  A* stats;            // [N, 3 + 5 K]
   A* partials;         // [gridDim.x, 4]
   unsigned* arrivals;  // zero before the launch
 };
@@ -54,10 +54,62 @@ __device__ void save_softmax(A* stats, const Softmax<A>& softmax) {
   stats[2] = log_of(softmax.sum_t);
 }
 
+// What a row of one student comes to.
+template <class A>
+struct RowDivergence {
+  A kl, mean;
+  bool near;  // summed once more, around the mean
+};
+
+// To be called by the whole team: what it decides by is the same in all threads. `mean` is that of the difference.
+template <class T, class Team, class A>
+__device__ RowDivergence<A> near_divergence(const LogitsParams<T>& p, const T* teacher_row, const T* student_row,
+                                            const Softmax<A>& teacher, const Softmax<A>& student,
+                                            RowDivergence<A> given) {
+  constexpr int kSize = kChunk<T>;
+  A sums[2] = {A(0), A(0)}, far[1] = {A(0)};  // of weight * y, of weight * (exp(y) - 1 - y); the largest |y|
+  const int step = Team::size() * kChunk<T>;
+  for (int begin = 0; begin < p.c; begin += step) {
+    const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
+    A t[kSize], s[kSize];
+    chunk.load(teacher_row, t);
+    chunk.load(student_row, s);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      t[i] -= teacher.max;
+      s[i] -= student.max;
+      const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
+      const A weight = exp2_of((p.student_to_teacher ? s[i] : t[i]) * p.temperature.log2_e_by_t);
+      A y = (given.mean - difference) * p.temperature.inverse;
+      if (!(y == y)) y = A(0);  // a class that both rule out
+      far[0] = greater(far[0], magnitude(y));
+      sums[0] += weight * y;
+      sums[1] += weight * exp_remainder(y);
+    }
+  }
+  Team::template reduce<Max>(far);
+  Team::template reduce<Add>(sums);
+  if (!(far[0] <= A(kNearDifference))) return given;
+  const A z = (p.student_to_teacher ? student : teacher).sum_t;
+  const A first = sums[0] / z, rest = sums[1] / z;
+  return {greater(A(0), rest + log1p_remainder(first + rest)), given.mean - first * p.temperature.value, true};
+}
+
+template <class T, class Team, int G, class A>
+__device__ RowDivergence<A> row_divergence(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
+                                           const LogitsRowState<A, G>& state, int g) {
+  const Softmax<A>& student = state.students[g];
+  const A mean = state.cross[g] / (p.student_to_teacher ? student : state.teacher).sum_t;
+  const A kl = divergence(state.teacher, student, mean, p.student_to_teacher, p.temperature);
+  if (!(kl < A(kNearDivergence))) return {kl, mean, false};
+  return near_divergence<T, Team>(p, row.teacher, row.students[g], state.teacher, student, {kl, mean, false});
+}
+
 // What one thread of the team does with the finished state of students first .. first + count.
 template <class T, int G, class A>
 __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row, const LogitsRowState<A, G>& state,
-                           int64_t index, int first, A* stats, RowLosses<A>& losses) {
+                           const RowDivergence<A> (&divergences)[G], int64_t index, int first, A* stats,
+                           RowLosses<A>& losses) {
   const int target = p.target_of(index);
   if (first == 0) {
     save_softmax(stats, state.teacher);
@@ -71,10 +123,10 @@ __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
     if (g < row.count) {
       A* of_student = stats + student_stats(first + g);
       const Softmax<A>& student = state.students[g];
-      const A mean_difference = state.cross[g] / (p.student_to_teacher ? student : state.teacher).sum_t;
       save_softmax(of_student, student);
-      of_student[3] = mean_difference;
-      losses.kl += divergence(state.teacher, student, mean_difference, p.student_to_teacher, p.temperature);
+      of_student[3] = divergences[g].mean;
+      of_student[4] = divergences[g].near ? divergences[g].kl : A(-1);
+      losses.kl += divergences[g].kl;
       if (target >= 0) {
         losses.student_ce += cross_entropy(student, row.students[g], target, p.c, p.smoothing);
       }
@@ -110,7 +162,12 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 1)
         if (g < row.count) row.students[g] = p.students[first + g].row(i);
       }
       const LogitsRowState<A, G> state = read_row<T, Team, G>(p, row);
-      if (Team::rank() == 0) finish_row(p, row, state, i, first, out.stats + i * p.stats_width(), of_row);
+      RowDivergence<A> divergences[G];
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        if (g < row.count) divergences[g] = row_divergence<T, Team>(p, row, state, g);
+      }
+      if (Team::rank() == 0) finish_row(p, row, state, divergences, i, first, out.stats + i * p.stats_width(), of_row);
     }
     if (p.rows && Team::rank() == 0) out.total[i] = p.kl_weight * p.kl_scale * of_row.kl;
     losses.add(of_row);

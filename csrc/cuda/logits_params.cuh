@@ -48,6 +48,7 @@ struct LogitsParams {
     int exponent = 0;
     const bool power_of_two = std::frexp(options.temperature, &exponent) == 0.5;
     const int log2_t = exponent - 1;
+    temperature.value = static_cast<A>(options.temperature);
     temperature.inverse = static_cast<A>(1 / options.temperature);
     temperature.log2_e = static_cast<A>(kLog2E);
     temperature.log2_e_by_t = static_cast<A>(kLog2E / options.temperature);
@@ -63,7 +64,7 @@ struct LogitsParams {
     rows = options.rows;
   }
 
-  __device__ int stats_width() const { return 3 + 4 * k; }
+  __device__ int stats_width() const { return 3 + 5 * k; }
 
   // The row's class, -1 if it has none.
   __device__ int target_of(int64_t row) const {
@@ -74,8 +75,7 @@ struct LogitsParams {
   }
 };
 
-// Where student k begins in a row of `stats`. In place of its KL stands the mean difference of logits, of which KL is a
-// function: the gradient wants (log ratio - KL), in which the normalisers cancel, and they had better not been added.
-__device__ __forceinline__ int student_stats(int k) { return 3 + 4 * k; }
+// Where student k begins in a row of `stats`.
+__device__ __forceinline__ int student_stats(int k) { return 3 + 5 * k; }
 
 }  // namespace sftn

@@ -24,4 +24,24 @@ __device__ __forceinline__ double lesser(double a, double b) { return ::fmin(a, 
 __device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double greater(double a, double b) { return ::fmax(a, b); }
 
+// exp(y) - 1 - y for |y| up to about 1/2, of second order there: y^2 times a Taylor polynomial
+template <class A>
+__device__ __forceinline__ A exp_remainder(A y) {
+  constexpr int kDegree = sizeof(A) == 4 ? 8 : 16;
+  A p = A(1);
+#pragma unroll
+  for (int n = kDegree; n > 2; --n) p = A(1) + p * y * (A(1) / A(n));
+  return A(0.5) * p * (y * y);
+}
+
+// log(1 + e) - e, which is of second order
+template <class A>
+__device__ __forceinline__ A log1p_remainder(A e) {
+  if (magnitude(e) > A(1.0 / 128)) return log1p_of(e) - e;
+  A p = A(1.0 / 9);
+#pragma unroll
+  for (int n = 8; n >= 2; --n) p = A(1) / A(n) - e * p;
+  return -e * e * p;
+}
+
 }  // namespace sftn

@@ -14,7 +14,7 @@ struct PktSide {
   A* inverse_sum;  // 1 / sum_j K_ij
   A* mean;         // sum_j p_ij g_ij
 
-  __device__ __forceinline__ bool alive(int i) const { return norm[i] > A(0) && norm[i] < A(INFINITY); }
+  __device__ __forceinline__ bool alive(int i) const { return norm[i] > A(0) && norm[i] * norm[i] < A(INFINITY); }
   // a
   __device__ __forceinline__ A scale(int i, A eps) const { return alive(i) ? A(1) / (norm[i] + eps) : A(0); }
 };
@@ -116,7 +116,8 @@ __global__ void __launch_bounds__(kSimilarityThreads) pkt_slope_kernel(const Pkt
     if (j == i) diagonal = slope;
   });
   block_reduce<Add>(radial);
-  if (threadIdx.x == i % blockDim.x && side.alive(i)) {
+  constexpr A kLeastNormal = sizeof(A) == 4 ? A(1.17549435e-38) : A(2.2250738585072014e-308);
+  if (threadIdx.x == i % blockDim.x && side.alive(i) && side.norm[i] >= kLeastNormal) {
     to[i] = diagonal - radial[0] * (kTeacher ? t_scale : s_scale) / side.norm[i];
   }
 }

@@ -28,7 +28,7 @@ struct Exponentials {
 // The temperature T, prepared on the host.
 template <class A>
 struct Temperature {
-  A inverse;              // 1 / T
+  A value, inverse;       // T, 1 / T
   A log2_e, log2_e_by_t;  // exp(x) = 2^(x log2 e)
   int squarings;          // log2 T where T is 1, 2, 4, .. 16: exp(x) is exp(x / T) squared that often; else -1
   bool at_one;            // whether temperature 1 is needed at all

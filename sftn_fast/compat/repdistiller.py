@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from sftn_fast import nn as losses
 from sftn_fast import ops
 from sftn_fast.nn.nst import same_size
+from sftn_fast.nn.precision import in_float32
 
 __all__ = [
     "FSP",
@@ -161,10 +162,15 @@ class FactorTransfer(nn.Module):
         """Factors ``[N, C, H, W]``; 0-dim."""
         if (self.p1, self.p2) == (2, 1):
             return ops.ft_loss(f_s, f_t)
+        return self._with_powers(f_s, f_t)
+
+    @in_float32
+    def _with_powers(self, f_s: Tensor, f_t: Tensor) -> Tensor:
         f_s, f_t = same_size(f_s, f_t)
         difference = self.factor(f_s) - self.factor(f_t)
         return difference.abs().mean() if self.p2 == 1 else difference.pow(self.p2).mean()
 
+    @in_float32
     def factor(self, f: Tensor) -> Tensor:
         """The unit vector ``[N, H * W]`` of a factor's mean power over channels."""
         return F.normalize(f.pow(self.p1).mean(1).flatten(1))
@@ -230,6 +236,7 @@ class FSP(nn.Module):
             raise ValueError(f"FSP needs the same channels, got {channels[0]} and {channels[1]}")
         self.loss = losses.FSPLoss()
 
+    @in_float32  # here already: a map that is in two losses has its gradient rounded once
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
         """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
         neighbours = zip(g_s[:-1], g_s[1:], g_t[:-1], g_t[1:], strict=True)
@@ -245,6 +252,10 @@ class KDSVD(nn.Module):
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
         """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
+        return self._losses(g_s, g_t)
+
+    @in_float32
+    def _losses(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
         directions = [self._directions(s, t.detach()) for s, t in _pairs(g_s, g_t)]
         return [self._difference(before, after) / len(g_s[0]) for before, after in pairwise(directions)]
 

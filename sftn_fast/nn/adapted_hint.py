@@ -27,7 +27,7 @@ class AdaptedHint(nn.Module):
 
     Parameters are ``conv.*`` and ``bn.*``, as in ``ConvReg``, whose weights load. ``bn`` is an ``nn.BatchNorm2d``, and
     its mode, momentum and running statistics are honoured as if it were called. Where it was made an
-    ``nn.SyncBatchNorm``, or anything else, it is called, and the loss is plain PyTorch.
+    ``nn.SyncBatchNorm``, or anything else, it is called, and the loss is :func:`sftn_fast.ops.hint_loss` of what it gives.
 
     Args:
         student_shape: (C, H, W) of the student's map [N, C, H, W].
@@ -60,7 +60,7 @@ class AdaptedHint(nn.Module):
         """The loss, 0-dim float32 (float64 for float64 maps); updates the running statistics in training."""
         bn = self.bn
         if type(bn) is not nn.BatchNorm2d:
-            return F.mse_loss(self.regress(student_map).float(), teacher_map.float())
+            return ops.hint_loss(self.regress(student_map), teacher_map)
         tracked = not bn.training or bn.track_running_stats
         return ops.adapted_hint_loss(
             self.conv(student_map),

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftn_fast import ops
+from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops._autograd import savable
 
 
 class Embed(nn.Module):
@@ -18,8 +20,13 @@ class Embed(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, ...]`` to ``[B, dim]``, in float32 at least."""
-        embedding = self.linear(features.flatten(1))
-        return F.normalize(embedding.float() if embedding.dtype != torch.float64 else embedding, dim=1)
+        (features,) = savable(features)
+        return _unit_rows(self.linear(features.flatten(1)))
+
+
+@in_float32
+def _unit_rows(embedding: Tensor) -> Tensor:
+    return F.normalize(embedding, dim=1)
 
 
 class CRDLoss(nn.Module):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from sftn_fast.nn.precision import in_float32
 
 
 class CorrelationLoss(nn.Module):
@@ -11,8 +14,10 @@ class CorrelationLoss(nn.Module):
     ``mean_b sum_d |s - t|_bd |s - t|_(b+1)d`` over neighbours in the batch; 0 for a batch of one.
     """
 
+    @in_float32
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Embeddings ``[B, D]``; 0-dim."""
-        distance = (student - teacher).abs()
-        pairs = (distance[:-1] * distance[1:]).sum(1)
-        return pairs.sum() / max(len(pairs), 1)
+        """Embeddings ``[B, D]``; 0-dim float32, or float64 for float64 embeddings."""
+        width = student.shape[1]
+        distance = (student - teacher).abs().flatten()
+        # Each row against the next, in one product that is never stored.
+        return torch.dot(distance[:-width], distance[width:]) / max(len(student) - 1, 1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.nn.nst import same_size
+from sftn_fast.nn.precision import in_float32
 
 
 class FSPLoss(nn.Module):
@@ -15,8 +16,12 @@ class FSPLoss(nn.Module):
     larger of the two maps is average-pooled to the smaller one's size. Both networks must have the same channels.
     """
 
+    @in_float32
     def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-        """Two maps ``[N, C1, H, W]`` and ``[N, C2, H, W]`` of each network, the earlier one first; 0-dim."""
+        """Two maps ``[N, C1, H, W]`` and ``[N, C2, H, W]`` of each network, the earlier one first; 0-dim.
+
+        Float32, or float64 for float64 maps.
+        """
         return (fsp_matrix(*student) - fsp_matrix(*teacher)).square().mean()
 
 

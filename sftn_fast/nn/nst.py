@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sftn_fast.nn.precision import in_float32
+
 
 class NSTLoss(nn.Module):
     """Squared maximum mean discrepancy of the channels of two maps (Huang & Wang, 2017), polynomial kernel of degree 2.
@@ -14,8 +16,12 @@ class NSTLoss(nn.Module):
     product, so that a batched GEMM computes it and nothing larger than ``[N, Cs, Ct]`` is kept.
     """
 
+    @in_float32
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """``[N, Cs, H, W]`` and ``[N, Ct, H, W]``; 0-dim, with gradients to the student's map alone."""
+        """``[N, Cs, H, W]`` and ``[N, Ct, H, W]``; 0-dim, with gradients to the student's map alone.
+
+        Float32, or float64 for float64 maps.
+        """
         student, teacher = same_size(student_features, teacher_features.detach())
         student = F.normalize(student.flatten(2), dim=2)
         teacher = F.normalize(teacher.flatten(2), dim=2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 Saved = Sequence[Any]  # tensors, or None
+T = TypeVar("T", bound="Tensor | None")
 
 
 def needs_function(inputs: Sequence[Tensor | None]) -> bool:
@@ -28,6 +29,23 @@ def needs_function(inputs: Sequence[Tensor | None]) -> bool:
         if x is not None and x.requires_grad:
             return True
     return False
+
+
+def savable(*inputs: T) -> tuple[T, ...]:
+    """What may be saved for a backward pass: copies of tensors that were made under ``torch.inference_mode()``.
+
+    Autograd refuses to save those. It could not tell either whether somebody writes to one before the backward pass.
+    """
+    if torch.compiler.is_compiling():
+        return inputs
+    for x in inputs:
+        if x is not None and x.is_inference():
+            return inputs if torch.is_inference_mode_enabled() else tuple(map(_copy, inputs))
+    return inputs
+
+
+def _copy(x: T) -> T:
+    return x.clone() if x is not None and x.is_inference() else x
 
 
 def first_derivatives(

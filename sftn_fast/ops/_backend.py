@@ -1,19 +1,36 @@
-"""The switch between the compiled kernels and plain PyTorch. Process-wide, not a thread's own."""
+"""The switch between the compiled kernels and plain PyTorch: a default of the process, and a choice of each context."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from sftn_fast.ops import _library
 
 BACKENDS = ("auto", "fused", "reference")
 
-_backend = "auto"
+
+class _Block:
+    """One ``with backend(name):`` that was entered."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_default = "auto"
+_entered: ContextVar[tuple[_Block, ...]] = ContextVar("entered", default=())
+_chosen: ContextVar[str | None] = ContextVar("chosen", default=None)  # by the last block in `_entered`
+
+# What was chosen last, in whatever context. Compilers before torch 2.14 can't read a context variable: they read this.
+_latest = _default
+_COMPILERS_READ_CONTEXTS = TorchVersion(torch.__version__) >= "2.14"
+
 _warned: set[str] = set()
 _kernels: dict[str, Any] = {}
 
@@ -26,7 +43,7 @@ def find_kernels() -> None:
 
 
 def set_backend(name: str) -> None:
-    """Choose what the losses run on, from here on and in all threads.
+    """Choose what the losses run on, from here on and in all threads, outside of any ``with backend(...):``.
 
     ``"fused"`` is the compiled kernels, and an error where there are none; ``"reference"`` is plain PyTorch;
     ``"auto"``, the default, takes the kernels where there are some and warns once where there are none.
@@ -34,30 +51,58 @@ def set_backend(name: str) -> None:
     Raises:
         ValueError: for any other name.
     """
-    global _backend
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    _backend = name
+    global _default, _latest
+    _check(name)
+    _default = _latest = name
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run the losses called inside ``with backend(name):`` on ``name``; see :func:`set_backend`."""
-    before = _backend
-    set_backend(name)
+    """Run the losses called inside ``with backend(name):`` on ``name``; see :func:`set_backend`.
+
+    Of this thread or asyncio task, and of tasks that are started inside. Blocks may overlap, as those of generators do:
+    the one that was entered last counts, until it is left.
+    """
+    _check(name)
+    block = _Block(name)
+    _enter((*_entered.get(), block))
     try:
         yield
     finally:
-        set_backend(before)
+        _enter(tuple(other for other in _entered.get() if other is not block))
+
+
+def _enter(blocks: tuple[_Block, ...]) -> None:
+    global _latest
+    _entered.set(blocks)
+    _chosen.set(blocks[-1].name if blocks else None)
+    _latest = current()
+
+
+def _check(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+
+
+def current() -> str:
+    """The backend that is chosen here."""
+    return _chosen.get() or _default
+
+
+def _current() -> str:
+    if _COMPILERS_READ_CONTEXTS or not torch.compiler.is_compiling():
+        return current()
+    return _latest
 
 
 def kernels(device_type: str) -> Any | None:
     """The namespace of the raw ops to use on a device, None for the reference."""
-    if _backend == "reference":
+    name = _current()
+    if name == "reference":
         return None
     namespace = _kernels.get(device_type)
     if namespace is None:
-        _without_kernels(device_type)
+        _without_kernels(device_type, name)
     return namespace
 
 
@@ -67,9 +112,9 @@ def why_not(device_type: str) -> str:
     return library.error or "none registered" if library else "there are kernels for cpu and cuda only"
 
 
-def _without_kernels(device_type: str) -> None:
+def _without_kernels(device_type: str, name: str) -> None:
     reason = f"no compiled kernels for device {device_type!r} ({why_not(device_type)})"
-    if _backend == "fused":
+    if name == "fused":
         raise RuntimeError(f"backend 'fused': {reason}")
     if device_type not in _warned:
         _warned.add(device_type)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sftn_fast.ops._autograd import savable
+
 
 def accumulator(*inputs: Tensor) -> torch.dtype:
     """What losses and sums are computed in: float64 if one of the inputs is, else float32."""
@@ -15,9 +17,17 @@ def accumulator(*inputs: Tensor) -> torch.dtype:
 
 
 def widened(*inputs: Tensor) -> list[Tensor]:
-    """All in their :func:`accumulator`: once for each input, so that its gradient is rounded once."""
+    """All in their :func:`accumulator`, to be saved: once for each input, so that its gradient is rounded once."""
     dtype = accumulator(*inputs)
-    return [x.to(dtype) for x in inputs]
+    return list(savable(*(x.to(dtype) for x in inputs)))
+
+
+def widened_beside(inputs: tuple[Tensor, ...], *others: Tensor | None) -> tuple[Tensor, ...]:
+    """In float64 where one of ``inputs`` or ``others`` is, else as they are."""
+    for x in (*inputs, *others):
+        if x is not None and x.dtype is torch.float64:
+            return tuple(x.double() for x in inputs)
+    return inputs
 
 
 def same_dtype(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

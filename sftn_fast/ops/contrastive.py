@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.memory import CRDMemory, mark_written
@@ -88,7 +88,7 @@ def _fused(
     ops.contrastive_normalizers(*constants, *batch)
     mark_written(*z)
     if needs_function((student, teacher)):
-        loss = _ContrastiveLoss.apply(ops, dense, student, teacher, *batch)
+        loss = _ContrastiveLoss.apply(ops, dense, *savable(student, teacher), *batch)
     else:
         loss, _, _ = ops.contrastive_forward(*constants, *batch, False, False, dense)
     if update:

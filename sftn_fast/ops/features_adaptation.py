@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
-from sftn_fast.ops._dtype import accumulator, same_dtype
+from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
 
@@ -54,7 +54,7 @@ def adapted_hint_loss(
         eps: added to the variance, above 0.
 
     Returns:
-        0-dim; float32, or float64 for float64 features.
+        0-dim; float32, or float64 where a map, ``weight``, ``bias`` or a running statistic that it uses is.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -116,14 +116,15 @@ def _fused(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """``(loss, stats)``; gradients flow into the loss alone."""
-    features, teacher = same_layout(*same_dtype((features, teacher)))
+    maps = widened_beside((features, teacher), weight, bias, *(running or ()))
+    features, teacher = same_layout(*same_dtype(maps))
     dtype = accumulator(features)
     weight, bias, mean, var = (
         x if x is None or x.dtype == dtype else x.to(dtype) for x in (weight, bias, *(running or (None, None)))
     )
     inputs = (features, teacher, weight, bias)
     if needs_function(inputs):
-        return _AdaptedHintLoss.apply(ops, eps, mean, var, *inputs)
+        return _AdaptedHintLoss.apply(ops, eps, mean, var, *savable(*inputs))
     return ops.adapted_hint_forward(*inputs, mean, var, eps)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
-from sftn_fast.ops._dtype import accumulator, same_dtype
+from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.features_pool import poolable, pooled_alike
@@ -37,7 +37,7 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
     Args:
         student_features: ``[N, C, H, W]``; contiguous and channels-last maps are read where they are.
         teacher_features: ``[N, C', H', W']``. Receives a gradient too if it requires one.
-        p: the power, above 0. On a CPU any other than 1, 2, 3 and 4 takes several times as long.
+        p: the power, from 0.001 to 16. On a CPU any other than 1, 2, 3 and 4 takes several times as long.
 
     Returns:
         0-dim; float32, or float64 if a map is float64.
@@ -47,7 +47,7 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
         ValueError: for a wrong shape, device or value; for maps of which neither is the larger both ways.
     """
     _check_maps("student_features", student_features, "teacher_features", teacher_features)
-    check.check_positive("p", p)
+    check.check_positive("p", p, 1e-3, 16.0)
     ops = kernels(student_features.device.type)
     if ops is None:
         return reference.at_loss(student_features, teacher_features, p=p)
@@ -90,13 +90,13 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute: bool) -> Tensor:
-    student, teacher = same_dtype(pooled_alike(ops, student, teacher))
+    student, teacher = same_dtype(pooled_alike(ops, *widened_beside((student, teacher))))
     if power > 0:  # attention has no channels, and no layout
         (student,), (teacher,) = same_layout(student), same_layout(teacher)
     else:
         student, teacher = same_layout(student, teacher)
     if needs_function((student, teacher)):
-        return _AttentionLoss.apply(ops, power, absolute, student, teacher)
+        return _AttentionLoss.apply(ops, power, absolute, *savable(student, teacher))
     loss, _, _ = ops.features_attention_forward(student, teacher, power, absolute)
     return loss
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
-from sftn_fast.ops._dtype import accumulator, same_dtype
+from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.features_pool import poolable, pooled_alike
@@ -56,7 +56,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
     Args:
         student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
         teacher_preact: the same shape, before the ReLU. Only its signs matter, through which no gradient flows.
-        margin: ``m``.
+        margin: ``m``, of 1e15 at most.
 
     Returns:
         0-dim; float32, or float64 for float64 maps.
@@ -67,7 +67,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
     """
     _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
     check.check_constant("teacher_preact", teacher_preact)
-    check.check_finite("margin", margin)
+    check.check_finite("margin", margin, most=1e15)
     ops = kernels(student_preact.device.type)
     if ops is None:
         return reference.ab_loss(student_preact, teacher_preact, margin=margin)
@@ -84,10 +84,10 @@ def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> T
     Args:
         student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
         teacher_preact: the same shape, before the ReLU. Receives a gradient too if it requires one.
-        margin: ``[C]``, a constant, from :func:`oh_margin`; taken in the precision that the maps are computed in.
+        margin: ``[C]``, a constant, from :func:`oh_margin`.
 
     Returns:
-        0-dim; float32, or float64 for float64 maps.
+        0-dim; float32, or float64 where a map or the margin is.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -139,12 +139,12 @@ def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: 
 
     Args:
         mean: ``[N, C, ...]``, what the regressor makes of the student's features.
-        log_scale: ``[C]``, learned; taken in the precision that the maps are computed in.
+        log_scale: ``[C]``, learned.
         teacher_features: ``[N, C, ...]``. Receives a gradient too if it requires one.
         eps: the least variance, above 0.
 
     Returns:
-        0-dim; float32, or float64 for float64 maps.
+        0-dim; float32, or float64 where a map or ``log_scale`` is.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -160,7 +160,7 @@ def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: 
     ops = kernels(mean.device.type)
     if ops is None:
         return reference.vid_loss(mean, log_scale, teacher_features, eps=eps)
-    mean, teacher_features = pooled_alike(ops, mean, teacher_features)
+    mean, teacher_features = pooled_alike(ops, *widened_beside((mean, teacher_features), log_scale))
     options = Options(VID, float(eps), 1 / max(mean.numel(), 1))
     return _fused(ops, mean, teacher_features, log_scale, options)
 
@@ -174,11 +174,13 @@ class Options(NamedTuple):
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, options: Options) -> Tensor:
-    student, teacher = same_layout(*same_dtype((student, teacher)))
+    student, teacher = same_dtype((student, teacher))
     if channel is not None:
+        student, teacher = widened_beside((student, teacher), channel)
         channel = channel.to(accumulator(student)).contiguous()
+    student, teacher = same_layout(student, teacher)
     if needs_function((student, teacher, channel)):
-        return _PointwiseLoss.apply(ops, options, student, teacher, channel)
+        return _PointwiseLoss.apply(ops, options, *savable(student, teacher, channel))
     total, _ = ops.features_pointwise_forward(student, teacher, channel, *options)
     return total
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
@@ -33,7 +33,7 @@ def pooled_alike(ops: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
 def _pooled(ops: Any, features: Tensor, height: int, width: int) -> Tensor:
     (features,) = same_layout(features)
     if needs_function((features,)):
-        return _Pool.apply(ops, height, width, features)
+        return _Pool.apply(ops, height, width, *savable(features))
     return ops.features_pool_forward(features, height, width)
 
 

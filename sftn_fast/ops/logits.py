@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
@@ -38,7 +38,7 @@ def kd_loss(
     Args:
         student_logits: ``[N, C]``.
         teacher_logits: ``[N, C]``. Receives a gradient too if it requires one.
-        temperature: ``T``, above 0.
+        temperature: ``T``, from 1e-12 to 1e12.
         reduction: ``"batchmean"`` (sum / N), ``"sum"``, or ``"none"`` for ``[N]``.
 
     Returns:
@@ -82,7 +82,7 @@ def kd_ce_loss(
         student_logits: ``[N, C]``.
         teacher_logits: ``[N, C]``. Receives a gradient too if it requires one.
         target: ``[N]`` int64 classes.
-        temperature: ``T`` of the distillation, above 0.
+        temperature: ``T`` of the distillation, from 1e-12 to 1e12.
         kd_weight: weight of the distillation.
         ce_weight: weight of the cross-entropy.
         ignore_index: target of the rows that the cross-entropy leaves out.
@@ -150,7 +150,7 @@ def sftn_loss(
         teacher_logits: ``[N, C]``.
         branch_logits: K tensors ``[N, C]``, or one ``[K, N, C]``.
         target: ``[N]`` int64 classes.
-        temperature: ``T`` of the divergence, above 0.
+        temperature: ``T`` of the divergence, from 1e-12 to 1e12.
         teacher_weight: weight of the teacher's cross-entropy.
         ce_weight: weight of the branches' cross-entropy.
         kl_weight: weight of the divergence.
@@ -168,7 +168,7 @@ def sftn_loss(
     check.check_logits("teacher_logits", teacher_logits)
     for i, branch in enumerate(branches):
         check.check_logits_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
-    check.check_positive("temperature", temperature)
+    check.check_temperature(temperature)
     check.check_target(target, teacher_logits)
     _check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
     check.check_choice("direction", direction, DIRECTIONS)
@@ -224,7 +224,7 @@ def _fused(
     """``(total, parts)``; gradients flow into ``total`` alone."""
     inputs = same_dtype((teacher, *students))
     if needs_function(inputs):
-        return _LogitsLoss.apply(ops, options, target, *inputs)
+        return _LogitsLoss.apply(ops, options, *savable(target, *inputs))
     teacher, *students = inputs
     total, parts, _ = _forward(ops, options, target, teacher, students)
     return total, parts
@@ -283,7 +283,7 @@ def _(
     dtype = accumulator(teacher)
     n = teacher.shape[0]
     total = teacher.new_empty((n,) if options.rows else (), dtype=dtype)
-    return total, teacher.new_empty(4, dtype=dtype), teacher.new_empty((n, 3 + 4 * len(students)), dtype=dtype)
+    return total, teacher.new_empty(4, dtype=dtype), teacher.new_empty((n, 3 + 5 * len(students)), dtype=dtype)
 
 
 @register_fake("logits_backward")
@@ -311,7 +311,7 @@ def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
 def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> None:
     check.check_logits("student_logits", student_logits)
     check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
-    check.check_positive("temperature", temperature)
+    check.check_temperature(temperature)
 
 
 def _check_weights(**weights: Any) -> None:

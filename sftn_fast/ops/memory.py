@@ -32,7 +32,7 @@ class CRDMemory(nn.Module):
     Args:
         num_samples: size of the training set, N.
         dim: width of the embeddings, D.
-        temperature: what scores are divided by.
+        temperature: what scores are divided by; at least 1/70, or 1/600 for float64.
         momentum: the old row's share in an update, from 0 to 1.
         dtype: of the banks: float32, float16, bfloat16 or float64.
 
@@ -60,7 +60,8 @@ class CRDMemory(nn.Module):
             check.check_integer(name, value)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        check.check_positive("temperature", temperature)
+        # exp(cosine / temperature), times the number of samples, must stay finite.
+        check.check_positive("temperature", temperature, 1 / 600 if dtype is torch.float64 else 1 / 70)
         check.check_fraction("momentum", momentum)
         if dtype not in check.FLOATING:
             raise TypeError(f"dtype must be torch.float16, bfloat16, float32 or float64, got {dtype}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
@@ -45,7 +45,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -
         ValueError: for a wrong shape, device or value.
     """
     _check(student, teacher)
-    check.check_positive("eps", eps)
+    check.check_positive("eps", eps, least=0.0)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.rkd_distance_loss(student, teacher, eps=eps)
@@ -76,7 +76,7 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> T
         ValueError: for a wrong shape, device or value.
     """
     _check(student, teacher)
-    check.check_positive("eps", eps)
+    check.check_positive("eps", eps, least=0.0)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.rkd_angle_loss(student, teacher, eps=eps)
@@ -129,7 +129,7 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tupl
     """``(total, parts)``; gradients flow into ``total`` alone."""
     student, teacher = same_dtype((student, teacher))
     if needs_function((student, teacher)):
-        return _RKDLoss.apply(ops, options, student, teacher)
+        return _RKDLoss.apply(ops, options, *savable(student, teacher))
     total, parts, _, _ = ops.relational_rkd_forward(student, teacher, *options, False, False)
     return total, parts
 

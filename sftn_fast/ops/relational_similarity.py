@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._library import register_fake
@@ -54,12 +54,13 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 
     With ``c_ij`` the cosine of rows i and j, of which each is divided by its norm + ``eps``, and
     ``p_ij = (c_ij + 1) / sum_j (c_ij + 1)``: the mean over ``B^2`` of ``p_t log((p_t + eps) / (p_s + eps))``. An empty
-    batch gives 0. A row of zeros, or with NaN or infinity in it, has cosine 0 to all rows and no gradient.
+    batch gives 0. A row of zeros, with NaN or infinity in it, or whose square its dtype does not hold, has
+    cosine 0 to all rows and no gradient.
 
     Args:
         student: ``[B, D]``.
         teacher: ``[B, D]``, of any other width. Receives a gradient too if it requires one.
-        eps: above 0.
+        eps: from 1e-18 to 1e30.
 
     Returns:
         0-dim; float32, or float64 if either is float64.
@@ -71,7 +72,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     check.check_batch("student", student, dim=2)
     check.check_batch("teacher", teacher, dim=2)
     check.check_same_batch("teacher", teacher, "student", student)
-    check.check_positive("eps", eps)
+    check.check_positive("eps", eps, least=1e-18)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.pkt_loss(student, teacher, eps=eps)
@@ -81,7 +82,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
     """PKT, or without ``eps`` SP."""
     if needs_function((student, teacher)):
-        return _SimilarityLoss.apply(ops, eps, student, teacher)
+        return _SimilarityLoss.apply(ops, eps, *savable(student, teacher))
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
     return loss
 
@@ -96,8 +97,17 @@ def _forward(
         grams = _gram(student, dtype), _gram(teacher, dtype)
         if eps is None:
             return ops.sp_forward(*grams, student_grad, teacher_grad)
-        norms = [torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (student, teacher)]
+        norms = _norms(student, dtype), _norms(teacher, dtype)
     return ops.pkt_forward(*grams, *norms, eps, student_grad, teacher_grad)
+
+
+def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each row, in ``dtype``, also where the squares of what it holds are too small for it."""
+    if rows.device.type == "cpu" and type(rows) is Tensor and not torch.compiler.is_compiling():
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
+        if norms.numel() == 0 or norms.amin() > 1e-15:  # which is quickly asked on a CPU
+            return norms
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(dtype)
 
 
 class _SimilarityLoss(torch.autograd.Function):

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LEAST, MOST = 1e-30, 1e30
+"""What a loss computes with is within: float32 holds it, and a few products of it with what the tensors hold."""
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -143,20 +146,29 @@ def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
         raise ValueError(f"target must hold {allowed}, got {wrong[0].item()}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is not a finite number above zero."""
+def check_positive(name: str, value: Any, least: float = LEAST, most: float = MOST) -> None:
+    """Refuse what is not a finite number above zero, and one that can't be computed with in float32."""
     if type(value) is not float:
         _check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least:g} to {most:g}, got {value}")
 
 
-def check_finite(name: str, value: Any) -> None:
-    """Refuse what is not a finite number."""
+def check_temperature(value: Any) -> None:
+    """Refuse what is no temperature of logits. Its square is computed with."""
+    check_positive("temperature", value, 1e-12, 1e12)
+
+
+def check_finite(name: str, value: Any, most: float = MOST) -> None:
+    """Refuse what is not a finite number, and one that can't be computed with in float32."""
     if type(value) is not float:
         _check_number(name, value)
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value}")
+    if not -most <= value <= most:
+        raise ValueError(f"{name} must be from {-most:g} to {most:g}, got {value}")
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 
 import pytest
 import torch
-from every_op import TABLE
+from every_op import TABLE, assert_close, evaluate, widened
 from families import ids, refusals
 
 from sftn_fast import ops
@@ -132,6 +134,53 @@ def test_numbers_of_other_types():
     for temperature in (2, np.float32(2), np.int64(2)):
         assert kd(X + 1, X, temperature).item() == plain.item()
     assert kd_ce(kd_weight=np.float64(1), ce_weight=0, ignore_index=1).total.item() == 0
+
+
+# ---- every number, of every function ----
+
+NUMBERS = [math.nan, math.inf, -math.inf, 1e308, -1e308, 3e38, 1e30, 1e15, 1e12, 16.0, 0.0, -0.0, -1.0]
+NUMBERS += [1e-3, 1e-12, 1e-18, 1e-30, 1e-38, 1e-320, -1e-320, 5e-324]
+
+
+def float_arguments():
+    """(name of an op, its argument) for each number that a function takes."""
+    first = {op.function: name for name, op in reversed(TABLE.items())}
+    for function, name in first.items():
+        for key, parameter in inspect.signature(getattr(ops, function)).parameters.items():
+            if parameter.annotation == "float":
+                yield pytest.param(name, key, id=f"{function}-{key}")
+
+
+@pytest.mark.parametrize(("name", "key"), float_arguments())
+def test_every_number_is_refused_or_computed_with(backend, name, key):
+    """An error that names the argument, or the value and gradients of float64."""
+    op = TABLE[name]
+    accepted = 0
+    for number in NUMBERS:
+        of_call = dataclasses.replace(op, options={**op.options, key: number})
+        try:
+            actual = evaluate(of_call, op.arguments(device=backend.device))
+        except ValueError as error:
+            assert str(error).startswith(key), number  # noqa: PT017
+            continue
+        accepted += 1
+        true = evaluate(of_call, widened(op.arguments(device=backend.device)), module=ops.reference)
+        assert_close(actual, true, slack=1e-2)  # a large eps leaves a difference of numbers of about that size
+    assert accepted
+
+
+@pytest.mark.parametrize(("key", "numbers"), [("temperature", NUMBERS), ("momentum", NUMBERS)])
+def test_every_number_of_a_memory(key, numbers):
+    for number in numbers:
+        try:
+            memory = ops.CRDMemory(9, 4, **{key: number})
+        except ValueError as error:
+            assert str(error).startswith(key), number  # noqa: PT017
+            continue
+        rows = torch.nn.functional.normalize(torch.ones(2, 4))
+        loss = ops.crd_loss(rows, rows, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 5]]), memory)
+        assert loss.isfinite(), number
+        assert memory.student_bank.isfinite().all()
 
 
 # ---- every loss, over the table of every_op ----

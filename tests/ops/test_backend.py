@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -28,9 +30,108 @@ def forget_warnings(monkeypatch):
 
 def test_switch_is_undone_even_after_an_error():
     with pytest.raises(KeyError), ops.backend("reference"):
-        assert _backend._backend == "reference"
+        assert _backend.current() == "reference"
         raise KeyError
-    assert _backend._backend == "auto"
+    assert _backend.current() == "auto"
+
+
+def test_overlapping_blocks_of_threads():
+    """Each thread has its own; the process is as before."""
+    entered, left = threading.Barrier(3), threading.Barrier(3)
+    seen = {}
+
+    def work(name, leaves_last):
+        with ops.backend(name):
+            entered.wait()
+            seen[name] = _backend.current()
+            if leaves_last:
+                left.wait()
+        if not leaves_last:
+            left.wait()
+        seen[name, "after"] = _backend.current()
+
+    threads = [threading.Thread(target=work, args=x) for x in (("reference", False), ("fused", True))]
+    for thread in threads:
+        thread.start()
+    entered.wait()
+    seen["main"] = _backend.current()
+    left.wait()
+    for thread in threads:
+        thread.join()
+    after = dict.fromkeys([("reference", "after"), ("fused", "after")], "auto")
+    assert seen == {"reference": "reference", "fused": "fused", "main": "auto"} | after
+    assert _backend.current() == "auto"
+
+
+def test_overlapping_blocks_of_tasks():
+    async def work(name, turns):
+        with ops.backend(name):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                assert _backend.current() == name
+        assert _backend.current() == "auto"
+
+    async def work_side_by_side():
+        await asyncio.gather(work("reference", 2), work("fused", 5), work("reference", 7))
+        assert _backend.current() == "auto"
+        with ops.backend("reference"):
+            inside = asyncio.create_task(asyncio.sleep(0, _backend.current()))
+        assert await inside == "reference"
+
+    asyncio.run(work_side_by_side())
+    assert _backend.current() == "auto"
+
+
+def test_overlapping_blocks_of_generators():
+    def work(name):
+        with ops.backend(name):
+            yield
+
+    first, second = work("reference"), work("fused")
+    next(first)
+    next(second)
+    first.close()  # the one that was entered first is left first
+    assert _backend.current() == "fused"
+    second.close()
+    assert _backend.current() == "auto"
+
+
+def test_the_default_is_the_processes():
+    """Of every thread, but inside of a block."""
+    seen = []
+    try:
+        with ops.backend("fused"):
+            ops.set_backend("reference")
+            assert _backend.current() == "fused"
+            thread = threading.Thread(target=lambda: seen.append(_backend.current()))
+            thread.start()
+            thread.join()
+        assert seen == [_backend.current()] == ["reference"]
+    finally:
+        ops.set_backend("auto")
+
+
+@needs_library
+@pytest.mark.parametrize("reads_contexts", [True, False])
+def test_compiled_code_follows_the_switch(monkeypatch, reads_contexts):
+    """In one graph, also by compilers that can't read a context variable."""
+    if reads_contexts and not _backend._COMPILERS_READ_CONTEXTS:
+        pytest.skip("this torch's compiler can't read a context variable")
+    monkeypatch.setattr(_backend, "_COMPILERS_READ_CONTEXTS", reads_contexts)
+    targets = []
+
+    def note(graph, _):
+        targets.append(any("autograd_function" in str(n.target) or "sftn" in str(n.target) for n in graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: ops.kd_loss(x, X), fullgraph=True, backend=note)
+    for name in ("fused", "reference", "fused"):
+        with ops.backend(name):
+            compiled(X + 1)
+    compiled(X + 1)
+    assert targets[:2] == [True, False]
+    assert len(targets) <= 3  # each was traced once, "auto" beside them
 
 
 def test_reference_never_calls_the_kernel():

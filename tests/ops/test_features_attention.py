@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import DTYPES, MAP_LAYOUTS, channels_last, ids, needs_kernels, on_threads, refusals, wave
+from precision import assert_rounded_once, rounding
 from torch import Tensor
 
 from bench.cases.case import step as bench_step
@@ -277,16 +278,16 @@ def test_gradcheck(backend, loss, teacher_size):
 
 @pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
-def test_half_precision_is_no_worse_than_pytorch(backend, name, dtype):
+def test_half_precision_is_rounded_once(backend, name, dtype):
     loss = LOSSES[name]
     student, teacher = make(loss, (8, 32, 8, 8), dtype=dtype, device=backend.device)
     true = differentiate(loss, Oracle, student.double(), teacher.double())
     ours = differentiate(loss, ops, student, teacher)
-    theirs = differentiate(loss, Oracle, student, teacher)
-    assert abs(ours.loss - true.loss) <= abs(theirs.loss - true.loss) + 1e-7
-    for our_grad, their_grad, grad in zip(ours.grads, theirs.grads, true.grads, strict=True):
-        error = (our_grad.double() - grad).abs().max()
-        assert error <= (their_grad.double() - grad).abs().max() + 6e-8
+    off = rounding(32, 8 * 8)
+    # A difference of attention maps, which are off by `off` of their own size.
+    assert ours.loss.item() == pytest.approx(true.loss.item(), rel=8 * off)
+    for our_grad, grad in zip(ours.grads, true.grads, strict=True):
+        assert_rounded_once(our_grad, grad, 8 * off)
 
 
 # ---- extremes ----

@@ -6,7 +6,7 @@ import logits_oracle as oracle
 import pytest
 import torch
 from families import DTYPES, ids
-from logits_table import LOSSES, Result, assert_close, differentiate, make
+from logits_table import LOSSES, TOLERANCE, Result, assert_close, differentiate, make
 
 from sftn_fast import ops
 
@@ -144,6 +144,67 @@ def test_extreme_logits(backend, dtype, temperature, direction):
     # CUDA's one pass rescales a float32 mean of logits 1e4 apart when it meets a larger maximum: one rounding of 1e4.
     slack = 6e-4 if backend.name in ("emulated", "cuda") and dtype != torch.float64 else 0
     assert_close(actual, true, dtype, slack)
+
+
+class At:
+    """A module's losses at a temperature, of the divergence alone."""
+
+    def __init__(self, module, temperature, direction="teacher_to_branch"):
+        only = {"teacher_weight": 0.0, "ce_weight": 0.0, "direction": direction}
+        self.kd_loss = lambda s, t: module.kd_loss(s, t, temperature)
+        self.kd_ce_loss = lambda s, t, y: module.kd_ce_loss(s, t, y, temperature, kd_weight=1.0, ce_weight=0.0)
+        self.sftn_loss = lambda t, s, y: module.sftn_loss(t, s, y, temperature, **only)
+
+
+DIVERGENCES = [("kd", ""), ("kd_ce", ""), ("sftn", "teacher_to_branch"), ("sftn", "branch_to_teacher")]
+
+
+def assert_accurate(backend, name, direction, dtype, temperature, change=lambda teacher, student: student):
+    """Value and gradients against the reference in float64, which `test_the_limit_of_large_temperatures` holds."""
+    loss = LOSSES[name]
+    teacher, students, target = make(loss, 5, 1100, dtype=dtype, device=backend.device)
+    students = [change(teacher, student).to(dtype) for student in students]
+    actual = differentiate(loss, At(ops, temperature, direction), teacher, students, target)
+    wide = teacher.double(), [s.double() for s in students]
+    true = differentiate(loss, At(ops.reference, temperature, direction), *wide, target)
+    off = TOLERANCE[dtype] * max(1, 1 / temperature)  # exponents are off by what logits by T are
+    assert actual.total.item() == pytest.approx(true.total.item(), rel=off)
+    for grad, right in zip(actual.grads, true.grads, strict=True):
+        assert (grad - right).abs().max() <= off * right.abs().max()
+
+
+@pytest.mark.parametrize(("name", "direction"), DIVERGENCES)
+@pytest.mark.parametrize("temperature", [0.05, 4.0, 30.0, 1e3, 1e4, 1e6, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
+def test_no_digits_are_lost_at_a_large_temperature(backend, name, direction, dtype, temperature):
+    assert_accurate(backend, name, direction, dtype, temperature)
+
+
+@pytest.mark.parametrize(("name", "direction"), DIVERGENCES)
+@pytest.mark.parametrize("apart", [1e-1, 1e-2])
+def test_no_digits_are_lost_where_a_student_is_near_its_teacher(backend, name, direction, apart):
+    """Of logits of about 3: their own last digits are what is left of a smaller difference."""
+    assert_accurate(backend, name, direction, torch.float32, 2.0, lambda t, s: t + apart * s)
+
+
+def test_the_limit_of_large_temperatures(backend):
+    """Half the variance over classes of the difference of logits."""
+    teacher, (student,), _ = make(LOSSES["kd"], 6, 50, dtype=torch.float64, device=backend.device)
+    limit = (teacher - student).var(dim=1, unbiased=False).mean() / 2
+    assert ops.kd_loss(student, teacher, 1e10).item() == pytest.approx(limit.item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("temperature", [5.0, 1e4])
+def test_classes_ruled_out_where_the_rest_is_near(backend, temperature):
+    """Classes that both rule out, one that the teacher alone does, and mass of the student's where the teacher's is 0."""
+    teacher, (student,), _ = make(LOSSES["kd"], 3, 40, dtype=torch.float64, device=backend.device)
+    student = teacher + 0.01 * student
+    teacher[0, :20] = student[0, :20] = -torch.inf
+    teacher[1, 7] = -torch.inf
+    teacher[2, :3], student[2, :3] = -1e6, 0.0
+    rows = ops.kd_loss(student, teacher, temperature, reduction="none")
+    expected = oracle.kd_loss(student, teacher, temperature, reduction="none")
+    torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-9 * temperature**2 * 1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])

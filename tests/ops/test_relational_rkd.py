@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import DTYPES, ids, needs_kernels, on_threads, refusals
+from precision import rounding
 from torch import Tensor
 
 from bench.eager.relational import RKD as Eager
@@ -212,37 +213,20 @@ def clusters(generator: torch.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("make_student", [far_from_the_origin, near_duplicates, nearer_duplicates, clusters])
-def test_no_less_accurate_than_the_authors_code(backend, make_student):
-    generator = torch.Generator().manual_seed(1)
-    student, teacher = make_student(generator), torch.randn(48, 32, generator=generator)
-    student, teacher = student.to(backend.device), teacher.to(backend.device)
-
-    def gradient(loss: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        x = student.to(dtype).requires_grad_()
-        total = loss(x, teacher.to(dtype))
-        return total.detach(), torch.autograd.grad(total, x)[0].double()
-
-    right_total, right = gradient(lambda s, t: reference.rkd_loss(s, t).total, torch.float64)
-    errors = []
-    for loss in (lambda s, t: ops.rkd_loss(s, t).total, Eager()):
-        total, grad = gradient(loss, torch.float32)
-        errors.append((abs(total - right_total).item(), (grad - right).abs().max().item()))
-    (our_total, our_grad), (their_total, their_grad) = errors
-    assert our_grad <= their_grad
-    assert our_total <= their_total + 1e-6 * right_total.item()
-
-
-@pytest.mark.parametrize("make_student", [far_from_the_origin, near_duplicates, nearer_duplicates, clusters])
-@pytest.mark.parametrize("loss", ["distance", "angle"])
+@pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
 def test_accurate_whatever_the_distances(backend, loss, make_student):
-    """As accurate as where all distances are alike, to a millionth of the largest gradient."""
+    """As accurate as where all distances are alike, to a few roundings of the largest gradient.
+
+    A difference of two rows is rounded once, however close they are, and a relation of float32 differences is as
+    accurate as its sums over features and rows.
+    """
     generator = torch.Generator().manual_seed(1)
     student, teacher = make_student(generator), torch.randn(48, 32, generator=generator)
     actual = differentiate(loss, ops, student.to(backend.device), teacher.to(backend.device))
     right = differentiate(loss, reference, student.double(), teacher.double())
     assert actual.total.item() == pytest.approx(right.total.item(), rel=1e-6)
     for grad, true in zip(actual.grads, right.grads, strict=True):
-        assert (grad.double().cpu() - true).abs().max() < 1e-6 * true.abs().max()
+        assert (grad.double().cpu() - true).abs().max() < 3 * rounding(64, 48) * true.abs().max()
 
 
 # ---- extremes ----

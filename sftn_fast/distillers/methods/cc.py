@@ -12,6 +12,7 @@ from sftn_fast.distillers.options import Bound
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
 from sftn_fast.nn import CorrelationLoss
+from sftn_fast.ops._dtype import widened
 
 
 @register("cc")
@@ -32,5 +33,5 @@ class CC(RelationalMethod):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        embedded = self.embed_student(student.pooled).float(), self.embed_teacher(teacher.pooled).float()
+        embedded = widened(self.embed_student(student.pooled), self.embed_teacher(teacher.pooled))
         return self.criterion(*self.together(*embedded))

@@ -9,6 +9,7 @@ from sftn_fast.distillers.method import RelationalMethod, Setup
 from sftn_fast.distillers.options import NonNegative, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
+from sftn_fast.nn.precision import in_float32
 
 
 @register("dist")
@@ -30,9 +31,14 @@ class DIST(RelationalMethod):
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
         logits = self.together(student.logits, teacher.logits)
-        ours, theirs = ((x.float() / self.temperature).softmax(1) for x in logits)
+        ours, theirs = (_probabilities(x, self.temperature) for x in logits)
         apart = self.inter * _uncorrelated(ours, theirs) + self.intra * _uncorrelated(ours.T, theirs.T)
         return self.temperature**2 * apart
+
+
+@in_float32
+def _probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (logits / temperature).softmax(1)
 
 
 def _uncorrelated(a: Tensor, b: Tensor) -> Tensor:

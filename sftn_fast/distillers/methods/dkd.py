@@ -14,6 +14,7 @@ from sftn_fast.distillers.options import Bound, NonNegative, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.distillers.warmup import WarmUp
 from sftn_fast.models import Features
+from sftn_fast.nn.precision import in_float32
 
 
 @register("dkd")
@@ -48,16 +49,18 @@ class DKD(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        ours = _decoupled(student.logits.float() / self.temperature, batch.target)
-        theirs = _decoupled(teacher.logits.float() / self.temperature, batch.target)
+        ours = _decoupled(student.logits, batch.target, self.temperature)
+        theirs = _decoupled(teacher.logits, batch.target, self.temperature)
         binary, others = (
             F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in zip(ours, theirs, strict=True)
         )
         return self.warmup.factor * self.temperature**2 * (self.alpha * binary + self.beta * others)
 
 
-def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+@in_float32
+def _decoupled(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logarithms of: the class and all others together [N, 2]; each of the others among themselves [N, C], 0 at it."""
+    logits = logits / temperature
     is_class = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target[:, None], True)
     others = logits.masked_fill(is_class, -torch.inf)
     binary = torch.stack([logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], 1)

@@ -14,6 +14,7 @@ from sftn_fast.distillers.options import Bound
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features, StagedNet
 from sftn_fast.nn import FSPLoss
+from sftn_fast.ops._dtype import widened
 
 
 @register("fsp")
@@ -45,7 +46,8 @@ class FSP(Method):
 
     def flow(self, student: Features, teacher: Features) -> Tensor:
         """The loss, whenever it is learned from."""
-        ours, theirs = ([features.stem, *features.stages] for features in (student, teacher))
+        # A stage is in two losses: its gradient is to be rounded once.
+        ours, theirs = (widened(features.stem, *features.stages) for features in (student, teacher))
         if ours[0].shape[1] != theirs[0].shape[1]:
             shapes = f"student {list(ours[0].shape[1:])} and teacher {list(theirs[0].shape[1:])}"
             raise ValueError(f"fsp needs the same channels in the stems, got {shapes}")

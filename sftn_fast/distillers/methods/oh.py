@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftn_fast import ops
@@ -10,6 +9,7 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers.method import PairedMethod, Setup, sum_of
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
+from sftn_fast.nn.precision import average_pooled
 
 
 @register("oh")
@@ -48,7 +48,7 @@ class OH(PairedMethod):
     def _loss(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
         mapped = self.connectors[number](student)
         if teacher.shape[2:] != mapped.shape[2:]:
-            teacher = F.adaptive_avg_pool2d(teacher, (mapped.shape[2], mapped.shape[3]))
+            teacher = average_pooled(teacher, (mapped.shape[2], mapped.shape[3]))
         return ops.oh_loss(mapped, teacher, getattr(self, f"margin{number}"))
 
 

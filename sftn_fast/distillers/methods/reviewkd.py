@@ -15,6 +15,7 @@ from sftn_fast.distillers.options import Bound
 from sftn_fast.distillers.registry import register
 from sftn_fast.distillers.warmup import WarmUp
 from sftn_fast.models import Features
+from sftn_fast.nn.precision import in_float32
 
 
 @register("reviewkd")
@@ -81,6 +82,7 @@ class Fusion(nn.Module):
         return self.expand(x), x
 
 
+@in_float32  # here already: a map that is in several losses has its gradient rounded once
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error at full size and at 4, 2 and 1 pixels, each level counting half of the one before."""
     total, weight, weights = ops.hint_loss(student, teacher), 1.0, 1.0

@@ -14,6 +14,7 @@ from sftn_fast.distillers.method import Initialisation, InitTask, Method, Setup
 from sftn_fast.distillers.options import Bound, NonNegative, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features, StagedNet
+from sftn_fast.nn.precision import in_float32
 
 ROTATIONS = 3  # by 90, 180 and 270 degrees
 
@@ -112,9 +113,10 @@ def rotations(images: Tensor) -> Tensor:
     return torch.cat([images.rot90(quarters, (2, 3)) for quarters in range(1, ROTATIONS + 1)])
 
 
+@in_float32
 def similarities(embeddings: Tensor, count: int) -> Tensor:
     """Cosines [3 N, N] of the rotated images' embeddings with those of the N = ``count`` images before them."""
-    directions = F.normalize(embeddings.float(), dim=1, eps=1e-8)
+    directions = F.normalize(embeddings, dim=1, eps=1e-8)
     return directions[count:] @ directions[:count].T
 
 

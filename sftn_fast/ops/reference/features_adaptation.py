@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from sftn_fast.ops._dtype import widened
+from sftn_fast.ops._autograd import savable
+from sftn_fast.ops._dtype import widened, widened_beside
 
 
 def adapted_hint_loss(
@@ -21,11 +22,13 @@ def adapted_hint_loss(
     eps: float = 1e-5,
 ) -> Tensor:
     """Reference of :func:`sftn_fast.ops.adapted_hint_loss`."""
-    x, teacher = widened(features, teacher_features)
     statistics = running_mean, running_var
+    x, teacher = widened(*widened_beside((features, teacher_features), weight, bias, *(() if training else statistics)))
     # F.batch_norm wants them all in one dtype, and writes to the running statistics that it is given.
     mean, var = (None if s is None else s.to(x.dtype) for s in statistics)
-    scale, shift = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+    scale, shift = savable(*(None if p is None else p.to(x.dtype) for p in (weight, bias)))
+    if not training:
+        mean, var = savable(mean, var)
     normalised = F.batch_norm(x, mean, var, scale, shift, training, momentum, eps)
     if training:
         for own, updated in zip(statistics, (mean, var), strict=True):

@@ -33,7 +33,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
 
 def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> Tensor:
     """Reference of :func:`sftn_fast.ops.oh_loss`."""
-    student, teacher = widened(student_preact, teacher_preact)
+    student, teacher, margin = widened(student_preact, teacher_preact, margin)
     margin = _per_channel(margin, student)
     target = torch.where(teacher <= margin, margin, teacher)
     left_out = (student <= target) & (target <= 0)  # not the opposite of "counts": a NaN must show
@@ -54,7 +54,8 @@ def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Reference of :func:`sftn_fast.ops.vid_loss`."""
-    mean, teacher = pooled_alike(mean, teacher_features)
+    mean, teacher, log_scale = widened(mean, teacher_features, log_scale)
+    mean, teacher = pooled_alike(mean, teacher)
     softplus = -F.logsigmoid(-_per_channel(log_scale, mean))  # F.softplus is off by 2e-9 from 20 on
     variance = softplus + eps
     terms = 0.5 * ((mean - teacher).square() / variance + variance.log())

@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops._autograd import savable
 from sftn_fast.ops._dtype import widened
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 from sftn_fast.ops.validation import check_classes
+
+NEAR = 0.5
+"""How far apart the logits by T of two distributions, less their mean difference, may be for a polynomial."""
 
 
 def kd_loss(
@@ -71,19 +75,39 @@ def sftn_loss(
 
 def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     """``KL(softmax(p / T) || softmax(q / T))`` of each row, where a probability of 0 contributes nothing: ``[N]``."""
-    p_log, q_log = _log_softmax(p_logits, temperature), _log_softmax(q_logits, temperature)
+    p_scaled, q_scaled = _scaled(p_logits, temperature), _scaled(q_logits, temperature)
+    p_log, q_log = F.log_softmax(p_scaled, dim=1), F.log_softmax(q_scaled, dim=1)
     p = p_log.exp()
-    return (p * torch.where(p == 0, 0.0, p_log - q_log)).sum(dim=1)
+    far = (p * torch.where(p == 0, 0.0, p_log - q_log)).sum(dim=1)
+
+    # Where the two are near to each other the digits of those logarithms cancel: q_log - p_log is had from the
+    # difference y of the logits, and KL is the sum of p (exp(q_log - p_log) - 1 - (q_log - p_log)), none of it negative.
+    ruled_out = (p_scaled == -torch.inf) & (q_scaled == -torch.inf)
+    y = torch.where(ruled_out, 0.0, q_scaled) - torch.where(ruled_out, 0.0, p_scaled)
+    y = y - torch.where(p == 0, 0.0, p * y).sum(dim=1, keepdim=True).detach()
+    near = (y.detach().abs() <= NEAR).all(dim=1)
+    y = torch.where(near[:, None], y, 0.0)
+    log_ratio = y - (p * (y + _exp_remainder(y))).sum(dim=1, keepdim=True).log1p()
+    return torch.where(near, (p * _exp_remainder(log_ratio)).sum(dim=1), far)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
     # The maximum goes first: at temperature 0.05, logits of 1e4 would lose two digits in the division.
-    shifted = logits - logits.detach().amax(dim=1, keepdim=True)
-    return F.log_softmax(shifted / temperature, dim=1)
+    return (logits - logits.detach().amax(dim=1, keepdim=True)) / temperature
+
+
+def _exp_remainder(y: Tensor) -> Tensor:
+    """``exp(y) - 1 - y`` for ``y`` up to about 1/2, by its Taylor polynomial, all of whose derivatives are as exact."""
+    degree = 18 if y.dtype == torch.float64 else 10
+    p = torch.ones_like(y)
+    for n in range(degree, 2, -1):
+        p = 1 + p * y / n
+    return 0.5 * p * y.square()
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
     """Mean over the rows whose target counts; 0 if there are none."""
+    (target,) = savable(target)
     try:
         total = F.cross_entropy(
             logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"

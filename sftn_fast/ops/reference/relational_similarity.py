@@ -38,9 +38,15 @@ def _gram_rows(features: Tensor) -> Tensor:
 
 def _similarity_rows(embedding: Tensor, eps: float) -> Tensor:
     """Cosine similarities from 0 to 1, each row divided by its sum: ``[B, B]``."""
-    square = embedding.detach().square().sum(dim=1, keepdim=True)
+    constant = embedding.detach()
+    square = constant.square().sum(dim=1, keepdim=True)
+    largest = constant.abs().amax(dim=1, keepdim=True) if constant.shape[1] else square
     # A row of zeros, or one with NaN or infinity in it, has cosine 0 to all rows.
-    embedding = torch.where((square > 0) & (square < torch.inf), embedding, 0.0)
-    unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + eps)
+    alive = (largest > 0) & (square < torch.inf)
+    embedding = torch.where(alive, embedding, 0.0)
+    # The squares of small numbers are too small for float32.
+    largest = torch.where(alive, largest, 1.0)
+    norm = largest * torch.linalg.vector_norm(embedding / largest, dim=1, keepdim=True)
+    unit = embedding / (norm + eps)
     similarity = ((unit @ unit.t() + 1) / 2).clamp(min=0)
     return similarity / similarity.sum(dim=1, keepdim=True)

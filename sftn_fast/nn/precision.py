@@ -1,0 +1,58 @@
+"""Float32 at least, in losses that are written in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftn_fast.ops._autograd import savable
+from sftn_fast.ops._dtype import accumulator
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: compute in float32, or in float64 where an argument is, whatever autocast says.
+
+    Floating-point tensors among the positional arguments, and in lists and tuples among them, are converted, each once;
+    its gradient is rounded once. Those of ``torch.inference_mode()`` are copied, as autograd does not save them.
+    """
+
+    @wraps(function)
+    def in_wide(*arguments: P.args, **options: P.kwargs) -> R:
+        given = list(_floating(arguments))
+        dtype = accumulator(*given)
+        device = given[0].device.type if given else "cpu"
+        if not torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
+            return function(*_converted(arguments, dtype), **options)
+        with torch.autocast(device, enabled=False):  # what is compiled may run under it later
+            return function(*_converted(arguments, dtype), **options)
+
+    return in_wide
+
+
+average_pooled = in_float32(F.adaptive_avg_pool2d)
+"""``F.adaptive_avg_pool2d``, whose averages half precision would round."""
+
+
+def _floating(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _floating(item)
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        (value,) = savable(value.to(dtype) if value.is_floating_point() else value)
+    elif isinstance(value, (list, tuple)):
+        return type(value)([_converted(item, dtype) for item in value])
+    return value
