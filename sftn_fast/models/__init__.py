@@ -4,7 +4,7 @@ from sftn_fast.models import mobilenet, resnet, shufflenet_v1, shufflenet_v2, vg
 from sftn_fast.models.export import load, load_weights, read_config, require_weights, save
 from sftn_fast.models.registry import build, names, register
 from sftn_fast.models.staged import Features, StagedNet
-from sftn_fast.models.weights import WeightsError
+from sftn_fast.models.weight_files import WeightsError
 from sftn_fast.models.wrap import as_staged
 
 __all__ = [
