@@ -142,8 +142,11 @@ class TorchvisionNet(StagedNet):
 ROWS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks in each row of MobileNetV2's table, by which timm counts; torchvision counts through."""
 OUTSIDE = {
-    **{"conv_stem": "features.0.0", "bn1": "features.0.1"},
-    **{"conv_head": "features.18.0", "bn2": "features.18.1", "classifier": "classifier.1"},
+    "conv_stem": "features.0.0",
+    "bn1": "features.0.1",
+    "conv_head": "features.18.0",
+    "bn2": "features.18.1",
+    "classifier": "classifier.1",
 }
 FIRST_BLOCK = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
 OTHER_BLOCKS = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from sftn_fast.models.copying import copy_network, copy_without_data
 
 Shape = tuple[int, int, int]
 
@@ -231,7 +232,7 @@ class StagedNet(nn.Module):
 
     def tail(self, i: int) -> nn.Module:
         """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""
-        return copy.deepcopy(Tail(self._stages_from(i), self.head))
+        return copy_network(Tail(self._stages_from(i), self.head))
 
     def feature_shapes(self, image_size: int) -> list[Shape]:
         """(C, H, W) of each stage's output for square images; leaves parameters, statistics and random state alone."""
@@ -255,26 +256,12 @@ class StagedNet(nn.Module):
 
     def _shapes(self, image_size: int) -> list[Shape]:
         """Shapes of the stem's and the stages' outputs, from a pass over tensors that hold no data."""
-        skeleton = _skeleton(self).eval()
+        skeleton = copy_without_data(self).eval()
         dtype = next(skeleton.parameters()).dtype
         images = torch.empty(1, self.in_channels, image_size, image_size, device="meta", dtype=dtype)
         with torch.no_grad():
             seen = skeleton.forward_features(images)
+        for place, map_ in zip(("the stem", *(f"stage {i + 1}" for i in range(self.num_stages))), (seen.stem, *seen.stages)):
+            if map_.dim() != 4:
+                raise ValueError(f"{place} of {self.name} gives {list(map_.shape)}, which is no map [N, C, H, W]")
         return [cast(Shape, tuple(map_.shape[1:])) for map_ in (seen.stem, *seen.stages)]
-
-
-def _skeleton(net: StagedNet) -> StagedNet:
-    """A copy of ``net`` whose tensors are on the meta device, made without copying any data."""
-    # deepcopy takes what its memo already holds for the copy of an object.
-    memo = {id(tensor): _on_meta(tensor) for tensor in _tensors(net)}
-    return copy.deepcopy(net, memo)
-
-
-def _tensors(net: nn.Module) -> Iterator[Tensor]:
-    yield from net.parameters()
-    yield from net.buffers()
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -145,11 +145,8 @@ def find_fault(name: str, given: Tensor, dtype: torch.dtype) -> str | None:
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if dtype.is_floating_point and given.dtype not in floats:
         return f"is {_dtype(given)}, not floating point of 16 bits or more"
-    if (
-        not dtype.is_floating_point
-        and (given.is_floating_point() or given.is_complex())
-        or given.dtype != dtype == torch.bool
-    ):
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if not dtype.is_floating_point and not (whole or given.dtype == dtype):
         return f"is {_dtype(given)}, not {str(dtype).removeprefix('torch.')}"
     if not dtype.is_floating_point:
         return None

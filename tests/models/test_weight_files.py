@@ -369,7 +369,7 @@ def test_all_but_the_classifier_of_every_kind_of_head(name, tmp_path):
 
 def test_another_network_does_not_pass_as_one_of_other_classes(tmp_path):
     torch.save(network(name="resnet8x4", num_classes=9).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(models.WeightsError, match="does not fit resnet8 with 5 classes; the file has stem.0.weight"):
+    with pytest.raises(models.WeightsError, match="does not fit resnet8 with 5 classes; the file has stem"):
         models.load_weights(network(), tmp_path / "w.pth", keep_head=True)
 
 
