@@ -2,7 +2,8 @@
 
 Layers, initialisation and dropout are torchvision's; here its networks are cut into stages, and the last block of each
 stage can also give its map from before the last ReLU. They are made for images of 224 pixels, which the stem shrinks to
-56: ``resnet50`` is torchvision's network for those, ``ResNet50`` RepDistiller's for images of 32 pixels.
+56: ``resnet50`` is torchvision's network for those, ``ResNet50`` RepDistiller's for images of 32 pixels, and likewise
+``resnet18`` and mdistiller's ``ResNet18``. One does not fit the other's weights.
 
 torchvision is imported when the first of them is built; the names are known without it.
 """
@@ -121,6 +122,7 @@ class TorchvisionNet(StagedNet):
     """
 
     default_lr = 0.1
+    origins = ("torchvision",)
 
     def __init__(self, module: nn.Module, parts: Parts, *, num_classes: int, in_channels: int) -> None:
         stem, stages, head = parts

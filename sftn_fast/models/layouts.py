@@ -102,9 +102,8 @@ def _unlikeness(axes: tuple[int, ...], size: tuple[int, int]) -> float:
 def _no_map(shape: tuple[int, ...], name: str) -> str:
     if len(shape) == 3:
         return (
-            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: name modules that give maps, such as a "
-            f"transformer's patch embedding (conv_proj), which serves all methods that compare logits; or put the tokens "
-            f"into a map within a module of your own"
+            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: put them into a map within a module of your own; "
+            f"for methods that compare logits alone, as_staged(nn.Sequential(nn.Identity(), net), ['0'], head='1') does"
         )
     return f"{name} gives {_show(shape)} and no map [N, C, H, W]: name modules that give maps"
 

@@ -97,6 +97,10 @@ class Head(nn.Module):
         """Pooled vector [N, D] and logits [N, num_classes]."""
         if self.expand is not None:
             x = self.expand(x)
+        return self.classify(x)
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled vector [N, D] and logits [N, num_classes] of the map [N, D, H, W] that is pooled."""
         pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
         return pooled, self.fc(pooled)
 
@@ -137,8 +141,13 @@ class StagedNet(nn.Module):
     foreign_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Regular expressions and replacements that turn the names in a RepDistiller checkpoint into this network's."""
 
+    origins: ClassVar[tuple[str, ...]] = ()
+    """Projects whose names the network's tensors have by ``foreign_names`` or ``wrapped_names``."""
+
     wrapped_names: Mapping[str, str] = MappingProxyType({})
     """Of a network made of another's modules: this network's names of tensors by the other's."""
+
+    __jit_ignored_attributes__: ClassVar = ["wrapped_names"]  # torch.jit.script has no such type
 
     def __init__(
         self,
@@ -165,7 +174,10 @@ class StagedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, num_classes] of images [N, in_channels, H, W]."""
-        return self.forward_from(1, self.stem(x))
+        x = self.stem(x)
+        for stage in self.stages:  # as forward_from(1, ...), in terms that torch.jit.script knows too
+            x = stage(x)
+        return self.head(x)
 
     def forward_from(self, i: int, x: Tensor) -> Tensor:
         """Logits [N, num_classes] from what stage ``i`` takes, through stages i..S and the head.
@@ -254,14 +266,31 @@ class StagedNet(nn.Module):
             raise ValueError(f"stage must be from 1 to {self.num_stages + 1} (the head alone), got {i}")
         return list(self.stages)[i - 1 :]
 
-    def _shapes(self, image_size: int) -> list[Shape]:
-        """Shapes of the stem's and the stages' outputs, from a pass over tensors that hold no data."""
-        skeleton = copy_without_data(self).eval()
-        dtype = next(skeleton.parameters()).dtype
-        images = torch.empty(1, self.in_channels, image_size, image_size, device="meta", dtype=dtype)
-        with torch.no_grad():
-            seen = skeleton.forward_features(images)
-        for place, map_ in zip(("the stem", *(f"stage {i + 1}" for i in range(self.num_stages))), (seen.stem, *seen.stages)):
+    def probe(self, image_size: int) -> Features:
+        """What one square image of ``image_size`` pixels gives, in shapes alone; leaves parameters, statistics and
+        random state alone.
+
+        Raises:
+            ValueError: The stem or a stage gives no map [N, C, H, W].
+        """
+        try:
+            seen = _pass(copy_without_data(self), image_size, torch.device("meta"))
+        except Exception:  # a layer looks at values, as those do that learn to quantise
+            seen = _pass(copy_network(self), image_size, next(self.parameters()).device)
+        for number, map_ in enumerate((seen.stem, *seen.stages)):
             if map_.dim() != 4:
+                place = f"stage {number}" if number else "the stem"
                 raise ValueError(f"{place} of {self.name} gives {list(map_.shape)}, which is no map [N, C, H, W]")
+        return seen
+
+    def _shapes(self, image_size: int) -> list[Shape]:
+        """Shapes of the stem's and the stages' outputs."""
+        seen = self.probe(image_size)
         return [cast(Shape, tuple(map_.shape[1:])) for map_ in (seen.stem, *seen.stages)]
+
+
+def _pass(net: StagedNet, image_size: int, device: torch.device) -> Features:
+    dtype = next(net.parameters()).dtype
+    images = torch.zeros(1, net.in_channels, image_size, image_size, device=device, dtype=dtype)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return net.eval().forward_features(images)

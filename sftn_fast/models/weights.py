@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.models.candidates import COUNTER, Candidate, find_candidates, prefer
+from sftn_fast.models.registry import names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, safetensors
 from sftn_fast.models.words import listed, plain
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 Say = Callable[[str], object]
 """Takes a line for the user."""
 SHOWN = 5
+BOUNDS = (".min_val", ".max_val")
+"""Last parts of names of what torch.ao's observers have seen; infinite before they see anything."""
 
 
 def assign(
@@ -100,9 +103,12 @@ def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | Non
 
 
 def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, path: str | Path) -> str:
-    what = f"{net.name} with {net.num_classes} classes" if isinstance(net, StagedNet) else type(net).__name__
+    staged = isinstance(net, StagedNet)
+    what = f"{net.name} with {net.num_classes} classes" if staged else type(net).__name__
     if not _differences(own, nearest, _num_classes(net)):
         what += " (all but the classifier does: sftn.init takes such a file, and load_weights(..., keep_head=True))"
+    twins = [name for name in names() if name != net.name and name.lower() == net.name.lower()] if staged else []
+    what += "".join(f" ({twin} is another network)" for twin in twins)
     lines = "".join(f"\n  {line}" for line in _differences(own, nearest))
     under = f"under {plain(nearest.key)!r} " if nearest.key else ""
     return f"{plain(path)} does not fit {what}; the file has {under}{listed(nearest.theirs)}:{lines}"
@@ -149,6 +155,8 @@ def find_fault(name: str, given: Tensor, dtype: torch.dtype) -> str | None:
     if not dtype.is_floating_point and not (whole or given.dtype == dtype):
         return f"is {_dtype(given)}, not {str(dtype).removeprefix('torch.')}"
     if not dtype.is_floating_point:
+        return None
+    if name.endswith(BOUNDS):
         return None
     held = given.detach().to(dtype)
     if not torch.isfinite(held).all():

@@ -244,9 +244,7 @@ def _starts_in_place(module: nn.Module) -> bool:
     return getattr(module, "inplace", False)
 
 
-def _split(
-    module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Sequence[Layout] = ()
-) -> list[nn.Module]:
+def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Sequence[Layout] = ()) -> list[nn.Module]:
     """One module for each pair of neighbouring ``ends``, made of all nodes between them.
 
     ``layouts`` are those of the maps at the inner ends, as far as they are known.

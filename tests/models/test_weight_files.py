@@ -406,3 +406,12 @@ def test_timms_names_of_mobilenet(tmp_path):
     net = models.load(tmp_path / "w.pth", name="mobilenet_v2", num_classes=CLASSES)
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(net(x), original(x))
+
+
+def test_networks_whose_names_differ_in_case_alone_are_told_apart(tmp_path):
+    pytest.importorskip("torchvision")
+    torch.save(models.export_state_dict(models.build("ResNet18", num_classes=CLASSES)), tmp_path / "w.pth")
+    with pytest.raises(
+        models.WeightsError, match=r"does not fit resnet18 with 5 classes \(ResNet18 is another network\)"
+    ):
+        models.load(tmp_path / "w.pth", name="resnet18", num_classes=CLASSES)
