@@ -60,9 +60,8 @@ class Distiller(nn.Module):
             if not isinstance(network, StagedNet):
                 kind = "GraphModule" if isinstance(network, torch.fx.GraphModule) else type(network).__name__
                 raise TypeError(
-                    f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module; to "
-                    f"quantise while training, torch.ao.quantization.prepare_qat keeps a StagedNet as it is, prepare_qat_fx "
-                    f"does not"
+                    f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module. "
+                    f"To quantise while training, torch.ao.quantization.prepare_qat leaves it one; prepare_qat_fx does not"
                 )
         for teacher in teachers:
             if student.num_classes != teacher.num_classes:

@@ -19,7 +19,10 @@ def conv_norm_relu(
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """[N, C, H, W] with the channels of all groups in turn: torch's channel_shuffle, in steps that every exporter knows."""
+    """[N, C, H, W] with the channels of all groups in turn.
+
+    It is torch's channel_shuffle, in steps that every exporter knows.
+    """
     n, c, h, w = x.shape
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 

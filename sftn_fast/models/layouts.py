@@ -90,7 +90,7 @@ def _layout_by_proportion(shapes: Shapes, name: str) -> Layout:
     if first == last:
         raise ValueError(
             f"{name} gives {_show(shape)} for images of {size[0]} x {size[1]}, and nothing tells which axis is the "
-            f"channels': end the stage in a module that gives [N, C, H, W], with other numbers of channels than of pixels"
+            f"channels': end the stage in a module that gives [N, C, H, W] and not as many channels as rows"
         )
     return IN_ORDER if first < last else CHANNELS_LAST
 
@@ -102,7 +102,7 @@ def _unlikeness(axes: tuple[int, ...], size: tuple[int, int]) -> float:
 def _no_map(shape: tuple[int, ...], name: str) -> str:
     if len(shape) == 3:
         return (
-            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: put them into a map within a module of your own; "
+            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: put them into a map in a module of yours; "
             f"for methods that compare logits alone, as_staged(nn.Sequential(nn.Identity(), net), ['0'], head='1') does"
         )
     return f"{name} gives {_show(shape)} and no map [N, C, H, W]: name modules that give maps"

@@ -1,4 +1,4 @@
-"""A network's weights by the names that they have where the network is from: what the loader understands, turned round."""
+"""A network's weights by the names that they have where it is from: what the loader understands, turned round."""
 
 from __future__ import annotations
 

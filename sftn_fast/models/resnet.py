@@ -134,7 +134,7 @@ class ResNet(StagedNet):
 
 
 class FourStageResNet(ResNet):
-    """Four stages as for ImageNet, behind a stem that keeps the image's size; RepDistiller calls some layers otherwise."""
+    """Four stages as for ImageNet, behind a stem that keeps the image's size; some layers' names are others."""
 
     foreign_names = (
         (r"^linear\.", "head.fc."),
