@@ -85,6 +85,7 @@ def prepare(config: Config, root: Path) -> Prepared:
     distributed.on_main(partial(_check_files, config, stages, source or root))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
     images_of = worker.images_of if worker else partial(_images_to_look_at, config)
+    _check_fit(config, stages, source or root, images_of)
     _check_methods(config, stages, images_of)
     standings: dict[Stage, Standing] = {}
     if distributed.on_main(partial(_has_any, stages, source or root)):
@@ -201,16 +202,37 @@ def _try_methods(config: Config, specs: list[str], images: ImageData) -> None:
 
 def _check_files(config: Config, stages: list[Stage], root: Path) -> None:
     """Miss a network that a stage is to begin with before another one is trained."""
-    init = None if config.sftn.init == "teacher" else config.sftn.init
-    for key, path, kind in (("teacher_file", config.teacher_file, "teacher"), ("sftn.init", init, "sftn")):
-        wanted = [stage for stage in stages if stage.kind == kind]
-        if all(stage.is_finished(root) for stage in wanted):
-            continue  # who has its result needs its origin no more
+    for key, path in _files_to_begin_with(config, stages, root):
         try:
-            if path:
-                models.require_weights(path, config.teacher)
+            models.require_weights(path, config.teacher)
         except (OSError, ImportError, models.WeightsError) as error:
             raise ConfigError(f"{key}: {error}") from error
+
+
+def _check_fit(config: Config, stages: list[Stage], root: Path, images_of: Callable[[int], ImageData]) -> None:
+    """Load what a stage is to begin with, so that a file that does not fit is refused before a network is trained."""
+    for key, path in _files_to_begin_with(config, stages, root):
+        images = images_of(stages[0].seed)
+        distributed.on_every_rank(partial(_try_file, config, key, path, images))
+
+
+def _try_file(config: Config, key: str, path: str, images: ImageData) -> None:
+    network = models.build(config.teacher, num_classes=images.num_classes, in_channels=images.in_channels)
+    try:
+        models.load_weights(network, path, keep_head=key == "sftn.init", say=lambda _: None)
+    except (OSError, models.WeightsError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _files_to_begin_with(config: Config, stages: list[Stage], root: Path) -> list[tuple[str, str]]:
+    """Keys of the configuration and the files that they name, where a stage still needs them."""
+    init = None if config.sftn.init == "teacher" else config.sftn.init
+    found = []
+    for key, path, kind in (("teacher_file", config.teacher_file, "teacher"), ("sftn.init", init, "sftn")):
+        wanted = [stage for stage in stages if stage.kind == kind]
+        if path and not all(stage.is_finished(root) for stage in wanted):  # else its origin is needed no more
+            found.append((key, path))
+    return found
 
 
 def _check_packages() -> None:

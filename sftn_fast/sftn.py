@@ -8,7 +8,6 @@ NeurIPS 2021.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from sftn_fast.config import check
 from sftn_fast.models import StagedNet
+from sftn_fast.models.copying import copy_network
 from sftn_fast.models.staged import Shape, Tail
 
 
@@ -149,7 +149,7 @@ class StudentAwareTeacher(nn.Module):
 
         self.pairs = [paired[stage] for stage in wanted]
         self.teacher = teacher
-        shared = copy.deepcopy(student) if share_student else None
+        shared = copy_network(student) if share_student else None
         self.branches = nn.ModuleDict({str(pair.teacher_stage): _branch(pair, student, shared) for pair in self.pairs})
         self.train()
 

@@ -261,7 +261,9 @@ class StageRun:
         """The configuration's teacher with the weights in the file that ``key`` names."""
         network = self._build(self.config.teacher)
         try:
-            models.load_weights(network, path)
+            models.load_weights(
+                network, path, keep_head=key == "sftn.init", say=lambda line: distributed.say(f"  {line}")
+            )
         except (OSError, models.WeightsError) as error:
             raise ConfigError(f"{key}: {error}") from error
         return network

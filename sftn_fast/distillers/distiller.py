@@ -56,6 +56,13 @@ class Distiller(nn.Module):
         super().__init__()
         if not teachers:
             raise ValueError("teacher must be a network or several, got none")
+        for role, network in (("student", student), *(("teacher", teacher) for teacher in teachers)):
+            if not isinstance(network, StagedNet):
+                kind = "GraphModule" if isinstance(network, torch.fx.GraphModule) else type(network).__name__
+                raise TypeError(
+                    f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module. "
+                    f"To quantise while training, torch.ao.quantization.prepare_qat leaves it one; prepare_qat_fx does not"
+                )
         for teacher in teachers:
             if student.num_classes != teacher.num_classes:
                 raise ValueError(f"student has {student.num_classes} classes, teacher has {teacher.num_classes}")

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers.gather import whole_batch
 from sftn_fast.distillers.pairing import StagePair, pair_stages
 from sftn_fast.models import Features, StagedNet
-from sftn_fast.models.staged import Head, Shape, Tail
+from sftn_fast.models.staged import Shape
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,8 @@ class NetInfo:
     @classmethod
     def of(cls, net: StagedNet, image_size: int) -> NetInfo:
         """Find the shapes for square images of ``image_size`` pixels; leaves the network's state alone."""
-        *_, last = stages = net.feature_shapes(image_size)
-        head = cast(Head, cast(Tail, net.tail(net.num_stages + 1)).head).to("meta").eval()
-        dtype = next(head.parameters()).dtype
-        pooled, _ = head.forward_pooled(torch.empty(1, *last, device="meta", dtype=dtype))
-        return cls(net, stages, pooled.shape[1])
+        seen = net.probe(image_size)
+        return cls(net, [cast(Shape, tuple(map_.shape[1:])) for map_ in seen.stages], seen.pooled.shape[1])
 
 
 @dataclass(frozen=True)

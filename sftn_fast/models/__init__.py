@@ -1,10 +1,19 @@
 """Staged networks: the usual ones by name, a user's own by the names of the modules at which it splits."""
 
-from sftn_fast.models import mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn  # noqa: F401 (they register their networks)
+from sftn_fast.models import (  # noqa: F401 (they register their networks)
+    mobilenet,
+    mobilenet_v1,
+    resnet,
+    shufflenet_v1,
+    shufflenet_v2,
+    vgg,
+    wrn,
+)
 from sftn_fast.models.export import load, load_weights, read_config, require_weights, save
+from sftn_fast.models.original_names import export_state_dict
 from sftn_fast.models.registry import build, names, register
 from sftn_fast.models.staged import Features, StagedNet
-from sftn_fast.models.weights import WeightsError
+from sftn_fast.models.weight_files import WeightsError
 from sftn_fast.models.wrap import as_staged
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "WeightsError",
     "as_staged",
     "build",
+    "export_state_dict",
     "load",
     "load_weights",
     "names",

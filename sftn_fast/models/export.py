@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sftn_fast import __version__
 from sftn_fast.atomic import write_atomically
 from sftn_fast.models.pretrained import find_published, is_published, published
-from sftn_fast.models.registry import build, names
+from sftn_fast.models.registry import build, names, require_counts
 from sftn_fast.models.staged import StagedNet
-from sftn_fast.models.weights import WeightsError, assign, read, safetensors
+from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
+from sftn_fast.models.weights import Say, assign
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -62,7 +61,13 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
 
 
 def load(
-    path: str | Path, *, name: str | None = None, num_classes: int | None = None, in_channels: int | None = None
+    path: str | Path,
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    prefix: str | None = None,
+    say: Say | None = None,
 ) -> StagedNet:
     """The network in ``path``, in evaluation mode on the CPU.
 
@@ -73,6 +78,7 @@ def load(
         name: Which network it must be.
         num_classes: How many classes it must have.
         in_channels: How many channels its images must have; 3 for a file from elsewhere.
+        prefix, say: As in :func:`load_weights`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -95,27 +101,36 @@ def load(
         name, num_classes, in_channels = config["name"], config["num_classes"], config["in_channels"]
     if name is None or num_classes is None:
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
-    # Read before building: a damaged file costs no time.
+    # Read before building: a damaged file costs no time, and one that claims too much no memory.
     weights = _weights_of(path, name)
+    if folder is not None and not any(num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()):
+        raise WeightsError(f"{folder / CONFIG} is damaged: it says {num_classes} classes, and no tensor beside it does")
     net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
-    assign(net, weights, weights_file)
+    assign(net, weights, weights_file, prefix=prefix, say=say)
     return net.eval()
 
 
-def load_weights(net: StagedNet, path: str | Path) -> None:
+def load_weights(
+    net: StagedNet, path: str | Path, *, prefix: str | None = None, keep_head: bool = False, say: Say | None = None
+) -> None:
     """Copy the weights in ``path`` into ``net``, all of them or none.
 
     Args:
         net: The network, of whatever device, mode and origin.
-        path: As in :func:`load`; DistributedDataParallel's and torch.compile's prefixes, the wrappers ``model``,
-            ``state_dict`` and ``net``, of which averaged ones (``model_ema``, ``state_dict_ema``) are preferred, and
-            the names of RepDistiller, torchvision and timm are understood.
+        path: As in :func:`load`. Weights may stand under a key (``model``, ``state_dict``), of which averaged ones
+            (``model_ema``, ``ema``) are preferred, and behind a prefix (``module.``, ``student.``); the names of
+            RepDistiller, torchvision, timm and OpenMMLab are understood. Missing counters of BatchNorm are 0.
+        prefix: The key or prefix of the network that is meant, where the file holds several that fit.
+        keep_head: Where the file has another number of classes, load all but the classifier.
+        say: Told in one line what was taken off, passed over or converted; by default that is logged as a warning.
 
     Raises:
         FileNotFoundError: There is no such file.
-        WeightsError: The file is damaged, or names or shapes differ; the message lists the first. A ValueError.
+        WeightsError: The file is damaged; names or shapes differ, of which the message lists the first; several
+            networks in it fit; or a tensor is not dense, not floating point or not finite. A ValueError.
     """
-    assign(net, _weights_of(path, net.name), path if is_published(path) else _locate(path)[1])
+    file = path if is_published(path) else _locate(path)[1]
+    assign(net, _weights_of(path, net.name), file, prefix=prefix, keep_head=keep_head, say=say)
 
 
 def require_weights(path: str | Path, name: str) -> None:
@@ -150,7 +165,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no {CONFIG} in {folder}: it says which network {WEIGHTS} holds")
     try:
         config = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{file} is damaged: {error}") from error
     expected = {"format": int, "name": str, "custom": bool, "num_classes": int, "in_channels": int, "sha256": str}
     for key, kind in expected.items():
@@ -159,6 +174,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
                 f"{file} is not the {CONFIG} of an exported network: {key!r} is missing or wrong; where the "
                 f"{WEIGHTS} beside it is from elsewhere, name the file itself"
             )
+    try:
+        require_counts(num_classes=config["num_classes"], in_channels=config["in_channels"])
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file} is damaged: {error}") from error
     if config["format"] > FORMAT:
         raise WeightsError(f"{file} has format {config['format']}, this version reads up to {FORMAT}: update sftn_fast")
     return config
@@ -185,20 +204,20 @@ def _is_ours(file: Path) -> bool:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         return False
-    except ValueError:  # damaged, whose ever it was
+    except (ValueError, RecursionError):  # damaged, whose ever it was
         return True
     return isinstance(config, dict) and not config.keys().isdisjoint(("sftn_fast", "sha256"))
 
 
-def _weights_of(path: str | Path, name: str) -> dict[str, Tensor]:
-    """The tensors in ``path``, whatever it is, for the network ``name``."""
+def _weights_of(path: str | Path, name: str) -> Mapping[Any, Any]:
+    """What ``path``, whatever it is, holds for the network ``name``."""
     if is_published(path):
         return published(path, name)
     folder, weights_file = _locate(path)
-    return _verified(folder) if folder is not None else read(weights_file)
+    return _verified(folder) if folder is not None else read_file(weights_file)
 
 
-def _verified(folder: Path) -> dict[str, Tensor]:
+def _verified(folder: Path) -> Mapping[Any, Any]:
     """The weights in ``folder``, after their checksum."""
     file = folder / WEIGHTS
     if not file.is_file():
@@ -209,4 +228,4 @@ def _verified(folder: Path) -> dict[str, Tensor]:
             f"{file} is damaged or not the file that was saved: its sha256 is {found[:12]}.., {CONFIG} says "
             f"{expected[:12]}.."
         )
-    return read(file)
+    return read_file(file)

@@ -7,13 +7,13 @@ that follows a residual sum stays, since the sum goes on without it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sftn_fast.models.copying import copy_network
 from sftn_fast.models.staged import StagedNet
 
 
@@ -49,7 +49,7 @@ def fold(net: StagedNet) -> StagedNet:
 
     A network whose forward pass :mod:`torch.fx` can't trace is copied as it is.
     """
-    folded = copy.deepcopy(net).requires_grad_(False).eval()
+    folded = copy_network(net).requires_grad_(False).eval()
     modules = dict(folded.named_modules())
     for convolution, norm in _pairs(folded, modules):
         folded.set_submodule(convolution, fuse_conv_bn_eval(modules[convolution], modules[norm]))  # type: ignore[type-var]
@@ -83,10 +83,16 @@ def _pairs(net: nn.Module, modules: dict[str, nn.Module]) -> Iterator[tuple[str,
             and isinstance(before, fx.Node)
             and before.op == "call_module"
             and type(modules[str(before.target)]) is nn.Conv2d
+            and not _is_hooked(modules[str(before.target)], modules[node.target])
             and _part(str(before.target)) == _part(node.target)
             and len(before.users) == targets.count(node.target) == targets.count(before.target) == 1
         ):
             yield str(before.target), node.target
+
+
+def _is_hooked(*layers: nn.Module) -> bool:
+    """Whether anything else than the layers themselves has a say, as pruning and weight_norm in a layer's weight."""
+    return any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers)
 
 
 def _part(name: str) -> list[str]:

@@ -2,13 +2,15 @@
 
 Layers, initialisation and dropout are torchvision's; here its networks are cut into stages, and the last block of each
 stage can also give its map from before the last ReLU. They are made for images of 224 pixels, which the stem shrinks to
-56: ``resnet50`` is torchvision's network for those, ``ResNet50`` RepDistiller's for images of 32 pixels.
+56: ``resnet50`` is torchvision's network for those, ``ResNet50`` RepDistiller's for images of 32 pixels, and likewise
+``resnet18`` and mdistiller's ``ResNet18``. One does not fit the other's weights.
 
 torchvision is imported when the first of them is built; the names are known without it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -120,11 +122,16 @@ class TorchvisionNet(StagedNet):
     """
 
     default_lr = 0.1
+    origins = ("torchvision",)
 
     def __init__(self, module: nn.Module, parts: Parts, *, num_classes: int, in_channels: int) -> None:
         stem, stages, head = parts
         super().__init__(stem, list(stages), head, num_classes=num_classes, in_channels=in_channels)
         self.wrapped_names = names_in(module, self)
+
+    def own_name(self, name: str) -> str:
+        """See :meth:`StagedNet.own_name`; timm's names of a MobileNetV2 are turned into torchvision's first."""
+        return super().own_name(name if name in self.wrapped_names else timm_to_torchvision(name))
 
     def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
         """See :meth:`StagedNet.preact_affines`."""
@@ -132,6 +139,30 @@ class TorchvisionNet(StagedNet):
         if all(isinstance(end, HalfConvolved) for end in ends):
             return half_affines(cast(list[HalfConvolved], ends))
         return super().preact_affines()
+
+
+ROWS = (1, 2, 3, 4, 3, 3, 1)
+"""Blocks in each row of MobileNetV2's table, by which timm counts; torchvision counts through."""
+OUTSIDE = {
+    "conv_stem": "features.0.0",
+    "bn1": "features.0.1",
+    "conv_head": "features.18.0",
+    "bn2": "features.18.1",
+    "classifier": "classifier.1",
+}
+FIRST_BLOCK = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
+OTHER_BLOCKS = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
+
+
+def timm_to_torchvision(name: str) -> str:
+    """torchvision's name of a tensor of MobileNetV2 that timm's mobilenetv2_100 calls ``name``."""
+    layer, _, tensor = name.rpartition(".")
+    block = re.fullmatch(r"blocks\.([0-6])\.([0-3])\.(\w+)", layer)
+    if block is None:
+        return f"{OUTSIDE.get(layer, layer)}.{tensor}"
+    row, position, part = int(block[1]), int(block[2]), block[3]
+    parts = FIRST_BLOCK if row == 0 else OTHER_BLOCKS
+    return f"features.{1 + sum(ROWS[:row]) + position}.conv.{parts.get(part, part)}.{tensor}"
 
 
 def _cut_resnet(net: Any) -> Parts:

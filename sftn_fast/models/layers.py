@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -16,6 +16,15 @@ def conv_norm_relu(
 ) -> nn.Sequential:
     """:func:`conv_norm` and ReLU, which overwrites what BatchNorm gave: one map less to write."""
     return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups).append(nn.ReLU(inplace=True))
+
+
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """[N, C, H, W] with the channels of all groups in turn.
+
+    It is torch's channel_shuffle, in steps that every exporter knows.
+    """
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def init_convolutions(net: nn.Module) -> None:

@@ -66,6 +66,7 @@ class MobileNetV2(StagedNet):
     default_lr = 0.01
 
     foreign_names = _foreign_names()
+    origins = ("repdistiller", "mdistiller")
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         channels, stages = STEM_WIDTH, []

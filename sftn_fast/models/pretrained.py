@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sftn_fast.models.imagenet import CUTS, torchvision_models
-from sftn_fast.models.weights import WeightsError
+from sftn_fast.models.weight_files import WeightsError
 
 PREFIX = "torchvision:"
 

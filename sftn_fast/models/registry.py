@@ -7,9 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sftn_fast.models.staged import StagedNet
+from sftn_fast.models.words import plain
 
 Factory = Callable[..., StagedNet]
 F = TypeVar("F", bound=Factory)
+
+MAX_CLASSES, MAX_CHANNELS = 1_000_000, 4096
+"""A classifier for more classes, or a convolution of more, is a mistake that would ask for all memory there is."""
 
 _factories: dict[str, Factory] = {}
 
@@ -44,16 +48,34 @@ def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedN
         in_channels: Channels of the images.
 
     Raises:
-        ValueError: The name is unknown, or a count is below 1.
+        ValueError: The name is unknown, or a count is below 1 or beyond what a network is made for.
+        TypeError: A count is no whole number.
     """
-    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    require_counts(num_classes=num_classes, in_channels=in_channels)
     if name not in _factories:
         raise ValueError(unknown_name("network", name, names()))
     net = _factories[name](num_classes=num_classes, in_channels=in_channels)
     net.name = name
     return net
+
+
+def require_counts(*, num_classes: int, in_channels: int) -> None:
+    """Refuse counts that no network has, before memory is asked for them.
+
+    Raises:
+        ValueError: A count is below 1 or too large.
+        TypeError: A count is no whole number.
+    """
+    for argument, value, largest in (
+        ("num_classes", num_classes, MAX_CLASSES),
+        ("in_channels", in_channels, MAX_CHANNELS),
+    ):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{argument} must be a whole number, got {plain(repr(value), width=20)}")
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {plain(value, width=20)}")
+        if value > largest:
+            raise ValueError(f"{argument} must be at most {largest}, got {plain(value, width=20)}")
 
 
 def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 40) -> str:
@@ -64,4 +86,4 @@ def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 40) -> 
     near = [other for match in difflib.get_close_matches(name.lower(), folded, n=3) for other in folded[match]]
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     more = f" and {len(known) - shown} more" if len(known) > shown else ""
-    return f"unknown {kind} {name!r}{hint}; known are {', '.join(known[:shown])}{more}"
+    return f"unknown {kind} {plain(repr(name), width=80)}{hint}; known are {', '.join(known[:shown])}{more}"

@@ -1,7 +1,8 @@
 """Residual networks for small images (He et al., "Deep Residual Learning", 2016).
 
 The small ones have depth 6n + 2: three stages of n basic blocks. ``x4`` widens them as RepDistiller does, the stem by
-two. ResNet50 keeps the four stages of bottlenecks it has for ImageNet, behind a 3x3 stem that keeps the image's size.
+two. ResNet18 and ResNet50 keep the four stages they have for ImageNet, behind a 3x3 stem that keeps the image's size:
+they are other networks than torchvision's ``resnet18`` and ``resnet50``, see :mod:`sftn_fast.models.imagenet`.
 """
 
 from __future__ import annotations
@@ -98,8 +99,10 @@ class ResNet(StagedNet):
         (r"^bn1\.", "stem.1."),
         *((rf"^layer{i + 1}\.", f"stages.{i}.") for i in range(4)),
         (r"\.downsample\.", ".shortcut."),
-        (r"^(fc|linear)\.", "head.fc."),
+        (r"^fc\.", "head.fc."),
+        (r"^linear\.", "head.fc."),
     )
+    origins = ("repdistiller", "mdistiller")
 
     def __init__(
         self,
@@ -130,6 +133,16 @@ class ResNet(StagedNet):
         init_convolutions(self)
 
 
+class FourStageResNet(ResNet):
+    """Four stages as for ImageNet, behind a stem that keeps the image's size; some layers' names are others."""
+
+    foreign_names = (
+        (r"^linear\.", "head.fc."),
+        (r"\.shortcut\.", ".shortcut."),
+        *ResNet.foreign_names,
+    )
+
+
 def _basic(depth: int, stem_width: int, widths: tuple[int, int, int]) -> partial[ResNet]:
     return partial(ResNet, BasicBlock, ((depth - 2) // 6,) * 3, stem_width, widths)
 
@@ -138,4 +151,5 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"resnet{_depth}")(_basic(_depth, 16, (16, 32, 64)))
 for _depth in (8, 32):
     register(f"resnet{_depth}x4")(_basic(_depth, 32, (64, 128, 256)))
-register("ResNet50")(partial(ResNet, Bottleneck, (3, 4, 6, 3), 64, (64, 128, 256, 512)))
+register("ResNet18")(partial(FourStageResNet, BasicBlock, (2, 2, 2, 2), 64, (64, 128, 256, 512)))
+register("ResNet50")(partial(FourStageResNet, Bottleneck, (3, 4, 6, 3), 64, (64, 128, 256, 512)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, channel_shuffle, relu
+from torch.nn.functional import avg_pool2d, relu
 
-from sftn_fast.models.layers import conv_norm_relu
+from sftn_fast.models.layers import conv_norm_relu, shuffle_channels
 from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
@@ -35,7 +35,7 @@ class ShuffleUnit(PreactModule):
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output, and the sum or concatenation that its ReLU takes."""
-        out = channel_shuffle(relu(self.bn1(self.conv1(x))), self.in_groups)
+        out = shuffle_channels(relu(self.bn1(self.conv1(x))), self.in_groups)
         out = relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         preact = torch.cat([out, avg_pool2d(x, 3, 2, 1)], 1) if self.halve else out + x
@@ -57,6 +57,7 @@ class ShuffleNetV1(StagedNet):
         *((rf"^layer{i + 1}\.", f"stages.{i}.") for i in range(3)),
         (r"^linear\.", "head.fc."),
     )
+    origins = ("repdistiller", "mdistiller")
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         channels, stages = STEM_WIDTH, []

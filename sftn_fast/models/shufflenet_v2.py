@@ -7,9 +7,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import channel_shuffle, relu
+from torch.nn.functional import relu
 
-from sftn_fast.models.layers import conv_norm_relu
+from sftn_fast.models.layers import conv_norm_relu, shuffle_channels
 from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
@@ -42,7 +42,7 @@ class HalvingUnit(nn.Module):
         right = relu(self.bn3(self.conv3(x)))
         right = self.bn4(self.conv4(right))
         right = relu(self.bn5(self.conv5(right)))
-        return channel_shuffle(torch.cat([left, right], 1), 2)
+        return shuffle_channels(torch.cat([left, right], 1), 2)
 
 
 class HalfConvolved(PreactModule):
@@ -61,7 +61,7 @@ class HalfConvolved(PreactModule):
         passed, right = x.chunk(2, 1)
         preact = torch.cat([passed, self.convolve(right)], 1)
         # The half that passes has been through a ReLU already, so that another one leaves it as it is.
-        return channel_shuffle(relu(preact), 2), preact
+        return shuffle_channels(relu(preact), 2), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
         """Raise: half of the pre-activation comes out of no norm."""
@@ -117,6 +117,7 @@ class ShuffleNetV2(StagedNet):
         (r"^bn2\.", "head.expand.1."),
         (r"^linear\.", "head.fc."),
     )
+    origins = ("repdistiller", "mdistiller")
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         channels, stages = STEM_WIDTH, []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from sftn_fast.models.copying import copy_network, copy_without_data
 
 Shape = tuple[int, int, int]
 
@@ -96,6 +97,10 @@ class Head(nn.Module):
         """Pooled vector [N, D] and logits [N, num_classes]."""
         if self.expand is not None:
             x = self.expand(x)
+        return self.classify(x)
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled vector [N, D] and logits [N, num_classes] of the map [N, D, H, W] that is pooled."""
         pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
         return pooled, self.fc(pooled)
 
@@ -136,8 +141,13 @@ class StagedNet(nn.Module):
     foreign_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Regular expressions and replacements that turn the names in a RepDistiller checkpoint into this network's."""
 
+    origins: ClassVar[tuple[str, ...]] = ()
+    """Projects whose names the network's tensors have by ``foreign_names`` or ``wrapped_names``."""
+
     wrapped_names: Mapping[str, str] = MappingProxyType({})
     """Of a network made of another's modules: this network's names of tensors by the other's."""
+
+    __jit_ignored_attributes__: ClassVar = ["wrapped_names"]  # torch.jit.script has no such type
 
     def __init__(
         self,
@@ -164,7 +174,10 @@ class StagedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, num_classes] of images [N, in_channels, H, W]."""
-        return self.forward_from(1, self.stem(x))
+        x = self.stem(x)
+        for stage in self.stages:  # as forward_from(1, ...), in terms that torch.jit.script knows too
+            x = stage(x)
+        return self.head(x)
 
     def forward_from(self, i: int, x: Tensor) -> Tensor:
         """Logits [N, num_classes] from what stage ``i`` takes, through stages i..S and the head.
@@ -231,7 +244,7 @@ class StagedNet(nn.Module):
 
     def tail(self, i: int) -> nn.Module:
         """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""
-        return copy.deepcopy(Tail(self._stages_from(i), self.head))
+        return copy_network(Tail(self._stages_from(i), self.head))
 
     def feature_shapes(self, image_size: int) -> list[Shape]:
         """(C, H, W) of each stage's output for square images; leaves parameters, statistics and random state alone."""
@@ -253,28 +266,31 @@ class StagedNet(nn.Module):
             raise ValueError(f"stage must be from 1 to {self.num_stages + 1} (the head alone), got {i}")
         return list(self.stages)[i - 1 :]
 
+    def probe(self, image_size: int) -> Features:
+        """What one square image of ``image_size`` pixels gives, in shapes alone; leaves parameters, statistics and
+        random state alone.
+
+        Raises:
+            ValueError: The stem or a stage gives no map [N, C, H, W].
+        """
+        try:
+            seen = _pass(copy_without_data(self), image_size, torch.device("meta"))
+        except Exception:  # a layer looks at values, as those do that learn to quantise
+            seen = _pass(copy_network(self), image_size, next(self.parameters()).device)
+        for number, map_ in enumerate((seen.stem, *seen.stages)):
+            if map_.dim() != 4:
+                place = f"stage {number}" if number else "the stem"
+                raise ValueError(f"{place} of {self.name} gives {list(map_.shape)}, which is no map [N, C, H, W]")
+        return seen
+
     def _shapes(self, image_size: int) -> list[Shape]:
-        """Shapes of the stem's and the stages' outputs, from a pass over tensors that hold no data."""
-        skeleton = _skeleton(self).eval()
-        dtype = next(skeleton.parameters()).dtype
-        images = torch.empty(1, self.in_channels, image_size, image_size, device="meta", dtype=dtype)
-        with torch.no_grad():
-            seen = skeleton.forward_features(images)
+        """Shapes of the stem's and the stages' outputs."""
+        seen = self.probe(image_size)
         return [cast(Shape, tuple(map_.shape[1:])) for map_ in (seen.stem, *seen.stages)]
 
 
-def _skeleton(net: StagedNet) -> StagedNet:
-    """A copy of ``net`` whose tensors are on the meta device, made without copying any data."""
-    # deepcopy takes what its memo already holds for the copy of an object.
-    memo = {id(tensor): _on_meta(tensor) for tensor in _tensors(net)}
-    return copy.deepcopy(net, memo)
-
-
-def _tensors(net: nn.Module) -> Iterator[Tensor]:
-    yield from net.parameters()
-    yield from net.buffers()
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+def _pass(net: StagedNet, image_size: int, device: torch.device) -> Features:
+    dtype = next(net.parameters()).dtype
+    images = torch.zeros(1, net.in_channels, image_size, image_size, device=device, dtype=dtype)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return net.eval().forward_features(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import max_pool2d, relu
 
 from sftn_fast.models.layers import init_classifier, init_convolutions
@@ -23,16 +23,25 @@ CONVOLUTIONS = {
 """Convolutions in the stem and the four stages."""
 
 
+@fx.wrap
+def pool_from(x: Tensor, width: int) -> Tensor:
+    """[N, C, H, W], or half of height and width where maps are ``width`` pixels wide or more.
+
+    torch.fx takes it as one step and need not decide.
+    """
+    return max_pool2d(x, 2) if x.shape[-1] >= width else x
+
+
 class PoolFrom(nn.Module):
-    """Halves maps that are ``width`` pixels wide or more; a module of its own, which a tracer need not look into."""
+    """:func:`pool_from` as a module."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W], or half of height and width."""
-        return max_pool2d(x, 2) if x.shape[-1] >= self.width else x
+        """See :func:`pool_from`."""
+        return pool_from(x, self.width)
 
 
 class VGGBlock(PreactModule):
@@ -71,6 +80,7 @@ class VGG(StagedNet):
         *((rf"^block{i + 1}\.", f"stages.{i}.layers.") for i in range(4)),
         (r"^classifier\.", "head.fc."),
     )
+    origins = ("repdistiller", "mdistiller")
 
     def __init__(self, depths: tuple[int, ...], *, num_classes: int, in_channels: int) -> None:
         channels, blocks = in_channels, []

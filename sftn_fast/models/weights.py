@@ -1,147 +1,211 @@
-"""Weight files of any origin: read without running them, loaded without guessing."""
+"""Weights of any origin into a network: names understood without guessing, values checked, all loaded or none."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-import warnings
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sftn_fast.models.candidates import COUNTER, Candidate, find_candidates, prefer
+from sftn_fast.models.registry import names
 from sftn_fast.models.staged import StagedNet
+from sftn_fast.models.weight_files import WeightsError, safetensors
+from sftn_fast.models.words import listed, plain
 
-WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict", "net")
-"""Keys under which training scripts (RepDistiller, timm, torchvision) keep the weights beside the optimizer and the
-like. Averaged weights come first, as in timm: they are what such a script evaluates."""
-PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
-AVERAGED = "n_averaged"
-"""The counter that torch.optim.swa_utils.AveragedModel, of torchvision's scripts, keeps beside the weights."""
-HARMLESS = (argparse.Namespace,)
-"""What is let through beside tensors: timm and torchvision save their command line. It runs nothing."""
+__all__ = ["Say", "WeightsError", "assign", "safetensors"]
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], object]
+"""Takes a line for the user."""
 SHOWN = 5
+BOUNDS = (".min_val", ".max_val")
+"""Last parts of names of what torch.ao's observers have seen; infinite before they see anything."""
 
 
-class WeightsError(ValueError):
-    """A file that can't be loaded as weights, or not into this network."""
+def assign(
+    net: nn.Module,
+    payload: Mapping[Any, Any],
+    path: str | Path,
+    *,
+    prefix: str | None = None,
+    keep_head: bool = False,
+    say: Say | None = None,
+) -> None:
+    """Copy the weights in ``payload`` into ``net``, all of them or none.
 
-
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.safetensors`` file or a PyTorch one, wrappers and prefixes taken off.
-
-    Nothing in the file is ever run: PyTorch files are read with ``weights_only=True``.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        WeightsError: The file is damaged, or holds other things than tensors by name.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    payload = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
-    return unwrap(payload, path)
-
-
-def unwrap(payload: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name within what a file held."""
-    for key in WRAPPERS:
-        if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
-            payload = payload[key]
-    if not isinstance(payload, Mapping) or not payload:
-        raise WeightsError(f"{path} holds no weights by name: it is a {type(payload).__name__}")
-    strangers = [name for name, value in payload.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strangers:
-        raise WeightsError(
-            f"{path} holds other things than weights by name, such as {strangers[0]!r}, and no "
-            f"{', '.join(map(repr, WRAPPERS))} that holds only weights"
-        )
-    weights = {name: value for name, value in payload.items() if name != AVERAGED}
-    for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
-
-
-def assign(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copy ``weights`` into ``net``, all of them or none.
-
-    Names that are not the network's own are tried as those that it has in RepDistiller, or in the library it is from.
+    Args:
+        net: The network.
+        payload: What a file holds.
+        path: The file, for messages.
+        prefix: What stands before the names that are meant, where a file holds several networks.
+        keep_head: Leave the classifier as it is where the file's has another number of classes.
+        say: Told in one line what had to be understood; by default the line is logged as a warning.
 
     Raises:
-        WeightsError: Names or shapes differ; the message lists the first of them.
+        WeightsError: The file holds no network that fits, or several; or values that can't be weights.
     """
-    own = net.state_dict()
-    if isinstance(net, StagedNet):
-        renamed = {net.own_name(name): value for name, value in weights.items()}
-        # Two names of one tensor are a mismatch to report: which of the values is meant, nobody knows.
-        if len(renamed) == len(weights) and len(renamed.keys() & own) > len(weights.keys() & own):
-            weights = renamed
-    differences = _differences(own, weights)
-    if differences:
-        listed = "".join(f"\n  {line}" for line in differences[:SHOWN])
-        more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        what = f"{net.name} with {net.num_classes} classes" if isinstance(net, StagedNet) else type(net).__name__
-        raise WeightsError(f"{path} does not fit {what}:{listed}{more}")
-    net.load_state_dict(weights)
+    own = {name: tensor for name, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
+    candidates = find_candidates(payload, net, own, path, prefix)
+    fitting = [each for each in candidates if not _differences(own, each)]
+    if not fitting and keep_head:
+        fitting = [each for each in candidates if not _differences(own, each, _num_classes(net))]
+    chosen = prefer(fitting, path)
+    if chosen is None:
+        raise WeightsError(_mismatch(net, own, candidates[0], path))
+    values, remarks = _values(own, chosen, path)
+    kept = [name for name in own if name not in values and not _is_counter(name)]
+    if kept:
+        classes = f"{len(chosen.tensors[kept[0]])} classes, this network {len(own[kept[0]])}"
+        remarks.insert(0, f"everything but the classifier ({listed(kept)}) is loaded: the file has {classes}")
+    net.load_state_dict(values, strict=False)
+    remarks = [*chosen.remarks, *remarks]
+    if remarks:
+        (say or logger.warning)(f"{plain(path)}: {'; '.join(remarks)}")
 
 
-def safetensors() -> ModuleType:
-    """The module ``safetensors.torch``, imported when it is needed.
+def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | None = None) -> list[str]:
+    """A line for each tensor that both have in different shapes, or that one of them lacks; the first few of each.
 
-    Raises:
-        ImportError: It is not installed; the message says what to do.
+    With ``classes``, a classifier for so many may differ from the file's in its number of classes.
     """
-    try:
-        import safetensors.torch as codec
-    except ImportError as error:
-        raise ImportError(f"networks are saved with safetensors: pip install safetensors ({error})") from error
-    return codec
-
-
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """A line for each tensor that both have in different shapes, or that one of them lacks."""
-    lines = []
-    for name, tensor in own.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            lines.append(f"{name}: {list(weights[name].shape)} in the file, {list(tensor.shape)} in the network")
-    lines += [f"{name}: {list(own[name].shape)} in the network, not in the file" for name in own if name not in weights]
-    lines += [
-        f"{name}: {list(weights[name].shape)} in the file, not in the network" for name in weights if name not in own
+    lacking = [name for name in own if name not in found.tensors and not _is_counter(name)]
+    extra = [name for name in found.tensors if name not in own]
+    other = [
+        name
+        for name, tensor in own.items()
+        if name in found.tensors
+        and not _same_shape(name, found.tensors[name], tensor)
+        and not _differs_in_classes(name, found.tensors[name], tensor, classes)
     ]
-    return lines
+    kinds = [
+        [
+            f"{plain(name)}: {_shape(found.tensors[name])} in the file, {_shape(own[name])} in the network"
+            for name in other
+        ],
+        [f"{plain(name)}: {_shape(own[name])} in the network, not in the file" for name in lacking],
+        [
+            f"{plain(found.named(name))}: {_shape(found.tensors[name])} in the file, not in the network"
+            for name in extra
+        ],
+    ]
+    shares = [0, 0, 0]
+    for turn in range(3 * SHOWN):  # in turn, so that one kind doesn't hide the others
+        kind = turn % 3
+        shares[kind] += sum(shares) < SHOWN and shares[kind] < len(kinds[kind])
+    lines = [line for kind, share in zip(kinds, shares, strict=True) for line in kind[:share]]
+    more = sum(map(len, kinds)) - len(lines)
+    return [*lines, f"and {more} more"] if more else lines
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    codec = safetensors()
-    try:
-        return codec.load_file(path)
-    except Exception as error:
-        raise WeightsError(f"{path} is damaged or no safetensors file ({_cause(error)})") from error
+def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, path: str | Path) -> str:
+    staged = isinstance(net, StagedNet)
+    what = f"{net.name} with {net.num_classes} classes" if staged else type(net).__name__
+    if not _differences(own, nearest, _num_classes(net)):
+        what += " (all but the classifier does: sftn.init takes such a file, and load_weights(..., keep_head=True))"
+    twins = [name for name in names() if name != net.name and name.lower() == net.name.lower()] if staged else []
+    what += "".join(f" ({twin} is another network)" for twin in twins)
+    lines = "".join(f"\n  {line}" for line in _differences(own, nearest))
+    under = f"under {plain(nearest.key)!r} " if nearest.key else ""
+    return f"{plain(path)} does not fit {what}; the file has {under}{listed(nearest.theirs)}:{lines}"
 
 
-def _read_pytorch(path: Path) -> Any:
-    try:
-        # torch warns of odd pickles that it refuses a moment later; the refusal says enough.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(list(HARMLESS)):
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off, so only the culprit's name is taken from it.
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        held = f"holds Python objects ({culprit[1]})" if culprit else "is damaged or holds Python objects"
-        raise WeightsError(
-            f"{path} {held}: unpickling those can run any code, so nothing was loaded. If you trust the file, load it "
-            f"where it was made and save the weights alone: torch.save(model.state_dict(), ...)"
-        ) from error
-    except Exception as error:
-        raise WeightsError(f"{path} is damaged or no PyTorch file ({_cause(error)})") from error
+def _values(own: Mapping[str, Tensor], found: Candidate, path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """What to copy, in the network's dtypes, and what is to be said of it."""
+    values, faults, converted = {}, [], set()
+    missing = [name for name in own if _is_counter(name) and name not in found.tensors]
+    for name, tensor in own.items():
+        given = found.tensors.get(name)
+        if _is_counter(name):
+            counted = None if given is None else _count(given)
+            if counted is None and given is not None:
+                missing.append(name)
+            values[name] = torch.full_like(tensor, counted or 0)
+        elif given is not None and _same_shape(name, given, tensor):
+            fault = find_fault(name, given, tensor.dtype)
+            if fault:
+                faults.append(f"{plain(found.named(name))} {fault}")
+            elif given.dtype != tensor.dtype:
+                converted.add(f"{_dtype(given)} weights are held as {_dtype(tensor)}")
+            values[name] = given
+    if faults:
+        raise WeightsError(f"{plain(path)} holds what can't be weights, so nothing was loaded: {listed(faults, '; ')}")
+    remarks = sorted(converted)
+    if missing:
+        remarks.append(f"{len(missing)} counters {COUNTER}, which the file lacks, are 0")
+    return values, remarks
 
 
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split(". ")[0].split("\n")[0]
+def find_fault(name: str, given: Tensor, dtype: torch.dtype) -> str | None:
+    """What keeps ``given`` from being a weight of this ``dtype``; None if nothing does."""
+    if given.is_meta:
+        return "has a shape and no data (meta)"
+    if given.layout is not torch.strided or given.is_nested:
+        return f"is not dense ({str(given.layout).removeprefix('torch.')})"
+    if given.is_quantized:
+        return f"is quantised ({_dtype(given)})"
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if dtype.is_floating_point and given.dtype not in floats:
+        return f"is {_dtype(given)}, not floating point of 16 bits or more"
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if not dtype.is_floating_point and not (whole or given.dtype == dtype):
+        return f"is {_dtype(given)}, not {str(dtype).removeprefix('torch.')}"
+    if not dtype.is_floating_point:
+        return None
+    if name.endswith(BOUNDS):
+        return None
+    held = given.detach().to(dtype)
+    if not torch.isfinite(held).all():
+        beyond = torch.isfinite(given).all()
+        return (
+            f"has values beyond {str(dtype).removeprefix('torch.')}"
+            if beyond
+            else "has values that are NaN or infinite"
+        )
+    if name.endswith("running_var") and bool((held < 0).any()):
+        return "has negative variances"
+    return None
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == COUNTER
+
+
+def _count(given: Tensor) -> int | None:
+    """How many batches a counter says there were; None where it can't be read, as after ``half()`` of a large one."""
+    if (
+        given.is_meta
+        or given.numel() != 1
+        or given.is_complex()
+        or given.is_quantized
+        or given.layout is not torch.strided
+    ):
+        return None
+    number = given.item()
+    return int(number) if 0 <= number < 2**63 else None
+
+
+def _same_shape(name: str, given: Tensor, own: Tensor) -> bool:
+    return given.shape == own.shape or (_is_counter(name) and given.numel() == 1)
+
+
+def _differs_in_classes(name: str, given: Tensor, own: Tensor, classes: int | None) -> bool:
+    """Whether this is a tensor of the head with a row a class, and only their number differs."""
+    rows = classes is not None and name.startswith("head.") and 0 < given.dim() == own.dim() and len(own) == classes
+    return rows and given.shape[1:] == own.shape[1:]
+
+
+def _num_classes(net: nn.Module) -> int | None:
+    return net.num_classes if isinstance(net, StagedNet) else None
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

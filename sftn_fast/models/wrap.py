@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sftn_fast.models.layouts import IN_ORDER, Layout, find_layouts
 from sftn_fast.models.registry import unknown_name
 from sftn_fast.models.staged import StagedNet
 
@@ -28,6 +29,9 @@ def as_staged(
     named ones included, are called as they are. What stands between two named modules belongs to the later stage, what
     stands behind the last one to the head. Pre-activations are not to be had from such a network.
 
+    Maps that lie as [N, H, W, C], as those of torchvision's Swin, are given as [N, C, H, W]: the axis that does not
+    change with the images' size is the channels'. Tokens [N, L, C] are refused.
+
     A trace makes ``x = x + y`` of ``x += y``, so that another name for ``x`` keeps the old value.
 
     Args:
@@ -45,7 +49,7 @@ def as_staged(
 
     Raises:
         ValueError: A name is unknown, is given twice, or runs never, twice or out of order; a value other than a
-            stage's output crosses a cut; the code around the named modules can't be traced.
+            stage's output crosses a cut; the code around the named modules can't be traced; a module gives no map.
     """
     if not stages:
         raise ValueError("stages must name at least one module")
@@ -59,13 +63,15 @@ def as_staged(
         for cut in cuts:
             _refuse_overwriting(module, cut)
         ends = [start, *cuts, _only_input(head_node), result]
-        stem_part, *stage_parts, pool, classifier = _split(module, graph, ends)
+        channels = _in_channels(module) if in_channels is None else in_channels
+        layouts = find_layouts(_split(module, graph, ends)[:-2], channels, [_label(cut) for cut in cuts])
+        stem_part, *stage_parts, pool, classifier = _split(module, graph, ends, layouts)
     net = StagedNet(
         stem_part,
         stage_parts,
         WrappedHead(pool, classifier),
         num_classes=_num_classes(module.get_submodule(head), head) if num_classes is None else num_classes,
-        in_channels=_in_channels(module) if in_channels is None else in_channels,
+        in_channels=channels,
         name=f"as_staged({type(module).__name__})",
     )
     net.wrapped_names = names_in(module, net)
@@ -238,16 +244,20 @@ def _starts_in_place(module: nn.Module) -> bool:
     return getattr(module, "inplace", False)
 
 
-def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node]) -> list[nn.Module]:
-    """One module for each pair of neighbouring ``ends``, made of all nodes between them."""
+def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Sequence[Layout] = ()) -> list[nn.Module]:
+    """One module for each pair of neighbouring ``ends``, made of all nodes between them.
+
+    ``layouts`` are those of the maps at the inner ends, as far as they are known.
+    """
     nodes = list(graph.nodes)
     stops = [nodes.index(end) + 1 for end in ends]
     # What stands behind the last end may still change it in place.
     stops[-1] = len(nodes) - 1
+    moved = dict(zip(ends[1:], layouts, strict=False))
     parts: list[nn.Module] = []
     for start, end, first, stop in zip(ends, ends[1:], stops, stops[1:], strict=False):
         part = fx.Graph()
-        copies = {start: part.placeholder("x")}
+        copies = {start: _permuted(part, part.placeholder("x"), moved.get(start, IN_ORDER).to_own)}
         for node in nodes[first:stop]:
             for needed in node.all_input_nodes:
                 if needed.op == "get_attr":
@@ -261,9 +271,13 @@ def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node]) -> list[nn.M
                 copies[node] = part.node_copy(node, copies.__getitem__)
         if end not in copies:
             raise ValueError(f"{_label(end)} must depend on {_label(start)}, but it does not")
-        part.output(copies[end])
+        part.output(_permuted(part, copies[end], moved.get(end, IN_ORDER).to_ours))
         parts.append(fx.GraphModule(module, part, type(module).__name__))
     return parts
+
+
+def _permuted(part: fx.Graph, node: fx.Node, axes: tuple[int, ...]) -> fx.Node:
+    return node if axes == IN_ORDER.to_own else part.call_method("permute", (node, *axes))
 
 
 def _label(node: fx.Node) -> str:

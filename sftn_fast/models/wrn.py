@@ -7,7 +7,7 @@ under the norm of whoever takes it: the first of the next stage, or the head's.
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -39,12 +39,12 @@ class WideBlock(nn.Module):
 class WideStage(nn.Sequential):
     """Blocks in sequence, the first of which may be given its normed input."""
 
+    __jit_unused_properties__: ClassVar = ["norm"]
+
     def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is self.norm(x), if it has been computed already."""
-        first, *rest = self
-        x = first(x, normed)
-        for block in rest:
-            x = block(x)
+        for position, block in enumerate(self):
+            x = block(x, normed if position == 0 else None)
         return x
 
     @property
@@ -62,7 +62,7 @@ class WideHead(Head):
 
     def forward_pooled(self, x: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pooled vector and logits; ``normed`` is ``self.norm(x)``, if it has been computed already."""
-        return super().forward_pooled(relu(self.norm(x), inplace=True) if normed is None else relu(normed))
+        return self.classify(relu(self.norm(x), inplace=True) if normed is None else relu(normed))
 
 
 class WideResNet(StagedNet):
@@ -75,6 +75,7 @@ class WideResNet(StagedNet):
         (r"\.convShortcut\.", ".shortcut."),
         (r"^fc\.", "head.fc."),
     )
+    origins = ("repdistiller", "mdistiller")
 
     def __init__(self, depth: int, widen: int, *, num_classes: int, in_channels: int) -> None:
         channels, stages = 16, []

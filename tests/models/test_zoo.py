@@ -32,6 +32,13 @@ ZOO = {
         2048,
         (256, 512, 1024, 2048),
     ),
+    "ResNet18": (11_220_132, ((64, 32), (64, 32), (128, 16), (256, 8), (512, 4)), 512, (64, 128, 256, 512)),
+    "MobileNetV1": (
+        3_309_476,
+        ((32, 16), (128, 8), (256, 4), (512, 2), (1024, 1)),
+        1024,
+        (128, 256, 512, 1024),
+    ),
     "wrn_16_1": (180_916, R, 64, (16, 32, 64)),
     "wrn_16_2": (703_284, W2, 128, (32, 64, 128)),
     "wrn_40_1": (569_780, R, 64, (16, 32, 64)),
@@ -103,7 +110,8 @@ def test_vgg_pools_a_fourth_time_for_64_pixels_only(size, expected):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_default_learning_rate(name):
-    assert on_meta(name).default_lr == (0.01 if name in LIGHT else 0.05)
+    expected = {**dict.fromkeys(LIGHT, 0.01), "MobileNetV1": 0.1}.get(name, 0.05)
+    assert on_meta(name).default_lr == expected
 
 
 def test_same_seed_same_parameters():
@@ -218,11 +226,20 @@ def _shuffle_v2():
     return ["conv1", "n:bn1", "conv2", "n:bn2", "b:linear", *_blocks("layer{}", (4, 8, 4), parts, first)]
 
 
+def _mobile_v1():
+    layers = ["model.0.0", "n:model.0.1", "b:fc"]
+    for block in range(1, 14):
+        layers += [f"model.{block}.0", f"n:model.{block}.1", f"model.{block}.3", f"n:model.{block}.4"]
+    return layers
+
+
 REPDISTILLER = {
     "resnet8": _resnet((1, 1, 1), 2, (2, 3), "fc"),
     "resnet110": _resnet((18, 18, 18), 2, (2, 3), "fc"),
     "resnet32x4": _resnet((5, 5, 5), 2, (1, 2, 3), "fc"),
     "ResNet50": _resnet((3, 4, 6, 3), 3, (1, 2, 3, 4), "linear", "shortcut"),
+    "ResNet18": _resnet((2, 2, 2, 2), 2, (2, 3, 4), "linear", "shortcut"),
+    "MobileNetV1": _mobile_v1(),
     "wrn_16_1": _wrn(2, (2, 3)),
     "wrn_40_2": _wrn(6, (1, 2, 3)),
     "vgg8": _vgg((1, 1, 1, 1, 1)),
@@ -251,3 +268,6 @@ def test_names_in_repdistiller_checkpoints_are_known(name):
             own = re.sub(pattern, replacement, own)
         translated.append(own)
     assert sorted(translated) == sorted(net.state_dict())
+    with torch.device("cpu"):
+        exported = models.export_state_dict(models.build(name))
+    assert sorted(exported) == sorted(theirs)

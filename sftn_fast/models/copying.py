@@ -1,0 +1,83 @@
+"""Deep copies of networks, whatever hangs on their modules: pruned weights, norms of weights, hooks, saved maps.
+
+deepcopy refuses a tensor that was computed with a gradient. Pruning, weight_norm and spectral_norm leave such a one in
+each layer, which the next forward pass replaces.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import chain
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+NESTED = 4
+"""How deep in lists and dicts tensors are looked for; such a list may hold itself."""
+
+
+def copy_network(net: M) -> M:
+    """Return a deep copy of ``net`` with parameters of its own.
+
+    Hooks are kept; one that belongs to something outside of the network is shared, not copied.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _tensors(net) if not tensor.is_leaf}
+    return _copy(net, memo)
+
+
+def copy_without_data(net: M) -> M:
+    """Return a copy of ``net`` whose tensors are on the meta device, made without copying any data.
+
+    It has those hooks alone by which PyTorch computes a layer's weight, or which are the network's own methods.
+    """
+    inside = set(net.modules())
+    copied = _copy(net, {id(tensor): _on_meta(tensor) for tensor in _tensors(net)})
+    for original, module in zip(net.modules(), copied.modules(), strict=True):
+        for before, after in zip(_hooks(original), _hooks(module), strict=True):
+            for key in [key for key, hook in before.items() if not _is_needed(hook, inside)]:
+                del after[key]
+    return copied
+
+
+def _copy(net: M, memo: dict[int, Any]) -> M:
+    # deepcopy takes what its memo already holds for the copy of an object.
+    inside = set(net.modules())
+    for hook in chain.from_iterable(hooks.values() for module in inside for hooks in _hooks(module)):
+        if isinstance(hook, MethodType) and hook.__self__ not in inside:
+            memo[id(hook)] = hook
+    return copy.deepcopy(net, memo)
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def _is_needed(hook: Any, inside: set[nn.Module]) -> bool:
+    if isinstance(hook, MethodType) and isinstance(hook.__self__, nn.Module):
+        return hook.__self__ in inside
+    return type(hook).__module__.startswith("torch.")
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and other tensors that hang on modules, in lists and dicts too."""
+    for module in net.modules():
+        # A module's own modules come by themselves.
+        yield from _within([value for key, value in vars(module).items() if key != "_modules"])
+
+
+def _within(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)) and depth < NESTED:
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _within(each, depth + 1)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

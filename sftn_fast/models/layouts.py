@@ -1,0 +1,112 @@
+"""Which axis of a network's maps is the channels': the one that does not change with the size of the images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from sftn_fast.models.copying import copy_network, copy_without_data
+
+SIZES = ((64, 96), (96, 160), (224, 224), (224, 320), (32, 32), (32, 48), (28, 28), (299, 299), (16, 16), (8, 8))
+"""Heights and widths of the images that are tried. Not square where a network takes such: (C, H, W) and (H, W, C) of a
+square image can look alike. The others are for networks that take one size alone."""
+ENOUGH = 2
+BATCH = 2
+
+
+class Layout(NamedTuple):
+    """The axes of a map: those that lead from [N, C, H, W] to how the network has it, and back."""
+
+    to_own: tuple[int, int, int, int]
+    to_ours: tuple[int, int, int, int]
+
+
+IN_ORDER = Layout((0, 1, 2, 3), (0, 1, 2, 3))
+CHANNELS_LAST = Layout((0, 2, 3, 1), (0, 3, 1, 2))
+
+Shapes = dict[tuple[int, int], tuple[int, ...]]
+"""Of one map, by the size of the images."""
+
+
+def find_layouts(parts: Sequence[nn.Module], in_channels: int, names: Sequence[str]) -> list[Layout]:
+    """Return how what each of ``parts`` gives lies, where each takes what the one before gives.
+
+    Asks copies of the parts, in evaluation mode; neither the parts nor torch's random state change.
+
+    Raises:
+        ValueError: One gives no map, or one of which nobody can tell the channels; it is called by its name.
+    """
+    seen = _probe(copy_without_data(nn.ModuleList(parts)), in_channels, torch.device("meta"))
+    if not seen[-1]:  # it may look at values, which tensors without data don't have
+        seen = _probe(copy_network(nn.ModuleList(parts)).cpu(), in_channels, torch.device("cpu"))
+    return [_layout(shapes, name) for shapes, name in zip(seen, names, strict=True)]
+
+
+def _probe(parts: nn.ModuleList, in_channels: int, device: torch.device) -> list[Shapes]:
+    """The shapes of what each part gives, for up to :data:`ENOUGH` sizes of images that are not square."""
+    parts.eval()
+    seen: list[Shapes] = [{} for _ in parts]
+    dtype = next((tensor.dtype for tensor in parts.parameters() if tensor.is_floating_point()), torch.float32)
+    for size in SIZES:
+        if sum(height != width for height, width in seen[-1]) == ENOUGH:
+            break
+        x = torch.zeros(BATCH, in_channels, *size, device=device, dtype=dtype)
+        try:
+            # No random numbers of the user's are drawn.
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                for part, shapes in zip(parts, seen, strict=True):
+                    x = part(x)
+                    shapes[size] = tuple(x.shape)
+        except Exception:  # a network may refuse a size as it likes
+            continue
+    return seen
+
+
+def _layout(shapes: Shapes, name: str) -> Layout:
+    for shape in shapes.values():
+        if len(shape) != 4 or shape[0] != BATCH:
+            raise ValueError(_no_map(shape, name))
+    if not shapes:
+        return IN_ORDER  # torch's own, for want of any pass
+    constant = [axis for axis in (1, 2, 3) if len({shape[axis] for shape in shapes.values()}) == 1]
+    if constant == [1] or constant == [3]:
+        return IN_ORDER if constant == [1] else CHANNELS_LAST
+    return _layout_by_proportion(shapes, name)
+
+
+def _layout_by_proportion(shapes: Shapes, name: str) -> Layout:
+    """Of maps whose size is always the same, or of which there is one size: H and W are as the images' are."""
+    size, shape = next(iter(shapes.items()))
+    if shape[2:] == (1, 1):
+        return IN_ORDER
+    first = _unlikeness(shape[2:], size)
+    last = _unlikeness(shape[1:3], size)
+    if len(shapes) > 1 and first:  # pooled to a size of their own, which need not be the images'
+        first, last = _unlikeness(shape[2:], (1, 1)), _unlikeness(shape[1:3], (1, 1))
+    if first == last:
+        raise ValueError(
+            f"{name} gives {_show(shape)} for images of {size[0]} x {size[1]}, and nothing tells which axis is the "
+            f"channels': end the stage in a module that gives [N, C, H, W] and not as many channels as rows"
+        )
+    return IN_ORDER if first < last else CHANNELS_LAST
+
+
+def _unlikeness(axes: tuple[int, ...], size: tuple[int, int]) -> float:
+    return abs(math.log(axes[0] * size[1]) - math.log(axes[1] * size[0])) if 0 not in axes else math.inf
+
+
+def _no_map(shape: tuple[int, ...], name: str) -> str:
+    if len(shape) == 3:
+        return (
+            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: put them into a map in a module of yours; "
+            f"for methods that compare logits alone, as_staged(nn.Sequential(nn.Identity(), net), ['0'], head='1') does"
+        )
+    return f"{name} gives {_show(shape)} and no map [N, C, H, W]: name modules that give maps"
+
+
+def _show(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(['N' if shape[0] == BATCH else str(shape[0]), *map(str, shape[1:])])}]"

@@ -1,0 +1,104 @@
+"""Networks through what deploys them: torch.export, TorchScript, torch.fx, quantisation, ONNX."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from networks import build
+from torch import fx, nn
+from torch.ao import quantization
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.nn.functional import channel_shuffle
+
+from sftn_fast import distillers, models
+from sftn_fast.models.imagenet import CUTS
+from sftn_fast.models.layers import shuffle_channels
+
+SMALLEST = ["resnet8", "ResNet18", "wrn_16_1", "vgg8", "MobileNetV1", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+SMALLEST += ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"]
+"""One of each family."""
+
+
+def script(net: nn.Module, x: torch.Tensor) -> nn.Module:
+    return torch.jit.script(net)
+
+
+def trace(net: nn.Module, x: torch.Tensor) -> nn.Module:
+    return torch.jit.trace(net, (x,))
+
+
+def export(net: nn.Module, x: torch.Tensor) -> nn.Module:
+    return torch.export.export(net, (x,)).module()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("way", [script, trace, export])
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and in use
+def test_every_family(way, name):
+    net, x = build(name).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(way(net, x)(x), net(x))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_can_be_traced_symbolically(name):
+    if name in CUTS:
+        pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        net = models.build(name, num_classes=7)
+    graph = fx.symbolic_trace(net)
+    assert graph(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 7)
+    for size in (8, 33):  # what was decided by size is decided again
+        assert graph(torch.empty(2, 3, size, size, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["vgg8", "wrn_16_1", "ShuffleV2"])
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_quantisation_after_training(name):
+    net, x = build(name).eval(), torch.randn(8, 3, 32, 32)
+    prepared = prepare_fx(net, quantization.get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    quantised, expected = convert_fx(prepared)(x), net(x)
+    assert any(type(module).__module__.startswith("torch.ao.nn") for module in convert_fx(prepared).modules())
+    assert (quantised - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_student_that_learns_to_be_quantised():
+    torch.manual_seed(0)
+    student, teacher = models.build("vgg8", num_classes=5).train(), models.build("vgg8", num_classes=5)
+    student.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    quantization.prepare_qat(student, inplace=True)
+    distiller = distillers.build("kd=1,at=1", student=student, teacher=teacher, num_samples=8, image_size=16)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        distiller(torch.randn(4, 3, 16, 16), torch.arange(4), torch.arange(4))["total"].backward()
+        optimizer.step()
+    observed = [module for module in student.modules() if isinstance(module, quantization.FakeQuantizeBase)]
+    assert observed
+    assert all(torch.isfinite(module.scale).all() for module in observed)
+
+
+@pytest.mark.parametrize("name", ["ShuffleV1", "ShuffleV2", "vgg8", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_onnx(name, dynamo, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    net, x = build(name).eval(), torch.randn(1, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), str(tmp_path / "net.onnx"), dynamo=dynamo)
+    onnx.checker.check_model(str(tmp_path / "net.onnx"))
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 4), (2, 6), (3, 12)])
+def test_shuffled_channels(groups, channels, memory):
+    x = torch.randn(2, channels, 3, 5).contiguous(memory_format=memory)
+    assert torch.equal(shuffle_channels(x, groups), channel_shuffle(x, groups))
