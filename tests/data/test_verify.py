@@ -15,8 +15,8 @@ import pictures
 
 from sftn_fast.config import ConfigError
 from sftn_fast.data import verify as module
-from sftn_fast.data.folders import read_skip_list
 from sftn_fast.data.progress import Progress
+from sftn_fast.data.skip_list import read_skip_list
 
 
 def run(*argv):
@@ -25,7 +25,7 @@ def run(*argv):
     return done.returncode, done.stdout
 
 
-def crash(path):
+def crash(path, white):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -99,7 +99,7 @@ def test_a_check_that_is_stopped_leaves_the_older_list(tmp_path, monkeypatch, ca
     assert multiprocessing.active_children() == []
 
 
-def handler(_):
+def handler(_, white):
     return str(signal.getsignal(signal.SIGINT))
 
 

@@ -34,4 +34,5 @@ def load_digits(config: DataConfig) -> Source:
         std=(0.3761,),
         crop_padding=1,
         flip=False,
+        class_names=tuple("0123456789"),
     )
