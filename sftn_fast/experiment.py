@@ -118,6 +118,8 @@ def prepare(config: Config, root: Path) -> Prepared:
     distributed.on_main(partial(_check_files, config, stages, source or root))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
     _check_methods(config, stages, worker.images_of if worker else partial(_images_to_look_at, config))
+    if worker is None and not any(stage.kind == "distill" for stage in stages):
+        data.say_notices(config.data)  # as looking at the images has done otherwise
     return Prepared(config, source, stages, devices, worker)
 
 

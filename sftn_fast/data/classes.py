@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -13,18 +14,19 @@ EACH = 12  # classes that are listed with the images of each
 UNBALANCED = 10  # times as many images in one class as in another
 
 
-def say_classes(name: str, classes: list[str], train: list[int], test: list[int]) -> None:
+def say_classes(name: str, root: Path, classes: list[str], train: list[int], test: list[int]) -> None:
     """Print the classes of the data set ``name``, and how many images of each its splits hold; warn of great odds.
 
     Args:
-        name: Of the data set.
+        name: Of the data set, which lies in ``root``.
+        root: Its folder.
         classes: Their names, in the order of their labels.
         train, test: Labels of the images of either split.
     """
     counts = {
         split: np.bincount(labels, minlength=len(classes)) for split, labels in (("train", train), ("test", test))
     }
-    say(_describe(name, classes, counts["train"], counts["test"]), sys.stdout)
+    say(_describe(f"{name} in {printable(str(root))}", classes, counts["train"], counts["test"]), sys.stdout)
     for split, found in counts.items():
         most, fewest = int(found.argmax()), int(found.argmin())
         if found[most] >= UNBALANCED * found[fewest]:
@@ -35,8 +37,8 @@ def say_classes(name: str, classes: list[str], train: list[int], test: list[int]
             )
 
 
-def _describe(name: str, classes: list[str], train: np.ndarray, test: np.ndarray) -> str:
-    head = f"{name}: {len(classes):,} classes, {train.sum():,} + {test.sum():,} images to train and to test on"
+def _describe(which: str, classes: list[str], train: np.ndarray, test: np.ndarray) -> str:
+    head = f"{which}: {len(classes):,} classes, {train.sum():,} + {test.sum():,} images to train and to test on"
     if len(classes) <= EACH:
         each = (f"{printable(c)} {a:,} + {b:,}" for c, a, b in zip(classes, train, test, strict=True))
         return f"{head}: {', '.join(each)}"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.config import FILE_DATASETS, ConfigError, DataConfig
 from sftn_fast.data.choice import build_decoder
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
@@ -142,6 +142,16 @@ def _build_stream(
         content=_digest_of_names([train, val, test], files.root),
         class_names=tuple(files.class_names),
     )
+
+
+def say_notices(config: DataConfig) -> None:
+    """Say of image files what :func:`build` says of them, where other processes are to build.
+
+    Raises:
+        ConfigError: Folders are missing, empty or unlike each other.
+    """
+    if config.name in FILE_DATASETS:
+        find(config)
 
 
 def _choose(config: DataConfig, labels: Tensor, held_out: int, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,9 @@ class LeftOut:
         """What was left out, in one line; None if that is nothing."""
         files, parts = sum(self.files.values()), []
         if files:
-            kinds = listing([f"{ending or 'no ending'} {count:,}" for ending, count in self.files.most_common()])
-            parts.append(f"{_count(files, 'file')} that {'are no images' if files > 1 else 'is no image'} ({kinds})")
+            kinds = sorted(self.files.items(), key=lambda kind: (-kind[1], not kind[0], kind[0]))
+            named = listing([f"{ending or 'no ending'} {count:,}" for ending, count in kinds])
+            parts.append(f"{_count(files, 'file')} that {'are no images' if files > 1 else 'is no image'} ({named})")
         if self.hidden:
             parts.append(_count(self.hidden, "hidden file"))
         if self.stray:

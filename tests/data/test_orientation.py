@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 import pictures  # noqa: E402
 
 from sftn_fast.data.decode import decode  # noqa: E402
@@ -69,11 +70,11 @@ def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
         path.write_bytes(jpeg(bytes(changed)))
         with Image.open(path) as image:
             image.load()
+            theirs = image.getexif().get(0x0112, 1)
             try:
-                theirs = image.getexif().get(0x0112, 1)
-            except Exception:
+                ImageOps.exif_transpose(image)
+            except Exception:  # it reads and writes all of the EXIF
                 odd += 1
-                theirs = None
         shapes = {np.asarray(decode(path)).shape, (read(str(path)).height, read(str(path)).width, 3)}
         assert len(shapes) == 1
         if theirs in (5, 6, 7, 8):
@@ -81,7 +82,7 @@ def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
             assert shapes == {(24, 16, 3)}, changed
         elif TAG not in changed:  # Pillow may have lost it with others that came before
             assert shapes == {upright}, changed
-    assert odd > 10 and turned > 100  # so that both are tried
+    assert odd > 3 and turned > 100  # so that both are tried
 
 
 @pytest.mark.filterwarnings("ignore")

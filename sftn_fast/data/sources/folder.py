@@ -52,7 +52,7 @@ def files_of(name: str, config: DataConfig, size: int) -> ImageFiles:
     left_out.report(root)
     if held_out:
         say(f"no folder val or test in {root}: {held_out} images, class by class, are held out for the test")
-    say_classes(name, classes, train.labels, test.labels)
+    say_classes(name, root, classes, train.labels, test.labels)
     return ImageFiles(name, root, train, test, classes, size, held_out)
 
 

@@ -32,7 +32,7 @@ def find_tiny_imagenet(config: DataConfig) -> ImageFiles:
     test = _validation(folder / "val", classes, skipped, left_out)
     skipped.report()
     left_out.report(folder)
-    say_classes("tiny_imagenet", classes, train.labels, test.labels)
+    say_classes("tiny_imagenet", folder, classes, train.labels, test.labels)
     return ImageFiles("tiny_imagenet", folder, train, test, classes, size=config.image_size or SIZE)
 
 
