@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 64_000_000  # 192 MB decoded, and below the limit from which Pillow warns
 UNBACKED_PIXELS = 16_000_000  # from which on an image needs a byte for as many pixels as the next line says
@@ -51,7 +51,7 @@ def check_file(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def check_header(image: Image, file: BinaryIO) -> None:
+def check_header(image: ImageFile, file: BinaryIO) -> None:
     """Judge the size that an image in ``file`` says it has, before any of it is decoded.
 
     Raises:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from sftn_fast.data.skip_list import SKIP_LIST
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 # Formats that Pillow decodes by itself; left to choose, it would hand a file that claims to be EPS to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
@@ -65,7 +66,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def opened(file: str | Path | BinaryIO) -> Iterator[Image]:
+def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
     """Context: the image in ``file`` with its header read and nothing decoded yet.
 
     Raises:
@@ -104,16 +105,16 @@ def decode(file: str | Path | BinaryIO, white: float | None = None) -> Image:
             decoded, or it has more than 8 bits and it is not known which value is white.
     """
     with opened(file) as image:
-        depth = read_depth(image, image.fp)  # type: ignore[arg-type]
+        depth = read_depth(image, cast(BinaryIO, image.fp))
         image.load()
         turn = _turns()[orientation(image) - UPRIGHT]
+        found: Image = image
         if depth.is_grey:
-            image = pillow()[0].fromarray(to_8_bits(np.asarray(image), depth, white))
+            found = pillow()[0].fromarray(to_8_bits(np.asarray(image), depth, white))
         elif not depth.is_ordinary:
             check_colours(image, depth, white)
-        image.info.pop("transparency", None)
-        upright = image if turn is None else image.transpose(turn)
-        return upright.convert("RGB")
+        found.info.pop("transparency", None)
+        return (found if turn is None else found.transpose(turn)).convert("RGB")
 
 
 @cache

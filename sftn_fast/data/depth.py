@@ -25,6 +25,7 @@ from sftn_fast.data.bounds import HEADER
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 FULL = 2**16 - 1
 # Of TIFF: tags, and values of two of them.
@@ -56,7 +57,7 @@ class Depth:
         return not self.is_grey and not self.is_signed and self.bits <= 8
 
 
-def read_depth(image: Image, file: BinaryIO) -> Depth:
+def read_depth(image: ImageFile, file: BinaryIO) -> Depth:
     """The depth of ``image`` in ``file``, to be asked for before it is decoded."""
     is_float = image.mode == "F"
     is_grey = is_float or image.mode.startswith("I")
@@ -64,8 +65,8 @@ def read_depth(image: Image, file: BinaryIO) -> Depth:
     return Depth(**{"bits": 16 if is_grey else 8, "is_grey": is_grey, "is_float": is_float, **known})
 
 
-def _read_tiff(image: Image, _: BinaryIO) -> dict[str, object]:
-    bits, top = int(_tag(image, BITS_PER_SAMPLE) or 1), _tag(image, MAX_SAMPLE) or 0
+def _read_tiff(image: ImageFile, _: BinaryIO) -> dict[str, object]:
+    bits, top = int(_tag(image, BITS_PER_SAMPLE) or 1), _tag(image, MAX_SAMPLE) or 0.0
     white = _tag(image, SMAX_SAMPLE)
     if not white and top >= 255 and top.is_integer() and int(top) & (int(top) + 1) == 0:
         white = top
@@ -79,7 +80,7 @@ def _read_tiff(image: Image, _: BinaryIO) -> dict[str, object]:
     }
 
 
-def _tag(image: Image, number: int) -> float | None:
+def _tag(image: ImageFile, number: int) -> float | None:
     """The first value of a TIFF's tag; None where there is none, or none that is a number."""
     try:
         value = image.tag_v2.get(number)  # type: ignore[attr-defined]
@@ -88,7 +89,7 @@ def _tag(image: Image, number: int) -> float | None:
         return None
 
 
-def _read_png(image: Image, file: BinaryIO) -> dict[str, object]:
+def _read_png(image: ImageFile, file: BinaryIO) -> dict[str, object]:
     if not image.tile or ";16" not in str(image.tile[0][3]):
         return {}
     start = _start(file)
@@ -97,7 +98,7 @@ def _read_png(image: Image, file: BinaryIO) -> dict[str, object]:
     return {"bits": 16, "significant": significant if 8 <= significant < 16 else None}
 
 
-def _read_ppm(image: Image, _: BinaryIO) -> dict[str, object]:
+def _read_ppm(image: ImageFile, _: BinaryIO) -> dict[str, object]:
     decoder, arguments = (image.tile[0][0], image.tile[0][3]) if image.tile else ("", None)
     if decoder not in ("ppm", "ppm_plain") or not isinstance(arguments, tuple):
         return {}
@@ -105,7 +106,7 @@ def _read_ppm(image: Image, _: BinaryIO) -> dict[str, object]:
     return {"bits": top.bit_length(), "white": FULL if top < FULL else None}  # Pillow spreads the values
 
 
-def _read_jpeg2000(_: Image, file: BinaryIO) -> dict[str, object]:
+def _read_jpeg2000(_: ImageFile, file: BinaryIO) -> dict[str, object]:
     start = _start(file)
     place = start.find(CODESTREAM)
     if not 0 <= place < len(start) - COMPONENT:
