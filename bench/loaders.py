@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench import record
 from bench.measure import MIN_TURNS, Effort, Spread
 from bench.record import Row
+from sftn_fast.data import machine
 from sftn_fast.data.dali_decoder import DaliDecoder
 from sftn_fast.data.stream import FileSplit, FileTrainLoader, Form
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
@@ -157,4 +157,4 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
 
 
 def default_workers() -> int:
-    return len(os.sched_getaffinity(0))
+    return machine.cores()

@@ -68,6 +68,9 @@ class DataConfig:
     and torchvision cut out a random part, 8 % of the image or more."""
     flip: bool | None = None
     """Random horizontal flip; null for the data set's own (CIFAR: yes, digits: no)."""
+    white: float | None = None
+    """Which value is white in image files of more than 8 bits that do not say it, as 4095 of 12 bits or 1 of
+    floating-point numbers; null to refuse those of which it isn't evident."""
 
     def __post_init__(self) -> None:
         check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
@@ -88,6 +91,10 @@ class DataConfig:
         cropped = f"null, since images that are decoded as they are needed (data.name={self.name}, data.loader="
         cropped += f"{self.loader}) are not padded"
         check(self.crop_padding is None or not self.streams, "data.crop_padding", self.crop_padding, cropped)
+        if self.white is not None:
+            check_finite("data.white", self.white, minimum=0, inclusive=False)
+            whose = f"null for data.name={self.name}, whose images are no files of their own"
+            check(self.name in FILE_DATASETS, "data.white", self.white, whose)
 
     @property
     def streams(self) -> bool:

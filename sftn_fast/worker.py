@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
     config, root = orders.get()
     plugins.load(config.plugins)  # which this process does not know yet
+    data.mute_notices()  # the parent has said them
     worker = Worker(config, root)
     while (stage := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {stage.seed} {stage.name} | "

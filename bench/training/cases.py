@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from sftn_fast.data import machine
 from sftn_fast.data.source import Images
 
 NUM_SAMPLES, NUM_CLASSES, SIZE = 50_000, 100, 32  # CIFAR-100's
@@ -15,7 +15,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 PADDING = 4
 LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 BRANCHES = (1, 2, 3)  # teacher's stages that carry one, in SFTN
-WORKERS = min(8, len(os.sched_getaffinity(0)))
+WORKERS = min(8, machine.cores())
 """Loader processes of the usual loop: RepDistiller's 8, where there are processors for them."""
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sftn_fast import launcher
 from sftn_fast.config import DataConfig
-from sftn_fast.data import dali_decoder
+from sftn_fast.data import dali_decoder, machine
 from sftn_fast.data.dali_decoder import DaliDecoder
 from sftn_fast.data.stream import Decoder, Form
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
@@ -24,7 +23,7 @@ def _chosen(config: DataConfig) -> tuple[str, str | None]:
 
 
 def _workers(config: DataConfig) -> int:
-    return config.workers or max(1, len(os.sched_getaffinity(0)) // launcher.local_world_size())
+    return config.workers or max(1, machine.cores() // launcher.local_world_size())
 
 
 def describe_loader(config: DataConfig) -> str | None:

@@ -130,7 +130,7 @@ class DaliDecoder:
         return _Prepared(samples, list(contents), list(views))
 
     def _read(self, sample: Sample) -> tuple[np.ndarray, View]:
-        encoded = read(sample.path)
+        encoded = read(sample.path, self.form.white)
         return encoded.content, sample.view(encoded.height, encoded.width, self.form.size)
 
     def _resized(self, pool: ThreadPoolExecutor, parts: Any, views: list[View]) -> Tensor:
@@ -210,7 +210,7 @@ class DaliDecoder:
     def _culprit(self, batch: _Prepared, error: RuntimeError) -> ConfigError:
         """The file that DALI stopped at, which it may not name."""
         for sample in batch.samples:
-            fault = find_fault(sample.path)
+            fault = find_fault(sample.path, self.form.white)
             if fault is not None:
                 return undecodable(sample.path, self.root, fault)
         message = " ".join(str(error).split())

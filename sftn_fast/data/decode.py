@@ -1,33 +1,40 @@
 """Image files to RGB pixels: what folders of images hold in practice comes out alike, the rest is refused by name.
 
-Grey, CMYK, palette and 16-bit images become 8-bit RGB, an EXIF rotation is applied, and the format is what the content
-says, whatever the file is called. Pillow does the work; it is imported where it is used.
+Grey, CMYK and palette images become 8-bit RGB, so do those of more bits where it is known which value is white
+(:mod:`sftn_fast.data.depth`), an EXIF rotation is applied, and the format is what the content says, whatever the file
+is called. Pillow does the work; it is imported where it is used.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sftn_fast.config import ConfigError
-from sftn_fast.data.folders import SKIP_LIST
+from sftn_fast.data import machine
+from sftn_fast.data.bounds import BoundsError, check_file, check_header
+from sftn_fast.data.depth import DepthError, check_colours, read_depth, to_8_bits
+from sftn_fast.data.notices import printable
+from sftn_fast.data.orientation import UPRIGHT, orientation
 from sftn_fast.data.progress import Progress
+from sftn_fast.data.regular import MAX_BYTES, open_regular
+from sftn_fast.data.skip_list import SKIP_LIST
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 # Formats that Pillow decodes by itself; left to choose, it would hand a file that claims to be EPS to Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-MAX_PIXELS = 64_000_000  # 192 MB decoded, and below the limit from which Pillow warns
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
 CHUNK = 64  # files a thread reads at a time
 
 
@@ -50,76 +57,93 @@ def pillow() -> Any:
         ) from error
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this build of Pillow knows."""
+    image_module, _ = pillow()
+    image_module.init()
+    return tuple(name for name in FORMATS if name in image_module.OPEN)
+
+
 @contextmanager
-def opened(file: str | Path | BinaryIO) -> Iterator[Image]:
+def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
     """Context: the image in ``file`` with its header read and nothing decoded yet.
 
     Raises:
-        DecodeError: There is none, or it has more than ``MAX_PIXELS`` pixels; or whatever is done to it inside the
-            context fails, as decoding it may.
+        DecodeError: There is none, it is no regular file, or decoding it would cost too much (see
+            :mod:`sftn_fast.data.bounds`); or whatever is done to it inside the context fails, as decoding it may.
     """
     image_module, _ = pillow()
     try:
-        with image_module.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DecodeError(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
-            yield image
+        with open_regular(file, MAX_BYTES) if isinstance(file, (str, Path)) else nullcontext(file) as stream:
+            check_file(stream)
+            with image_module.open(stream, formats=_formats()) as image:
+                check_header(image, stream)
+                yield image
     except DecodeError:
         raise
+    except (BoundsError, DepthError) as error:
+        raise DecodeError(str(error)) from error
     except image_module.UnidentifiedImageError as error:  # whose message names the file once more
-        raise DecodeError(f"no image of a known format: {', '.join(FORMATS)}") from error
+        raise DecodeError(f"no image of a known format: {', '.join(_formats())}") from error
     # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error.
     except Exception as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+        raise DecodeError(f"{type(error).__name__}: {printable(str(error))}") from error
 
 
-def decode(file: str | Path | BinaryIO) -> Image:
-    """The image in ``file``, upright, as 8-bit RGB; of an animation the first frame.
+def decode(file: str | Path | BinaryIO, white: float | None = None) -> Image:
+    """The image in ``file``, upright, as 8-bit RGB; of an animation or of several pages the first.
 
-    Transparency is dropped, as torchvision's image folders do; of 16 bits the upper 8 are kept.
+    Transparency is dropped, as torchvision's image folders do.
+
+    Args:
+        file: A path, or what was opened for reading.
+        white: ``data.white``; see :mod:`sftn_fast.data.depth`.
 
     Raises:
-        DecodeError: There is none, it is truncated or damaged, or it has more than ``MAX_PIXELS`` pixels, which is
-            judged by its header, before anything is decoded.
+        DecodeError: There is none, it is truncated or damaged, it is too large, which is judged before anything is
+            decoded, or it has more than 8 bits and it is not known which value is white.
     """
-    _, image_ops = pillow()
     with opened(file) as image:
-        return _to_rgb(image_ops.exif_transpose(image))
+        depth = read_depth(image, cast(BinaryIO, image.fp))
+        image.load()
+        turn = _turns()[orientation(image) - UPRIGHT]
+        found: Image = image
+        if depth.is_grey:
+            found = pillow()[0].fromarray(to_8_bits(np.asarray(image), depth, white))
+        elif not depth.is_ordinary:
+            check_colours(image, depth, white)
+        found.info.pop("transparency", None)
+        return (found if turn is None else found.transpose(turn)).convert("RGB")
+
+
+@cache
+def _turns() -> tuple[Any, ...]:
+    """What makes an image upright, by EXIF's orientation from 1 on."""
+    ways = pillow()[0].Transpose
+    quarters = (ways.TRANSPOSE, ways.ROTATE_270, ways.TRANSVERSE, ways.ROTATE_90)
+    return (None, ways.FLIP_LEFT_RIGHT, ways.ROTATE_180, ways.FLIP_TOP_BOTTOM, *quarters)
 
 
 def undecodable(path: str | Path, root: Path, reason: object) -> ConfigError:
     """The error for a file of the data set in ``root`` that can't be decoded."""
     return ConfigError(
-        f"{path} can't be decoded ({reason}); repair or remove it, or run "
+        f"{printable(str(path))} can't be decoded ({reason}); repair or remove it, or run "
         f"python -m sftn_fast.data.verify {root}, which lists all such files in {root / SKIP_LIST}, and "
         "they are left out"
     )
 
 
-def _to_rgb(image: Image) -> Image:
-    if image.mode == "F":
-        raise DecodeError("its pixels are floating-point numbers of no stated range")
-    if image.mode.startswith("I"):  # 16 bits, of which convert() would clip all above the lowest 8
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() >= 2**16:
-            raise DecodeError("its pixels have more than 16 bits")
-        return pillow()[0].fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def find_fault(path: str) -> str | None:
+def find_fault(path: str, white: float | None = None) -> str | None:
     """Why ``path`` can't be decoded; None if it can."""
     try:
-        decode(path)
+        decode(path, white)
     except DecodeError as error:
         return str(error)
     return None
 
 
-def read_square(path: str | Path, size: int) -> np.ndarray:
+def read_square(path: str | Path, size: int, white: float | None = None) -> np.ndarray:
     """The image in ``path``, its shorter side resized to ``size`` with antialiasing, cut to the central square.
 
     Returns:
@@ -129,17 +153,18 @@ def read_square(path: str | Path, size: int) -> np.ndarray:
         DecodeError: See :func:`decode`.
     """
     image_module, image_ops = pillow()
-    square = image_ops.fit(decode(path), (size, size), image_module.Resampling.BILINEAR)
+    square = image_ops.fit(decode(path, white), (size, size), image_module.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1)
 
 
-def read_images(paths: Sequence[Path], size: int, *, root: Path) -> Tensor:
+def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | None = None) -> Tensor:
     """Decode many files in parallel threads, with a line of progress where it takes long.
 
     Args:
         paths: N files.
         size: Side of the images in pixels; see :func:`read_square`.
         root: The data set's folder, for the message.
+        white: ``data.white``.
 
     Returns:
         [N, 3, size, size] uint8.
@@ -156,13 +181,13 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path) -> Tensor:
         last = min(first + CHUNK, len(paths))
         for row in range(first, last):
             try:
-                rows[row] = read_square(paths[row], size)
+                rows[row] = read_square(paths[row], size, white)
             except DecodeError as error:
                 raise undecodable(paths[row], root, error) from error
         return last
 
     progress = Progress(f"reading images in {root}", len(paths))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         for done in pool.map(fill, range(0, len(paths), CHUNK)):
             progress.update(done)
     return pixels
@@ -170,8 +195,8 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path) -> Tensor:
 
 def _check_memory(count: int, size: int) -> None:
     needed = 2 * count * 3 * size**2  # all images, and the choice of them that is trained on
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > available:
+    available = machine.memory()
+    if available is not None and needed > available:
         raise ConfigError(
             f"{count:,} images of data.image_size={size} take {needed / 2**30:.1f} GiB of memory while they are read, "
             f"this machine has {available / 2**30:.1f}; choose a smaller data.image_size"

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftn_fast.data.decode import DecodeError, decode, opened
+from sftn_fast.data.orientation import UPRIGHT, orientation
+from sftn_fast.data.regular import MAX_BYTES, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+JPEG = b"\xff\xd8\xff"  # what one begins with
 END_OF_IMAGE = b"\xff\xd9"
 
 
@@ -31,30 +33,45 @@ class Encoded:
     pixels: np.ndarray | None = None  # [height, width, 3] uint8
 
 
-def read(path: str) -> Encoded:
+def read(path: str, white: float | None = None) -> Encoded:
     """The image in ``path``.
 
+    Args:
+        path: A file.
+        white: ``data.white``.
+
     Raises:
-        DecodeError: There is none, or it has too many pixels, both as far as its header tells; or it is no ordinary
-            JPEG and can't be decoded.
+        DecodeError: There is none, or decoding it would cost too much, both as far as its header tells; or it is no
+            ordinary JPEG and can't be decoded.
     """
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
-    with opened(BytesIO(content.data)) as image:
-        width, height = image.size
-        ordinary = _is_ordinary(image)
-    # One that was cut off would be filled up with grey by some decoders.
-    if ordinary and content[-2:].tobytes() == END_OF_IMAGE:
-        return Encoded(height, width, content)
-    pixels = np.array(decode(BytesIO(content.data)))
+    content = _read_jpeg(path)
+    if content is None:
+        pixels = np.array(decode(path, white))
+    else:
+        with opened(BytesIO(content.data)) as image:
+            width, height = image.size
+            ordinary = _is_ordinary(image)
+        # One that was cut off would be filled up with grey by some decoders.
+        if ordinary and content[-2:].tobytes() == END_OF_IMAGE:
+            return Encoded(height, width, content)
+        pixels = np.array(decode(BytesIO(content.data), white))
     height, width, _ = pixels.shape
     header = np.frombuffer(f"P6\n{width} {height}\n255\n".encode(), np.uint8)
     return Encoded(height, width, np.concatenate([header, pixels.reshape(-1)]), pixels)
 
 
+def _read_jpeg(path: str) -> np.ndarray | None:
+    """The bytes of a file that begins as a JPEG does; None if it does not."""
+    try:
+        with open_regular(path, MAX_BYTES) as file:
+            start = file.read(len(JPEG))
+            file.seek(0)
+            return np.fromfile(file, np.uint8) if start == JPEG else None
+    except OSError as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
 def _is_ordinary(image: Image) -> bool:
     transformed = image.info.get("adobe_transform", 1) != 0  # 0: the file holds RGB, which JPEGs hardly ever do
-    upright = "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and transformed and upright
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+    return plain and transformed and orientation(image) == UPRIGHT

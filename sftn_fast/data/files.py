@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.progress import Progress
+from sftn_fast.data.regular import open_regular
 from sftn_fast.data.source import require
+
+BLOCK = 2**22  # bytes that are hashed at a time
+MAX_BYTES = 2**30  # of a file that is read as a whole; the largest has a quarter of that
+SCRATCH = ".unfinished-"  # what temporary folders' names begin with
 
 
 def root_folder(config: DataConfig) -> Path:
@@ -33,14 +41,42 @@ def read_verified(path: Path, md5: str) -> bytes:
     Raises:
         ConfigError: The checksum is another.
     """
-    content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    try:
+        with open_regular(path, MAX_BYTES) as file:
+            content = file.read()
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read ({error})") from error
+    _require(path, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest(), md5)
+    return content
+
+
+@contextmanager
+def opened_verified(path: Path, md5: str) -> Iterator[BinaryIO]:
+    """Context: the file ``path``, which may be larger than memory, having made sure that it is the published one.
+
+    Raises:
+        ConfigError: The checksum is another.
+        OSError: It can't be read.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    with open_regular(path) as file:
+        size, done = os.fstat(file.fileno()).st_size, 0
+        progress = Progress(f"checking {path}, MB", size // 10**6)
+        while block := file.read(BLOCK):
+            digest.update(block)
+            done += len(block)
+            progress.update(done // 10**6)
+        _require(path, done, digest.hexdigest(), md5)
+        file.seek(0)
+        yield file
+
+
+def _require(path: Path, size: int, found: str, md5: str) -> None:
     if found != md5:
         raise ConfigError(
-            f"{path} is corrupt or not the published file: {len(content)} bytes with md5 {found}, expected {md5}; "
+            f"{path} is corrupt or not the published file: {size} bytes with md5 {found}, expected {md5}; "
             "remove it and fetch it again"
         )
-    return content
 
 
 def download(published: Any, folder: Path, name: str) -> Path:
@@ -75,9 +111,15 @@ def exclusive(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        # Neither through a link nor into a pipe, should one lie there.
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise ConfigError(f"data.root must be a folder that can be written to, got {folder} ({error})") from error
-    with lock, tempfile.TemporaryDirectory(dir=folder) as scratch:
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Path(scratch)
+        for left in folder.glob(f"{SCRATCH}*"):  # by a run that was killed, since nobody else holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
+            yield Path(scratch)
+    finally:
+        os.close(lock)

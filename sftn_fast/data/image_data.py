@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.config import FILE_DATASETS, ConfigError, DataConfig
 from sftn_fast.data.choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
+from sftn_fast.data.notices import say
 from sftn_fast.data.source import Images, load
 from sftn_fast.data.splits import train_val_indices
 from sftn_fast.data.stream import FileEvalLoader, FileSplit, FileTrainLoader, Form
@@ -35,6 +36,7 @@ class ImageData:
     test: EvalLoader | FileEvalLoader
     content: str  # digest of the splits: of their pixels, or of the files' names
     files: str | None = None  # digest of what the files hold, where images are decoded as they are needed
+    class_names: tuple[str, ...] = ()  # in the order of their labels; empty where they are not known
 
     @property
     def train_labels(self) -> Tensor:
@@ -97,7 +99,7 @@ def build(
         return _build_stream(config, torch.device(device), channels_last, step, share)
     source = load(config)
     size = config.image_size or source.train.pixels.shape[-1]
-    train_index, val_index = train_val_indices(source.train.labels, config.train_size, config.val_size)
+    train_index, val_index = _choose(config, source.train.labels, source.held_out, batch_size)
     splits = [
         _resize(images, size)
         for images in (source.train.select(train_index), source.train.select(val_index), source.test)
@@ -118,6 +120,7 @@ def build(
         val=EvalLoader(val, **share) if len(val) else None,
         test=EvalLoader(test, **share),
         content=_digest(splits),
+        class_names=source.class_names,
     )
 
 
@@ -125,9 +128,9 @@ def _build_stream(
     config: DataConfig, device: torch.device, channels_last: bool, step: dict[str, int], share: dict[str, int]
 ) -> ImageData:
     files = find(config)
-    form = Form(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last)
+    form = Form(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last, config.white)
     decoder = build_decoder(config, form, files.root)
-    train_index, val_index = train_val_indices(tensor(files.train.labels), config.train_size, config.val_size)
+    train_index, val_index = _choose(config, tensor(files.train.labels), files.held_out, step["batch_size"])
     train, val = (FileSplit.choose(files.train, index) for index in (train_index, val_index))
     test = FileSplit.choose(files.test)
     return ImageData(
@@ -141,7 +144,32 @@ def _build_stream(
         test=FileEvalLoader(test, decoder, **share),
         content=_digest_of_names([train, val, test], files.root),
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
+        class_names=tuple(files.class_names),
     )
+
+
+def say_notices(config: DataConfig) -> None:
+    """Say of image files what :func:`build` says of them, where other processes are to build.
+
+    Raises:
+        ConfigError: Folders are missing, empty or unlike each other.
+    """
+    if config.name in FILE_DATASETS:
+        find(config)
+
+
+def _choose(config: DataConfig, labels: Tensor, held_out: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Which training images to train on and which to validate on; warns of what is too small to be of use."""
+    train, val = train_val_indices(labels, config.train_size, config.val_size - held_out)
+    if len(train) < batch_size:
+        say(
+            f"warning: {len(train)} training images are fewer than optim.batch_size={batch_size}: an epoch is one "
+            f"step; a batch of {max(2, len(train) // 8)} would make it {-(-len(train) // max(2, len(train) // 8))}"
+        )
+    classes, seen = len(labels.unique()), len(labels[val].unique())
+    if len(val) and seen < classes:
+        say(f"warning: data.val_size={config.val_size} holds out images of {seen} of the {classes} classes alone")
+    return train, val
 
 
 def _resize(images: Images, size: int) -> Images:

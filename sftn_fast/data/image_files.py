@@ -29,8 +29,15 @@ class ImageFiles:
     root: Path  # where skip.txt lies
     train: LabelledFiles
     test: LabelledFiles
-    num_classes: int
+    class_names: list[str]  # in the order of their labels
     size: int  # pixels a side
+    held_out: int = 0
+    """Of the images that ``data.val_size`` holds out, how many are in ``test`` already."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
 
 Finder = Callable[[DataConfig], ImageFiles]
@@ -42,7 +49,7 @@ def register_files(name: str) -> Callable[[Finder], Finder]:
 
     def add(finder: Finder) -> Finder:
         _finders[name] = finder
-        register(name)(lambda config: in_memory(finder(config)))
+        register(name)(lambda config: in_memory(finder(config), config.white))
         return finder
 
     return add
@@ -59,10 +66,10 @@ def find(config: DataConfig) -> ImageFiles:
     return _finders[config.name](config)
 
 
-def in_memory(files: ImageFiles) -> Source:
+def in_memory(files: ImageFiles, white: float | None = None) -> Source:
     """All images decoded, the shorter side resized, the central square kept; normalised as ImageNet."""
     train, test = (
-        Images(read_images(split.paths, files.size, root=files.root), tensor(split.labels))
+        Images(read_images(split.paths, files.size, root=files.root, white=white), tensor(split.labels))
         for split in (files.train, files.test)
     )
     return Source(
@@ -74,4 +81,6 @@ def in_memory(files: ImageFiles) -> Source:
         std=IMAGENET_STD,
         crop_padding=files.size // 8,
         flip=True,
+        class_names=tuple(files.class_names),
+        held_out=files.held_out,
     )

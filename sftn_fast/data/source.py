@@ -46,8 +46,13 @@ class Source:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    class_names: tuple[str, ...] = ()  # in the order of their labels; empty where they are not known
+    held_out: int = 0
+    """Of the images that ``data.val_size`` holds out, how many are in ``test`` already."""
 
     def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.name}: {len(self.class_names)} names for {self.num_classes} classes")
         for split, images in (("training", self.train), ("test", self.test)):
             _check_images(images, self.num_classes, len(self.mean), f"{self.name}: the {split} set")
 

@@ -33,6 +33,7 @@ class Form:
     std: tuple[float, ...]
     device: torch.device
     channels_last: bool = False
+    white: float | None = None  # data.white
 
     def finish(self, pixels: Tensor) -> Tensor:
         """Images [B, 3, size, size] uint8 in memory, as float32 in this form."""
@@ -114,7 +115,8 @@ class FileTrainLoader(ShuffledShares):
 
     def augmentation(self) -> dict[str, str | int]:
         """What is done to an image before it is trained on, for the run's fingerprint."""
-        return {"loader": self.decoder.name, "crop_area": str(AREA), "flip": int(self.flip)}
+        white = {} if self.decoder.form.white is None else {"white": str(self.decoder.form.white)}
+        return {"loader": self.decoder.name, "crop_area": str(AREA), "flip": int(self.flip), **white}
 
     def unaugmented(self) -> FileEvalLoader:
         """The same images in order, as they are evaluated."""

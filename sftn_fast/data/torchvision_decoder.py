@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, from_numpy
 from torch.utils.data import DataLoader, Dataset
 
 from sftn_fast.config import ConfigError
+from sftn_fast.data import children
 from sftn_fast.data.augment import resize_cut_flip
 from sftn_fast.data.decode import DecodeError, decode, undecodable
 from sftn_fast.data.encoded import Encoded, read
@@ -49,12 +49,12 @@ class TorchvisionDecoder:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "torchvision.io"])
         loader = DataLoader(
-            _Files(self.form.size),
+            _Files(self.form.size, self.form.white),
             batch_sampler=batches,  # type: ignore[arg-type]  # each batch goes to a worker as it is
             num_workers=self.workers,
             collate_fn=_as_it_is,
             multiprocessing_context=context,
-            worker_init_fn=_begin_work,
+            worker_init_fn=partial(_begin_work, children.scratch_folder()),
             prefetch_factor=AHEAD,
             generator=torch.Generator(),  # else it would draw a seed for its workers from torch's own, a run's state
             pin_memory=self.form.device.type == "cuda",
@@ -69,15 +69,15 @@ class TorchvisionDecoder:
 class _Files(Dataset[Tensor]):
     """Decodes a batch at a time, so that what a worker sends is one tensor."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, white: float | None) -> None:
+        self.size, self.white = size, white
 
     def __getitems__(self, samples: Sequence[Sample]) -> Tensor | tuple[str, str]:
         """Pixels [B, 3, size, size] uint8; or a file that can't be decoded, and why."""
         pixels = np.empty((len(samples), 3, self.size, self.size), np.uint8)
         for row, sample in zip(pixels, samples, strict=True):
             try:
-                encoded = read(sample.path)
+                encoded = read(sample.path, self.white)
                 view = sample.view(encoded.height, encoded.width, self.size)
                 top, left, height, width = view.box
                 image = self._decode(encoded, sample.path)
@@ -96,7 +96,7 @@ class _Files(Dataset[Tensor]):
             return io.decode_jpeg(from_numpy(encoded.content), io.ImageReadMode.RGB)
         except (RuntimeError, AttributeError):
             # Pillow forgives more, and is the judge; and torchvision has announced that its decoders will go.
-            return from_numpy(np.array(decode(path))).permute(2, 0, 1)
+            return from_numpy(np.array(decode(path, self.white))).permute(2, 0, 1)
 
 
 def _until_a_worker_dies(loader: Iterable[Any]) -> Iterator[Any]:
@@ -122,19 +122,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _begin_work(worker: int) -> None:
+def _begin_work(scratch: str, worker: int) -> None:
     """Outlive signals, but not the process that trains.
 
     A signal goes to a whole terminal or job: that process answers it, and needs its data until then. torch's workers
-    watch their parent, which is the server that all are forked from, and which they keep alive; hence a watch of ours.
+    watch their parent, which is the server that all are forked from, and which they keep alive.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    children.leave_with_parent(scratch)

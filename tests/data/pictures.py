@@ -28,12 +28,13 @@ def write(path, image=None, **options):
     return path
 
 
-def png(width, height, *, bits, colour_type, raw):
-    """A PNG from its unfiltered rows, for what Pillow does not write."""
+def png(width, height, *, bits, colour_type, raw, extra=()):
+    """A PNG from its unfiltered rows, for what Pillow does not write; ``extra`` chunks come before them."""
     rows = np.frombuffer(raw, np.uint8).reshape(height, -1)
     filtered = np.pad(rows, ((0, 0), (1, 0))).tobytes()
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
+        *extra,
         (b"IDAT", zlib.compress(filtered)),
         (b"IEND", b""),
     ]
@@ -41,6 +42,16 @@ def png(width, height, *, bits, colour_type, raw):
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(width, height, raw, tags, order="<"):
+    """An uncompressed grey TIFF of one strip, for what Pillow does not write; ``tags`` are of shorts, by number."""
+    entries = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(raw)} | tags
+    entries[273] = 8 + 2 + 12 * len(entries) + 4
+    rows = [struct.pack(f"{order}HHLHH", tag, 3, 1, value, 0) for tag, value in sorted(entries.items())]
+    mark = b"II" if order == "<" else b"MM"
+    head = mark + struct.pack(f"{order}HLH", 42, 8, len(rows))
+    return head + b"".join(rows) + bytes(4) + raw
 
 
 def bomb(side):

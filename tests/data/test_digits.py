@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftn_fast.config import DataConfig
+from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.source import load
 
 
@@ -40,3 +40,13 @@ def test_the_normalisation_is_that_of_the_training_set(source):
     pixels = source.train.pixels.double() / 255
     assert float(pixels.mean()) == pytest.approx(source.mean[0], abs=1e-4)
     assert float(pixels.std(correction=0)) == pytest.approx(source.std[0], abs=1e-4)
+
+
+def test_other_digits_are_refused(monkeypatch):
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    bunch.images[7, 3, 3] += 1
+    monkeypatch.setattr(datasets, "load_digits", lambda: bunch)
+    with pytest.raises(ConfigError, match=r"digits are not the published ones: sha256 .*; pip install"):
+        load(DataConfig("digits"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import tracemalloc
 from pathlib import Path
 
@@ -34,11 +35,18 @@ def write_files(folder, **replaced):
     contents |= {name.replace("_", "-"): content for name, content in replaced.items()}
     for name, content in contents.items():
         (folder / name).write_bytes(content)
+        fashion_mnist.SHA256[name] = hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture(autouse=True)
 def no_system_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(fashion_mnist, "SYSTEM_FOLDER", tmp_path / "system")
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """What the files must hold, which `write_files` makes what it writes."""
+    monkeypatch.setattr(fashion_mnist, "SHA256", dict(fashion_mnist.SHA256))
 
 
 def load_from(root):
@@ -113,6 +121,25 @@ def test_download(tmp_path, monkeypatch, mirror):
     assert sorted(path.name for path in (tmp_path / "root").iterdir()) == [".lock", "FashionMNIST"]
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", fashion_mnist.FILES)
+@pytest.mark.parametrize("folder", ["root/FashionMNIST/raw", "system"])
+def test_other_content_of_the_right_form_is_refused(folder, name, zipped, tmp_path):
+    """As row by row of random pixels, or labels of another order, would be."""
+    write_files(tmp_path / folder)
+    path = tmp_path / folder / name
+    content = path.read_bytes()
+    changed = content[:-1] + bytes((content[-1] ^ 1,))
+    path.unlink()
+    target = Path(f"{path}.gz") if zipped else path
+    target.write_bytes(gzip.compress(changed) if zipped else changed)
+    with pytest.raises(ConfigError) as error:
+        load_from(tmp_path / "root")
+    for part in (str(target), "not the published file", hashlib.sha256(changed).hexdigest(), "fetch it again"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 IMAGES, LABELS = pixels(40), np.arange(40, dtype=np.uint8) % 10
 
 
@@ -174,6 +201,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path):
 def test_debians_package(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "SYSTEM_FOLDER", SYSTEM_FOLDER)
     source = load_from(tmp_path)
+    assert source.class_names[9] == "Ankle boot"
     assert source.train.labels.bincount().tolist() == [6000] * 10
     assert source.test.labels.bincount().tolist() == [1000] * 10
     greys = source.train.pixels.flatten().bincount(minlength=256).double()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import os
+import signal
 import tarfile
 
 import numpy as np
@@ -13,7 +15,9 @@ import torch
 
 from sftn_fast import data
 from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.files import SCRATCH, exclusive
 from sftn_fast.data.source import load
+from sftn_fast.data.sources import stl10
 
 datasets = pytest.importorskip("torchvision.datasets")
 PUBLISHED = datasets.STL10
@@ -73,6 +77,7 @@ def test_the_binary_files(tmp_path, monkeypatch):
         assert torch.equal(found.pixels, torch.from_numpy(pixels(split)))
         assert found.labels.tolist() == labels
     assert (source.num_classes, source.crop_padding, source.flip) == (10, 12, True)
+    assert (source.class_names[0], source.class_names[9]) == ("airplane", "truck")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -119,8 +124,9 @@ def test_an_archive_writes_nowhere_else(name, kind, tmp_path, monkeypatch):
     root.mkdir()
     member = tarfile.TarInfo(name.format(outside=outside))
     member.type, member.linkname = kind, str(outside / "secret")
-    publish(monkeypatch, contents())
-    (root / "stl10_binary.tar.gz").write_bytes(make_archive(contents(), first=member))
+    archive = make_archive(contents(), first=member)
+    publish(monkeypatch, contents(), archive)
+    (root / "stl10_binary.tar.gz").write_bytes(archive)
     assert len(load_from(root).train.labels) == COUNTS["train"]
     assert [(path.name, path.read_bytes()) for path in outside.iterdir()] == [("secret", b"untouched")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "root"]
@@ -150,10 +156,51 @@ def test_download(tmp_path, monkeypatch, mirror):
     ids=["truncated", "no archive", "incomplete"],
 )
 def test_a_damaged_archive_is_refused(archive, message, tmp_path, monkeypatch):
-    publish(monkeypatch, contents())
+    publish(monkeypatch, contents(), archive)
     (tmp_path / "stl10_binary.tar.gz").write_bytes(archive)
     with pytest.raises(ConfigError, match=f"stl10_binary.tar.gz {message}.*; remove it and fetch it again"):
         load_from(tmp_path)
+
+
+def test_an_archive_that_is_another_is_not_unpacked(tmp_path, monkeypatch):
+    archive = make_archive(contents())
+    publish(monkeypatch, contents(), archive)
+    (tmp_path / "stl10_binary.tar.gz").write_bytes(archive + b"more")
+    monkeypatch.setattr(stl10.tarfile, "open", lambda **_: pytest.fail("unpacked"))
+    with pytest.raises(ConfigError, match=r"stl10_binary.tar.gz is corrupt or not the published file: .*; remove it"):
+        load_from(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "stl10_binary.tar.gz"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path, monkeypatch):
+    archive = make_archive(contents())
+    publish(monkeypatch, contents(), archive)
+    (tmp_path / "stl10_binary.tar.gz").write_bytes(archive)
+    child = os.fork()
+    if child == 0:  # is killed in the midst of unpacking
+        with exclusive(tmp_path) as scratch:
+            (scratch / "train_X.bin").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.glob(f"{SCRATCH}*/train_X.bin"))) == 1
+    assert len(load_from(tmp_path).train.labels) == COUNTS["train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "stl10_binary", "stl10_binary.tar.gz"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_is_not_written_through(kind, tmp_path, monkeypatch):
+    (tmp_path / "other").write_bytes(b"untouched")
+    root = tmp_path / "root"
+    root.mkdir()
+    if kind == "link":
+        (root / ".lock").symlink_to(tmp_path / "other")
+        with pytest.raises(ConfigError, match="a folder that can be written to"), exclusive(root):
+            pass
+    else:
+        os.mkfifo(root / ".lock")
+        with exclusive(root):  # without waiting for a writer
+            pass
+    assert (tmp_path / "other").read_bytes() == b"untouched"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -281,6 +281,7 @@ files = FileSplit(sys.argv[1:], torch.zeros(len(sys.argv) - 1, dtype=torch.int64
 batches = iter(FileEvalLoader(files, TorchvisionDecoder(form, workers=2, root=Path("/"))))
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+print(multiprocessing.util.get_temp_dir(), flush=True)
 sys.stdin.read()
 """
 
@@ -294,6 +295,8 @@ def test_workers_survive_signals_but_not_their_parent(photographs):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.pidfd_send_signal(worker, number)
     assert not select.select(workers, [], [], 0.2)[0]
+    scratch = Path(parent.stdout.readline().strip())
+    assert scratch.is_dir()
     parent.kill()
     gone = [bool(select.select([worker], [], [], 30)[0]) for worker in workers]
     for worker, is_gone in zip(workers, gone, strict=True):
@@ -302,6 +305,7 @@ def test_workers_survive_signals_but_not_their_parent(photographs):
         os.close(worker)
     parent.communicate()
     assert all(gone), "a worker outlived its parent"
+    assert not scratch.exists()
 
 
 # The choice

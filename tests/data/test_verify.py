@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,8 @@ import pictures
 
 from sftn_fast.config import ConfigError
 from sftn_fast.data import verify as module
-from sftn_fast.data.folders import read_skip_list
 from sftn_fast.data.progress import Progress
+from sftn_fast.data.skip_list import read_skip_list
 
 
 def run(*argv):
@@ -25,7 +27,7 @@ def run(*argv):
     return done.returncode, done.stdout
 
 
-def crash(path):
+def crash(path, white):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -99,8 +101,40 @@ def test_a_check_that_is_stopped_leaves_the_older_list(tmp_path, monkeypatch, ca
     assert multiprocessing.active_children() == []
 
 
-def handler(_):
+def handler(_, white):
     return str(signal.getsignal(signal.SIGINT))
+
+
+BUSY = """
+import multiprocessing, sys
+from multiprocessing import forkserver, util
+from sftn_fast.data import verify
+def update(self, done):
+    print(*(c.pid for c in multiprocessing.active_children()), forkserver._forkserver._forkserver_pid, flush=True)
+    print(util.get_temp_dir(), flush=True)
+    sys.stdin.read()
+verify.Progress.update = update
+verify.main([sys.argv[1], "--workers", "2"])
+"""
+
+
+def test_processes_end_with_a_check_that_is_killed(tmp_path):
+    for i in range(3 * module.CHUNK):
+        pictures.write(tmp_path / f"{i}.png")
+    command = [sys.executable, "-c", BUSY, str(tmp_path)]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    children = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
+    scratch = Path(parent.stdout.readline().strip())
+    assert len(children) == 3 and scratch.is_dir()  # two, and the server that they were forked from
+    parent.kill()
+    gone = [bool(select.select([child], [], [], 30)[0]) for child in children]
+    for child, is_gone in zip(children, gone, strict=True):
+        if not is_gone:
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+        os.close(child)
+    parent.communicate()
+    assert all(gone), "a process outlived the check"
+    assert not scratch.exists()
 
 
 def test_ctrl_c_is_answered_by_one_process(tmp_path, monkeypatch):

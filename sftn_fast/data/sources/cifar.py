@@ -28,6 +28,17 @@ ARRAY_MAKERS = {
     ("_codecs", "encode"),
 }
 
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+"""
+
 
 @register("cifar10")
 def load_cifar10(config: DataConfig) -> Source:
@@ -42,6 +53,7 @@ def load_cifar10(config: DataConfig) -> Source:
         std=(0.2470, 0.2435, 0.2616),
         crop_padding=4,
         flip=True,
+        class_names=tuple(CIFAR10.split()),
     )
 
 
@@ -58,6 +70,7 @@ def load_cifar100(config: DataConfig) -> Source:
         std=(0.2675, 0.2565, 0.2761),
         crop_padding=4,
         flip=True,
+        class_names=tuple(CIFAR100.split()),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import from_numpy
 
-from sftn_fast.config import DataConfig
+from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.source import Images, Source, register, require
 from sftn_fast.data.splits import balanced_choice
 
+# Of all greys and labels, a byte each: a package that was changed would change every result measured with it.
+SHA256 = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
 TRAIN_IMAGES = 1000  # 100 of each digit; scikit-learn has no official split
 
 
@@ -21,6 +25,12 @@ def load_digits(config: DataConfig) -> Source:
     """
     bunch = require("sklearn.datasets", "scikit-learn", f"data.name={config.name}").load_digits()
     greys = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # from 0..16
+    found = hashlib.sha256(greys.tobytes() + bunch.target.astype(np.uint8).tobytes()).hexdigest()
+    if found != SHA256:
+        raise ConfigError(
+            f"data.name={config.name}: scikit-learn's digits are not the published ones: sha256 {found}, expected "
+            f"{SHA256}; pip install --force-reinstall scikit-learn"
+        )
     images = Images(from_numpy(greys).unsqueeze(1), from_numpy(bunch.target.astype(np.int64)))
     train = balanced_choice(images.labels, TRAIN_IMAGES, "digits training set")
     is_test = torch.ones(len(greys), dtype=torch.bool)
@@ -34,4 +44,5 @@ def load_digits(config: DataConfig) -> Source:
         std=(0.3761,),
         crop_padding=1,
         flip=False,
+        class_names=tuple("0123456789"),
     )

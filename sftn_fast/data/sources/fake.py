@@ -31,6 +31,7 @@ def load_fake(config: DataConfig) -> Source:
         std=(0.2, 0.2, 0.2),
         crop_padding=2,
         flip=False,
+        class_names=tuple(f"pattern {number}" for number in range(CLASSES)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import zlib
 from pathlib import Path
@@ -12,12 +13,22 @@ from torch import Tensor
 
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.files import exclusive, missing, root_folder
+from sftn_fast.data.regular import open_regular
 from sftn_fast.data.source import Images, Source, register, require
 
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 FILES = [f"{split}-{kind}" for split in ("train", "t10k") for kind in KINDS]
+# sha256 of what the files hold once unpacked, which is the same from torchvision's mirrors and in Debian's package.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SIZE = 28
+SHAPES: tuple[tuple[int, ...], ...] = ((SIZE, SIZE), ())  # of an item of either kind
 MAX_IMAGES = 60_000
 
 
@@ -34,6 +45,7 @@ def load_fashion_mnist(config: DataConfig) -> Source:
         std=(0.3530,),
         crop_padding=2,
         flip=True,
+        class_names=CLASSES,
     )
 
 
@@ -74,12 +86,17 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _read_split(folder: Path, split: str) -> Images:
-    paths = [_find(folder, f"{split}-{kind}") for kind in KINDS]
-    assert paths[0] is not None and paths[1] is not None  # _complete saw them
-    return Images(read_idx(paths[0], (SIZE, SIZE)).unsqueeze(1), read_idx(paths[1], ()).long())
+    pixels, labels = (_read(folder, f"{split}-{kind}", shape) for kind, shape in zip(KINDS, SHAPES, strict=True))
+    return Images(pixels.unsqueeze(1), labels.long())
 
 
-def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
+def _read(folder: Path, name: str, item_shape: tuple[int, ...]) -> Tensor:
+    path = _find(folder, name)
+    assert path is not None  # _complete saw it
+    return read_idx(path, item_shape, sha256=SHA256[name])
+
+
+def read_idx(path: Path, item_shape: tuple[int, ...], *, sha256: str | None = None) -> Tensor:
     """Read an idx file of unsigned bytes, gzipped if so named.
 
     The format: two zero bytes, 8 for uint8, the number of dimensions, each dimension as a big-endian uint32, the data.
@@ -88,17 +105,18 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     Args:
         path: The file.
         item_shape: The shape that each of its items must have.
+        sha256: The digest of what it must hold, unpacked; None for anything.
 
     Returns:
         [N, *item_shape] uint8.
 
     Raises:
-        ConfigError: The file has another type or shape, or is longer or shorter than its header says.
+        ConfigError: The file has another type or shape, is longer or shorter than its header says, or has another
+            digest.
     """
     dims = 1 + len(item_shape)
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rb") as file:
+        with open_regular(path) as packed, gzip.open(packed) if path.suffix == ".gz" else packed as file:
             header = file.read(4 + 4 * dims)
             shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)]
             if len(shape) != dims or header[:4] != bytes((0, 0, 8, dims)) or tuple(shape[1:]) != item_shape:
@@ -112,4 +130,10 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     if len(content) != math.prod(shape):
         more = "more" if len(content) > math.prod(shape) else str(len(content))
         raise ConfigError(f"{path} is corrupt: its header says {math.prod(shape)} bytes of data, it holds {more}")
+    found = hashlib.sha256(header + content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise ConfigError(
+            f"{path} is corrupt or not the published file: unpacked, its sha256 is {found}, expected {sha256}; remove "
+            "it and fetch it again, by --data.download true or apt-get install --reinstall dataset-fashion-mnist"
+        )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)

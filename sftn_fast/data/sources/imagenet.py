@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sftn_fast.config import DataConfig
-from sftn_fast.data.files import root_folder
 from sftn_fast.data.image_files import ImageFiles, register_files
 from sftn_fast.data.sources.folder import files_of
 
@@ -17,4 +16,4 @@ def find_imagenet(config: DataConfig) -> ImageFiles:
     A class's label is its place among the sorted WordNet ids, as in torchvision's weights. Files that ``ROOT/skip.txt``
     lists are left out.
     """
-    return files_of("imagenet", root_folder(config), config.image_size or SIZE)
+    return files_of("imagenet", config, config.image_size or SIZE)

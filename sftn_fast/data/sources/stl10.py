@@ -12,10 +12,11 @@ import numpy as np
 from torch import from_numpy
 
 from sftn_fast.config import ConfigError, DataConfig
-from sftn_fast.data.files import download, exclusive, missing, read_verified, root_folder
+from sftn_fast.data.files import download, exclusive, missing, opened_verified, read_verified, root_folder
 from sftn_fast.data.source import Images, Source, register, require
 
 SIZE = 96
+CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 
 @register("stl10")
@@ -38,6 +39,7 @@ def load_stl10(config: DataConfig) -> Source:
         std=(0.2603, 0.2566, 0.2713),
         crop_padding=(config.image_size or SIZE) // 8,
         flip=True,
+        class_names=CLASSES,
     )
 
 
@@ -65,7 +67,7 @@ def _provide(published: Any, root: Path, config: DataConfig) -> Path:
         if not _complete(files):  # another rank may have been faster
             if not archive.is_file():
                 download(published, scratch, "stl10").replace(archive)
-            _unpack(archive, published.base_folder, files, scratch)
+            _unpack(archive, published, files, scratch)
     return folder
 
 
@@ -73,11 +75,12 @@ def _complete(files: list[Path]) -> bool:
     return all(file.is_file() for file in files)
 
 
-def _unpack(archive: Path, base: str, files: list[Path], scratch: Path) -> None:
-    """Write the four files, each to a path of our making; their checksums are looked at when they are read."""
+def _unpack(archive: Path, published: Any, files: list[Path], scratch: Path) -> None:
+    """Write the four files, each to a path of our making, once the archive is found to be the published one."""
+    base = published.base_folder
     wanted = {f"{base}/{file.name}": file for file in files}
     try:
-        with tarfile.open(archive, mode="r:gz") as tar:
+        with opened_verified(archive, published.tgz_md5) as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
             # In the archive's order and no further than need be: the unlabelled images, most of it, come last.
             while wanted and (member := tar.next()) is not None:
                 if member.name in wanted and member.isfile():

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.classes import say_classes
 from sftn_fast.data.files import missing, root_folder
-from sftn_fast.data.folders import LabelledFiles, class_names, image_files, labelled, read_skip_list
+from sftn_fast.data.folders import LabelledFiles, class_names, image_files, labelled
 from sftn_fast.data.image_files import ImageFiles, register_files
+from sftn_fast.data.left_out import LeftOut
+from sftn_fast.data.regular import open_regular
+from sftn_fast.data.skip_list import SkipList
 
 SIZE = 64
 ANNOTATIONS = "val_annotations.txt"
+MAX_BYTES = 2**26  # of them
 
 
 @register_files("tiny_imagenet")
@@ -21,10 +26,14 @@ def find_tiny_imagenet(config: DataConfig) -> ImageFiles:
     label is its place among the sorted WordNet ids. Normalised by ImageNet's mean and deviation.
     """
     folder = _folder(root_folder(config))
-    classes = class_names(folder / "train")
-    skipped = read_skip_list(folder)
-    train, test = labelled(folder / "train", classes, skipped), _validation(folder / "val", classes, skipped)
-    return ImageFiles("tiny_imagenet", folder, train, test, num_classes=len(classes), size=config.image_size or SIZE)
+    left_out, skipped = LeftOut(), SkipList(folder)
+    classes = class_names(folder / "train", left_out)
+    train = labelled(folder / "train", classes, skipped, left_out)
+    test = _validation(folder / "val", classes, skipped, left_out)
+    skipped.report()
+    left_out.report(folder)
+    say_classes("tiny_imagenet", folder, classes, train.labels, test.labels)
+    return ImageFiles("tiny_imagenet", folder, train, test, classes, size=config.image_size or SIZE)
 
 
 def _folder(root: Path) -> Path:
@@ -35,17 +44,18 @@ def _folder(root: Path) -> Path:
     raise missing("tiny_imagenet", folders, "unpack tiny-imagenet-200.zip there, which is not fetched from here")
 
 
-def _validation(val: Path, classes: list[str], skipped: set[Path]) -> LabelledFiles:
+def _validation(val: Path, classes: list[str], skipped: SkipList, left_out: LeftOut) -> LabelledFiles:
     """The files that ``val_annotations.txt`` lists: name, class and a box on each line, parted by tabs."""
     annotations = val / ANNOTATIONS
     try:
-        lines = annotations.read_text(encoding="utf-8").splitlines()
+        with open_regular(annotations, MAX_BYTES) as file:
+            lines = file.read().decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{annotations} can't be read ({error}); where val was sorted into a folder for each class, use "
             f"data.name=folder with data.image_size={SIZE}"
         ) from error
-    present = {path.name: path for path in image_files(val / "images")}
+    present = {path.name: path for path in image_files(val / "images", left_out)}
     label_of = {name: label for label, name in enumerate(classes)}
     found = LabelledFiles([], [])
     for number, line in enumerate(lines, start=1):
@@ -56,8 +66,8 @@ def _validation(val: Path, classes: list[str], skipped: set[Path]) -> LabelledFi
                 f"{annotations}, line {number}: expected the name of an image in val/images, a tab and the name of a "
                 f"folder in train, got {line[:80]!r}"
             )
-        if present[name] not in skipped:
-            found.paths.append(present[name])
+        for path in skipped.keep([present[name]]):
+            found.paths.append(path)
             found.labels.append(label)
     if not found.paths:
         raise ConfigError(f"{annotations} lists no images")

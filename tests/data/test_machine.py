@@ -1,0 +1,45 @@
+"""What the system says of the machine, also where it says little."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("PIL.Image")
+import pictures
+
+from sftn_fast.config import DataConfig
+from sftn_fast.data import choice, machine, verify
+from sftn_fast.data.decode import read_images
+
+
+def test_this_machine():
+    assert machine.cores() >= 1
+    assert machine.memory() > 2**28
+
+
+def unknown(name):
+    raise ValueError(f"unrecognized configuration name {name}")
+
+
+@pytest.fixture(params=["no such call", "an unknown name"])
+def macos(request, monkeypatch):
+    """No affinity, and perhaps no word on memory."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    if request.param == "no such call":
+        monkeypatch.delattr(os, "sysconf")
+    else:
+        monkeypatch.setattr(os, "sysconf", unknown)
+
+
+def test_without_affinity_all_goes_on(macos, tmp_path, capsys):
+    assert machine.cores() == 3
+    assert choice.describe_loader(DataConfig("imagenet", loader="torchvision")).endswith("in 3 processes")
+    path = pictures.write(tmp_path / "a.png")
+    assert read_images([path], 8, root=tmp_path).shape == (1, 3, 8, 8)
+    with pytest.raises(SystemExit):
+        verify.main(["--help"])
+    assert "the cores, 3" in " ".join(capsys.readouterr().out.split())
+    assert machine.memory() is None

@@ -1,0 +1,113 @@
+"""Which way up an image is: by one tag of its EXIF, and whatever else is there refuses no image."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
+import pictures  # noqa: E402
+
+from sftn_fast.data.decode import decode  # noqa: E402
+from sftn_fast.data.encoded import read  # noqa: E402
+from sftn_fast.data.orientation import read_orientation  # noqa: E402
+
+MUTATIONS = 600
+TAG = bytes((1, 0x12, 0, 3, 0, 0, 0, 1, 0, 6))  # as a block in big-endian order has it
+
+
+def block(orientation=6):
+    """A block of EXIF as a camera writes it, with directories, texts and fractions."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Model of a camera", orientation
+    exif[0x011A], exif[0x011B], exif[0x0128], exif[0x0132] = 72.0, 72.0, 2, "2026:01:01 00:00:00"
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9003: "2026:01:01 00:00:00", 0x927C: bytes(40)})
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 1.5)})
+    return exif.tobytes()
+
+
+def jpeg(exif):
+    file = io.BytesIO()
+    pictures.noise((24, 16)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def test_the_tag_is_found():
+    for order in (b"II", b"MM"):
+        for value in range(1, 9):
+            exif = Image.Exif()
+            exif.endian = "<" if order == b"II" else ">"
+            exif[0x0112] = value
+            assert read_orientation(exif.tobytes()) == value
+            assert read_orientation(exif.tobytes().removeprefix(b"Exif\0\0")) == value
+    assert read_orientation(block(8)) == 8
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_what_is_no_orientation_is_upright(value):
+    assert read_orientation(block(value)) == 1
+    for exif in (b"", b"Exif\0\0", b"II*\0", block()[:20], b"XX*\0\x08\0\0\0", b"II*\0\xff\xff\xff\xff"):
+        assert read_orientation(exif) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of odd EXIF
+def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
+    """And whatever else is odd, the tag counts where it is still there."""
+    draws, exif, path = np.random.default_rng(0), block(), tmp_path / "a.jpg"
+    upright = (16, 24, 3)
+    odd = turned = 0
+    for number in range(MUTATIONS):
+        changed = bytearray(exif)
+        for _ in range(draws.integers(1, 9)):
+            # Behind "Exif", without which there is none; a value at random, or one that sizes and offsets dislike.
+            place = draws.integers(6, len(exif))
+            changed[place] = draws.choice([draws.integers(256), 0, 255, 128])
+        if number % 7 == 0:
+            del changed[draws.integers(6, len(changed)) :]
+        path.write_bytes(jpeg(bytes(changed)))
+        with Image.open(path) as image:
+            image.load()
+            theirs = image.getexif().get(0x0112, 1)
+            try:
+                ImageOps.exif_transpose(image)
+            except Exception:  # it reads and writes all of the EXIF
+                odd += 1
+        shapes = {np.asarray(decode(path)).shape, (read(str(path)).height, read(str(path)).width, 3)}
+        assert len(shapes) == 1
+        if theirs in (5, 6, 7, 8):
+            turned += 1
+            assert shapes == {(24, 16, 3)}, changed
+        elif TAG not in changed:  # Pillow may have lost it with others that came before
+            assert shapes == {upright}, changed
+    assert odd > 3 and turned > 100  # so that both are tried
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", ["png", "webp", "tif", "avif", "jpg"])
+def test_odd_exif_of_other_formats(ending, tmp_path):
+    good = pictures.write(tmp_path / f"a.{ending}", pictures.noise((24, 16)), exif=block())
+    assert np.asarray(decode(good)).shape == (24, 16, 3)
+    content, draws = good.read_bytes(), np.random.default_rng(1)
+    place = content.index(b"Model of a camera")
+    for number in range(60):
+        changed = bytearray(content)
+        for offset in draws.integers(max(8, place - 100), place + 100, size=3):
+            changed[offset] = draws.integers(256)
+        path = tmp_path / f"{number}.{ending}"
+        path.write_bytes(changed)
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception:  # not the EXIF alone was hit
+            continue
+        assert sorted(np.asarray(decode(path)).shape) == [3, 16, 24]
+
+
+def test_an_orientation_in_xmp_alone(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    path = pictures.write(tmp_path / "a.jpg", pictures.noise((24, 16)), xmp=xmp)
+    assert np.asarray(decode(path)).shape == (24, 16, 3)
+    assert (read(str(path)).height, read(str(path)).width) == (24, 16)
