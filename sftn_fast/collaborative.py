@@ -12,6 +12,7 @@ images for itself; in mutual learning all see the same.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from sftn_fast import ops
 from sftn_fast.config import CollaborateConfig
+from sftn_fast.distillers.networks import check_pair
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks import Task
 
@@ -48,14 +50,15 @@ class CollaborativeTask(Task):
         views: Augmentations of each image that a batch has to hold: one for all networks, or one for each.
 
     Raises:
-        ValueError: There are fewer than two networks, or they differ in their classes.
+        ValueError: There are fewer than two networks, they differ in their classes or channels, or share a module.
     """
 
     def __init__(self, networks: Sequence[StagedNet], config: CollaborateConfig) -> None:
         super().__init__()
-        classes = [network.num_classes for network in networks]
-        if len(networks) < 2 or len(set(classes)) > 1:
-            raise ValueError(f"collaboration needs two networks or more of the same classes, got classes {classes}")
+        if len(networks) < 2:
+            raise ValueError(f"collaboration needs two networks or more, got {len(networks)}")
+        for (i, first), (j, second) in itertools.combinations(enumerate(networks, start=1), 2):
+            check_pair(f"network {i}", first, f"network {j}", second)
         self.networks = nn.ModuleList(networks)
         self.config = config
         defaults = DEFAULTS[config.method]

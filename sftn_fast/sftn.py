@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sftn_fast.config import check
+from sftn_fast.distillers.networks import check_pair
 from sftn_fast.models import StagedNet
 from sftn_fast.models.copying import copy_network
 from sftn_fast.models.staged import Shape, Tail
@@ -126,7 +127,8 @@ class StudentAwareTeacher(nn.Module):
 
     Raises:
         ConfigError: ``stages`` names a stage that the teacher doesn't have, twice the same, or none.
-        ValueError: The networks differ in their classes, or no transform leads from one shape of a pair to the other.
+        ValueError: The networks differ in their classes or channels, share a module, or no transform leads from one
+            shape of a pair to the other.
     """
 
     def __init__(
@@ -140,8 +142,7 @@ class StudentAwareTeacher(nn.Module):
         pairing: Sequence[Pair] | None = None,
     ) -> None:
         super().__init__()
-        if teacher.num_classes != student.num_classes:
-            raise ValueError(f"teacher has {teacher.num_classes} classes, student has {student.num_classes}")
+        check_pair("teacher", teacher, "student", student)
         paired = {pair.teacher_stage: pair for pair in pairing or pair_stages(teacher, student, image_size)}
         wanted = sorted(range(1, teacher.num_stages) if stages is None else stages)
         usable = 0 < len(wanted) == len(set(wanted)) and set(wanted) <= paired.keys()

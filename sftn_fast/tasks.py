@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sftn_fast import models, ops
 from sftn_fast.config import SFTNConfig
 from sftn_fast.distillers.distiller import Distiller
+from sftn_fast.distillers.networks import check_classes
 from sftn_fast.models import StagedNet
 from sftn_fast.sftn import StudentAwareTeacher
 
@@ -48,10 +49,15 @@ class Task(nn.Module):
 
 
 class SupervisedTask(Task):
-    """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal."""
+    """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal.
+
+    Raises:
+        ValueError: The network has one class.
+    """
 
     def __init__(self, model: StagedNet) -> None:
         super().__init__()
+        check_classes(model)
         self.model = model
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
@@ -114,8 +120,9 @@ class Route:
 class DistillTask(Task):
     """Distillation into ``student``: the terms of ``distiller``, which holds that student.
 
-    With a ``route`` the teacher's weights change as the epochs go by; what a method read from the teacher when it was
-    built, as OH its margins, stays that of the finished teacher.
+    Student and adapters in one module, as a wrapper needs them that averages gradients over processes or computes in
+    another precision. With a ``route`` the teacher's weights change as the epochs go by; what a method had trained on
+    the teacher before, as FT its paraphraser, stays that of the finished teacher.
 
     Raises:
         ValueError: The distiller was built for another student.

@@ -14,8 +14,8 @@ from sftn_fast import engine, info
 from sftn_fast.config import Config, check
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.teacher_logits import TeacherLogits, files
+from sftn_fast.distillers.teaching import teaching
 from sftn_fast.engine.device import AMP_DTYPES, is_channels_last
-from sftn_fast.models.fold import FrozenNet
 from sftn_fast.tasks import DistillTask
 from sftn_fast.units import readable_bytes
 
@@ -63,7 +63,7 @@ def keep_logits(
     channels_last = is_channels_last(config.engine.channels_last, task.model, device)
     layout = engine.Layout(device, AMP_DTYPES[config.engine.amp], channels_last)
     distiller = task.to(device).distiller
-    teacher = FrozenNet(distiller.teacher)
+    teacher = distiller.teacher
     environment = info.environment(device)
     identity = {
         **about,
@@ -76,10 +76,9 @@ def keep_logits(
         **{key: environment[key] for key in ("sftn_fast", "torch", "device")},
     }
 
-    @torch.no_grad()
     def logits_of(pictures: Tensor) -> Tensor:
-        with layout.autocast():
-            logits: Tensor = teacher()(layout.images(pictures))
+        with layout.autocast(), teaching(teacher):
+            logits: Tensor = teacher(layout.images(pictures))
         return logits
 
     def unaugmented() -> Iterator[tuple[Tensor, Tensor]]:

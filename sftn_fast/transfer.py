@@ -55,6 +55,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
     images = data.build(config.data, seed=config.seed, batch_size=config.batch_size, device=device)
     channels = f"a data set of {network.in_channels} channels, as the network takes"
     check(images.in_channels == network.in_channels, "data.name", config.data.name, channels)
+    check(images.num_classes > 1, "data.name", config.data.name, "a data set of two classes or more, to learn to tell")
     print(
         f"{network.name} on {images.name}: {images.num_train} training and {images.test.num_samples} test images of "
         f"{images.image_size} x {images.image_size}, {images.num_classes} classes, on {device}",

@@ -22,7 +22,6 @@ from sftn_fast.data import loaders
 from sftn_fast.distillers import distiller
 from sftn_fast.distillers.teacher_logits import TeacherLogits
 from sftn_fast.engine import step
-from sftn_fast.models.fold import FrozenNet
 
 # 33 images in batches of 8: one is left out of each epoch, another one each time.
 TINY = "--config demo --data.name fake --data.train_size 33 --data.image_size 8 --optim.batch_size 8 --epochs 3"
@@ -83,11 +82,10 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that runs the teacher is an error."""
 
-    class Never(FrozenNet):
-        def __call__(self):
-            raise AssertionError("the teacher ran")
+    def never(net):
+        raise AssertionError("the teacher ran")
 
-    monkeypatch.setattr(distiller, "FrozenNet", Never)
+    monkeypatch.setattr(distiller, "teaching", never)
 
 
 def test_every_student_is_the_one_without_the_cache_bit_for_bit(usual, cached):

@@ -11,19 +11,22 @@ from torch import Tensor, nn
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers import registry
+from sftn_fast.distillers.gather import warn_if_nobody_averages
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
-from sftn_fast.distillers.spec import CE, Spec
+from sftn_fast.distillers.networks import check_teachers
+from sftn_fast.distillers.spec import CE, Spec, Term
 from sftn_fast.distillers.teacher_logits import OnlyLogits, TeacherLogits
+from sftn_fast.distillers.teaching import teaching
 from sftn_fast.models import Features, StagedNet
-from sftn_fast.models.fold import FrozenNet
 
 
 class Distiller(nn.Module):
     """Cross-entropy and distillation losses of a student.
 
     Student and teachers are held, not registered: parameters and state are those of the methods' adapters alone. The
-    teachers move along with the module, and are in evaluation mode whatever mode the module is in. With several
-    teachers each has adapters of its own, and a method's loss is the mean over them.
+    teachers move along with the module, and are in evaluation mode whatever mode the module is in. They answer with the
+    weights that they have, whatever wrote them. With several teachers each has adapters of its own, and a method's loss
+    is the mean over them.
 
     Args:
         spec: Methods with weights and options.
@@ -39,7 +42,8 @@ class Distiller(nn.Module):
         weights: Weight of each term, ``ce`` and the methods by name.
 
     Raises:
-        ValueError: The networks differ in their classes, or a method can't serve them.
+        ValueError: The networks differ in their classes or channels, share a module, can't take such images, or a
+            method can't serve them.
     """
 
     def __init__(
@@ -54,32 +58,18 @@ class Distiller(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        if not teachers:
-            raise ValueError("teacher must be a network or several, got none")
-        for role, network in (("student", student), *(("teacher", teacher) for teacher in teachers)):
-            if not isinstance(network, StagedNet):
-                kind = "GraphModule" if isinstance(network, torch.fx.GraphModule) else type(network).__name__
-                raise TypeError(
-                    f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module. "
-                    f"To quantise while training, torch.ao.quantization.prepare_qat leaves it one; prepare_qat_fx does not"
-                )
-        for teacher in teachers:
-            if student.num_classes != teacher.num_classes:
-                raise ValueError(f"student has {student.num_classes} classes, teacher has {teacher.num_classes}")
+        check_teachers(student, teachers)
         # The tuple hides the networks from nn.Module, which would register them.
         self._held = (student, *(teacher.eval() for teacher in teachers))
-        # What is run in their place; the methods look at the teachers themselves.
-        self._frozen = tuple(FrozenNet(teacher) for teacher in teachers)
         about_student = NetInfo.of(student, image_size)
         self.methods = nn.ModuleList()
         for teacher in teachers:
             setup = Setup(about_student, NetInfo.of(teacher, image_size), num_samples, image_size, labels, gather)
-            self.methods.append(
-                nn.ModuleDict({term.name: registry.find(term.name)(setup, **term.options) for term in spec.methods})
-            )
+            self.methods.append(nn.ModuleDict({term.name: _method(term, setup) for term in spec.methods}))
         self.weights = _weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
         self._logits: TeacherLogits | None = None
+        self._has_run = False
 
     @property
     def student(self) -> StagedNet:
@@ -118,7 +108,8 @@ class Distiller(nn.Module):
     def keep_logits(self, logits: TeacherLogits) -> None:
         """From now on run the teacher only where ``logits`` does not know what it would say.
 
-        Tell this distiller which epoch begins, and ``logits`` which has ended.
+        Tell this distiller which epoch begins, and ``logits`` which has ended. The teacher must not change meanwhile.
+        Its weights are compared when an epoch begins: from then on it runs in every step.
 
         Raises:
             ValueError: A method reads more of the teacher than its logits, or there are several teachers.
@@ -128,6 +119,7 @@ class Distiller(nn.Module):
         for name, method in self._losses_of(0).items():
             if method.needs_features:
                 raise ValueError(f"{name} reads more of the teacher than its logits")
+        logits.watch(self.teacher)
         self._logits = logits
 
     def begin_epoch(self, epoch: int) -> bool:
@@ -153,6 +145,9 @@ class Distiller(nn.Module):
             0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and, by its name, each method's that
             has a loss once it is initialised, not weighted and detached.
         """
+        if not self._has_run:
+            self._has_run = True
+            warn_if_nobody_averages(self.student)
         losses, batch = self._losses_of(0), Batch(images, target, index)
         if len(self.teachers) == len(losses) == 1:
             ((name, method),) = losses.items()
@@ -171,15 +166,15 @@ class Distiller(nn.Module):
         student = self.student.forward_features(images, preact=self._needs_preacts)
         own = student.first(len(batch.target))
         losses = {CE: F.cross_entropy(own.logits.float(), batch.target)}
-        for number, frozen in enumerate(self._frozen):
+        for number, teacher in enumerate(self.teachers):
             methods = self._losses_of(number)
             if not methods:
                 continue
             if self._logits is not None:
                 taught: Features = OnlyLogits(self._teacher_logits(batch))
             else:
-                with torch.no_grad():
-                    taught = frozen().forward_features(images, preact=self._needs_preacts)
+                with teaching(teacher):
+                    taught = teacher.forward_features(images, preact=self._needs_preacts)
             for name, method in methods.items():
                 pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
                 loss = method.loss(*pair, batch).float() / len(self.teachers)
@@ -192,7 +187,8 @@ class Distiller(nn.Module):
         """The logits [N, num_classes] of the first teacher, from its pass or from what is known of it."""
 
         def of_its_pass() -> Tensor:
-            return self._frozen[0]()(batch.images)
+            with teaching(self.teacher):
+                return self.teacher(batch.images)
 
         return of_its_pass() if self._logits is None else self._logits(batch.index, of_its_pass)
 
@@ -224,6 +220,15 @@ class Distiller(nn.Module):
         for teacher in self.teachers:
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def _method(term: Term, setup: Setup) -> Method:
+    try:
+        return registry.find(term.name)(setup, **term.options)
+    except ValueError as error:
+        # Some say already who they are.
+        named = str(error).startswith(term.name)
+        raise ValueError(str(error) if named else f"{term.name}: {error}") from error
 
 
 def _weights(spec: Spec, methods: dict[str, Method]) -> dict[str, float]:

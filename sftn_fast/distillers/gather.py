@@ -1,15 +1,17 @@
-"""The whole batch of a step that several processes share, with gradients to one's own part of it.
+"""A step that several processes share: the whole batch, with gradients to one's own part of it, and who averages them.
 
 Works in any loop that averages gradients over the processes of the default group, as DistributedDataParallel does.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def ranks() -> int:
@@ -24,6 +26,27 @@ def whole_batch(own: Tensor) -> Tensor:
     ranks: averaged over the ranks the parameters' gradients are then those of one process with the whole batch.
     """
     return own if ranks() == 1 else _WholeBatch.apply(own)
+
+
+def warn_if_nobody_averages(student: nn.Module) -> None:
+    """Warn where a step of several processes runs ``student`` as it is, though they have to learn the same.
+
+    A wrapper averages gradients of what is called through it. One around the student alone does not see the calls that
+    a distiller makes.
+    """
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in student.parameters())
+    if ranks() == 1 or not learns or torch.compiler.is_compiling():
+        return
+    # PyTorch has no public way to ask, and may lose this one.
+    active = getattr(DistributedDataParallel, "_get_active_ddp_module", None)
+    sharded = any(hasattr(p, "device_mesh") for p in student.parameters())
+    if active is not None and active() is None and not sharded:
+        warnings.warn(
+            f"the distiller runs its student on {ranks()} processes outside of DistributedDataParallel: unless the "
+            "loop averages the gradients itself, the processes train different students. Wrap student and distiller as "
+            "one module, DistillTask(student, distiller), and call that (docs/own-loop.md)",
+            stacklevel=4,
+        )
 
 
 class _WholeBatch(torch.autograd.Function):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from sftn_fast.distillers.method import InitTask
+from sftn_fast.distillers.teaching import teaching
 from sftn_fast.models import Features, StagedNet
 
 
@@ -41,8 +41,9 @@ class StudentStages(InitTask):
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`InitTask.forward`."""
-        with torch.no_grad():
-            teacher = self._held[0].eval().forward_features(images, preact=self._preact)
+        (net,) = self._held
+        with teaching(net):
+            teacher = net.forward_features(images, preact=self._preact)
         total = self._loss(self.student.forward_features(images, preact=self._preact), teacher)
         return {"total": total, "init": total.detach()}
 

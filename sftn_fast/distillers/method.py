@@ -28,8 +28,17 @@ class NetInfo:
 
     @classmethod
     def of(cls, net: StagedNet, image_size: int) -> NetInfo:
-        """Find the shapes for square images of ``image_size`` pixels; leaves the network's state alone."""
-        seen = net.probe(image_size)
+        """Find the shapes for square images of ``image_size`` pixels; leaves the network's state alone.
+
+        Raises:
+            ValueError: The network can't take such images, or does not show what it does with them.
+        """
+        try:
+            seen = net.probe(image_size)
+        except Exception as error:  # whatever the network's layers raise
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            where = f"on images of {image_size} x {image_size} pixels"
+            raise ValueError(f"{net.name or 'a network'} can't run {where}: {reason}") from error
         return cls(net, [cast(Shape, tuple(map_.shape[1:])) for map_ in seen.stages], seen.pooled.shape[1])
 
 
@@ -50,8 +59,21 @@ class Setup:
 
     @property
     def pairs(self) -> tuple[StagePair, ...]:
-        """The stages that stand beside each other, each at most once; see :func:`pair_stages`."""
+        """The stages that stand beside each other, each at most once; see :func:`pair_stages`.
+
+        Raises:
+            ValueError: A stage gives no map, as the tokens of a transformer.
+        """
+        self.require_maps()
         return pair_stages(self.student.stages, self.teacher.stages)
+
+    def require_maps(self) -> None:
+        """Raise ValueError where a stage of either network gives something else than a map [N, C, H, W]."""
+        for role, network in (("student", self.student), ("teacher", self.teacher)):
+            for number, shape in enumerate(network.stages, start=1):
+                if len(shape) != 3:
+                    given = f"stage {number} of the {role} gives [N, {', '.join(map(str, shape))}]"
+                    raise ValueError(f"its maps must be [N, C, H, W], and {given}")
 
 
 class Method(nn.Module):

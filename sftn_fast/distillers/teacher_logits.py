@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sftn_fast.atomic import write_atomically
 from sftn_fast.models import Features
@@ -70,6 +70,9 @@ class TeacherLogits:
         self.folder, self.identity, self.seen, self._unaugmented = folder, identity, seen, unaugmented
         self.table = torch.full((num_samples, like.shape[-1]), torch.nan, dtype=like.dtype, device=like.device)
         self.known = False
+        self._teacher: tuple[nn.Module, ...] = ()
+        self._weights = ""
+        self._changed = False
 
     def __call__(self, index: Tensor, teacher: Callable[[], Tensor]) -> Tensor:
         """Logits [N, num_classes] of the images at ``index`` [N] int64; ``teacher`` is called if they are not known."""
@@ -79,10 +82,16 @@ class TeacherLogits:
         self.table.index_copy_(0, index, logits)
         return logits
 
+    def watch(self, teacher: nn.Module) -> None:
+        """Look at the weights of ``teacher`` when epochs begin and end: logits are of those that it has now."""
+        self._teacher, self._weights = (teacher,), _digest(teacher.state_dict().values())
+
     def begin_epoch(self, epoch: int) -> bool:
         """Have the table ready for ``epoch``, counted from 0; whether a step reads where it wrote, or the other way."""
         before = self.known
-        if self._unaugmented is None:
+        if self._is_of_other_weights():
+            self.known = False
+        elif self._unaugmented is None:
             self.known = self._read(epoch + 1)
         elif not self.known:
             if not self._read(epoch + 1):
@@ -97,8 +106,20 @@ class TeacherLogits:
 
         The latter is so where a stopped run went on in mid-epoch. A disk that is full costs a warning.
         """
-        if not self.known and int((~self.table[:, 0].isnan()).sum()) == self.seen:
+        if self.known or self._is_of_other_weights():
+            return
+        if int((~self.table[:, 0].isnan()).sum()) == self.seen:
             self._write(epoch)
+
+    def _is_of_other_weights(self) -> bool:
+        """Whether the teacher's weights were written since :meth:`watch`; says so once. Waits for the device."""
+        for teacher in () if self._changed else self._teacher:
+            self._changed = _digest(teacher.state_dict().values()) != self._weights
+            if self._changed:
+                logger.warning(
+                    "the teacher's weights have changed: its logits in %s are not used any more", self.folder
+                )
+        return self._changed
 
     def _file(self, epoch: int) -> Path:
         return self.folder / files(epoch, augmented=self._unaugmented is None)[-1]
@@ -108,7 +129,7 @@ class TeacherLogits:
 
     def _write(self, epoch: int) -> None:
         logits, path = self.table.cpu(), self._file(epoch)
-        about = {"identity": json.dumps(self._identity(epoch)), "sha256": _digest(logits)}
+        about = {"identity": json.dumps(self._identity(epoch)), "sha256": _digest([logits])}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, safetensors().save({NAME: logits}, metadata=about))
@@ -133,7 +154,7 @@ class TeacherLogits:
         try:
             with safe_open(path, framework="pt") as file:
                 about, logits = file.metadata(), file.get_tensor(NAME)
-            theirs, intact = dict(json.loads(about["identity"])), about["sha256"] == _digest(logits)
+            theirs, intact = dict(json.loads(about["identity"])), about["sha256"] == _digest([logits])
         except Exception as error:  # safetensors raises its own, and what it is given may be anything
             raise _UnusableError(f"it is damaged ({type(error).__name__})") from error
         if not intact:
@@ -150,5 +171,8 @@ class _UnusableError(Exception):
     """A file that the logits are not taken from."""
 
 
-def _digest(logits: Tensor) -> str:
-    return hashlib.sha256(logits.view(torch.uint8).numpy().data).hexdigest()
+def _digest(tensors: Iterable[Tensor]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -34,6 +34,7 @@ class FSP(Method):
         self, setup: Setup, *, variant: Literal["init", "joint"] = "init", init_epochs: Annotated[int, Bound(1)] = 30
     ) -> None:
         super().__init__(setup)
+        setup.require_maps()
         student, teacher = setup.student.stages, setup.teacher.stages
         if [shape[0] for shape in student] != [shape[0] for shape in teacher]:
             raise ValueError(f"fsp needs the same channels at every stage, got student {student} and teacher {teacher}")

@@ -14,6 +14,7 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers.method import Initialisation, InitTask, Method, Setup
 from sftn_fast.distillers.options import Bound, Positive
 from sftn_fast.distillers.registry import register
+from sftn_fast.distillers.teaching import teaching
 from sftn_fast.models import Features, StagedNet
 
 
@@ -41,6 +42,7 @@ class FT(Method):
         init_epochs: Annotated[int, Bound(0)] = 0,
     ) -> None:
         super().__init__(setup)
+        setup.require_maps()
         ours, theirs = setup.student.stages[-1], setup.teacher.stages[-1]
         factors = max(1, int(theirs[0] * rate))
         self.variant = variant
@@ -101,8 +103,9 @@ class Rebuild(InitTask):
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`InitTask.forward`."""
-        with torch.no_grad():
-            maps = self._held[0].eval().forward_features(images).stages[-1]
+        (teacher,) = self._held
+        with teaching(teacher):
+            maps = teacher.forward_features(images).stages[-1]
         total = self._distance(self.paraphraser(maps).float(), maps.float())
         return {"total": total, "init": total.detach()}
 

@@ -31,25 +31,30 @@ class OH(PairedMethod):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         try:
-            affines = setup.teacher.net.preact_affines()
+            setup.teacher.net.preact_affines()
         except ValueError as error:
             raise ValueError(f"oh needs the BatchNorms before the teacher's ReLUs: {error}") from None
-        self.connectors = nn.ModuleList()
-        for number, pair in enumerate(self.pairs):
-            self.connectors.append(_connector(pair.student_shape[0], pair.teacher_shape[0]))
-            margin = ops.oh_margin(*affines[pair.teacher_stage - 1])
-            self.register_buffer(f"margin{number}", margin, persistent=False)
+        # In a tuple, which hides the teacher from nn.Module.
+        self._held = (setup.teacher.net,)
+        self.connectors = nn.ModuleList(_connector(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)
+
+    def margins(self) -> list[Tensor]:
+        """Margin [C] of each pair, from the BatchNorms as the teacher has them now."""
+        affines = self._held[0].preact_affines()
+        return [ops.oh_margin(*affines[pair.teacher_stage - 1]) for pair in self.pairs]
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
         maps = self.preact_maps(student, teacher)
-        return sum_of(2.0 ** (i - len(maps) + 1) * self._loss(i, s, t) for i, (s, t) in enumerate(maps))
+        compared = zip(self.connectors, maps, self.margins(), strict=True)
+        losses = [_loss(connector(s), t, margin) for connector, (s, t), margin in compared]
+        return sum_of(2.0 ** (i - len(maps) + 1) * loss for i, loss in enumerate(losses))
 
-    def _loss(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        mapped = self.connectors[number](student)
-        if teacher.shape[2:] != mapped.shape[2:]:
-            teacher = average_pooled(teacher, (mapped.shape[2], mapped.shape[3]))
-        return ops.oh_loss(mapped, teacher, getattr(self, f"margin{number}"))
+
+def _loss(mapped: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    if teacher.shape[2:] != mapped.shape[2:]:
+        teacher = average_pooled(teacher, (mapped.shape[2], mapped.shape[3]))
+    return ops.oh_loss(mapped, teacher, margin)
 
 
 def _connector(channels: int, teacher_channels: int) -> nn.Sequential:

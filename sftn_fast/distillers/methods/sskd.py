@@ -13,6 +13,7 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers.method import Initialisation, InitTask, Method, Setup
 from sftn_fast.distillers.options import Bound, NonNegative, Positive
 from sftn_fast.distillers.registry import register
+from sftn_fast.distillers.teaching import teaching
 from sftn_fast.models import Features, StagedNet
 from sftn_fast.nn.precision import in_float32
 
@@ -97,8 +98,9 @@ class TellApart(InitTask):
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`InitTask.forward`."""
         count = len(images)
-        with torch.no_grad():
-            pooled = self._held[0].eval().forward_features(torch.cat([images, rotations(images)])).pooled
+        (teacher,) = self._held
+        with teaching(teacher):
+            pooled = teacher.forward_features(torch.cat([images, rotations(images)])).pooled
         own = torch.arange(count, device=images.device).repeat(ROTATIONS)
         total = F.cross_entropy(similarities(self.head(pooled), count), own)
         return {"total": total, "init": total.detach()}

@@ -1,0 +1,65 @@
+"""What networks that learn from each other must have in common, and what they must not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import fx, nn
+
+from sftn_fast.models import StagedNet
+
+
+def check_teachers(student: StagedNet, teachers: Sequence[StagedNet]) -> None:
+    """Raise unless each of ``teachers`` can be asked about the images that ``student`` learns from.
+
+    ValueError, or TypeError for what is no :class:`~sftn_fast.models.StagedNet`.
+    """
+    if not teachers:
+        raise ValueError("teacher must be a network or several, got none")
+    for role, network in (("student", student), *(("teacher", teacher) for teacher in teachers)):
+        if not isinstance(network, StagedNet):
+            kind = "GraphModule" if isinstance(network, fx.GraphModule) else type(network).__name__
+            raise TypeError(
+                f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module. "
+                f"To quantise while training, torch.ao.quantization.prepare_qat leaves it one; prepare_qat_fx does not"
+            )
+    for teacher in teachers:
+        check_pair("student", student, "teacher", teacher)
+
+
+def check_pair(role: str, net: StagedNet, other_role: str, other: StagedNet) -> None:
+    """Raise ValueError unless both networks tell the same classes of the same images, and are apart."""
+    check_classes(net)
+    if net.num_classes != other.num_classes:
+        raise ValueError(f"{role} has {net.num_classes} classes, {other_role} has {other.num_classes}")
+    if net.in_channels != other.in_channels:
+        takes = f"{role} takes images of {net.in_channels} channels, {other_role} of {other.in_channels}"
+        raise ValueError(takes)
+    check_apart(other_role, other, role, net)
+
+
+def check_classes(net: StagedNet) -> None:
+    """Raise ValueError for a network of one class, whose cross-entropy is always 0."""
+    if net.num_classes < 2:
+        raise ValueError(f"{net.name or 'the network'} has {net.num_classes} class: there is nothing to learn")
+
+
+def check_apart(role: str, net: nn.Module, other_role: str, other: nn.Module) -> None:
+    """Raise ValueError if the networks share a module, parameter or buffer.
+
+    One of them would change the other's mode or weights.
+    """
+    theirs = {id(part): name for name, part in _parts(other)}
+    for name, part in _parts(net):
+        if id(part) in theirs:
+            shared = f"{name or 'the whole network'} of the one is {theirs[id(part)] or 'the whole'} of the other"
+            raise ValueError(
+                f"{role} and {other_role} must share nothing, but {shared}: give a copy, as copy.deepcopy({role})"
+            )
+
+
+def _parts(net: nn.Module) -> Iterator[tuple[str, object]]:
+    """All that makes up ``net``, the whole first."""
+    yield from net.named_modules()
+    yield from net.named_parameters()
+    yield from net.named_buffers()
