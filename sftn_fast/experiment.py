@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, continuation, data, distillers, engine, launcher, models, plugins, report, schedule, standing
+from sftn_fast import cli, continuation, data, engine, launcher, models, plugins, report, schedule, standing
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
@@ -26,6 +26,7 @@ from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.outlook import Outlook
 from sftn_fast.plan import Stage, networks_of, places, plan
 from sftn_fast.standing import Standing
+from sftn_fast.trial import try_stages
 from sftn_fast.worker import Worker
 
 
@@ -86,7 +87,7 @@ def prepare(config: Config, root: Path) -> Prepared:
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
     images_of = worker.images_of if worker else partial(_images_to_look_at, config)
     _check_fit(config, stages, source or root, images_of)
-    _check_methods(config, stages, images_of)
+    _try_stages(config, stages, images_of)
     standings: dict[Stage, Standing] = {}
     if distributed.on_main(partial(_has_any, stages, source or root)):
         images = images_of(stages[0].seed)
@@ -176,28 +177,16 @@ def _check_networks(config: Config) -> None:
             raise ConfigError(f"{key}: {error}") from error
 
 
-def _check_methods(config: Config, stages: list[Stage], images_of: Callable[[int], ImageData]) -> None:
-    """Build every distiller once, so that a method refuses its networks before their teachers are trained."""
-    specs = list(dict.fromkeys(stage.method or config.distill for stage in stages if stage.kind == "distill"))
-    if specs:
-        distributed.on_every_rank(partial(_try_methods, config, specs, images_of(stages[0].seed)))
+def _try_stages(config: Config, stages: list[Stage], images_of: Callable[[int], ImageData]) -> None:
+    """Train each kind of stage for a step, so that what can't learn is refused before its teachers are trained."""
+    images = images_of(stages[0].seed)
+    for line in distributed.on_every_rank(partial(try_stages, config, stages, images)):
+        distributed.say(line)
 
 
 def _images_to_look_at(config: Config, seed: int) -> ImageData:
     """The images where the processes that train have their own."""
     return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=torch.device("cpu"))
-
-
-def _try_methods(config: Config, specs: list[str], images: ImageData) -> None:
-    build = partial(models.build, num_classes=images.num_classes, in_channels=images.in_channels)
-    student, teacher = build(config.student), build(config.teacher)
-    for spec in specs:
-        try:
-            distillers.build(
-                spec, student=student, teacher=teacher, num_samples=images.num_train, image_size=images.image_size
-            )
-        except ValueError as error:
-            raise ConfigError(f"{spec!r} can't teach {config.student} from {config.teacher}: {error}") from error
 
 
 def _check_files(config: Config, stages: list[Stage], root: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import torch
 
-from sftn_fast import distillers, engine, info, models, similarity, standing, teacher_cache
+from sftn_fast import adoption, distillers, engine, info, models, similarity, standing, teacher_cache
 from sftn_fast.atomic import write_atomically
 from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
-from sftn_fast.engine import distributed
+from sftn_fast.engine import distributed, divergence
 from sftn_fast.identity import trained_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.plan import RESULT, Stage, networks_of
@@ -64,10 +64,19 @@ class StageRun:
             "seconds": clock.seconds,
             "images_per_second": fit.images_per_second,
             "data_wait_share": fit.data_wait_share,
+            "diverged": self._diverged(task, fit),
         }
         if isinstance(task, CollaborativeTask):
             figures["peers"] = self._evaluate_peers(task)
         self._record(task.model, identity, figures)
+
+    def _diverged(self, task: Task, fit: engine.FitResult) -> str | None:
+        """What was wrong with the training, if it was; said beside being kept."""
+        networks = len(task.networks) if isinstance(task, CollaborativeTask) else 1
+        wrong = divergence.verdict(fit.history, self.data.num_classes, networks=networks)
+        if wrong:
+            distributed.say(f"  warning: {wrong}")
+        return wrong
 
     def _fit_all(self, task: Task, identity: dict[str, Any]) -> engine.FitResult:
         """The fit of the stage, behind those that its methods need before it."""
@@ -164,11 +173,14 @@ class StageRun:
     def _adopt_teacher(self, file: str) -> None:
         """Measure a teacher that came from a file and take it for this run's own."""
         network = self._load("teacher_file", file).to(self.device)
-        identity = self._identity()
-        measured = {"epoch": 0, **engine.evaluate(network, self.data.test, engine.Layout(self.device))}
+        identity, layout = self._identity(), engine.Layout(self.device)
+        measured = {"epoch": 0, **engine.evaluate(network, self.data.test, layout)}
         distributed.say(f"  {file}: top-1 {measured['top1']:.2f} %")
+        doubts = adoption.doubts(network, measured["top1"], self.data, layout)
+        for doubt in doubts:
+            distributed.say(f"  warning: {doubt}")
         nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
-        self._record(network, identity, {"last": measured, "best": measured, **nothing})
+        self._record(network, identity, {"last": measured, "best": measured, **nothing, "doubts": doubts})
 
     def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any]) -> None:
         """Export the network and write ``result.json``, last, because its presence says that the stage is finished."""
@@ -190,6 +202,8 @@ class StageRun:
 
     def _write(self, network: StagedNet, result: dict[str, Any]) -> None:
         meta = {"top1": result["last"]["top1"], "image_size": self.data.image_size}
+        names = adoption.class_names(self.data)
+        meta |= {"class_names": names} if names else {}
         models.save(network, self.folder, meta=meta)
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 

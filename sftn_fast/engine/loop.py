@@ -109,7 +109,8 @@ def fit(
     distributed.on_main(partial(_check_agreement, everyones))
 
     seed_everything(seed + distributed.rank())
-    train_step = build_step(task, Schedule(optim, rate, steps_per_epoch, epochs), engine, device)
+    schedule = Schedule(optim, rate, steps_per_epoch, epochs)
+    train_step = build_step(task, schedule, engine, device, lambda: next(data.train.epoch(0)))
     state = TrainState(task, train_step)
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
@@ -131,6 +132,7 @@ def fit(
         quiet=not main,
     )
     with StopSignals() as stop, log:
+        log.say(f"  {schedule.describe()}")
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
         _train(state, data, engine, epochs, log, _Keeper(store, state, log, stop, identity), on_epoch)
@@ -165,7 +167,7 @@ def _train(
         for batch in state.stopwatch.batches(batches, ranks=distributed.world_size()):
             # On a GPU this queues the step and returns: nothing is read back.
             terms = train_step(batch, state.step)
-            state.meter.add(terms)
+            state.meter.add(terms, len(batch.index))
             state.next_step()
             log.progress(state.step, state.epoch)
 

@@ -17,9 +17,10 @@ WINDOW, EPOCH, RUN = "window", "epoch", "run"
 
 
 class Meter:
-    """Sums of this rank's terms, since the last line of the log and since the start of the epoch.
+    """Means of the terms over images, since the last line of the log and since the start of the epoch.
 
-    They stay on the device in float64; only :meth:`read` waits for it. Skipped steps don't enter the means.
+    A step's terms are means over its images, and count as often as it has images: a last, smaller batch counts less.
+    Sums stay on the device in float64; only :meth:`read` waits for it. Skipped steps don't enter the means.
     """
 
     _ROWS = (WINDOW, EPOCH)
@@ -27,39 +28,36 @@ class Meter:
     def __init__(self, device: torch.device):
         self._device = device
         self._names: list[str] = []
-        self._sums: Tensor | None = None  # [2, terms + 1]: sums of the terms, steps skipped
-        self._steps = [0, 0]  # steps added, skipped ones included
+        self._sums: Tensor | None = None  # [2, terms + 2]: terms summed over images, images counted, steps skipped
 
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Add a step's terms, "skipped" (0 or 1) the last of them."""
-        row = torch.stack(list(terms.values()))
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        """Add the terms of a step of ``images`` images, "skipped" (0 or 1) the last of them."""
+        *means, skipped = torch.stack(list(terms.values())).double().unbind()
         if self._sums is None:
             self._names = list(terms)[:-1]
-            self._sums = torch.zeros(len(self._ROWS), len(row), dtype=torch.float64, device=self._device)
-        counted = torch.where(row[-1] > 0, 0, row)
-        counted[-1] = row[-1]
-        self._sums += counted
-        self._steps = [steps + 1 for steps in self._steps]
+            self._sums = torch.zeros(len(self._ROWS), len(means) + 2, dtype=torch.float64, device=self._device)
+        counted = images * torch.stack([*means, torch.ones_like(skipped)])
+        # Not multiplied by 0, which would leave a NaN one.
+        counted = torch.where(skipped > 0, 0, counted)
+        self._sums += torch.cat([counted, skipped[None]])
 
     def read(self, span: str) -> dict[str, float]:
         """Mean of each term over ``span`` and all ranks, and the number of steps "skipped" in it; starts it anew."""
         if self._sums is None:
             return {"skipped": 0.0}
         which = self._ROWS.index(span)
-        *sums, skipped = (distributed.all_sum(self._sums[which].clone()) / distributed.world_size()).tolist()
-        steps = self._steps[which] - skipped
+        *sums, images, skipped = distributed.all_sum(self._sums[which].clone()).tolist()
         self._sums[which] = 0
-        self._steps[which] = 0
-        means = {name: total / steps if steps else math.nan for name, total in zip(self._names, sums, strict=True)}
-        return {**means, "skipped": skipped}
+        means = {name: total / images if images else math.nan for name, total in zip(self._names, sums, strict=True)}
+        return {**means, "skipped": skipped / distributed.world_size()}
 
     def state_dict(self) -> dict[str, Any]:
         """Names and sums."""
-        return {"names": self._names, "sums": None if self._sums is None else self._sums.cpu(), "steps": self._steps}
+        return {"names": self._names, "sums": None if self._sums is None else self._sums.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self._names, self._steps = state["names"], state["steps"]
+        self._names = state["names"]
         self._sums = None if state["sums"] is None else state["sums"].to(self._device)
 
 

@@ -45,6 +45,19 @@ class Schedule:
             return self.optim.milestones
         return tuple(round(self.epochs * eighths / 8) for eighths in (5, 6, 7))
 
+    def describe(self) -> str:
+        """One line on what the learning rate does, and where that follows from the number of epochs."""
+        optim, end = self.optim, f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+        warmup = f", after {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
+        if optim.schedule == "cosine":
+            return f"learning rate {self.lr:g}{warmup}, down to 0 along a cosine over {end}"
+        if optim.schedule == "constant":
+            return f"learning rate {self.lr:g}{warmup}, constant over {end}"
+        # A milestone of 0, of which very few epochs have one, is passed when training begins.
+        drops = ", ".join(f"{epoch}" for epoch in self.milestones if epoch < self.epochs) or "no epoch"
+        given = "" if optim.milestones is not None else ", which is 5/8, 6/8 and 7/8 of them (optim.milestones gives others)"
+        return f"learning rate {self.lr:g}{warmup}, times {optim.gamma:g} after epoch {drops} of {end}{given}"
+
     def epoch(self, step: int) -> int:
         """The epoch that ``step`` belongs to, counted from 1."""
         return step // self.steps_per_epoch + 1

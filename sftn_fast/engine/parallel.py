@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sftn_fast.config import check
 from sftn_fast.engine import distributed
+from sftn_fast.engine.device import Layout
+from sftn_fast.engine.rehearsal import rehearsal
 
 # torch 2.14 has another name for it, and warns of the former.
 _SYNC_BUFFERS = next(
@@ -32,18 +36,47 @@ def synchronise_batchnorm(task: nn.Module, device: torch.device) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(task)
 
 
-def wrap(task: nn.Module) -> nn.Module:
+def wrap(task: nn.Module, *, find_unused: bool = False) -> nn.Module:
     """``task`` with its gradients averaged over the ranks in the backward pass; the task itself at one rank.
 
-    Every rank begins with the main rank's weights and buffers. Every parameter that requires grad has to get one in
-    every step, on all ranks: what a task does not use at the time it freezes, so that nobody has to search the graph
-    for it. Buffers go their own ways, see :func:`~sftn_fast.engine.distributed.share_buffers`.
+    Every rank begins with the main rank's weights and buffers. With ``find_unused`` the graph of each step is searched
+    for parameters that get no gradient in it; without, every parameter that requires grad has to get one. Buffers go
+    their own ways, see :func:`~sftn_fast.engine.distributed.share_buffers`.
     """
     if distributed.world_size() == 1:
         return task
     distributed.share_buffers(task)
-    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    options: dict[str, Any] = {_SYNC_BUFFERS: False, "find_unused_parameters": find_unused}
     return DistributedDataParallel(task, **options)
+
+
+def leaves_some_unused(task: nn.Module, batch: Any, layout: Layout) -> bool:
+    """Whether a step on ``batch`` gives some parameter of ``task`` no gradient, on any of the ranks.
+
+    The step leaves no trace. All ranks have to call this.
+    """
+    task.train()
+    tensors = layout.images(batch.images), layout.indices(batch.target), layout.indices(batch.index)
+    learning = [p for p in task.parameters() if p.requires_grad]
+    no_scaler = torch.amp.GradScaler(layout.device.type, enabled=False)
+    with _same_attributes(task), rehearsal(list(task.buffers()), no_scaler, layout.device):
+        with warnings.catch_warnings(), layout.autocast():
+            warnings.simplefilter("ignore")  # that nobody averages the gradients, which is so in this step
+            total = task(*tensors)["total"]
+        gradients = torch.autograd.grad(total, learning, allow_unused=True)
+    return distributed.largest(any(gradient is None for gradient in gradients)) > 0
+
+
+@contextlib.contextmanager
+def _same_attributes(task: nn.Module) -> Iterator[None]:
+    """Context after which flags and counters of the modules in ``task`` are what they were."""
+    plain = (bool, int, float, str, type(None))
+    kept = [(module, {k: v for k, v in vars(module).items() if isinstance(v, plain)}) for module in task.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            vars(module).update(attributes)
 
 
 def apart(task: nn.Module, *, until_last: bool) -> contextlib.AbstractContextManager[None]:

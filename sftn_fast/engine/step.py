@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sftn_fast.config import EngineConfig
 from sftn_fast.data.loaders import Recipe
-from sftn_fast.engine import parallel
+from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
@@ -35,6 +35,7 @@ class TrainStep:
         record: records the step once, to replay it from then on, see :class:`~sftn_fast.engine.graph.Replays`; None for
             steps that run as they are.
         must_record: what can't be recorded is an error.
+        find_unused: over several ranks, look in each step for parameters that get no gradient.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class TrainStep:
         compile: bool = False,
         record: Recorder | None = None,
         must_record: bool = False,
+        find_unused: bool = False,
     ):
         # The wrapper is for the step alone: all else, checkpoints above all, knows the task by its own names.
-        self.task, self.optimizer, self.schedule = parallel.wrap(task), optimizer, schedule
+        self.task, self.optimizer, self.schedule = parallel.wrap(task, find_unused=find_unused), optimizer, schedule
         self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
         half = layout.dtype == torch.float16
@@ -164,8 +166,17 @@ class TrainStep:
             raise NonFiniteError(terms, number + 1, where)
 
 
-def build_step(task: Any, schedule: Schedule, engine: EngineConfig, device: torch.device) -> TrainStep:
+def build_step(
+    task: Any,
+    schedule: Schedule,
+    engine: EngineConfig,
+    device: torch.device,
+    first_batch: Callable[[], Any] | None = None,
+) -> TrainStep:
     """The step that trains ``task`` as ``schedule`` and ``engine`` say; moves it to ``device`` and lays it out there.
+
+    Over several ranks ``first_batch()`` gives a batch to find out with whether a step uses all of the task; without it
+    that is taken for granted.
 
     Raises:
         ConfigError: the device can't do what ``engine`` asks for.
@@ -181,6 +192,8 @@ def build_step(task: Any, schedule: Schedule, engine: EngineConfig, device: torc
     if device.type == "cpu":
         keep_freed_memory()
     sgd = build_sgd(task, optim, schedule.lr)
+    several = first_batch is not None and distributed.world_size() > 1
+    find_unused = several and parallel.leaves_some_unused(task, first_batch(), layout)  # type: ignore[misc]
     parts, clip = optim.accumulate, optim.clip_grad
     return TrainStep(
         task,
@@ -192,6 +205,7 @@ def build_step(task: Any, schedule: Schedule, engine: EngineConfig, device: torc
         compile=engine.compile,
         record=recorder(engine.cuda_graphs, device),
         must_record=engine.cuda_graphs is True,
+        find_unused=find_unused,
     )
 
 

@@ -30,6 +30,7 @@ from sftn_fast.report.results import (
 )
 from sftn_fast.report.statistics import mean_and_deviation
 from sftn_fast.report.table import comparisons, gain
+from sftn_fast.report.warnings import warnings
 
 __all__ = [
     "LABELS",
@@ -57,6 +58,7 @@ def write(folder: Path) -> str:
         heading, cells, sentences = "Methods", table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
         heading, cells, sentences = "Results", table.rows_table(rows), comparisons(rows)
+    sentences = [*warnings(rows), *sentences]
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
     if others := foreign(folder):
         sentences.append(f"left out, since config.yaml does not name them: {', '.join(others)}")

@@ -1,0 +1,99 @@
+"""What is looked at of a network that came from a file, before students learn from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sftn_fast import engine, models
+from sftn_fast.config import ConfigError
+from sftn_fast.data import ImageData
+from sftn_fast.distillers.teaching import teaching
+from sftn_fast.engine import distributed
+from sftn_fast.engine.divergence import near_chance
+from sftn_fast.models import StagedNet
+from sftn_fast.models.export import WEIGHTS
+
+RENAMED = 20.0
+"""Points of accuracy that other names for the classes have to gain before they are taken for the cause."""
+MOSTLY = 0.9
+"""Share of the images that one answer has to get before it is said to be the only one."""
+
+
+def doubts(network: StagedNet, top1: float, data: ImageData, layout: engine.Layout) -> list[str]:
+    """Why ``network``, of accuracy ``top1`` in percent, is hardly fit to teach: lines, none if nothing is wrong.
+
+    Looks at what it confuses. All ranks have to call this.
+    """
+    at_chance = near_chance(top1, data.num_classes)
+    if not at_chance and top1 >= 100 - RENAMED:
+        return []
+    counts = confusion(network, data, layout)
+    renamed = 100 * float(counts.amax(1).sum() / counts.sum())
+    distinct = len(set(counts.argmax(1).tolist())) > data.num_classes / 2
+    if distinct and renamed >= max(top1 + RENAMED, 2 * top1):
+        (truth, answer) = next((t, a) for t, a in enumerate(counts.argmax(1).tolist()) if t != a)
+        return [
+            f"the classes are in another order than the teacher's: it takes images of {name_of(data, truth)} for class "
+            f"{answer}, and would be right for {renamed:.2f} % of all under other numbers. Folders are numbered in the "
+            "order of their names as text (1, 10, 2); rename them to the order that the teacher was trained with"
+        ]
+    if not at_chance:
+        return []
+    chance = f"top-1 {top1:.2f} % is near chance, {100 / data.num_classes:.2f} %"
+    answers = counts.sum(0)
+    if float(answers.max() / answers.sum()) > MOSTLY:
+        only = name_of(data, int(answers.argmax()))
+        return [f"{chance}: it takes almost all images for {only}. Were its images normalised or scaled otherwise?"]
+    causes = "classes in another order, images normalised otherwise or of another size, or other images altogether"
+    return [f"{chance}. Students learn nothing from it. Likely causes: {causes}"]
+
+
+@torch.no_grad()
+def confusion(network: StagedNet, data: ImageData, layout: engine.Layout) -> Tensor:
+    """How many test images of each class get each answer [num_classes, num_classes] float64, over all ranks."""
+    classes = data.num_classes
+    counts = torch.zeros(classes * classes, dtype=torch.float64, device=layout.device)
+    with teaching(network), layout.autocast():
+        for batch in data.test:
+            answers = network(layout.images(batch.images)).argmax(1)
+            counts += torch.bincount(layout.indices(batch.target) * classes + answers, minlength=classes * classes)
+    return distributed.all_sum(counts).view(classes, classes).cpu()
+
+
+def check_class_names(key: str, file: str, data: ImageData) -> None:
+    """Raise ConfigError if the classes of the network in ``file`` are known and are the data's in another order."""
+    theirs, ours = class_names_in(file), class_names(data)
+    if theirs == ours or sorted(theirs) != sorted(ours):
+        return
+    number = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    raise ConfigError(
+        f"{key}: its classes are in another order than those of {data.name}: class {number} is {theirs[number]!r} there "
+        f"and {ours[number]!r} here. Rename the folders of the images, or train it again on these"
+    )
+
+
+def class_names_in(file: str) -> list[str]:
+    """The classes of an exported network by name; empty where nothing is known of them."""
+    path = Path(file).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if path != folder and path.name != WEIGHTS:
+        return []
+    try:
+        names = models.read_config(folder).get("meta", {}).get("class_names")
+    except (OSError, ValueError):
+        return []  # who loads the file says what is wrong with it
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def class_names(data: ImageData) -> list[str]:
+    """The data's classes by name, in the order of their numbers; empty where they have none."""
+    return [str(name) for name in getattr(data, "class_names", None) or ()]
+
+
+def name_of(data: ImageData, number: int) -> str:
+    """The class as people know it."""
+    names = class_names(data)
+    return f"class {number}" + (f" ({names[number]})" if number < len(names) else "")
