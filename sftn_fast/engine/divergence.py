@@ -44,7 +44,9 @@ def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: in
         what = f"its cross-entropy rose to {highest:.4g} in epoch {where}"
     else:
         return None
-    return f"training diverged: {what}, where a constant prediction has {constant:.4g}; lower the learning rate (optim.lr)"
+    return (
+        f"training diverged: {what}, where a constant prediction has {constant:.4g}; lower the learning rate (optim.lr)"
+    )
 
 
 def _cross_entropies(row: dict[str, Any], networks: int) -> list[float]:

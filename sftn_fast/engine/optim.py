@@ -55,7 +55,11 @@ class Schedule:
             return f"learning rate {self.lr:g}{warmup}, constant over {end}"
         # A milestone of 0, of which very few epochs have one, is passed when training begins.
         drops = ", ".join(f"{epoch}" for epoch in self.milestones if epoch < self.epochs) or "no epoch"
-        given = "" if optim.milestones is not None else ", which is 5/8, 6/8 and 7/8 of them (optim.milestones gives others)"
+        given = (
+            ""
+            if optim.milestones is not None
+            else ", which is 5/8, 6/8 and 7/8 of them (optim.milestones gives others)"
+        )
         return f"learning rate {self.lr:g}{warmup}, times {optim.gamma:g} after epoch {drops} of {end}{given}"
 
     def epoch(self, step: int) -> int:

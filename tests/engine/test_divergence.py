@@ -46,7 +46,10 @@ def test_a_sum_over_networks_counts_as_their_mean():
 
 
 def test_epochs_without_an_evaluation_and_other_names():
-    history = [{"epoch": 1, "train_teacher_ce": 1.0}, {"epoch": 2, "train_teacher_ce": 1e9, "test_ce": 1, "test_top1": 9}]
+    history = [
+        {"epoch": 1, "train_teacher_ce": 1.0},
+        {"epoch": 2, "train_teacher_ce": 1e9, "test_ce": 1, "test_top1": 9},
+    ]
     assert "ends at 1e+09" in str(verdict(history, 10))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_what_is_skipped_does_not_count() -> None:
     for value, images, skipped in ((1.0, 6, 0.0), (math.nan, 100, 1.0), (4.0, 2, 0.0)):
         meter.add({"ce": torch.tensor(value), "skipped": torch.tensor(skipped)}, images)
     again = Meter(torch.device("cpu"))
-    again.load_state_dict(meter.state_dict())
+    again.load_state_dict(copy.deepcopy(meter.state_dict()))
     for each in (meter, again):
         assert each.read(WINDOW) == {"ce": 1.75, "skipped": 1.0}
         assert math.isnan(each.read(WINDOW)["ce"])
