@@ -70,8 +70,8 @@ def check_class_names(key: str, file: str, data: ImageData) -> None:
         return
     number = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
     raise ConfigError(
-        f"{key}: its classes are in another order than those of {data.name}: class {number} is {theirs[number]!r} there "
-        f"and {ours[number]!r} here. Rename the folders of the images, or train it again on these"
+        f"{key}: its classes are in another order than those of {data.name}: class {number} is {theirs[number]!r} "
+        f"there and {ours[number]!r} here. Rename the folders of the images, or train it again on these"
     )
 
 

@@ -115,6 +115,7 @@ def _options(method: type[Method]) -> Iterator[str]:
     """Each option with its default, and the choices where it has such."""
     for option in options_of(method).values():
         default = inspect.signature(method).parameters[option.name].default
+        default = method.defaults_in_words.get(option.name, default)
         choices = f" ({option.allowed})" if option.allowed.startswith("one of") else ""
         yield f"{option.name}={str(default).lower() if isinstance(default, bool) else default}{choices}"
 

@@ -102,7 +102,7 @@ def test_class_names_in_another_order_are_refused(tmp_path):
     models.save(net, tmp_path / "teacher", meta={"class_names": ["1", "10", "2"]})
     for file in ("teacher", "teacher/model.safetensors"):
         data = images(class_names=["1", "2", "10"])
-        with pytest.raises(ConfigError, match="teacher_file: .* class 1 is '10' there and '2' here"):
+        with pytest.raises(ConfigError, match=r"teacher_file: .* class 1 is '10' there and '2' here"):
             adoption.check_class_names("teacher_file", str(tmp_path / file), data)
         adoption.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["1", "10", "2"]))
         adoption.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["a", "b", "c"]))

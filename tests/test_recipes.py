@@ -65,5 +65,5 @@ def test_pairs_of_imagenet(teacher: str, student: str) -> None:
         networks = [models.build(name, num_classes=1000) for name in (teacher, student)]
         aware = StudentAwareTeacher(*networks, image_size=224)
     assert [pair.student_stage for pair in aware.pairs] == [1, 2, 3]
-    refused = {"fsp"} if teacher == "resnet50" else set()
+    refused = {"fsp", "kdsvd"} if teacher == "resnet50" else set()
     assert catalogue.refusals(teacher, student, 224).keys() == refused

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -248,41 +247,12 @@ class KDSVD(nn.Module):
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
-        self.k = k
+        self.loss = losses.KDSVDLoss(k)
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
         """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
-        return self._losses(g_s, g_t)
-
-    @in_float32
-    def _losses(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        directions = [self._directions(s, t.detach()) for s, t in _pairs(g_s, g_t)]
-        return [self._difference(before, after) / len(g_s[0]) for before, after in pairwise(directions)]
-
-    def _directions(self, f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Right singular vectors ``[N, C, k]`` of both, scaled by the teacher's values, the student's aligned to it."""
-        values, teacher = _leading(f_t, self.k)
-        student = _leading(f_s, self.k + 3)[1]
-        cosine = student.transpose(1, 2) @ teacher
-        nearest = cosine.abs() == cosine.abs().amax(1, keepdim=True)
-        aligned = student @ torch.where(nearest, cosine.sign(), 0)
-        return aligned * values[:, None], teacher * values[:, None]
-
-    @staticmethod
-    def _difference(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> Tensor:
-        student, teacher = (
-            torch.exp(-(last.unsqueeze(2) - first.unsqueeze(1)).square() / 8)
-            for first, last in zip(before, after, strict=True)
-        )
-        squares = (student - teacher).square()
-        return torch.where(squares.isfinite(), squares, 0).sum()
-
-
-def _leading(f: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of the maps as ``[H * W, C]``."""
-    _, values, vectors = torch.linalg.svd(f.flatten(2).transpose(1, 2), full_matrices=False)
-    values, vectors = (torch.where(x.isfinite(), x, 0) for x in (values, vectors.transpose(1, 2)))
-    return F.normalize(values[:, :n]), F.normalize(vectors[..., :n], dim=1)
+        student, teacher = zip(*_pairs(g_s, g_t), strict=True)
+        return self.loss(student, teacher)
 
 
 def _pairs(g_s: Maps, g_t: Maps) -> Iterator[tuple[Tensor, Tensor]]:

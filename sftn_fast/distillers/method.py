@@ -93,6 +93,8 @@ class Method(nn.Module):
     needs_features: ClassVar[bool] = True
     """Whether ``loss`` reads more of the teacher than its logits on the batch's images. Where it says that it does not,
     the teacher's pass can be left out, see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
+    defaults_in_words: ClassVar[dict[str, str]] = {}
+    """Of options whose default stands for another value, what that is; for the table of methods."""
     only_beforehand: bool = False
     """Whether :meth:`initialisation` is all that the method does: it has no ``loss``, and needs no teacher later."""
 

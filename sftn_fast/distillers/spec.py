@@ -23,6 +23,11 @@ ALIASES = {
     "similarity": "sp",
 }
 """Names that RepDistiller and mdistiller give to methods."""
+OPTION_ALIASES = {
+    "crd": {"nce_k": "negatives", "nce_t": "temperature", "nce_m": "momentum", "feat_dim": "dim"},
+    "fitnet": {"hint_layer": "layer"},
+}
+"""Names that RepDistiller's script gives to options. Its hint layer 0, the stem, is not to be had."""
 ALONE = ("crd", "dist", "dkd", "kd", "sskd")
 """Methods that the SFTN paper, or their own, trains without KD beside them."""
 
@@ -113,6 +118,7 @@ def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
+        key = OPTION_ALIASES.get(name, {}).get(key, key)
         if key not in known:
             takes = "; ".join(f"{option.name} ({option.allowed})" for option in known.values()) or "no options"
             raise _error(piece, f"unknown option {key!r}, {name} takes {takes}")

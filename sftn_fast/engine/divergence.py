@@ -35,7 +35,7 @@ def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: in
     """
     constant = math.log(num_classes)
     last = _cross_entropies(history[-1], networks)
-    highest, where = max(((value, row["epoch"]) for row in history for value in _cross_entropies(row, networks)))
+    highest, where = max((value, row["epoch"]) for row in history for value in _cross_entropies(row, networks))
     end = max(last, key=lambda value: math.inf if math.isnan(value) else value)
     at_chance = near_chance(history[-1]["test_top1"], num_classes)
     if not math.isfinite(end) or end > FAR * constant or (at_chance and end > WORSE * constant):

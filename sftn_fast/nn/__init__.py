@@ -5,6 +5,7 @@ from sftn_fast.nn.contrastive import CRDLoss, Embed
 from sftn_fast.nn.correlation import CorrelationLoss
 from sftn_fast.nn.features import ABLoss, ATLoss, FTLoss, HintLoss, OHLoss, VIDLoss
 from sftn_fast.nn.fsp import FSPLoss
+from sftn_fast.nn.kdsvd import KDSVDLoss
 from sftn_fast.nn.logits import KDCELoss, KDLoss, SFTNLoss
 from sftn_fast.nn.nst import NSTLoss
 from sftn_fast.nn.relational import PKTLoss, RKDAngleLoss, RKDDistanceLoss, RKDLoss, SPLoss
@@ -21,6 +22,7 @@ __all__ = [
     "HintLoss",
     "KDCELoss",
     "KDLoss",
+    "KDSVDLoss",
     "NSTLoss",
     "OHLoss",
     "PKTLoss",

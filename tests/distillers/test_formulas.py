@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from test_methods import build
 from sftn_fast.data import Batch
 from sftn_fast.distillers.methods import sskd
 from sftn_fast.models import Features
+from sftn_fast.nn import KDSVDLoss
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = (3 * torch.randn(7, 6, generator=GENERATOR) for _ in range(2))
@@ -98,3 +101,51 @@ def test_rotations_of_an_image_stand_one_batch_apart():
     assert turned.shape == (6, 1, 2, 2)
     for quarters in (1, 2, 3):
         assert torch.equal(turned[2 * (quarters - 1) + 1], images[1].rot90(quarters, (1, 2)))
+
+
+def leading(matrix, n):
+    """The n largest singular values, of length 1 together, and as many right vectors of a matrix [H W, C]."""
+    # PyTorch's, because a vector's sign is free and decides about its differences to the next stage's.
+    _, values, vectors = (x.numpy() for x in torch.linalg.svd(matrix, full_matrices=False))
+    return values[:n] / np.linalg.norm(values[:n]), vectors[:n]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_kdsvd(k):
+    """By loops over images, stages and vectors."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(3, 6, 8, 8), (3, 7, 4, 4), (3, 5, 4, 4)]
+    student, teacher = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+    expected = [0.0, 0.0]
+    for image in range(3):
+        stages = []
+        for s, t in zip(student, teacher, strict=True):
+            values, wanted = leading(t[image].double().flatten(1).T, k)
+            candidates = leading(s[image].double().flatten(1).T, k + 3)[1]
+            aligned = []
+            for vector in wanted:
+                cosines = candidates @ vector
+                best = np.abs(cosines).argmax()
+                aligned.append(np.sign(cosines[best]) * candidates[best])
+            stages.append([[v * x for v, x in zip(values, each, strict=True)] for each in (aligned, wanted)])
+        for number, (before, after) in enumerate(pairwise(stages)):
+            for i in range(k):
+                own, other = (
+                    np.exp(-((b[i][None] - a[i][:, None]) ** 2) / 8) for a, b in zip(before, after, strict=True)
+                )
+                expected[number] += ((own - other) ** 2).sum() / 3
+    losses = KDSVDLoss(k)(student, teacher)
+    assert all(loss.dtype == torch.float32 for loss in losses)
+    assert [loss.item() for loss in losses] == pytest.approx(expected, rel=1e-5)
+
+
+def test_kdsvd_is_float32_under_autocast():
+    generator = torch.Generator().manual_seed(2)
+    student, teacher = ([torch.randn(2, 6, 4, 4, generator=generator) for _ in range(2)] for _ in range(2))
+    student = [x.bfloat16().requires_grad_() for x in student]
+    with torch.autocast("cpu", torch.bfloat16):
+        (loss,) = KDSVDLoss()(student, [x.bfloat16() for x in teacher])
+    loss.backward()
+    (wide,) = KDSVDLoss()([x.detach().double() for x in student], [x.bfloat16().double() for x in teacher])
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(wide.item(), rel=1e-6)
+    assert all(x.grad.isfinite().all() and x.grad.abs().sum() > 0 for x in student)

@@ -14,7 +14,7 @@ SIZE, CLASSES, SAMPLES = 16, 6, 48
 
 # Options that make a method small enough for a test, and networks that suit it.
 OPTIONS = {"crd": "crd:negatives=20", "fsp": "fsp:variant=joint"}
-NETWORKS = {"fsp": ("resnet8", "resnet14")}
+NETWORKS = {"fsp": ("resnet8", "resnet14"), "kdsvd": ("resnet8", "resnet14")}
 PAIRS = [("resnet8", "wrn_16_2"), ("vgg8", "resnet8x4"), ("ShuffleV1", "resnet14"), ("MobileNetV2", "vgg8")]
 ONLY_BEFOREHAND = {"ab"}  # methods that have no loss once they are initialised
 NAMES = registry.names()

@@ -55,8 +55,15 @@ def test_epochs_without_an_evaluation_and_other_names():
 
 @pytest.mark.parametrize(
     ("top1", "classes", "near"),
-    [(8.33, 12, True), (10, 10, True), (25, 10, False), (52, 2, True), (70, 2, False), (0.1, 1000, True), (1.5, 100, True),
-     (3, 100, False)],
-)  # fmt: skip
+    [
+        (8.33, 12, True),
+        (10, 10, True),
+        (25, 10, False),
+        (52, 2, True),
+        (70, 2, False),
+        (1.5, 100, True),
+        (3, 100, False),
+    ],
+)
 def test_near_chance(top1, classes, near):
     assert near_chance(top1, classes) == near

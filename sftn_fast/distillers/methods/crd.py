@@ -27,6 +27,8 @@ class CRD(Method):
     not given, they are learned from the batches; an image that was not seen yet may then be drawn although it is of the
     same class.
 
+    The positive of an image is the image itself, or with ``mode=relax`` any image of its class, drawn in each step.
+
     Over several processes each scores its own images, and the memories of all take in the whole batch, so that they
     stay the same everywhere.
 
@@ -46,6 +48,7 @@ class CRD(Method):
         temperature: Positive = 0.07,
         momentum: NonNegative = 0.5,
         bank: Literal["float32", "bfloat16", "float16"] = "float32",
+        mode: Literal["exact", "relax"] = "exact",
     ) -> None:
         super().__init__(setup)
         self.criterion = CRDLoss(
@@ -57,7 +60,7 @@ class CRD(Method):
             momentum=momentum,
             bank_dtype=BANK_DTYPES[bank],
         )
-        self.num_negatives = negatives
+        self.num_negatives, self.relaxed = negatives, mode == "relax"
         self._has_scored = False
         self.knows_labels = setup.labels is not None
         labels = torch.full((setup.num_samples,), -1) if setup.labels is None else setup.labels
@@ -68,21 +71,38 @@ class CRD(Method):
         if not self.knows_labels:
             self.labels[whole_batch(batch.index)] = whole_batch(batch.target)
         negatives = ops.sample_negatives(batch.index, self.labels, self.num_negatives, dtype=torch.int32)
-        if ranks() == 1:
+        if ranks() == 1 and not self.relaxed:
             return self.criterion(student.pooled, teacher.pooled, batch.index, negatives)
-        return self._shared_loss(student.pooled, teacher.pooled, batch.index, negatives)
+        positives = same_class(batch.index, self.labels) if self.relaxed else batch.index
+        return self._shared_loss(student.pooled, teacher.pooled, batch.index, positives, negatives)
 
-    def _shared_loss(self, student: Tensor, teacher: Tensor, index: Tensor, negatives: Tensor) -> Tensor:
+    def _shared_loss(
+        self, student: Tensor, teacher: Tensor, index: Tensor, positives: Tensor, negatives: Tensor
+    ) -> Tensor:
         """The loss of one's own images, with what the memory remembers taken from those of all processes."""
         memory = self.criterion.memory
         ours, theirs = self.criterion.embed_student(student), self.criterion.embed_teacher(teacher)
         with torch.no_grad():
-            whole = whole_batch(ours), whole_batch(theirs), whole_batch(index)
-            if not self._has_scored:
+            all_ours, all_theirs = whole_batch(ours), whole_batch(theirs)
+            if ranks() > 1 and not self._has_scored:
                 # The first batch sets the memory's normalisers; later ones, as after a checkpoint, leave them alone.
-                ops.crd_loss(*whole, whole_batch(negatives), memory, update=False)
+                scored = whole_batch(positives), whole_batch(negatives)
+                ops.crd_loss(all_ours, all_theirs, *scored, memory, update=False)
                 self._has_scored = True
-        loss = ops.crd_loss(ours, theirs, index, negatives, memory, update=False)
+        loss = ops.crd_loss(ours, theirs, positives, negatives, memory, update=False)
         if self.training:
-            memory.update(*whole)
+            # The rows of the images themselves, whatever they were compared with.
+            memory.update(all_ours, all_theirs, whole_batch(index))
         return loss
+
+
+def same_class(index: Tensor, labels: Tensor) -> Tensor:
+    """For each sample of ``index`` [B] one of its class, itself included, each as likely: [B] int64.
+
+    ``labels`` [N] are the classes of all samples. Nothing waits for a GPU.
+    """
+    in_order, samples = labels.sort()
+    own = labels[index]
+    first, end = (torch.searchsorted(in_order, own, right=right) for right in (False, True))
+    place = first + (torch.rand(len(index), device=index.device, dtype=torch.float64) * (end - first)).long()
+    return samples[place]

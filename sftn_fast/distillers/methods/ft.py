@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class FT(Method):
     """
 
     default_weight = 200.0
+    defaults_in_words: ClassVar[dict[str, str]] = {"init_epochs": "30, or 5 with variant=paper"}
 
     def __init__(
         self,

@@ -1,0 +1,43 @@
+"""Singular vectors: what a map's leading directions become in the next stage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from sftn_fast.data import Batch
+from sftn_fast.distillers.method import PairedMethod, Setup, sum_of
+from sftn_fast.distillers.options import Bound
+from sftn_fast.distillers.registry import register
+from sftn_fast.models import Features
+from sftn_fast.nn import KDSVDLoss
+
+
+@register("kdsvd")
+class KDSVD(PairedMethod):
+    """:class:`sftn_fast.nn.KDSVDLoss`, summed over neighbouring pairs of stages.
+
+    Both networks need the same channels at every stage. The decomposition of each map takes more time than the
+    networks do; on a GPU most of a step.
+
+    Source: Lee et al., "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018, in
+    RepDistiller's form, which names no weight: 1 here.
+    """
+
+    default_weight = 1.0
+
+    def __init__(self, setup: Setup, *, k: Annotated[int, Bound(1)] = 1) -> None:
+        super().__init__(setup)
+        if len(self.pairs) < 2:
+            raise ValueError(f"kdsvd needs two stages or more in both networks, got {len(self.pairs)}")
+        shapes = [[pair.student_shape for pair in self.pairs], [pair.teacher_shape for pair in self.pairs]]
+        if [shape[0] for shape in shapes[0]] != [shape[0] for shape in shapes[1]]:
+            given = f"got student {shapes[0]} and teacher {shapes[1]}"
+            raise ValueError(f"kdsvd needs the same channels at every stage, {given}")
+        self.criterion = KDSVDLoss(k)
+
+    def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """See :meth:`Method.loss`."""
+        ours, theirs = zip(*self.maps(student, teacher), strict=True)
+        return sum_of(self.criterion(ours, theirs))

@@ -1,0 +1,62 @@
+"""Distillation of singular vectors: what the leading directions of one stage become in the next. Plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftn_fast.nn.precision import in_float32
+
+
+class KDSVDLoss(nn.Module):
+    """Distillation of ``k`` leading singular vectors of each map (Lee et al., ECCV 2018), as RepDistiller has it.
+
+    A map as a matrix ``[H * W, C]`` has right singular vectors of length C. The student's ``k + 3`` leading ones are
+    aligned to the teacher's ``k``: each teacher's vector gets the student's of largest cosine, with its sign. Both are
+    scaled by the teacher's singular values, of unit length together. For neighbouring stages with vectors a and b, a
+    network has the differences ``exp(-(b - a)^2 / 8)``, and the loss is the squared distance of the two networks'
+    differences, summed and divided by the batch size. The networks must have the same channels at every stage.
+    """
+
+    def __init__(self, k: int = 1) -> None:
+        super().__init__()
+        self.k = k
+
+    @in_float32
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+        """Lists of as many maps ``[N, C, H, W]`` each; a list of 0-dim losses, one fewer than maps.
+
+        Float32, or float64 for float64 maps.
+        """
+        vectors = [self._vectors(s, t.detach()) for s, t in zip(student, teacher, strict=True)]
+        return [_difference(*both).to(student[0].dtype) / len(student[0]) for both in pairwise(vectors)]
+
+    def _vectors(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled right singular vectors ``[N, C, k]`` of both, the student's aligned to the teacher's."""
+        values, wanted = _leading(teacher, self.k)
+        own = _leading(student, self.k + 3)[1]
+        cosine = own.transpose(1, 2) @ wanted
+        nearest = cosine.abs() == cosine.abs().amax(1, keepdim=True)
+        aligned = own @ torch.where(nearest, cosine.sign(), 0)
+        return aligned * values[:, None], wanted * values[:, None]
+
+
+def _difference(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> Tensor:
+    student, teacher = (
+        torch.exp(-(last.unsqueeze(2) - first.unsqueeze(1)).square() / 8)
+        for first, last in zip(before, after, strict=True)
+    )
+    squares = (student - teacher).square()
+    return torch.where(squares.isfinite(), squares, 0).sum()
+
+
+def _leading(maps: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of maps as ``[H * W, C]``."""
+    # A vector's derivative divides by differences of squared singular values, of which float32 keeps few digits.
+    _, values, vectors = torch.linalg.svd(maps.double().flatten(2).transpose(1, 2), full_matrices=False)
+    values, vectors = (torch.where(x.isfinite(), x, 0) for x in (values, vectors.transpose(1, 2)))
+    return F.normalize(values[:, :n]), F.normalize(vectors[..., :n], dim=1)
