@@ -65,7 +65,7 @@ def surroundings(device: torch.device) -> dict[str, str]:
     on_gpu = device.type == "cuda"
     return {
         "sftn_fast": sftn_fast.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "threads": str(torch.get_num_threads()),
