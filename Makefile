@@ -52,7 +52,7 @@ $(VENV)/created:
 
 $(VENV)/installed: $(VENV)/created constraints.txt
 	@echo "== installing torch as pinned in constraints.txt (large: some minutes)"
-	@$(PIP) install --quiet -c constraints.txt torch torchvision setuptools wheel ninja
+	@$(PIP) install --quiet -c constraints.txt torch torchvision setuptools ninja
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)

@@ -5,24 +5,42 @@ sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but n
 
 SFTN_CUDA=0 leaves CUDA out, SFTN_CUDA=1 makes a missing nvcc an error. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST mean
 what they do elsewhere. Build in place with `python setup.py build_ext --inplace`.
+
+With pip's --no-build-isolation the environment must have torch and setuptools 77 or newer; ninja makes it faster, and
+wheel is not needed.
 """
 
 import os
+import platform as platform_module
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
-ROOT = Path(__file__).parent
+try:
+    import torch
+except ImportError as error:
+    raise SystemExit(
+        f"sftn_fast: building needs torch, which can't be imported ({error}): pip install torch setuptools ninja "
+        "first, or leave --no-build-isolation out"
+    ) from error
+
+ROOT = Path(__file__).resolve().parent
+HEADERS = ("csrc/**/*.h", "csrc/**/*.cuh")
 COMMON = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # Not -ffast-math: it folds the exponential's rounding away and takes NaN and infinity for impossible.
 CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-g0"]
 NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
+
+
+# glibc 2.X, and the newest symbols of libstdc++ in the distributions that have it, as the manylinux policies say.
+LIBSTDCXX = {17: 19, 24: 22, 26: 24, 27: 24, 28: 24, 31: 28, 34: 29, 35: 30, 39: 33}
 
 
 def say(line: str) -> None:
@@ -71,6 +89,38 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+def without_paths() -> list[str]:
+    """Compiler options that leave this machine's folders out of the messages in a library."""
+    include = Path(torch.__file__).resolve().parent / "include"
+    return [f"-ffile-prefix-map={folder}{os.sep}={name}" for folder, name in ((ROOT, ""), (include, "torch/"))]
+
+
+def manylinux(libraries: Iterable[bytes], platform: str) -> str:
+    """The tag of a wheel with ``libraries``, given as what is in them: the oldest Linux that has their symbols.
+
+    ``platform`` as it is where there is no such tag, as on other systems. torch's own libraries are not looked at: they
+    come with torch.
+    """
+    if not platform.startswith("linux_") or platform_module.libc_ver()[0] != "glibc":
+        return platform
+    contents = list(libraries)
+    glibc, libstdcxx = (
+        max((int(found[1]) for content in contents for found in re.finditer(pattern, content)), default=0)
+        for pattern in (rb"GLIBC_2\.(\d+)", rb"GLIBCXX_3\.4\.(\d+)")
+    )
+    fitting = [minor for minor, newest in LIBSTDCXX.items() if minor >= glibc and newest >= libstdcxx]
+    return f"many{platform.replace('linux_', f'linux_2_{min(fitting)}_', 1)}" if contents and fitting else platform
+
+
+class TaggedWheel(bdist_wheel):
+    """setuptools' own command, with the tag of what the libraries need."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        built = Path(self.get_finalized_command("build_ext").build_lib).glob("sftn_fast/*.so")
+        return python, abi, manylinux((library.read_bytes() for library in sorted(built)), platform)
+
+
 def cuda_extension(toolkit: Path) -> Extension:
     os.environ["CUDA_HOME"] = str(toolkit)  # read when torch.utils.cpp_extension is imported
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0 10.0 12.0+PTX")
@@ -79,7 +129,11 @@ def cuda_extension(toolkit: Path) -> Extension:
     extension = CUDAExtension(
         "sftn_fast._C_cuda",
         sources("csrc/cuda/*.cu"),
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        depends=sources(*HEADERS),
+        extra_compile_args={
+            "cxx": CXX_FLAGS + without_paths(),
+            "nvcc": NVCC_FLAGS + [f"-Xcompiler={flag}" for flag in without_paths()],
+        },
         py_limited_api=True,
     )
     runtimes = sorted((toolkit / "lib").glob("libcudart.so*"))
@@ -100,12 +154,16 @@ def build_options() -> dict:
     cpu = CppExtension(
         "sftn_fast._C",
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
-        extra_compile_args={"cxx": CXX_FLAGS},
+        depends=sources(*HEADERS),
+        extra_compile_args={"cxx": CXX_FLAGS + without_paths()},
         py_limited_api=True,
     )
     return {
         "ext_modules": [cpu, *extensions],
-        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+        "cmdclass": {
+            "build_ext": BuildExtension.with_options(no_python_abi_suffix=True),
+            "bdist_wheel": TaggedWheel,
+        },
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
