@@ -163,7 +163,7 @@ def parts(device: str, folder: Path) -> list[Part]:
             "train",
             [*demo, "--engine.device", device, "--output", str(folder / "demo"), *few],
             420,
-            needs=("module:jsonargparse", "module:sklearn"),
+            needs=("module:yaml", "module:sklearn"),
         ),
     ]
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sftn_fast import launcher, naming
-from sftn_fast.config import Config, ConfigError, check
+from sftn_fast import launcher, naming, safe_yaml
+from sftn_fast.config import Config, ConfigError, TransferConfig, check
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
-from sftn_fast.explanation import explain, one_line
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from sftn_fast.explanation import refuse_name, refuse_network
+from sftn_fast.keys import build
+from sftn_fast.network_names import NETWORKS, describe, twin_of
+from sftn_fast.options import CommandLine, Option
+from sftn_fast.recipe import BASE, Reader
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 PAIR_PREFIX = "cifar100_"
 
 DRY_RUN = ("--dry-run", "--dry_run")
-COMMAND_LINE_ONLY = {"method": "distill", "gamma": "distill", "alpha": "distill", "beta": "distill", "dry_run": None}
+COMMAND_LINE_ONLY = {
+    "method": "distill",
+    "gamma": "distill",
+    "alpha": "distill",
+    "beta": "distill",
+    "dry_run": None,
+    "config": BASE,
+    "print_config": None,
+}
 """Options that are no keys of a configuration, and the key that a recipe has instead."""
+ALIASES = {"compile": "engine.compile"}
 
 USAGE = "python -m sftn_fast.train [--config RECIPE] [--KEY VALUE ...]"
 DESCRIPTION = """
@@ -33,6 +42,7 @@ Train student-friendly teachers and distil students from them. Without --config 
 option overrides one of its keys. The defaults below are for keys that the recipe leaves out: --print_config shows what
 comes of all. --dry-run says what a run would cost. docs/methods.md lists the methods.
 """
+COMMON = ("config", "teacher", "student", "method", "epochs", "seeds", "data.name", "data.root", "output", "dry_run")
 
 
 def recipe_names() -> list[str]:
@@ -40,19 +50,22 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def recipe_path(name: str) -> Path:
+def recipe_path(name: str, *, key: str = "config") -> Path:
     """The file of a recipe: one of the package's by its name, or a path to one of the user's own.
 
     A pair of the paper's networks, as ``vgg13_vgg8``, stands for its recipe on CIFAR-100. Raises :class:`ConfigError`
-    if there is neither.
+    that blames ``key`` if there is neither.
     """
     for known in (name, f"{PAIR_PREFIX}{name}"):
         if known in recipe_names():  # rather than a file by that name, which might lead out of the folder
             return RECIPES / f"{known}.yaml"
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}")
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
+        pass
+    raise ConfigError(refuse_name(key, name, recipe_names(), kind="a YAML file that is there, or one of"))
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -61,20 +74,55 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     Raises :class:`ConfigError` with one line for whatever is wrong. ``--help`` and ``--print_config`` print and leave
     by ``SystemExit``.
     """
-    arguments, recipe = _resolve_recipe(_resolve_distill(argv))
-    parser = _parser()
-    values = values_of(parser, [*arguments, *_own_folder(parser, arguments, recipe)])
-    for key, instead in COMMAND_LINE_ONLY.items():
-        if values[key]:
-            raise ConfigError(
-                f"{key} is for the command line" + (f"; a recipe has {instead} instead" if instead else "")
-            )
-    if values["compile"]:
-        values["engine"] = dataclasses.replace(values["engine"], compile=True)
-    config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
-    if not config.plugins:  # which may bring the method, and run only where something is trained
+    line = _command_line()
+    given = line.parse(argv)
+    recipes = given.get("config", [DEFAULT_RECIPE])
+    reader = Reader(line.keys, ALIASES, COMMAND_LINE_ONLY)
+    files = [each for recipe in recipes for each in _with_bases(recipe, reader)]
+    of_recipes = {key: value for _, values in files for key, value in values.items()}
+    values = line.merge(of_recipes, given | _resolve_distill(given))
+    if given.get("compile"):
+        values["engine.compile"] = True
+    if "output" not in given:
+        values["output"] = _own_folder(recipes[-1], files[-1][1], *(_settings(each) for each in (of_recipes, values)))
+    try:
+        config = build(Config, values)
+        check_names(config)
+    except ConfigError as error:
+        raise ConfigError(f"{_origin(str(error), given, files)}{error}") from error
+    if given.get("print_config"):
+        print(dump(config), end="")
+        raise SystemExit(0)
+    return config, " and ".join(recipes)
+
+
+def check_names(config: Config) -> None:
+    """Raise :class:`ConfigError` for a network or method that there is not; needs no import of torch.
+
+    What ``plugins`` may bring is known only after they have run, which they do only where something is trained.
+    """
+    if not config.plugins:
+        check_networks(config, NETWORKS)
         check_distill(config)
-    return config, recipe
+
+
+def check_networks(config: Config, known: Collection[str]) -> None:
+    """Raise :class:`ConfigError` for a network that is none of ``known``."""
+    for key, name in networks_in(config):
+        if name not in known:
+            raise ConfigError(refuse_network(key, name, known))
+
+
+def networks_in(config: Config) -> list[tuple[str, str]]:
+    """Return the networks that ``config`` names, each behind its key."""
+    several = [("collaborate.networks", name) for name in config.collaborate.networks]
+    return [("teacher", config.teacher), ("student", config.student), *several]
+
+
+def describe_twins(config: Config) -> list[str]:
+    """Return a line for each network that another one's name could be taken for."""
+    twins = {name: twin for _, name in networks_in(config) if (twin := twin_of(name)) is not None}
+    return [f"{describe(name)} is another network than {describe(twin)}" for name, twin in twins.items()]
 
 
 def check_distill(config: Config) -> None:
@@ -103,17 +151,6 @@ def split_dry_run(argv: Sequence[str]) -> tuple[list[str], bool]:
     return others, len(others) < len(argv)
 
 
-def values_of(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """What ``argv`` gives each of the parser's keys, groups of keys as the dataclasses that they stand for.
-
-    Raises :class:`ConfigError` with one line for whatever is wrong.
-    """
-    try:
-        return vars(parser.instantiate(parser.parse_args(argv)))
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(explain(str(error), parser)) from None
-
-
 def load(path: Path) -> Config:
     """Read the configuration that a run left in its folder."""
     return parse(["--config", str(path)])[0]
@@ -121,148 +158,108 @@ def load(path: Path) -> Config:
 
 def dump(config: Config) -> str:
     """The whole configuration as YAML, in the order of its fields."""
-    import yaml
-
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return safe_yaml.dump(to_dict(config))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain dicts, lists and scalars."""
-    return _plain(dataclasses.asdict(config))
+    return safe_yaml.plain(dataclasses.asdict(config))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+def parse_transfer(argv: Sequence[str], description: str) -> TransferConfig:
+    """Turn the command line of :mod:`sftn_fast.transfer` into a checked :class:`TransferConfig`.
+
+    Raises :class:`ConfigError` with one line for whatever is wrong.
+    """
+    line = CommandLine(
+        TransferConfig,
+        usage="python -m sftn_fast.transfer NETWORK [--KEY VALUE ...]",
+        description=description,
+        common=("data.name", "data.root", "epochs", "lr", "output"),
+        positional="network",
+    )
+    return build(TransferConfig, line.merge({}, line.parse(argv)))
 
 
-def _resolve_recipe(argv: Sequence[str]) -> tuple[list[str], str]:
-    """Replace a recipe's name behind ``--config`` by its files; without ``--config``, put the default in front."""
-    arguments = [part for argument in argv for part in _split_option(argument, "--config")]
-    if "--config" not in arguments[:-1]:
-        arguments = ["--config", DEFAULT_RECIPE, *arguments]
-    position = arguments.index("--config")
-    name = arguments[position + 1]
-    files = [part for path in _with_bases(recipe_path(name)) for part in ("--config", str(path))]
-    return [*files, *arguments[:position], *arguments[position + 2 :]], name
-
-
-def _own_folder(parser: ArgumentParser, arguments: Sequence[str], recipe: str) -> list[str]:
-    """Return the option that names the run's folder, where ``arguments`` have none; see :mod:`sftn_fast.naming`."""
-    if any(part in ("-h", "--help", "--output") or part.startswith("--output=") for part in arguments):
-        return []
+def _with_bases(recipe: str, reader: Reader) -> list[tuple[Path, dict[str, Any]]]:
+    """Return a recipe's file and values, behind those of the recipe that its key ``base`` names."""
     path = recipe_path(recipe)
-    files = [part for each in _with_bases(path) for part in ("--config", str(each))]
-    own = _read_recipe(path).get("output")
-    base = Path(own if isinstance(own, str) and own.strip() else f"runs/{path.stem}")
-    chosen = [part for part in arguments if not part.startswith("--print_config")]
-    before, after = (_settings(parser, argv) for argv in (files, chosen))
-    return ["--output", str(naming.folder_for(base, before, after))]
-
-
-def _settings(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """Return what ``argv`` gives the keys of a configuration, as nested dicts and unchecked beyond their types."""
-    try:
-        values = parser.parse_args(argv).as_dict()
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(explain(str(error), parser)) from None
-    if values["compile"]:
-        values["engine"]["compile"] = True
-    return _plain({field.name: values[field.name] for field in dataclasses.fields(Config)})
-
-
-def _resolve_distill(argv: Sequence[str]) -> list[str]:
-    """Replace ``--method`` and RepDistiller's ``-r``, ``-a`` and ``-b`` by the ``--distill`` that they stand for."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--method")
-    parser.add_argument("--distill")
-    for short, long in (("-r", "--gamma"), ("-a", "--alpha"), ("-b", "--beta")):
-        parser.add_argument(short, long, type=float)
-    try:
-        given, others = parser.parse_known_args(argv)
-    except ArgumentError as error:
-        raise ConfigError(one_line(str(error))) from None
-    weights = (given.gamma, given.alpha, given.beta)
-    weighted = any(weight is not None for weight in weights)
-    if given.method and (given.distill or weighted):
-        raise ConfigError("method already says what distill, -r, -a and -b would; give one of the two")
-    if weighted and not given.distill:
-        raise ConfigError("-r, -a and -b need --distill with the name of a method")
-    distill = given.distill
-    if given.method:
-        distill = of_method(given.method)
-    elif weighted:
-        distill = of_weights(given.distill, *weights)
-    if distill is None:
-        return others
-    if any(part == "--methods" or part.startswith("--methods=") for part in others):
-        raise ConfigError("methods already says what distill or method would; give one of the two")
-    # A recipe's list of methods gives way to the one that was asked for.
-    return [*others, "--distill", distill, "--methods", "[]"]
-
-
-def _split_option(argument: str, option: str) -> list[str]:
-    prefix = f"{option}="
-    return [option, argument.removeprefix(prefix)] if argument.startswith(prefix) else [argument]
-
-
-def _with_bases(path: Path) -> list[Path]:
-    """A recipe behind the one that its key ``base`` names, and that behind its own."""
-    found = [path]
-    while base := _base_of(found[0]):
-        found.insert(0, recipe_path(base))
-        if found[0] in found[1:]:
-            raise ConfigError(f"base of {path} leads back to itself")
+    found = [(path, reader.read(path))]
+    while (base := found[0][1].get(BASE)) is not None:
+        try:
+            path = recipe_path(base, key=BASE)
+        except ConfigError as error:
+            raise ConfigError(f"{found[0][0]}: {error}") from None
+        if any(path == other for other, _ in found):
+            raise ConfigError(f"base of {found[0][0]} leads back to itself")
+        found.insert(0, (path, reader.read(path)))
     return found
 
 
-def _base_of(path: Path) -> str | None:
-    base = _read_recipe(path).get("base")
-    if base is not None and not isinstance(base, str):
-        raise ConfigError(f"base of {path} must be the name of a recipe, got {base!r}")
-    return base
+def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return the run's folder where the command line has none; see :mod:`sftn_fast.naming`.
+
+    Args:
+        recipe: Name of the last recipe.
+        own: Its own values, without those of its base.
+        before: All settings by the recipes.
+        after: Those of the run.
+    """
+    given = str(own.get("output", ""))
+    base = Path(given if given.strip() else f"runs/{recipe_path(recipe).stem}")
+    return str(naming.folder_for(base, before, after))
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a recipe's own file."""
-    import yaml
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the value of every key, in the order of the configuration."""
+    return {name: values.get(name, key.default) for name, key in _command_line().keys.items()}
 
+
+def _resolve_distill(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``distill`` that ``--method`` or RepDistiller's ``-r``, ``-a`` and ``-b`` stand for."""
+    weights = [_weight(given, option, key) for option, key in (("-r", "gamma"), ("-a", "alpha"), ("-b", "beta"))]
+    weighted = any(weight is not None for weight in weights)
+    method, distill = given.get("method"), given.get("distill")
+    if method and (distill or weighted):
+        raise ConfigError("method already says what distill, -r, -a and -b would; give one of the two")
+    if weighted and not distill:
+        raise ConfigError("-r, -a and -b need --distill with the name of a method")
+    if method:
+        distill = of_method(method)
+    elif weighted:
+        distill = of_weights(str(distill), *weights)
+    if distill is None:
+        return {}
+    if "methods" in given:
+        raise ConfigError("methods already says what distill or method would; give one of the two")
+    # A recipe's list of methods gives way to the one that was asked for.
+    return {"distill": distill, "methods": ()}
+
+
+def _weight(given: dict[str, Any], option: str, key: str) -> float | None:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {one_line(str(error))}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
-    return values
+        return float(given[key]) if key in given else None
+    except ValueError:
+        raise ConfigError(f"option {option}: invalid float value: {given[key]!r}") from None
 
 
-def _parser() -> ArgumentParser:
-    from jsonargparse import ArgumentParser, set_parsing_settings
+def _origin(message: str, given: Collection[str], files: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Return the file that gave the key which ``message`` begins with; nothing if the command line did, or nobody."""
+    key = message.partition(" ")[0].rstrip(":")
+    of_files = [path for path, values in files if key in values]
+    return f"{of_files[-1]}: " if of_files and key not in given else ""
 
-    # What a key means is said once, beside its field.
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="python -m sftn_fast.train",
-        usage=USAGE,
-        description=DESCRIPTION,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(recipe_names())}")
-    for short, long, what in (
-        (None, "--method", "a method as the SFTN paper trains it, instead of --distill: those on features with KD"),
-        ("-r", "--gamma", "with --distill METHOD, as in RepDistiller: weight of the cross-entropy, 1 if not given"),
-        ("-a", "--alpha", "likewise: weight of KD"),
-        ("-b", "--beta", "likewise: weight of the method"),
-    ):
-        parser.add_argument(*([short] if short else []), long, help=what)  # for --help: see _resolve_distill
-    parser.add_argument(
-        *DRY_RUN, action="store_true", help="say what the run would train, hold and take, and train nothing"
-    )
-    parser.add_argument("--compile", action="store_true", help="the same as --engine.compile=true")
-    parser.add_argument("--base", type=str | None, help="in a recipe: another recipe, whose keys this one overrides")
-    parser.add_class_arguments(Config)
-    return parser
+
+@cache
+def _command_line() -> CommandLine:
+    options = [
+        Option(("--config",), f"a YAML file, or one of: {', '.join(recipe_names())}", many=True),
+        Option(("--method",), "a method as the SFTN paper trains it, instead of --distill: those on features with KD"),
+        Option(("-r", "--gamma"), "with --distill METHOD, as in RepDistiller: weight of the cross-entropy, else 1"),
+        Option(("-a", "--alpha"), "likewise: weight of KD"),
+        Option(("-b", "--beta"), "likewise: weight of the method"),
+        Option(DRY_RUN, "say what the run would train, hold and take, and train nothing", flag=True),
+        Option(("--compile",), "the same as --engine.compile true", flag=True),
+        Option(("--print_config",), "print the whole configuration as a recipe and leave", flag=True),
+    ]
+    return CommandLine(Config, usage=USAGE, description=DESCRIPTION, options=options, common=COMMON)

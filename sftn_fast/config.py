@@ -8,7 +8,10 @@ whoever has them. Every refusal is a :class:`ConfigError` naming key, value and 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
@@ -17,6 +20,12 @@ RESUME = ("auto", "must", "never", "force")
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake")
 FILE_DATASETS = ("tiny_imagenet", "imagenet", "folder")
 LOADERS = ("auto", "memory", "dali", "torchvision")
+
+
+LONGEST_NAME = 255
+"""Bytes of a name that file systems take."""
+LONGEST_PATH = 1000 if sys.platform == "darwin" else 3500
+"""Bytes of a path, which leaves some for what a run writes below it."""
 
 
 class ConfigError(ValueError):
@@ -34,6 +43,29 @@ def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = Tr
     enough = value >= minimum if inclusive else value > minimum
     bound = "at least" if inclusive else "greater than"
     check(math.isfinite(value) and enough, key, value, f"a finite number {bound} {minimum:g}")
+
+
+def check_path(key: str, path: str) -> None:
+    """Raise :class:`ConfigError` for a ``path`` that no file can have, whatever there is on the disk."""
+    check(bool(path.strip()), key, path, "a path")
+    try:
+        encoded = os.fsencode(Path(path).expanduser())
+        encoded.decode()
+    except RuntimeError:
+        raise ConfigError(f"{key} must be a path, got {path!r}, and there is no such user") from None
+    except UnicodeEncodeError:
+        locale = f"of letters of this locale ({sys.getfilesystemencoding()}; LC_ALL=C.UTF-8 has all)"
+        raise ConfigError(f"{key} must be a path {locale}, got {path!a}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{key} must be a path in UTF-8, got {path!a}") from None
+    check("\0" not in path, key, path, "a path without the character U+0000")
+    longest = max(map(len, encoded.split(os.sep.encode())))
+    if longest > LONGEST_NAME or len(encoded) > LONGEST_PATH:
+        shown = path if len(path) <= 40 else f"{path[:20]}...{path[-17:]}"
+        raise ConfigError(
+            f"{key} must be a path of names of {LONGEST_NAME} bytes at most, {LONGEST_PATH} in all, got {shown!r}, "
+            f"with a name of {longest} and {len(encoded)} in all"
+        )
 
 
 def is_device(name: str) -> bool:
@@ -74,6 +106,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
+        check_path("data.root", self.root)
         check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
         check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
         sized = self.image_size is None or 8 <= self.image_size <= 512
@@ -189,6 +222,8 @@ class SFTNConfig:
     to train from scratch."""
 
     def __post_init__(self) -> None:
+        if self.init is not None:
+            check_path("sftn.init", self.init)
         for key in ("teacher_weight", "ce_weight", "kl_weight"):
             check_finite(f"sftn.{key}", getattr(self, key), minimum=0)
         check_finite("sftn.temperature", self.temperature, minimum=0, inclusive=False)
@@ -308,7 +343,9 @@ class Config:
     """A whole experiment: which networks, which stages of training, on which data."""
 
     teacher: str = "wrn_16_2"
-    """Name of the teacher network; an unknown one is answered with all there are."""
+    """Name of the teacher network; an unknown one is answered with all there are. ResNet18, ResNet50
+    and MobileNetV2 are made for images of 32 pixels; resnet18, resnet50 and mobilenet_v2 are other networks,
+    torchvision's for images of 224."""
     student: str = "resnet8"
     """Name of the student network."""
     teacher_file: str | None = None
@@ -373,7 +410,9 @@ class Config:
         fixed = not (self.route.anchors or self.route.epochs)
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
         check(bool(self.resume.strip()), "resume", self.resume, f"{', '.join(RESUME)} or the folder of a run")
-        check(bool(self.output.strip()), "output", self.output, "a folder")
+        paths = [("output", self.output), ("resume", self.resume), *(("plugins", plugin) for plugin in self.plugins)]
+        for key, path in paths if self.teacher_file is None else [*paths, ("teacher_file", self.teacher_file)]:
+            check_path(key, path)
         self._check_devices()
         if self.optim.schedule == "milestones" and self.optim.milestones:
             last, epochs = self.optim.milestones[-1], min(map(self.epochs_of, self.stages))
@@ -428,6 +467,10 @@ class TransferConfig:
     the defaults in its name: transfer-digits-lr=0.1.json."""
 
     def __post_init__(self) -> None:
+        check_path("network", self.network)
+        for key, path in (("output", self.output), *(("plugins", plugin) for plugin in self.plugins)):
+            if path is not None:
+                check_path(key, path)
         check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         if self.lr is not None:
             check_finite("lr", self.lr, minimum=0, inclusive=False)

@@ -167,10 +167,8 @@ def _announce(config: Config, stages: list[Stage], outlook: Outlook, stage: Stag
 
 
 def _check_networks(config: Config) -> None:
-    given = [("teacher", config.teacher), ("student", config.student)]
-    for key, name in (*given, *(("collaborate.networks", name) for name in config.collaborate.networks)):
-        if name not in models.names():
-            raise ConfigError(f"{key} must be one of {', '.join(models.names())}, got {name!r}")
+    cli.check_networks(config, models.names())
+    for key, name in cli.networks_in(config):
         try:
             require_torchvision(name)
         except ImportError as error:

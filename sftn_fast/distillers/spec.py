@@ -88,7 +88,13 @@ def of_weights(name: str, gamma: float | None, alpha: float | None, beta: float 
     terms = {CE: 1.0 if gamma is None else gamma, "kd": alpha or 0.0}
     if name != "kd":
         terms[name] = beta or 0.0
-    return ",".join(f"{term}={weight:g}" for term, weight in terms.items() if weight or term in (CE, name))
+    return ",".join(f"{term}={_exactly(weight)}" for term, weight in terms.items() if weight or term in (CE, name))
+
+
+def _exactly(number: float) -> str:
+    """Return the shortest text that reads back as ``number``."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _parse_term(piece: str) -> Term:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sftn_fast import safe_yaml
 from sftn_fast.config import ConfigError
 from sftn_fast.plan import RESULT, places
 
@@ -125,14 +126,12 @@ def _rank(method: str, methods: Sequence[str], row: Row) -> tuple[int, str]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The configuration that the run left in its folder; empty if there is none."""
-    import yaml
-
-    path = folder / "config.yaml"
+    """The configuration that the run left in its folder; empty if there is none that can be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError:
+        settings = safe_yaml.read(folder / "config.yaml")
+    except ConfigError:
         return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def read_curves(folder: Path, row: Row) -> list[dict[int, float]]:
