@@ -9,14 +9,18 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
 import sftn_fast
+from sftn_fast import program
+from sftn_fast.config import ConfigError
 from sftn_fast.ops import _library
+from sftn_fast.options import HELP
 
 OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
 
@@ -85,11 +89,21 @@ def lines() -> Iterator[tuple[str, str]]:
     yield from devices()
 
 
-def main() -> None:
-    """Print it."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print it; returns the exit code."""
+    return program.run(_main, argv, output_matters=True)
+
+
+def _main(argv: list[str]) -> int:
+    if any(part in HELP for part in argv):
+        print(__doc__)
+        return 0
+    if argv:
+        raise ConfigError(f"sftn_fast.info takes no arguments, got {argv[0]!r}")
     for name, value in lines():
         print(f"{name:<13} {value}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,26 +9,28 @@ checkpoint was written. 1: the training itself went wrong, in one line where tha
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 
-from sftn_fast import cli, launcher
+from sftn_fast import cli, launcher, program
 from sftn_fast.config import Config, ConfigError
+from sftn_fast.program import fail
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment that ``argv`` describes; returns the exit code."""
-    arguments, dry = cli.split_dry_run(sys.argv[1:] if argv is None else argv)
+    # By Ctrl-C where nothing is trained: while it imports, reads images, writes the report.
+    return program.run(_main, argv, stopped="; the same command goes on from here", tell_of_readers=True)
+
+
+def _main(argv: list[str]) -> int:
+    launcher.check()
+    arguments, dry = cli.split_dry_run(argv)
     try:
         config, recipe = cli.parse(arguments)
     except ConfigError as error:
-        return _fail(error, 2) if launcher.rank() == 0 else 2
-    try:
-        return _run(config, recipe, dry=dry)
-    except KeyboardInterrupt:  # where nothing is trained: while it imports, reads images, writes the report
-        print("stopped by SIGINT; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return fail(error, 2) if launcher.rank() == 0 else 2
+    return _run(config, recipe, dry=dry)
 
 
 def _run(config: Config, recipe: str, *, dry: bool) -> int:
@@ -38,6 +40,8 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
     from sftn_fast.schedule import StageError
 
     distributed.say(f"recipe {recipe}, output in {config.output}")
+    for line in cli.describe_twins(config):
+        distributed.say(line)
     try:
         (dry_run if dry else experiment).run(config)
     except Interrupted as interrupted:
@@ -45,20 +49,14 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
             print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
         return 128 + interrupted.signum
     except NonFiniteError as error:  # agreed on by all ranks
-        return _fail(error, 1) if launcher.rank() == 0 else 1
+        return fail(error, 1) if launcher.rank() == 0 else 1
     except ConfigError as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except (CheckpointError, StageError) as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except PeerError:
         return 1
     return 0
-
-
-def _fail(error: Exception, code: int) -> int:
-    where = f"rank {launcher.rank()}: " if launcher.rank() else ""
-    print(f"{where}error: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

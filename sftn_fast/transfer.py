@@ -25,7 +25,7 @@ import torch
 from torch import from_numpy, nn
 from torch.nn import functional as F
 
-from sftn_fast import cli, content, data, models, naming, plugins
+from sftn_fast import cli, content, data, launcher, models, naming, plugins, program
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import ConfigError, DataConfig, OptimConfig, TransferConfig, check
 from sftn_fast.data import Batch, ImageData
@@ -192,27 +192,20 @@ def parse(argv: Sequence[str]) -> TransferConfig:
     Raises:
         ConfigError: With one line for whatever is wrong.
     """
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="python -m sftn_fast.transfer", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument(
-        "network", metavar="NETWORK", help="a folder that training exported, as runs/demo/seed0/student"
-    )
-    parser.add_class_arguments(TransferConfig, skip={"network"})
-    return TransferConfig(**cli.values_of(parser, argv))
+    return cli.parse_transfer(argv, str(__doc__))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what ``argv`` says; returns the exit code."""
+    return program.run(_main, argv, stopped=" before the result was written", tell_of_readers=True)
+
+
+def _main(argv: list[str]) -> int:
+    launcher.check_alone("sftn_fast.transfer")
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        result = run(config)
-    except (ConfigError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        result = run(parse(argv))
+    except FloatingPointError as error:
+        return program.fail(error, 1)
     scores = "  ".join(f"{key} {result[key]:.2f} %" for key in ("top1", "top5") if key in result)
     print(f"{scores}  ({result['setting']['output']})")
     return 0

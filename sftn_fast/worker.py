@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import torch
 
-from sftn_fast import data, engine, plugins
+from sftn_fast import data, engine, plugins, streams
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
@@ -114,4 +114,5 @@ def _outcome(worker: Worker, stage: Stage) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with streams.lasting():  # of a reader that leaves the parent tells
+        main(sys.argv[1:])

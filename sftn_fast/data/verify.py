@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
+from sftn_fast import program
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import ConfigError, check
 from sftn_fast.data import children, machine
@@ -124,4 +125,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main, None, output_matters=True))

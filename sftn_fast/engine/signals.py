@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from sftn_fast.engine.progress import CLEAR
+
+# Not every system has SIGUSR1.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Interrupted(Exception):
@@ -46,10 +51,16 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # os.write, since print is not allowed to re-enter itself and a handler may well land inside one.
-        if self.signum is not None and signum == signal.SIGUSR1:
+        if self.signum is not None and signum not in (signal.SIGTERM, signal.SIGINT):
             return
         if self.signum is not None:
-            os.write(2, b"second signal: exiting now\n")
+            _say("second signal: exiting now")
             os._exit(128 + signum)
         self.signum = signum
-        os.write(2, f"{signal.Signals(signum).name}: stopping after this step; once more to exit now\n".encode())
+        _say(f"{signal.Signals(signum).name}: stopping after this step; once more to exit now")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody reads it any more; an exception here would end the step
+        # On a terminal the bar stands in this line, and behind it the ^C.
+        os.write(2, f"{CLEAR if os.isatty(2) else ''}{line}\n".encode())

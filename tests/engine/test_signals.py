@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sftn_fast.engine import Interrupted
+from sftn_fast.engine.progress import CLEAR
 from sftn_fast.engine.signals import StopSignals
 
 from .stubs import run_fit
@@ -107,3 +109,37 @@ def test_sigusr1_may_come_twice():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.signum == signal.SIGUSR1
+
+
+def test_a_system_without_sigusr1(monkeypatch):
+    """As Windows is; what there is stops a run as ever."""
+    monkeypatch.delattr(signal, "SIGUSR1")
+    spec = importlib.util.find_spec("sftn_fast.engine.signals")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.SIGNALS == (signal.SIGTERM, signal.SIGINT)
+    with module.StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_notice_stands_on_a_line_of_its_own(terminal, monkeypatch):
+    """Not behind the bar and the ^C that the terminal shows; and where nobody reads it, nothing happens."""
+    written = []
+    monkeypatch.setattr(os, "isatty", lambda descriptor: terminal)
+    monkeypatch.setattr(os, "write", lambda descriptor, text: written.append(text.decode()))
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signum == signal.SIGINT
+    assert written == [f"{CLEAR if terminal else ''}SIGINT: stopping after this step; once more to exit now\n"]
+
+
+def test_a_closed_standard_error_ends_no_step(monkeypatch):
+    def broken(descriptor, text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", broken)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signum == signal.SIGINT
