@@ -78,7 +78,6 @@ TRIGGERS = {
     "other classes": folder_of("cat", "dog", val=("cat",)),
     "an empty class": folder_of("cat", "empty dog"),
     "no image size": trained("--data.name", "folder", "--data.root", ".", "--data.image_size", "null"),
-    "a large batch": trained("--optim.batch_size", "128"),
     "few images": trained("--data.name", "digits", "--data.train_size", "2000"),
     "no GPU": trained("--engine.device", "cuda:7"),
     "no teacher": trained("--stages", "[distill]"),

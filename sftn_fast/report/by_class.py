@@ -61,7 +61,7 @@ def only_class_warning(name: str, result: Mapping[str, Any]) -> str | None:
     only = (result.get("by_class") or {}).get("only_class")
     if only is None:
         return None
-    return f"warning: {name} takes all test images for one class, {only!r}: it has learned nothing, see troubleshooting"
+    return f"warning: {name} takes all test images for one class, {only!r}: it has learned nothing"
 
 
 def read(folder: Path, row: Row) -> tuple[list[ClassAccuracy], list[str]]:
