@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 DEFINITIONS = {
     "network": "Name of the network that was trained.",
@@ -44,9 +44,14 @@ DEFINITIONS = {
 }
 
 
-def define(headings: Iterable[str]) -> dict[str, str]:
-    """Return the definitions of those of ``headings`` that need one, each once, in their order."""
+def define(headings: Sequence[str]) -> dict[str, str]:
+    """Return the definitions of those of ``headings`` that need one, each once, in their order.
+
+    In a table of classes the other columns are networks, which need none.
+    """
     found = {}
+    if headings[:1] == ["class"]:
+        headings = headings[:2]
     for heading in headings:
         name = heading.removesuffix(", standard / SFTN")
         name = "KL(teacher, student)" if name == "KL" else name

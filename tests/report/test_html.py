@@ -60,6 +60,11 @@ def test_every_heading_is_defined_below_its_table() -> None:
         assert DEFINITIONS[heading].split(".")[0] in content
 
 
+def test_networks_are_not_defined_as_results_of_their_students() -> None:
+    assert list(define(["class", "images", "standard teacher", "SFTN teacher"])) == ["class", "images"]
+    assert "standard teacher" in define(["method", "standard teacher"])
+
+
 def test_headings_begin_with_a_capital() -> None:
     content = make_page([("Results", [["method", "n", "p (Holm)", "top-1 last %"], ["kd", "1", "-", "3"]], [])])
     assert "<tr><th>Method</th><th>n</th><th>p (Holm)</th><th>Top-1 last %</th></tr>" in content
