@@ -92,7 +92,8 @@ def write(folder: Path, *, width: int | None = None) -> str:
 
 def _read_classes(folder: Path, rows: Sequence[Row]) -> tuple[dict[str, list[by_class.ClassAccuracy]], list[str]]:
     """Accuracy by class of each stage that has it, by the stage's label, and sentences about it."""
-    stages, sentences = {}, []
+    stages: dict[str, list[by_class.ClassAccuracy]] = {}
+    sentences: list[str] = []
     for row in rows:
         classes, problems = by_class.read(folder, row)
         sentences += problems
