@@ -120,7 +120,9 @@ def test_a_stage_that_learned_nothing_says_so(
         task.model.head.fc.bias[3] = 1.0
     monkeypatch.setattr(run, "task", lambda: task)
     run.finish()
-    assert "warning: resnet8, as trained here, takes all test images for one class, '3'" in capsys.readouterr().out
+    assert (
+        "warning: resnet8, as trained here, takes all test images for one class, 'pattern 3'" in capsys.readouterr().out
+    )
 
 
 def tiny_stage(folder: Path, *, amp: str = "fp32", lr: float = 1e-6) -> StageRun:
