@@ -127,7 +127,7 @@ def _write_settings(config: Config, stages: list[Stage], root: Path) -> None:
 
 def _conclude(stages: list[Stage], root: Path) -> None:
     """Write what closes a run."""
-    print(f"\n{report.write(root)}", end="")
+    print(f"\n{report.write(root, width=report.terminal_width())}", end="")
     _export_student(stages, root)
 
 

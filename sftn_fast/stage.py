@@ -20,9 +20,11 @@ from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed, divergence
+from sftn_fast.engine.device import is_channels_last
 from sftn_fast.identity import trained_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.plan import RESULT, Stage, networks_of
+from sftn_fast.report import by_class
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
@@ -186,6 +188,7 @@ class StageRun:
         """Export the network and write ``result.json``, last, because its presence says that the stage is finished."""
         stage = self.stage
         likeness = self._likeness(network)
+        counts = engine.count_by_class(network, self.data.test, self._layout(network), self.data.num_classes)
         result = {
             "name": stage.name,
             "seed": stage.seed,
@@ -198,13 +201,23 @@ class StageRun:
             "environment": info.environment(self.device),
             "identity": identity,
         }
-        distributed.on_main(partial(self._write, network, result))
+        distributed.on_main(partial(self._write, network, result, counts))
 
-    def _write(self, network: StagedNet, result: dict[str, Any]) -> None:
+    def _layout(self, network: StagedNet) -> engine.Layout:
+        """As the stage's training evaluates, so that its counts are those of its top-1."""
+        config = self.config.engine
+        channels_last = is_channels_last(config.channels_last, network, self.device)
+        return engine.Layout(self.device, engine.amp_dtype(config.amp, self.device), channels_last)
+
+    def _write(self, network: StagedNet, result: dict[str, Any], counts: engine.ClassCounts) -> None:
         meta = {"top1": result["last"]["top1"], "image_size": self.data.image_size}
         names = adoption.class_names(self.data)
         meta |= {"class_names": names} if names else {}
         models.save(network, self.folder, meta=meta)
+        names = self.data.class_names
+        result["by_class"] = by_class.write(self.folder, counts.images, counts.right, counts.predicted, names)
+        if warning := by_class.only_class_warning(f"{network.name}, as trained here,", result):
+            print(f"  {warning}", flush=True)
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 
     def _likeness(self, network: StagedNet) -> dict[str, Any]:

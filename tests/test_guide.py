@@ -1,83 +1,233 @@
-"""The pages of docs/guide, done as their readers would: files written, commands and snippets run, in order."""
+"""README and the guide, followed as they stand: every command and snippet, one after the other, in one folder.
+
+What is shortened is not in the commands but in the machinery below them, so that a run checks, records and compares
+what the command says: data sets are small stand-ins, images are 8 to 27 pixels, a training takes one step, and of the
+three seeds of a recipe the first is trained; the first run alone draws its pictures. A page's
+snippets share their names, as in one Python session; runs share the working folder, as in one checkout. A command that
+changes what an earlier one has finished fails here, and so does one that is refused because of it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.util
+import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pages
 import pytest
 import torch
+from pages import Block
 
-from sftn_fast import models
-from sftn_fast.data import source
+from sftn_fast import cli, data, engine, models, ops, report
+from sftn_fast.data import shares, source, verify
 from sftn_fast.data.source import Images, Source
+from sftn_fast.worker import Worker
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs" / "guide").glob("*.md"))
-BLOCK = re.compile(r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
-SHORT = ["--epochs", "1", "--seeds", "[0]"]
-"""What is added to the commands that would train for 240 epochs."""
-RUNS = {"first-run": 12, "install": 1, "moving": 5, "own-method": 2, "own-network": 4, "speed": 2}
-"""Files, commands and snippets of each page, so that none is missed in silence."""
+NOT_RUN = {
+    r"make \w+": "sets up a virtual environment; the recipe of `make demo` is the first command of Train",
+    r"source \.venv": "activates that environment",
+    r"pip install": "changes the environment",
+    r"torchrun ": "starts processes; tests/engine/test_torchrun.py has such runs",
+    r"#!/bin/bash\n#SBATCH": "needs SLURM",
+    r".*cuda:0": "needs GPUs",
+    r".*\bimagenet": "needs ImageNet",
+    r".*--data\.loader dali": "starts DALI's threads; tests/test_train_on_files.py has such runs",
+}
+"""Commands that are not run, and why; those of `python -m sftn_fast` are parsed."""
+ELSEWHERE = {"docs/own-loop.md": "tests/distillers/test_without_trainer.py, which starts its two processes"}
+"""Pages whose snippets another test runs."""
+MISSING_PACKAGES = ("lightning", "accelerate", "onnx", "onnxscript", "torchao")
+"""Packages that snippets import and that an environment may lack; the snippet is then passed over."""
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, forgotten_plugins):
-    """An empty folder to work in, but for a teacher of RepDistiller's; CIFAR-100 is an image for each class."""
+def checkout(tmp_path, monkeypatch, forgotten_plugins):
+    """A working folder with what a reader has: images, a teacher of each kind, and small stand-ins for data sets."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    images = Images(torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8), torch.arange(100))
-    cifar = Source("cifar100", 100, images, images, (0.5,) * 3, (0.2,) * 3, crop_padding=4, flip=True)
-    source.names()  # all are registered
-    monkeypatch.setitem(source._loaders, "cifar100", lambda config: cifar)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    shorten(monkeypatch)
+    stand_in(monkeypatch)
+    leave_images(tmp_path / "my_images")
+    torch.manual_seed(0)
     teacher = models.build("resnet32x4", num_classes=100)
     torch.save({"epoch": 240, "model": teacher.state_dict()}, "ckpt_epoch_240.pth")
-    return tmp_path
+    models.save(models.build("wrn_16_2", num_classes=10, in_channels=1), "trained")
+    Path("trained/model.safetensors").rename("teacher.safetensors")
+    Path("trained/config.json").unlink()
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_page(page, desk, monkeypatch):
-    done = 0
-    for language, title, text in BLOCK.findall(page.read_text()):
-        if title:
-            (desk / title).write_text(text)
-            done += 1
-        elif language == "python":
-            snippet(text)
-            done += 1
-        elif language == "sh":
-            for line in text.splitlines():
-                command(shlex.split(line), monkeypatch)
-                done += 1
-    assert done == RUNS[page.stem]
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training takes one step, an image at most 27 pixels; of three seeds the first is trained."""
+    fit, build, length, run, draw = engine.fit, data.build, shares.ShuffledShares.__len__, Worker.run, report._draw
+
+    def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
+        result = fit(*arguments, epochs=1, on_epoch=on_epoch, **others)
+        if on_epoch is not None and "anchor" in str(getattr(on_epoch, "func", "")):
+            for epoch in range(2, epochs + 1):  # snapshots of the teacher, for --route
+                on_epoch(epoch)
+        return result
+
+    def pictures_of_the_first_run(*arguments: Any) -> Any:
+        monkeypatch.setattr(report, "_draw", lambda folder, *_: ([], f"plot: {folder / 'report.png'}"))
+        return draw(*arguments)
+
+    def small_images(config: Any, **others: Any) -> data.ImageData:
+        # Other sizes stay other sizes: up to 512 pixels become 8 to 27.
+        size = config.image_size and 8 + config.image_size // 26
+        return build(dataclasses.replace(config, image_size=size), **others)
+
+    def first_seed(worker: Worker, stage: Any) -> None:
+        seeds = worker.config.seeds
+        if len(seeds) < 3 or stage.seed == seeds[0]:
+            run(worker, stage)
+
+    monkeypatch.setattr(Worker, "run", first_seed)
+    monkeypatch.setattr(report, "_draw", pictures_of_the_first_run)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them, for files that nobody keeps
+    monkeypatch.setattr(engine, "fit", one_epoch)
+    monkeypatch.setattr(data, "build", small_images)
+    monkeypatch.setattr(shares.ShuffledShares, "__len__", lambda self: min(1, length(self)))
+    # Processes that verify starts would import torch, each for seconds.
+    monkeypatch.setattr(verify, "_faults", lambda paths, workers: map(verify.find_fault, map(str, paths)))
 
 
-def snippet(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets of the right classes and channels, with few images to be tested on."""
+    source.names()  # all are registered
+    for name, classes, channels, train in (
+        ("digits", 10, 1, 1000),
+        ("fashion_mnist", 10, 1, 10_000),
+        ("cifar100", 100, 3, 200),
+        ("stl10", 10, 3, 50),
+    ):
+        images, tests = make_images(train, classes, channels, 8), make_images(classes, classes, channels, 8)
+        small = Source(name, classes, images, tests, (0.5,) * channels, (0.2,) * channels, 1, flip=name != "digits")
+        monkeypatch.setitem(source._loaders, name, lambda config, small=small: small)
 
 
-def command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert words[:2] == ["python", "-m"] and words[2].startswith("sftn_fast."), words
-    monkeypatch.setattr(sys, "argv", [*words[2:], *(SHORT if "cifar100" in words else [])])
-    monkeypatch.delitem(sys.modules, words[2], raising=False)  # what runpy would warn of
-    try:
-        runpy.run_module(words[2], run_name="__main__")
-    except SystemExit as left:
-        assert not left.code, words
+def make_images(count: int, classes: int, channels: int, size: int) -> Images:
+    generator = torch.Generator().manual_seed(classes)
+    pixels = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    return Images(pixels, torch.arange(count) % classes)
+
+
+def leave_images(folder: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for split, count in (("train", 40), ("val", 4)):
+        for number, name in enumerate(("bird", "cat", "dog")):
+            path = folder / split / name
+            path.mkdir(parents=True)
+            for each in range(count):
+                image.new("RGB", (32, 32), (80 * number, 6 * each, 90)).save(path / f"{each}.png")
+
+
+def test_everything_runs_in_one_checkout(checkout, monkeypatch, capsys):
+    finished: dict[str, str] = {}
+    run_command(Block("Makefile", 0, "sh", None, ""), demo_command(), monkeypatch)
+    for page in pages.page_names():
+        session: dict[str, Any] = {"__name__": "__main__"}
+        for block in pages.blocks(page):
+            if page in pages.SIGNATURES:
+                continue
+            if block.title:
+                (checkout / block.title).write_text(block.text)
+            elif block.language == "python" and page not in ELSEWHERE:
+                run_snippet(block, session)
+            elif block.language in ("sh", "bash"):
+                for command in block.commands():
+                    if reason_not_to_run(command) is None:
+                        run_command(block, command, monkeypatch)
+                        finished = check_results(block, command, checkout, finished)
+        capsys.readouterr()
+    assert len(finished) > 20
+
+
+def demo_command() -> str:
+    """What `make demo` runs."""
+    makefile = (pages.ROOT / "Makefile").read_text()
+    found = re.search(r"^demo:.*\n\t\$\(PY\) (.*)$", makefile, flags=re.MULTILINE)
+    assert found
+    return f"python {found[1]}"
+
+
+def reason_not_to_run(command: str) -> str | None:
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command)), None)
+
+
+def run_command(block: Block, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command, comments=True)
+    assert words[:2] == ["python", "-m"] and words[2].split(".")[0] == "sftn_fast", f"{block.place}: {command}"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", words[2:])
+        patch.delitem(sys.modules, words[2], raising=False)  # what runpy would warn of
+        try:
+            runpy.run_module(words[2], run_name="__main__")
+        except SystemExit as left:
+            assert not left.code, f"{block.place}: exit code {left.code} of {command}"
+
+
+def run_snippet(block: Block, session: dict[str, Any]) -> None:
+    lacking = [name for name in MISSING_PACKAGES if imports(block.text, name) and not importlib.util.find_spec(name)]
+    if not lacking:
+        with ops.backend("auto"):
+            exec(compile("\n" * block.line + block.text, block.page, "exec"), session)
+
+
+def imports(code: str, package: str) -> bool:
+    return re.search(rf"^\s*(import|from) {package}\b", code, flags=re.MULTILINE) is not None
+
+
+def check_results(block: Block, command: str, checkout: Path, before: dict[str, str]) -> dict[str, str]:
+    """Every result that an earlier command left is still there, unchanged; the new ones are added."""
+    now = {
+        str(path.relative_to(checkout)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in checkout.glob("runs/**/result.json")
+    }
+    changed = [name for name, digest in before.items() if now.get(name) != digest]
+    assert not changed, f"{block.place}: {command} changed {changed[0]} of an earlier command"
+    return now
+
+
+@pytest.mark.parametrize(("place", "argv"), pages.module_commands("sftn_fast.train"), ids=str)
+def test_every_training_command_is_understood(place, argv):
+    config, _ = cli.parse([word for word in argv if word not in (*cli.DRY_RUN, "--print_config", "--help")])
+    assert config.epochs >= 1, place
+
+
+def test_what_is_not_run_is_there():
+    """A pattern that no command needs is removed, and a block of an unknown language is noticed."""
+    found = [block for page in pages.page_names() if page not in pages.SIGNATURES for block in pages.blocks(page)]
+    commands = [command for block in found if block.language in ("sh", "bash") for command in block.commands()]
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, command) for command in commands), pattern
+    assert {block.language for block in found if not block.title} <= {*pages.CODE, ""}
+    assert sum(reason_not_to_run(command) is None for command in commands) >= 20
 
 
 def test_site_builds(tmp_path):
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
-        cwd=ROOT,
+        cwd=pages.ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "guide" / "own-method" / "index.html").is_file()
+
+
+def test_every_page_is_in_the_navigation():
+    named = set(pages.page_names())
+    assert {f"docs/{path.relative_to(pages.ROOT / 'docs')}" for path in (pages.ROOT / "docs").rglob("*.md")} <= named

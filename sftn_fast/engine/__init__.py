@@ -6,7 +6,7 @@ It is given a task and data, and knows no method and no network by name.
 from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
 from sftn_fast.engine.device import Layout, amp_dtype, resolve_device, resolve_devices
 from sftn_fast.engine.distributed import PeerError
-from sftn_fast.engine.evaluate import evaluate
+from sftn_fast.engine.evaluate import ClassCounts, count_by_class, evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch
 from sftn_fast.engine.finite import NonFiniteError
 from sftn_fast.engine.folder import FolderError, RunFolder
@@ -21,6 +21,7 @@ from sftn_fast.engine.threads import fastest_threads
 __all__ = [
     "CheckpointError",
     "CheckpointStore",
+    "ClassCounts",
     "FingerprintMismatch",
     "FitResult",
     "FolderError",
@@ -33,6 +34,7 @@ __all__ = [
     "TrainStep",
     "amp_dtype",
     "build_step",
+    "count_by_class",
     "evaluate",
     "fastest_threads",
     "fit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,9 +49,52 @@ def evaluate(model: nn.Module, batches: Iterable[Any], layout: Layout) -> dict[s
     )
 
 
+@dataclass(frozen=True)
+class ClassCounts:
+    """Images of a split, counted by class; each list has one number a class."""
+
+    images: list[int]
+    """Images that have the class as their label."""
+    right: list[int]
+    """Those of them that the network recognises."""
+    predicted: list[int]
+    """Images that the network takes for the class."""
+
+    @property
+    def only_class(self) -> int | None:
+        """The one class that all images are taken for; None if there are several, or only one to choose from."""
+        chosen = [number for number, count in enumerate(self.predicted) if count]
+        return chosen[0] if len(chosen) == 1 < len(self.images) else None
+
+
+@torch.no_grad()
+def count_by_class(model: nn.Module, batches: Iterable[Any], layout: Layout, num_classes: int) -> ClassCounts:
+    """Count by class what ``model`` makes of ``batches``, over all ranks together.
+
+    The counts stay on the device, which the host waits for once, at the end. Summed over the classes, ``right`` is what
+    :func:`evaluate` gives as ``top1``, where ``model``, ``batches`` and ``layout`` are the same.
+    """
+    counts = torch.zeros(3, num_classes, dtype=torch.int64, device=layout.device)
+    distributed.share_buffers(model)
+    with _eval_mode(model), layout.autocast():
+        for batch in batches:
+            target = layout.indices(batch.target)
+            chosen = _best(model(layout.images(batch.images)).float())[:, 0]
+            one = torch.ones_like(target)
+            for row, (label, number) in zip(
+                counts, ((target, one), (target, one * (chosen == target)), (chosen, one)), strict=True
+            ):
+                row.scatter_add_(0, label, number)
+    return ClassCounts(*distributed.all_sum(counts).tolist())
+
+
+def _best(logits: Tensor) -> Tensor:
+    """The five most likely classes ``[N, 5]``, or as many as there are."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
 def _batch_sums(logits: Tensor, target: Tensor) -> Tensor:
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = best == target[:, None]  # [N, 5]
+    hits = _best(logits) == target[:, None]  # [N, 5]
     ce = F.cross_entropy(logits, target, reduction="none").double().sum()
     images = torch.full_like(ce, len(target))
     return torch.stack([hits[:, 0].sum(), hits.sum(), ce, images])

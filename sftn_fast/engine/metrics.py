@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sftn_fast.engine.progress import ProgressBar, duration
+from sftn_fast.engine.progress import ProgressBar, duration, fold
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,8 @@ class RunLog:
                 self._warn(error)
 
     def _print(self, record: Record, text: str) -> None:
-        self.say(f"epoch {record['epoch']}/{self._epochs}  {text}")
+        start = f"epoch {record['epoch']}/{self._epochs}  "
+        self.say(fold(start + text, indent=len(start)))
 
     def _write(self, record: Record) -> None:
         if self._quiet:

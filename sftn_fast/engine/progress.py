@@ -61,6 +61,24 @@ class ProgressBar:
         return f"[{'=' * filled}{' ' * (width - filled)}]{text}"[: columns - 1]
 
 
+def fold(text: str, indent: int, *, width: int | None = None) -> str:
+    """Break a line of items, which two spaces part, where it would pass the terminal's width.
+
+    Args:
+        text: The line.
+        indent: Spaces before what is continued.
+        width: Columns; those of the terminal if not given, 80 where there is none.
+    """
+    width = shutil.get_terminal_size((80, 24)).columns if width is None else width
+    lines: list[str] = []
+    for item in text.split("  "):
+        if lines and len(lines[-1]) + 2 + len(item) <= width:
+            lines[-1] += f"  {item}"
+        else:
+            lines.append(" " * indent + item if lines else item)
+    return "\n".join(lines)
+
+
 def duration(seconds: float) -> str:
     """A time in words that claim no more than an estimate can: ``about 12 min``."""
     minutes = round(seconds / 60)

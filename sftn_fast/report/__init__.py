@@ -1,4 +1,4 @@
-"""Tables, pictures and pages of finished runs: ``python -m sftn_fast.report FOLDER``.
+"""Tables, pictures and pages of finished runs: ``python -m sftn_fast.report FOLDER``, of several a comparison.
 
 Everything is read from the ``result.json`` files below a run's folder, so a report can be made again, and of a run that
 has finished only in part.
@@ -15,7 +15,8 @@ from typing import Any
 
 from sftn_fast.atomic import write_atomically
 from sftn_fast.config import ConfigError
-from sftn_fast.report import figure, html, table
+from sftn_fast.report import by_class, figure, html, table
+from sftn_fast.report.comparison import compare
 from sftn_fast.report.matrix import MethodLine, read_matrix
 from sftn_fast.report.results import (
     COST,
@@ -30,12 +31,15 @@ from sftn_fast.report.results import (
 )
 from sftn_fast.report.statistics import mean_and_deviation
 from sftn_fast.report.table import comparisons, gain
+from sftn_fast.report.terminal import bullets, terminal_width, text_table
 from sftn_fast.report.warnings import warnings
 
 __all__ = [
     "LABELS",
     "RESULT",
     "Row",
+    "by_class",
+    "compare",
     "comparisons",
     "gain",
     "kind",
@@ -43,14 +47,15 @@ __all__ = [
     "main",
     "mean_and_deviation",
     "read_results",
+    "terminal_width",
     "write",
 ]
 
 
-def write(folder: Path) -> str:
+def write(folder: Path, *, width: int | None = None) -> str:
     """Write ``report.md``, ``report.html``, ``results.csv`` and, if matplotlib works, the pictures into ``folder``.
 
-    Returns the report as text, with the files' paths.
+    Returns the report as text of ``width`` columns, or as wide as it is, with the files' paths.
     """
     rows, settings = read_results(folder), read_settings(folder)
     lines = read_matrix(rows, settings)
@@ -62,16 +67,55 @@ def write(folder: Path) -> str:
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
     if others := foreign(folder):
         sentences.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
-    text = "\n".join([table.markdown(cells), "", *(f"- {sentence}" for sentence in sentences)]) + "\n"
+    classes, remarks = _read_classes(folder, rows)
+    warnings = _warnings(rows)
+    sentences = [*warnings, *sentences, *remarks]
     _write_csv(rows, folder / "results.csv")
     pictures, where = _draw(folder, rows, lines)
     tables = [(heading, cells, sentences)]
     if lines:
         tables.append(("Every stage", table.rows_table(rows), []))
+    if classes:
+        shown = by_class.table(classes, by_class.PAGE)
+        count = len(next(iter(classes.values())))
+        left = [f"The {by_class.PAGE} hardest of {count} classes; {by_class.FILE} of each stage has all"]
+        tables.append(("Accuracy by class", shown, left if count > by_class.PAGE else []))
     _write_page(folder, settings, rows, tables, pictures)
-    shown = "".join(f"\n![{title}]({path.name})\n" for title, path in pictures)
-    write_atomically(folder / "report.md", text + shown)
+    parts = [table.markdown(cells), "\n".join(f"- {table.markdown_text(sentence)}" for sentence in sentences)]
+    if classes:
+        count = len(next(iter(classes.values())))
+        which = f", the {by_class.FEW} hardest of {count} classes" if count > by_class.FEW else ""
+        parts += [f"Accuracy by class in percent{which}:", table.markdown(by_class.table(classes, by_class.FEW))]
+    parts += [f"![{title}]({path.name})" for title, path in pictures]
+    write_atomically(folder / "report.md", "\n\n".join(parts) + "\n")
+    text = f"{text_table(cells, width)}\n\n{bullets(sentences, width)}\n"
     return f"{text}\nreport: {folder / 'report.md'}\npage: {folder / 'report.html'}\n{where}\n"
+
+
+def _read_classes(folder: Path, rows: Sequence[Row]) -> tuple[dict[str, list[by_class.ClassAccuracy]], list[str]]:
+    """Accuracy by class of each stage that has it, by the stage's label, and sentences about it."""
+    stages: dict[str, list[by_class.ClassAccuracy]] = {}
+    sentences: list[str] = []
+    for row in rows:
+        classes, problems = by_class.read(folder, row)
+        sentences += problems
+        if classes and all(len(classes) == len(others) for others in stages.values()):
+            stages[label(row.name)] = classes
+    if stages:
+        name, classes = list(stages.items())[-1]
+        sentence = by_class.hardest(name, classes)
+        sentences += [sentence] if sentence else []
+    return stages, sentences
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    """What makes a figure worthless, before all other sentences."""
+    found = [
+        by_class.only_class_warning(f"{label(row.name)}, seed {result['seed']},", result)
+        for row in rows
+        for result in row.results
+    ]
+    return [warning for warning in found if warning]
 
 
 def _draw(folder: Path, rows: Sequence[Row], lines: Sequence[MethodLine]) -> tuple[list[tuple[str, Path]], str]:
@@ -79,9 +123,9 @@ def _draw(folder: Path, rows: Sequence[Row], lines: Sequence[MethodLine]) -> tup
     results, curves = folder / "report.png", folder / "curves.png"
     try:
         figure.plot(rows, lines, results)
-        pictures = [("results", results)]
+        pictures = [("Results in one picture", results)]
         if figure.plot_curves(folder, rows, curves):
-            pictures.append(("test accuracy by epoch, mean ± deviation over the seeds, steep beginning cut", curves))
+            pictures.append(("Test accuracy by epoch: mean ± deviation over the seeds, steep beginning cut", curves))
     except ImportError as error:
         return [], f"no plot: matplotlib can't be imported ({error}); pip install matplotlib"
     return pictures, f"plot: {results}"
@@ -129,14 +173,22 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
                 writer.writerow({**result, **derived})
 
 
+USAGE = """usage: python -m sftn_fast.report FOLDER [FOLDER ...]
+
+FOLDER is the folder of a run. One: its report is written again and printed. Several: the runs are compared."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the report of the run folder named on the command line."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m sftn_fast.report FOLDER", file=sys.stderr)
-        return 0 if list(arguments) in (["-h"], ["--help"]) else 2
+    """Make the report of the run folder named on the command line, or compare several."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        asked = arguments in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    folders = [Path(argument).expanduser() for argument in arguments]
     try:
-        print(write(Path(arguments[0]).expanduser()), end="")
+        width = terminal_width()
+        print(write(folders[0], width=width) if len(folders) == 1 else compare(folders, width), end="")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,6 +25,8 @@ COLORS = {
 }
 LINES = {"teacher": ("#5f6570", ":"), "sftn": ("#d9822b", ":"), "student": ("#5f6570", "--")}
 """Color and style of a baseline in the picture of a matrix."""
+BETTER, WORSE, UNDECIDED = "#3b7d4f", "#b5423c", "#5f6570"
+"""Colors of a gain."""
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 
 
@@ -47,7 +49,7 @@ def _pyplot() -> Any:
 
 def _plot_rows(plt: Any, rows: Sequence[Row]) -> Any:
     students = [row for row in rows if row.values(KL)]
-    panels = [(rows, TOP1, "top-1 accuracy, last epoch (%)")]
+    panels = [(rows, TOP1, "Top-1 accuracy, last epoch (%)")]
     if students:
         panels.append((students, KL, "KL(teacher || student) on the test set"))
     size = (5.6 * len(panels), 0.55 * len(rows) + 1.3)
@@ -75,11 +77,12 @@ def _plot_matrix(plt: Any, rows: Sequence[Row], lines: Sequence[MethodLine]) -> 
     for axis in axes:
         axis.margins(x=0.1)
     _baselines(axes[0], rows)
-    _finish(axes[0], names, "top-1 accuracy, last epoch (%)")
-    _finish(axes[1], [""] * len(names), "gain of SFTN (points), 95 % interval")
+    _finish(axes[0], names, "Top-1 accuracy, last epoch (%)")
+    _finish(axes[1], [""] * len(names), "Gain of SFTN (points), 95 % interval")
     _finish(axes[2], [""] * len(names), "KL(teacher || student) on the test set")
-    if min((value for line in lines for source in SOURCES for value in line.values(source, KL)), default=0) > 0:
-        axes[2].set_xscale("log")
+    distances = [value for line in lines for source in SOURCES for value in line.values(source, KL)]
+    if min(distances, default=0) > 0:
+        _log_scale(axes[2], distances)
     for name in ("distill-teacher", "distill-sftn"):
         axes[0].plot([], [], color=COLORS[name], linewidth=2.5, label=LABELS[name])
     handles = [line for line in axes[0].lines if line.get_label() in LABELS.values()]
@@ -116,13 +119,35 @@ def _dots(
 
 def _interval(axis: Axes, height: float, gain: Paired) -> None:
     low, high = gain.interval or (gain.mean, gain.mean)
-    # A color only where the interval leaves out zero.
-    color = "#3b7d4f" if low > 0 else "#b5423c" if high < 0 else "#5f6570"
+    color = _verdict(gain)
     axis.errorbar(
         gain.mean, height, xerr=[[gain.mean - low], [high - gain.mean]], fmt="o", color=color, markersize=6, capsize=3
     )
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": BEHIND_TEXT}
     axis.annotate(signed(gain.mean), (gain.mean, height), (0, 9), **style)
+
+
+def _verdict(gain: Paired) -> str:
+    """Green or red where the interval leaves out zero; grey where it does not, or where there is no interval."""
+    if gain.interval is None:
+        return UNDECIDED
+    low, high = gain.interval
+    return BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
+
+
+def _log_scale(axis: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with a few plain numbers; a linear one where the values are close together."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    spread = max(values) / min(values)
+    if spread < 4:
+        axis.locator_params(axis="x", nbins=5)
+        return
+    axis.set_xscale("log")
+    # Between powers of ten numbers stand only where there is room for them.
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if spread < 40 else (1.0,), numticks=12))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _finish(axis: Axes, names: Sequence[str], title: str) -> None:
@@ -161,9 +186,9 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if number + columns >= len(panels):
-            axis.set_xlabel("epoch", fontsize=9)
+            axis.set_xlabel("Epoch", fontsize=9)
     for axis in axes[:, 0]:
-        axis.set_ylabel("test top-1 (%)", fontsize=9)
+        axis.set_ylabel("Test top-1 (%)", fontsize=9)
     handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     figure.legend(handles=handles.values(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)

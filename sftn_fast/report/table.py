@@ -25,20 +25,17 @@ from sftn_fast.report.results import (
     method_in,
 )
 from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
-
-Cells = list[list[str]]
-"""A table: the headings, then a line for each row."""
+from sftn_fast.report.terminal import Cells, grid, printable
 
 
 def markdown(cells: Cells) -> str:
-    """A Markdown table that also reads well as plain text."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    """Return a Markdown table that also reads well as plain text."""
+    return grid([[markdown_text(cell).replace("|", "\\|") for cell in line] for line in cells])
+
+
+def markdown_text(text: str) -> str:
+    """Return ``text`` on one line, without a tag that a Markdown viewer would take for HTML."""
+    return printable(text).replace("<", "&lt;")
 
 
 def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cells:

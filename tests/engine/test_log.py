@@ -10,7 +10,7 @@ import os
 import pytest
 
 from sftn_fast.engine.metrics import RunLog
-from sftn_fast.engine.progress import CLEAR, INTERVAL, ProgressBar
+from sftn_fast.engine.progress import CLEAR, INTERVAL, ProgressBar, fold
 
 from .faults import largest_file
 
@@ -137,3 +137,24 @@ def test_a_quiet_log_writes_nothing(tmp_path, capsys):
         log.epoch([RECORD])
         assert log.offset == 0
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("width", [40, 80, 132])
+def test_a_long_line_breaks_between_its_items(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    items = ["epoch 150/240", "step 117000", *(f"term_{number} 0.1234" for number in range(9)), "733 images/s"]
+    lines = fold("  ".join(items), indent=4).split("\n")
+    assert all(len(line) <= width for line in lines)
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert [item for line in lines for item in line.strip().split("  ")] == items
+
+
+def test_an_epoch_line_of_many_terms_fits_the_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"epoch": 3, "step": 30, "lr": 0.1, "train_total": 0.123456, "val_top1": 90.1234, "val_top5": 99.1234}
+    row |= {"val_ce": 0.123456, "test_top1": 89.1234, "test_top5": 98.1234, "test_ce": 0.654321, "seconds": 123.4}
+    with RunLog(tmp_path, epochs=240) as log:
+        log.epoch([row])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(len(line) <= 80 for line in lines)
+    assert lines[0].startswith("epoch 3/240  done") and "test_ce 0.6543" in lines[1]
