@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from families import DTYPES, channels_last, ids, needs_kernels, on_threads, refusals
-from precision import assert_rounded_once, rounding
 from features_pointwise_table import LOSSES, differentiate, expected, make
+from precision import assert_rounded_once, rounding
 
 from bench.measure import peak_memory
 from sftn_fast import ops
