@@ -14,7 +14,7 @@ import torch
 from every_loss import changed, tensors_in
 from torch import Tensor, nn
 
-LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.LeakyReLU)
 
 
 @contextmanager

@@ -61,48 +61,73 @@ struct RowDivergence {
   bool near;  // summed once more, around the mean
 };
 
-// To be called by the whole team: what it decides by is the same in all threads. `mean` is that of the difference.
-template <class T, class Team, class A>
-__device__ RowDivergence<A> near_divergence(const LogitsParams<T>& p, const T* teacher_row, const T* student_row,
-                                            const Softmax<A>& teacher, const Softmax<A>& student,
-                                            RowDivergence<A> given) {
-  constexpr int kSize = kChunk<T>;
-  A sums[2] = {A(0), A(0)}, far[1] = {A(0)};  // of weight * y, of weight * (exp(y) - 1 - y); the largest |y|
-  const int step = Team::size() * kChunk<T>;
-  for (int begin = 0; begin < p.c; begin += step) {
-    const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
-    A t[kSize], s[kSize];
-    chunk.load(teacher_row, t);
-    chunk.load(student_row, s);
+// The row of a student that is near: what is known of it, and then its divergence. To be called by the whole team: what
+// it decides by is the same in all threads.
+template <class T>
+struct NearRow {
+  using A = accumulator_t<T>;
+  const T* student;
+  A student_max, z;  // z: the sum of the weighing distribution's exponentials
+  RowDivergence<A> given;
+
+  template <class Team>
+  __device__ __forceinline__ RowDivergence<A> divergence(const LogitsParams<T>& p, const T* teacher,
+                                                         A teacher_max) const {
+    constexpr int kSize = kChunk<T>;
+    A sums[2] = {A(0), A(0)}, far[1] = {A(0)};  // of weight * y, of weight * (exp(y) - 1 - y); the largest |y|
+    const int step = Team::size() * kSize;
+    for (int begin = 0; begin < p.c; begin += step) {
+      const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
+      A t[kSize], s[kSize];
+      chunk.load(teacher, t);
+      chunk.load(student, s);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      t[i] -= teacher.max;
-      s[i] -= student.max;
-      const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
-      const A weight = exp2_of((p.student_to_teacher ? s[i] : t[i]) * p.temperature.log2_e_by_t);
-      A y = (given.mean - difference) * p.temperature.inverse;
-      if (!(y == y)) y = A(0);  // a class that both rule out
-      far[0] = greater(far[0], magnitude(y));
-      sums[0] += weight * y;
-      sums[1] += weight * exp_remainder(y);
+      for (int i = 0; i < kSize; ++i) {
+        t[i] -= teacher_max;
+        s[i] -= student_max;
+        const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
+        const A weight = exp2_of((p.student_to_teacher ? s[i] : t[i]) * p.temperature.log2_e_by_t);
+        A y = (given.mean - difference) * p.temperature.inverse;
+        if (!(y == y)) y = A(0);  // a class that both rule out
+        far[0] = greater(far[0], magnitude(y));
+        sums[0] += weight * y;
+        sums[1] += weight * exp_remainder(y);
+      }
+    }
+    Team::template reduce<Max>(far);
+    Team::template reduce<Add>(sums);
+    if (!(far[0] <= A(kNearDifference))) return given;
+    const A first = sums[0] / z, rest = sums[1] / z;
+    return {greater(A(0), rest + log1p_remainder(first + rest)), given.mean - first * p.temperature.value, true};
+  }
+};
+
+// Those of the students of a pass. One after the other where they are near: the loop over the row is there once.
+template <class T, class Team, int G, class A>
+__device__ __forceinline__ void row_divergences(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
+                                                const LogitsRowState<A, G>& state, RowDivergence<A> (&out)[G]) {
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    const Softmax<A>& student = state.students[g];
+    const A mean = state.cross[g] / (p.student_to_teacher ? student : state.teacher).sum_t;
+    out[g] = {divergence(state.teacher, student, mean, p.student_to_teacher, p.temperature), mean, false};
+  }
+#pragma unroll 1
+  for (int k = 0; k < row.count; ++k) {
+    NearRow<T> near{};
+#pragma unroll
+    for (int g = 0; g < G; ++g) {  // an index known to the compiler keeps arrays in registers
+      const Softmax<A>& student = state.students[g];
+      const A z = (p.student_to_teacher ? student : state.teacher).sum_t;
+      if (g == k) near = {row.students[g], student.max, z, out[g]};
+    }
+    if (!(near.given.kl < A(kNearDivergence))) continue;
+    const RowDivergence<A> found = near.template divergence<Team>(p, row.teacher, state.teacher.max);
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      if (g == k) out[g] = found;
     }
   }
-  Team::template reduce<Max>(far);
-  Team::template reduce<Add>(sums);
-  if (!(far[0] <= A(kNearDifference))) return given;
-  const A z = (p.student_to_teacher ? student : teacher).sum_t;
-  const A first = sums[0] / z, rest = sums[1] / z;
-  return {greater(A(0), rest + log1p_remainder(first + rest)), given.mean - first * p.temperature.value, true};
-}
-
-template <class T, class Team, int G, class A>
-__device__ RowDivergence<A> row_divergence(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
-                                           const LogitsRowState<A, G>& state, int g) {
-  const Softmax<A>& student = state.students[g];
-  const A mean = state.cross[g] / (p.student_to_teacher ? student : state.teacher).sum_t;
-  const A kl = divergence(state.teacher, student, mean, p.student_to_teacher, p.temperature);
-  if (!(kl < A(kNearDivergence))) return {kl, mean, false};
-  return near_divergence<T, Team>(p, row.teacher, row.students[g], state.teacher, student, {kl, mean, false});
 }
 
 // What one thread of the team does with the finished state of students first .. first + count.
@@ -163,10 +188,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 1)
       }
       const LogitsRowState<A, G> state = read_row<T, Team, G>(p, row);
       RowDivergence<A> divergences[G];
-#pragma unroll
-      for (int g = 0; g < G; ++g) {
-        if (g < row.count) divergences[g] = row_divergence<T, Team>(p, row, state, g);
-      }
+      row_divergences<T, Team>(p, row, state, divergences);
       if (Team::rank() == 0) finish_row(p, row, state, divergences, i, first, out.stats + i * p.stats_width(), of_row);
     }
     if (p.rows && Team::rank() == 0) out.total[i] = p.kl_weight * p.kl_scale * of_row.kl;

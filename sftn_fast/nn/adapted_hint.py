@@ -27,7 +27,7 @@ class AdaptedHint(nn.Module):
 
     Parameters are ``conv.*`` and ``bn.*``, as in ``ConvReg``, whose weights load. ``bn`` is an ``nn.BatchNorm2d``, and
     its mode, momentum and running statistics are honoured as if it were called. Where it was made an
-    ``nn.SyncBatchNorm``, or anything else, it is called, and the loss is :func:`sftn_fast.ops.hint_loss` of what it gives.
+    ``nn.SyncBatchNorm``, or anything else, it is called, and :func:`sftn_fast.ops.hint_loss` takes what it gives.
 
     Args:
         student_shape: (C, H, W) of the student's map [N, C, H, W].

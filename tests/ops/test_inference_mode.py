@@ -18,7 +18,7 @@ def made_there(arguments, keys):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_take_them(backend, name):
-    """All arguments but the first one's, the teacher's among them; with the values and gradients of ordinary tensors."""
+    """All arguments but the first, the teacher's among them: values and gradients are those of ordinary tensors."""
     op = TABLE[name]
     first = op.differentiable[0]
     arguments, same = (op.arguments(device=backend.device) for _ in range(2))

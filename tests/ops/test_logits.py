@@ -196,7 +196,7 @@ def test_the_limit_of_large_temperatures(backend):
 
 @pytest.mark.parametrize("temperature", [5.0, 1e4])
 def test_classes_ruled_out_where_the_rest_is_near(backend, temperature):
-    """Classes that both rule out, one that the teacher alone does, and mass of the student's where the teacher's is 0."""
+    """Classes that both rule out, one that the teacher alone does, and student's mass where the teacher has none."""
     teacher, (student,), _ = make(LOSSES["kd"], 3, 40, dtype=torch.float64, device=backend.device)
     student = teacher + 0.01 * student
     teacher[0, :20] = student[0, :20] = -torch.inf

@@ -81,7 +81,7 @@ def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     far = (p * torch.where(p == 0, 0.0, p_log - q_log)).sum(dim=1)
 
     # Where the two are near to each other the digits of those logarithms cancel: q_log - p_log is had from the
-    # difference y of the logits, and KL is the sum of p (exp(q_log - p_log) - 1 - (q_log - p_log)), none of it negative.
+    # difference y of the logits, and KL is the sum of p (exp(q_log - p_log) - 1 - (q_log - p_log)), each above 0.
     ruled_out = (p_scaled == -torch.inf) & (q_scaled == -torch.inf)
     y = torch.where(ruled_out, 0.0, q_scaled) - torch.where(ruled_out, 0.0, p_scaled)
     y = y - torch.where(p == 0, 0.0, p * y).sum(dim=1, keepdim=True).detach()
