@@ -216,8 +216,8 @@ class StageRun:
         models.save(network, self.folder, meta=meta)
         names = self.data.class_names
         result["by_class"] = by_class.write(self.folder, counts.images, counts.right, counts.predicted, names)
-        if warning := by_class.only_class_warning(f"{network.name}, as trained here,", result):
-            print(f"  {warning}", flush=True)
+        if warning := by_class.only_class(result):
+            print(f"  warning: {warning}", flush=True)
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
 
     def _likeness(self, network: StagedNet) -> dict[str, Any]:

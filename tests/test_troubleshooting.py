@@ -48,7 +48,7 @@ def other_network() -> None:
 
 def one_class() -> None:
     result = {"by_class": by_class.write(Path(), [5, 5], [5, 0], [10, 0], ("cat", "dog"))}
-    print(by_class.only_class_warning("student alone", result))
+    print(f"warning: {by_class.only_class(result)}")
 
 
 def finished_twice() -> None:

@@ -63,13 +63,11 @@ def write(folder: Path, *, width: int | None = None) -> str:
         heading, cells, sentences = "Methods", table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
         heading, cells, sentences = "Results", table.rows_table(rows), comparisons(rows)
-    sentences = [*warnings(rows), *sentences]
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
     if others := foreign(folder):
         sentences.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
     classes, remarks = _read_classes(folder, rows)
-    warnings = _warnings(rows)
-    sentences = [*warnings, *sentences, *remarks]
+    sentences = [*warnings(rows), *sentences, *remarks]
     _write_csv(rows, folder / "results.csv")
     pictures, where = _draw(folder, rows, lines)
     tables = [(heading, cells, sentences)]
@@ -106,16 +104,6 @@ def _read_classes(folder: Path, rows: Sequence[Row]) -> tuple[dict[str, list[by_
         sentence = by_class.hardest(name, classes)
         sentences += [sentence] if sentence else []
     return stages, sentences
-
-
-def _warnings(rows: Sequence[Row]) -> list[str]:
-    """What makes a figure worthless, before all other sentences."""
-    found = [
-        by_class.only_class_warning(f"{label(row.name)}, seed {result['seed']},", result)
-        for row in rows
-        for result in row.results
-    ]
-    return [warning for warning in found if warning]
 
 
 def _draw(folder: Path, rows: Sequence[Row], lines: Sequence[MethodLine]) -> tuple[list[tuple[str, Path]], str]:

@@ -56,12 +56,10 @@ def write(
     return {"file": FILE, "sha256": hashlib.sha256(content).hexdigest(), "only_class": only}
 
 
-def only_class_warning(name: str, result: Mapping[str, Any]) -> str | None:
-    """Return a warning if the network of ``result`` takes all test images for one class; else None."""
+def only_class(result: Mapping[str, Any]) -> str | None:
+    """Return what is wrong if the network of ``result`` takes all test images for one class; else None."""
     only = (result.get("by_class") or {}).get("only_class")
-    if only is None:
-        return None
-    return f"warning: {name} takes all test images for one class, {only!r}: it has learned nothing"
+    return None if only is None else f"it takes all test images for one class, {only!r}, and has learned nothing"
 
 
 def read(folder: Path, row: Row) -> tuple[list[ClassAccuracy], list[str]]:

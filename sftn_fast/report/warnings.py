@@ -1,17 +1,27 @@
-"""What a stage's training said of itself that its figures do not show."""
+"""Sentences on what makes a stage's figures doubtful or worthless."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from sftn_fast.report import by_class
 from sftn_fast.report.results import Row, label
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each stage that diverged, and for each doubt about a teacher that came from a file."""
+    """Return a sentence for each stage that diverged or learned nothing, and for each doubt about a given teacher."""
     return [
-        f"**Warning**, {label(row.name)}, seed {result['seed']}: {line}."
+        f"warning: {label(row.name)}, seed {result['seed']}: {line}"
         for row in rows
         for result in row.results
-        for line in [*([result["diverged"]] if result.get("diverged") else []), *(result.get("doubts") or [])]
+        for line in _faults(result)
     ]
+
+
+def _faults(result: dict[str, Any]) -> Iterator[str]:
+    if result.get("diverged"):
+        yield result["diverged"]
+    yield from result.get("doubts") or []
+    if only := by_class.only_class(result):
+        yield only
