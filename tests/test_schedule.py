@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sftn_fast import cli, engine, experiment
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.stage import needs
+from sftn_fast.plan import needs
 from sftn_fast.worker import PrefixedLines
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
@@ -145,8 +145,10 @@ def test_a_stage_that_goes_wrong_fails_the_run(tmp_path: Path) -> None:
 
 
 def test_a_refused_configuration_comes_back_as_such(together: tuple[Path, str]) -> None:
-    with pytest.raises(ConfigError, match=r"seed [01] teacher: .*weight_decay"):
+    before = computed(together[0])
+    with pytest.raises(ConfigError, match=r"seed0/teacher in .*weight_decay"):  # before a process is started
         experiment.run(configured(together[0], *TWO, "--optim.weight_decay", "0.1"))
+    assert computed(together[0]) == before
 
 
 def test_each_stage_waits_for_what_it_reads() -> None:
