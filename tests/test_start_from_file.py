@@ -1,4 +1,4 @@
-"""Networks from files that a run begins with: what fits is said, what does not is refused before training."""
+"""Networks from files that a run begins with: what fits is said, else nothing is trained."""
 
 from __future__ import annotations
 

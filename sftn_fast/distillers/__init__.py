@@ -47,10 +47,12 @@ def build(
         ConfigError: ``spec`` is not understood.
         ValueError: The networks don't fit each other or the method.
     """
-    from sftn_fast.distillers.distiller import Distiller
-    from sftn_fast.models import StagedNet
+    from torch import nn
 
-    teachers = (teacher,) if isinstance(teacher, StagedNet) else tuple(teacher)
+    from sftn_fast.distillers.distiller import Distiller
+
+    # The Distiller refuses modules that are no staged networks.
+    teachers = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
     return Distiller(
         parse(spec),
         student=student,

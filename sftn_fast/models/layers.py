@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,9 +22,12 @@ def conv_norm_relu(
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     """[N, C, H, W] with the channels of all groups in turn.
 
-    It is torch's channel_shuffle, in steps that every exporter knows.
+    It is torch's channel_shuffle, in steps that every exporter knows; maps that lie as NHWC do so after it.
     """
     n, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        x = x.permute(0, 2, 3, 1).view(n, h, w, groups, c // groups).transpose(3, 4).reshape(n, h, w, c)
+        return x.permute(0, 3, 1, 2)
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 

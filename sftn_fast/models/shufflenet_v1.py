@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import avg_pool2d, relu
 
 from sftn_fast.models.layers import conv_norm_relu, shuffle_channels
 from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
+
+fx.wrap("shuffle_channels")  # to torch.fx one step, since it looks at how a map lies
 
 STEM_WIDTH, WIDTHS, DEPTHS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 

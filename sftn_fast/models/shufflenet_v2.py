@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
 from sftn_fast.models.layers import conv_norm_relu, shuffle_channels
 from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
+
+fx.wrap("shuffle_channels")  # to torch.fx one step, since it looks at how a map lies
 
 STEM_WIDTH, WIDTHS, HEAD_WIDTH = 24, (116, 232, 464), 1024
 DEPTHS = (3, 7, 3)

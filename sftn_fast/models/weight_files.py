@@ -88,7 +88,7 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pytorch(path: Path) -> Any:
     _require_unpacked_size(path)
-    harmless = [argparse.Namespace, *((Unread, name) for name in PASSED_OVER)]
+    harmless: list[Any] = [argparse.Namespace, *((Unread, name) for name in PASSED_OVER)]
     try:
         # torch warns of odd pickles that it refuses a moment later; the refusal says enough.
         with warnings.catch_warnings():

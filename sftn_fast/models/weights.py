@@ -103,11 +103,11 @@ def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | Non
 
 
 def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, path: str | Path) -> str:
-    staged = isinstance(net, StagedNet)
-    what = f"{net.name} with {net.num_classes} classes" if staged else type(net).__name__
+    name = net.name if isinstance(net, StagedNet) else type(net).__name__
+    what = f"{name} with {net.num_classes} classes" if isinstance(net, StagedNet) else name
     if not _differences(own, nearest, _num_classes(net)):
         what += " (all but the classifier does: sftn.init takes such a file, and load_weights(..., keep_head=True))"
-    twins = [name for name in names() if name != net.name and name.lower() == net.name.lower()] if staged else []
+    twins = [other for other in names() if other != name and other.lower() == name.lower()]
     what += "".join(f" ({twin} is another network)" for twin in twins)
     lines = "".join(f"\n  {line}" for line in _differences(own, nearest))
     under = f"under {plain(nearest.key)!r} " if nearest.key else ""

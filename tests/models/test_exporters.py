@@ -101,4 +101,6 @@ def test_onnx(name, dynamo, tmp_path):
 @pytest.mark.parametrize(("groups", "channels"), [(1, 4), (2, 6), (3, 12)])
 def test_shuffled_channels(groups, channels, memory):
     x = torch.randn(2, channels, 3, 5).contiguous(memory_format=memory)
-    assert torch.equal(shuffle_channels(x, groups), channel_shuffle(x, groups))
+    shuffled = shuffle_channels(x, groups)
+    assert torch.equal(shuffled, channel_shuffle(x, groups))
+    assert shuffled.is_contiguous(memory_format=memory)
