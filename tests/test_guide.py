@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -169,13 +169,14 @@ def reason_not_to_run(command: str) -> str | None:
 def run_command(block: Block, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command, comments=True)
     assert words[:2] == ["python", "-m"] and words[2].split(".")[0] == "sftn_fast", f"{block.place}: {command}"
+    # main() and not runpy, which would run a copy of the module, without the shortened machinery.
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", words[2:])
-        patch.delitem(sys.modules, words[2], raising=False)  # what runpy would warn of
         try:
-            runpy.run_module(words[2], run_name="__main__")
+            code = importlib.import_module(words[2]).main()
         except SystemExit as left:
-            assert not left.code, f"{block.place}: exit code {left.code} of {command}"
+            code = left.code
+    assert not code, f"{block.place}: exit code {code} of {command}"
 
 
 def run_snippet(block: Block, session: dict[str, Any]) -> None:
