@@ -287,6 +287,6 @@ def test_images_that_the_network_can_not_take_are_refused(tmp_path, monkeypatch,
         raise RuntimeError("kernel size can't be greater than actual input size\nmore of it")
 
     monkeypatch.setattr(models.StagedNet, "forward_features", refuse)
-    with pytest.raises(ConfigError, match="resnet8 can't run on images of 16 x 16 pixels .kernel size") as error:
+    with pytest.raises(ConfigError, match=r"resnet8 can.t run on images of 16 x 16 pixels .kernel size") as error:
         transfer.run(config_for(tmp_path / "net"))
     assert "\n" not in str(error.value)
