@@ -18,6 +18,8 @@ from sftn_fast.models.export import WEIGHTS
 
 RENAMED = 20.0
 """Points of accuracy that other names for the classes have to gain before they are taken for the cause."""
+MOST_CLASSES = 2000
+"""Up to which it is counted which class is taken for which."""
 MOSTLY = 0.9
 """Share of the images that one answer has to get before it is said to be the only one."""
 
@@ -28,27 +30,26 @@ def doubts(network: StagedNet, top1: float, data: ImageData, layout: engine.Layo
     Looks at what it confuses. All ranks have to call this.
     """
     at_chance = near_chance(top1, data.num_classes)
-    if not at_chance and top1 >= 100 - RENAMED:
-        return []
+    chance = f"top-1 {top1:.2f} % is near chance, {100 / data.num_classes:.2f} %"
+    causes = "classes in another order, images normalised otherwise or of another size, or other images altogether"
+    unexplained = [f"{chance}. Students learn nothing from it. Likely causes: {causes}"] if at_chance else []
+    if data.num_classes > MOST_CLASSES or (not at_chance and top1 >= 100 - RENAMED):
+        return unexplained
     counts = confusion(network, data, layout)
     renamed = 100 * float(counts.amax(1).sum() / counts.sum())
     distinct = len(set(counts.argmax(1).tolist())) > data.num_classes / 2
     if distinct and renamed >= max(top1 + RENAMED, 2 * top1):
-        (truth, answer) = next((t, a) for t, a in enumerate(counts.argmax(1).tolist()) if t != a)
+        truth, answer = next((t, a) for t, a in enumerate(counts.argmax(1).tolist()) if t != a)
         return [
             f"the classes are in another order than the teacher's: it takes images of {name_of(data, truth)} for class "
             f"{answer}, and would be right for {renamed:.2f} % of all under other numbers. Folders are numbered in the "
             "order of their names as text (1, 10, 2); rename them to the order that the teacher was trained with"
         ]
-    if not at_chance:
-        return []
-    chance = f"top-1 {top1:.2f} % is near chance, {100 / data.num_classes:.2f} %"
     answers = counts.sum(0)
-    if float(answers.max() / answers.sum()) > MOSTLY:
+    if at_chance and float(answers.max() / answers.sum()) > MOSTLY:
         only = name_of(data, int(answers.argmax()))
         return [f"{chance}: it takes almost all images for {only}. Were its images normalised or scaled otherwise?"]
-    causes = "classes in another order, images normalised otherwise or of another size, or other images altogether"
-    return [f"{chance}. Students learn nothing from it. Likely causes: {causes}"]
+    return unexplained
 
 
 @torch.no_grad()

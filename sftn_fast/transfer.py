@@ -31,6 +31,7 @@ from sftn_fast.config import ConfigError, DataConfig, OptimConfig, TransferConfi
 from sftn_fast.data import Batch, ImageData
 from sftn_fast.data.keyed import generator
 from sftn_fast.engine import Layout, Schedule, evaluate, resolve_device
+from sftn_fast.engine.divergence import verdict
 from sftn_fast.engine.optim import build_sgd
 from sftn_fast.models import StagedNet
 
@@ -56,6 +57,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
     channels = f"a data set of {network.in_channels} channels, as the network takes"
     check(images.in_channels == network.in_channels, "data.name", config.data.name, channels)
     check(images.num_classes > 1, "data.name", config.data.name, "a data set of two classes or more, to learn to tell")
+    _check_runs(network, images.image_size)
     print(
         f"{network.name} on {images.name}: {images.num_train} training and {images.test.num_samples} test images of "
         f"{images.image_size} x {images.image_size}, {images.num_classes} classes, on {device}",
@@ -63,12 +65,18 @@ def run(config: TransferConfig) -> dict[str, Any]:
     )
     test = features_of(network.to(device), images.test)
     classifier = new_classifier(test.images.shape[1], images.num_classes, config.seed).to(device)
-    train(classifier, feature_epochs(network, images, config), config)
+    row = {"epoch": config.epochs, "train_ce": train(classifier, feature_epochs(network, images, config), config)}
+    measured = evaluate(classifier, [test], Layout(device))
+    row |= {f"test_{name}": value for name, value in measured.items()}
+    diverged = verdict([row], images.num_classes)
+    if diverged:
+        print(f"warning: {diverged.replace('optim.lr', 'lr')}", flush=True)
     result = {
         "network": network.name,
         "sha256": exported["sha256"],
         "features": classifier.in_features,
-        **evaluate(classifier, [test], Layout(device)),
+        **measured,
+        "diverged": diverged,
         "setting": cli.to_dict(config),
         "plugins": content.of_plugins(config.plugins),
         "data": images.fingerprint(),
@@ -112,8 +120,8 @@ def new_classifier(features: int, num_classes: int, seed: int) -> nn.Linear:
     return classifier
 
 
-def train(classifier: nn.Linear, epochs: Epochs, config: TransferConfig) -> None:
-    """Minimise the cross-entropy of ``classifier`` over ``epochs``, by SGD.
+def train(classifier: nn.Linear, epochs: Epochs, config: TransferConfig) -> float:
+    """Minimise the cross-entropy of ``classifier`` over ``epochs``, by SGD; its mean over the last epoch's images.
 
     Args:
         classifier: On the features' device.
@@ -129,17 +137,19 @@ def train(classifier: nn.Linear, epochs: Epochs, config: TransferConfig) -> None
     schedule = Schedule(optim, config.lr, steps_per_epoch=1, epochs=config.epochs)  # changes between epochs only
     for epoch in range(config.epochs):
         sgd.param_groups[0]["lr"] = schedule(epoch)
-        losses = []
+        losses, images = [], 0
         for batch in epochs(epoch):
             loss = F.cross_entropy(classifier(batch.images), batch.target)
             sgd.zero_grad()
             loss.backward()
             sgd.step()
-            losses.append(loss.detach())
-        mean = torch.stack(losses).mean().item()
+            losses.append(len(batch.target) * loss.detach())
+            images += len(batch.target)
+        mean = torch.stack(losses).sum().item() / images
         if not math.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}, with lr {schedule(epoch):g}: lower lr")
         print(f"epoch {epoch + 1}/{config.epochs}  ce {mean:.4f}  lr {schedule(epoch):g}", flush=True)
+    return mean
 
 
 def _load(path: str) -> tuple[StagedNet, dict[str, Any]]:
@@ -150,6 +160,18 @@ def _load(path: str) -> tuple[StagedNet, dict[str, Any]]:
         return models.load(folder), exported
     except (OSError, ValueError) as error:
         raise ConfigError(f"network {path}: {error}") from error
+
+
+@torch.no_grad()
+def _check_runs(network: StagedNet, image_size: int) -> None:
+    try:
+        network.eval().forward_features(torch.zeros(1, network.in_channels, image_size, image_size))
+    except Exception as error:  # whatever its layers raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        size = f"{image_size} x {image_size} pixels"
+        raise ConfigError(
+            f"network {network.name} can't run on images of {size} ({reason}): set data.image_size"
+        ) from error
 
 
 def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any]) -> TransferConfig:

@@ -257,3 +257,36 @@ def test_on_the_command_line(exported, tmp_path: Path) -> None:
     refused = subprocess.run([*command, "--batch_size", "1"], capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "error: batch_size must be at least 2, got 1\n"
+
+
+def test_an_epochs_mean_is_that_of_its_images(network, exported, capsys) -> None:
+    """A last, smaller batch counts less: 64 images and 6."""
+    config = config_for(exported, lr=1e-30, epochs=1)
+    images = images_for(config)
+    classifier = transfer.new_classifier(64, images.num_classes, config.seed)
+    config = dataclasses.replace(config, milestones=())
+    mean = transfer.train(classifier, transfer.feature_epochs(network, images, config), config)
+    features = transfer.features_of(network, images.train.unaugmented())
+    expected = F.cross_entropy(classifier(features.images), features.target).item()
+    assert mean == pytest.approx(expected, rel=1e-5)
+    assert f"ce {expected:.4f}" in capsys.readouterr().out
+
+
+def test_a_training_that_diverged_is_said_to_have(exported, capsys) -> None:
+    result = transfer.run(config_for(exported, lr=1e6))
+    assert result["diverged"].startswith("training diverged: ")
+    assert "warning: training diverged" in capsys.readouterr().out
+    assert transfer.run(config_for(exported, lr=0.01))["diverged"] is None
+
+
+def test_images_that_the_network_can_not_take_are_refused(tmp_path, monkeypatch, capsys) -> None:
+    net = models.build("resnet8", num_classes=4)
+    models.save(net, tmp_path / "net")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("kernel size can't be greater than actual input size\nmore of it")
+
+    monkeypatch.setattr(models.StagedNet, "forward_features", refuse)
+    with pytest.raises(ConfigError, match=r"resnet8 can.t run on images of 16 x 16 pixels .kernel size") as error:
+        transfer.run(config_for(tmp_path / "net"))
+    assert "\n" not in str(error.value)

@@ -35,18 +35,24 @@ def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: in
     """
     constant = math.log(num_classes)
     last = _cross_entropies(history[-1], networks)
-    highest, where = max((value, row["epoch"]) for row in history for value in _cross_entropies(row, networks))
-    end = max(last, key=lambda value: math.inf if math.isnan(value) else value)
+    everything = [(value, row["epoch"]) for row in history for value in _cross_entropies(row, networks)]
+    highest, where = max(everything, key=lambda found: _badness(found[0]))
+    end = max(last, key=_badness)
     at_chance = near_chance(history[-1]["test_top1"], num_classes)
     if not math.isfinite(end) or end > FAR * constant or (at_chance and end > WORSE * constant):
         what = f"its cross-entropy ends at {end:.4g}"
-    elif highest > PEAK * constant:
+    elif _badness(highest) > PEAK * constant:
         what = f"its cross-entropy rose to {highest:.4g} in epoch {where}"
     else:
         return None
     return (
         f"training diverged: {what}, where a constant prediction has {constant:.4g}; lower the learning rate (optim.lr)"
     )
+
+
+def _badness(value: float) -> float:
+    """The value; infinite for what is no number, which compares with nothing."""
+    return math.inf if math.isnan(value) else value
 
 
 def _cross_entropies(row: dict[str, Any], networks: int) -> list[float]:

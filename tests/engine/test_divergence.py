@@ -30,6 +30,7 @@ def rows(*values: tuple[float, float, float]) -> list[dict[str, float]]:
         ([(4.0, 4.0, 10)], "ends at 4"),
         ([(4.0, 2.3, 10)], "ends at 4"),
         ([(1e10, 1e10, 10), (2.0, 2.0, 30)], "rose to 1e+10 in epoch 1"),
+        ([(2.0, 2.0, 30), (2.0, math.nan, 10), (2.0, 2.0, 30)], "rose to nan in epoch 2"),
         ([(2.0, 2.0, 30), (1e4, 2.0, 30), (2.0, 2.0, 30)], "rose to 1e+04 in epoch 2"),
     ],
 )
