@@ -15,10 +15,10 @@ from typing import Any
 
 from sftn_fast.atomic import LEFTOVER, remove
 from sftn_fast.config import ConfigError
+from sftn_fast.plan import RESULT
 from sftn_fast.sealed import DIGEST, DamagedError, checksum, fault_of, read_sealed
 from sftn_fast.text import printable
 
-RESULT = "result.json"
 FILES = "files"
 """Key in ``result.json`` of the checksums of the job's other files, by their names in its folder."""
 KINDS = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn", "collaborate")
@@ -27,13 +27,14 @@ SEED = re.compile(r"seed(0|-?[1-9]\d*)")
 """Name of a seed's folder."""
 NETWORK = ("model.safetensors", "config.json")
 LOGS = ("metrics.jsonl", "summary.csv")
-OWN = ("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "resumed-from", ".lock")
+OWN = ("replaced", "config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "resumed-from", ".lock")
 """Files of the run as a whole, none of which a job reads."""
 STUDENT = "student"
 """Folder of the run as a whole: the network that it is about."""
 COPY = ".tmp_resume"
 """Temporary folder of a run that is copied from another; whoever copies knows what becomes of it."""
-CHECKED = (*NETWORK, *LOGS, *(f"{part}/{file}" for part in ("anchors/epoch*", "peer*") for file in NETWORK))
+CLASSES = "by_class.csv"
+CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in ("anchors/epoch*", "peer*") for file in NETWORK))
 CHECKED += tuple(f"init-*/{file}" for file in LOGS)
 """Which files of a finished job have a checksum."""
 

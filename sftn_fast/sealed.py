@@ -28,7 +28,8 @@ class DamagedError(RuntimeError):
 
 def seal(content: dict[str, Any]) -> str:
     """Return ``content`` as indented JSON that holds its own checksum."""
-    return json.dumps(content | {DIGEST: _digest(content)}, indent=2) + "\n"
+    rest = {key: value for key, value in content.items() if key != DIGEST}
+    return json.dumps(rest | {DIGEST: _digest(rest)}, indent=2) + "\n"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

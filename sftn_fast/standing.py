@@ -5,7 +5,6 @@ with others. ``--resume`` decides what becomes of the latter, before anything is
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,6 +18,7 @@ from sftn_fast.engine import CheckpointError, distributed, read_checkpoint
 from sftn_fast.engine.fingerprint import FingerprintMismatch, listing
 from sftn_fast.identity import Differences
 from sftn_fast.plan import RESULT, Stage, needs
+from sftn_fast.sealed import DamagedError, read_sealed
 
 REPLACED = "replaced"
 """Folder of a run that receives the stages that ``--resume force`` trains again."""
@@ -195,9 +195,9 @@ def anchor(folder: Path, epoch: int) -> Path:
 def _result(path: Path) -> dict[str, Any] | None:
     """A stage's result; None where there is none that says what made it."""
     try:
-        result = json.loads(path.read_text())
+        result = read_sealed(path)
         return result if isinstance(result["identity"], dict) and isinstance(result["last"]["epoch"], int) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DamagedError, KeyError, TypeError):  # which the stage says when its turn comes
         return None
 
 
