@@ -27,7 +27,17 @@ SEED = re.compile(r"seed(0|-?[1-9]\d*)")
 """Name of a seed's folder."""
 NETWORK = ("model.safetensors", "config.json")
 LOGS = ("metrics.jsonl", "summary.csv")
-OWN = ("replaced", "config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "resumed-from", ".lock")
+OWN = (
+    "replaced",
+    "config.yaml",
+    "report.md",
+    "report.html",
+    "report.png",
+    "curves.png",
+    "results.csv",
+    "resumed-from",
+    ".lock",
+)
 """Files of the run as a whole, none of which a job reads."""
 STUDENT = "student"
 """Folder of the run as a whole: the network that it is about."""

@@ -26,8 +26,8 @@ from sftn_fast.engine.device import is_channels_last
 from sftn_fast.identity import trained_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.plan import RESULT, Stage, needs, networks_of
-from sftn_fast.sealed import DamagedError, read_regular, read_sealed, seal
 from sftn_fast.report import by_class
+from sftn_fast.sealed import DamagedError, read_regular, read_sealed, seal
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 

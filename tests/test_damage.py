@@ -16,9 +16,10 @@ import torch
 from sftn_fast import cli, data, engine, experiment, jobs, models, report, sealed
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
+from sftn_fast.plan import Stage, plan
 from sftn_fast.report.results import find_results
 from sftn_fast.sealed import DamagedError
-from sftn_fast.stage import Stage, StageRun
+from sftn_fast.stage import StageRun
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet8", "--student", "resnet8"]
@@ -55,7 +56,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @cache
 def whole_plan() -> tuple[Config, dict[str, Stage]]:
     config = tiny(Path("unused"), *STAGES)
-    return config, {stage.name: stage for stage in experiment.plan(config)}
+    return config, {stage.name: stage for stage in plan(config)}
 
 
 def job_of(run: Path, images: ImageData, name: str) -> StageRun:
@@ -97,7 +98,9 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "deleted": Path.unlink,
     "folder": make_folder,
 }
-FILES = [f"{job}/{file}" for job in JOBS for file in ("result.json", *jobs.NETWORK, *jobs.LOGS, "seconds")]
+FILES = [
+    f"{job}/{file}" for job in JOBS for file in ("result.json", *jobs.NETWORK, *jobs.LOGS, jobs.CLASSES, "seconds")
+]
 FILES += [f"{job}/anchors/epoch0001/{file}" for job in ("teacher", "sftn") for file in jobs.NETWORK]
 FILES += [f"collaborate/peer1/{file}" for file in jobs.NETWORK]
 FILES += [f"distill-teacher/init-ab/{file}" for file in jobs.LOGS]
@@ -218,9 +221,9 @@ def test_a_damaged_configuration_is_named_and_written_again(
     if path.exists():  # without one, the report is of an unknown configuration, as it says
         assert any("config.yaml" in note for note in found.notes)
     assert report.results.read_settings(run) == {}
-    experiment._write_settings(config, run, anew=False)
-    assert path.is_dir() == ("config.yaml is a folder" in caplog.text)
-    experiment._write_settings(config, run, anew=True)
+    there = path.exists()
+    experiment._write_settings(config, list(whole_plan()[1].values()), run)
+    assert there == ("config.yaml" in caplog.text)
     assert find_results(run).notes == ()
     assert report.results.read_settings(run)["student"] == config.student
 

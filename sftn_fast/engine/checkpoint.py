@@ -143,7 +143,7 @@ class CheckpointStore:
         So is what lies beside them under another name, such as a copy of one.
         """
         for path in sorted(self.folder.glob("step_*")):
-            if not _named(path):
+            if not is_checkpoint(path):
                 logger.warning("%s is no checkpoint of this run and is left alone", printable(path, 400))
         for step in self.steps():
             try:
@@ -193,6 +193,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} is refused: it holds no state by name")
     return state
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether ``path`` has the name of a checkpoint, valid or not; a copy beside one has another."""
+    return _named(path) is not None
 
 
 def _named(path: Path) -> re.Match[str] | None:

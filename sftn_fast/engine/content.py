@@ -32,7 +32,7 @@ def check_content(state: Any, task: nn.Module, optimizer: torch.optim.Optimizer)
     for name, kind in KINDS.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{name!r} is missing or of another type")
-    if not _are_counts(state["position"], 3) or not _are_counts(state["log_offsets"], 2):
+    if not stands_somewhere(state) or not _are_counts(state["log_offsets"], 2):
         raise ValueError("it does not say where the run stood")
     epoch, step_in_epoch, step = state["position"]
     if len(state["history"]) != epoch or step < step_in_epoch:
@@ -42,6 +42,12 @@ def check_content(state: Any, task: nn.Module, optimizer: torch.optim.Optimizer)
             raise ValueError("its history is no list of epochs")
     _check_tensors(state["task"], task.state_dict())
     _check_momentum(state["optimizer"], optimizer)
+
+
+def stands_somewhere(state: Mapping[str, Any]) -> bool:
+    """Return whether ``state`` says in which epoch and at which steps a run stood."""
+    position = state.get("position")
+    return isinstance(position, list) and _are_counts(position, 3)
 
 
 def _are_counts(values: list[Any], count: int) -> bool:

@@ -7,13 +7,13 @@ import warnings
 
 import pytest
 import torch
+from sftn_fast.models.fold import fold
 from torch import nn
 from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from sftn_fast import distillers, models
 from sftn_fast.models.copying import copy_network, copy_without_data
-from sftn_fast.models.fold import fold
 from sftn_fast.sftn import StudentAwareTeacher
 
 SIZE, CLASSES = 16, 5
