@@ -8,7 +8,7 @@ made by the same configuration is finished and not trained again.
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, continuation, data, engine, launcher, models, plugins, report, schedule, standing
-from sftn_fast.atomic import write_atomically
+from sftn_fast import cli, continuation, data, engine, jobs, launcher, models, plugins, report, schedule, standing
+from sftn_fast.atomic import replace_files, write_atomically
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
@@ -25,9 +25,12 @@ from sftn_fast.engine.progress import duration
 from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.outlook import Outlook
 from sftn_fast.plan import Stage, networks_of, places, plan
+from sftn_fast.sealed import DamagedError, read_sealed_text, seal_text
 from sftn_fast.standing import Standing
 from sftn_fast.trial import try_stages
 from sftn_fast.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> None:
@@ -118,11 +121,16 @@ def _write_settings(config: Config, stages: list[Stage], root: Path) -> None:
     Where all are finished, what is there stays: it is the configuration that they were trained with.
     """
     path = root / "config.yaml"
+    if path.exists():
+        try:
+            read_sealed_text(path)
+        except DamagedError as error:
+            logger.warning("%s; written again", error)
     known = places(report.read_settings(root)) or set()
     if all(stage.is_finished(root) and stage.place in known for stage in stages):
         return
     # Not how this start was to go on: who trains by the file has not asked for that.
-    write_atomically(path, cli.dump(dataclasses.replace(config, resume="auto")))
+    write_atomically(path, seal_text(cli.dump(dataclasses.replace(config, resume="auto"))))
 
 
 def _conclude(stages: list[Stage], root: Path) -> None:
@@ -249,8 +257,22 @@ def _export_student(stages: list[Stage], root: Path) -> None:
         return
     wanted = students[-1].name
     chosen = next(stage for stage in students if stage.name == wanted)
-    target = root / "student"
-    target.mkdir(exist_ok=True)
-    for name in ("model.safetensors", "config.json"):
-        shutil.copyfile(chosen.folder(root) / name, target / name)
+    target = root / jobs.STUDENT
+    try:
+        contents = models.read_files(chosen.folder(root))
+    except (OSError, models.WeightsError) as error:
+        raise DamagedError(f"{target} is left as it is: {error}") from error
+    if _differs(target, contents):
+        replace_files(target, contents)
     print(f"exported student ({report.label(wanted)}, seed {chosen.seed}): sftn_fast.models.load({str(target)!r})")
+
+
+def _differs(target: Path, contents: dict[str, bytes]) -> bool:
+    """Whether the exported student is to be written; a damaged one is named."""
+    if not target.exists():
+        return True
+    try:
+        return models.read_files(target) != contents
+    except (OSError, models.WeightsError) as error:
+        logger.warning("the exported student is damaged: %s; exported again", error)
+        return True

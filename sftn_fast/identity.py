@@ -106,8 +106,14 @@ def _weights(path: str | None, network: str) -> str | None:
 
 
 def trained_digest(folder: Path) -> str | None:
-    """Return the checksum of a finished stage's weights: is it still the same network? None if it is not finished."""
-    return str(models.read_config(folder)["sha256"]) if (folder / RESULT).is_file() else None
+    """Return the checksum of a finished stage's weights: is it still the same network?
+
+    None if it is not finished, or damaged: then it is made again before anything reads it.
+    """
+    try:
+        return str(models.read_config(folder)["sha256"]) if (folder / RESULT).is_file() else None
+    except (OSError, models.WeightsError):
+        return None
 
 
 def _trained(folder: Path) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
 from sftn_fast.config import Config
 from sftn_fast.plan import RESULT, Stage
-from sftn_fast.stage import SECONDS
+from sftn_fast.sealed import DamagedError, read_sealed
+from sftn_fast.stage import SECONDS, read_seconds
 
 
 class Outlook:
@@ -39,12 +40,13 @@ class Outlook:
 
     def _rates(self) -> list[tuple[Stage, float]]:
         """Seconds an epoch of each finished stage that was trained."""
-        results = [
-            (stage, json.loads((stage.folder(self._root) / RESULT).read_text()))
-            for stage in self._stages
-            if stage.is_finished(self._root)
-        ]
-        return [(stage, result["seconds"] / result["epochs"]) for stage, result in results if result["seconds"]]
+        rates = []
+        for stage in self._stages:
+            # Without, or with a damaged one, which the stage itself says when it begins.
+            with suppress(DamagedError, KeyError, TypeError, ZeroDivisionError):
+                result = read_sealed(stage.folder(self._root) / RESULT)
+                rates.append((stage, result["seconds"] / result["epochs"]))
+        return [(stage, rate) for stage, rate in rates if rate > 0]
 
     def _expected(self, stage: Stage, rates: Sequence[tuple[Stage, float]]) -> float:
         if stage.kind == "teacher" and self._config.teacher_file:
@@ -58,5 +60,5 @@ class Outlook:
 
     def _spent(self, stage: Stage) -> float:
         """Seconds that an unfinished stage has had, in this start and in those before."""
-        now, before = time.monotonic(), stage.folder(self._root) / SECONDS
-        return now - self._begun.get(stage, now) + (float(before.read_text()) if before.is_file() else 0.0)
+        now = time.monotonic()
+        return now - self._begun.get(stage, now) + read_seconds(stage.folder(self._root) / SECONDS)

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sftn_fast import launcher, streams
+from sftn_fast.atomic import describe
 from sftn_fast.config import ConfigError
+from sftn_fast.text import printable_lines
 
 
 def run(
@@ -44,7 +46,8 @@ def run(
 
 def fail(error: Exception, code: int) -> int:
     """Print ``error``, with the number of this process where there are several; returns ``code``."""
-    print(f"{_rank()}error: {str(error) or type(error).__name__}", file=sys.stderr)
+    message = describe(error) if isinstance(error, OSError) else str(error)
+    print(f"{_rank()}error: {printable_lines(message or type(error).__name__)}", file=sys.stderr)
     return code
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import errno
+import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from sftn_fast import adoption, distillers, engine, info, models, similarity, standing, teacher_cache
+from sftn_fast import adoption, distillers, engine, info, jobs, mending, models, similarity, standing, teacher_cache
 from sftn_fast.atomic import write_atomically
 from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import Config, ConfigError, OptimConfig
@@ -23,13 +25,16 @@ from sftn_fast.engine import distributed, divergence
 from sftn_fast.engine.device import is_channels_last
 from sftn_fast.identity import trained_digest
 from sftn_fast.models import StagedNet
-from sftn_fast.plan import RESULT, Stage, networks_of
+from sftn_fast.plan import RESULT, Stage, needs, networks_of
 from sftn_fast.report import by_class
+from sftn_fast.sealed import DamagedError, read_regular, read_sealed, seal
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
 
+logger = logging.getLogger(__name__)
+
 SECONDS = "seconds"
-"""File that a stopped stage leaves: how long it has trained."""
+"""File that says how long a stage has trained, whether it is finished or was stopped."""
 COMPARED = "compared_with"
 """Key of a result: checksum of the teacher's weights that the network was compared with; null for none."""
 
@@ -41,9 +46,11 @@ class StageRun:
         self.config, self.stage, self.device, self.data = config, stage, device, images
         self.root, self.folder = root, stage.folder(root)
         self.seed_folder = self.folder.parent
+        self._seconds_before = 0.0
 
     def finish(self) -> None:
         """Train the stage, unless that is done already."""
+        self._mend_sources()
         if distributed.on_main(self._is_finished):
             self._compare_again()
             return
@@ -63,7 +70,8 @@ class StageRun:
         figures = {
             "last": _scores(fit.last),
             "best": _scores(fit.best),
-            "seconds": clock.seconds,
+            # Where the job was finished before and its files are damaged, one of the three has what it took.
+            "seconds": max(clock.seconds, fit.seconds, self._seconds_before),
             "images_per_second": fit.images_per_second,
             "data_wait_share": fit.data_wait_share,
             "diverged": self._diverged(task, fit),
@@ -125,8 +133,12 @@ class StageRun:
             return None
         anchors = [standing.anchor(folder, epoch) for epoch in epochs]
         for anchor in anchors:
-            if not (anchor / "config.json").is_file():
+            if not (anchor / "config.json").exists():
                 raise ConfigError(f"route needs {anchor}, which its teacher, finished before, did not leave")
+            try:
+                models.verify(anchor)
+            except (OSError, models.WeightsError) as error:
+                raise DamagedError(f"route needs {anchor}, but {error}; remove {folder} to train it again") from error
         return Route(anchors, config.epochs_of("distill"))
 
     def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
@@ -210,6 +222,8 @@ class StageRun:
         return engine.Layout(self.device, engine.amp_dtype(config.amp, self.device), channels_last)
 
     def _write(self, network: StagedNet, result: dict[str, Any], counts: engine.ClassCounts) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.folder))
         meta = {"top1": result["last"]["top1"], "image_size": self.data.image_size}
         names = adoption.class_names(self.data)
         meta |= {"class_names": names} if names else {}
@@ -218,7 +232,7 @@ class StageRun:
         result["by_class"] = by_class.write(self.folder, counts.images, counts.right, counts.predicted, names)
         if warning := by_class.only_class(result):
             print(f"  warning: {warning}", flush=True)
-        write_atomically(self.folder / RESULT, json.dumps(result, indent=2))
+        write_atomically(self.folder / RESULT, seal(result | {jobs.FILES: jobs.checksums(self.folder)}))
 
     def _likeness(self, network: StagedNet) -> dict[str, Any]:
         """How alike a student and its teacher answer; a student alone is held against the standard teacher."""
@@ -226,7 +240,7 @@ class StageRun:
         if source is None or not (self.seed_folder / source / RESULT).is_file():
             nothing = dict.fromkeys(field.name for field in dataclasses.fields(similarity.Similarity))
             return {**nothing, COMPARED: None}
-        teacher = models.load(self.seed_folder / source).to(self.device)
+        teacher = self._finished(source).to(self.device)
         alike = dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
         return {**alike, COMPARED: trained_digest(self.seed_folder / source)}
 
@@ -279,7 +293,25 @@ class StageRun:
 
     def _finished(self, name: str) -> StagedNet:
         """The teacher that the stage ``name`` of the same seed has left."""
-        return models.load(self.seed_folder / name)
+        try:
+            return models.load(self.seed_folder / name)
+        except (OSError, models.WeightsError) as error:
+            raise DamagedError(str(error)) from error
+
+    def _mend_sources(self) -> None:
+        """Have the networks that this stage reads made again where they were damaged since they were finished."""
+        for name in sorted(needs(self.config, self.stage)):
+            if distributed.on_main(partial(self._is_damaged, name)):
+                StageRun(self.config, Stage(name, self.stage.seed), self.root, self.device, self.data).finish()
+
+    def _is_damaged(self, name: str) -> bool:
+        if not (self.seed_folder / name / RESULT).exists():
+            return False
+        try:
+            models.verify(self.seed_folder / name)
+        except (OSError, models.WeightsError):
+            return True
+        return False
 
     def _build(self, name: str) -> StagedNet:
         return models.build(name, num_classes=self.data.num_classes, in_channels=self.data.in_channels)
@@ -300,7 +332,11 @@ class StageRun:
         return standing.wanted_identity(self.config, self.stage, self.root, self.data)
 
     def _is_finished(self) -> bool:
-        """Whether the stage has the result that is wanted; one of other settings is refused or set aside."""
+        """Whether the stage has the result that is wanted; one of other settings is refused or set aside.
+
+        What is damaged in its folder is named, and mended unless that takes the network.
+        """
+        result = self._intact_result()
         found = standing.look(self.config, self.stage, self.root, self.data)
         if found.begun and self.config.resume == "never":
             raise ConfigError(f"output {self.root} holds a run already, and resume is never")
@@ -308,17 +344,30 @@ class StageRun:
         if found.differing:
             standing.set_aside(found, self.root)
         changes = standing.environment_changes(self.config, found, info.surroundings(self.device))
-        if found.kept:
+        kept = found.kept and result is not None and mending.mend(self.folder, result)
+        if kept:
             print(f"  finished before, not trained again{changes}", flush=True)
         elif changes:
             print(f"  goes on{changes}", flush=True)
-        return found.kept
+        elif result is not None and not found.differing:
+            self._seconds_before = result["seconds"]
+        return kept
+
+    def _intact_result(self) -> dict[str, Any] | None:
+        """The stage's result; None where there is none, or a damaged one, which is named."""
+        if not (self.folder / RESULT).exists():
+            return None
+        try:
+            return jobs.read_result(self.folder)
+        except DamagedError as error:
+            logger.warning("%s; made again from the last checkpoint", error)
+            return None
 
     def _compare_again(self) -> None:
         """Measure a finished student alone against the standard teacher, where that is another than it was then."""
         if self.stage.kind != "student":
             return
-        result = distributed.on_main(partial(_read_json, self.folder / RESULT))
+        result = distributed.on_main(partial(jobs.read_result, self.folder))
         teacher = trained_digest(self.seed_folder / "teacher")
         if teacher is None or result.get(COMPARED, teacher) == teacher:
             return
@@ -328,14 +377,13 @@ class StageRun:
 
 
 class _Clock:
-    """Context that counts the seconds spent in it, with those of stopped runs before, which ``path`` has.
+    """Context that counts the seconds spent in it, with those of earlier starts, which ``path`` has.
 
     What a killed process had spent since it began is not counted.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds = float(path.read_text()) if path.is_file() else 0.0
+        self.path, self.seconds = path, read_seconds(path)
 
     def __enter__(self) -> _Clock:
         self._started = time.perf_counter()
@@ -345,13 +393,30 @@ class _Clock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.seconds += time.perf_counter() - self._started
-        if error is not None and distributed.is_main():
-            write_atomically(self.path, f"{self.seconds:.3f}\n")
+        if not distributed.is_main():
+            return
+        try:
+            write_atomically(self.path, seal({"seconds": round(self.seconds, 3)}))
+        except OSError as failure:
+            if error is None:  # else that is what there is to say
+                logger.warning("%s can't be written: %s; training goes on", self.path, failure.strerror)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+def read_seconds(path: Path) -> float:
+    """Return the seconds that the file ``path`` says a stage has trained; 0 without one, or a damaged one."""
+    if not path.exists():
+        return 0.0
+    try:
+        try:
+            seconds = float(read_sealed(path)["seconds"])
+        except DamagedError:
+            seconds = float(read_regular(path))  # as older versions wrote it
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    except (DamagedError, ValueError, KeyError, TypeError):
+        pass
+    logger.warning("%s is damaged: the seconds before this start are not counted", path)
+    return 0.0
 
 
 def _scores(row: dict[str, Any]) -> dict[str, Any]:

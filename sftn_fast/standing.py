@@ -5,7 +5,6 @@ with others. ``--resume`` decides what becomes of the latter, before anything is
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,9 +15,12 @@ from sftn_fast import identity
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import CheckpointError, distributed, read_checkpoint
+from sftn_fast.engine.checkpoint import is_checkpoint
+from sftn_fast.engine.content import stands_somewhere
 from sftn_fast.engine.fingerprint import FingerprintMismatch, listing
 from sftn_fast.identity import Differences
 from sftn_fast.plan import RESULT, Stage, needs
+from sftn_fast.sealed import DamagedError, read_sealed
 
 REPLACED = "replaced"
 """Folder of a run that receives the stages that ``--resume force`` trains again."""
@@ -77,7 +79,7 @@ def _of_result(result: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str
 def _of_checkpoint(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """A stopped stage's identity and epochs."""
     noted = state["fingerprint"]
-    ranks = {"ranks": noted["run"]["ranks"]} if "run" in noted else {}
+    ranks = {"ranks": noted["run"].get("ranks")} if isinstance(noted.get("run"), dict) else {}
     return {**ranks, **noted}, state["position"][0]
 
 
@@ -195,16 +197,18 @@ def anchor(folder: Path, epoch: int) -> Path:
 def _result(path: Path) -> dict[str, Any] | None:
     """A stage's result; None where there is none that says what made it."""
     try:
-        result = json.loads(path.read_text())
+        result = read_sealed(path)
         return result if isinstance(result["identity"], dict) and isinstance(result["last"]["epoch"], int) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DamagedError, KeyError, TypeError):  # which the stage says when its turn comes
         return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a stage, newest first; of what a method trains beforehand where the student has none yet."""
-    own = sorted(folder.glob("checkpoints/step_*"), reverse=True)
-    return own or sorted(folder.glob("init-*/checkpoints/step_*"), reverse=True)
+    for pattern in ("checkpoints/step_*", "init-*/checkpoints/step_*"):
+        if found := sorted(filter(is_checkpoint, folder.glob(pattern)), reverse=True):
+            return found
+    return []
 
 
 def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -214,6 +218,6 @@ def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
             state = read_checkpoint(path)
         except CheckpointError:
             continue
-        if isinstance(state.get("fingerprint"), dict):
+        if isinstance(state.get("fingerprint"), dict) and stands_somewhere(state):
             return state
     return None

@@ -38,6 +38,7 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
     from sftn_fast import dry_run, experiment
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
     from sftn_fast.schedule import StageError
+    from sftn_fast.sealed import DamagedError
 
     distributed.say(f"recipe {recipe}, output in {config.output}")
     for line in cli.describe_twins(config):
@@ -52,7 +53,9 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
         return fail(error, 1) if launcher.rank() == 0 else 1
     except ConfigError as error:
         return fail(error, 2)
-    except (CheckpointError, StageError) as error:
+    except (CheckpointError, StageError, DamagedError) as error:
+        return fail(error, 1)
+    except OSError as error:  # a full disk, a folder that was removed
         return fail(error, 1)
     except PeerError:
         return 1

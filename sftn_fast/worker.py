@@ -23,11 +23,13 @@ from typing import Any, TextIO
 import torch
 
 from sftn_fast import data, engine, plugins, streams
+from sftn_fast.atomic import describe
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.engine.device import is_channels_last
 from sftn_fast.plan import Stage
+from sftn_fast.sealed import DamagedError
 from sftn_fast.stage import StageRun
 
 DONE, STOPPED, REFUSED, FAILED = "done", "stopped", "refused", "failed"
@@ -105,8 +107,10 @@ def _outcome(worker: Worker, stage: Stage) -> tuple[str, str]:
         return STOPPED, str(interrupted)
     except ConfigError as error:
         return REFUSED, str(error)
-    except (engine.NonFiniteError, engine.CheckpointError) as error:
+    except (engine.NonFiniteError, engine.CheckpointError, DamagedError) as error:
         return FAILED, str(error)
+    except OSError as error:
+        return FAILED, describe(error)
     except Exception as error:
         traceback.print_exc()
         return FAILED, f"{type(error).__name__}: {error}"

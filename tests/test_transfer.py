@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -245,6 +246,16 @@ def test_a_loss_that_is_not_finite_is_exit_code_1(exported, capsys) -> None:
     assert transfer.main(argv) == 1
     assert "error: the loss is" in capsys.readouterr().err
     assert not list(exported.glob("transfer-fake*"))
+
+
+def test_a_full_disk_is_exit_code_1_and_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "transfer.json"))
+
+    monkeypatch.setattr(transfer, "run", fail)
+    assert transfer.main([str(tmp_path), "--data.name", "fake"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "transfer.json: No space left on device" in error
 
 
 def test_on_the_command_line(exported, tmp_path: Path) -> None:

@@ -11,23 +11,32 @@ import hashlib
 import io
 import json
 import logging
-import pickle
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sftn_fast.atomic import sync_folder, write_synced
+from sftn_fast.atomic import remove, sync_folder, write_synced
+from sftn_fast.sealed import DamagedError, read_regular
+from sftn_fast.text import printable
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp_"
+NAME = re.compile(r"step_(\d{9,})")
+LARGEST = 2**50  # bytes; of a state only its manifest knows the size
 FAILURES_ALLOWED = 2  # in a row; the third ends the run, which would only lose more work from then on
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that can't be written, or none that can be read."""
+
+
+class FolderGoneError(CheckpointError):
+    """The folder for checkpoints was removed: what is trained from now on would be lost."""
 
 
 class CheckpointStore:
@@ -38,11 +47,12 @@ class CheckpointStore:
         self._failures = 0
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(stale)
 
     def steps(self) -> list[int]:
         """Steps that a checkpoint bears the name of, valid or not, newest first."""
-        return sorted((int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*")), reverse=True)
+        return sorted((int(found[1]) for path in self.folder.iterdir() if (found := _named(path))), reverse=True)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is, or would be."""
@@ -68,7 +78,10 @@ class CheckpointStore:
             "sha256": hashlib.sha256(payload).hexdigest(),
             "torch": torch.__version__,
         }
+        replaced: Path | None = None
         try:
+            if not self.folder.is_dir():
+                raise FolderGoneError(f"checkpoint {final} can't be written: the run's folder was removed")
             temporary.mkdir()
             write_synced(temporary / "state.pt", payload)
             write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
@@ -78,23 +91,29 @@ class CheckpointStore:
             sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if replaced is not None and replaced.exists() and not final.exists():
+                with contextlib.suppress(OSError):
+                    replaced.rename(final)
             raise CheckpointError(f"checkpoint {final} can't be written: {error.strerror or error}") from error
-        shutil.rmtree(replaced, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(replaced)
         kept = [other for other in self.steps() if other <= step][: self.keep]
         for other in set(self.steps()) - set(kept):
             # The new one is safe by now; what can't be removed is tried again behind the next.
             with contextlib.suppress(OSError):
-                shutil.rmtree(self._set_aside(self.path(other)))
+                remove(self._set_aside(self.path(other)))
         return final
 
     def try_save(self, step: int, state: dict[str, Any]) -> bool:
         """:meth:`save`, but a failure is a warning, and training goes on without a checkpoint.
 
         Raises:
-            CheckpointError: at the third failure in a row.
+            CheckpointError: at the third failure in a row, or where the folder is gone.
         """
         try:
             self.save(step, state)
+        except FolderGoneError:
+            raise
         except CheckpointError as error:
             self._failures += 1
             if self._failures > FAILURES_ALLOWED:
@@ -112,20 +131,37 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, and none of them is valid.
         """
-        steps = self.steps()
-        for step in steps:
+        if found := next(self.valid(), None):
+            return found
+        if self.steps():
+            raise self.none_left()
+        return None
+
+    def valid(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Step and state of each checkpoint that can be read, newest first; the others are named in warnings.
+
+        So is what lies beside them under another name, such as a copy of one.
+        """
+        for path in sorted(self.folder.glob("step_*")):
+            if not is_checkpoint(path):
+                logger.warning("%s is no checkpoint of this run and is left alone", printable(path, 400))
+        for step in self.steps():
             try:
-                return step, read_checkpoint(self.path(step))
+                yield step, read_checkpoint(self.path(step))
             except CheckpointError as error:
                 logger.warning("%s; trying the one before", error)
-        if steps:
-            raise CheckpointError(f"no valid checkpoint is left in {self.folder}; remove the folder to start anew")
-        return None
+
+    def none_left(self) -> CheckpointError:
+        """The error for a folder that has checkpoints, but no valid one."""
+        return CheckpointError(
+            f"no valid checkpoint is left in {self.folder}; remove {self.folder.parent} to train it from the start"
+        )
 
     def _set_aside(self, path: Path) -> Path:
         """Rename a checkpoint that is to be removed, so that a kill midway leaves no half of one by its name."""
         aside = path.with_name(f"{TEMPORARY}old_{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(aside)
         if path.exists():
             path.rename(aside)
         return aside
@@ -138,15 +174,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: a file is missing, damaged, or holds something else.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        payload = (path / "state.pt").read_bytes()
+        manifest = json.loads(read_regular(path / "manifest.json"))
+        payload = read_regular(path / "state.pt", LARGEST)
         if len(payload) != manifest["bytes"]:
             raise CheckpointError(f"checkpoint {path} is refused: {len(payload)} bytes, not {manifest['bytes']}")
         if hashlib.sha256(payload).hexdigest() != manifest["sha256"]:
             raise CheckpointError(f"checkpoint {path} is refused: its SHA-256 is not the manifest's")
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"checkpoint {path} is refused: {type(error).__name__}: {error}") from error
+    except CheckpointError:
+        raise
+    except DamagedError as error:
+        raise CheckpointError(f"checkpoint {path} is refused: {error}") from error
+    # Whatever is in a file that bears a checkpoint's name, the one before is to be tried.
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {path} is refused: {type(error).__name__}: {printable(error, 400)}"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path} is refused: it holds no state by name")
     return state
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether ``path`` has the name of a checkpoint, valid or not; a copy beside one has another."""
+    return _named(path) is not None
+
+
+def _named(path: Path) -> re.Match[str] | None:
+    """The step in the name of a checkpoint; None of anything else, such as a copy of one."""
+    found = NAME.fullmatch(path.name)
+    return found if found and path.name == f"step_{int(found[1]):09d}" else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ from sftn_fast.engine.signals import Interrupted, StopSignals
 from sftn_fast.engine.state import TrainState
 from sftn_fast.engine.step import build_step
 from sftn_fast.engine.threads import fastest_threads
+from sftn_fast.text import printable
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LR = 0.05  # CRD's for CIFAR-100
 
@@ -41,6 +45,7 @@ class FitResult:
         best: the row of the highest ``val_top1``, or ``test_top1`` where nothing is held out; the last one where
             nothing is evaluated.
         images_per_second: of training, evaluations not counted.
+        seconds: of training, evaluations not counted, those before a stop included.
         data_wait_share: share of that time spent waiting for data, 0 to 1.
         resumed_from: the step that the run went on from, or None.
     """
@@ -49,6 +54,7 @@ class FitResult:
     last: dict[str, Any]
     best: dict[str, Any]
     images_per_second: float
+    seconds: float
     data_wait_share: float
     resumed_from: int | None
 
@@ -188,8 +194,8 @@ def _train(
             row |= _evaluate(state, data)
         state.next_epoch(row)
         log.epoch(state.history)
-        if on_epoch is not None and distributed.is_main():
-            on_epoch(state.epoch)
+        if on_epoch is not None:
+            distributed.on_main(partial(on_epoch, state.epoch))
 
         # Behind the evaluation, so that a resumed run does not evaluate twice.
         keeper.stop_if_asked()
@@ -211,28 +217,51 @@ def _evaluate(state: TrainState, data: Any) -> dict[str, float]:
 
 
 def _resume(store: CheckpointStore, state: TrainState, identity: dict[str, Any], mode: str) -> int | None:
-    """Put ``state`` where the newest valid checkpoint stood; its step, or None if there is none."""
-    found = distributed.on_main(partial(_newest, store, identity, mode))
-    if found is None:
-        return None
-    step, content, same_run = found
-    state.load_state_dict(content, same_run=same_run)
-    return step
+    """Put ``state`` where the newest usable checkpoint stood; its step, or None if there is none."""
+    candidates = _candidates(store, identity, mode)
+    while True:
+        found = distributed.on_main(lambda: next(candidates, None))
+        if found is None:
+            break
+        step, content, same_run = found
+        try:
+            state.load_state_dict(content, same_run=same_run)
+            problem = None
+        # Whatever a file with a valid checksum holds, the one before is to be tried.
+        except Exception as error:
+            problem = f"{type(error).__name__}: {printable(error, 400)}"
+        problems = [text for text in distributed.gather(problem) if text]
+        if not problems:
+            return step
+        if distributed.is_main():
+            logger.warning("checkpoint %s is refused: %s; trying the one before", store.path(step), problems[0])
+    distributed.on_main(partial(_require_none, store))
+    return None
 
 
-def _newest(store: CheckpointStore, identity: dict[str, Any], mode: str) -> tuple[int, dict[str, Any], bool] | None:
-    """Step and content of the newest valid checkpoint, if there is one, and whether it is of this very run."""
+def _candidates(
+    store: CheckpointStore, identity: dict[str, Any], mode: str
+) -> Iterator[tuple[int, dict[str, Any], bool]]:
+    """Step and content of each checkpoint that can be read, newest first, and whether it is of this very run."""
     if mode == "never" and store.steps():
         raise FolderError(
             f"{store.folder} holds checkpoints and resume is 'never'; choose another folder, or resume=auto"
         )
-    found = store.load_newest()
-    if found is None:
-        return None
-    differing = differences(found[1]["fingerprint"], identity)
-    if differing and mode != "force":
-        raise FingerprintMismatch(differing)
-    return *found, not differing
+    for step, content in store.valid():
+        try:
+            differing = differences(content["fingerprint"], identity)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            logger.warning("checkpoint %s is refused: it does not say what run it is of", store.path(step))
+            continue
+        if differing and mode != "force":
+            raise FingerprintMismatch(differing)
+        yield step, content, not differing
+
+
+def _require_none(store: CheckpointStore) -> None:
+    """Refuse to train from the start where there are checkpoints, and none that can be gone on from."""
+    if store.steps():
+        raise store.none_left()
 
 
 def _check_agreement(identities: list[dict[str, Any]]) -> None:
@@ -248,7 +277,8 @@ def _result(state: TrainState, resumed_from: int | None) -> FitResult:
     judge = "val_top1" if "val_top1" in last else "test_top1"
     best = max((row for row in state.history if judge in row), key=lambda row: row[judge], default=last)
     speed = state.stopwatch.read(RUN)
-    return FitResult(state.history, last, best, speed["images_per_second"], speed["data_wait"], resumed_from)
+    rates = speed["images_per_second"], speed["seconds"], speed["data_wait"]
+    return FitResult(state.history, last, best, *rates, resumed_from)
 
 
 class _Keeper:

@@ -5,14 +5,18 @@ None of it may stop a run: what can't be written is a warning.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sftn_fast.atomic import open_in_place, write_atomically
 from sftn_fast.engine.progress import ProgressBar, duration, fold
 
 logger = logging.getLogger(__name__)
@@ -29,7 +33,7 @@ class RunLog:
         epochs: epochs of the run, for the lines on stdout.
         step: steps done before; TensorBoard forgets what it was told of later ones.
         offset: bytes of ``metrics.jsonl`` that stand; a resumed run gives its checkpoint's, so that what was written
-            after that checkpoint, and will be again, goes.
+            after that checkpoint, and will be again, goes. Where fewer are left, a line in the file says so.
         bar: the progress bar to keep clear of, or None.
         tensorboard: also write TensorBoard events.
         quiet: write and print nothing; for all ranks but the first.
@@ -48,11 +52,25 @@ class RunLog:
     ):
         self._folder, self._epochs, self._bar, self._quiet = folder, epochs, bar, quiet
         self._warned = False
-        self._board = _open_tensorboard(folder, step) if tensorboard and not quiet else None
+        self._file: io.FileIO | io.BytesIO
+        self._board: Any = _open_tensorboard(folder, step) if tensorboard and not quiet else None
         if not quiet:
+            self._open(folder / "metrics.jsonl", offset)
+
+    def _open(self, path: Path, offset: int) -> None:
+        """Have the file end at ``offset``; where it can't be written, one in memory takes its place."""
+        try:
             # Unbuffered: a line is in the file or it failed, and a failed one is not tried again at every later write.
-            self._file = (folder / "metrics.jsonl").open("ab", buffering=0)
-            self._file.seek(self._file.truncate(min(offset, self._file.tell())))
+            self._file = os.fdopen(open_log(path), "r+b", buffering=0)
+            size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(self._file.truncate(offset if offset <= size else _end_of_last_line(self._file)))
+            if offset > size:
+                logger.warning("%s was cut short: %d bytes of %d are left", path, size, offset)
+                self._write({"kind": "cut", "bytes": size, "expected": offset})
+        except OSError as error:
+            self._file = io.BytesIO()
+            self._file.seek(offset)
+            self._warn(error)
 
     def __enter__(self) -> RunLog:
         return self
@@ -65,7 +83,10 @@ class RunLog:
         if not self._quiet:
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as failure:
+                self._warn(failure)
 
     @property
     def offset(self) -> int:
@@ -124,32 +145,66 @@ class RunLog:
             if self._file.write(line) != len(line):
                 raise OSError(None, "the disk is full")
         except OSError as error:
-            self._file.seek(self._file.truncate(start))
+            with contextlib.suppress(OSError):  # which would hide the first
+                self._file.seek(self._file.truncate(start))
             self._warn(error)
         if self._board is not None:
+            self._show_on_board(record)
+
+    def _show_on_board(self, record: Record) -> None:
+        try:
             for name, value in record.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        except OSError as error:
+            self._warn(error)
 
     def _write_summary(self, history: list[Record]) -> None:
         if self._quiet:
             return
-        columns = list(dict.fromkeys(name for row in history for name in row))
-        temporary = self._folder / ".tmp_summary.csv"
         try:
-            with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(history)
-            temporary.replace(self._folder / "summary.csv")
+            write_summary(self._folder, history)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             self._warn(error)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            logger.warning("metrics can't be written to %s (%s); training goes on", self._folder, error.strerror)
+            reason = error.strerror or error
+            logger.warning("metrics can't be written to %s (%s); training goes on", self._folder, reason)
         self._warned = True
+
+
+def write_summary(folder: Path, history: list[Record]) -> None:
+    """Write ``summary.csv``, a line for each epoch of ``history``.
+
+    Raises:
+        OSError: it can't be written; the old one stays.
+    """
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(folder / "summary.csv", text.getvalue())
+
+
+def open_log(path: Path) -> int:
+    """Open a log to go on with it; returns the descriptor. One that bears a second name elsewhere is copied first.
+
+    Raises:
+        OSError: it can't be opened, or it is a link or no regular file.
+    """
+    descriptor = open_in_place(path)
+    if os.fstat(descriptor).st_nlink == 1:
+        return descriptor
+    with os.fdopen(descriptor, "rb") as shared:
+        write_atomically(path, shared.read())
+    return open_in_place(path)
+
+
+def _end_of_last_line(file: io.FileIO | io.BytesIO) -> int:
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def _open_tensorboard(folder: Path, step: int) -> Any:
@@ -163,7 +218,11 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
             error,
         )
         return None
-    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+    try:
+        return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+    except OSError as error:
+        logger.warning("TensorBoard's events can't be written to %s (%s); training goes on", folder, error.strerror)
+        return None
 
 
 def _json_number(value: Any) -> Any:

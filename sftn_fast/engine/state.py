@@ -8,6 +8,7 @@ from torch import nn
 
 from sftn_fast import info
 from sftn_fast.engine import distributed
+from sftn_fast.engine.content import check_content
 from sftn_fast.engine.meter import EPOCH, WINDOW, Meter, Stopwatch
 from sftn_fast.engine.optim import load_sgd
 from sftn_fast.engine.rng import rng_state, set_rng_state
@@ -92,7 +93,12 @@ class TrainState:
         Args:
             same_run: False for a state of another configuration. Its position inside the epoch, half-summed metrics and
                 random numbers mean nothing then: the epoch under way starts anew.
+
+        Raises:
+            ValueError: it is not the state of such a run. Other errors may come of what it holds; then a part of it
+                may be loaded already.
         """
+        check_content(state, self.task, self.train_step.optimizer)
         self.task.load_state_dict(state["task"])
         load_sgd(self.train_step.optimizer, state["optimizer"])
         if state["scaler"]:

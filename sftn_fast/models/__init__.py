@@ -9,7 +9,7 @@ from sftn_fast.models import (  # noqa: F401 (they register their networks)
     vgg,
     wrn,
 )
-from sftn_fast.models.export import load, load_weights, read_config, require_weights, save
+from sftn_fast.models.export import load, load_weights, read_config, read_files, require_weights, save, verify
 from sftn_fast.models.original_names import export_state_dict
 from sftn_fast.models.registry import build, names, register
 from sftn_fast.models.staged import Features, StagedNet
@@ -27,7 +27,9 @@ __all__ = [
     "load_weights",
     "names",
     "read_config",
+    "read_files",
     "register",
     "require_weights",
     "save",
+    "verify",
 ]

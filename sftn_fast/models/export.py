@@ -1,7 +1,7 @@
 """A finished network as two files: ``model.safetensors`` and the ``config.json`` that says what it is.
 
-safetensors notices a truncated file but no flipped bit, so config.json holds the sha256 of the other. It is written
-last: interrupted while it replaces an older export, a folder may be refused, but never gives the wrong weights.
+safetensors notices a truncated file but no flipped bit, so config.json holds the sha256 of the other and its own. It is
+written last: interrupted while it replaces an older export, a folder may be refused, but never gives the wrong weights.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from sftn_fast.models.registry import build, names, require_counts
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
 from sftn_fast.models.weights import Say, assign
+from sftn_fast.sealed import DamagedError, checksum, read_sealed, seal
+from sftn_fast.text import printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -54,7 +56,7 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
         "sha256": hashlib.sha256(data).hexdigest(),
         "meta": dict(meta or {}),
     }
-    text = json.dumps(config, indent=2) + "\n"
+    text = seal(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, data)
     write_atomically(folder / CONFIG, text)
@@ -164,12 +166,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: it says which network {WEIGHTS} holds")
     try:
-        config = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{file} is damaged: {error}") from error
+        config: dict[str, Any] = read_sealed(file)
+    except DamagedError as error:
+        raise WeightsError(str(error)) from error
     expected = {"format": int, "name": str, "custom": bool, "num_classes": int, "in_channels": int, "sha256": str}
     for key, kind in expected.items():
-        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+        if not isinstance(config.get(key), kind):
             raise WeightsError(
                 f"{file} is not the {CONFIG} of an exported network: {key!r} is missing or wrong; where the "
                 f"{WEIGHTS} beside it is from elsewhere, name the file itself"
@@ -181,6 +183,47 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if config["format"] > FORMAT:
         raise WeightsError(f"{file} has format {config['format']}, this version reads up to {FORMAT}: update sftn_fast")
     return config
+
+
+def verify(folder: str | Path) -> None:
+    """Make sure that both files in ``folder`` are what :func:`save` wrote.
+
+    Raises:
+        FileNotFoundError: One of them is not there.
+        WeightsError: One of them is damaged. A ValueError.
+    """
+    _check_weights(_expanded(folder) / WEIGHTS, read_config(folder))
+
+
+def read_files(folder: str | Path) -> dict[str, bytes]:
+    """Both files in ``folder`` by name, after their checksums: the bytes that were checked.
+
+    Raises:
+        FileNotFoundError: One of them is not there.
+        WeightsError: One of them is damaged. A ValueError.
+    """
+    folder = _expanded(folder)
+    config = read_config(folder)
+    content = (folder / WEIGHTS).read_bytes()
+    _compare(folder / WEIGHTS, hashlib.sha256(content).hexdigest(), config)
+    text = (folder / CONFIG).read_bytes()
+    if json.loads(text) != config:
+        raise WeightsError(f"{folder / CONFIG} was changed while it was read")
+    return {WEIGHTS: content, CONFIG: text}
+
+
+def _check_weights(file: Path, config: dict[str, Any]) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights at {file}")
+    _compare(file, checksum(file)["sha256"], config)
+
+
+def _compare(file: Path, found: str, config: dict[str, Any]) -> None:
+    if found != config["sha256"]:
+        raise WeightsError(
+            f"{file} is damaged or not the file that was saved: its sha256 is {found[:12]}.., {CONFIG} says "
+            f"{printable(config['sha256'][:12])}.."
+        )
 
 
 def _locate(path: str | Path) -> tuple[Path | None, Path]:
@@ -200,13 +243,13 @@ def _expanded(path: str | Path) -> Path:
 
 def _is_ours(file: Path) -> bool:
     """Whether ``file`` is there and :func:`save` wrote it: Hugging Face's networks come as files of the same names."""
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
+    if not file.is_file():
         return False
-    except (ValueError, RecursionError):  # damaged, whose ever it was
+    try:
+        config = read_sealed(file)
+    except DamagedError:  # whose ever it was
         return True
-    return isinstance(config, dict) and not config.keys().isdisjoint(("sftn_fast", "sha256"))
+    return not config.keys().isdisjoint(("sftn_fast", "sha256"))
 
 
 def _weights_of(path: str | Path, name: str) -> Mapping[Any, Any]:
@@ -219,13 +262,5 @@ def _weights_of(path: str | Path, name: str) -> Mapping[Any, Any]:
 
 def _verified(folder: Path) -> Mapping[Any, Any]:
     """The weights in ``folder``, after their checksum."""
-    file = folder / WEIGHTS
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}")
-    found, expected = hashlib.sha256(file.read_bytes()).hexdigest(), read_config(folder)["sha256"]
-    if found != expected:
-        raise WeightsError(
-            f"{file} is damaged or not the file that was saved: its sha256 is {found[:12]}.., {CONFIG} says "
-            f"{expected[:12]}.."
-        )
-    return read_file(file)
+    verify(folder)
+    return read_file(folder / WEIGHTS)

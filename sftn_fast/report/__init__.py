@@ -7,13 +7,15 @@ has finished only in part.
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sftn_fast.atomic import write_atomically
+from sftn_fast import jobs
+from sftn_fast.atomic import describe, write_atomically
 from sftn_fast.config import ConfigError
 from sftn_fast.report import by_class, figure, html, table
 from sftn_fast.report.comparison import compare
@@ -23,16 +25,17 @@ from sftn_fast.report.results import (
     LABELS,
     RESULT,
     Row,
-    foreign,
     kind,
     label,
     read_results,
+    read_run,
     read_settings,
 )
 from sftn_fast.report.statistics import mean_and_deviation
 from sftn_fast.report.table import comparisons, gain
 from sftn_fast.report.terminal import bullets, terminal_width, text_table
 from sftn_fast.report.warnings import warnings
+from sftn_fast.text import printable, printable_lines
 
 __all__ = [
     "LABELS",
@@ -57,17 +60,16 @@ def write(folder: Path, *, width: int | None = None) -> str:
 
     Returns the report as text of ``width`` columns, or as wide as it is, with the files' paths.
     """
-    rows, settings = read_results(folder), read_settings(folder)
+    jobs.refuse_links(folder)
+    (rows, notes), settings = read_run(folder), read_settings(folder)
     lines = read_matrix(rows, settings)
     if lines:
         heading, cells, sentences = "Methods", table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
         heading, cells, sentences = "Results", table.rows_table(rows), comparisons(rows)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
-    if others := foreign(folder):
-        sentences.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
     classes, remarks = _read_classes(folder, rows)
-    sentences = [*warnings(rows), *sentences, *remarks]
+    sentences = [*warnings(rows), *sentences, *remarks, *notes]
     _write_csv(rows, folder / "results.csv")
     pictures, where = _draw(folder, rows, lines)
     tables = [(heading, cells, sentences)]
@@ -130,9 +132,10 @@ def _write_page(
 
     data = settings.get("data", {}).get("name")
     networks = [settings[key] for key in ("teacher", "student") if key in settings]
+    name = printable(folder.resolve().name)
     page = html.page(
-        title=" to ".join(networks) + (f" on {data}" if data else "") or folder.name,
-        subtitle=f"{folder.name}, reported {datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
+        title=" to ".join(networks) + (f" on {data}" if data else "") or name,
+        subtitle=f"{name}, reported {datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
         tables=tables,
         pictures=pictures,
         rows=rows,
@@ -146,19 +149,20 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
     names = ["name", "method", "seed", "network", "parameters", "epochs", "top1_last", "top1_best", "best_epoch"]
     names += ["agreement", "agreement5", "kl", "cka", "calibration_error"]
     names += ["seconds", "images_per_second", "data_wait_share", "device_seconds"]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            for result in row.results:
-                derived = {
-                    "method": row.method,
-                    "top1_last": result["last"]["top1"],
-                    "top1_best": result["best"]["top1"],
-                    "best_epoch": result["best"]["epoch"],
-                    "device_seconds": COST.value(result),
-                }
-                writer.writerow({**result, **derived})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        for result in row.results:
+            derived = {
+                "method": row.method,
+                "top1_last": result["last"]["top1"],
+                "top1_best": result["best"]["top1"],
+                "best_epoch": result["best"]["epoch"],
+                "device_seconds": COST.value(result),
+            }
+            writer.writerow({**result, **derived})
+    write_atomically(path, text.getvalue())
 
 
 USAGE = """usage: python -m sftn_fast.report FOLDER [FOLDER ...]
@@ -178,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = terminal_width()
         print(write(folders[0], width=width) if len(folders) == 1 else compare(folders, width), end="")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable_lines(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {printable_lines(describe(error))}", file=sys.stderr)
+        return 1
     return 0

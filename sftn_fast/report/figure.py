@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftn_fast.atomic import write_atomically
 from sftn_fast.report.matrix import SOURCES, MethodLine
 from sftn_fast.report.results import KL, LABELS, TOP1, Column, Row, kind, label, read_curves
 from sftn_fast.report.statistics import Paired, signed
@@ -34,8 +36,19 @@ def plot(rows: Sequence[Row], lines: Sequence[MethodLine], path: Path) -> None:
     """Draw accuracy and distance from the teacher: a line a stage, or a line a method where there are several."""
     plt = _pyplot()
     figure = _plot_matrix(plt, rows, lines) if lines else _plot_rows(plt, rows)
-    figure.savefig(path, dpi=150)
+    _save(plt, figure, path)
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
     plt.close(figure)
+    write_atomically(path, content.getvalue())
+
+
+def _plain(text: str) -> str:
+    """``text`` without what Matplotlib would read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _pyplot() -> Any:
@@ -151,7 +164,7 @@ def _log_scale(axis: Axes, values: Sequence[float]) -> None:
 
 
 def _finish(axis: Axes, names: Sequence[str], title: str) -> None:
-    axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
+    axis.set_yticks(range(len(names)), [_plain(name) for name in reversed(names)], fontsize=8)
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_title(title, fontsize=10)
     axis.grid(axis="x", alpha=0.3)
@@ -182,7 +195,7 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
         for row in [*alone, *students]:
             _curve(axis, curves[row.name], row)
         _cut_early(axis, [curve for row in [*alone, *students] for curve in curves[row.name]])
-        axis.set_title(method, fontsize=10)
+        axis.set_title(_plain(method), fontsize=10)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if number + columns >= len(panels):
@@ -191,8 +204,7 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
         axis.set_ylabel("Test top-1 (%)", fontsize=9)
     handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     figure.legend(handles=handles.values(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _save(plt, figure, path)
     return True
 
 

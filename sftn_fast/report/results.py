@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftn_fast import safe_yaml
+from sftn_fast import jobs, safe_yaml
 from sftn_fast.config import ConfigError
+from sftn_fast.jobs import FILES
 from sftn_fast.plan import RESULT, places
+from sftn_fast.sealed import DamagedError, read_regular, read_sealed_text
+from sftn_fast.text import printable
+
+LONGEST = 300
+"""Characters of a text from a file that are shown."""
+NAMED = 5
+"""Unfinished stages that are named."""
+SHAPE: dict[str, Any] = {"data": {}, "optim": {}, "sftn": {}, "route": {}, "engine": {}, "teacher": "", "student": ""}
+"""What parts of a configuration are, so that a damaged file is not taken for one."""
 
 LABELS = {
     "teacher": "standard teacher",
@@ -84,24 +93,90 @@ class Row:
         return {seed: value for seed, value in values if value is not None}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a run's folder holds of results, and what there is to say of the rest."""
+
+    results: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    """What was left out or is damaged, a sentence each."""
+
+
 def read_results(folder: Path) -> list[Row]:
     """Collect the finished stages below ``folder``, in the order of the table.
 
     Raises :class:`ConfigError` if nothing there has finished.
     """
-    others = foreign(folder)
-    paths = [path for path in sorted(folder.glob(f"seed*/*/{RESULT}")) if _place(path) not in others]
-    results = [json.loads(path.read_text()) for path in paths]
-    if not results:
-        raise ConfigError(f"no finished stage in {folder}")
-    results.sort(key=lambda result: result["seed"])
+    return read_run(folder)[0]
+
+
+def read_run(folder: Path) -> tuple[list[Row], list[str]]:
+    """As :func:`read_results`, with what has to be said of files that are damaged, copied or not finished.
+
+    Raises :class:`ConfigError` if nothing there has finished.
+    """
+    found = find_results(folder)
+    if not found.results:
+        raise ConfigError("; ".join([f"no finished stage in {folder}", *found.notes]))
+    results = sorted(found.results, key=lambda result: result["seed"])
     names = {result["name"] for result in results}
     rows = []
     for name in names:
         chosen = tuple(result for result in results if result["name"] == name)
         rows.append(Row(name, chosen[0]["network"], chosen))
     order, methods = list(LABELS), [str(method) for method in read_settings(folder).get("methods") or ()]
-    return sorted(rows, key=lambda row: (*_rank(row.method, methods, row), order.index(kind(row.name))))
+    rows.sort(key=lambda row: (*_rank(row.method, methods, row), order.index(kind(row.name))))
+    return rows, list(found.notes)
+
+
+def find_results(folder: Path) -> Found:
+    """Read the results below ``folder``, and look at every file of the jobs that they are of."""
+    results, notes, unfinished, unchecked = [], [], [], 0
+    for path in jobs.strangers(folder):
+        notes.append(f"{_name(path, folder)} has a name that no run gives, as a copy has, and is left out")
+    others = foreign(folder)
+    if others:
+        notes.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
+    for job in jobs.job_folders(folder):
+        if _name(job, folder) in others:
+            continue
+        if not (job / RESULT).exists():
+            unfinished.append(_name(job, folder))
+            continue
+        try:
+            result = jobs.read_result(job)
+        except DamagedError as error:
+            notes.append(f"{error}; its figures are left out until the run's command, given again, has made it again")
+            continue
+        results.append(_shown(result))
+        unchecked += not jobs.has_checksums(result)
+        faults = jobs.faults(job, result)
+        if not jobs.has_checksums(result) and _read_curve(job) is None:
+            faults["summary.csv"] = "can't be read"
+        notes += [
+            f"{_name(job / name, folder)} {fault}; the figures above do not rest on it"
+            for name, fault in faults.items()
+        ]
+    if unfinished:
+        more = f" and {len(unfinished) - NAMED} more" if len(unfinished) > NAMED else ""
+        notes.append(f"not finished, and left out: {', '.join(unfinished[:NAMED])}{more}")
+    if unchecked:
+        notes.append(f"{unchecked} of {len(results)} results carry no checksums: an older version wrote them")
+    fault = _read_settings(folder)[1]
+    return Found(tuple(results), (*notes, fault) if fault else tuple(notes))
+
+
+def _shown(tree: Any) -> Any:
+    """``tree`` with every text in it fit to be shown."""
+    if isinstance(tree, dict):
+        return {printable(key, LONGEST): _shown(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_shown(value) for value in tree]
+    return printable(tree, LONGEST) if isinstance(tree, str) else tree
+
+
+def _name(path: Path, folder: Path) -> str:
+    return printable(path.relative_to(folder), LONGEST)
 
 
 def foreign(folder: Path) -> list[str]:
@@ -110,12 +185,8 @@ def foreign(folder: Path) -> list[str]:
     They are of an earlier command with other seeds, stages or methods, whose settings may have been others too.
     """
     known = places(read_settings(folder))
-    found = [_place(path) for path in sorted(folder.glob(f"seed*/*/{RESULT}"))]
-    return [place for place in found if known is not None and place not in known]
-
-
-def _place(result: Path) -> str:
-    return f"{result.parent.parent.name}/{result.parent.name}"
+    finished = [job for job in jobs.job_folders(folder) if (job / RESULT).exists()]
+    return [_name(job, folder) for job in finished if known is not None and _name(job, folder) not in known]
 
 
 def _rank(method: str, methods: Sequence[str], row: Row) -> tuple[int, str]:
@@ -126,21 +197,47 @@ def _rank(method: str, methods: Sequence[str], row: Row) -> tuple[int, str]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The configuration that the run left in its folder; empty if there is none that can be read."""
+    """The configuration that the run left in its folder; empty if there is none, or it is damaged."""
+    return _read_settings(folder)[0]
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The configuration, and what is wrong with it if anything is."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return {}, None
     try:
-        settings = safe_yaml.read(folder / "config.yaml")
-    except ConfigError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
+        settings = safe_yaml.load(read_sealed_text(path), printable(path, LONGEST))
+    except (DamagedError, ConfigError) as error:
+        return {}, f"{error}; what rests on it is left out"
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(key, empty), type(empty)) for key, empty in SHAPE.items()
+    ):
+        return {}, f"{printable(path, LONGEST)} is damaged: it is no configuration; what rests on it is left out"
+    return _shown(settings), None
 
 
 def read_curves(folder: Path, row: Row) -> list[dict[int, float]]:
-    """Top-1 on the test set in percent by epoch, of each seed that wrote its ``summary.csv``."""
+    """Top-1 on the test set in percent by epoch, of each seed that wrote its ``summary.csv``, and has it still."""
     curves = []
     for result in row.results:
-        path = folder / f"seed{result['seed']}" / row.name / "summary.csv"
-        if path.is_file():
-            with path.open(newline="") as file:
-                lines = list(csv.DictReader(file))
-            curves.append({int(line["epoch"]): float(line["test_top1"]) for line in lines if line.get("test_top1")})
+        job = folder / f"seed{result['seed']}" / row.name
+        if "summary.csv" not in jobs.faults(job, {FILES: _only(result, "summary.csv")}):
+            curves.append(_read_curve(job))
     return [curve for curve in curves if curve]
+
+
+def _only(result: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in result.get(FILES, {}).items() if key == name}
+
+
+def _read_curve(job: Path) -> dict[int, float] | None:
+    """Top-1 by epoch; empty where nothing was written, None where it can't be read."""
+    path = job / "summary.csv"
+    if not path.exists():
+        return {}
+    try:
+        lines = list(csv.DictReader(read_regular(path).decode().splitlines()))
+        return {int(line["epoch"]): float(line["test_top1"]) for line in lines if line.get("test_top1")}
+    except (DamagedError, ValueError, KeyError, TypeError, csv.Error):
+        return None

@@ -26,6 +26,7 @@ from sftn_fast.report.results import (
 )
 from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
 from sftn_fast.report.terminal import Cells, grid, printable
+from sftn_fast.text import for_markdown
 
 
 def markdown(cells: Cells) -> str:
@@ -34,8 +35,8 @@ def markdown(cells: Cells) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return ``text`` on one line, without a tag that a Markdown viewer would take for HTML."""
-    return printable(text).replace("<", "&lt;")
+    """Return ``text`` on one line, without what a Markdown viewer would take for HTML, a link or a picture."""
+    return for_markdown(printable(text))
 
 
 def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cells:

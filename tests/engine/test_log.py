@@ -122,13 +122,49 @@ def test_a_terminal_that_goes_away_ends_the_bar_only(clock):
         assert not bar.active
 
 
-@pytest.mark.parametrize(("offset", "left"), [(0, 0), (10, 10), (10**9, None)])
+@pytest.mark.parametrize(("offset", "left"), [(0, 0), (10, 10)])
 def test_what_a_checkpoint_does_not_know_of_goes(tmp_path, offset, left):
     with RunLog(tmp_path, epochs=2) as log:
         log.train(RECORD)
-        size = log.offset
     with RunLog(tmp_path, epochs=2, offset=offset) as log:
-        assert log.offset == (size if left is None else left)
+        assert log.offset == left
+
+
+def test_a_log_that_was_cut_short_says_so(tmp_path, caplog):
+    with RunLog(tmp_path, epochs=2) as log:
+        log.train(RECORD)
+        log.train(RECORD)
+        size = log.offset
+    os.truncate(tmp_path / "metrics.jsonl", size - 10)
+    with RunLog(tmp_path, epochs=2, offset=size) as log:
+        log.train(RECORD)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["train", "cut", "train"]
+    assert lines[1] == {"kind": "cut", "bytes": size - 10, "expected": size}
+    assert "metrics.jsonl was cut short" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder"])
+def test_a_log_is_not_written_elsewhere(tmp_path, caplog, kind):
+    other, path = tmp_path / "other", tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    if kind != "dangling link":
+        other.write_text("precious\n")
+    match kind:
+        case "second name":
+            path.hardlink_to(other)
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case _:
+            path.symlink_to(other)
+    with RunLog(path.parent, epochs=2, offset=9) as log:
+        log.train(RECORD)
+        assert log.offset > 9  # a later resume cuts nothing that was there
+    assert ("precious\n" if other.exists() else "") == (other.read_text() if other.exists() else "")
+    assert other.exists() == (kind != "dangling link")
+    assert ("metrics can't be written" in caplog.text) == (kind != "second name")
 
 
 def test_a_quiet_log_writes_nothing(tmp_path, capsys):

@@ -7,6 +7,7 @@ import csv
 import json
 import random
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftn_fast.engine import CheckpointError, FingerprintMismatch, FolderError, Interrupted
+from sftn_fast.engine import CheckpointError, CheckpointStore, FingerprintMismatch, FolderError, Interrupted
 
 from .faults import flip_bit, largest_file
 from .stubs import Batch, Data, StoppingLoader, TrainLoader, make_task, run_fit, without_timing
@@ -221,3 +222,103 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint(tmp_p
 def test_a_signal_on_a_full_disk_does_not_claim_a_good_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="can't be written"), largest_file(8_000):
         run_fit(tmp_path, data=stopping(3, signal.SIGINT))
+
+
+def without(*path: str):
+    def change(state: dict) -> None:
+        *inner, last = path
+        for key in inner:
+            state = state[key]
+        del state[last]
+
+    return change
+
+
+def with_value(value, *path):
+    def change(state: dict) -> None:
+        *inner, last = path
+        for key in inner:
+            state = state[key]
+        state[last] = value(state[last]) if callable(value) else value
+
+    return change
+
+
+WRONG = {
+    **{f"no {part}": without(part) for part in ("task", "optimizer", "rng", "meter", "position", "history")},
+    **{f"no {part}": without(part) for part in ("fingerprint", "scaler", "stopwatch", "log_offsets")},
+    **{
+        f"{part} of another type": with_value("text", part)
+        for part in ("fingerprint", "task", "optimizer", "scaler", "rng", "meter", "stopwatch", "position", "history")
+    },
+    "a weight less": without("task", "model.0.weight"),
+    "a weight more": with_value(torch.zeros(1), "task", "model.9.weight"),
+    "a weight of another shape": with_value(lambda weight: weight[:1], "task", "model.0.weight"),
+    "a weight of another dtype": with_value(lambda weight: weight.double(), "task", "model.0.weight"),
+    "a weight that is no tensor": with_value(5, "task", "model.0.weight"),
+    "momentum of another shape": with_value(torch.zeros(1), "optimizer", "state", 0, "momentum_buffer"),
+    "momentum of no parameter": with_value({"momentum_buffer": torch.zeros(1)}, "optimizer", "state", 99),
+    "parameters less": with_value(lambda groups: [], "optimizer", "param_groups"),
+    "no numbers where it stood": with_value(["one", None, 2.5], "position"),
+    "an epoch that has no history": with_value([7, 0, 70], "position"),
+    "a history of texts": with_value(["a"], "history"),
+    "random numbers of too few ranks": with_value(lambda ranks: [], "rng"),
+    "no state of a generator": with_value(torch.zeros(3, dtype=torch.uint8), "rng", 0, "torch"),
+    "a number as a stopwatch": with_value(3, "stopwatch", "run"),
+}
+
+
+def change_newest(folder: Path, change) -> Path:
+    """Change what the newest checkpoint holds, its checksum made to fit; returns its folder."""
+    newest = max((folder / "checkpoints").glob("step_*"))
+    state = torch.load(newest / "state.pt", weights_only=True)
+    change(state)
+    store = CheckpointStore(folder / "elsewhere")
+    path = store.save(1, state)
+    for name in ("state.pt", "manifest.json"):
+        (path / name).replace(newest / name)
+    return newest
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two epochs") / "run"
+    run_fit(folder, engine={"threads": 1})
+    return folder
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_valid_checkpoint_of_wrong_content_is_refused_by_name_for_the_one_before(
+    tmp_path, two_epochs, change, caplog, monkeypatch
+):
+    folder = Path(shutil.copytree(two_epochs, tmp_path / "run"))
+    before = torch.load(min((folder / "checkpoints").glob("step_*")) / "state.pt", weights_only=True)["task"]
+    newest = change_newest(folder, change)
+    task = make_task()
+    monkeypatch.setattr("sftn_fast.engine.loop._train", lambda *_: None)  # only where it would go on from matters
+    assert run_fit(folder, task=task, engine={"threads": 1}).resumed_from == 10
+    assert f"{newest} is refused" in caplog.text
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_no_checkpoint_of_right_content_is_one_line(tmp_path, two_epochs):
+    folder = Path(shutil.copytree(two_epochs, tmp_path / "run"))
+    newest = change_newest(folder, without("task"))
+    for path in (folder / "checkpoints").glob("step_*"):
+        if path != newest:
+            shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint is left in .*remove .* to train it from the start"):
+        run_fit(folder, engine={"threads": 1})
+
+
+def test_a_copy_beside_the_checkpoints_is_left_alone(tmp_path, two_epochs, caplog):
+    folder = Path(shutil.copytree(two_epochs, tmp_path / "run"))
+    copies = ("step_backup", "step_000000020.bak", "step_20", "step_99999999a", "step_")
+    for name in copies:
+        shutil.copytree(folder / "checkpoints" / "step_000000020", folder / "checkpoints" / name)
+    assert run_fit(folder, engine={"threads": 1}).resumed_from == 20
+    assert all(name in caplog.text for name in copies)
+    store = CheckpointStore(folder / "checkpoints")
+    assert store.steps() == [20, 10]
+    store.save(30, {"step": 30})
+    assert all((folder / "checkpoints" / name).is_dir() for name in copies)

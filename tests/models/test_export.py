@@ -53,7 +53,7 @@ def test_round_trip_gives_the_same_bits(name, tmp_path):
 
 def test_config_says_what_the_weights_are(folder):
     config = models.read_config(folder)
-    assert len(config.pop("sha256")) == 64
+    assert len(config.pop("sha256")) == len(config.pop("digest")) == 64
     assert config == {
         "format": 1,
         "sftn_fast": sftn_fast.__version__,
@@ -155,7 +155,20 @@ def test_a_truncated_file_is_noticed(folder, length):
     [
         (lambda text: text[:40], "config.json is damaged"),
         (lambda text: "", "config.json is damaged"),
-        (lambda text: "[]", "not the config.json of an exported network"),
+        (lambda text: "[]", "config.json is damaged: it holds no JSON object"),
+        (lambda text: text.replace("71.25", "72.25"), "config.json is damaged: its content does not fit the checksum"),
+    ],
+)
+def test_a_damaged_config_is_noticed(folder, change, message):
+    file = folder / CONFIG
+    file.write_text(change(file.read_text()))
+    with pytest.raises(models.WeightsError, match=message):
+        models.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         (lambda text: text.replace('"num_classes"', '"classes"'), "'num_classes' is missing or wrong"),
         (lambda text: text.replace('"format": 1', '"format": 2'), "format 2, this version reads up to 1"),
         (lambda text: text.replace('"resnet8"', '"resnet9"'), "unknown network 'resnet9'"),
@@ -165,7 +178,9 @@ def test_a_truncated_file_is_noticed(folder, length):
 )
 def test_a_wrong_config_is_noticed(folder, change, message):
     file = folder / CONFIG
-    file.write_text(change(file.read_text()))
+    config = json.loads(change(file.read_text()))
+    del config["digest"]
+    file.write_text(json.dumps(config))  # as older versions wrote it, without a checksum of its own
     with pytest.raises(ValueError, match=message):
         models.load(folder)
 
