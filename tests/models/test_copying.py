@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-from sftn_fast.models.fold import fold
 from torch import nn
 from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
