@@ -25,6 +25,8 @@ from sftn_fast.text import printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
+MANY_CLASSES = 100_000
+"""Above that the weights are asked whether they have so many, since a classifier for them takes gigabytes."""
 
 
 def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None = None) -> None:
@@ -105,7 +107,8 @@ def load(
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
     # Read before building: a damaged file costs no time, and one that claims too much no memory.
     weights = _weights_of(path, name)
-    if folder is not None and not any(num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()):
+    claims_much = folder is not None and num_classes > MANY_CLASSES
+    if claims_much and not any(num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()):
         raise WeightsError(f"{folder / CONFIG} is damaged: it says {num_classes} classes, and no tensor beside it does")
     net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
     assign(net, weights, weights_file, prefix=prefix, say=say)
