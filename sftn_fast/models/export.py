@@ -109,7 +109,7 @@ def load(
     weights = _weights_of(path, name)
     claims_much = folder is not None and num_classes > MANY_CLASSES
     if claims_much and not any(num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()):
-        raise WeightsError(f"{folder / CONFIG} is damaged: it says {num_classes} classes, and no tensor beside it does")
+        raise WeightsError(f"{CONFIG} beside {weights_file} is damaged: no tensor has its {num_classes} classes")
     net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
     assign(net, weights, weights_file, prefix=prefix, say=say)
     return net.eval()
