@@ -228,7 +228,6 @@ class StageRun:
         names = adoption.class_names(self.data)
         meta |= {"class_names": names} if names else {}
         models.save(network, self.folder, meta=meta)
-        names = self.data.class_names
         result["by_class"] = by_class.write(self.folder, counts.images, counts.right, counts.predicted, names)
         if warning := by_class.only_class(result):
             print(f"  warning: {warning}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def savable(*inputs: T) -> tuple[T, ...]:
 
 
 def _copy(x: T) -> T:
-    return x.clone() if x is not None and x.is_inference() else x
+    return cast(T, x.clone()) if x is not None and x.is_inference() else x
 
 
 def first_derivatives(
