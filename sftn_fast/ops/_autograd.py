@@ -44,7 +44,7 @@ def savable(*inputs: T) -> tuple[T, ...]:
     return inputs
 
 
-def _copy(x: T) -> T:
+def _copy(x: Any) -> Any:
     return x.clone() if x is not None and x.is_inference() else x
 
 
