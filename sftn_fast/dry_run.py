@@ -245,7 +245,8 @@ def _networks(config: Config, images: ImageData) -> Iterable[str]:
         roles |= {f"peer {number}": name for number, name in enumerate(config.collaborate.networks, start=1)}
     for role, name in roles.items():
         network = models.build(name, num_classes=images.num_classes, in_channels=images.in_channels)
-        shapes = " -> ".join("x".join(map(str, shape)) for shape in network.feature_shapes(images.image_size))
+        seen = network.probe(images.image_size).stages
+        shapes = " -> ".join("x".join(map(str, map_.shape[1:])) for map_ in seen)
         yield f"{role} {name}: {sum(p.numel() for p in network.parameters()):,} parameters, stages {shapes}"
 
 

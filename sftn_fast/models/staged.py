@@ -269,23 +269,23 @@ class StagedNet(nn.Module):
     def probe(self, image_size: int) -> Features:
         """What one square image of ``image_size`` pixels gives, in shapes alone; leaves parameters, statistics and
         random state alone.
-
-        Raises:
-            ValueError: The stem or a stage gives no map [N, C, H, W].
         """
         try:
-            seen = _pass(copy_without_data(self), image_size, torch.device("meta"))
+            return _pass(copy_without_data(self), image_size, torch.device("meta"))
         except Exception:  # a layer looks at values, as those do that learn to quantise
-            seen = _pass(copy_network(self), image_size, next(self.parameters()).device)
+            return _pass(copy_network(self), image_size, next(self.parameters()).device)
+
+    def _shapes(self, image_size: int) -> list[Shape]:
+        """Shapes of the stem's and the stages' outputs.
+
+        Raises:
+            ValueError: One of them is no map [N, C, H, W].
+        """
+        seen = self.probe(image_size)
         for number, map_ in enumerate((seen.stem, *seen.stages)):
             if map_.dim() != 4:
                 place = f"stage {number}" if number else "the stem"
                 raise ValueError(f"{place} of {self.name} gives {list(map_.shape)}, which is no map [N, C, H, W]")
-        return seen
-
-    def _shapes(self, image_size: int) -> list[Shape]:
-        """Shapes of the stem's and the stages' outputs."""
-        seen = self.probe(image_size)
         return [cast(Shape, tuple(map_.shape[1:])) for map_ in (seen.stem, *seen.stages)]
 
 

@@ -64,6 +64,12 @@ def supervised(images: ImageData) -> Task:
     return SupervisedTask(networks(images, "resnet8")[0])
 
 
+def with_an_unused_layer(images: ImageData) -> Task:
+    task = supervised(images)
+    task.model.unused = nn.Linear(3, 3)
+    return task
+
+
 def first_of(spec: str) -> Callable[[ImageData], nn.Module]:
     """What a method has trained beforehand."""
     return lambda images: distilled(spec)(images).distiller.initialisations()[0][1].task
@@ -75,6 +81,7 @@ TASKS: dict[str, Callable[[ImageData], nn.Module]] = {name: distilled(spec) for 
 TASKS |= {"two teachers": distilled("kd,rkd", "resnet14", "resnet20")}
 TASKS |= {f"before {name}": first_of(name) for name in ("ab", "ft", "fsp", "sskd")}
 TASKS |= {"sftn": student_aware, "dml": collaborating("dml"), "kdcl": collaborating("kdcl"), "supervised": supervised}
+TASKS |= {"unused": with_an_unused_layer, "relaxed": distilled("crd:negatives=6:mode=relax")}
 
 
 def train(
@@ -133,6 +140,8 @@ def check_like_eager(build: Callable[[ImageData], nn.Module], device: str, **opt
 @on_each
 @pytest.mark.parametrize("name", TASKS)
 def test_replays_train_as_steps_without_a_graph_do(name, device):
+    if name == "kdsvd" and device != "cpu":
+        pytest.skip("a singular value decomposition waits for the host, which no graph can")
     check_like_eager(TASKS[name], device)
 
 

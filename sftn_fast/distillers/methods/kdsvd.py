@@ -18,8 +18,8 @@ from sftn_fast.nn import KDSVDLoss
 class KDSVD(PairedMethod):
     """:class:`sftn_fast.nn.KDSVDLoss`, summed over neighbouring pairs of stages.
 
-    Both networks need the same channels at every stage. The decomposition of each map takes more time than the
-    networks do; on a GPU most of a step.
+    Both networks need the same channels at every stage. PyTorch's singular value decomposition waits for a GPU, so that
+    such a step can't be recorded as a CUDA graph, and runs without.
 
     Source: Lee et al., "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018, in
     RepDistiller's form, which names no weight: 1 here.
