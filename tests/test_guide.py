@@ -100,7 +100,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "build", small_images)
     monkeypatch.setattr(shares.ShuffledShares, "__len__", lambda self: min(1, length(self)))
     # Processes that verify starts would import torch, each for seconds.
-    monkeypatch.setattr(verify, "_faults", lambda paths, workers: map(verify.find_fault, map(str, paths)))
+    monkeypatch.setattr(verify, "_faults", lambda paths, workers, white: map(verify.find_fault, map(str, paths)))
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_ctrl_c_is_answered_by_one_process(tmp_path, monkeypatch):
 
 
 def test_a_list_that_can_not_be_written_is_explained(tmp_path):
-    (tmp_path / "skip.txt").mkdir()
+    (tmp_path / "skip.txt" / "held").mkdir(parents=True)  # an empty folder would give way
     with pytest.raises(ConfigError, match=r"skip.txt can't be written"):
         module.write_skip_list(tmp_path, {tmp_path / "a.png": "empty"})
 
