@@ -55,8 +55,24 @@ def _difference(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> 
 
 
 def _leading(maps: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of maps as ``[H * W, C]``."""
-    # A vector's derivative divides by differences of squared singular values, of which float32 keeps few digits.
-    _, values, vectors = torch.linalg.svd(maps.double().flatten(2).transpose(1, 2), full_matrices=False)
-    values, vectors = (torch.where(x.isfinite(), x, 0) for x in (values, vectors.transpose(1, 2)))
-    return F.normalize(values[:, :n]), F.normalize(vectors[..., :n], dim=1)
+    """The ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of maps as ``[H * W, C]``.
+
+    The values are constants. A vector ``v_i`` of ``A`` is an eigenvector of ``M = A^T A``, and has the derivative
+    ``sum_j v_j (v_j . dM v_i) / (s_i^2 - s_j^2)`` over all other eigenvectors. PyTorch's own also divides the vanishing
+    values' differences by each other, and is NaN where a map has several, as after a ReLU.
+    """
+    # In float64: of the differences of squared singular values float32 keeps few digits.
+    a = maps.double().flatten(2).transpose(1, 2)
+    with torch.no_grad():
+        _, values, vectors = torch.linalg.svd(a, full_matrices=False)
+        vectors = vectors.transpose(1, 2)  # [N, C, r]
+        first, squares = vectors[..., :n], values.square()
+        gaps = squares[:, None, :n] - squares[:, :, None]  # [N, r, n]
+        least = torch.finfo(a.dtype).eps * squares[:, :1, None]
+        inverse = torch.where(gaps.abs() > least, 1 / gaps, 0)
+        outside = torch.where(squares[:, None, :n] > least, 1 / squares[:, None, :n], 0)
+    change = a.transpose(1, 2) @ (a @ first)
+    change = change - change.detach()  # 0, with the gradient of M v_i
+    along = vectors.transpose(1, 2) @ change
+    moved = first + vectors @ (inverse * along) + outside * (change - vectors @ along)
+    return F.normalize(values[:, :n]), F.normalize(moved, dim=1)

@@ -149,3 +149,18 @@ def test_kdsvd_is_float32_under_autocast():
     (wide,) = KDSVDLoss()([x.detach().double() for x in student], [x.bfloat16().double() for x in teacher])
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(wide.item(), rel=1e-6)
     assert all(x.grad.isfinite().all() and x.grad.abs().sum() > 0 for x in student)
+
+
+def test_kdsvds_gradient():
+    """Of maps of full rank that of the definition; of maps with dead pixels and channels none is NaN."""
+    generator = torch.Generator().manual_seed(2)
+    for shape in ((2, 3, 2, 3), (2, 5, 2, 2)):  # more pixels than channels, and the other way
+        maps = [torch.randn(shape, generator=generator).double().requires_grad_() for _ in range(2)]
+        teacher = [torch.randn(shape, generator=generator).double() for _ in range(2)]
+        assert torch.autograd.gradcheck(lambda *x, teacher=teacher: KDSVDLoss(1)(x, teacher)[0], maps)
+    dead = [torch.zeros(2, 6, 4, 4, requires_grad=True), torch.randn(2, 6, 4, 4, generator=generator)]
+    dead[1][:, 3:], dead[1][:, :, 1:] = 0, 0
+    dead[1].requires_grad_()
+    (loss,) = KDSVDLoss(2)(dead, [torch.randn(2, 6, 4, 4, generator=generator) for _ in range(2)])
+    loss.backward()
+    assert loss.isfinite() and all(x.grad.isfinite().all() for x in dead)
