@@ -1,8 +1,8 @@
 """README and the guide, followed as they stand: every command and snippet, one after the other, in one folder.
 
 What is shortened is not in the commands but in the machinery below them, so that a run checks, records and compares
-what the command says: data sets are small stand-ins, images are 8 to 27 pixels, a training takes one step, and of the
-three seeds of a recipe the first is trained; the first run alone draws its pictures. A page's
+what the command says: data sets are small stand-ins, images are 8 to 27 pixels, a training takes one step, and of
+several seeds the first is trained, but for two that share runs/demo; the first run alone draws its pictures. A page's
 snippets share their names, as in one Python session; runs share the working folder, as in one checkout. A command that
 changes what an earlier one has finished fails here, and so does one that is refused because of it.
 """
@@ -29,6 +29,7 @@ from pages import Block
 from sftn_fast import cli, data, engine, models, ops, report
 from sftn_fast.data import shares, source, verify
 from sftn_fast.data.source import Images, Source
+from sftn_fast.distillers import registry
 from sftn_fast.worker import Worker
 
 NOT_RUN = {
@@ -69,7 +70,7 @@ def checkout(tmp_path, monkeypatch, forgotten_plugins):
 
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training takes one step, an image at most 27 pixels; of three seeds the first is trained."""
+    """A training takes one step, an image at most 27 pixels; of several seeds the first is trained."""
     fit, build, length, run, draw = engine.fit, data.build, shares.ShuffledShares.__len__, Worker.run, report._draw
 
     def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
@@ -89,8 +90,8 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
         return build(dataclasses.replace(config, image_size=size), **others)
 
     def first_seed(worker: Worker, stage: Any) -> None:
-        seeds = worker.config.seeds
-        if len(seeds) < 3 or stage.seed == seeds[0]:
+        seeds, both = worker.config.seeds, worker.root.name == "demo" and len(worker.config.seeds) == 2
+        if both or stage.seed == seeds[0]:
             run(worker, stage)
 
     monkeypatch.setattr(Worker, "run", first_seed)
@@ -168,6 +169,7 @@ def reason_not_to_run(command: str) -> str | None:
 
 def run_command(block: Block, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command, comments=True)
+    forget_plugins()
     assert words[:2] == ["python", "-m"] and words[2].split(".")[0] == "sftn_fast", f"{block.place}: {command}"
     # main() and not runpy, which would run a copy of the module, without the shortened machinery.
     with monkeypatch.context() as patch:
@@ -179,9 +181,28 @@ def run_command(block: Block, command: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert not code, f"{block.place}: exit code {code} of {command}"
 
 
+def forget_plugins() -> None:
+    """What a plugin registers belongs to its process; every command and every session of a reader is one."""
+    theirs = [name for name, factory in models.registry._factories.items() if is_foreign(factory)]
+    for name in theirs:
+        del models.registry._factories[name]
+    for name, method in list(registry._methods.items()):
+        if is_foreign(method):
+            del registry._methods[name]
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(Path.cwd())):
+            del sys.modules[name]
+
+
+def is_foreign(registered: Any) -> bool:
+    module = getattr(getattr(registered, "func", registered), "__module__", "")
+    return not module.startswith("sftn_fast.")
+
+
 def run_snippet(block: Block, session: dict[str, Any]) -> None:
     lacking = [name for name in MISSING_PACKAGES if imports(block.text, name) and not importlib.util.find_spec(name)]
     if not lacking:
+        forget_plugins()
         with ops.backend("auto"):
             exec(compile("\n" * block.line + block.text, block.page, "exec"), session)
 
