@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LONGEST = 120
 """Characters of a name that are shown."""
 LONGEST_MESSAGE = 4000
 """Characters of an error that are shown."""
 
 
-def printable(text: object, longest: int = LONGEST) -> str:
-    """Return ``text`` in one line: control characters escaped as in Python, the middle left out where it is long.
+def escape(text: object) -> str:
+    """Return ``text`` in one line: control characters and bytes of a file's name that are no UTF-8 as in Python.
 
-    A terminal would obey control characters. Bytes of a file's name that are no UTF-8 are escaped too.
+    A terminal would obey control characters.
     """
+    return "".join(map(_escaped, str(text)))
+
+
+def printable(text: object, longest: int = LONGEST) -> str:
+    """Return ``text`` as :func:`escape` does, the middle left out where it is long."""
     shown = str(text)
     if len(shown) > longest:
         half = (longest - 3) // 2
         shown = f"{shown[:half]}...{shown[-half:]}"
-    return "".join(map(_escaped, shown))
+    return escape(shown)
+
+
+def listed(names: Sequence[object], separator: str = ", ", *, shown: int = 3) -> str:
+    """Return the first few of ``names``, and how many there are besides."""
+    more = f"{separator.rstrip()} and {len(names) - shown} more" if len(names) > shown else ""
+    return separator.join(printable(name) for name in names[:shown]) + more.replace(",", "")
 
 
 def printable_lines(text: object) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sftn_fast.data.left_out import listing
-from sftn_fast.data.notices import printable, say
+from sftn_fast.data.notices import say
+from sftn_fast.text import escape
 
 EACH = 12  # classes that are listed with the images of each
 UNBALANCED = 10  # times as many images in one class as in another
@@ -26,13 +27,13 @@ def say_classes(name: str, root: Path, classes: list[str], train: list[int], tes
     counts = {
         split: np.bincount(labels, minlength=len(classes)) for split, labels in (("train", train), ("test", test))
     }
-    say(_describe(f"{name} in {printable(str(root))}", classes, counts["train"], counts["test"]), sys.stdout)
+    say(_describe(f"{name} in {escape(root)}", classes, counts["train"], counts["test"]), sys.stdout)
     for split, found in counts.items():
         most, fewest = int(found.argmax()), int(found.argmin())
         if found[most] >= UNBALANCED * found[fewest]:
             say(
-                f"warning: of the {split} images {found[most]:,} are of class {printable(classes[most])} and "
-                f"{found[fewest]:,} of {printable(classes[fewest])}; what is rare is learned badly, and accuracy "
+                f"warning: of the {split} images {found[most]:,} are of class {escape(classes[most])} and "
+                f"{found[fewest]:,} of {escape(classes[fewest])}; what is rare is learned badly, and accuracy "
                 "hardly shows it"
             )
 
@@ -40,7 +41,7 @@ def say_classes(name: str, root: Path, classes: list[str], train: list[int], tes
 def _describe(which: str, classes: list[str], train: np.ndarray, test: np.ndarray) -> str:
     head = f"{which}: {len(classes):,} classes, {train.sum():,} + {test.sum():,} images to train and to test on"
     if len(classes) <= EACH:
-        each = (f"{printable(c)} {a:,} + {b:,}" for c, a, b in zip(classes, train, test, strict=True))
+        each = (f"{escape(c)} {a:,} + {b:,}" for c, a, b in zip(classes, train, test, strict=True))
         return f"{head}: {', '.join(each)}"
     return f"{head}, {_range(train)} + {_range(test)} a class: {listing(classes)}"
 

@@ -23,11 +23,11 @@ from sftn_fast.config import ConfigError
 from sftn_fast.data import machine
 from sftn_fast.data.bounds import BoundsError, check_file, check_header
 from sftn_fast.data.depth import DepthError, check_colours, read_depth, to_8_bits
-from sftn_fast.data.notices import printable
 from sftn_fast.data.orientation import UPRIGHT, orientation
 from sftn_fast.data.progress import Progress
 from sftn_fast.data.regular import MAX_BYTES, open_regular
 from sftn_fast.data.skip_list import SKIP_LIST
+from sftn_fast.text import escape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,7 +88,7 @@ def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
         raise DecodeError(f"no image of a known format: {', '.join(_formats())}") from error
     # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error.
     except Exception as error:
-        raise DecodeError(f"{type(error).__name__}: {printable(str(error))}") from error
+        raise DecodeError(f"{type(error).__name__}: {escape(error)}") from error
 
 
 def decode(file: str | Path | BinaryIO, white: float | None = None) -> Image:
@@ -128,7 +128,7 @@ def _turns() -> tuple[Any, ...]:
 def undecodable(path: str | Path, root: Path, reason: object) -> ConfigError:
     """The error for a file of the data set in ``root`` that can't be decoded."""
     return ConfigError(
-        f"{printable(str(path))} can't be decoded ({reason}); repair or remove it, or run "
+        f"{escape(path)} can't be decoded ({reason}); repair or remove it, or run "
         f"python -m sftn_fast.data.verify {root}, which lists all such files in {root / SKIP_LIST}, and "
         "they are left out"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sftn_fast.config import ConfigError
 from sftn_fast.data.left_out import LeftOut, is_image_name, is_system_folder, listing
-from sftn_fast.data.notices import printable
 from sftn_fast.data.skip_list import SKIP_LIST, SkipList
+from sftn_fast.text import escape
 
 MAX_DEPTH = 100  # folders within each other
 MAX_WAYS = 100  # to one folder by links, which may be nested to millions
@@ -164,5 +164,5 @@ def _unreadable(folder: Path, error: OSError) -> ConfigError:
 
 def _shown(path: str) -> str:
     """``path`` for a message, its middle left out where it is long."""
-    text = printable(path)
+    text = escape(path)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from sftn_fast.data.notices import printable, say
+from sftn_fast.data.notices import say
+from sftn_fast.text import escape
 
 # Image files by their names: every ending that Pillow has for the formats of decode.FORMATS.
 ENDINGS = {
@@ -24,7 +25,7 @@ NAMED = 5  # names that a line lists before it only counts
 def listing(names: list[str]) -> str:
     """The first few of ``names``, and how many more there are."""
     more = len(names) - NAMED
-    return ", ".join(printable(name) for name in names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(escape(name) for name in names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_image_name(name: str) -> bool:
@@ -81,7 +82,7 @@ class LeftOut:
         """Say what was left out below ``root``, if anything."""
         line = self.describe()
         if line:
-            say(f"{printable(str(root))}: {line}")
+            say(f"{escape(root)}: {line}")
 
 
 def _count(number: int, what: str) -> str:

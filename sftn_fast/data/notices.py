@@ -22,8 +22,3 @@ def mute() -> None:
     """Leave it to the process that started this one to say what there is to say."""
     global _muted
     _muted = True
-
-
-def printable(text: str) -> str:
-    """``text`` for one line of a terminal: control characters and bytes that are no UTF-8 are spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

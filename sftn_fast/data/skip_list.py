@@ -15,8 +15,9 @@ from pathlib import Path
 
 from sftn_fast.config import ConfigError
 from sftn_fast.data.left_out import listing
-from sftn_fast.data.notices import printable, say
+from sftn_fast.data.notices import say
 from sftn_fast.data.regular import open_regular
+from sftn_fast.text import escape
 
 SKIP_LIST = "skip.txt"
 MAX_BYTES = 2**30  # of the list
@@ -45,7 +46,7 @@ class SkipList:
         """Say how many images were left out, since a data set should not shrink in silence, and what was not found."""
         if not self.listed:
             return
-        file = printable(str(self.root / SKIP_LIST))
+        file = escape(str(self.root / SKIP_LIST))
         say(f"images left out because {file} lists them: {len(self.matched)}")
         # An image of a split that is not used, or repaired and renamed since, is none of this data set's.
         lost = [path for path in self.listed - self.matched if not path.is_file() and not path.is_symlink()]
@@ -69,7 +70,7 @@ def read_skip_list(root: Path) -> set[Path]:
         with open_regular(file, MAX_BYTES) as opened:
             text = _decoded(opened.read())
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{printable(str(file))} can't be read ({error})") from error
+        raise ConfigError(f"{escape(file)} can't be read ({error})") from error
     # Not splitlines(), which also parts names at what Unicode takes for the end of a line.
     names = (_name(line) for line in text.split("\n"))
     return {root / name for name in names if name}

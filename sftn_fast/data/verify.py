@@ -26,9 +26,9 @@ from sftn_fast.data import children, machine
 from sftn_fast.data.decode import find_fault, pillow
 from sftn_fast.data.folders import image_files
 from sftn_fast.data.left_out import LeftOut
-from sftn_fast.data.notices import printable
 from sftn_fast.data.progress import Progress
 from sftn_fast.data.skip_list import SKIP_LIST, write_names
+from sftn_fast.text import escape
 
 CHUNK = 32  # files that a process takes at a time
 
@@ -55,7 +55,7 @@ def verify(root: Path, *, workers: int, white: float | None = None) -> tuple[int
     for done, (path, fault) in enumerate(zip(paths, _faults(paths, workers, white), strict=True), start=1):
         if fault is not None:
             faults[path] = fault
-            print(printable(f"{path.relative_to(root)}: {fault}"), flush=True)
+            print(escape(f"{path.relative_to(root)}: {fault}"), flush=True)
         progress.update(done)
     return len(paths), faults
 

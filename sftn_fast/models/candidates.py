@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError
-from sftn_fast.models.words import listed, plain
+from sftn_fast.text import escape, listed, printable
 
 COUNTER = "num_batches_tracked"
 PASSED_OVER = (COUNTER, "total_ops", "total_params", "n_averaged")
@@ -75,7 +75,7 @@ def find_candidates(
     if not sources:
         stranger = next((key for key, value in payload.items() if not isinstance(value, Mapping)), None)
         such = "" if stranger is None else f", such as {stranger!r}"
-        raise WeightsError(f"{plain(path)} holds no weights by name: it holds other things than weights by name{such}")
+        raise WeightsError(f"{escape(path)} holds no weights by name: it holds other things than weights by name{such}")
     needed = sum(name.rpartition(".")[2] != COUNTER for name in own)
     found = []
     for source in sources:
@@ -83,7 +83,7 @@ def find_candidates(
             if prefix is None or prefix.rstrip(".") in (before.rstrip("."), f"{source.key}.{before}".strip(".")):
                 found.append(_candidate(source, before, net, own, payload))
     if not found:
-        raise WeightsError(f"{plain(path)} holds no weights behind {prefix!r}, but {listed(list(sources[0].tensors))}")
+        raise WeightsError(f"{escape(path)} holds no weights behind {prefix!r}, but {listed(list(sources[0].tensors))}")
     return sorted(found, key=lambda each: (-each.matches, len(each.label)))
 
 
@@ -99,16 +99,16 @@ def prefer(fitting: Sequence[Candidate], path: str | Path) -> Candidate | None:
         if not any(_same(each, other) for other in different):
             different.append(each)
     if len(different) > 1:
-        labels = [repr(plain(each.label)) for each in different]
+        labels = [repr(printable(each.label)) for each in different]
         raise WeightsError(
-            f"{plain(path)} holds {len(different)} networks that fit, {' and '.join(labels[:4])}: save the one that is "
-            f"meant by itself, or name it, as load_weights(..., prefix={labels[0]})"
+            f"{escape(path)} holds {len(different)} networks that fit, {' and '.join(labels[:4])}: save the one that "
+            f"is meant by itself, or name it, as load_weights(..., prefix={labels[0]})"
         )
     if not different:
         return None
     (chosen,) = different
     if averaged and len(averaged) < len(fitting):
-        chosen.remarks.insert(0, f"the averaged weights, {plain(chosen.label)!r}, are taken")
+        chosen.remarks.insert(0, f"the averaged weights, {printable(chosen.label)!r}, are taken")
     return chosen
 
 
@@ -161,7 +161,9 @@ def _candidate(
     left_out = _counted(other.rpartition(".")[2] for other, left in zip(theirs, harmless, strict=True) if left)
     depth = max(1, before.count("."))
     left_out += _counted(".".join(name.split(".")[:depth]) for name in source.tensors if not name.startswith(before))
-    left_out += [plain(name) for name in payload if name not in source.tensors and name != source.key.partition(".")[0]]
+    left_out += [
+        printable(name) for name in payload if name not in source.tensors and name != source.key.partition(".")[0]
+    ]
     remarks = [f"the prefix {before!r} is taken off"] if before else []
     if left_out:
         remarks.append(f"passed over: {', '.join(left_out[:12])}{' ...' if len(left_out) > 12 else ''}")
@@ -173,7 +175,7 @@ def _candidate(
 
 def _counted(names: Iterable[str]) -> list[str]:
     """Each of ``names`` once, with how many tensors it stands for where they are several."""
-    return [plain(name) if n == 1 else f"{plain(name)} ({n} tensors)" for name, n in Counter(names).items()]
+    return [printable(name) if n == 1 else f"{printable(name)} ({n} tensors)" for name, n in Counter(names).items()]
 
 
 def _own_names(names: Sequence[str], net: nn.Module, own: Mapping[str, Tensor]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sftn_fast.models.staged import StagedNet
-from sftn_fast.models.words import plain
+from sftn_fast.text import printable
 
 Factory = Callable[..., StagedNet]
 F = TypeVar("F", bound=Factory)
@@ -71,11 +71,11 @@ def require_counts(*, num_classes: int, in_channels: int) -> None:
         ("in_channels", in_channels, MAX_CHANNELS),
     ):
         if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{argument} must be a whole number, got {plain(repr(value), width=20)}")
+            raise TypeError(f"{argument} must be a whole number, got {printable(repr(value), 20)}")
         if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {plain(value, width=20)}")
+            raise ValueError(f"{argument} must be at least 1, got {printable(value, 20)}")
         if value > largest:
-            raise ValueError(f"{argument} must be at most {largest}, got {plain(value, width=20)}")
+            raise ValueError(f"{argument} must be at most {largest}, got {printable(value, 20)}")
 
 
 def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 40) -> str:
@@ -86,4 +86,4 @@ def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 40) -> 
     near = [other for match in difflib.get_close_matches(name.lower(), folded, n=3) for other in folded[match]]
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     more = f" and {len(known) - shown} more" if len(known) > shown else ""
-    return f"unknown {kind} {plain(repr(name), width=80)}{hint}; known are {', '.join(known[:shown])}{more}"
+    return f"unknown {kind} {printable(repr(name), 80)}{hint}; known are {', '.join(known[:shown])}{more}"

@@ -14,7 +14,7 @@ from sftn_fast.models.candidates import COUNTER, Candidate, find_candidates, pre
 from sftn_fast.models.registry import names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, safetensors
-from sftn_fast.models.words import listed, plain
+from sftn_fast.text import escape, listed, printable
 
 __all__ = ["Say", "WeightsError", "assign", "safetensors"]
 
@@ -65,7 +65,7 @@ def assign(
     net.load_state_dict(values, strict=False)
     remarks = [*chosen.remarks, *remarks]
     if remarks:
-        (say or logger.warning)(f"{plain(path)}: {'; '.join(remarks)}")
+        (say or logger.warning)(f"{escape(path)}: {'; '.join(remarks)}")
 
 
 def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | None = None) -> list[str]:
@@ -84,12 +84,12 @@ def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | Non
     ]
     kinds = [
         [
-            f"{plain(name)}: {_shape(found.tensors[name])} in the file, {_shape(own[name])} in the network"
+            f"{printable(name)}: {_shape(found.tensors[name])} in the file, {_shape(own[name])} in the network"
             for name in other
         ],
-        [f"{plain(name)}: {_shape(own[name])} in the network, not in the file" for name in lacking],
+        [f"{printable(name)}: {_shape(own[name])} in the network, not in the file" for name in lacking],
         [
-            f"{plain(found.named(name))}: {_shape(found.tensors[name])} in the file, not in the network"
+            f"{printable(found.named(name))}: {_shape(found.tensors[name])} in the file, not in the network"
             for name in extra
         ],
     ]
@@ -110,8 +110,8 @@ def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, pat
     twins = [other for other in names() if other != name and other.lower() == name.lower()]
     what += "".join(f" ({twin} is another network)" for twin in twins)
     lines = "".join(f"\n  {line}" for line in _differences(own, nearest))
-    under = f"under {plain(nearest.key)!r} " if nearest.key else ""
-    return f"{plain(path)} does not fit {what}; the file has {under}{listed(nearest.theirs)}:{lines}"
+    under = f"under {printable(nearest.key)!r} " if nearest.key else ""
+    return f"{escape(path)} does not fit {what}; the file has {under}{listed(nearest.theirs)}:{lines}"
 
 
 def _values(own: Mapping[str, Tensor], found: Candidate, path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -128,12 +128,12 @@ def _values(own: Mapping[str, Tensor], found: Candidate, path: str | Path) -> tu
         elif given is not None and _same_shape(name, given, tensor):
             fault = find_fault(name, given, tensor.dtype)
             if fault:
-                faults.append(f"{plain(found.named(name))} {fault}")
+                faults.append(f"{printable(found.named(name))} {fault}")
             elif given.dtype != tensor.dtype:
                 converted.add(f"{_dtype(given)} weights are held as {_dtype(tensor)}")
             values[name] = given
     if faults:
-        raise WeightsError(f"{plain(path)} holds what can't be weights, so nothing was loaded: {listed(faults, '; ')}")
+        raise WeightsError(f"{escape(path)} holds what can't be weights, so nothing was loaded: {listed(faults, '; ')}")
     remarks = sorted(converted)
     if missing:
         remarks.append(f"{len(missing)} counters {COUNTER}, which the file lacks, are 0")

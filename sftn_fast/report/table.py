@@ -25,8 +25,8 @@ from sftn_fast.report.results import (
     method_in,
 )
 from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
-from sftn_fast.report.terminal import Cells, grid, printable
-from sftn_fast.text import for_markdown
+from sftn_fast.report.terminal import Cells, grid
+from sftn_fast.text import escape, for_markdown
 
 
 def markdown(cells: Cells) -> str:
@@ -36,7 +36,7 @@ def markdown(cells: Cells) -> str:
 
 def markdown_text(text: str) -> str:
     """Return ``text`` on one line, without what a Markdown viewer would take for HTML, a link or a picture."""
-    return for_markdown(printable(text))
+    return for_markdown(escape(text))
 
 
 def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cells:

@@ -6,6 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
+from sftn_fast.text import escape
+
 Cells = list[list[str]]
 """A table: the headings, then a line for each row."""
 
@@ -31,7 +33,7 @@ def text_table(cells: Cells, width: int | None) -> str:
     A table that is wider is cut between its columns, and every part starts with the first column. Cells that are still
     too wide lose their end. ``width`` None leaves the table whole.
     """
-    cells = [[printable(cell) for cell in line] for line in cells]
+    cells = [[escape(cell) for cell in line] for line in cells]
     if width is None or _width(cells) <= width:
         return grid(cells)
     longest = max(8, (width - 7) // 2)
@@ -46,13 +48,8 @@ def text_table(cells: Cells, width: int | None) -> str:
 
 def bullets(sentences: Sequence[str], width: int | None) -> str:
     """Return the sentences as a list, broken between words at ``width``."""
-    lines = [f"- {printable(sentence)}" for sentence in sentences]
+    lines = [f"- {escape(sentence)}" for sentence in sentences]
     return "\n".join(lines if width is None else (_filled(line, width) for line in lines))
-
-
-def printable(text: str) -> str:
-    """Return ``text`` without what would move the cursor or recolour the terminal, on one line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _filled(line: str, width: int) -> str:
