@@ -110,10 +110,12 @@ def test_no_key_of_mdistiller_is_missing():
         assert f"`{key}`" in named, key
 
 
-@pytest.fixture(scope="module")
-def options() -> set[str]:
-    """Of the command line."""
-    return {option for action in cli._parser()._actions for option in action.option_strings}
+@pytest.fixture
+def options(capsys) -> set[str]:
+    """Of the command line, as its help has them."""
+    with pytest.raises(SystemExit):
+        cli.parse(["--help"])
+    return set(re.findall(r"--[\w.]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("cell", RIGHT)
