@@ -127,6 +127,7 @@ MODULES = {
     "CorrelationLoss": Loss(losses.CorrelationLoss, _equal_rows),
     "FSPLoss": Loss(losses.FSPLoss, lambda draw: (_other_maps(draw), _other_maps(draw))),
     "NSTLoss": Loss(losses.NSTLoss, _other_maps),
+    "KDSVDLoss": Loss(losses.KDSVDLoss, _lists),
     "Embed": Loss(lambda: losses.Embed(5, 4), lambda draw: _rows(draw)[:1]),
 }
 

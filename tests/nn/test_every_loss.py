@@ -19,7 +19,7 @@ from sftn_fast.compat import repdistiller
 each = pytest.mark.parametrize("name", EVERY)
 HALF = [torch.bfloat16, torch.float16]
 ARITHMETIC = 5e-5  # of the largest gradient: float32
-CONDITION = {"compat.KDSVD": 20}  # of singular vectors, by the gaps between singular values
+CONDITION = {"compat.KDSVD": 20, "nn.KDSVDLoss": 20}  # of singular vectors, by the gaps between singular values
 
 
 def classes(module) -> set[str]:
