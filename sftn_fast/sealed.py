@@ -67,7 +67,7 @@ def read_sealed_text(path: Path) -> str:
         raise DamagedError(f"{_shown(path)} is damaged: it is no text ({printable(error)})") from error
     whole, mark, found = text.rpartition(LAST_LINE)
     sealed = mark or text.startswith(FIRST_LINE)
-    if not text or (sealed and found != f"{hashlib.sha256(whole.encode()).hexdigest()}\n"):
+    if not text or "\0" in text or (sealed and found != f"{hashlib.sha256(whole.encode()).hexdigest()}\n"):
         raise DamagedError(f"{_shown(path)} is damaged or was changed: its lines do not fit the checksum under them")
     return text
 
