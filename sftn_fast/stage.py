@@ -371,8 +371,8 @@ class StageRun:
         if teacher is None or result.get(COMPARED, teacher) == teacher:
             return
         distributed.say("  compared again, with the teacher that there is now")
-        network = self._finished(self.stage.name).to(self.device)
-        distributed.on_main(partial(self._write, network, result | self._likeness(network)))
+        compared = result | self._likeness(self._finished(self.stage.name).to(self.device))
+        distributed.on_main(partial(write_atomically, self.folder / RESULT, seal(compared)))
 
 
 class _Clock:
