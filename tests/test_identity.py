@@ -10,12 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sftn_fast import cli, content, data, engine, experiment, report, standing, train
-from sftn_fast.config import Config, ConfigError
+from sftn_fast.config import Config, ConfigError, DataConfig
 from sftn_fast.engine import CheckpointStore, distributed
 from sftn_fast.engine.fingerprint import FingerprintMismatch
 from sftn_fast.immaterial import IMMATERIAL
@@ -55,6 +56,7 @@ OUTCOMES = {
     "data.workers": ("2", KEPT),
     "data.crop_padding": ("1", REFUSED),
     "data.flip": ("true", REFUSED),
+    "data.white": ("4095", REFUSED),
     "optim.lr": ("0.01", REFUSED),
     "optim.momentum": ("0.8", REFUSED),
     "optim.nesterov": ("true", REFUSED),
@@ -166,7 +168,7 @@ def test_every_key_has_an_outcome() -> None:
     assert list(OUTCOMES) == keys()
 
 
-@pytest.mark.parametrize("key", OUTCOMES)
+@pytest.mark.parametrize("key", [key for key in OUTCOMES if key != "data.white"])
 def test_another_value_is_noticed_or_documented(
     key: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,22 @@ def test_another_value_is_noticed_or_documented(
     changed = cli.parse([*ALL.split(), "--output", str(finished), f"--{key}", value])[0]
     assert changed != cli.load(finished / "config.yaml")
     assert outcome(changed, finished) == expected
+
+
+@pytest.mark.parametrize("loader", ["memory", "torchvision"])
+def test_another_white_of_image_files_is_noticed(loader: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train", "val"):
+        for number in range(4):
+            path = tmp_path / split / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.fromarray(np.full((8, 8), 1000 + number, dtype=np.uint16)).save(path)
+
+    def fingerprint(white: float) -> dict[str, Any]:
+        config = DataConfig(name="folder", root=str(tmp_path), image_size=8, loader=loader, white=white)
+        return data.build(config, seed=0, batch_size=2, device="cpu").fingerprint()
+
+    assert fingerprint(4095) == fingerprint(4095) != fingerprint(2047)
 
 
 def test_the_page_lists_what_does_not_matter() -> None:

@@ -36,6 +36,7 @@ class ImageData:
     test: EvalLoader | FileEvalLoader
     content: str  # digest of the splits: of their pixels, or of the files' names
     files: str | None = None  # digest of what the files hold, where images are decoded as they are needed
+    white: float | None = None  # what files decoded as they are needed are told, where they do not say it themselves
     class_names: tuple[str, ...] = ()  # in the order of their labels; empty where they are not known
 
     @property
@@ -56,7 +57,7 @@ class ImageData:
             raise ConfigError(f"collaborate.own_views must be {allowed}, got True")
         return dataclasses.replace(self, train=self.train.with_views(views))
 
-    def fingerprint(self) -> dict[str, str | int]:
+    def fingerprint(self) -> dict[str, str | int | float]:
         """What must agree for a resumed run to be the same run, as far as the data are concerned."""
         return {
             "data": self.name,
@@ -67,6 +68,7 @@ class ImageData:
             **self.train.augmentation(),
             "content": self.content,
             **({"files": self.files} if self.files else {}),
+            **({} if self.white is None else {"white": self.white}),
         }
 
 
@@ -144,6 +146,7 @@ def _build_stream(
         test=FileEvalLoader(test, decoder, **share),
         content=_digest_of_names([train, val, test], files.root),
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
+        white=config.white,
         class_names=tuple(files.class_names),
     )
 
