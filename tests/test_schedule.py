@@ -54,7 +54,7 @@ def computed(output: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(output.glob("seed*/*/result.json")):
         result = json.loads(path.read_text())
-        timed = ("seconds", "images_per_second", "data_wait_share", "environment")
+        timed = ("seconds", "images_per_second", "data_wait_share", "environment", "files", "digest")  # logs have times
         name = f"{path.parent.parent.name}/{path.parent.name}"
         found[name] = {key: value for key, value in result.items() if key not in timed}
         weights = load_file(path.parent / "model.safetensors")

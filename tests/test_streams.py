@@ -110,7 +110,11 @@ def test_what_somebody_else_has_put_in_place_stays(capsys: pytest.CaptureFixture
     [
         (ConfigError("epochs must be more"), 2, "error: epochs must be more"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT; nothing is lost"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), 1, "error: [Errno 28] No space left on device: 'x'"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"),
+            1,
+            "error: x: No space left on device; make room, and give the same command again",
+        ),
         (BrokenPipeError(), 1, "error: BrokenPipeError"),
     ],
 )

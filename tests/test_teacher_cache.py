@@ -60,7 +60,7 @@ def assert_equal(ours: Path, theirs: Path, *methods: str) -> None:
 def no_report() -> Iterator[None]:
     """Nothing here looks at a run's report, which takes as long as the run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda root: "")
+        patch.setattr(report, "write", lambda root, **_: "")
         yield
 
 
@@ -217,7 +217,9 @@ def test_what_it_can_not_serve(methods, options, words, tmp_path, capsys):
 
 
 def test_several_ranks_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    torchrun = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
     assert run(tmp_path / "run", "[kd]", *CACHED) == 2
     assert "where torchrun starts 2 processes" in refusal(capsys, tmp_path / "run")
 

@@ -46,7 +46,7 @@ def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Any], C
     meter, steps = Meter(device), iter(range(len(loader) * 240))
 
     def step(batch: Any) -> None:
-        meter.add(train_step(batch, next(steps)))
+        meter.add(train_step(batch, next(steps)), len(batch.index))
 
     return (batch for epoch in range(240) for batch in train_step.batches(loader, epoch, 0)), step
 

@@ -43,7 +43,9 @@ def main(folder: str, mode: str = "") -> int:
         try:
             train(Path(folder), mode)
         except Interrupted as stop:
-            print(f"rank {launcher.rank()} stopped by {stop.signum}", flush=True)
+            # In one piece: two ranks write to one pipe.
+            sys.stdout.write(f"rank {launcher.rank()} stopped by {stop.signum}\n")
+            sys.stdout.flush()
             return 128 + stop.signum
     return 0
 

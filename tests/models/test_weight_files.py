@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from sftn_fast import models
+from sftn_fast.sealed import seal
 
 NAME, CLASSES = "resnet8", 5
 
@@ -210,7 +211,7 @@ def test_an_export_with_such_values_is_refused(fault, tmp_path):
     data = safetensors.torch.save({**STATE, "stem.0.weight": FAULTS[fault][0](STATE["stem.0.weight"]).contiguous()})
     (tmp_path / "model.safetensors").write_bytes(data)
     config = json.loads((tmp_path / "config.json").read_text()) | {"sha256": hashlib.sha256(data).hexdigest()}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(seal(config))
     with pytest.raises(models.WeightsError, match=FAULTS[fault][1]):
         models.load(tmp_path)
 
