@@ -37,7 +37,7 @@ def test_accuracies_are_means_over_the_seeds(tmp_path: Path) -> None:
     markdown = (tmp_path / "report.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line.startswith("|")]
     assert ["cat", "10", "75.0"] in rows
-    assert "| &lt;b>dog&lt;/b> " in markdown and "| a\\|b?c " in markdown and "<b>" not in markdown
+    assert "| &lt;b>dog&lt;/b> " in markdown and r"| a\|b\nc " in markdown and "<b>" not in markdown
     page = (tmp_path / "report.html").read_text()
     assert "<td>&lt;b&gt;dog&lt;/b&gt;</td><td>20</td><td>25.0</td>" in page
 
