@@ -103,10 +103,6 @@ def _forward(
 
 def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Of each row, in ``dtype``, also where the squares of what it holds are too small for it."""
-    if rows.device.type == "cpu" and type(rows) is Tensor and not torch.compiler.is_compiling():
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
-        if norms.numel() == 0 or norms.amin() > 1e-15:  # which is quickly asked on a CPU
-            return norms
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(dtype)
 
 
