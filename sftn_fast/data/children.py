@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import shutil
 import threading
 from multiprocessing import util
 
 
 def scratch_folder() -> str:
-    """The temporary folder by which this process reaches its children; left behind only where it is killed."""
+    """Return the temporary folder by which this process reaches its children; only a kill leaves it behind."""
     return util.get_temp_dir()
 
 
@@ -25,7 +26,17 @@ def leave_with_parent(scratch: str) -> None:
 
 def _leave(scratch: str) -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    assert parent is not None and parent.pid is not None
+    _wait_for_the_end_of(parent.pid)
     shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
+
+
+def _wait_for_the_end_of(pid: int) -> None:
+    # Not `parent.join()`, whose pipe the parent closes while it is still at work on its way out, where it removes the
+    # folder itself and must find it whole.
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([handle], [], [])
