@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import importlib
 import platform
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from pathlib import Path
 
 import torch
 
 import sftn_fast
-from sftn_fast import program
+from sftn_fast.cli.options import HELP
 from sftn_fast.config import ConfigError
 from sftn_fast.ops import _library
-from sftn_fast.options import HELP
+from sftn_fast.utils import program
 
 OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
 
@@ -48,33 +45,6 @@ def devices() -> Iterator[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
-
-
-def processor() -> str:
-    """Name of the CPU, as far as the system tells it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What a training on ``device`` that ends now was made with, for its result."""
-    return {**surroundings(device), "finished": datetime.now().astimezone().isoformat(timespec="seconds")}
-
-
-def surroundings(device: torch.device) -> dict[str, str]:
-    """Return what a training on ``device`` is made with: versions, device, threads."""
-    on_gpu = device.type == "cuda"
-    return {
-        "sftn_fast": sftn_fast.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
-        "threads": str(torch.get_num_threads()),
-        "kernels": "fused" if (_library.CUDA if on_gpu else _library.CPU).loaded else "plain PyTorch",
-    }
 
 
 def lines() -> Iterator[tuple[str, str]]:

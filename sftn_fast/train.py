@@ -11,16 +11,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from sftn_fast import cli, launcher, program
+from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.program import fail
+from sftn_fast.utils import launcher, program
+from sftn_fast.utils.program import fail
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment that ``argv`` describes; returns the exit code."""
     # By Ctrl-C where nothing is trained: while it imports, reads images, writes the report.
     return program.run(_main, argv, stopped="; the same command goes on from here", tell_of_readers=True)
+
+
+def run(config: Config) -> None:
+    """Train the jobs of ``config``, print the report and export the student.
+
+    Raises:
+        ConfigError: The user can mend it.
+        Interrupted: After a signal, once a checkpoint is saved.
+    """
+    from sftn_fast import report
+    from sftn_fast.experiment.run import run as run_experiment
+
+    run_experiment(config, report=partial(report.write, width=report.terminal_width()))
 
 
 def _main(argv: list[str]) -> int:
@@ -35,16 +50,16 @@ def _main(argv: list[str]) -> int:
 
 def _run(config: Config, recipe: str, *, dry: bool) -> int:
     # Imported late: it brings torch, which --help and a refused option can do without.
-    from sftn_fast import dry_run, experiment
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
-    from sftn_fast.schedule import StageError
-    from sftn_fast.sealed import DamagedError
+    from sftn_fast.experiment import dry_run
+    from sftn_fast.experiment.pool import JobError
+    from sftn_fast.utils.checksummed import DamagedError
 
     distributed.say(f"recipe {recipe}, output in {config.output}")
     for line in cli.describe_twins(config):
         distributed.say(line)
     try:
-        (dry_run if dry else experiment).run(config)
+        dry_run.run(config) if dry else run(config)
     except Interrupted as interrupted:
         if launcher.rank() == 0:
             print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
@@ -53,7 +68,7 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
         return fail(error, 1) if launcher.rank() == 0 else 1
     except ConfigError as error:
         return fail(error, 2)
-    except (CheckpointError, StageError, DamagedError) as error:
+    except (CheckpointError, JobError, DamagedError) as error:
         return fail(error, 1)
     except OSError as error:  # a full disk, a folder that was removed
         return fail(error, 1)

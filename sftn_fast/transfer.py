@@ -25,15 +25,18 @@ import torch
 from torch import from_numpy, nn
 from torch.nn import functional as F
 
-from sftn_fast import cli, content, data, launcher, models, naming, plugins, program
-from sftn_fast.atomic import write_atomically
+from sftn_fast import cli, data, models
+from sftn_fast.cli import output_folder
 from sftn_fast.config import ConfigError, DataConfig, OptimConfig, TransferConfig, check
 from sftn_fast.data import Batch, ImageData
 from sftn_fast.data.keyed import generator
 from sftn_fast.engine import Layout, Schedule, evaluate, resolve_device
 from sftn_fast.engine.divergence import verdict
 from sftn_fast.engine.optim import build_sgd
+from sftn_fast.experiment import file_digest
 from sftn_fast.models import StagedNet
+from sftn_fast.utils import launcher, plugins, program
+from sftn_fast.utils.atomic import write_atomically
 
 INITIAL_DEVIATION = 0.01
 
@@ -78,7 +81,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
         **measured,
         "diverged": diverged,
         "setting": cli.to_dict(config),
-        "plugins": content.of_plugins(config.plugins),
+        "plugins": file_digest.of_plugins(config.plugins),
         "data": images.fingerprint(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -194,8 +197,8 @@ def _file_name(config: TransferConfig) -> str:
     """A name of its own for each setting: results of others in the network's folder stay."""
     usual = TransferConfig(config.network, data=DataConfig(config.data.name))
     same = {key: getattr(usual, key) for key in ("plugins", "device", "output")}
-    changed = naming.changes(cli.to_dict(usual), cli.to_dict(dataclasses.replace(config, **same)))
-    return f"transfer-{config.data.name}{naming.suffix(changed)}.json"
+    changed = output_folder.changes(cli.to_dict(usual), cli.to_dict(dataclasses.replace(config, **same)))
+    return f"transfer-{config.data.name}{output_folder.suffix(changed)}.json"
 
 
 def _check_writable(output: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sftn_fast import adoption, cli, engine, experiment, models
+from sftn_fast import cli, engine, models, train
 from sftn_fast.config import ConfigError
+from sftn_fast.experiment import teacher_check
 
 CLASSES = 12
 LAYOUT = engine.Layout(torch.device("cpu"))
@@ -38,7 +39,7 @@ def doubts(numbers: list[int], **more: object) -> list[str]:
     network = Answers(numbers)
     data = images(**more)
     top1 = engine.evaluate(network, data.test, LAYOUT)["top1"]
-    return adoption.doubts(network, top1, data, LAYOUT)
+    return teacher_check.doubts(network, top1, data, LAYOUT)
 
 
 def as_text(count: int = CLASSES) -> list[int]:
@@ -78,7 +79,7 @@ TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teach
 
 
 def run(output, *options):
-    experiment.run(cli.parse([*TINY, "--output", str(output), *options])[0])
+    train.run(cli.parse([*TINY, "--output", str(output), *options])[0])
 
 
 def result_of(output, stage):
@@ -103,10 +104,10 @@ def test_class_names_in_another_order_are_refused(tmp_path):
     for file in ("teacher", "teacher/model.safetensors"):
         data = images(class_names=["1", "2", "10"])
         with pytest.raises(ConfigError, match=r"teacher_file: .* class 1 is '10' there and '2' here"):
-            adoption.check_class_names("teacher_file", str(tmp_path / file), data)
-        adoption.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["1", "10", "2"]))
-        adoption.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["a", "b", "c"]))
-        adoption.check_class_names("teacher_file", str(tmp_path / file), images())
+            teacher_check.check_class_names("teacher_file", str(tmp_path / file), data)
+        teacher_check.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["1", "10", "2"]))
+        teacher_check.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["a", "b", "c"]))
+        teacher_check.check_class_names("teacher_file", str(tmp_path / file), images())
 
 
 def test_a_training_that_diverged_is_never_silent(tmp_path, capsys):

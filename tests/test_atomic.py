@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import atomic, jobs
 from sftn_fast.config import ConfigError
 from sftn_fast.engine import RunFolder
+from sftn_fast.utils import atomic, run_files
 
 CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "link")
 
@@ -118,7 +118,7 @@ INSIDE = (
 )
 """Folders that a run makes."""
 NAMES = ("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "resumed-from")
-NAMES += tuple(f"seed0/teacher/{name}" for name in (jobs.RESULT, *jobs.NETWORK, *jobs.LOGS, "seconds"))
+NAMES += tuple(f"seed0/teacher/{name}" for name in (run_files.RESULT, *run_files.NETWORK, *run_files.LOGS, "seconds"))
 NAMES += tuple(f"seed0/teacher/{part}/model.safetensors" for part in ("anchors/epoch0001", "peer1"))
 NAMES += ("seed0/teacher/init-ab/metrics.jsonl", "seed0/teacher-logits/teacher/epoch0001.safetensors")
 NAMES += ("student/config.json", "seed0/teacher/checkpoints/step_000000002/state.pt", ".tmp_resume")

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import catalogue, cli, distillers, models
+from sftn_fast import cli, distillers, models
 from sftn_fast.distillers import registry
+from sftn_fast.report import methods_page
 from sftn_fast.report.published import PAIRS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 
 
 def test_the_document_is_what_the_methods_say() -> None:
-    assert DOCUMENT.read_text() == catalogue.document(), "python -m sftn_fast.catalogue > docs/methods.md"
+    assert DOCUMENT.read_text() == methods_page.document(), "python -m sftn_fast.report.methods_page > docs/methods.md"
 
 
 @pytest.mark.parametrize("method", registry.names())
@@ -29,7 +30,7 @@ def test_a_pair_and_a_method_are_a_whole_command_line(method: str) -> None:
 def test_a_method_builds_or_refuses_the_pair_in_a_line(teacher: str, student: str) -> None:
     config, _ = cli.parse(["--config", f"{teacher}_{student}", "--method", "at"])
     assert (config.teacher, config.student, config.distill) == (teacher, student, "at,kd=1")
-    for name, reason in catalogue.refusals(teacher, student).items():
+    for name, reason in methods_page.refusals(teacher, student).items():
         assert reason.startswith(name) and "\n" not in reason
 
 

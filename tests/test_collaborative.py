@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sftn_fast import cli, experiment, models
-from sftn_fast.collaborative import CollaborativeTask
+from sftn_fast import cli, models, train
 from sftn_fast.config import CollaborateConfig, ConfigError
+from sftn_fast.tasks import CollaborativeTask
 
 CLASSES = 4
 
@@ -96,7 +96,7 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     options += " --seeds [0] --stages [teacher,collaborate] --teacher resnet14 --collaborate.init teacher"
     options += " --collaborate.networks [resnet14,wrn_16_1,resnet8] --collaborate.method kdcl"
     options += " --engine.channels_last true --optim.accumulate 2"
-    experiment.run(cli.parse([*options.split(), "--output", str(tmp_path / "run")])[0])
+    train.run(cli.parse([*options.split(), "--output", str(tmp_path / "run")])[0])
     result = json.loads((tmp_path / "run" / "seed0" / "collaborate" / "result.json").read_text())
     assert result["network"] == "resnet8"
     assert [peer["network"] for peer in result["peers"]] == ["resnet14", "wrn_16_1"]

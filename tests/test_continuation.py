@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftn_fast import cli, continuation, engine, experiment, train
+from sftn_fast import cli, engine, train
 from sftn_fast.engine import loop
+from sftn_fast.experiment import resume
+from sftn_fast.experiment import run as experiment
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 3"
 TINY += " --seeds [0] --teacher resnet14 --stages [teacher,distill] --engine.eval_every 1"
@@ -85,7 +87,7 @@ def test_it_goes_on_to_the_same_end(how, stopped, unbroken, tmp_path, capsys):
 def test_the_same_command_goes_on_with_its_own_copy(stopped, tmp_path, capsys):
     output = tmp_path / "run"
     output.mkdir()
-    continuation.copy(stopped, output)
+    resume.copy(stopped, output)
     (output / "seed0" / "own").mkdir()
     assert run(output, "--resume", str(stopped)) == 0
     assert (output / "seed0" / "own").is_dir() and "goes on from a copy" not in capsys.readouterr().out
@@ -149,8 +151,8 @@ def killing(patch: pytest.MonkeyPatch, at: int) -> list[str]:
 
     for owner, name in ((shutil, "copytree"), (shutil, "rmtree"), (shutil, "copy2"), (Path, "rename"), (Path, "mkdir")):
         guard(owner, name)
-    guard(continuation, "write_atomically")
-    guard(continuation.os, "sync")
+    guard(resume, "write_atomically")
+    guard(resume.os, "sync")
     return done
 
 
@@ -166,17 +168,17 @@ def test_killed_at_any_moment_of_the_copy_nothing_is_lost(stopped, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             done = killing(patch, moment)
             with contextlib.suppress(Killed):
-                continuation.copy(source, output)
+                resume.copy(source, output)
             finished = len(done) < moment
         # The same command again.
-        assert continuation.source_of(config, output) in (source, None)
-        if (again := continuation.source_of(config, output)) is not None:
-            continuation.copy(again, output)
-        continuation.clean_up(output)
+        assert resume.source_of(config, output) in (source, None)
+        if (again := resume.source_of(config, output)) is not None:
+            resume.copy(again, output)
+        resume.clean_up(output)
         ours = contents(output)
         assert ours.pop("resumed-from").decode() == f"{source}\n"
         assert ours == wanted and not (output / ".tmp_resume").exists(), f"killed before step {moment}: {done}"
-        assert continuation.source_of(config, output) is None
+        assert resume.source_of(config, output) is None
         if finished:
             break
         shutil.rmtree(output)
@@ -195,13 +197,13 @@ def test_another_command_after_a_killed_copy_removes_what_is_left(stopped, tmp_p
 def test_the_command_of_a_killed_copy_goes_on(stopped, unbroken, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        write = continuation.write_atomically
+        write = resume.write_atomically
 
         def killed(path, content):
             write(path, content)
             raise Killed
 
-        patch.setattr(continuation, "write_atomically", killed)
+        patch.setattr(resume, "write_atomically", killed)
         with pytest.raises(Killed):
             run(output, "--resume", str(stopped))
     assert run(output, "--resume", str(stopped)) == 0

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from sftn_fast import cli, data, engine, experiment, jobs, models, report, sealed
+from sftn_fast import cli, data, engine, models, report, train
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
-from sftn_fast.plan import Stage, plan
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment import settings
+from sftn_fast.experiment.job import JobRunner
+from sftn_fast.experiment.plan import Job, plan
 from sftn_fast.report.results import find_results
-from sftn_fast.sealed import DamagedError
-from sftn_fast.stage import StageRun
+from sftn_fast.utils import checksummed, run_files
+from sftn_fast.utils.checksummed import DamagedError
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet8", "--student", "resnet8"]
@@ -38,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("damage") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_draw", lambda *_: ([], "no plot"))
-        experiment.run(tiny(output, *STAGES))
+        train.run(tiny(output, *STAGES))
     return output
 
 
@@ -54,15 +57,15 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @cache
-def whole_plan() -> tuple[Config, dict[str, Stage]]:
+def whole_plan() -> tuple[Config, dict[str, Job]]:
     config = tiny(Path("unused"), *STAGES)
     return config, {stage.name: stage for stage in plan(config)}
 
 
-def job_of(run: Path, images: ImageData, name: str) -> StageRun:
+def job_of(run: Path, images: ImageData, name: str) -> JobRunner:
     """One job of the run, to be done as the same command would."""
     config, stages = whole_plan()
-    return StageRun(config, stages[name], run, torch.device("cpu"), images)
+    return JobRunner(config, stages[name], run, torch.device("cpu"), images)
 
 
 def figures(results: Any) -> dict[str, Any]:
@@ -99,11 +102,13 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "folder": make_folder,
 }
 FILES = [
-    f"{job}/{file}" for job in JOBS for file in ("result.json", *jobs.NETWORK, *jobs.LOGS, jobs.CLASSES, "seconds")
+    f"{job}/{file}"
+    for job in JOBS
+    for file in ("result.json", *run_files.NETWORK, *run_files.LOGS, run_files.CLASSES, "seconds")
 ]
-FILES += [f"{job}/anchors/epoch0001/{file}" for job in ("teacher", "sftn") for file in jobs.NETWORK]
-FILES += [f"collaborate/peer1/{file}" for file in jobs.NETWORK]
-FILES += [f"distill-teacher/init-ab/{file}" for file in jobs.LOGS]
+FILES += [f"{job}/anchors/epoch0001/{file}" for job in ("teacher", "sftn") for file in run_files.NETWORK]
+FILES += [f"collaborate/peer1/{file}" for file in run_files.NETWORK]
+FILES += [f"distill-teacher/init-ab/{file}" for file in run_files.LOGS]
 
 
 def test_the_attack_is_on_every_file_of_the_jobs(finished: Path) -> None:
@@ -149,7 +154,7 @@ def test_a_damaged_file_of_a_finished_job(
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("name", jobs.NETWORK)
+@pytest.mark.parametrize("name", run_files.NETWORK)
 def test_a_damaged_exported_student_is_exported_again(
     run: Path, name: str, damage: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,7 +173,7 @@ def test_a_damaged_exported_student_is_exported_again(
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("name", jobs.NETWORK)
+@pytest.mark.parametrize("name", run_files.NETWORK)
 def test_an_intact_exported_student_is_never_replaced_by_a_damaged_one(
     run: Path, name: str, damage: Callable[[Path], Any]
 ) -> None:
@@ -180,7 +185,7 @@ def test_an_intact_exported_student_is_never_replaced_by_a_damaged_one(
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("name", jobs.NETWORK)
+@pytest.mark.parametrize("name", run_files.NETWORK)
 def test_a_teacher_damaged_when_distilling_begins_is_made_again(
     run: Path, images: ImageData, name: str, damage: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,12 +225,12 @@ def test_a_damaged_configuration_is_named_and_written_again(
     found = find_results(run)
     if path.exists():  # without one, the report is of an unknown configuration, as it says
         assert any("config.yaml" in note for note in found.notes)
-    assert report.results.read_settings(run) == {}
+    assert settings.read_settings(run) == {}
     there = path.exists()
     experiment._write_settings(config, list(whole_plan()[1].values()), run)
     assert there == ("config.yaml" in caplog.text)
     assert find_results(run).notes == ()
-    assert report.results.read_settings(run)["student"] == config.student
+    assert settings.read_settings(run)["student"] == config.student
 
 
 def test_what_a_report_writes_is_not_relied_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +292,7 @@ def test_what_files_hold_is_shown_and_not_obeyed(run: Path, monkeypatch: pytest.
         "identity": result["identity"] | {"distill": evil},
     }
     del changed["digest"]
-    path.write_text(sealed.seal(changed))
+    path.write_text(checksummed.seal(changed))
     text = report.write(run)
     for shown in (text, *((run / name).read_text() for name in ("report.md", "report.html", "results.csv"))):
         assert "\x1b" not in shown and 500 * "n" not in shown

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, data, engine, experiment, models, train
-from sftn_fast.dry_run import _activations
+from sftn_fast import cli, data, engine, models, train
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment.dry_run import _activations
 from sftn_fast.tasks import SupervisedTask
 
 FAKE = "--data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 7"
@@ -59,7 +60,7 @@ def test_networks_branches_adapters_and_pairs_are_those_of_the_run(
 ) -> None:
     options = f"{SMALL} --seeds [0] --epochs 1 --distill crd:negatives=4 --stages [teacher,sftn,distill]"
     said = dry(tmp_path / "dry", options, capsys)
-    experiment.run(cli.parse(["--output", str(tmp_path / "run"), *options.split()])[0])
+    train.run(cli.parse(["--output", str(tmp_path / "run"), *options.split()])[0])
     pairs = re.findall(r"  teacher stage .*", capsys.readouterr().out)
     assert pairs and all(pair in said for pair in pairs)
     for name in ("resnet14", "resnet8"):
@@ -72,7 +73,7 @@ def test_networks_branches_adapters_and_pairs_are_those_of_the_run(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished") / "run"
-    experiment.run(cli.parse(["--output", str(output), *DONE.split()])[0])
+    train.run(cli.parse(["--output", str(output), *DONE.split()])[0])
     return output
 
 

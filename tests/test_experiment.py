@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, data, experiment, models
+from sftn_fast import cli, data, models, train
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.stage import Stage, _Clock, read_seconds
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment.job import Stage, _Clock, read_seconds
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
@@ -30,7 +31,7 @@ def stamps(output: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("a run") / "tiny"
-    experiment.run(tiny(output))
+    train.run(tiny(output))
     return output
 
 
@@ -88,7 +89,7 @@ def test_the_exported_student_is_the_one_of_the_sftn_teacher(finished: Path) -> 
 
 def test_finished_stages_are_not_trained_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = stamps(finished)
-    experiment.run(tiny(finished, "--engine.log_every", "3"))
+    train.run(tiny(finished, "--engine.log_every", "3"))
     assert stamps(finished) == before
     assert capsys.readouterr().out.count("not trained again") == 5
 
@@ -99,14 +100,14 @@ def test_the_images_are_read_once_for_a_seed(finished: Path, monkeypatch: pytest
     monkeypatch.setattr(
         data, "build", lambda *args, **options: (built.append(options["seed"]), build(*args, **options))[1]
     )
-    experiment.run(tiny(finished))
+    train.run(tiny(finished))
     assert built == [0]
 
 
 def test_a_missing_stage_is_trained_alone(finished: Path) -> None:
     before = stamps(finished)
     (finished / "seed0" / "student" / "result.json").unlink()
-    experiment.run(tiny(finished))
+    train.run(tiny(finished))
     after = stamps(finished)
     assert {name for name in after if after[name] != before[name]} == {"seed0/student"}
 
@@ -116,12 +117,12 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(
 ) -> None:
     before, settings = stamps(finished), (finished / "config.yaml").read_text()
     with pytest.raises(ConfigError, match=r"batch_size.*8|weight_decay"):
-        experiment.run(tiny(finished, "--optim.batch_size", "8"))
+        train.run(tiny(finished, "--optim.batch_size", "8"))
     with pytest.raises(ConfigError, match="never"):
-        experiment.run(tiny(finished, "--resume", "never"))
+        train.run(tiny(finished, "--resume", "never"))
     with monkeypatch.context() as context:
         context.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # what is there is this run's own
-        experiment.run(tiny(finished, "--resume", "never"))
+        train.run(tiny(finished, "--resume", "never"))
     assert stamps(finished) == before
     assert (finished / "config.yaml").read_text() == settings
 
@@ -129,7 +130,7 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(
 def test_a_teacher_from_a_file_is_measured_and_used(finished: Path, tmp_path: Path) -> None:
     file = finished / "seed0" / "teacher" / "model.safetensors"
     config = tiny(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
-    experiment.run(config)
+    train.run(config)
     theirs = json.loads((finished / "seed0" / "teacher" / "result.json").read_text())
     ours = json.loads((tmp_path / "run" / "seed0" / "teacher" / "result.json").read_text())
     assert ours["last"]["top1"] == theirs["last"]["top1"]
@@ -139,13 +140,13 @@ def test_a_teacher_from_a_file_is_measured_and_used(finished: Path, tmp_path: Pa
 def test_a_teacher_file_of_another_network_is_refused(finished: Path, tmp_path: Path) -> None:
     file = finished / "seed0" / "student" / "model.safetensors"
     with pytest.raises(ValueError, match=r"stages|blocks|shape|missing|keys"):
-        experiment.run(tiny(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]"))
+        train.run(tiny(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]"))
 
 
 def test_fine_tuning_starts_from_the_standard_teacher(finished: Path, tmp_path: Path) -> None:
     file = finished / "seed0" / "teacher" / "model.safetensors"
     options = ["--teacher_file", str(file), "--stages", "[sftn]", "--sftn.init", "teacher", "--optim.lr", "1e-12"]
-    experiment.run(tiny(tmp_path / "run", *options))
+    train.run(tiny(tmp_path / "run", *options))
     # With next to no learning rate the fine-tuned teacher's weights are still the ones that it started from.
     before = dict(models.load(finished / "seed0" / "teacher").named_parameters())
     after = dict(models.load(tmp_path / "run" / "seed0" / "sftn").named_parameters())
@@ -154,13 +155,13 @@ def test_fine_tuning_starts_from_the_standard_teacher(finished: Path, tmp_path: 
 
 def test_unknown_networks_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher.*resnet9000"):
-        experiment.run(tiny(tmp_path / "run", "--teacher", "resnet9000"))
+        train.run(tiny(tmp_path / "run", "--teacher", "resnet9000"))
 
 
 def test_a_missing_safetensors_is_noticed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ConfigError, match="pip install safetensors"):
-        experiment.run(tiny(tmp_path / "run"))
+        train.run(tiny(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -168,7 +169,7 @@ def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
     with pytest.raises(ConfigError, match="file"):
-        experiment.run(tiny(blocker / "run"))
+        train.run(tiny(blocker / "run"))
 
 
 def test_the_time_of_a_stopped_run_counts(tmp_path: Path) -> None:

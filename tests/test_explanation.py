@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import cli, explanation, models
+from sftn_fast import cli, models
+from sftn_fast.cli import messages
+from sftn_fast.cli.keys import keys_of
+from sftn_fast.cli.network_names import NETWORKS, describe, twin_of
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.keys import keys_of
-from sftn_fast.network_names import NETWORKS, describe, twin_of
 
 
 def refusal(*argv: str) -> str:
@@ -172,10 +173,10 @@ def test_an_unknown_recipe() -> None:
 
 def test_suggestions_name_keys_that_there_are() -> None:
     keys = keys_of(Config)
-    assert set(explanation.SYNONYMS.values()) <= set(keys)
+    assert set(messages.SYNONYMS.values()) <= set(keys)
     own_names = {key.rpartition(".")[2] for key in keys if key.startswith(("optim.", "data.")) or "." not in key}
-    assert not own_names & (set(explanation.SYNONYMS) - {"temperature"})
-    assert not {name for names in explanation.ABSENT for name in names} & own_names - {"name"}
+    assert not own_names & (set(messages.SYNONYMS) - {"temperature"})
+    assert not {name for names in messages.ABSENT for name in names} & own_names - {"name"}
 
 
 @pytest.mark.parametrize("text", ["0.123456789", "1e-20", "0.30000000000000004", "123456789.5", "0.1", "1", "1e300"])

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from sftn_fast import cli, experiment, jobs, models, report, train
-from sftn_fast.atomic import write_atomically
+from sftn_fast import cli, models, report, train
 from sftn_fast.config import Config
+from sftn_fast.utils import run_files
+from sftn_fast.utils.atomic import write_atomically
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--student", "resnet8", "--stages", "[student]"]
@@ -77,7 +78,7 @@ def config() -> Config:
 @pytest.fixture(scope="module")
 def unbroken(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("unbroken") / "run"
-    experiment.run(dataclasses.replace(config, output=str(output)))
+    train.run(dataclasses.replace(config, output=str(output)))
     return models.read_files(output / "student")
 
 
@@ -107,7 +108,7 @@ def test_every_write_of_a_run_may_fail(
         disk.arm(-1, stays=False)
         assert train._run(config, "test", dry=False) == 0, (number, capsys.readouterr().err)
         assert models.read_files(run / "student") == unbroken, number
-        assert jobs.faults(run / "seed0" / "student", jobs.read_result(run / "seed0" / "student")) == {}
+        assert run_files.faults(run / "seed0" / "student", run_files.read_result(run / "seed0" / "student")) == {}
         assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == [".lock"], number
         shutil.rmtree(run)
         caplog.clear()

@@ -30,7 +30,7 @@ from sftn_fast import cli, data, engine, models, ops, report
 from sftn_fast.data import shares, source, verify
 from sftn_fast.data.source import Images, Source
 from sftn_fast.distillers import registry
-from sftn_fast.worker import Worker
+from sftn_fast.experiment.worker import Worker
 
 NOT_RUN = {
     r"make \w+": "sets up a virtual environment; the recipe of `make demo` is the first command of Train",

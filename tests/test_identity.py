@@ -15,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sftn_fast import cli, content, data, engine, experiment, report, standing, train
+from sftn_fast import cli, data, engine, report, train
+from sftn_fast.cli.neutral_keys import NEUTRAL
 from sftn_fast.config import Config, ConfigError, DataConfig
 from sftn_fast.engine import CheckpointStore, distributed
 from sftn_fast.engine.fingerprint import FingerprintMismatch
-from sftn_fast.immaterial import IMMATERIAL
-from sftn_fast.plan import Stage
-from sftn_fast.standing import Standing
+from sftn_fast.experiment import file_digest, job_state
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment.job_state import JobState
+from sftn_fast.experiment.plan import Job
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 2"
 TINY += " --seeds [0] --teacher resnet14 --engine.eval_every 1"
@@ -201,9 +203,9 @@ def test_another_white_of_image_files_is_noticed(loader: str, tmp_path: Path) ->
 def test_the_page_lists_what_does_not_matter() -> None:
     whole = (Path(__file__).parents[1] / "docs" / "runs.md").read_text()
     page = whole.partition("## What does not matter")[2]
-    assert dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE)) == IMMATERIAL
+    assert dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE)) == NEUTRAL
     others = {"stages", "methods", "seeds", "cache_teacher", "data.loader"}  # which are explained beside the table
-    assert {key for key, (_, expected) in OUTCOMES.items() if expected != REFUSED} == IMMATERIAL.keys() | others
+    assert {key for key, (_, expected) in OUTCOMES.items() if expected != REFUSED} == NEUTRAL.keys() | others
     for key in others:
         assert f"`{key}`" in page, key
 
@@ -252,7 +254,7 @@ def test_force_trains_again_what_differs_and_keeps_the_rest(own: Path, capsys: p
     # Once more: it agrees now, and nothing is moved.
     old = own / "replaced"
     assert cli.load(old / "config.yaml.1").sftn.kl_weight == 3
-    assert {path.name for path in old.iterdir()} == {"seed0", *(f"{name}.1" for name in standing.OF_THE_RUN)} - {
+    assert {path.name for path in old.iterdir()} == {"seed0", *(f"{name}.1" for name in job_state.OF_THE_RUN)} - {
         "report.png.1", "curves.png.1"
     }  # fmt: skip
     assert run(own, f"{ALL} --sftn.kl_weight 2 --resume force") == 0
@@ -375,7 +377,7 @@ def test_the_same_command_with_another_file_there(with_files: Path, tmp_path: Pa
     said = capsys.readouterr().err
     assert "teacher_file" in said and said.count("\n") == 1
     assert train.main([*file_options(folder), "--resume", "force"]) == 0
-    wanted = content.of_file(folder / "teacher.safetensors")
+    wanted = file_digest.of_file(folder / "teacher.safetensors")
     assert identity_of(folder / "run", "teacher")["teacher_file"] == wanted
     used = load_file(folder / "run" / "seed0" / "teacher" / "model.safetensors")["head.fc.bias"]
     assert torch.equal(used, load_file(folder / "teacher.safetensors")["head.fc.bias"])
@@ -398,15 +400,17 @@ def test_how_a_teacher_from_a_file_would_be_trained_does_not_matter_to_it(with_f
 
 def test_published_weights_count_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "resnet18-abc.pth"
-    monkeypatch.setattr(content, "cached_file", lambda path, network: file)
-    assert content.of_weights("torchvision:DEFAULT", "resnet18") is None  # not fetched yet
+    monkeypatch.setattr(file_digest, "cached_file", lambda path, network: file)
+    assert file_digest.of_weights("torchvision:DEFAULT", "resnet18") is None  # not fetched yet
     file.write_bytes(b"one")
-    one = content.of_weights("torchvision:DEFAULT", "resnet18")
+    one = file_digest.of_weights("torchvision:DEFAULT", "resnet18")
     assert (
-        one == content.of_weights("torchvision:IMAGENET1K_V1", "resnet18") == content.of_weights(str(file), "resnet18")
+        one
+        == file_digest.of_weights("torchvision:IMAGENET1K_V1", "resnet18")
+        == file_digest.of_weights(str(file), "resnet18")
     )
     file.write_bytes(b"two")
-    assert content.of_weights("torchvision:DEFAULT", "resnet18") != one
+    assert file_digest.of_weights("torchvision:DEFAULT", "resnet18") != one
 
 
 def test_a_plugin_that_is_a_package_counts_with_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,17 +419,17 @@ def test_a_plugin_that_is_a_package_counts_with_all_its_files(tmp_path: Path, mo
     (package / "__init__.py").write_text("from . import inner\n")
     (package / "inner.py").write_text("A = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    before = content.of_plugins(["my_networks"])
-    assert before == content.of_plugins(["my_networks"]) and before != [None]
+    before = file_digest.of_plugins(["my_networks"])
+    assert before == file_digest.of_plugins(["my_networks"]) and before != [None]
     (package / "inner.py").write_text("A = 2\n")
-    assert content.of_plugins(["my_networks"]) != before
+    assert file_digest.of_plugins(["my_networks"]) != before
 
 
-def survey(options: str, root: Path) -> dict[Stage, Standing]:
+def survey(options: str, root: Path) -> dict[Job, JobState]:
     config = configure(root, options)
     prepared = experiment.prepare(config, root / "nowhere")
     assert prepared.worker is not None
-    return standing.survey(config, prepared.stages, root, prepared.worker.images_of(0))
+    return job_state.survey(config, prepared.stages, root, prepared.worker.images_of(0))
 
 
 def test_other_ranks_are_named_and_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +439,7 @@ def test_other_ranks_are_named_and_refused(finished: Path, monkeypatch: pytest.M
     images = prepared.worker.images_of(0)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(FingerprintMismatch, match="ranks: 1 -> 2"):
-        standing.survey(config, prepared.stages, finished, images)
+        job_state.survey(config, prepared.stages, finished, images)
 
 
 def test_a_result_in_the_place_of_another_is_refused(own: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sftn_fast import launcher, train, transfer
+from sftn_fast import train, transfer
 from sftn_fast.config import ConfigError
+from sftn_fast.utils import launcher
 
 VARIABLES = (*launcher.DEFAULTS, *launcher.NEEDED, "TORCHELASTIC_RESTART_COUNT")
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sftn_fast import cli, naming
+from sftn_fast import cli
+from sftn_fast.cli import output_folder
+from sftn_fast.cli.neutral_keys import NEUTRAL
 from sftn_fast.config import Config
-from sftn_fast.immaterial import IMMATERIAL
 
 
 def output(*argv: str) -> str:
@@ -63,7 +64,7 @@ def test_the_configuration_in_a_folder_leads_back_to_it(tmp_path: Path) -> None:
     ["a/../../b", "c:\\d", "größe", 300 * "x", "a\nb", "a b", '<>:"|?*', "\udcff", "ResNet50", "trailing...", ""],
 )
 def test_every_name_is_one_safe_name(value: str) -> None:
-    made = naming.folder_for(Path("runs/demo"), {"key": None}, {"key": value})
+    made = output_folder.folder_for(Path("runs/demo"), {"key": None}, {"key": value})
     assert made.parent == Path("runs") and len(made.name) < 130 and made.name.isascii() and made.name.isprintable()
     assert not set(made.name) & set('/\\<>:"|?* ') and not made.name.endswith((".", " "))
 
@@ -72,16 +73,16 @@ def test_two_commands_share_no_folder() -> None:
     """Not even where letters are replaced, cut, or not told from capitals."""
     values: list[Any] = ["a:b", "a;b", "a_b", 200 * "x", 201 * "x", "ResNet50", "resnet50", None, "null ", 1, 1.5, True]
     values += [["a", "b"], ["a+b "], [], {"a": 1}]
-    names = [str(naming.folder_for(Path("r"), {"key": 0}, {"key": value})).lower() for value in values]
+    names = [str(output_folder.folder_for(Path("r"), {"key": 0}, {"key": value})).lower() for value in values]
     assert len(set(names)) == len(values)
 
 
 def test_what_decides_nothing_changes_no_name() -> None:
     plain = cli.to_dict(Config())
-    for key in IMMATERIAL:
+    for key in NEUTRAL:
         group, _, name = key.rpartition(".")
         other = {**plain, group: {**plain[group], name: "other"}} if group else {**plain, name: "other"}
-        assert naming.changes(plain, other) == {}, key
+        assert output_folder.changes(plain, other) == {}, key
 
 
 def test_print_config_shows_the_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,4 +94,4 @@ def test_print_config_shows_the_name(capsys: pytest.CaptureFixture[str]) -> None
 def test_every_recipe_has_a_folder_of_its_own() -> None:
     folders = [output("--config", name) for name in cli.recipe_names()]
     assert len(set(folders)) == len(folders)
-    assert {field.name for field in dataclasses.fields(Config)} >= {key.split(".")[0] for key in IMMATERIAL}
+    assert {field.name for field in dataclasses.fields(Config)} >= {key.split(".")[0] for key in NEUTRAL}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import experiment
 from sftn_fast.config import Config
-from sftn_fast.engine.progress import duration
-from sftn_fast.outlook import Outlook
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment.eta import TimeEstimate
+from sftn_fast.utils.progress import duration
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def test_finished_stages_tell_what_the_others_will_take(tmp_path, clock):
     config = Config(epochs=10, stage_epochs={"student": 20}, seeds=(0, 1))
     stages = experiment.plan(config)
     teacher, sftn, student, *_ = stages
-    outlook = Outlook(config, stages, tmp_path)
+    outlook = TimeEstimate(config, stages, tmp_path)
     assert outlook.begin(teacher) is None
     finish(tmp_path, teacher, 100)
     assert outlook.begin(sftn) == 7 * 100 + 2 * 200  # all at the teacher's rate, a student's epochs being twice as many
     finish(tmp_path, sftn, 300)
     assert outlook.begin(student) == (100 + 300) + 4 * 200 + 2 * 400  # for what was not seen yet, the mean of both
     finish(tmp_path, student, 50, epochs=20)
-    left = Outlook(config, stages, tmp_path).begin(stages[3])  # as after a restart
+    left = TimeEstimate(config, stages, tmp_path).begin(stages[3])  # as after a restart
     assert left == pytest.approx((100 + 300 + 50) + 4 * 10 * (10 + 30 + 2.5) / 3)
 
 
@@ -45,7 +45,7 @@ def test_methods_are_told_apart_and_stages_run_side_by_side(tmp_path, clock):
     config = Config(epochs=10, seeds=(0,), methods=("kd", "crd"), stages=("teacher", "distill"), teacher_file="x")
     stages = experiment.plan(config)
     teacher, kd, crd = stages
-    outlook = Outlook(config, stages, tmp_path, processes=2)
+    outlook = TimeEstimate(config, stages, tmp_path, processes=2)
     finish(tmp_path, teacher, 0)  # adopted: it says nothing of the others
     assert outlook.begin(kd) is None
     finish(tmp_path, kd, 40)
@@ -60,9 +60,9 @@ def test_the_time_of_a_stopped_stage_counts(tmp_path, clock):
     finish(tmp_path, first, 40)
     (tmp_path / "seed1" / "teacher").mkdir(parents=True)
     (tmp_path / "seed1" / "teacher" / "seconds").write_text("15.000\n")
-    assert Outlook(config, stages, tmp_path).begin(second) == 25
+    assert TimeEstimate(config, stages, tmp_path).begin(second) == 25
     (tmp_path / "seed1" / "teacher" / "seconds").write_text("95.000\n")
-    assert Outlook(config, stages, tmp_path).begin(second) == 0
+    assert TimeEstimate(config, stages, tmp_path).begin(second) == 0
 
 
 @pytest.mark.parametrize(

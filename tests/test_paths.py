@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import cli, safe_yaml, train
+from sftn_fast import cli, train
 from sftn_fast.config import LONGEST_PATH, ConfigError, check_path
+from sftn_fast.utils import safe_yaml
 
 KEYS = ("output", "data.root", "teacher_file", "sftn.init", "plugins", "resume")
 TRANSFER_KEYS = ("output", "data.root", "plugins", "network")

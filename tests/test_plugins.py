@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from sftn_fast import cli, distillers, models, plugins, train
+from sftn_fast import cli, distillers, models, train
 from sftn_fast.config import ConfigError
+from sftn_fast.utils import plugins
 
 METHOD = """
 import torch.nn.functional as F

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from sftn_fast import cli, train
+from sftn_fast.cli.keys import groups_of, keys_of
 from sftn_fast.config import Config, ConfigError, TransferConfig
 from sftn_fast.data import verify
-from sftn_fast.keys import groups_of, keys_of
 
 EVIL = """
 import pathlib

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import catalogue, cli, experiment, models
+from sftn_fast import cli, models, train
+from sftn_fast.report import methods_page
 from sftn_fast.report.published import IMAGENET_PAIRS
 from sftn_fast.sftn import StudentAwareTeacher
 
@@ -23,7 +24,7 @@ LIGHT = ["--teacher", "resnet18", "--student", "shufflenet_v2_x0_5", "--data.ima
 def test_recipe_runs_for_two_steps(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     networks = LIGHT if recipe == "imagenet" else []
     config, _ = cli.parse(["--config", recipe, *TWO_STEPS, *networks, "--output", str(tmp_path / "run")])
-    experiment.run(config)
+    train.run(config)
     printed = capsys.readouterr().out
     assert "student of SFTN teacher" in printed
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
@@ -66,4 +67,4 @@ def test_pairs_of_imagenet(teacher: str, student: str) -> None:
         aware = StudentAwareTeacher(*networks, image_size=224)
     assert [pair.student_stage for pair in aware.pairs] == [1, 2, 3]
     refused = {"fsp", "kdsvd"} if teacher == "resnet50" else set()
-    assert catalogue.refusals(teacher, student, 224).keys() == refused
+    assert methods_page.refusals(teacher, student, 224).keys() == refused

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, experiment, models
+from sftn_fast import cli, models, train
 from sftn_fast.config import ConfigError, RouteConfig
+from sftn_fast.experiment import run as experiment
 from sftn_fast.tasks import Route
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --seeds [0]"
@@ -16,7 +17,7 @@ TINY += " --teacher resnet14 --stages [teacher,sftn,distill] --epochs 4 --stage_
 
 
 def run(output: Path, *options: str) -> None:
-    experiment.run(cli.parse([*TINY.split(), "--output", str(output), *options])[0])
+    train.run(cli.parse([*TINY.split(), "--output", str(output), *options])[0])
 
 
 def test_equal_intervals_end_at_the_finished_teacher():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sftn_fast import cli, safe_yaml, train
+from sftn_fast import cli, train
 from sftn_fast.config import ConfigError
-from sftn_fast.report.results import read_settings
+from sftn_fast.experiment.settings import read_settings
+from sftn_fast.utils import safe_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)

@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sftn_fast import cli, engine, experiment
+from sftn_fast import cli, engine
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.plan import needs
-from sftn_fast.worker import PrefixedLines
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment.plan import needs
+from sftn_fast.experiment.worker import PrefixedLines
+from sftn_fast.train import run as run_experiment
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "2", "--seeds", "[0, 1]", "--teacher", "resnet14"]
@@ -66,7 +68,7 @@ def computed(output: Path) -> dict[str, object]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process."""
     output = tmp_path_factory.mktemp("alone") / "run"
-    experiment.run(configured(output))
+    run_experiment(configured(output))
     return output
 
 
@@ -97,7 +99,7 @@ def test_lines_say_whose_they_are(together: tuple[Path, str]) -> None:
 def test_one_process_goes_on_with_what_two_finished(
     together: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment.run(configured(together[0]))
+    run_experiment(configured(together[0]))
     assert capsys.readouterr().out.count("not trained again") == 6
 
 
@@ -118,7 +120,7 @@ def test_ctrl_c_stops_all_and_the_run_goes_on_to_the_same_end(alone: Path, tmp_p
     assert "the same command goes on" in errors and "Traceback" not in errors
     assert len(list(output.glob("seed*/*/result.json"))) < 6, "stopped too late to test anything"
     assert list(output.glob("seed*/*/checkpoints/*"))
-    experiment.run(configured(output, *often))
+    run_experiment(configured(output, *often))
     assert computed(output) == computed(alone)
 
 
@@ -147,7 +149,7 @@ def test_a_stage_that_goes_wrong_fails_the_run(tmp_path: Path) -> None:
 def test_a_refused_configuration_comes_back_as_such(together: tuple[Path, str]) -> None:
     before = computed(together[0])
     with pytest.raises(ConfigError, match=r"seed0/teacher in .*weight_decay"):  # before a process is started
-        experiment.run(configured(together[0], *TWO, "--optim.weight_decay", "0.1"))
+        run_experiment(configured(together[0], *TWO, "--optim.weight_decay", "0.1"))
     assert computed(together[0]) == before
 
 
@@ -217,7 +219,7 @@ def test_methods_that_are_the_same_are_refused() -> None:
 
 def test_a_method_that_refuses_the_networks_does_so_before_they_are_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fsp' can't teach vgg8 from resnet14"):
-        experiment.run(configured(tmp_path / "run", "--student", "vgg8", "--methods", '["kd", "fsp"]'))
+        run_experiment(configured(tmp_path / "run", "--student", "vgg8", "--methods", '["kd", "fsp"]'))
     assert not (tmp_path / "run").exists()
 
 

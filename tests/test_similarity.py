@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sftn_fast import similarity
 from sftn_fast.data import Batch
+from sftn_fast.experiment import similarity
 from sftn_fast.models import Features
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, experiment, models, train
+from sftn_fast import cli, models, train
+from sftn_fast.experiment import run as experiment
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "16", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "8", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14", "--student", "resnet8"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sftn_fast import program, streams
 from sftn_fast.config import ConfigError
+from sftn_fast.utils import program, streams
 
 # Each line is more than a pipe or a buffer keeps back; the file says that the work was done to its end.
 CHILD = """

@@ -17,11 +17,11 @@ from engine import tape
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from sftn_fast import cli, experiment, report, train
+from sftn_fast import cli, report, train
 from sftn_fast.data import loaders
 from sftn_fast.distillers import distiller
-from sftn_fast.distillers.teacher_logits import TeacherLogits
 from sftn_fast.engine import step
+from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 
 # 33 images in batches of 8: one is left out of each epoch, another one each time.
 TINY = "--config demo --data.name fake --data.train_size 33 --data.image_size 8 --optim.batch_size 8 --epochs 3"

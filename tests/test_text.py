@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sftn_fast.text import LONGEST, for_markdown, printable, printable_lines
+from sftn_fast.utils.text import LONGEST, for_markdown, printable, printable_lines
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftn_fast import data, experiment
+from sftn_fast import data
 from sftn_fast import train as train_module
+from sftn_fast.experiment import run as experiment
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "64", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "3", "--seeds", "[0]", "--teacher", "resnet14"]

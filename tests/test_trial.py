@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast import cli, data, experiment, models, plugins, train
+from sftn_fast import cli, data, models, train
 from sftn_fast.config import Config, ConfigError, DataConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers import registry
-from sftn_fast.trial import try_stages
+from sftn_fast.experiment import run as experiment
+from sftn_fast.experiment.trial_step import try_stages
+from sftn_fast.utils import plugins
 
 ODD = str(Path(__file__).with_name("odd_networks.py"))
 NAMES = [name for name in registry.names() if "-" not in name]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sftn_fast import models, ops, report, train
+from sftn_fast.experiment import class_counts
 from sftn_fast.ops import _backend
-from sftn_fast.report import by_class
 
 PAGE = (pages.ROOT / "docs" / "guide" / "troubleshooting.md").read_text()
 LINES = re.findall(r"^\| `(.+?)` \|", PAGE, flags=re.MULTILINE)
@@ -47,8 +47,8 @@ def other_network() -> None:
 
 
 def one_class() -> None:
-    result = {"by_class": by_class.write(Path(), [5, 5], [5, 0], [10, 0], ("cat", "dog"))}
-    print(f"warning: {by_class.only_class(result)}")
+    result = {"by_class": class_counts.write(Path(), [5, 5], [5, 0], [10, 0], ("cat", "dog"))}
+    print(f"warning: {class_counts.only_class(result)}")
 
 
 def finished_twice() -> None:

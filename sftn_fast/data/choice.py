@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sftn_fast import launcher
 from sftn_fast.config import DataConfig
 from sftn_fast.data import dali_decoder, machine
 from sftn_fast.data.dali_decoder import DaliDecoder
 from sftn_fast.data.stream import Decoder, Form
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
+from sftn_fast.utils import launcher
 
 DECODERS = {"dali": DaliDecoder, "torchvision": TorchvisionDecoder}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftn_fast.data.left_out import listing
 from sftn_fast.data.notices import say
-from sftn_fast.text import escape
+from sftn_fast.utils.text import escape
 
 EACH = 12  # classes that are listed with the images of each
 UNBALANCED = 10  # times as many images in one class as in another

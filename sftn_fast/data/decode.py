@@ -27,7 +27,7 @@ from sftn_fast.data.orientation import UPRIGHT, orientation
 from sftn_fast.data.progress import Progress
 from sftn_fast.data.regular import MAX_BYTES, open_regular
 from sftn_fast.data.skip_list import SKIP_LIST
-from sftn_fast.text import escape
+from sftn_fast.utils.text import escape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,7 @@ from pathlib import Path
 from sftn_fast.config import ConfigError
 from sftn_fast.data.left_out import LeftOut, is_image_name, is_system_folder, listing
 from sftn_fast.data.skip_list import SKIP_LIST, SkipList
-from sftn_fast.text import escape
+from sftn_fast.utils.text import escape
 
 MAX_DEPTH = 100  # folders within each other
 MAX_WAYS = 100  # to one folder by links, which may be nested to millions

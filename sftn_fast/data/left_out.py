@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from sftn_fast.data.notices import say
-from sftn_fast.text import escape
+from sftn_fast.utils.text import escape
 
 # Image files by their names: every ending that Pillow has for the formats of decode.FORMATS.
 ENDINGS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from sftn_fast import launcher
+from sftn_fast.utils import launcher
 
 _said: set[str] = set()
 _muted = False

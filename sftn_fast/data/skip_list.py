@@ -17,7 +17,7 @@ from sftn_fast.config import ConfigError
 from sftn_fast.data.left_out import listing
 from sftn_fast.data.notices import say
 from sftn_fast.data.regular import open_regular
-from sftn_fast.text import escape
+from sftn_fast.utils.text import escape
 
 SKIP_LIST = "skip.txt"
 MAX_BYTES = 2**30  # of the list

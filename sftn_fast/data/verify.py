@@ -19,8 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-from sftn_fast import program
-from sftn_fast.atomic import write_atomically
 from sftn_fast.config import ConfigError, check
 from sftn_fast.data import children, machine
 from sftn_fast.data.decode import find_fault, pillow
@@ -28,7 +26,9 @@ from sftn_fast.data.folders import image_files
 from sftn_fast.data.left_out import LeftOut
 from sftn_fast.data.progress import Progress
 from sftn_fast.data.skip_list import SKIP_LIST, write_names
-from sftn_fast.text import escape
+from sftn_fast.utils import program
+from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.text import escape
 
 CHUNK = 32  # files that a process takes at a time
 

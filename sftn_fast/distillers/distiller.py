@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from sftn_fast.data import Batch
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.gather import warn_if_nobody_averages
+from sftn_fast.distillers.logits_source import LogitsSource, OnlyLogits
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
 from sftn_fast.distillers.networks import check_teachers
 from sftn_fast.distillers.spec import CE, Spec, Term
-from sftn_fast.distillers.teacher_logits import OnlyLogits, TeacherLogits
 from sftn_fast.distillers.teaching import teaching
 from sftn_fast.models import Features, StagedNet
 
@@ -68,7 +68,7 @@ class Distiller(nn.Module):
             self.methods.append(nn.ModuleDict({term.name: _method(term, setup) for term in spec.methods}))
         self.weights = _weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
-        self._logits: TeacherLogits | None = None
+        self._logits: LogitsSource | None = None
         self._has_run = False
 
     @property
@@ -105,7 +105,7 @@ class Distiller(nn.Module):
             for line in method.describe()
         ]
 
-    def keep_logits(self, logits: TeacherLogits) -> None:
+    def keep_logits(self, logits: LogitsSource) -> None:
         """From now on run the teacher only where ``logits`` does not know what it would say.
 
         Tell this distiller which epoch begins, and ``logits`` which has ended. The teacher must not change meanwhile.

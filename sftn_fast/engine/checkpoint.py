@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from sftn_fast.atomic import remove, sync_folder, write_synced
-from sftn_fast.sealed import DamagedError, read_regular
-from sftn_fast.text import printable
+from sftn_fast.utils.atomic import remove, sync_folder, write_synced
+from sftn_fast.utils.checksummed import DamagedError, read_regular
+from sftn_fast.utils.text import printable
 
 logger = logging.getLogger(__name__)
 

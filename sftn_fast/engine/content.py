@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sftn_fast.text import printable
+from sftn_fast.utils.text import printable
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     "task": Mapping,

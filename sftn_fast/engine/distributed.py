@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sftn_fast import launcher
+from sftn_fast.utils import launcher
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from sftn_fast import jobs
-from sftn_fast.atomic import NO_LINK, open_lock
 from sftn_fast.config import ConfigError
 from sftn_fast.engine import distributed
-from sftn_fast.text import printable
+from sftn_fast.utils import run_files
+from sftn_fast.utils.atomic import NO_LINK, open_lock
+from sftn_fast.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +63,14 @@ class RunFolder:
     def _take(self) -> Path:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            jobs.refuse_links(self.path)
+            run_files.refuse_links(self.path)
             self._lock = open_lock(self.path / ".lock")
         except OSError as error:
             raise FolderError(f"the output folder {self.path} can't be written to: {error.strerror}") from error
         self._lock_or_refuse(self._lock, fcntl.LOCK_EX)
         self._sign(self._lock)
         try:
-            jobs.remove_leftovers(self.path)
+            run_files.remove_leftovers(self.path)
         except OSError as error:
             logger.warning("what a killed run left in %s can't be removed (%s)", self.path, error.strerror)
         return self.path

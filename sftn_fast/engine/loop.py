@@ -22,13 +22,13 @@ from sftn_fast.engine.folder import FolderError
 from sftn_fast.engine.meter import RUN
 from sftn_fast.engine.metrics import RunLog
 from sftn_fast.engine.optim import Schedule
-from sftn_fast.engine.progress import ProgressBar
 from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.signals import Interrupted, StopSignals
 from sftn_fast.engine.state import TrainState
 from sftn_fast.engine.step import build_step
 from sftn_fast.engine.threads import fastest_threads
-from sftn_fast.text import printable
+from sftn_fast.utils.progress import ProgressBar
+from sftn_fast.utils.text import printable
 
 logger = logging.getLogger(__name__)
 

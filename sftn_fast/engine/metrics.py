@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sftn_fast.atomic import open_in_place, write_atomically
-from sftn_fast.engine.progress import ProgressBar, duration, fold
+from sftn_fast.utils.atomic import open_in_place, write_atomically
+from sftn_fast.utils.progress import ProgressBar, duration, fold
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from sftn_fast import launcher
 from sftn_fast.config import ConfigError, check
+from sftn_fast.utils import launcher
 
 # Ranks wait for the main one while it writes, measures and, on the first run, fetches data.
 TIMEOUT = timedelta(minutes=30)

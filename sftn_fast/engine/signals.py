@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from sftn_fast.engine.progress import CLEAR
+from sftn_fast.utils.progress import CLEAR
 
 # Not every system has SIGUSR1.
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from sftn_fast import info
 from sftn_fast.engine import distributed
 from sftn_fast.engine.content import check_content
 from sftn_fast.engine.meter import EPOCH, WINDOW, Meter, Stopwatch
 from sftn_fast.engine.optim import load_sgd
 from sftn_fast.engine.rng import rng_state, set_rng_state
 from sftn_fast.engine.step import TrainStep
+from sftn_fast.utils.environment import surroundings
 
 
 class TrainState:
@@ -84,7 +84,7 @@ class TrainState:
             "history": self.history,
             "log_offsets": [log_offset, self._epoch_log_offset],
             "threads": self.threads,
-            "environment": info.surroundings(self.train_step.layout.device),
+            "environment": surroundings(self.train_step.layout.device),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, same_run: bool = True) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError
-from sftn_fast.text import escape, listed, printable
+from sftn_fast.utils.text import escape, listed, printable
 
 COUNTER = "num_batches_tracked"
 PASSED_OVER = (COUNTER, "total_ops", "total_params", "n_averaged")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast import __version__
-from sftn_fast.atomic import write_atomically
 from sftn_fast.models.pretrained import find_published, is_published, published
 from sftn_fast.models.registry import build, names, require_counts
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
 from sftn_fast.models.weights import Say, assign
-from sftn_fast.sealed import DamagedError, checksum, read_sealed, seal
-from sftn_fast.text import printable
+from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.checksummed import DamagedError, checksum, read_sealed, seal
+from sftn_fast.utils.text import printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1

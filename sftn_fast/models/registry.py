@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sftn_fast.models.staged import StagedNet
-from sftn_fast.text import printable
+from sftn_fast.utils.text import printable
 
 Factory = Callable[..., StagedNet]
 F = TypeVar("F", bound=Factory)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sftn_fast.units import readable_bytes
+from sftn_fast.utils.format import readable_bytes
 
 PACKED_LIMIT, PACKED_RATIO = 64_000_000, 20
 """A file that unpacks to more bytes than the first, and more times its own size than the second, is refused. PyTorch

@@ -14,7 +14,7 @@ from sftn_fast.models.candidates import COUNTER, Candidate, find_candidates, pre
 from sftn_fast.models.registry import names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, safetensors
-from sftn_fast.text import escape, listed, printable
+from sftn_fast.utils.text import escape, listed, printable
 
 __all__ = ["Say", "WeightsError", "assign", "safetensors"]
 

@@ -14,28 +14,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sftn_fast import jobs
-from sftn_fast.atomic import describe, write_atomically
 from sftn_fast.config import ConfigError
+from sftn_fast.experiment.class_counts import FILE
+from sftn_fast.experiment.labels import LABELS, kind, label
+from sftn_fast.experiment.settings import read_settings
 from sftn_fast.report import by_class, figure, html, table
 from sftn_fast.report.comparison import compare
 from sftn_fast.report.matrix import MethodLine, read_matrix
-from sftn_fast.report.results import (
-    COST,
-    LABELS,
-    RESULT,
-    Row,
-    kind,
-    label,
-    read_results,
-    read_run,
-    read_settings,
-)
+from sftn_fast.report.results import COST, RESULT, Row, read_results, read_run
 from sftn_fast.report.statistics import mean_and_deviation
 from sftn_fast.report.table import comparisons, gain
 from sftn_fast.report.terminal import bullets, terminal_width, text_table
 from sftn_fast.report.warnings import warnings
-from sftn_fast.text import printable, printable_lines
+from sftn_fast.utils import run_files
+from sftn_fast.utils.atomic import describe, write_atomically
+from sftn_fast.utils.text import printable, printable_lines
 
 __all__ = [
     "LABELS",
@@ -60,7 +53,7 @@ def write(folder: Path, *, width: int | None = None) -> str:
 
     Returns the report as text of ``width`` columns, or as wide as it is, with the files' paths.
     """
-    jobs.refuse_links(folder)
+    run_files.refuse_links(folder)
     (rows, notes), settings = read_run(folder), read_settings(folder)
     lines = read_matrix(rows, settings)
     if lines:
@@ -78,7 +71,7 @@ def write(folder: Path, *, width: int | None = None) -> str:
     if classes:
         shown = by_class.table(classes, by_class.PAGE)
         count = len(next(iter(classes.values())))
-        left = [f"The {by_class.PAGE} hardest of {count} classes; {by_class.FILE} of each stage has all"]
+        left = [f"The {by_class.PAGE} hardest of {count} classes; {FILE} of each stage has all"]
         tables.append(("Accuracy by class", shown, left if count > by_class.PAGE else []))
     _write_page(folder, settings, rows, tables, pictures)
     parts = [table.markdown(cells), "\n".join(f"- {table.markdown_text(sentence)}" for sentence in sentences)]

@@ -2,7 +2,7 @@
 
 import sys
 
-from sftn_fast import program
+from sftn_fast.utils import program
 
 
 def main(argv: list[str]) -> int:

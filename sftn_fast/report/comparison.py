@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftn_fast.report.results import BEST, KL, LABELS, SECONDS, TOP1, Column, Row, kind, label, read_results
-from sftn_fast.report.results import read_settings as _read_settings
+from sftn_fast.experiment.labels import LABELS, kind, label
+from sftn_fast.experiment.settings import read_settings as _read_settings
+from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column, Row, read_results
 from sftn_fast.report.statistics import Paired, mean_and_deviation, paired, signed
 from sftn_fast.report.terminal import Cells, bullets, text_table
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftn_fast.atomic import write_atomically
+from sftn_fast.experiment.labels import LABELS, kind, label
 from sftn_fast.report.matrix import SOURCES, MethodLine
-from sftn_fast.report.results import KL, LABELS, TOP1, Column, Row, kind, label, read_curves
+from sftn_fast.report.results import KL, TOP1, Column, Row, read_curves
 from sftn_fast.report.statistics import Paired, signed
+from sftn_fast.utils.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,21 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from sftn_fast.experiment.labels import label
 from sftn_fast.report.glossary import define
-from sftn_fast.report.results import (
-    AGREEMENT,
-    BEST,
-    CALIBRATION,
-    CKA,
-    COST,
-    KL,
-    SECONDS,
-    SPEED,
-    TOP1,
-    Column,
-    Row,
-    label,
-)
+from sftn_fast.report.results import AGREEMENT, BEST, CALIBRATION, CKA, COST, KL, SECONDS, SPEED, TOP1, Column, Row
 from sftn_fast.report.table import Cells
 
 STYLE = """

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftn_fast.experiment.labels import kind, method_in
 from sftn_fast.report.published import Published, of_method
-from sftn_fast.report.results import TOP1, Column, Row, kind, method_in
+from sftn_fast.report.results import TOP1, Column, Row
 from sftn_fast.report.statistics import Paired, holm, paired
 
 SOURCES = ("teacher", "sftn")

@@ -8,44 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftn_fast import jobs, safe_yaml
 from sftn_fast.config import ConfigError
-from sftn_fast.jobs import FILES
-from sftn_fast.plan import RESULT, places
-from sftn_fast.sealed import DamagedError, read_regular, read_sealed_text
-from sftn_fast.text import printable
+from sftn_fast.experiment.labels import LABELS, kind, method_in
+from sftn_fast.experiment.plan import RESULT, places
+from sftn_fast.experiment.settings import LONGEST, printable_tree, read_settings, settings_fault
+from sftn_fast.utils import run_files
+from sftn_fast.utils.checksummed import DamagedError, read_regular
+from sftn_fast.utils.run_files import FILES
+from sftn_fast.utils.text import printable
 
-LONGEST = 300
-"""Characters of a text from a file that are shown."""
 NAMED = 5
 """Unfinished stages that are named."""
-SHAPE: dict[str, Any] = {"data": {}, "optim": {}, "sftn": {}, "route": {}, "engine": {}, "teacher": "", "student": ""}
-"""What parts of a configuration are, so that a damaged file is not taken for one."""
-
-LABELS = {
-    "teacher": "standard teacher",
-    "sftn": "SFTN teacher",
-    "student": "student alone",
-    "distill-teacher": "student of standard teacher",
-    "distill-sftn": "student of SFTN teacher",
-    "collaborate": "student among peers",
-}
-"""What a stage is called, in the order of the table."""
-
-
-def kind(name: str) -> str:
-    """The part of a stage's name that says what it is, without its method: a key of ``LABELS``."""
-    return max((key for key in LABELS if f"{name}-".startswith(f"{key}-")), key=len)
-
-
-def label(name: str) -> str:
-    """What a stage is called in a table."""
-    return f"{LABELS[kind(name)]}, {method_in(name)}" if method_in(name) else LABELS[kind(name)]
-
-
-def method_in(name: str) -> str:
-    """The method in a stage's name, as a folder can be called; empty where the run has only one."""
-    return name[len(kind(name)) + 1 :]
 
 
 @dataclass(frozen=True)
@@ -132,26 +105,26 @@ def read_run(folder: Path) -> tuple[list[Row], list[str]]:
 def find_results(folder: Path) -> Found:
     """Read the results below ``folder``, and look at every file of the jobs that they are of."""
     results, notes, unfinished, unchecked = [], [], [], 0
-    for path in jobs.strangers(folder):
+    for path in run_files.strangers(folder):
         notes.append(f"{_name(path, folder)} has a name that no run gives, as a copy has, and is left out")
     others = foreign(folder)
     if others:
         notes.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
-    for job in jobs.job_folders(folder):
+    for job in run_files.job_folders(folder):
         if _name(job, folder) in others:
             continue
         if not (job / RESULT).exists():
             unfinished.append(_name(job, folder))
             continue
         try:
-            result = jobs.read_result(job)
+            result = run_files.read_result(job)
         except DamagedError as error:
             notes.append(f"{error}; its figures are left out until the run's command, given again, has made it again")
             continue
-        results.append(_shown(result))
-        unchecked += not jobs.has_checksums(result)
-        faults = jobs.faults(job, result)
-        if not jobs.has_checksums(result) and _read_curve(job) is None:
+        results.append(printable_tree(result))
+        unchecked += not run_files.has_checksums(result)
+        faults = run_files.faults(job, result)
+        if not run_files.has_checksums(result) and _read_curve(job) is None:
             faults["summary.csv"] = "can't be read"
         notes += [
             f"{_name(job / name, folder)} {fault}; the figures above do not rest on it"
@@ -162,17 +135,8 @@ def find_results(folder: Path) -> Found:
         notes.append(f"not finished, and left out: {', '.join(unfinished[:NAMED])}{more}")
     if unchecked:
         notes.append(f"{unchecked} of {len(results)} results carry no checksums: an older version wrote them")
-    fault = _read_settings(folder)[1]
+    fault = settings_fault(folder)
     return Found(tuple(results), (*notes, fault) if fault else tuple(notes))
-
-
-def _shown(tree: Any) -> Any:
-    """``tree`` with every text in it fit to be shown."""
-    if isinstance(tree, dict):
-        return {printable(key, LONGEST): _shown(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_shown(value) for value in tree]
-    return printable(tree, LONGEST) if isinstance(tree, str) else tree
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -185,7 +149,7 @@ def foreign(folder: Path) -> list[str]:
     They are of an earlier command with other seeds, stages or methods, whose settings may have been others too.
     """
     known = places(read_settings(folder))
-    finished = [job for job in jobs.job_folders(folder) if (job / RESULT).exists()]
+    finished = [job for job in run_files.job_folders(folder) if (job / RESULT).exists()]
     return [_name(job, folder) for job in finished if known is not None and _name(job, folder) not in known]
 
 
@@ -196,33 +160,12 @@ def _rank(method: str, methods: Sequence[str], row: Row) -> tuple[int, str]:
     return (methods.index(method) if method in methods else len(methods)), method
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The configuration that the run left in its folder; empty if there is none, or it is damaged."""
-    return _read_settings(folder)[0]
-
-
-def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """The configuration, and what is wrong with it if anything is."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        return {}, None
-    try:
-        settings = safe_yaml.load(read_sealed_text(path), printable(path, LONGEST))
-    except (DamagedError, ConfigError) as error:
-        return {}, f"{error}; what rests on it is left out"
-    if not isinstance(settings, dict) or not all(
-        isinstance(settings.get(key, empty), type(empty)) for key, empty in SHAPE.items()
-    ):
-        return {}, f"{printable(path, LONGEST)} is damaged: it is no configuration; what rests on it is left out"
-    return _shown(settings), None
-
-
 def read_curves(folder: Path, row: Row) -> list[dict[int, float]]:
     """Top-1 on the test set in percent by epoch, of each seed that wrote its ``summary.csv``, and has it still."""
     curves = []
     for result in row.results:
         job = folder / f"seed{result['seed']}" / row.name
-        if "summary.csv" not in jobs.faults(job, {FILES: _only(result, "summary.csv")}):
+        if "summary.csv" not in run_files.faults(job, {FILES: _only(result, "summary.csv")}):
             curves.append(_read_curve(job))
     return [curve for curve in curves if curve]
 

@@ -6,27 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sftn_fast.experiment.labels import kind, label, method_in
 from sftn_fast.report import published
 from sftn_fast.report.matrix import SOURCES, MethodLine, average_gain
-from sftn_fast.report.results import (
-    AGREEMENT,
-    CALIBRATION,
-    CKA,
-    COLUMNS,
-    COST,
-    KL,
-    SECONDS,
-    SPEED,
-    TOP1,
-    Column,
-    Row,
-    kind,
-    label,
-    method_in,
-)
+from sftn_fast.report.results import AGREEMENT, CALIBRATION, CKA, COLUMNS, COST, KL, SECONDS, SPEED, TOP1, Column, Row
 from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
 from sftn_fast.report.terminal import Cells, grid
-from sftn_fast.text import escape, for_markdown
+from sftn_fast.utils.text import escape, for_markdown
 
 
 def markdown(cells: Cells) -> str:

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from sftn_fast.text import escape
+from sftn_fast.utils.text import escape
 
 Cells = list[list[str]]
 """A table: the headings, then a line for each row."""

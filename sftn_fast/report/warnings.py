@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sftn_fast.report import by_class
-from sftn_fast.report.results import Row, label
+from sftn_fast.experiment.class_counts import only_class
+from sftn_fast.experiment.labels import label
+from sftn_fast.report.results import Row
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
@@ -23,5 +24,5 @@ def _faults(result: dict[str, Any]) -> Iterator[str]:
     if result.get("diverged"):
         yield result["diverged"]
     yield from result.get("doubts") or []
-    if only := by_class.only_class(result):
+    if only := only_class(result):
         yield only

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sftn_fast import cli, distillers, experiment, models
+from sftn_fast import cli, distillers, models, train
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import Initialisation, InitTask, Method
 
@@ -68,7 +68,7 @@ def toys(monkeypatch):
 
 
 def run(output: Path) -> dict[str, torch.Tensor]:
-    experiment.run(cli.parse([*TINY, "--output", str(output)])[0])
+    train.run(cli.parse([*TINY, "--output", str(output)])[0])
     return models.load(output / "seed0" / "distill-teacher").state_dict()
 
 

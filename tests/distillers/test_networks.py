@@ -9,12 +9,11 @@ import pytest
 from torch import nn
 
 from sftn_fast import distillers, models
-from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import CollaborateConfig
 from sftn_fast.models import StagedNet
 from sftn_fast.models.staged import Head
 from sftn_fast.sftn import StudentAwareTeacher
-from sftn_fast.tasks import DistillTask, SupervisedTask
+from sftn_fast.tasks import CollaborativeTask, DistillTask, SupervisedTask
 
 CLASSES, SIZE = 4, 16
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sftn_fast import distillers, models
 from sftn_fast.data import Batch
-from sftn_fast.distillers import registry, teacher_logits
+from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import Method
-from sftn_fast.distillers.teacher_logits import TeacherLogits
+from sftn_fast.experiment.teacher_cache import store
+from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 from sftn_fast.models import Features
 
 IMAGES, CLASSES = 8, 5
@@ -129,7 +130,7 @@ def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, caplog):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(teacher_logits, "write_atomically", full)
+    monkeypatch.setattr(store, "write_atomically", full)
     see(kept(tmp_path), 0)
     assert "No space left on device; training goes on" in caplog.text
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sftn_fast import distillers, models, ops
 from sftn_fast.distillers.distiller import Distiller
-from sftn_fast.distillers.teacher_logits import TeacherLogits
 from sftn_fast.engine import distributed
+from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks import DistillTask
 

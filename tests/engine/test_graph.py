@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast import data, distillers, models
-from sftn_fast.collaborative import CollaborativeTask
 from sftn_fast.config import CollaborateConfig, ConfigError, DataConfig, EngineConfig, OptimConfig, SFTNConfig
 from sftn_fast.data import ImageData
 from sftn_fast.engine import Interrupted, Layout, NonFiniteError, Schedule
@@ -22,7 +21,7 @@ from sftn_fast.engine.graph import Recorder, recorder
 from sftn_fast.engine.optim import build_sgd
 from sftn_fast.engine.step import TrainStep
 from sftn_fast.sftn import StudentAwareTeacher
-from sftn_fast.tasks import DistillTask, Route, SFTNTask, SupervisedTask, Task
+from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, SFTNTask, SupervisedTask, Task
 
 from . import tape
 from .stubs import Data, StoppingLoader, TinyTask, make_task, run_fit, without_timing

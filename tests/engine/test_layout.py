@@ -6,7 +6,7 @@ import torch
 from sftn_fast import cli, models
 from sftn_fast.engine import Layout
 from sftn_fast.engine.device import is_channels_last
-from sftn_fast.worker import Worker
+from sftn_fast.experiment.worker import Worker
 
 CPU = torch.device("cpu")
 FORMATS = {False: torch.contiguous_format, True: torch.channels_last}

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from sftn_fast.engine.metrics import RunLog
-from sftn_fast.engine.progress import CLEAR, INTERVAL, ProgressBar, fold
+from sftn_fast.utils.progress import CLEAR, INTERVAL, ProgressBar, fold
 
 from .faults import largest_file
 

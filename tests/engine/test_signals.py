@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sftn_fast.engine import Interrupted
-from sftn_fast.engine.progress import CLEAR
 from sftn_fast.engine.signals import StopSignals
+from sftn_fast.utils.progress import CLEAR
 
 from .stubs import run_fit
 

@@ -15,10 +15,11 @@ import yaml
 from torch import Tensor
 from torch.distributed.run import get_args_parser
 
-from sftn_fast import cli, data, engine, models, similarity
+from sftn_fast import cli, data, engine, models
 from sftn_fast.config import ConfigError
 from sftn_fast.engine import distributed, process_group, read_checkpoint
 from sftn_fast.engine.process_group import backend
+from sftn_fast.experiment import similarity
 
 from .ranks import environment, on_ranks, torchrun
 from .under_torchrun import train

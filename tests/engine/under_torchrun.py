@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from sftn_fast import launcher
 from sftn_fast.engine import Interrupted, process_group
+from sftn_fast.utils import launcher
 
 from .ranks import SharedData, SharedTrainLoader
 from .stubs import Batch, make_task, run_fit

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from sftn_fast import models
-from sftn_fast.sealed import seal
+from sftn_fast.utils.checksummed import seal
 
 NAME, CLASSES = "resnet8", 5
 

@@ -9,7 +9,7 @@ import yaml
 from finished_stages import METHODS, TOP1, leave
 
 from sftn_fast import cli
-from sftn_fast.plan import Stage
+from sftn_fast.experiment.plan import Job
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     for method, figures in TOP1.items():
         for source, values in zip(("teacher", "sftn"), figures, strict=True):
             for seed, top1 in enumerate(values):
-                leave(tmp_path, Stage("distill", seed, source, method).name, seed, top1, method)
+                leave(tmp_path, Job("distill", seed, source, method).name, seed, top1, method)
     config, _ = cli.parse(["--config", "resnet32x4_resnet8x4"])
     settings = cli.to_dict(config) | {"methods": list(METHODS), "seeds": [0, 1, 2]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -1,0 +1,125 @@
+"""Messages for names that there are not: what the user may have meant, or what there is instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import PurePath
+
+from sftn_fast.cli.network_names import describe, folded
+
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "init_lr", "base_lr"), "optim.lr"),
+    **dict.fromkeys(("lr_decay_epochs", "lr_milestones", "decay_epochs"), "optim.milestones"),
+    **dict.fromkeys(("lr_decay_rate", "lr_decay"), "optim.gamma"),
+    **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "sched"), "optim.schedule"),
+    **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size"), "optim.batch_size"),
+    **dict.fromkeys(("accum_iter", "accumulation_steps", "grad_accum", "accumulate_grad_batches"), "optim.accumulate"),
+    **dict.fromkeys(("clip", "clip_norm", "gradient_clip_val", "max_grad_norm"), "optim.clip_grad"),
+    **dict.fromkeys(("dataset", "data_set"), "data.name"),
+    **dict.fromkeys(("data_dir", "data_folder", "data_path", "dataset_path", "datadir"), "data.root"),
+    **dict.fromkeys(("num_workers", "j"), "data.workers"),
+    **dict.fromkeys(("img_size", "input_size", "resolution"), "data.image_size"),
+    **dict.fromkeys(("model_s", "arch", "model", "network", "net"), "student"),
+    "model_t": "teacher",
+    **dict.fromkeys(
+        ("path_t", "teacher_path", "teacher_ckpt", "teacher_checkpoint", "teacher_weights"), "teacher_file"
+    ),
+    **dict.fromkeys(("trial", "random_seed", "manual_seed"), "seeds"),
+    **dict.fromkeys(("out", "out_dir", "output_dir", "save_dir", "save_path", "logdir", "work_dir"), "output"),
+    **dict.fromkeys(("fp16", "bf16", "precision", "mixed_precision", "half"), "engine.amp"),
+    **dict.fromkeys(("gpus", "num_gpus", "ngpus", "gpu", "gpu_id", "n_gpu", "world_size"), "devices"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("print_freq", "log_interval"), "engine.log_every"),
+    **dict.fromkeys(("save_freq", "save_every"), "engine.checkpoint_every"),
+    **dict.fromkeys(("distiller", "kd_loss", "loss"), "distill"),
+    **dict.fromkeys(("kd_t", "temperature", "tau"), "distill"),
+    **dict.fromkeys(("momentum_sgd",), "optim.momentum"),
+}
+"""What other programs call a key, without its group."""
+
+ABSENT = {
+    ("name", "type", "optimizer", "opt", "adam", "adamw", "betas", "solver"): "SGD is the only optimizer",
+    (
+        *("mixup", "cutmix", "cutout", "randaugment", "auto_augment", "autoaugment", "aa", "color_jitter"),
+        *("random_erasing", "reprob", "augmentation", "augment", "transforms"),
+    ): "images are cropped and flipped, see data.crop_padding and data.flip, and not augmented otherwise",
+    ("label_smoothing", "smoothing"): "labels are not smoothed",
+    ("ema", "model_ema", "ema_decay", "swa"): "weights are not averaged",
+    ("wandb", "logger", "mlflow", "comet"): "engine.tensorboard writes TensorBoard events, and metrics.jsonl is always "
+    "written",
+    ("dropout", "drop", "drop_path"): "networks have the dropout that they come with",
+    ("early_stopping", "patience"): "every stage trains all its epochs",
+}
+"""What other programs have and this one hasn't, and what there is instead."""
+
+
+def refuse_argument(argument: str, names: Collection[str], *, usage: str) -> str:
+    """Return the message for an argument that is no option: what it may mean."""
+    option = argument.partition("=")[0]
+    if not option.startswith("-"):
+        return f"unknown argument {argument!r}; every value stands behind its option, usage: {usage}"
+    hint = suggest(option.lstrip("-").removesuffix("+"), names, prefix="--")
+    return f"unknown option {option}{hint or '; --help lists all'}"
+
+
+def suggest(name: str, names: Collection[str], *, prefix: str = "") -> str:
+    """Return what to say of ``name``, which is none of ``names``: what it may mean, or what there is instead.
+
+    Args:
+        name: A key or an option, with its group.
+        names: What there is.
+        prefix: What stands before a name where it is an option.
+    """
+    group, _, last = name.lower().replace("-", "_").rpartition(".")
+    of_group = [other for other in names if group and other.startswith(f"{group}.")]
+    if not group and (inside := [other for other in names if other.startswith(f"{last}.")]):
+        return f"; {last} is a group: {', '.join(prefix + other for other in inside)}"
+    near = _nearest(last, of_group or list(names))
+    if not near and last in SYNONYMS and SYNONYMS[last] in names:
+        near = [SYNONYMS[last]]
+    if near:
+        return f"; did you mean {' or '.join(prefix + each for each in near)}?"
+    if (instead := _absent(group, last)) is not None:
+        return f", which is not available here: {instead}"
+    elsewhere = _nearest(last, [other for other in names if other not in of_group])
+    if elsewhere and last not in ("name", "type"):  # which mean another thing in each group
+        return f"; did you mean {' or '.join(prefix + each for each in elsewhere)}?"
+    return f"; {group} has {', '.join(other.removeprefix(f'{group}.') for other in of_group)}" if of_group else ""
+
+
+def _absent(group: str, last: str) -> str | None:
+    for names, instead in ABSENT.items():
+        if last in names and (last not in ("name", "type") or group.startswith("optim")):
+            return instead
+    return None
+
+
+def _nearest(last: str, names: Collection[str]) -> list[str]:
+    """Return the names that end in ``last``, else those that look like it; those in no group, if there are any."""
+    ends = {other: other.rpartition(".")[2] for other in names}
+    found = [other for other, end in ends.items() if folded(end) == folded(last)]
+    if not found:
+        close = difflib.get_close_matches(last, dict.fromkeys(ends.values()), n=2, cutoff=0.75)
+        found = [other for match in close for other, end in ends.items() if end == match][:3]
+    return [other for other in found if "." not in other] or found
+
+
+def refuse_network(key: str, name: str, known: Collection[str]) -> str:
+    """Return the message for a network that is none of ``known``: those whose names are near, then all."""
+    by_folded: dict[str, list[str]] = {}
+    for other in known:
+        by_folded.setdefault(folded(other), []).append(other)
+    close = difflib.get_close_matches(folded(name), by_folded, n=2, cutoff=0.7)
+    matches = [folded(name)] if folded(name) in by_folded else close
+    near = [describe(other) for match in matches for other in by_folded[match]]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{key} must be one of {', '.join(known)}, got {name!r}{hint}"
+
+
+def refuse_name(key: str, name: str, known: Collection[str], *, kind: str = "one of") -> str:
+    """Return the message for a name that is none of ``known``."""
+    near = _nearest(PurePath(name).stem.lower(), known)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{key} must be {kind} {', '.join(known)}, got {name!r}{hint}"

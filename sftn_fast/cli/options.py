@@ -1,0 +1,186 @@
+"""The command line of a program: an option for each key of its configuration, and some of its own."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import shutil
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+from sftn_fast.cli.keys import Key, groups_of, keys_of, name_type, of_text
+from sftn_fast.cli.messages import refuse_argument
+from sftn_fast.config import ConfigError
+from sftn_fast.utils import safe_yaml
+from sftn_fast.utils.text import one_line
+
+HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that is no key of the configuration."""
+
+    names: tuple[str, ...]
+    help: str
+    flag: bool = False
+    """It has no value."""
+    many: bool = False
+    """It may be given more than once, and its value is a list."""
+
+    @property
+    def name(self) -> str:
+        """What its value is stored under."""
+        return self.names[-1].lstrip("-")
+
+
+class CommandLine:
+    """The options of a program whose configuration is the dataclass ``cls``.
+
+    Args:
+        cls: Its fields, and those of the dataclasses in it, are the keys.
+        usage: The line that says how the program is called.
+        description: What stands above the options.
+        options: Those that are no keys.
+        common: Names of the options that most people need, which ``--help`` shows first.
+        positional: A key that is given without its name.
+    """
+
+    def __init__(
+        self,
+        cls: type,
+        *,
+        usage: str,
+        description: str,
+        options: Sequence[Option] = (),
+        common: Sequence[str] = (),
+        positional: str | None = None,
+    ) -> None:
+        self.cls, self.usage, self.description = cls, usage, description
+        self.options, self.common, self.positional = options, common, positional
+        self.keys = keys_of(cls)
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return what ``argv`` gives, keys by their whole names, and an entry of a dict by that and its own.
+
+        Raises:
+            ConfigError: With one line for whatever is wrong.
+            SystemExit: After the help, where ``argv`` asks for it.
+        """
+        if any(part in HELP for part in argv):
+            print(self.help(), end="")
+            raise SystemExit(0)
+        texts, others = self._parser.parse_known_args(list(argv))
+        given: dict[str, Any] = {}
+        for name, text in vars(texts).items():
+            given[name] = of_text(self.keys[name], text) if name in self.keys else text
+        while others:
+            name, has_value, text = others.pop(0).partition("=")
+            key = self.keys.get(name.removeprefix("--").rpartition(".")[0])
+            if key is None or typing.get_origin(key.type) is not dict:
+                raise ConfigError(refuse_argument(name + has_value + text, self._names(), usage=self.usage))
+            if not has_value and not others:
+                raise ConfigError(f"option {name} needs a value")
+            entry = name.rpartition(".")[2]
+            given |= {
+                f"{key.name}.{entry}": of_text(key, f"{{{entry}: {text if has_value else others.pop(0)}}}")[entry]
+            }
+        return given
+
+    def merge(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``values`` with what :meth:`parse` found in their stead."""
+        merged = {**values}
+        for name, value in given.items():
+            key, _, entry = name.rpartition(".")
+            if name not in self.keys and key in self.keys:
+                merged[key] = {**merged.get(key, {}), entry: value}
+            else:
+                merged[name] = value
+        return merged
+
+    @cached_property
+    def _parser(self) -> _Parser:
+        parser = _Parser(usage=self.usage, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for name in self.keys:
+            if name == self.positional:
+                parser.add_argument(name, metavar=name.upper())
+            else:
+                parser.add_argument(f"--{name}", dest=name)
+        for option in self.options:
+            action = "store_true" if option.flag else "append" if option.many else "store"
+            parser.add_argument(*option.names, dest=option.name, action=action)
+        return parser
+
+    def _names(self) -> list[str]:
+        return [*self.keys, *(name.lstrip("-") for option in self.options for name in option.names if name[:2] == "--")]
+
+    def help(self) -> str:
+        """Return the text of ``--help``: the common options, then all others, group by group."""
+        documents, own = _field_documents(self.cls), {option.name: option for option in self.options}
+        lines = [f"usage: {self.usage}", "", *_wrap(self.description.strip()), "", "common options:"]
+        lines += _entry("-h, --help", "show this help and leave")
+        for name in self.common:
+            lines += _option_entry(own[name]) if name in own else _key_entry(self.keys[name], documents)
+        for group, cls in groups_of(self.cls).items():
+            title = f"{group}: {_first_paragraph(cls)}" if group else "other options:"
+            lines += ["", *_wrap(title)]
+            rest = [key for key in self.keys.values() if key.group == group and key.name not in self.common]
+            lines += [line for key in rest if key.name != self.positional for line in _key_entry(key, documents)]
+            if not group:
+                more = [option for option in self.options if option.name not in self.common]
+                lines += [line for option in more for line in _option_entry(option)]
+        return "\n".join(lines) + "\n"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Python's own, with its refusals as :class:`ConfigError`."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"argument (\S+): expected one argument", message):
+            raise ConfigError(f"option {found[1].rpartition('/')[2]} needs a value")
+        if found := re.search(r"arguments are required: (.+)", message):
+            raise ConfigError(f"{found[1].lower()} is missing; usage: {self.usage}")
+        raise ConfigError(one_line(message))
+
+
+def _key_entry(key: Key, documents: dict[str, str]) -> list[str]:
+    value = key.name.rpartition(".")[2].upper()
+    about = f"{documents[key.name]} ({name_type(key.type)}; default: {safe_yaml.inline(key.default)})"
+    return _entry(f"--{key.name} {value}", about)
+
+
+def _option_entry(option: Option) -> list[str]:
+    value = "" if option.flag else f" {option.name.upper()}"
+    return _entry(", ".join(f"{name}{value}" for name in option.names), option.help)
+
+
+def _entry(head: str, text: str) -> list[str]:
+    return [f"  {head}", *_wrap(text, indent=" " * 8)]
+
+
+def _wrap(text: str, indent: str = "") -> list[str]:
+    width = max(60, min(shutil.get_terminal_size().columns, 120) - 2)
+    return textwrap.wrap(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent)
+
+
+def _first_paragraph(cls: type) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
+
+
+def _field_documents(cls: type) -> dict[str, str]:
+    """Return the text below each field of the dataclass ``cls`` and of those in it, by the key's name."""
+    documents = {}
+    for group, each in groups_of(cls).items():
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(node, ast.ClassDef)
+        for field, text in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
+                name = f"{group}.{field.target.id}" if group else field.target.id
+                documents[name] = str(ast.literal_eval(text.value))
+    return documents

@@ -1,0 +1,69 @@
+"""A recipe's keys and values, checked: a recipe is data, and nothing in it is ever imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftn_fast.cli.keys import Key, of_value, shorten
+from sftn_fast.cli.messages import suggest
+from sftn_fast.config import ConfigError
+from sftn_fast.utils import safe_yaml
+
+BASE = "base"
+"""The key that names another recipe, whose keys this one overrides."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads recipes for a configuration of ``keys``."""
+
+    keys: Mapping[str, Key]
+    aliases: Mapping[str, str]
+    """Other names of keys."""
+    command_line: Mapping[str, str | None]
+    """Options that no recipe has, with the key that it has instead if there is one."""
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Return the values that the recipe ``path`` gives, ``base`` among them, by the whole names of their keys.
+
+        Raises:
+            ConfigError: With one line that names the file and the key.
+        """
+        values = safe_yaml.read(path)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold keys and values, got {shorten(values)}")
+        found: dict[str, Any] = {}
+        try:
+            for name, value in self._flat(values, ""):
+                if name in found:
+                    raise ConfigError(f"key {name} is given twice")
+                found[name] = _base_of(value) if name == BASE else of_value(self.keys[name], value)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        return found
+
+    def _flat(self, values: Mapping[Any, Any], group: str) -> Iterator[tuple[str, Any]]:
+        for own_name, value in values.items():
+            name = self.aliases.get(f"{group}{own_name}", f"{group}{own_name}")
+            if name in self.keys or name == BASE:
+                yield name, value
+            elif any(key.startswith(f"{name}.") for key in self.keys):
+                if not isinstance(value, dict):
+                    raise ConfigError(f"{name} is a group, and must hold keys and values, got {shorten(value)}")
+                yield from self._flat(value, f"{name}.")
+            elif name in self.command_line:
+                instead = self.command_line[name]
+                raise ConfigError(
+                    f"{name} is for the command line" + (f"; a recipe has {instead} instead" if instead else "")
+                )
+            else:
+                raise ConfigError(f"unknown key {shorten(name)}{suggest(name, list(self.keys))}")
+
+
+def _base_of(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"base must be the name of a recipe, got {shorten(value)}")
+    return value

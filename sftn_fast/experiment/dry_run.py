@@ -1,0 +1,262 @@
+"""What a run would do and cost: ``python -m sftn_fast.train --dry-run``.
+
+Builds every network and trains each kind of stage for a few steps on its real images, with untrained networks where the
+run would have trained ones. Nothing is written. Memory is counted from what a step holds; times are measured, hence
+those of this machine in the minute of the measurement.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sftn_fast import cli, engine, models
+from sftn_fast.config import Config
+from sftn_fast.data import ImageData
+from sftn_fast.distillers.method import InitTask
+from sftn_fast.engine import distributed
+from sftn_fast.engine.fingerprint import listing
+from sftn_fast.experiment.job import JobRunner
+from sftn_fast.experiment.job_state import JobState
+from sftn_fast.experiment.plan import Job
+from sftn_fast.experiment.run import describe, prepare, worker_on
+from sftn_fast.experiment.teacher_cache import policy
+from sftn_fast.experiment.worker import Worker
+from sftn_fast.ops import CRDMemory
+from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, SFTNTask, Task
+from sftn_fast.utils.format import readable_bytes
+from sftn_fast.utils.progress import duration
+
+TIMED_STEPS = 3  # behind a first one, which is slower than the rest
+TIMED_BATCHES = 2  # of an evaluation
+
+
+def run(config: Config) -> None:
+    """Print what :func:`sftn_fast.experiment.run.run` would do with ``config``, and what that would cost.
+
+    Raises :class:`ConfigError` for what the run would refuse before its first stage.
+    """
+    with engine.process_group(config.engine.device):
+        root = engine.RunFolder(config.output).path
+        checked, source, stages, devices, worker, standings = prepare(config, root)
+        worker = worker or worker_on(devices[0], checked, root)
+        images = worker.images_of(stages[0].seed)
+        if checked.cache_teacher:
+            policy.check_run(checked, images, source or root)
+        distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
+        for line in _networks(config, images):
+            distributed.say(line)
+        kept = {stage for stage, standing in standings.items() if standing.kept}
+        costs = _rehearse(worker, stages, images, standings)
+        left = sum(cost.seconds for stage, cost in costs.items() if stage not in kept)
+        peak = max(cost.memory for cost in costs.values())
+        beside = f"beside {readable_bytes(_resident(images))} of images"
+        if checked.cache_teacher:
+            beside += f" and {readable_bytes(policy.epoch_bytes(checked, images))} of the teacher's logits"
+        distributed.say(f"\nmemory: {readable_bytes(peak)} for the largest stage, {beside}")
+        if checked.cache_teacher:
+            files = readable_bytes(policy.missing_bytes(checked, images, source or root))
+            distributed.say(f"disk: {files} of teachers' logits that are not there yet")
+        many = f" of one device's work, for {len(devices)} of them" if len(devices) > 1 else ""
+        how = f"from {TIMED_STEPS} steps of each kind of stage, timed just now on {worker.device}"
+        what = f"{duration(left)}{many}, an estimate {how}" if left else "nothing left to do"
+        distributed.say(f"time: {what}\nnothing was trained, nothing written")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage: seconds on one device, and bytes at the most."""
+
+    seconds: float
+    memory: int
+
+
+def _rehearse(
+    worker: Worker, stages: Sequence[Job], images: ImageData, standings: Mapping[Job, JobState]
+) -> dict[Job, Cost]:
+    """Try each kind of stage once, and say of each stage what it is and takes."""
+    kinds: dict[tuple[str, str | None], Cost] = {}
+    costs = {}
+    for number, stage in enumerate(stages, start=1):
+        kind = (stage.kind, stage.method)  # of whichever teacher: both are the same network
+        apart = "" if kind in kinds else "\n"
+        what = describe(worker.config, stage)
+        distributed.say(f"{apart}[{number}/{len(stages)}] seed {stage.seed}: {what}")
+        if kind not in kinds:
+            kinds[kind] = CostProbe(worker.config, stage, worker.root, worker.device, images).cost()
+        costs[stage] = kinds[kind]
+        distributed.say(f"  {_outcome(standings.get(stage), costs[stage])}")
+    return costs
+
+
+def _outcome(standing: JobState | None, cost: Cost) -> str:
+    """What the run would do about a stage of which there is something already, and what that takes."""
+    if standing is not None and standing.kept:
+        return "has its result already"
+    again = (
+        f"trained again, since {listing(standing.differing)}; " if standing is not None and standing.differing else ""
+    )
+    return f"{again}{duration(cost.seconds)}"
+
+
+class CostProbe(JobRunner):
+    """A stage before there is anything to build on: untrained networks stand for those of finished stages."""
+
+    def _finished(self, name: str) -> models.StagedNet:
+        return self._build(self.config.teacher)
+
+    def _route(self) -> Route | None:
+        return None
+
+    def cost(self) -> Cost:
+        """Train a few steps and say what the stage holds and takes."""
+        if self.stage.kind == "teacher" and self.config.teacher_file:
+            network = self._load("teacher_file", self.config.teacher_file)
+            distributed.say(f"  {self.config.teacher_file} fits; it is measured and not trained")
+            seconds = self._evaluation(network.to(self.device), engine.Layout(self.device))
+            return Cost(seconds, _bytes(network.state_dict().values()))
+        task, epochs = self.task(), self.config.epochs_of(self.stage.kind)
+        costs = []
+        if isinstance(task, DistillTask):
+            for name, first in task.distiller.initialisations():
+                distributed.say(f"  initialisation of {name}:")
+                costs.append(self._fit_cost(first.task, first.epochs))
+                first.task.finish()
+        costs.append(self._fit_cost(task, epochs))
+        return Cost(sum(cost.seconds for cost in costs), max(cost.memory for cost in costs))
+
+    def _fit_cost(self, task: Task | InitTask, epochs: int) -> Cost:
+        """What training ``task`` holds, and how long ``epochs`` of it take."""
+        optim = self.config.optim
+        steps = engine.steps_an_epoch(self.data, optim)
+        # With next to no learning rate, lest untrained networks explode.
+        schedule = engine.Schedule(optim, 1e-9, steps, epochs)
+        train_step = engine.build_step(task, schedule, self.config.engine, self.device)
+        batches = list(islice(_endless(self._data_for(task)), 1 + TIMED_STEPS))
+        memory = self._memory(task.train(), train_step, batches[0])
+        if self.config.engine.threads == "auto" and self.device.type == "cpu":
+            torch.set_num_threads(engine.fastest_threads(train_step, batches[0]))
+        seconds = statistics.median(
+            [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
+        )
+        evaluations = 0 if task.model is None else -(-epochs // self.config.engine.eval_every)
+        evaluation = 0.0 if task.model is None else self._evaluation(task.model, train_step.layout)
+        tested = f"; an evaluation {1000 * evaluation:.0f} ms, {evaluations} of them" if evaluations else ""
+        distributed.say(f"  a step {1000 * seconds:.1f} ms, {steps} of them an epoch, {epochs} epochs{tested}")
+        return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
+
+    def _evaluation(self, network: nn.Module, layout: engine.Layout) -> float:
+        """Seconds that one evaluation of ``network`` takes."""
+        splits = [split for split in (self.data.val, self.data.test) if split is not None]
+        some = list(islice(self.data.test, TIMED_BATCHES))
+        seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)
+        return seconds * sum(split.num_samples for split in splits) / max(1, sum(len(batch.target) for batch in some))
+
+    def _memory(self, task: Task | InitTask, train_step: engine.TrainStep, batch: Any) -> int:
+        """Bytes that a step holds; says which."""
+        learning = [p for p in task.parameters() if p.requires_grad]
+        banks = [m for m in task.modules() if isinstance(m, CRDMemory)]
+        whole = _bytes(learning)
+        sizes = {
+            "weights": _bytes(task.state_dict().values()) - sum(_bytes(bank.buffers()) for bank in banks),
+            "gradients": whole,
+            "momentum": whole if self.config.optim.momentum else 0,
+            "frozen networks": sum(_bytes(network.state_dict().values()) for network in _held(task)),
+            "CRD's banks": sum(_bytes(bank.buffers()) for bank in banks),
+            "activations": _activations(task, train_step, batch),
+        }
+        distributed.say("  learning: " + ", ".join(f"{name} {count:,}" for name, count in _parameters(task)))
+        held = ", ".join(f"{name} {readable_bytes(size)}" for name, size in sizes.items() if size)
+        distributed.say(f"  memory: {readable_bytes(sum(sizes.values()))}: {held} (of {len(batch.target)} images)")
+        return sum(sizes.values())
+
+
+def _parameters(task: Task | InitTask) -> list[tuple[str, int]]:
+    """Whose parameters learn, and how many."""
+
+    def learning(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    if task.model is None:
+        return [("parameters", learning(task))]
+    beside = {SFTNTask: "branches", DistillTask: "adapters", CollaborativeTask: "peers"}.get(type(task), "others")
+    network, others = learning(task.model), learning(task) - learning(task.model)
+    return [(task.model.name, network), *([(beside, others)] if others else [])]
+
+
+def _held(task: Task | InitTask) -> tuple[nn.Module, ...]:
+    """Networks that a task reads and does not train."""
+    return task.distiller.teachers if isinstance(task, DistillTask) else ()
+
+
+def _activations(task: nn.Module, train_step: engine.TrainStep, batch: Any) -> int:
+    """Bytes that the forward pass of one part of ``batch`` keeps for the backward pass."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*task.parameters(), *task.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    layout, images = train_step.layout, batch.images[: len(batch.target) // train_step.accumulate]
+    target, index = layout.indices(batch.target[: len(images)]), layout.indices(batch.index[: len(images)])
+    with layout.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        task(layout.images(images), target, index)
+    return sum(kept.values())
+
+
+def _endless(images: ImageData) -> Iterable[Any]:
+    """Training batches, however few an epoch has."""
+    return chain.from_iterable(images.train.epoch(epoch) for epoch in count())
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def _about(images: ImageData) -> str:
+    size = f"{images.in_channels} x {images.image_size} x {images.image_size}"
+    val = f", {images.val.num_samples} for validation" if images.val else ""
+    counts = f"{images.num_train} training images of {size}{val}, {images.test.num_samples} for the test"
+    return f"data {images.name}: {images.num_classes} classes, {counts}, {readable_bytes(_resident(images))}"
+
+
+def _networks(config: Config, images: ImageData) -> Iterable[str]:
+    """The networks that the experiment names, and their sizes."""
+    roles = {"teacher": config.teacher, "student": config.student}
+    if "collaborate" in config.stages:
+        roles |= {f"peer {number}": name for number, name in enumerate(config.collaborate.networks, start=1)}
+    for role, name in roles.items():
+        network = models.build(name, num_classes=images.num_classes, in_channels=images.in_channels)
+        seen = network.probe(images.image_size).stages
+        shapes = " -> ".join("x".join(map(str, map_.shape[1:])) for map_ in seen)
+        yield f"{role} {name}: {sum(p.numel() for p in network.parameters()):,} parameters, stages {shapes}"
+
+
+def _resident(images: ImageData) -> int:
+    """Bytes of the splits that lie in memory as a whole."""
+    loaders = (images.train, images.val, images.test)
+    splits = [getattr(loader, "data", None) for loader in loaders if loader is not None]
+    return sum(_bytes((split.pixels, split.labels)) for split in splits if split is not None)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -1,0 +1,99 @@
+"""What becomes of a finished job whose files are damaged: named, and mended where they can be had again.
+
+Logs are mended here. A network is not: its job goes on from the last checkpoint, where nothing is left to train,
+and evaluated and exported again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from sftn_fast import models
+from sftn_fast.engine import CheckpointStore
+from sftn_fast.engine.metrics import open_log, write_summary
+from sftn_fast.utils import run_files
+from sftn_fast.utils.atomic import write_all, write_atomically
+from sftn_fast.utils.checksummed import checksum, seal
+
+logger = logging.getLogger(__name__)
+
+
+def mend(folder: Path, result: dict[str, Any]) -> bool:
+    """Look at all files of the finished job in ``folder``, whose intact ``result.json`` says ``result``.
+
+    Each damaged one is named in a warning. Returns whether the job's networks are whole; where not, it has to be gone
+    on with.
+    """
+    damage = find_damage(folder, result)
+    mended = [
+        name for name, fault in damage.items() if Path(name).name in run_files.LOGS and _mend_log(folder, name, fault)
+    ]
+    if mended:
+        _write_checksums(folder, result, mended)
+    whole = True
+    for name, fault in damage.items():
+        if name.startswith("anchors/"):
+            # Snapshots of a training under way: nothing but that training has them.
+            logger.warning("%s %s; only a route needs it: to have it again, remove %s", folder / name, fault, folder)
+        elif Path(name).name in (*run_files.NETWORK, run_files.CLASSES):
+            logger.warning("%s %s; made again from the last checkpoint", folder / name, fault)
+            whole = False
+    return whole
+
+
+def find_damage(folder: Path, result: dict[str, Any]) -> dict[str, str]:
+    """Return what is wrong with a finished job's files, by name; without checksums, only of its network."""
+    if run_files.has_checksums(result):
+        return run_files.faults(folder, result)
+    try:
+        models.verify(folder)
+    except (OSError, models.WeightsError) as error:
+        return {run_files.NETWORK[0]: f"can't be used ({error})"}
+    return {}
+
+
+def _mend_log(folder: Path, name: str, fault: str) -> bool:
+    """Write a summary again, or have a log say that a part of it is lost; whether that worked."""
+    path = folder / name
+    try:
+        if path.is_dir():
+            path.rmdir()  # which only works where it is empty
+        if path.name == "summary.csv":
+            _write_summary_again(path.parent)
+            logger.warning("%s %s; written again from the last checkpoint", path, fault)
+        else:
+            _note_loss(path, fault)
+            logger.warning("%s %s; what is lost can't be had again, and the file says so now", path, fault)
+    except (OSError, LookupError, TypeError) as error:
+        logger.warning("%s %s; it can't be mended (%s)", path, fault, error)
+        return False
+    return True
+
+
+def _write_summary_again(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    found = next(CheckpointStore(checkpoints).valid(), None) if checkpoints.is_dir() else None
+    if found is None:
+        raise LookupError("there is no checkpoint")
+    write_summary(folder, found[1]["history"])
+
+
+def _note_loss(path: Path, fault: str) -> None:
+    descriptor = open_log(path)
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            whole_lines = file.read().rfind(b"\n") + 1
+        os.ftruncate(descriptor, whole_lines)
+        os.lseek(descriptor, 0, os.SEEK_END)
+        write_all(descriptor, json.dumps({"kind": "damaged", "what": fault}).encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def _write_checksums(folder: Path, result: dict[str, Any], names: list[str]) -> None:
+    files = result[run_files.FILES] | {name: checksum(folder / name) for name in names}
+    write_atomically(folder / run_files.RESULT, seal(result | {run_files.FILES: files}))

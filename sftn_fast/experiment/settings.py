@@ -1,0 +1,51 @@
+"""The settings of a run, read back from the ``config.yaml`` in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sftn_fast.config import ConfigError
+from sftn_fast.utils import safe_yaml
+from sftn_fast.utils.checksummed import DamagedError, read_sealed_text
+from sftn_fast.utils.text import printable
+
+LONGEST = 300
+"""Characters of a text from a file that are shown."""
+SHAPE: dict[str, Any] = {"data": {}, "optim": {}, "sftn": {}, "route": {}, "engine": {}, "teacher": "", "student": ""}
+"""What parts of a configuration are, so that a damaged file is not taken for one."""
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The configuration that the run left in its folder; empty if there is none, or it is damaged."""
+    return _read_settings(folder)[0]
+
+
+def settings_fault(folder: Path) -> str | None:
+    """Return what is wrong with the configuration in ``folder``, or None."""
+    return _read_settings(folder)[1]
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The configuration, and what is wrong with it if anything is."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return {}, None
+    try:
+        settings = safe_yaml.load(read_sealed_text(path), printable(path, LONGEST))
+    except (DamagedError, ConfigError) as error:
+        return {}, f"{error}; what rests on it is left out"
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(key, empty), type(empty)) for key, empty in SHAPE.items()
+    ):
+        return {}, f"{printable(path, LONGEST)} is damaged: it is no configuration; what rests on it is left out"
+    return printable_tree(settings), None
+
+
+def printable_tree(tree: Any) -> Any:
+    """``tree`` with every text in it fit to be shown."""
+    if isinstance(tree, dict):
+        return {printable(key, LONGEST): printable_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [printable_tree(value) for value in tree]
+    return printable(tree, LONGEST) if isinstance(tree, str) else tree

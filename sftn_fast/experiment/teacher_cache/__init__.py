@@ -1,0 +1,1 @@
+"""The teacher's logits of each epoch, cached in files."""

@@ -1,0 +1,134 @@
+"""One step of each kind of stage before anything is trained: what can't learn is refused then, in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sftn_fast.config import Config, ConfigError
+from sftn_fast.data import ImageData
+from sftn_fast.distillers.method import InitTask
+from sftn_fast.experiment.job import JobRunner
+from sftn_fast.experiment.plan import Job, networks_of
+from sftn_fast.experiment.teacher_check import check_class_names
+from sftn_fast.models import StagedNet
+from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
+
+IMAGES = 4
+"""In the step. Two would do for BatchNorm, three for a loss over triples of images."""
+SHOWN = 3
+"""Names that a line has room for."""
+
+
+def try_stages(config: Config, stages: Sequence[Job], images: ImageData) -> list[str]:
+    """Train each kind of stage for a step on noise, with untrained networks, on the CPU.
+
+    Returns:
+        Lines on what will train, and what of it will not learn.
+
+    Raises:
+        ConfigError: The images have one class, or networks, methods and images don't fit each other.
+    """
+    if images.num_classes < 2:
+        raise ConfigError(f"data.name must be of two classes or more, got {images.name} with {images.num_classes}")
+    init = None if config.sftn.init == "teacher" else config.sftn.init
+    for key, file in (("teacher_file", config.teacher_file), ("sftn.init", init)):
+        if file:
+            check_class_names(key, file, images)
+    # Each process by itself: a step that waits for the others hangs where one of them is refused.
+    config = dataclasses.replace(config, gather=False)
+    kinds = {(stage.kind, stage.method): stage for stage in stages if not _is_adopted(config, stage)}
+    found = [line for stage in kinds.values() for line in Trial(config, stage, images).run()]
+    return list(dict.fromkeys(found))
+
+
+class Trial(JobRunner):
+    """A stage before there is anything to build on: untrained networks stand for those of finished stages."""
+
+    def __init__(self, config: Config, stage: Job, images: ImageData) -> None:
+        super().__init__(config, stage, Path(), torch.device("cpu"), images)
+
+    def run(self) -> list[str]:
+        """Build the stage's task and train it for a step; see :func:`try_stages`."""
+        try:
+            with _quietly(), torch.random.fork_rng(devices=[]):
+                return self._try()
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a network or a method raises
+            reason = next(iter(str(error).strip().splitlines()), "no reason given")
+            named = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+            raise ConfigError(f"{self._what_fails()}: {named}") from error
+
+    def _try(self) -> list[str]:
+        task = self.task().to(self.device)  # with what came from the images' device
+        if isinstance(task, DistillTask):
+            for _, first in task.distiller.initialisations():
+                self._step(first.task)
+                first.task.finish()
+        unused = self._step(task)
+        self._evaluate(task.model)
+        if not unused:
+            return []
+        names = ", ".join(unused[:SHOWN]) + ", ..." * (len(unused) > SHOWN)
+        return [f"stage {self.stage.kind}: {len(unused)} parameters get no gradient and stay as they are: {names}"]
+
+    def _step(self, task: Task | InitTask) -> list[str]:
+        """Compute loss and gradients once; the names of the parameters that should learn and get none."""
+        task.train()
+        if isinstance(task, Task):
+            task.begin_epoch(0)
+        total = task(*self._noise(task))["total"]
+        learning = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(total, list(learning.values()), allow_unused=True)
+        return [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module) -> None:
+        images, *_ = self._noise(None)
+        logits = model.eval()(images)
+        expected = (len(images), self.data.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"in evaluation it must give logits {list(expected)}, got {given}")
+
+    def _noise(self, task: Task | InitTask | None) -> tuple[Tensor, Tensor, Tensor]:
+        data, count = self.data, min(IMAGES, self.data.num_train)
+        views = (task.views,) if isinstance(task, CollaborativeTask) and task.views > 1 else ()
+        index = torch.arange(count)
+        images = torch.randn(count, *views, data.in_channels, data.image_size, data.image_size)
+        return images, index % data.num_classes, index
+
+    def _what_fails(self) -> str:
+        config, stage = self.config, self.stage
+        if stage.kind == "distill":
+            return f"{stage.method or config.distill!r} can't teach {config.student} from {config.teacher}"
+        if stage.kind == "sftn":
+            return f"{config.teacher} can't become a student-friendly teacher for {config.student}"
+        networks = networks_of(config) if stage.kind == "collaborate" else (getattr(config, stage.kind),)
+        return f"{' and '.join(networks)} can't be trained on {self.data.name}"
+
+    def _finished(self, name: str) -> StagedNet:
+        return self._build(self.config.teacher)
+
+    def _route(self) -> Route | None:
+        return None
+
+
+def _is_adopted(config: Config, stage: Job) -> bool:
+    return stage.kind == "teacher" and config.teacher_file is not None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Context without the lines and warnings that the stage itself will have."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,123 @@
+"""Jobs one after the other on one device, in this process or in one that :mod:`sftn_fast.experiment.pool` started.
+
+As a process it is ``python -m sftn_fast.experiment.worker FD``, where FD is its end of a pipe. It receives the
+configuration and the folder, then jobs, and answers each job with how it ended. When the other end of the pipe closes,
+the parent is gone: the worker saves a checkpoint and stops, as on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+import torch
+
+from sftn_fast import data, engine
+from sftn_fast.config import Config, ConfigError
+from sftn_fast.data import ImageData
+from sftn_fast.engine import distributed
+from sftn_fast.engine.device import is_channels_last
+from sftn_fast.experiment.job import JobRunner
+from sftn_fast.experiment.plan import Job
+from sftn_fast.utils import plugins, streams
+from sftn_fast.utils.atomic import describe
+from sftn_fast.utils.checksummed import DamagedError
+
+DONE, STOPPED, REFUSED, FAILED = "done", "stopped", "refused", "failed"
+"""How a stage ended, as a worker answers; in all but the first case a text goes with it."""
+
+
+class Worker:
+    """Stages of one experiment on the device of its configuration."""
+
+    def __init__(self, config: Config, root: Path) -> None:
+        self.config, self.root = config, root
+        self.device = engine.resolve_device(config.engine.device)
+        if isinstance(config.engine.threads, int):
+            torch.set_num_threads(config.engine.threads)
+        # One seed's images at a time: the stages come seed by seed, and read the same ones.
+        self.images_of = lru_cache(maxsize=1)(self._build_images)
+
+    def _build_images(self, seed: int) -> ImageData:
+        build = partial(data.build, seed=seed, batch_size=self.config.optim.batch_size, device=self.device)
+        share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        # A stage whose network is better off otherwise lays them out anew.
+        layout = {"channels_last": is_channels_last(self.config.engine.channels_last, None, self.device)}
+        return distributed.on_every_rank(partial(build, self.config.data, **share, **layout))
+
+    def run(self, stage: Job) -> None:
+        """Train the stage, unless that is done already."""
+        JobRunner(self.config, stage, self.root, self.device, self.images_of(stage.seed)).finish()
+
+
+class PrefixedLines(io.TextIOBase):
+    """A text stream that writes whole lines to ``stream``, each with :attr:`prefix` before it, in one piece."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.prefix, self._line = stream, "", ""
+
+    def write(self, text: str) -> int:
+        """Hold ``text`` back until its line is complete."""
+        *lines, self._line = (self._line + text).split("\n")
+        if lines:
+            self.stream.write("".join(f"{self.prefix}{line}\n" for line in lines))
+            self.stream.flush()
+        return len(text)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve the parent at the other end of the file descriptor named on the command line."""
+    connection: Connection[Any, Any] = Connection(int(argv[0]))
+    orders: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
+    out, errors = PrefixedLines(sys.stdout), PrefixedLines(sys.stderr)
+    sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
+    config, root = orders.get()
+    plugins.load(config.plugins)  # which this process does not know yet
+    data.mute_notices()  # the parent has said them
+    worker = Worker(config, root)
+    while (stage := orders.get()) is not None:
+        out.prefix = errors.prefix = f"seed {stage.seed} {stage.name} | "
+        connection.send(_outcome(worker, stage))
+
+
+def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:
+    """Pass on what the parent sends, up to None. Reads all the time, so as to notice a parent that is gone."""
+    try:
+        while (order := connection.recv()) is not None:
+            orders.put(order)
+        orders.put(None)
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _outcome(worker: Worker, stage: Job) -> tuple[str, str]:
+    try:
+        worker.run(stage)
+    except engine.Interrupted as interrupted:
+        return STOPPED, str(interrupted)
+    except ConfigError as error:
+        return REFUSED, str(error)
+    except (engine.NonFiniteError, engine.CheckpointError, DamagedError) as error:
+        return FAILED, str(error)
+    except OSError as error:
+        return FAILED, describe(error)
+    except Exception as error:
+        traceback.print_exc()
+        return FAILED, f"{type(error).__name__}: {error}"
+    return DONE, ""
+
+
+if __name__ == "__main__":
+    with streams.lasting():  # of a reader that leaves the parent tells
+        main(sys.argv[1:])

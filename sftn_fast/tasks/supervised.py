@@ -1,0 +1,28 @@
+"""Training with labels alone."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftn_fast.distillers.networks import check_classes
+from sftn_fast.models import StagedNet
+from sftn_fast.tasks.base import Task
+
+
+class SupervisedTask(Task):
+    """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal.
+
+    Raises:
+        ValueError: The network has one class.
+    """
+
+    def __init__(self, model: StagedNet) -> None:
+        super().__init__()
+        check_classes(model)
+        self.model = model
+
+    def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`."""
+        total = F.cross_entropy(self.model(images).float(), target)
+        return {"total": total, "ce": total.detach()}

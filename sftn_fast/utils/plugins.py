@@ -1,0 +1,48 @@
+"""Networks and methods of the user's own: Python that is run before a configuration's names are looked up."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from sftn_fast.config import ConfigError
+from sftn_fast.utils.text import one_line
+
+
+def load(plugins: Iterable[str]) -> None:
+    """Import what each of ``plugins`` names, once a process: a file ``PATH.py``, or a module that Python finds.
+
+    What they register (:func:`sftn_fast.models.register`, :func:`sftn_fast.distillers.register`) is known from then on.
+
+    Raises:
+        ConfigError: One is not there, or raised an exception while it ran.
+    """
+    for plugin in plugins:
+        try:
+            _load_file(Path(plugin).expanduser()) if plugin.endswith(".py") else importlib.import_module(plugin)
+        # Whatever a plugin does wrong, the user is told which one it was.
+        except (Exception, SystemExit) as error:
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise ConfigError(f"plugins: {plugin} can't be imported: {reason}") from error
+
+
+def _load_file(path: Path) -> None:
+    path = path.resolve()
+    if any(getattr(module, "__file__", None) == str(path) for module in list(sys.modules.values())):
+        return
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    # Not under its stem, which may be another module's name.
+    name = f"sftn_fast_plugin_{path.stem}_{len(sys.modules)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as import does, for dataclasses and pickle
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

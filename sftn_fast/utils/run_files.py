@@ -1,0 +1,194 @@
+"""What the jobs of a run leave in its folder, one job a trained network: which names are a run's own, and whether the
+files of a finished job are still what they were when it ended.
+
+A finished job's ``result.json`` holds its figures, size and SHA-256 of its other files, and its own checksum. It is
+written last, so that its presence says that the job is finished.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sftn_fast.config import ConfigError
+from sftn_fast.experiment.plan import RESULT
+from sftn_fast.utils.atomic import LEFTOVER, remove
+from sftn_fast.utils.checksummed import DIGEST, DamagedError, checksum, fault_of, read_sealed
+from sftn_fast.utils.text import printable
+
+FILES = "files"
+"""Key in ``result.json`` of the checksums of the job's other files, by their names in its folder."""
+KINDS = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn", "collaborate")
+"""What a job's name is, or begins with; its method follows behind a hyphen."""
+SEED = re.compile(r"seed(0|-?[1-9]\d*)")
+"""Name of a seed's folder."""
+NETWORK = ("model.safetensors", "config.json")
+LOGS = ("metrics.jsonl", "summary.csv")
+OWN = (
+    "replaced",
+    "config.yaml",
+    "report.md",
+    "report.html",
+    "report.png",
+    "curves.png",
+    "results.csv",
+    "resumed-from",
+    ".lock",
+)
+"""Files of the run as a whole, none of which a job reads."""
+STUDENT = "student"
+"""Folder of the run as a whole: the network that it is about."""
+COPY = ".tmp_resume"
+"""Temporary folder of a run that is copied from another; whoever copies knows what becomes of it."""
+CLASSES = "by_class.csv"
+CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in ("anchors/epoch*", "peer*") for file in NETWORK))
+CHECKED += tuple(f"init-*/{file}" for file in LOGS)
+"""Which files of a finished job have a checksum."""
+
+
+def seed_folders(root: Path) -> list[Path]:
+    """Return the folders of the run's seeds; a copy beside them, as ``seed0.bak``, is none."""
+    return sorted(path for path in root.glob("seed*") if SEED.fullmatch(path.name) and path.is_dir())
+
+
+def job_folders(root: Path) -> list[Path]:
+    """Return the folders of the run's jobs, finished or not."""
+    return [path for seed in seed_folders(root) for path in sorted(seed.iterdir()) if is_job(path)]
+
+
+def is_job(path: Path) -> bool:
+    """Return whether ``path`` is a folder with a name that a job can have."""
+    distilled = tuple(f"{kind}-" for kind in KINDS if "-" in kind)  # only these have a method in their name
+    return (path.name in KINDS or path.name.startswith(distilled)) and path.is_dir()
+
+
+def strangers(root: Path) -> list[Path]:
+    """Return what looks as if a run had made it but bears none of its names: copies of seeds and of jobs."""
+    seeds = seed_folders(root)
+    alike = [path for path in sorted(root.glob("seed*")) if path.is_dir() or SEED.fullmatch(path.name)]
+    found = [path for path in alike if path not in seeds]
+    for seed in seeds:
+        found += [path for path in sorted(seed.iterdir()) if (path / RESULT).exists() and not is_job(path)]
+    return found
+
+
+def checksums(folder: Path) -> dict[str, Any]:
+    """Return the checksums of the files in a job's folder, by name.
+
+    Raises:
+        OSError: one of them can't be read.
+    """
+    found = sorted({path for pattern in CHECKED for path in folder.glob(pattern) if path.is_file()})
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in found}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what the ``result.json`` of a job says.
+
+    Raises:
+        DamagedError: there is none, or it is damaged, or it is that of another job.
+    """
+    path = folder / RESULT
+    result = read_sealed(path)
+    if FILES in result and DIGEST not in result:
+        raise DamagedError(f"{printable(path, 400)} is damaged: its checksum is gone")
+    wrong = _first_wrong(result)
+    if wrong:
+        raise DamagedError(f"{printable(path, 400)} is damaged: {wrong}")
+    if (result["name"], f"seed{result['seed']}") != (folder.name, folder.parent.name):
+        of = f"{printable(result['name'])} of seed {result['seed']}"
+        raise DamagedError(f"{printable(path, 400)} is that of another job, {of}: a copy, or a folder that was renamed")
+    return result
+
+
+def faults(folder: Path, result: dict[str, Any]) -> dict[str, str]:
+    """Return what is wrong with the files of a finished job by their names; nothing of one without checksums."""
+    expected = result.get(FILES, {})
+    found = {name: fault_of(folder / name, expected[name]) for name in sorted(expected)}
+    return {name: fault for name, fault in found.items() if fault}
+
+
+def has_checksums(result: dict[str, Any]) -> bool:
+    """Return whether a job's result says what its files were; those of older versions do not."""
+    return FILES in result
+
+
+def refuse_links(root: Path) -> None:
+    """Raise :class:`ConfigError` for a link among a run's own names that leads out of its folder, or to a folder.
+
+    To write there would be to write to a file of somebody else's, or of another job.
+    """
+    for path in _own_paths(root):
+        if path.is_symlink() and (path.is_dir() or _leads_out(path, root)):
+            raise ConfigError(
+                f"{printable(path, 400)} is a link, and a run writes through none: remove it, or use another folder"
+            )
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove the temporary files of killed runs. Only for the run that holds the folder's lock.
+
+    Raises:
+        OSError: one of them can't be removed.
+    """
+    for path in list(_own_paths(root)):
+        if LEFTOVER.fullmatch(path.name) and path.name != COPY:
+            remove(path)
+
+
+def _own_paths(root: Path) -> Iterator[Path]:
+    """All that bears a name that a run gives, and what is below; what a link leads to is not looked into."""
+    for path in sorted(root.iterdir()):
+        if path.name in (*OWN, STUDENT) or SEED.fullmatch(path.name) or LEFTOVER.fullmatch(path.name):
+            yield path
+            yield from _below(path)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    if path.is_dir() and not path.is_symlink() and not LEFTOVER.fullmatch(path.name):
+        for inner in sorted(path.iterdir()):
+            yield inner
+            yield from _below(inner)
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    try:
+        return not path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        return True
+
+
+def _first_wrong(result: dict[str, Any]) -> str | None:
+    """What is wrong with the figures of a result, if anything is."""
+    for key, kind in (("name", str), ("network", str), ("seed", int), ("parameters", int), ("epochs", int)):
+        if not isinstance(result.get(key), kind) or isinstance(result[key], bool):
+            return f"{key!r} is missing or wrong"
+    for key in ("last", "best"):
+        row = result.get(key)
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int) or not _is_number(row.get("top1")):
+            return f"{key!r} is missing or wrong"
+    for key in ("seconds", "images_per_second", "data_wait_share"):
+        if not _is_number(result.get(key)):
+            return f"{key!r} is missing or wrong"
+    for key in ("agreement", "agreement5", "kl", "cka", "calibration_error"):
+        if result.get(key) is not None and not isinstance(result[key], float | int):
+            return f"{key!r} is wrong"
+    result.setdefault("agreement", None)  # which no version left out, but which tables read
+    result.setdefault("kl", None)
+    for key in ("identity", "environment", FILES):
+        if not isinstance(result.get(key, {}), dict):
+            return f"{key!r} is wrong"
+    if not isinstance(result.get("identity", {}).get("distill", ""), str | None):
+        return "'identity' is wrong"
+    for name, expected in result.get(FILES, {}).items():
+        inside = ".." not in Path(name).parts and not Path(name).is_absolute()
+        if not inside or not isinstance(expected, dict) or not isinstance(expected.get("bytes"), int):
+            return f"{FILES!r} is wrong"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
