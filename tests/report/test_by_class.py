@@ -15,7 +15,8 @@ from sftn_fast.config import Config, DataConfig, EngineConfig, OptimConfig
 from sftn_fast.data import build
 from sftn_fast.engine import Layout, count_by_class
 from sftn_fast.experiment import class_counts
-from sftn_fast.experiment.job import JobRunner, Stage
+from sftn_fast.experiment.job import JobRunner
+from sftn_fast.experiment.plan import Job
 from sftn_fast.models import StagedNet, load
 from sftn_fast.report import by_class
 
@@ -136,5 +137,5 @@ def tiny_stage(folder: Path, *, amp: str = "fp32", lr: float = 1e-6) -> JobRunne
     )
     device = torch.device("cpu")
     return JobRunner(
-        config, Stage("student", 0), folder, device, build(config.data, seed=0, batch_size=16, device=device)
+        config, Job("student", 0), folder, device, build(config.data, seed=0, batch_size=16, device=device)
     )

@@ -135,7 +135,7 @@ def test_a_recipes_name_leads_to_no_other_folder(name: str, tmp_path: Path, monk
         folder.mkdir()
         (folder / "recipe.yaml").write_text("base: null\nteacher: resnet8\n")
     (tmp_path / "outside.yaml").write_text("teacher: resnet8\n")
-    monkeypatch.setattr(cli, "RECIPES", recipes)
+    monkeypatch.setattr(cli.parser, "RECIPES", recipes)
     assert cli.recipe_path("recipe") == recipes / "recipe.yaml"
     assert name in refusal("--config", name)
 

@@ -21,6 +21,7 @@ from sftn_fast import cli, report, train
 from sftn_fast.data import loaders
 from sftn_fast.distillers import distiller
 from sftn_fast.engine import step
+from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 
 # 33 images in batches of 8: one is left out of each epoch, another one each time.

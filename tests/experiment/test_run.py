@@ -12,7 +12,8 @@ import torch
 from sftn_fast import cli, data, models, train
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.experiment import run as experiment
-from sftn_fast.experiment.job import Stage, _Clock, read_seconds
+from sftn_fast.experiment.job import _Clock, read_seconds
+from sftn_fast.experiment.plan import Job
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
@@ -46,7 +47,7 @@ def test_plan_trains_teachers_before_their_students() -> None:
     "method", ["../../kd", "kd=1:temperature=2", "/kd", "kd\n/../at", "..", ".", "kd=" + 500 * "1", "größe/..\\kd"]
 )
 def test_a_methods_folder_is_one_name(method: str, tmp_path: Path) -> None:
-    name = Stage("distill", 0, "teacher", method).name
+    name = Job("distill", 0, "teacher", method).name
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
     (tmp_path / name).mkdir()
 

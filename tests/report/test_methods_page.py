@@ -11,7 +11,7 @@ from sftn_fast.distillers import registry
 from sftn_fast.report import methods_page
 from sftn_fast.report.published import PAIRS
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_the_document_is_what_the_methods_say() -> None:
