@@ -1,8 +1,8 @@
 """What a run would do and cost: ``python -m sftn_fast.train --dry-run``.
 
-Builds every network and trains each kind of stage for a few steps on its real images, with untrained networks where the
-run would have trained ones. Nothing is written. Memory is counted from what a step holds; times are measured, hence
-those of this machine in the minute of the measurement.
+Builds every network and trains each kind of job for a few steps on its real images; untrained networks replace those
+that the run would have trained. Writes nothing. Memory is counted from what a step holds. Times are measured: they are
+those of this machine at this moment.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sftn_fast.engine.fingerprint import listing
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.plan import Job
-from sftn_fast.experiment.run import describe, prepare, worker_on
+from sftn_fast.experiment.run import prepare, worker_on
 from sftn_fast.experiment.teacher_cache import policy
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.ops import CRDMemory
@@ -35,95 +35,95 @@ from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, SFTNTask, Tas
 from sftn_fast.utils.format import readable_bytes
 from sftn_fast.utils.progress import duration
 
-TIMED_STEPS = 3  # behind a first one, which is slower than the rest
+TIMED_STEPS = 3  # after a first one, which is slower than the rest
 TIMED_BATCHES = 2  # of an evaluation
 
 
 def run(config: Config) -> None:
     """Print what :func:`sftn_fast.experiment.run.run` would do with ``config``, and what that would cost.
 
-    Raises :class:`ConfigError` for what the run would refuse before its first stage.
+    Raises:
+        ConfigError: The run would be refused before its first job.
     """
     with engine.process_group(config.engine.device):
         root = engine.RunFolder(config.output).path
-        checked, source, stages, devices, worker, standings = prepare(config, root)
+        checked, source, jobs, devices, worker, states = prepare(config, root)
         worker = worker or worker_on(devices[0], checked, root)
-        images = worker.images_of(stages[0].seed)
+        images = worker.images_of(jobs[0].seed)
         if checked.cache_teacher:
             policy.check_run(checked, images, source or root)
         distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
         for line in _networks(config, images):
             distributed.say(line)
-        kept = {stage for stage, standing in standings.items() if standing.kept}
-        costs = _rehearse(worker, stages, images, standings)
-        left = sum(cost.seconds for stage, cost in costs.items() if stage not in kept)
+        kept = {job for job, state in states.items() if state.kept}
+        costs = _costs(worker, jobs, images, states)
+        left = sum(cost.seconds for job, cost in costs.items() if job not in kept)
         peak = max(cost.memory for cost in costs.values())
         beside = f"beside {readable_bytes(_resident(images))} of images"
         if checked.cache_teacher:
             beside += f" and {readable_bytes(policy.epoch_bytes(checked, images))} of the teacher's logits"
-        distributed.say(f"\nmemory: {readable_bytes(peak)} for the largest stage, {beside}")
+        distributed.say(f"\nmemory: {readable_bytes(peak)} for the largest job, {beside}")
         if checked.cache_teacher:
             files = readable_bytes(policy.missing_bytes(checked, images, source or root))
             distributed.say(f"disk: {files} of teachers' logits that are not there yet")
         many = f" of one device's work, for {len(devices)} of them" if len(devices) > 1 else ""
-        how = f"from {TIMED_STEPS} steps of each kind of stage, timed just now on {worker.device}"
+        how = f"from {TIMED_STEPS} steps of each kind of job, timed just now on {worker.device}"
         what = f"{duration(left)}{many}, an estimate {how}" if left else "nothing left to do"
         distributed.say(f"time: {what}\nnothing was trained, nothing written")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage: seconds on one device, and bytes at the most."""
+    """Cost of one job: seconds on one device, and bytes at its peak."""
 
     seconds: float
     memory: int
 
 
-def _rehearse(
-    worker: Worker, stages: Sequence[Job], images: ImageData, standings: Mapping[Job, JobState]
-) -> dict[Job, Cost]:
-    """Try each kind of stage once, and say of each stage what it is and takes."""
+def _costs(worker: Worker, jobs: Sequence[Job], images: ImageData, states: Mapping[Job, JobState]) -> dict[Job, Cost]:
+    """Try each kind of job once; print what each job is and costs."""
     kinds: dict[tuple[str, str | None], Cost] = {}
     costs = {}
-    for number, stage in enumerate(stages, start=1):
-        kind = (stage.kind, stage.method)  # of whichever teacher: both are the same network
+    for number, job in enumerate(jobs, start=1):
+        kind = (job.kind, job.method)  # whichever the teacher: both are the same network
         apart = "" if kind in kinds else "\n"
-        what = describe(worker.config, stage)
-        distributed.say(f"{apart}[{number}/{len(stages)}] seed {stage.seed}: {what}")
+        what = job.behaviour.describe(worker.config, job)
+        distributed.say(f"{apart}[{number}/{len(jobs)}] seed {job.seed}: {what}")
         if kind not in kinds:
-            kinds[kind] = CostProbe(worker.config, stage, worker.root, worker.device, images).cost()
-        costs[stage] = kinds[kind]
-        distributed.say(f"  {_outcome(standings.get(stage), costs[stage])}")
+            kinds[kind] = CostProbe(worker.config, job, worker.root, worker.device, images).cost()
+        costs[job] = kinds[kind]
+        distributed.say(f"  {_outcome(states.get(job), costs[job])}")
     return costs
 
 
-def _outcome(standing: JobState | None, cost: Cost) -> str:
-    """What the run would do about a stage of which there is something already, and what that takes."""
-    if standing is not None and standing.kept:
+def _outcome(state: JobState | None, cost: Cost) -> str:
+    """Return what the run would do about the job, and what that costs."""
+    if state is not None and state.kept:
         return "has its result already"
-    again = (
-        f"trained again, since {listing(standing.differing)}; " if standing is not None and standing.differing else ""
-    )
+    again = f"trained again, since {listing(state.differing)}; " if state is not None and state.differing else ""
     return f"{again}{duration(cost.seconds)}"
 
 
 class CostProbe(JobRunner):
-    """A stage before there is anything to build on: untrained networks stand for those of finished stages."""
+    """Runs a few steps of a job; untrained networks replace those of jobs that are not finished."""
 
-    def _finished(self, name: str) -> models.StagedNet:
-        return self._build(self.config.teacher)
+    def finished(self, name: str) -> models.StagedNet:
+        """Return an untrained teacher."""
+        return self.build(self.config.teacher)
 
-    def _route(self) -> Route | None:
+    def route(self) -> Route | None:
+        """Return None: there are no snapshots yet."""
         return None
 
     def cost(self) -> Cost:
-        """Train a few steps and say what the stage holds and takes."""
-        if self.stage.kind == "teacher" and self.config.teacher_file:
-            network = self._load("teacher_file", self.config.teacher_file)
-            distributed.say(f"  {self.config.teacher_file} fits; it is measured and not trained")
+        """Train a few steps; print what the job holds and how long it takes."""
+        if not self.behaviour.trains(self.config):
+            key, file = self.behaviour.initial_file(self.config) or ("", "")
+            network = self.load(key, file)
+            distributed.say(f"  {file} fits; it is measured and not trained")
             seconds = self._evaluation(network.to(self.device), engine.Layout(self.device))
             return Cost(seconds, _bytes(network.state_dict().values()))
-        task, epochs = self.task(), self.config.epochs_of(self.stage.kind)
+        task, epochs = self.task(), self.config.epochs_of(self.job.kind)
         costs = []
         if isinstance(task, DistillTask):
             for name, first in task.distiller.initialisations():
@@ -134,13 +134,13 @@ class CostProbe(JobRunner):
         return Cost(sum(cost.seconds for cost in costs), max(cost.memory for cost in costs))
 
     def _fit_cost(self, task: Task | InitTask, epochs: int) -> Cost:
-        """What training ``task`` holds, and how long ``epochs`` of it take."""
+        """Return the cost of training ``task`` for ``epochs``."""
         optim = self.config.optim
         steps = engine.steps_an_epoch(self.data, optim)
-        # With next to no learning rate, lest untrained networks explode.
+        # A tiny learning rate keeps untrained networks from diverging.
         schedule = engine.Schedule(optim, 1e-9, steps, epochs)
         train_step = engine.build_step(task, schedule, self.config.engine, self.device)
-        batches = list(islice(_endless(self._data_for(task)), 1 + TIMED_STEPS))
+        batches = list(islice(_endless(self.images_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
         if self.config.engine.threads == "auto" and self.device.type == "cpu":
             torch.set_num_threads(engine.fastest_threads(train_step, batches[0]))
@@ -154,14 +154,14 @@ class CostProbe(JobRunner):
         return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
 
     def _evaluation(self, network: nn.Module, layout: engine.Layout) -> float:
-        """Seconds that one evaluation of ``network`` takes."""
+        """Return the seconds that one evaluation of ``network`` takes."""
         splits = [split for split in (self.data.val, self.data.test) if split is not None]
         some = list(islice(self.data.test, TIMED_BATCHES))
         seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)
         return seconds * sum(split.num_samples for split in splits) / max(1, sum(len(batch.target) for batch in some))
 
     def _memory(self, task: Task | InitTask, train_step: engine.TrainStep, batch: Any) -> int:
-        """Bytes that a step holds; says which."""
+        """Return the bytes that a step holds; print them by purpose."""
         learning = [p for p in task.parameters() if p.requires_grad]
         banks = [m for m in task.modules() if isinstance(m, CRDMemory)]
         whole = _bytes(learning)
@@ -180,7 +180,7 @@ class CostProbe(JobRunner):
 
 
 def _parameters(task: Task | InitTask) -> list[tuple[str, int]]:
-    """Whose parameters learn, and how many."""
+    """Return the number of parameters that learn, by network."""
 
     def learning(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -193,12 +193,12 @@ def _parameters(task: Task | InitTask) -> list[tuple[str, int]]:
 
 
 def _held(task: Task | InitTask) -> tuple[nn.Module, ...]:
-    """Networks that a task reads and does not train."""
+    """Return the networks that a task reads and does not train."""
     return task.distiller.teachers if isinstance(task, DistillTask) else ()
 
 
 def _activations(task: nn.Module, train_step: engine.TrainStep, batch: Any) -> int:
-    """Bytes that the forward pass of one part of ``batch`` keeps for the backward pass."""
+    """Return the bytes that the forward pass of one part of ``batch`` keeps for the backward pass."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*task.parameters(), *task.buffers())}
     kept: dict[int, int] = {}
 
@@ -216,7 +216,7 @@ def _activations(task: nn.Module, train_step: engine.TrainStep, batch: Any) -> i
 
 
 def _endless(images: ImageData) -> Iterable[Any]:
-    """Training batches, however few an epoch has."""
+    """Yield training batches without end, however few an epoch has."""
     return chain.from_iterable(images.train.epoch(epoch) for epoch in count())
 
 
@@ -240,7 +240,7 @@ def _about(images: ImageData) -> str:
 
 
 def _networks(config: Config, images: ImageData) -> Iterable[str]:
-    """The networks that the experiment names, and their sizes."""
+    """Yield a line for each network of the experiment, with its size."""
     roles = {"teacher": config.teacher, "student": config.student}
     if "collaborate" in config.stages:
         roles |= {f"peer {number}": name for number, name in enumerate(config.collaborate.networks, start=1)}
@@ -252,7 +252,7 @@ def _networks(config: Config, images: ImageData) -> Iterable[str]:
 
 
 def _resident(images: ImageData) -> int:
-    """Bytes of the splits that lie in memory as a whole."""
+    """Return the bytes of the splits that are held in memory."""
     loaders = (images.train, images.val, images.test)
     splits = [getattr(loader, "data", None) for loader in loaders if loader is not None]
     return sum(_bytes((split.pixels, split.labels)) for split in splits if split is not None)

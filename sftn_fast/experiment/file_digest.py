@@ -1,4 +1,4 @@
-"""What a file is, by its content: the same under another name, another with other bytes under the same name."""
+"""Checksums of files: a file counts by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 2**20
 
 
 def of_file(path: Path) -> str | None:
-    """Return the checksum of a file; None if there is none that can be read."""
+    """Return the checksum of a file; None if it can't be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -27,28 +27,28 @@ def of_file(path: Path) -> str | None:
 
 
 def of_weights(path: str, network: str) -> str | None:
-    """Return the checksum of the weights that a configuration names, as :func:`sftn_fast.models.load_weights` reads it.
+    """Return the checksum of the weights that a configuration names for :func:`sftn_fast.models.load_weights`.
 
     Args:
-        path: A file, a folder that training exported, or published weights as ``torchvision:DEFAULT``.
-        network: The network that they are for.
+        path: A file, a folder that training exported, or published weights such as ``torchvision:DEFAULT``.
+        network: Name of the network that reads them.
 
     Returns:
-        None for a file that is not there, or not yet fetched.
+        None for a file that is missing, or not downloaded yet.
     """
     if is_published(path):
         return of_file(cached_file(path, network))
-    file = Path(os.path.expanduser(path))  # noqa: PTH111  # Path's own method raises where there is no such user
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises if there is no such user
     return of_file(file / WEIGHTS if file.is_dir() else file)
 
 
 def of_plugins(plugins: Iterable[str]) -> list[str | None]:
-    """Return a checksum for each plugin: of its file, or of all Python files of its package."""
+    """Return a checksum for each plugin: of its file, or of all Python files in its package."""
     return [_of_sources(_sources(plugin)) for plugin in plugins]
 
 
 def _sources(plugin: str) -> list[Path]:
-    """The files of a plugin; of a package all that lie in it."""
+    """Return the files of a plugin; of a package, all Python files in it."""
     if plugin.endswith(".py"):
         return [Path(plugin).expanduser()]
     found = importlib.util.find_spec(plugin)

@@ -1,11 +1,13 @@
-"""What decides what a stage computes: its identity, by which a folder's stage is known to be the one that is wanted.
+"""The identity of a job: everything that decides what it computes.
 
-Files count by their content. A key of the configuration is in the identity of each stage that it matters to, or in
-:data:`sftn_fast.cli.neutral_keys.NEUTRAL`; ``tests/experiment/test_identity.py`` changes each of them.
+A job in a run's folder is reused only if its identity is the wanted one. Files count by their content. Every key of the
+configuration is in the identity of the jobs that it affects, or in :data:`sftn_fast.cli.neutral_keys.NEUTRAL`;
+``tests/experiment/test_identity.py`` changes each of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +15,60 @@ from sftn_fast import cli, models
 from sftn_fast.config import Config
 from sftn_fast.engine.fingerprint import FORMAT, differences
 from sftn_fast.experiment import file_digest
-from sftn_fast.experiment.plan import RESULT, Job, networks_of
+from sftn_fast.experiment.plan import RESULT, Job
 
 PENDING = "(not there yet)"
-"""Stands for what can't be known yet: the weights of a teacher that is still to be trained. Differs from nothing."""
+"""Stands for the weights of a teacher that is not trained yet. Equal to anything."""
 OF_THE_FIT = {"run", "initialisation"}
-"""Keys that a fit adds to its stage's identity."""
+"""Keys that the engine adds to the identity of a job."""
 
 Differences = list[tuple[str, Any, Any]]
-"""Fields in which two identities differ, by dotted name: field, old value, new value."""
+"""Fields in which two identities differ: dotted name, old value, new value."""
 
 
 def identity_of(
-    config: Config, stage: Job, seed_folder: Path, data: dict[str, Any], *, augments: bool, ranks: int
+    config: Config, job: Job, seed_folder: Path, data: dict[str, Any], *, augments: bool, ranks: int
 ) -> dict[str, Any]:
-    """Return all that decides what ``stage`` computes, in JSON's types.
+    """Return everything that decides what ``job`` computes, in JSON's types.
 
     Args:
         config: Of the run.
-        stage: One of its stages.
-        seed_folder: The folder of the stage's seed, where its teachers lie.
-        data: What the images say of themselves.
-        augments: Whether an image is another one in each epoch.
+        job: One of its jobs.
+        seed_folder: The folder of the job's seed, with its teachers.
+        data: The fingerprint of the images.
+        augments: Whether an image differs from epoch to epoch.
         ranks: Processes that train together.
     """
+    behaviour = job.behaviour
     identity: dict[str, Any] = {
         FORMAT: 2,
-        "stage": stage.name,
-        "seed": stage.seed,
-        "network": network_of(config, stage),
+        "stage": job.name,
+        "seed": job.seed,
+        "network": behaviour.networks(config)[-1],
         "plugins": file_digest.of_plugins(config.plugins),
         "data": data,
     }
-    if stage.kind == "teacher":
-        # By their content, wherever they lie.
-        identity["teacher_file"] = _weights(config.teacher_file, config.teacher)
-        if config.teacher_file:
-            return identity  # measured, not trained
-    identity |= _training(config, stage.kind, ranks)
-    whole = cli.to_dict(config)
-    if stage.kind == "sftn":
-        identity |= {"student": config.student, "sftn": dict(whole["sftn"])}
-        if config.sftn.init == "teacher":
-            identity["init"] = _trained(seed_folder / "teacher")
-        else:
-            identity["sftn"]["init"] = _weights(config.sftn.init, config.teacher)
-    if stage.kind == "collaborate":
-        identity |= {"collaborate": whole["collaborate"], "networks": list(networks_of(config))}
-        if config.collaborate.init:
-            identity["init"] = _trained(seed_folder / config.collaborate.init)
-    if stage.kind == "distill":
-        identity |= {"distill": stage.method or config.distill, "route": whole["route"], "gather": config.gather}
-        identity["teacher"] = _trained(seed_folder / str(stage.source))
-        if config.cache_teacher and not augments:
-            # Computed in other batches than the steps', so equal to rounding alone.
-            identity["cache_teacher"] = True
-    return identity
+    if behaviour.trains(config):
+        identity |= _training(config, job.kind, ranks)
+    return identity | behaviour.identity(config, job, _Contents(seed_folder, augments))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """See :class:`sftn_fast.experiment.kinds.Contents`."""
+
+    seed_folder: Path
+    augments: bool
+
+    def of_weights(self, path: str | None, network: str) -> str | None:
+        return (file_digest.of_weights(path, network) or PENDING) if path else None
+
+    def of_trained(self, job: str) -> str:
+        return trained_digest(self.seed_folder / job) or PENDING
 
 
 def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:
-    """How any network is trained."""
+    """Return the settings by which every network is trained."""
     return {
         "epochs": config.epochs_of(kind),
         "amp": config.engine.amp,
@@ -85,37 +81,21 @@ def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:
     }
 
 
-def network_of(config: Config, stage: Job) -> str:
-    """Return the name of the network that ``stage`` exports."""
-    if stage.kind == "collaborate":
-        return networks_of(config)[-1]
-    return config.teacher if stage.kind in ("teacher", "sftn") else config.student
-
-
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
-    """Return the fields in which a stage's identity, as it was noted, differs from the one that is wanted.
+    """Return the fields in which the recorded identity ``old`` differs from the wanted one.
 
-    One from before :data:`FORMAT` lacks fields; it is held against those that it has.
+    An identity from before :data:`FORMAT` lacks fields; only those that it has are compared.
     """
-    noted = {key: value for key, value in old.items() if key not in OF_THE_FIT}
-    return [each for each in differences(noted, new) if each[2] != PENDING]
-
-
-def _weights(path: str | None, network: str) -> str | None:
-    """The content of a file of weights; None where the configuration names none."""
-    return (file_digest.of_weights(path, network) or PENDING) if path else None
+    recorded = {key: value for key, value in old.items() if key not in OF_THE_FIT}
+    return [each for each in differences(recorded, new) if each[2] != PENDING]
 
 
 def trained_digest(folder: Path) -> str | None:
-    """Return the checksum of a finished stage's weights: is it still the same network?
+    """Return the checksum of a finished job's weights.
 
-    None if it is not finished, or damaged: then it is made again before anything reads it.
+    None if the job is not finished, or damaged: then it is repaired before anything reads it.
     """
     try:
         return str(models.read_config(folder)["sha256"]) if (folder / RESULT).is_file() else None
     except (OSError, models.WeightsError):
         return None
-
-
-def _trained(folder: Path) -> str:
-    return trained_digest(folder) or PENDING

@@ -1,5 +1,6 @@
-"""Where the stages of a run stand in its folder: finished, stopped or not begun, with the settings that are wanted or
-with others. ``--resume`` decides what becomes of the latter, before anything is trained.
+"""The state of each job in a run's folder: finished, stopped or not begun, with the wanted settings or with others.
+
+``--resume`` decides what happens to jobs of other settings, before anything is trained.
 """
 
 from __future__ import annotations
@@ -19,136 +20,145 @@ from sftn_fast.engine.content import stands_somewhere
 from sftn_fast.engine.fingerprint import FingerprintMismatch, listing
 from sftn_fast.experiment import identity
 from sftn_fast.experiment.identity import Differences
-from sftn_fast.experiment.plan import RESULT, Job, needs
+from sftn_fast.experiment.kinds.snapshots import route_epochs, snapshot
+from sftn_fast.experiment.plan import RESULT, Job
 from sftn_fast.utils.checksummed import DamagedError, read_sealed
 
 REPLACED = "replaced"
-"""Folder of a run that receives the stages that ``--resume force`` trains again."""
+"""Folder of a run to which ``--resume force`` moves the jobs that it trains again."""
 OF_THE_RUN = ("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "student")
-"""What a run writes about its stages."""
+"""Files that a run writes about all its jobs."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What there is of one stage."""
+    """State of one job."""
 
-    stage: Job
+    job: Job
     finished: bool = False
     begun: bool = False
     """Whether there is a checkpoint or a result."""
     differing: Differences = field(default_factory=list)
-    """How the settings that it was trained with differ from those that are wanted."""
+    """Settings in which the job's files differ from the wanted ones."""
     environment: dict[str, str] = field(default_factory=dict)
-    """The versions and the device that it was trained with last."""
+    """Versions and device of its last training."""
 
     @property
     def kept(self) -> bool:
-        """Whether the stage is finished as it is wanted."""
+        """Whether the job is finished with the wanted settings."""
         return self.finished and not self.differing
 
 
-def look(config: Config, stage: Job, root: Path, images: ImageData) -> JobState:
-    """Return what there is of ``stage`` in the folder ``root`` of a run. Only looks.
+def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
+    """Return the state of ``job`` in the run's folder ``root``. Changes nothing.
 
-    Raises :class:`ConfigError` where a teacher left no snapshots for the route that is wanted.
+    Raises:
+        ConfigError: A teacher saved no snapshots for the wanted route.
     """
-    folder = stage.folder(root)
+    folder = job.folder(root)
     result = _result(folder / RESULT)
-    state = None if result else _newest_checkpoint(folder)
-    if not result and not state:
+    checkpoint = None if result else _newest_checkpoint(folder)
+    if not result and not checkpoint:
         unreadable = bool(_checkpoints(folder))
         again = [("checkpoints", "unreadable", "none")] if unreadable and config.resume == "force" else []
-        return JobState(stage, begun=unreadable, differing=again)
-    wanted = wanted_identity(config, stage, root, images)
-    noted, epochs = _of_result(result, wanted) if result else _of_checkpoint(state or {})
-    differing = identity.compare(noted, wanted)
+        return JobState(job, begun=unreadable, differing=again)
+    wanted = wanted_identity(config, job, root, images)
+    recorded, epochs = _of_result(result, wanted) if result else _of_checkpoint(checkpoint or {})
+    differing = identity.compare(recorded, wanted)
     if not differing and config.resume != "force":
-        _require_snapshots(config, stage, folder, epochs)
-    elif not differing and _missing_snapshot(config, stage, folder, epochs):
+        _require_snapshots(config, job, folder, epochs)
+    elif not differing and _missing_snapshot(config, job, folder, epochs):
         differing = [("route", "no snapshots", "snapshots")]
-    return JobState(stage, bool(result), True, differing, (result or state or {}).get("environment", {}))
+    return JobState(job, bool(result), True, differing, (result or checkpoint or {}).get("environment", {}))
 
 
 def _of_result(result: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """A finished stage's identity and epochs."""
-    # Where an older version noted the ranks.
+    """Return identity and epochs of a finished job."""
+    # Older versions recorded the ranks under this key.
     ranks = {"ranks": result.get("devices", 1)} if "ranks" in wanted else {}
     return {**ranks, **result["identity"]}, result["last"]["epoch"]
 
 
-def _of_checkpoint(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """A stopped stage's identity and epochs."""
-    noted = state["fingerprint"]
-    ranks = {"ranks": noted["run"].get("ranks")} if isinstance(noted.get("run"), dict) else {}
-    return {**ranks, **noted}, state["position"][0]
+def _of_checkpoint(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return identity and epochs of a stopped job."""
+    recorded = checkpoint["fingerprint"]
+    ranks = {"ranks": recorded["run"].get("ranks")} if isinstance(recorded.get("run"), dict) else {}
+    return {**ranks, **recorded}, checkpoint["position"][0]
 
 
-def environment_changes(config: Config, found: JobState, now: Mapping[str, str]) -> str:
-    """Return in brackets what a stage was trained with and is not now, though it decides no more than rounding."""
+def environment_changes(config: Config, state: JobState, now: Mapping[str, str]) -> str:
+    """Return, in brackets, what has changed in the environment since the job was trained; empty if nothing has.
+
+    Such changes affect rounding at most.
+    """
     before = {
-        key: value for key, value in found.environment.items() if key != "threads" or config.engine.threads != "auto"
+        key: value for key, value in state.environment.items() if key != "threads" or config.engine.threads != "auto"
     }
     changed = [f"{key} {value} then, {now[key]} now" for key, value in before.items() if now.get(key, value) != value]
     return f" ({'; '.join(changed)})" if changed else ""
 
 
-def wanted_identity(config: Config, stage: Job, root: Path, images: ImageData) -> dict[str, Any]:
-    """Return the identity that ``stage`` has by ``config``."""
+def wanted_identity(config: Config, job: Job, root: Path, images: ImageData) -> dict[str, Any]:
+    """Return the identity of ``job`` by ``config``."""
     return identity.identity_of(
         config,
-        stage,
-        stage.folder(root).parent,
+        job,
+        job.folder(root).parent,
         images.fingerprint(),
         augments=images.train.augments,
         ranks=distributed.world_size(),
     )
 
 
-def survey(config: Config, stages: Sequence[Job], root: Path, images: ImageData) -> dict[Job, JobState]:
-    """Return where each stage stands in ``root``, or refuse what ``--resume`` does not allow. Only looks.
+def survey(config: Config, jobs: Sequence[Job], root: Path, images: ImageData) -> dict[Job, JobState]:
+    """Return the state of each job in ``root``, or refuse what ``--resume`` does not allow. Changes nothing.
 
-    With ``force`` a stage also differs where one that it reads from does: what it learned from will be another network.
+    With ``force``, a job also differs if a job that it learns from does.
 
     Raises:
-        FingerprintMismatch: A stage was trained with other settings.
+        FingerprintMismatch: A job was trained with other settings.
         ConfigError: The folder holds a run and must not.
     """
-    found: dict[Job, JobState] = {}
-    for stage in stages:
-        standing = look(config, stage, root, images)
-        if standing.begun and config.resume == "never":
+    states: dict[Job, JobState] = {}
+    for job in jobs:
+        state = look(config, job, root, images)
+        if state.begun and config.resume == "never":
             raise ConfigError(f"output {root} holds a run already, and resume is never")
-        if standing.begun and not standing.differing and config.resume == "force":
-            again = [other.name for other in _read_by(config, stage, found) if found[other].differing]
-            differing = [(name, "the one before", "trained again") for name in again]
-            standing = dataclasses.replace(standing, differing=differing)
-        refuse(config, standing, root)
-        found[stage] = standing
-    return found
+        if state.begun and not state.differing and config.resume == "force":
+            sources = job.behaviour.learns_from(config, job)
+            again = [
+                (other.name, "the one before", "trained again")
+                for other, known in states.items()
+                if other.seed == job.seed and other.name in sources and known.differing
+            ]
+            state = dataclasses.replace(state, differing=again)
+        refuse(config, state, root)
+        states[job] = state
+    return states
 
 
-def refuse(config: Config, standing: JobState, root: Path) -> None:
-    """Raise :class:`FingerprintMismatch` for a stage of other settings, unless ``--resume`` says what becomes of it."""
-    if not standing.differing or config.resume == "force":
+def refuse(config: Config, state: JobState, root: Path) -> None:
+    """Raise :class:`FingerprintMismatch` for a job of other settings, unless ``--resume force`` trains it again."""
+    if not state.differing or config.resume == "force":
         return
-    raise FingerprintMismatch(standing.differing, f"{standing.stage.place} in {root}")
+    raise FingerprintMismatch(state.differing, f"{state.job.place} in {root}")
 
 
-def set_aside(standing: JobState, root: Path) -> None:
-    """Move a stage's folder to where no run and no report reads it."""
-    moved = _move(standing.stage.folder(root), root / REPLACED / standing.stage.place)
-    why = listing(standing.differing)
-    print(f"{standing.stage.place}: {why}; trained again, the old one is in {moved}", flush=True)
+def set_aside(state: JobState, root: Path) -> None:
+    """Move a job's folder to where no run and no report reads it."""
+    moved = _move(state.job.folder(root), root / REPLACED / state.job.place)
+    why = listing(state.differing)
+    print(f"{state.job.place}: {why}; trained again, the old one is in {moved}", flush=True)
 
 
-def replace_differing(standings: Mapping[Job, JobState], root: Path) -> None:
-    """Set aside every stage that ``--resume force`` trains again, and what the run wrote about them.
+def replace_differing(states: Mapping[Job, JobState], root: Path) -> None:
+    """Set aside every job that ``--resume force`` trains again, and what the run wrote about them.
 
-    Now the folder holds nothing of other settings.
+    Afterwards the folder holds nothing of other settings.
     """
-    differing = [standing for standing in standings.values() if standing.differing]
-    for standing in differing:
-        set_aside(standing, root)
+    differing = [state for state in states.values() if state.differing]
+    for state in differing:
+        set_aside(state, root)
     if differing:
         for name in OF_THE_RUN:
             if (root / name).exists():
@@ -156,7 +166,7 @@ def replace_differing(standings: Mapping[Job, JobState], root: Path) -> None:
 
 
 def _move(path: Path, target: Path) -> Path:
-    """Rename ``path`` to ``target`` with the first number behind it that is free, and return that."""
+    """Rename ``path`` to ``target`` plus the first free number, and return that."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         taken = {other.name for other in target.parent.iterdir()}
@@ -166,45 +176,34 @@ def _move(path: Path, target: Path) -> Path:
         raise ConfigError(f"{path} can't be moved to {target.parent} ({error.strerror or error})") from error
 
 
-def _read_by(config: Config, stage: Job, others: Mapping[Job, JobState]) -> list[Job]:
-    """The stages that ``stage`` learns from."""
-    names = needs(config, stage) if stage.kind != "student" else set()
-    return [other for other in others if other.seed == stage.seed and other.name in names]
-
-
-def _require_snapshots(config: Config, stage: Job, folder: Path, epochs: int) -> None:
-    missing = _missing_snapshot(config, stage, folder, epochs)
+def _require_snapshots(config: Config, job: Job, folder: Path, epochs: int) -> None:
+    missing = _missing_snapshot(config, job, folder, epochs)
     if missing:
         raise ConfigError(
-            f"route needs {missing}, which its teacher, trained before, did not leave; --resume force trains it again, "
+            f"route needs {missing}, but its teacher was trained without saving it; --resume force trains it again, "
             f"--output NAME takes another folder"
         )
 
 
-def _missing_snapshot(config: Config, stage: Job, folder: Path, epochs: int) -> Path | None:
-    """The first snapshot that a teacher of ``epochs`` should have left for the route and has not."""
-    if stage.kind not in ("teacher", "sftn") or "distill" not in config.stages:
+def _missing_snapshot(config: Config, job: Job, folder: Path, epochs: int) -> Path | None:
+    """Return the first snapshot for the route that a teacher should have saved within ``epochs`` and has not."""
+    if not job.behaviour.teaches or "distill" not in config.stages:
         return None
-    due = [epoch for epoch in config.route.epochs_of(config.epochs_of(stage.kind)) if epoch <= epochs]
-    return next((path for path in (anchor(folder, epoch) for epoch in due) if not path.is_dir()), None)
-
-
-def anchor(folder: Path, epoch: int) -> Path:
-    """Return where a teacher's stage keeps the network as it was after ``epoch``."""
-    return folder / "anchors" / f"epoch{epoch:04d}"
+    due = [epoch for epoch in route_epochs(config, job.kind) if epoch <= epochs]
+    return next((path for path in (snapshot(folder, epoch) for epoch in due) if not path.is_dir()), None)
 
 
 def _result(path: Path) -> dict[str, Any] | None:
-    """A stage's result; None where there is none that says what made it."""
+    """Return a job's result; None without one that tells its identity."""
     try:
         result = read_sealed(path)
         return result if isinstance(result["identity"], dict) and isinstance(result["last"]["epoch"], int) else None
-    except (DamagedError, KeyError, TypeError):  # which the stage says when its turn comes
+    except (DamagedError, KeyError, TypeError):  # the job itself names the damage when its turn comes
         return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a stage, newest first; of what a method trains beforehand where the student has none yet."""
+    """Return the checkpoints of a job, newest first; those of a method's initialisation if the job has none."""
     for pattern in ("checkpoints/step_*", "init-*/checkpoints/step_*"):
         if found := sorted(filter(is_checkpoint, folder.glob(pattern)), reverse=True):
             return found
@@ -212,7 +211,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read. What can't is named when the stage goes on."""
+    """Return the newest readable checkpoint. The job itself names unreadable ones when it resumes."""
     for path in _checkpoints(folder):
         try:
             state = read_checkpoint(path)

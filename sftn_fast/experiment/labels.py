@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-LABELS = {
-    "teacher": "standard teacher",
-    "sftn": "SFTN teacher",
-    "student": "student alone",
-    "distill-teacher": "student of standard teacher",
-    "distill-sftn": "student of SFTN teacher",
-    "collaborate": "student among peers",
-}
-"""What a stage is called, in the order of the table."""
+from sftn_fast.experiment.kinds import KINDS
+
+LABELS = {name: label for kind in KINDS.values() for name, label in kind.labels.items()}
+"""Label of each kind of job, in the order of the report's table."""
 
 
 def kind(name: str) -> str:
-    """The part of a stage's name that says what it is, without its method: a key of ``LABELS``."""
+    """Return the part of a job's name before its method: a key of ``LABELS``."""
     return max((key for key in LABELS if f"{name}-".startswith(f"{key}-")), key=len)
 
 
 def label(name: str) -> str:
-    """What a stage is called in a table."""
+    """Return the label of the job ``name`` in a table."""
     return f"{LABELS[kind(name)]}, {method_in(name)}" if method_in(name) else LABELS[kind(name)]
 
 
 def method_in(name: str) -> str:
-    """The method in a stage's name, as a folder can be called; empty where the run has only one."""
+    """Return the method in a job's name, spelled as in the folder's name; empty if the run has only one method."""
     return name[len(kind(name)) + 1 :]

@@ -1,6 +1,6 @@
-"""Which networks an experiment trains, in what order, and what their folders are called. Needs no torch.
+"""The plan of an experiment: its jobs, their order and the names of their folders. Imports no torch.
 
-The report has its list of a run's jobs from here too: what else lies in the folder is not of that run.
+The report reads the list of a run's jobs here as well: anything else in the folder doesn't belong to that run.
 """
 
 from __future__ import annotations
@@ -13,70 +13,71 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast.config import Config, ConfigError
+from sftn_fast.experiment import kinds
+from sftn_fast.experiment.kinds import KINDS, Kind
+from sftn_fast.utils.run_files import RESULT
 
 SLUG = 150
-"""Letters of a method that a folder's name takes; file systems allow 255."""
-RESULT = "result.json"
-"""A finished stage's figures, in its folder; written last, so that its presence says that the stage is finished."""
+"""Characters of a method in a folder's name; file systems allow 255."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train: a stage of the configuration, for one seed and, if it distils, from one teacher."""
+    """One network to train: a kind of job, for one seed and, if it distils, from one teacher by one method."""
 
     kind: str
     seed: int
     source: str | None = None
+    """The job of the same seed whose network teaches."""
     method: str | None = None
-    """The losses, where the configuration names several."""
+    """The losses, if the configuration names several methods."""
 
     @property
     def name(self) -> str:
-        """Name of the stage's folder."""
+        """Name of the job's folder."""
         slug = re.sub(r"[^\w.+=-]+", "_", self.method)[:SLUG] if self.method else None
         return "-".join(part for part in (self.kind, self.source, slug) if part)
 
     @property
     def place(self) -> str:
-        """The stage's folder within that of a run."""
+        """Path of the job's folder within the run's folder."""
         return f"seed{self.seed}/{self.name}"
 
+    @property
+    def behaviour(self) -> Kind:
+        """Everything in which this kind of job differs from others."""
+        return KINDS[self.kind]
+
     def folder(self, root: Path) -> Path:
-        """The stage's folder in that of a run."""
+        """Return the job's folder in the run's folder ``root``."""
         return root / f"seed{self.seed}" / self.name
 
     def is_finished(self, root: Path) -> bool:
-        """Whether the stage has its result; not whether that is of the present configuration."""
+        """Return whether the job has a result, whatever the settings of that result."""
         return (self.folder(root) / RESULT).is_file()
 
 
 def plan(config: Config) -> list[Job]:
-    """The stages in the order in which they run.
+    """Return the jobs in the order in which they run.
 
-    Raises :class:`ConfigError` where a stage needs a teacher that the experiment does not have.
+    Raises:
+        ConfigError: A job needs a teacher that the experiment lacks, or two jobs have the same name.
     """
-    teachers = _teachers(config)
-    if "distill" in config.stages and not teachers:
-        raise ConfigError(
-            "stages must name teacher or sftn, or teacher_file a trained teacher, for distill to have one"
-        )
-    if config.sftn.init == "teacher" and "sftn" in teachers and "teacher" not in teachers:
-        raise ConfigError("sftn.init=teacher needs the stage teacher, or a teacher_file")
-    if "collaborate" in config.stages and config.collaborate.init not in (None, *teachers):
-        raise ConfigError(f"collaborate.init={config.collaborate.init} needs that stage")
-    if (config.route.anchors or config.route.epochs) and config.teacher_file:
-        raise ConfigError("route needs a teacher of this run's own training, and teacher_file names another")
-    stages = list(_stages(config))
-    (folder, count), *_ = Counter((stage.seed, stage.name) for stage in stages).most_common(1)
+    teachers = kinds.teachers(config)
+    for kind in KINDS.values():
+        if kind.is_planned(config):
+            kind.check(config, teachers)
+    jobs = list(_jobs(config))
+    (folder, count), *_ = Counter((job.seed, job.name) for job in jobs).most_common(1)
     if count > 1:
         raise ConfigError(f"methods must differ from each other, got {list(config.methods)!r} ({folder[1]} twice)")
-    return stages
+    return jobs
 
 
 def places(settings: Mapping[str, Any]) -> set[str] | None:
-    """The stages' folders, as ``seed0/teacher``, of a run with ``settings``, which may be anybody's ``config.yaml``.
+    """Return the paths of a run's jobs, such as ``seed0/teacher``, by the ``settings`` in its ``config.yaml``.
 
-    None where they don't say which stages the run has.
+    The file may be anybody's: None if it doesn't tell which jobs the run has.
     """
     try:
         config = Config(
@@ -85,43 +86,15 @@ def places(settings: Mapping[str, Any]) -> set[str] | None:
             methods=tuple(settings.get("methods") or ()),
             teacher_file=settings.get("teacher_file"),
         )
-        return {stage.place for stage in _stages(config)}
-    except (KeyError, TypeError, ValueError):  # a ConfigError is the latter
+        return {job.place for job in _jobs(config)}
+    except (KeyError, TypeError, ValueError):  # a ConfigError is a ValueError
         return None
 
 
-def needs(config: Config, stage: Job) -> set[str]:
-    """Names of the stages of the same seed, if the experiment has them, that ``stage`` reads from."""
-    if stage.kind == "distill":
-        return {str(stage.source)}
-    if stage.kind == "student":
-        return {"teacher"}  # to be compared with
-    if stage.kind == "sftn" and config.sftn.init == "teacher":
-        return {"teacher"}
-    if stage.kind == "collaborate" and config.collaborate.init:
-        return {config.collaborate.init}
-    return set()
-
-
-def networks_of(config: Config) -> tuple[str, ...]:
-    """The networks of the stage "collaborate"."""
-    return config.collaborate.networks or (config.teacher, config.student)
-
-
-def _teachers(config: Config) -> list[str]:
-    teachers: list[str] = [kind for kind in ("teacher", "sftn") if kind in config.stages]
-    if config.teacher_file and "teacher" not in teachers:
-        teachers.insert(0, "teacher")
-    return teachers
-
-
-def _stages(config: Config) -> Iterator[Job]:
-    teachers, methods = _teachers(config), config.methods or (None,)
+def _jobs(config: Config) -> Iterator[Job]:
+    teachers = kinds.teachers(config)
     for seed in config.seeds:
-        yield from (Job(kind, seed) for kind in teachers)
-        if "student" in config.stages:
-            yield Job("student", seed)
-        if "distill" in config.stages:
-            yield from (Job("distill", seed, source, method) for method in methods for source in teachers)
-        if "collaborate" in config.stages:
-            yield Job("collaborate", seed)
+        for kind in KINDS.values():
+            if kind.is_planned(config):
+                for source, method in kind.variants(config, teachers):
+                    yield Job(kind.name, seed, source, method)

@@ -1,7 +1,7 @@
-"""Stages side by side, a process a device.
+"""Jobs side by side, one process a device.
 
-Seeds are independent of each other; within one, a stage waits for those that it reads from. Every stage computes what
-it would in one process alone, since it seeds itself and what it reads is finished.
+Seeds are independent of each other. Within one, a job waits for those that it reads from. Every job computes what it
+would in a single process: it seeds itself, and what it reads is finished.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ import torch
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.engine import Interrupted
 from sftn_fast.engine.signals import StopSignals
-from sftn_fast.experiment.plan import Job, needs
+from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.worker import DONE, FAILED, REFUSED, STOPPED
 
 POLL = 0.2  # seconds until a signal to this process is seen
 
 
 class JobError(Exception):
-    """A stage went wrong in its process; the message says which, and why."""
+    """A job failed in its process. The message names the job and the reason."""
 
 
 def run(
     config: Config,
-    stages: Sequence[Job],
+    jobs: Sequence[Job],
     root: Path,
     devices: Sequence[torch.device],
     *,
     lock: int,
     announce: Callable[[Job, str], None],
 ) -> None:
-    """Run ``stages`` on ``devices``. After a stage that fails none is begun; those under way finish first.
+    """Run ``jobs`` on ``devices``. If one fails, those under way finish and no other begins.
 
     Args:
-        config: Of the experiment; unless ``engine.threads`` is a number, each process has its share of torch's.
-        stages: In the order in which they are begun, where they don't wait for each other.
+        config: Of the experiment. Unless ``engine.threads`` is a number, each process gets its share of the threads.
+        jobs: In the order in which they begin, unless they wait for each other.
         root: The run's folder.
-        devices: One for each process; the same one may be named more than once.
-        lock: File descriptor that holds the folder; inherited, so that it is free only when every process has ended.
-        announce: Called with each stage that begins, and the name of its device.
+        devices: One for each process; may name a device more than once.
+        lock: File descriptor that locks the folder. Processes inherit it, so the lock ends with the last of them.
+        announce: Called with each job that begins, and the name of its device.
 
     Raises:
-        ConfigError: A stage refused the configuration.
-        JobError: A stage went wrong.
-        Interrupted: After SIGTERM or SIGINT, when all processes have written their checkpoints and ended.
+        ConfigError: A job refused the configuration.
+        JobError: A job failed.
+        Interrupted: After SIGTERM or SIGINT, once all processes have saved a checkpoint and ended.
     """
-    waiting, done = list(stages), set[tuple[int, str]]()
+    waiting, done = list(jobs), set[tuple[int, str]]()
     problems: list[Exception] = []
     with StopSignals() as stop, _started(config, root, devices, lock) as workers:
         while True:
@@ -65,64 +65,64 @@ def run(
                     worker.stop()
             elif not problems:
                 for worker in workers:
-                    _begin_next(worker, config, stages, waiting, done, announce)
-            busy = {worker.connection: worker for worker in workers if worker.stage}
+                    _begin_next(worker, config, jobs, waiting, done, announce)
+            busy = {worker.connection: worker for worker in workers if worker.job}
             if not busy:
                 break
             for connection in wait(list(busy), timeout=POLL):
                 worker = busy[connection]  # type: ignore[index]
-                stage, outcome, text = worker.answer()
+                job, outcome, text = worker.answer()
                 if outcome == DONE:
-                    done.add((stage.seed, stage.name))
+                    done.add((job.seed, job.name))
                 elif stop.signum is None:
-                    problems.append(_problem(stage, outcome, text))
-                    print(f"{problems[-1]}: no further stage begins", file=sys.stderr, flush=True)
+                    problems.append(_problem(job, outcome, text))
+                    print(f"{problems[-1]}: no further job begins", file=sys.stderr, flush=True)
     if stop.signum is not None:
         raise Interrupted(stop.signum)
     if problems:
         raise problems[0]
     if waiting:
-        raise JobError("all processes ended before the last stage began")
+        raise JobError("all processes ended before the last job began")
 
 
-def _problem(stage: Job, outcome: str, text: str) -> Exception:
+def _problem(job: Job, outcome: str, text: str) -> Exception:
     if outcome == STOPPED:
         return Interrupted(signal.SIGTERM)
     error = ConfigError if outcome == REFUSED else JobError
-    return error(f"seed {stage.seed} {stage.name}: {text}")
+    return error(f"seed {job.seed} {job.name}: {text}")
 
 
 def _begin_next(
     worker: _Worker,
     config: Config,
-    stages: Sequence[Job],
+    jobs: Sequence[Job],
     waiting: list[Job],
     done: set[tuple[int, str]],
     announce: Callable[[Job, str], None],
 ) -> None:
-    """Give an idle worker the first stage that can begin, of the seed whose images it holds if there is one."""
-    if worker.stage or worker.ended:
+    """Give an idle worker the first job that is ready, preferring the seed whose images it holds."""
+    if worker.job or worker.ended:
         return
-    known = {(stage.seed, stage.name) for stage in stages}
-    open_ = known - done
-    ready = [s for s in waiting if not any((s.seed, name) in open_ for name in needs(config, s))]
+    known = {(job.seed, job.name) for job in jobs}
+    unfinished = known - done
+    ready = [s for s in waiting if not any((s.seed, name) in unfinished for name in s.behaviour.needs(config, s))]
     if ready:
-        stage = min(ready, key=lambda s: s.seed != worker.seed)
-        waiting.remove(stage)
-        announce(stage, worker.device)
-        worker.begin(stage)
+        job = min(ready, key=lambda s: s.seed != worker.seed)
+        waiting.remove(job)
+        announce(job, worker.device)
+        worker.begin(job)
 
 
 class _Worker:
-    """The parent's side of a process that runs stages on one device."""
+    """A process that runs jobs on one device, as its parent sees it."""
 
     def __init__(self, config: Config, root: Path, lock: int) -> None:
         self.device = config.engine.device
-        self.stage: Job | None = None
+        self.job: Job | None = None
         self.seed: int | None = None
         self._signalled = False
         self.connection, theirs = Pipe()
-        # Its own session: Ctrl-C is for this process, which passes it on once.
+        # A session of its own: only this process gets Ctrl-C, and passes it on once.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sftn_fast.experiment.worker", str(theirs.fileno())],
             pass_fds=(theirs.fileno(), lock),
@@ -136,30 +136,30 @@ class _Worker:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def begin(self, stage: Job) -> None:
-        self.stage, self.seed = stage, stage.seed
-        with suppress(OSError):  # a process that has just ended is noticed where its answer is read
-            self.connection.send(stage)
+    def begin(self, job: Job) -> None:
+        self.job, self.seed = job, job.seed
+        with suppress(OSError):  # reading its answer notices a process that has just ended
+            self.connection.send(job)
 
     def answer(self) -> tuple[Job, str, str]:
-        """The stage that ended, how, and what there is to say to that."""
-        stage, self.stage = self.stage, None
-        assert stage is not None
+        """Return the job that ended, how it ended, and the reason."""
+        job, self.job = self.job, None
+        assert job is not None
         try:
-            return (stage, *self.connection.recv())
+            return (job, *self.connection.recv())
         except (EOFError, OSError):
-            return stage, FAILED, f"its process ended with exit code {self.process.wait()}"
+            return job, FAILED, f"its process ended with exit code {self.process.wait()}"
 
     def stop(self) -> None:
-        """Have it write its checkpoint and end; asked once, since a second signal ends a process at once."""
+        """Ask it to save a checkpoint and end. Asks once: a second signal ends a process at once."""
         if not self._signalled:
             self._signalled = True
             self.process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """Wait for the process's end, which comes after the stage under way has stopped."""
+        """Wait for the process to end, after the job under way has stopped."""
         with suppress(OSError):  # it may have ended already
-            if self.stage is None:
+            if self.job is None:
                 self.connection.send(None)
         self.connection.close()
         self.process.wait()

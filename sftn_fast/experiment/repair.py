@@ -1,7 +1,7 @@
-"""What becomes of a finished job whose files are damaged: named, and mended where they can be had again.
+"""Repair of a finished job whose files are damaged.
 
-Logs are mended here. A network is not: its job goes on from the last checkpoint, where nothing is left to train,
-and evaluated and exported again.
+Logs are repaired here. A damaged network is not: its job resumes from the last checkpoint, where nothing is left to
+train, and is evaluated and exported again.
 """
 
 from __future__ import annotations
@@ -22,31 +22,30 @@ from sftn_fast.utils.checksummed import checksum, seal
 logger = logging.getLogger(__name__)
 
 
-def mend(folder: Path, result: dict[str, Any]) -> bool:
-    """Look at all files of the finished job in ``folder``, whose intact ``result.json`` says ``result``.
+def repair(folder: Path, result: dict[str, Any]) -> bool:
+    """Repair the files of the finished job in ``folder``, whose intact ``result.json`` holds ``result``.
 
-    Each damaged one is named in a warning. Returns whether the job's networks are whole; where not, it has to be gone
-    on with.
+    Names each damaged file in a warning. Returns whether the job's networks are intact; if not, the job has to resume.
     """
     damage = find_damage(folder, result)
-    mended = [
-        name for name, fault in damage.items() if Path(name).name in run_files.LOGS and _mend_log(folder, name, fault)
+    repaired = [
+        name for name, fault in damage.items() if Path(name).name in run_files.LOGS and _repair_log(folder, name, fault)
     ]
-    if mended:
-        _write_checksums(folder, result, mended)
-    whole = True
+    if repaired:
+        _write_checksums(folder, result, repaired)
+    intact = True
     for name, fault in damage.items():
         if name.startswith("anchors/"):
-            # Snapshots of a training under way: nothing but that training has them.
-            logger.warning("%s %s; only a route needs it: to have it again, remove %s", folder / name, fault, folder)
+            # Only the training itself can write a snapshot of it.
+            logger.warning("%s %s; only a route needs it: to get it back, remove %s", folder / name, fault, folder)
         elif Path(name).name in (*run_files.NETWORK, run_files.CLASSES):
             logger.warning("%s %s; made again from the last checkpoint", folder / name, fault)
-            whole = False
-    return whole
+            intact = False
+    return intact
 
 
 def find_damage(folder: Path, result: dict[str, Any]) -> dict[str, str]:
-    """Return what is wrong with a finished job's files, by name; without checksums, only of its network."""
+    """Return the faults of a finished job's files, by name; without checksums, only those of its network."""
     if run_files.has_checksums(result):
         return run_files.faults(folder, result)
     try:
@@ -56,20 +55,20 @@ def find_damage(folder: Path, result: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _mend_log(folder: Path, name: str, fault: str) -> bool:
-    """Write a summary again, or have a log say that a part of it is lost; whether that worked."""
+def _repair_log(folder: Path, name: str, fault: str) -> bool:
+    """Write a summary again, or mark the loss in a log. Return whether that worked."""
     path = folder / name
     try:
         if path.is_dir():
-            path.rmdir()  # which only works where it is empty
+            path.rmdir()  # which only works if it is empty
         if path.name == "summary.csv":
             _write_summary_again(path.parent)
             logger.warning("%s %s; written again from the last checkpoint", path, fault)
         else:
-            _note_loss(path, fault)
-            logger.warning("%s %s; what is lost can't be had again, and the file says so now", path, fault)
+            _mark_loss(path, fault)
+            logger.warning("%s %s; a part of it is lost, which the file now says", path, fault)
     except (OSError, LookupError, TypeError) as error:
-        logger.warning("%s %s; it can't be mended (%s)", path, fault, error)
+        logger.warning("%s %s; it can't be repaired (%s)", path, fault, error)
         return False
     return True
 
@@ -82,7 +81,7 @@ def _write_summary_again(folder: Path) -> None:
     write_summary(folder, found[1]["history"])
 
 
-def _note_loss(path: Path, fault: str) -> None:
+def _mark_loss(path: Path, fault: str) -> None:
     descriptor = open_log(path)
     try:
         with os.fdopen(os.dup(descriptor), "rb") as file:

@@ -1,8 +1,8 @@
-"""Which networks are trained, in what order, from what; and what is done already.
+"""An experiment from its configuration to the exported student.
 
-An experiment runs its stages once for each seed: a standard teacher, a student-friendly one (SFTN), the student alone,
-and the student distilled from each teacher. Every stage has a folder of its own; one with a ``result.json`` that was
-made by the same configuration is finished and not trained again.
+For each seed it trains a standard teacher, a student-friendly one (SFTN), the student alone, and the student distilled
+from each teacher. Every job has a folder of its own. A job whose ``result.json`` was made with the same settings is
+finished and not trained again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sftn_fast.experiment import job_state, pool, resume
 from sftn_fast.experiment.eta import TimeEstimate
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.labels import label
-from sftn_fast.experiment.plan import Job, networks_of, places, plan
+from sftn_fast.experiment.plan import Job, places, plan
 from sftn_fast.experiment.settings import read_settings
-from sftn_fast.experiment.trial_step import try_stages
+from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.utils import launcher, plugins, run_files
@@ -40,91 +40,97 @@ logger = logging.getLogger(__name__)
 def run(config: Config, *, report: Callable[[Path], str]) -> None:
     """Run the whole experiment, print its report and export the student.
 
-    ``report`` writes the report of the run's folder and returns it as text.
+    If torchrun started this process, several run the experiment together, see :mod:`sftn_fast.engine`.
 
-    Where torchrun started this process it is one of several that do so together, see :mod:`sftn_fast.engine`.
+    Args:
+        config: Of the experiment.
+        report: Called with the run's folder; writes its report and returns it as text.
 
-    Raises :class:`ConfigError` for what the user can mend, :class:`sftn_fast.engine.Interrupted` after a signal.
+    Raises:
+        ConfigError: For what the user can fix.
+        Interrupted: After a signal, once a checkpoint is saved.
     """
     if launcher.restarts() and config.resume == "never":
-        # The run in the folder is this one, which the launcher started anew.
+        # The launcher restarted this run, so the run in the folder is its own.
         config = dataclasses.replace(config, resume="auto")
     with engine.process_group(config.engine.device):
         folder = engine.RunFolder(config.output)
-        config, source, stages, devices, worker, standings = prepare(config, folder.path)
+        config, source, jobs, devices, worker, states = prepare(config, folder.path)
         with folder as root:
             if source is not None:
-                distributed.say(f"goes on from a copy of {source}")
+                distributed.say(f"resumes a copy of {source}")
                 distributed.on_main(partial(resume.copy, source, root))
             distributed.on_main(partial(resume.clean_up, root))
-            distributed.on_main(partial(job_state.replace_differing, standings, root))
-            distributed.on_main(partial(_write_settings, config, stages, root))
+            distributed.on_main(partial(job_state.replace_differing, states, root))
+            distributed.on_main(partial(_write_settings, config, jobs, root))
             _say_batch(config)
             _say_loader(config)
-            announce = partial(_announce, config, stages, TimeEstimate(config, stages, root, processes=len(devices)))
+            estimate = TimeEstimate(config, jobs, root, processes=len(devices))
+            announce = partial(_announce, config, jobs, estimate)
             if worker is None:
-                pool.run(config, stages, root, devices, lock=folder.fileno(), announce=announce)
+                pool.run(config, jobs, root, devices, lock=folder.fileno(), announce=announce)
             else:
-                _run_here(worker, stages, announce)
-            distributed.on_main(partial(_conclude, stages, root, report))
+                _run_here(worker, jobs, announce)
+            distributed.on_main(partial(_conclude, jobs, root, report))
 
 
 class Prepared(NamedTuple):
-    """An experiment that has all it needs."""
+    """An experiment that is ready to run."""
 
     config: Config
-    """Where ``resume`` is what the stages are to do."""
+    """The configuration, with ``resume`` as the jobs need it."""
     source: Path | None
-    """Folder of another run, to be copied before the stages begin."""
-    stages: list[Job]
+    """Folder of another run, to be copied before the jobs begin."""
+    jobs: list[Job]
     devices: list[torch.device]
     worker: Worker | None
-    """What runs the stages in this process, unless several processes are to run them."""
-    standings: dict[Job, JobState]
-    """What there is of each stage already, where there is any."""
+    """Runs the jobs in this process; None if several processes run them."""
+    states: dict[Job, JobState]
+    """State of each job, if the folder holds any."""
 
 
 def prepare(config: Config, root: Path) -> Prepared:
-    """Check all that can be checked before anything is trained or written; ``root`` is where the run will write.
+    """Check everything that can be checked before anything is trained or written to ``root``.
 
-    Raises :class:`ConfigError` for what the user can mend.
+    Raises:
+        ConfigError: For what the user can fix.
     """
     source = distributed.on_main(partial(resume.source_of, config, root))
-    config = resume.with_stages_going_on(config)
-    stages, devices = distributed.on_every_rank(partial(_checked_plan, config))
-    distributed.on_main(partial(_check_files, config, stages, source or root))
+    config = resume.for_jobs(config)
+    jobs, devices = distributed.on_every_rank(partial(_checked_plan, config))
+    distributed.on_main(partial(_require_files, config, jobs, source or root))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
     images_of = worker.images_of if worker else partial(_images_to_look_at, config)
-    _check_fit(config, stages, source or root, images_of)
-    _try_stages(config, stages, images_of)
-    standings: dict[Job, JobState] = {}
-    if distributed.on_main(partial(_has_any, stages, source or root)):
-        images = images_of(stages[0].seed)
-        standings = distributed.on_main(partial(job_state.survey, config, stages, source or root, images))
-    return Prepared(config, source, stages, devices, worker, standings)
+    _check_files(config, jobs, source or root, images_of)
+    _try_jobs(config, jobs, images_of)
+    states: dict[Job, JobState] = {}
+    if distributed.on_main(partial(_has_any, jobs, source or root)):
+        images = images_of(jobs[0].seed)
+        states = distributed.on_main(partial(job_state.survey, config, jobs, source or root, images))
+    return Prepared(config, source, jobs, devices, worker, states)
 
 
-def _has_any(stages: list[Job], root: Path) -> bool:
-    return any(stage.folder(root).exists() for stage in stages)
+def _has_any(jobs: list[Job], root: Path) -> bool:
+    return any(job.folder(root).exists() for job in jobs)
 
 
 def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
-    """Stages and devices of a configuration that has all it needs."""
+    """Return jobs and devices of a configuration, once all its names are known to exist."""
     plugins.load(config.plugins)
     cli.check_distill(config)
-    stages = plan(config)
+    jobs = plan(config)
     _check_networks(config)
     _check_packages()
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
     devices = engine.resolve_devices(config.devices, config.engine.device)
-    return stages, devices
+    return jobs, devices
 
 
-def _write_settings(config: Config, stages: list[Job], root: Path) -> None:
-    """Write the configuration, before the first of its stages is trained, when none of other settings is left.
+def _write_settings(config: Config, jobs: list[Job], root: Path) -> None:
+    """Write the configuration before the first job is trained, once nothing of other settings is left.
 
-    Where all are finished, what is there stays: it is the configuration that they were trained with.
+    If all jobs are finished, the existing file stays: it is the configuration that they were trained with.
     """
     path = root / "config.yaml"
     if path.exists():
@@ -133,20 +139,19 @@ def _write_settings(config: Config, stages: list[Job], root: Path) -> None:
         except DamagedError as error:
             logger.warning("%s; written again", error)
     known = places(read_settings(root)) or set()
-    if all(stage.is_finished(root) and stage.place in known for stage in stages):
+    if all(job.is_finished(root) and job.place in known for job in jobs):
         return
-    # Not how this start was to go on: who trains by the file has not asked for that.
+    # Without this start's --resume, which somebody who trains by the file has not asked for.
     write_atomically(path, seal_text(cli.dump(dataclasses.replace(config, resume="auto"))))
 
 
-def _conclude(stages: list[Job], root: Path, report: Callable[[Path], str]) -> None:
-    """Write what closes a run."""
+def _conclude(jobs: list[Job], root: Path, report: Callable[[Path], str]) -> None:
     print(f"\n{report(root)}", end="")
-    _export_student(stages, root)
+    _export_student(jobs, root)
 
 
 def _say_batch(config: Config) -> None:
-    """How a step is divided, if it is."""
+    """Print how a step is divided, if it is."""
     ranks, images, parts = distributed.world_size(), config.optim.batch_size, config.optim.accumulate
     if ranks * parts > 1:
         whole = f"{ranks} rank{'s' * (ranks > 1)}, {images} images a step, {images // ranks} a rank"
@@ -154,30 +159,31 @@ def _say_batch(config: Config) -> None:
 
 
 def _say_loader(config: Config) -> None:
-    """Who decodes the images, where that goes on for the whole run."""
+    """Print which loader decodes the images, if they are decoded throughout the run."""
     line = data.describe_loader(config.data)
     if line:
         distributed.say(line)
 
 
 def worker_on(device: torch.device, config: Config, root: Path) -> Worker:
-    """What runs stages in this process, on ``device``."""
+    """Return a worker that runs jobs in this process, on ``device``."""
     on_device = dataclasses.replace(config.engine, device=str(device))
     return Worker(dataclasses.replace(config, devices=1, engine=on_device), root)
 
 
-def _run_here(worker: Worker, stages: list[Job], announce: Callable[[Job, str], None]) -> None:
-    """One stage after the other in this process."""
-    for stage in stages:
-        announce(stage, str(worker.device))
-        worker.run(stage)
+def _run_here(worker: Worker, jobs: list[Job], announce: Callable[[Job, str], None]) -> None:
+    """Run one job after the other in this process."""
+    for job in jobs:
+        announce(job, str(worker.device))
+        worker.run(job)
 
 
-def _announce(config: Config, stages: list[Job], outlook: TimeEstimate, stage: Job, device: str) -> None:
-    number, seconds = stages.index(stage) + 1, outlook.begin(stage) if distributed.is_main() else None
+def _announce(config: Config, jobs: list[Job], estimate: TimeEstimate, job: Job, device: str) -> None:
+    number, seconds = jobs.index(job) + 1, estimate.begin(job) if distributed.is_main() else None
     where = device if distributed.world_size() == 1 else f"{distributed.world_size()} ranks"
     left = f"; {duration(seconds)} left in all" if seconds else ""
-    distributed.say(f"\n[{number}/{len(stages)}] seed {stage.seed}: {describe(config, stage)}, on {where}{left}")
+    what = job.behaviour.describe(config, job)
+    distributed.say(f"\n[{number}/{len(jobs)}] seed {job.seed}: {what}, on {where}{left}")
 
 
 def _check_networks(config: Config) -> None:
@@ -189,31 +195,31 @@ def _check_networks(config: Config) -> None:
             raise ConfigError(f"{key}: {error}") from error
 
 
-def _try_stages(config: Config, stages: list[Job], images_of: Callable[[int], ImageData]) -> None:
-    """Train each kind of stage for a step, so that what can't learn is refused before its teachers are trained."""
-    images = images_of(stages[0].seed)
-    for line in distributed.on_every_rank(partial(try_stages, config, stages, images)):
+def _try_jobs(config: Config, jobs: list[Job], images_of: Callable[[int], ImageData]) -> None:
+    """Train each kind of job for a step, to refuse what can't learn before its teachers are trained."""
+    images = images_of(jobs[0].seed)
+    for line in distributed.on_every_rank(partial(try_jobs, config, jobs, images)):
         distributed.say(line)
 
 
 def _images_to_look_at(config: Config, seed: int) -> ImageData:
-    """The images where the processes that train have their own."""
+    """Return images for the checks, if the processes that train have their own."""
     return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=torch.device("cpu"))
 
 
-def _check_files(config: Config, stages: list[Job], root: Path) -> None:
-    """Miss a network that a stage is to begin with before another one is trained."""
-    for key, path in _files_to_begin_with(config, stages, root):
+def _require_files(config: Config, jobs: list[Job], root: Path) -> None:
+    """Raise :class:`ConfigError` for a missing file of weights, before anything is read or trained."""
+    for key, path in _initial_files(config, jobs, root):
         try:
             models.require_weights(path, config.teacher)
         except (OSError, ImportError, models.WeightsError) as error:
             raise ConfigError(f"{key}: {error}") from error
 
 
-def _check_fit(config: Config, stages: list[Job], root: Path, images_of: Callable[[int], ImageData]) -> None:
-    """Load what a stage is to begin with, so that a file that does not fit is refused before a network is trained."""
-    for key, path in _files_to_begin_with(config, stages, root):
-        images = images_of(stages[0].seed)
+def _check_files(config: Config, jobs: list[Job], root: Path, images_of: Callable[[int], ImageData]) -> None:
+    """Load the files of weights, to refuse one that doesn't fit before a network is trained."""
+    for key, path in _initial_files(config, jobs, root):
+        images = images_of(jobs[0].seed)
         distributed.on_every_rank(partial(_try_file, config, key, path, images))
 
 
@@ -225,56 +231,39 @@ def _try_file(config: Config, key: str, path: str, images: ImageData) -> None:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _files_to_begin_with(config: Config, stages: list[Job], root: Path) -> list[tuple[str, str]]:
-    """Keys of the configuration and the files that they name, where a stage still needs them."""
-    init = None if config.sftn.init == "teacher" else config.sftn.init
-    found = []
-    for key, path, kind in (("teacher_file", config.teacher_file, "teacher"), ("sftn.init", init, "sftn")):
-        wanted = [stage for stage in stages if stage.kind == kind]
-        if path and not all(stage.is_finished(root) for stage in wanted):  # else its origin is needed no more
-            found.append((key, path))
-    return found
+def _initial_files(config: Config, jobs: list[Job], root: Path) -> list[tuple[str, str]]:
+    """Return settings that name a file of weights, and the files, if an unfinished job starts from them."""
+    unfinished = {job.kind: job.behaviour for job in jobs if not job.is_finished(root)}
+    return [file for behaviour in unfinished.values() if (file := behaviour.initial_file(config))]
 
 
 def _check_packages() -> None:
-    """Miss what the end of a run needs at its beginning."""
+    """Raise :class:`ConfigError` now if a package is missing that the end of a run needs."""
     try:
         models.weights.safetensors()
     except ImportError as error:
         raise ConfigError(str(error)) from error
 
 
-def describe(config: Config, stage: Job) -> str:
-    """The stage in a few words."""
-    teacher = "SFTN" if stage.source == "sftn" else "standard"
-    return {
-        "teacher": f"standard teacher {config.teacher}",
-        "sftn": f"student-friendly teacher {config.teacher} for {config.student}",
-        "student": f"student {config.student} alone",
-        "distill": f"student {config.student} by {stage.method or config.distill} from {teacher} teacher",
-        "collaborate": f"{' and '.join(networks_of(config))} together by {config.collaborate.method}",
-    }[stage.kind]
-
-
-def _export_student(stages: list[Job], root: Path) -> None:
-    """Put the student that the experiment is about where it is easy to find: the last kind of student, first seed."""
-    students = [stage for stage in stages if stage.kind in ("student", "distill", "collaborate")]
+def _export_student(jobs: list[Job], root: Path) -> None:
+    """Copy the student that the experiment is about to ``student/``: that of the last job, for the first seed."""
+    students = [job for job in jobs if job.behaviour.exports_student]
     if not students:
         return
     wanted = students[-1].name
-    chosen = next(stage for stage in students if stage.name == wanted)
+    chosen = next(job for job in students if job.name == wanted)
     target = root / run_files.STUDENT
     try:
         contents = models.read_files(chosen.folder(root))
     except (OSError, models.WeightsError) as error:
-        raise DamagedError(f"{target} is left as it is: {error}") from error
+        raise DamagedError(f"{target} is left unchanged: {error}") from error
     if _differs(target, contents):
         replace_files(target, contents)
     print(f"exported student ({label(wanted)}, seed {chosen.seed}): sftn_fast.models.load({str(target)!r})")
 
 
 def _differs(target: Path, contents: dict[str, bytes]) -> bool:
-    """Whether the exported student is to be written; a damaged one is named."""
+    """Return whether the exported student has to be written. A damaged one is named."""
     if not target.exists():
         return True
     try:

@@ -1,4 +1,4 @@
-"""How alike a student and its teacher answer and see, on data that neither was trained on."""
+"""Similarity of a student and its teacher, in predictions and features, on data that neither was trained on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CKA_BATCH = 256  # images whose similarities are compared at a time
 
 @dataclass(frozen=True)
 class Similarity:
-    """Teacher-student likeness over a data set."""
+    """Similarity of student and teacher over a data set."""
 
     agreement: float
-    """Share of samples on which both choose the same class, in percent."""
+    """Share of samples on which both predict the same class, in percent."""
     agreement5: float
-    """Share of samples on which the teacher's class is among the student's first five, in percent."""
+    """Share of samples on which the teacher's class is among the student's top five, in percent."""
     kl: float
     """Mean over the samples of KL(teacher || student) at temperature 1, in nats."""
     cka: float | None
@@ -35,10 +35,10 @@ class Similarity:
 
 @torch.no_grad()
 def measure(student: StagedNet, teacher: StagedNet, batches: Iterable[Batch]) -> Similarity:
-    """Compare two classifiers, both in evaluation mode, over ``batches``, of which each rank gives its share."""
+    """Compare two classifiers in evaluation mode over ``batches``; each rank passes its share."""
     student.eval()
     teacher.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # alike at 1, alike at 5, divergence, samples
+    sums = torch.zeros(4, dtype=torch.float64)  # agreement, agreement5, divergence, samples
     cka, calibration = CKA(), Calibration()
     for batch in batches:
         seen = student.forward_features(batch.images)
@@ -60,23 +60,23 @@ def measure(student: StagedNet, teacher: StagedNet, batches: Iterable[Batch]) ->
 
 
 def _over_ranks(sums: Tensor) -> Tensor:
-    """The sum over all ranks, on the CPU, since a rank without any batch knows of no other device."""
+    """Return the sum over all ranks, on the CPU: a rank without a batch knows no other device."""
     return distributed.all_sum(sums.cpu().clone())
 
 
 class CKA:
     """Linear centred kernel alignment from minibatches (Kornblith et al., ICML 2019).
 
-    Each of the three similarities of kernels is an unbiased estimate (Song et al., 2012), averaged over the minibatches
-    before the ratio is taken (Nguyen et al., ICLR 2021), so that the result does not depend on the batch size but for
-    noise. Minibatches of fewer than four samples tell nothing and are left out.
+    Each of the three kernel similarities is an unbiased estimate (Song et al., 2012). They are averaged over the
+    minibatches before the ratio is taken (Nguyen et al., ICLR 2021): the batch size changes the result only by noise.
+    Minibatches of fewer than four samples are skipped, because the estimate is undefined.
     """
 
     def __init__(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64)
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Take in the features ``[n, Da]`` and ``[n, Db]`` of the same n samples."""
+        """Add the features [n, Da] and [n, Db] of the same n samples."""
         if len(a) < 4:
             return
         one, other = (_gram(x.flatten(1).double()) for x in (a, b))
@@ -84,7 +84,7 @@ class CKA:
         self._sums = self._sums.to(found.device) + found
 
     def value(self) -> float | None:
-        """The alignment so far, over all ranks; None where one of the two sees no difference between samples."""
+        """Return the alignment so far, over all ranks; None if one network's features don't vary."""
         both, first, second = _over_ranks(self._sums).tolist()
         return both / (first * second) ** 0.5 if first > 0 and second > 0 else None
 
@@ -94,14 +94,14 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased Hilbert-Schmidt independence criterion of two kernel matrices ``[n, n]`` with zero diagonals."""
+    """Return the unbiased Hilbert-Schmidt independence criterion of kernel matrices [n, n] with zero diagonals."""
     n, rows, other_rows = len(a), a.sum(1), b.sum(1)
     means = rows.sum() * other_rows.sum() / ((n - 1) * (n - 2)) - 2 * (rows * other_rows).sum() / (n - 2)
     return ((a * b).sum() + means) / (n * (n - 3))
 
 
 class Calibration:
-    """Expected calibration error: how far confidence is from accuracy, a bin of confidence at a time."""
+    """Expected calibration error: distance of confidence from accuracy, averaged over bins of confidence."""
 
     def __init__(self, bins: int = CALIBRATION_BINS) -> None:
         self.bins = bins
@@ -109,15 +109,15 @@ class Calibration:
         self._sums = torch.zeros(bins, 3, dtype=torch.float64)
 
     def add(self, logits: Tensor, target: Tensor) -> None:
-        """Take in logits ``[N, C]`` and labels ``[N]``."""
+        """Add logits [N, C] and labels [N]."""
         confidence, chosen = logits.softmax(1).max(1)
-        # NaN has no place of its own: it makes that bin, and the error, NaN.
+        # NaN falls into the first bin and makes it, and the error, NaN.
         place = (confidence.nan_to_num() * self.bins).long().clamp(max=self.bins - 1)
         facts = torch.stack([torch.ones_like(confidence), (chosen == target).to(confidence), confidence], 1)
-        # One-hot times facts and not index_add_, whose order of sums a GPU leaves open.
+        # One-hot times facts instead of index_add_, which is not deterministic on a GPU.
         self._sums = self._sums.to(facts.device) + F.one_hot(place, self.bins).to(facts).T @ facts
 
     def error(self) -> float:
-        """Mean over the samples, of all ranks, of |accuracy - confidence| of their bin, 0 to 1."""
+        """Return the mean over all samples, of all ranks, of |accuracy - confidence| of their bin, 0 to 1."""
         samples, right, confidence = _over_ranks(self._sums).T
         return ((right - confidence).abs().sum() / samples.sum()).item()

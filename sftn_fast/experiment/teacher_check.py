@@ -1,4 +1,4 @@
-"""What is looked at of a network that came from a file, before students learn from it."""
+"""Checks of a teacher that came from a file, before students learn from it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sftn_fast.models import StagedNet
 from sftn_fast.models.export import WEIGHTS
 
 RENAMED = 20.0
-"""Points of accuracy that other names for the classes have to gain before they are taken for the cause."""
+"""Percentage points that renumbering the classes must gain before it is named as the cause."""
 MOST_CLASSES = 2000
-"""Up to which it is counted which class is taken for which."""
+"""Largest number of classes for which the confusion matrix is computed."""
 MOSTLY = 0.9
-"""Share of the images that one answer has to get before it is said to be the only one."""
+"""Share of the images with the same prediction from which it is called the only one."""
 
 
 def doubts(network: StagedNet, top1: float, data: ImageData, layout: engine.Layout) -> list[str]:
-    """Why ``network``, of accuracy ``top1`` in percent, is hardly fit to teach: lines, none if nothing is wrong.
+    """Return reasons to doubt ``network``, of accuracy ``top1`` in percent, as a teacher; none if it looks right.
 
-    Looks at what it confuses. All ranks have to call this.
+    Looks at its confusion matrix. All ranks have to call this.
     """
     at_chance = near_chance(top1, data.num_classes)
     chance = f"top-1 {top1:.2f} % is near chance, {100 / data.num_classes:.2f} %"
@@ -54,7 +54,7 @@ def doubts(network: StagedNet, top1: float, data: ImageData, layout: engine.Layo
 
 @torch.no_grad()
 def confusion(network: StagedNet, data: ImageData, layout: engine.Layout) -> Tensor:
-    """How many test images of each class get each answer [num_classes, num_classes] float64, over all ranks."""
+    """Return the confusion matrix over the test images of all ranks: [num_classes, num_classes] float64, true first."""
     classes = data.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.float64, device=layout.device)
     with teaching(network), layout.autocast():
@@ -65,7 +65,7 @@ def confusion(network: StagedNet, data: ImageData, layout: engine.Layout) -> Ten
 
 
 def check_class_names(key: str, file: str, data: ImageData) -> None:
-    """Raise ConfigError if the classes of the network in ``file`` are known and are the data's in another order."""
+    """Raise ConfigError if the network in ``file`` knows its classes and they are the data's in another order."""
     theirs, ours = class_names_in(file), class_names(data)
     if theirs == ours or sorted(theirs) != sorted(ours):
         return
@@ -77,7 +77,7 @@ def check_class_names(key: str, file: str, data: ImageData) -> None:
 
 
 def class_names_in(file: str) -> list[str]:
-    """The classes of an exported network by name; empty where nothing is known of them."""
+    """Return the class names of an exported network; empty if unknown."""
     path = Path(file).expanduser()
     folder = path if path.is_dir() else path.parent
     if path != folder and path.name != WEIGHTS:
@@ -85,16 +85,16 @@ def class_names_in(file: str) -> list[str]:
     try:
         names = models.read_config(folder).get("meta", {}).get("class_names")
     except (OSError, ValueError):
-        return []  # who loads the file says what is wrong with it
+        return []  # loading the file reports what is wrong with it
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def class_names(data: ImageData) -> list[str]:
-    """The data's classes by name, in the order of their numbers; empty where they have none."""
+    """Return the data's class names in the order of their numbers; empty if they have none."""
     return [str(name) for name in getattr(data, "class_names", None) or ()]
 
 
 def name_of(data: ImageData, number: int) -> str:
-    """The class as people know it."""
+    """Return number and, if known, name of a class."""
     names = class_names(data)
     return f"class {number}" + (f" ({names[number]})" if number < len(names) else "")

@@ -1,4 +1,4 @@
-"""One step of each kind of stage before anything is trained: what can't learn is refused then, in one line."""
+"""A trial step of each kind of job, before anything is trained: what can't learn is refused in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import InitTask
 from sftn_fast.experiment.job import JobRunner
-from sftn_fast.experiment.plan import Job, networks_of
+from sftn_fast.experiment.kinds import KINDS
+from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.teacher_check import check_class_names
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
@@ -27,48 +28,48 @@ SHOWN = 3
 """Names that a line has room for."""
 
 
-def try_stages(config: Config, stages: Sequence[Job], images: ImageData) -> list[str]:
-    """Train each kind of stage for a step on noise, with untrained networks, on the CPU.
+def try_jobs(config: Config, jobs: Sequence[Job], images: ImageData) -> list[str]:
+    """Train each kind of job for a step on noise, with untrained networks, on the CPU.
 
     Returns:
-        Lines on what will train, and what of it will not learn.
+        Lines on parameters that will not learn.
 
     Raises:
         ConfigError: The images have one class, or networks, methods and images don't fit each other.
     """
     if images.num_classes < 2:
         raise ConfigError(f"data.name must be of two classes or more, got {images.name} with {images.num_classes}")
-    init = None if config.sftn.init == "teacher" else config.sftn.init
-    for key, file in (("teacher_file", config.teacher_file), ("sftn.init", init)):
-        if file:
-            check_class_names(key, file, images)
-    # Each process by itself: a step that waits for the others hangs where one of them is refused.
+    files = [behaviour.initial_file(config) for behaviour in KINDS.values()]
+    for key, file in filter(None, files):
+        check_class_names(key, file, images)
+    # Each process by itself: a step that waits for the others would hang if one of them is refused.
     config = dataclasses.replace(config, gather=False)
-    kinds = {(stage.kind, stage.method): stage for stage in stages if not _is_adopted(config, stage)}
-    found = [line for stage in kinds.values() for line in Trial(config, stage, images).run()]
+    kinds = {(job.kind, job.method): job for job in jobs if job.behaviour.trains(config)}
+    found = [line for job in kinds.values() for line in Trial(config, job, images).run()]
     return list(dict.fromkeys(found))
 
 
 class Trial(JobRunner):
-    """A stage before there is anything to build on: untrained networks stand for those of finished stages."""
+    """Runs one step of a job; untrained networks replace those of other jobs."""
 
-    def __init__(self, config: Config, stage: Job, images: ImageData) -> None:
-        super().__init__(config, stage, Path(), torch.device("cpu"), images)
+    def __init__(self, config: Config, job: Job, images: ImageData) -> None:
+        super().__init__(config, job, Path(), torch.device("cpu"), images)
 
     def run(self) -> list[str]:
-        """Build the stage's task and train it for a step; see :func:`try_stages`."""
+        """Build the job's task and train it for a step; see :func:`try_jobs`."""
         try:
             with _quietly(), torch.random.fork_rng(devices=[]):
                 return self._try()
         except ConfigError:
             raise
-        except Exception as error:  # whatever a network or a method raises
+        except Exception as error:  # a network or a method may raise anything
             reason = next(iter(str(error).strip().splitlines()), "no reason given")
             named = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
-            raise ConfigError(f"{self._what_fails()}: {named}") from error
+            what = self.behaviour.failure(self.config, self.job, self.data.name)
+            raise ConfigError(f"{what}: {named}") from error
 
     def _try(self) -> list[str]:
-        task = self.task().to(self.device)  # with what came from the images' device
+        task = self.task().to(self.device)  # the task may hold tensors from the images' device
         if isinstance(task, DistillTask):
             for _, first in task.distiller.initialisations():
                 self._step(first.task)
@@ -78,10 +79,10 @@ class Trial(JobRunner):
         if not unused:
             return []
         names = ", ".join(unused[:SHOWN]) + ", ..." * (len(unused) > SHOWN)
-        return [f"stage {self.stage.kind}: {len(unused)} parameters get no gradient and stay as they are: {names}"]
+        return [f"stage {self.job.kind}: {len(unused)} parameters get no gradient and stay as they are: {names}"]
 
     def _step(self, task: Task | InitTask) -> list[str]:
-        """Compute loss and gradients once; the names of the parameters that should learn and get none."""
+        """Compute loss and gradients once. Return the names of parameters that should learn and get no gradient."""
         task.train()
         if isinstance(task, Task):
             task.begin_epoch(0)
@@ -106,29 +107,18 @@ class Trial(JobRunner):
         images = torch.randn(count, *views, data.in_channels, data.image_size, data.image_size)
         return images, index % data.num_classes, index
 
-    def _what_fails(self) -> str:
-        config, stage = self.config, self.stage
-        if stage.kind == "distill":
-            return f"{stage.method or config.distill!r} can't teach {config.student} from {config.teacher}"
-        if stage.kind == "sftn":
-            return f"{config.teacher} can't become a student-friendly teacher for {config.student}"
-        networks = networks_of(config) if stage.kind == "collaborate" else (getattr(config, stage.kind),)
-        return f"{' and '.join(networks)} can't be trained on {self.data.name}"
+    def finished(self, name: str) -> StagedNet:
+        """Return an untrained teacher."""
+        return self.build(self.config.teacher)
 
-    def _finished(self, name: str) -> StagedNet:
-        return self._build(self.config.teacher)
-
-    def _route(self) -> Route | None:
+    def route(self) -> Route | None:
+        """Return None: there are no snapshots yet."""
         return None
-
-
-def _is_adopted(config: Config, stage: Job) -> bool:
-    return stage.kind == "teacher" and config.teacher_file is not None
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Context without the lines and warnings that the stage itself will have."""
+    """Suppress lines and warnings, which the job itself will print."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

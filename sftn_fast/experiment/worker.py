@@ -34,40 +34,40 @@ from sftn_fast.utils.atomic import describe
 from sftn_fast.utils.checksummed import DamagedError
 
 DONE, STOPPED, REFUSED, FAILED = "done", "stopped", "refused", "failed"
-"""How a stage ended, as a worker answers; in all but the first case a text goes with it."""
+"""How a job ended, as a worker answers. A reason goes with all but the first."""
 
 
 class Worker:
-    """Stages of one experiment on the device of its configuration."""
+    """Runs jobs of one experiment on the device of its configuration."""
 
     def __init__(self, config: Config, root: Path) -> None:
         self.config, self.root = config, root
         self.device = engine.resolve_device(config.engine.device)
         if isinstance(config.engine.threads, int):
             torch.set_num_threads(config.engine.threads)
-        # One seed's images at a time: the stages come seed by seed, and read the same ones.
+        # One seed's images at a time: jobs come seed by seed, and those of a seed share them.
         self.images_of = lru_cache(maxsize=1)(self._build_images)
 
     def _build_images(self, seed: int) -> ImageData:
         build = partial(data.build, seed=seed, batch_size=self.config.optim.batch_size, device=self.device)
         share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        # A stage whose network is better off otherwise lays them out anew.
+        # A job whose network is faster with another layout converts them.
         layout = {"channels_last": is_channels_last(self.config.engine.channels_last, None, self.device)}
         return distributed.on_every_rank(partial(build, self.config.data, **share, **layout))
 
-    def run(self, stage: Job) -> None:
-        """Train the stage, unless that is done already."""
-        JobRunner(self.config, stage, self.root, self.device, self.images_of(stage.seed)).finish()
+    def run(self, job: Job) -> None:
+        """Train the job's network, unless it is finished already."""
+        JobRunner(self.config, job, self.root, self.device, self.images_of(job.seed)).finish()
 
 
 class PrefixedLines(io.TextIOBase):
-    """A text stream that writes whole lines to ``stream``, each with :attr:`prefix` before it, in one piece."""
+    """A text stream that writes whole lines to ``stream``, each after :attr:`prefix`, in one piece."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.prefix, self._line = stream, "", ""
 
     def write(self, text: str) -> int:
-        """Hold ``text`` back until its line is complete."""
+        """Write the complete lines in ``text`` and keep the rest."""
         *lines, self._line = (self._line + text).split("\n")
         if lines:
             self.stream.write("".join(f"{self.prefix}{line}\n" for line in lines))
@@ -83,16 +83,16 @@ def main(argv: Sequence[str]) -> None:
     out, errors = PrefixedLines(sys.stdout), PrefixedLines(sys.stderr)
     sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
     config, root = orders.get()
-    plugins.load(config.plugins)  # which this process does not know yet
-    data.mute_notices()  # the parent has said them
+    plugins.load(config.plugins)  # this process has not imported them yet
+    data.mute_notices()  # the parent has printed them
     worker = Worker(config, root)
-    while (stage := orders.get()) is not None:
-        out.prefix = errors.prefix = f"seed {stage.seed} {stage.name} | "
-        connection.send(_outcome(worker, stage))
+    while (job := orders.get()) is not None:
+        out.prefix = errors.prefix = f"seed {job.seed} {job.name} | "
+        connection.send(_outcome(worker, job))
 
 
 def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:
-    """Pass on what the parent sends, up to None. Reads all the time, so as to notice a parent that is gone."""
+    """Pass on what the parent sends, up to None. Reads all the time, to notice when the parent is gone."""
     try:
         while (order := connection.recv()) is not None:
             orders.put(order)
@@ -101,9 +101,9 @@ def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _outcome(worker: Worker, stage: Job) -> tuple[str, str]:
+def _outcome(worker: Worker, job: Job) -> tuple[str, str]:
     try:
-        worker.run(stage)
+        worker.run(job)
     except engine.Interrupted as interrupted:
         return STOPPED, str(interrupted)
     except ConfigError as error:
@@ -119,5 +119,5 @@ def _outcome(worker: Worker, stage: Job) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    with streams.lasting():  # of a reader that leaves the parent tells
+    with streams.lasting():  # the parent reports a reader that left
         main(sys.argv[1:])

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast.config import ConfigError
-from sftn_fast.experiment.plan import RESULT
 from sftn_fast.utils.atomic import LEFTOVER, remove
 from sftn_fast.utils.checksummed import DIGEST, DamagedError, checksum, fault_of, read_sealed
 from sftn_fast.utils.text import printable
 
+RESULT = "result.json"
+"""Figures of a finished job, in its folder. Written last: its presence says that the job is finished."""
 FILES = "files"
 """Key in ``result.json`` of the checksums of the job's other files, by their names in its folder."""
 KINDS = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn", "collaborate")

@@ -50,7 +50,7 @@ def test_every_kind_of_run_is_described(options: str, tmp_path: Path, capsys: py
     assert cli.dump(config) in said
     stages = experiment.plan(config)
     for number, stage in enumerate(stages, start=1):
-        assert f"[{number}/{len(stages)}] seed {stage.seed}: {experiment.describe(config, stage)}" in said
+        assert f"[{number}/{len(stages)}] seed {stage.seed}: {stage.behaviour.describe(config, stage)}" in said
     assert "memory: " in said and "an estimate from 3 steps" in said
     assert said.count("\ntime: about ") == 1
 

@@ -163,7 +163,7 @@ def outcome(config: Config, root: Path) -> str:
         assert "--resume force" in str(error) and "--output" in str(error) and "\n" not in str(error)
         return REFUSED
     assert not any(each.differing for each in prepared.standings.values())
-    return KEPT if all(prepared.standings[stage].kept for stage in prepared.stages) else JOINS
+    return KEPT if all(prepared.states[stage].kept for stage in prepared.jobs) else JOINS
 
 
 def test_every_key_has_an_outcome() -> None:
@@ -174,7 +174,7 @@ def test_every_key_has_an_outcome() -> None:
 def test_another_value_is_noticed_or_documented(
     key: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "_try_stages", lambda *args: None)  # which builds networks, and is not asked here
+    monkeypatch.setattr(experiment, "_try_jobs", lambda *args: None)  # which builds networks, and is not asked here
     plugin = tmp_path / "plugin.py"
     plugin.write_text("")
     value, expected = OUTCOMES[key]
@@ -429,7 +429,7 @@ def survey(options: str, root: Path) -> dict[Job, JobState]:
     config = configure(root, options)
     prepared = experiment.prepare(config, root / "nowhere")
     assert prepared.worker is not None
-    return job_state.survey(config, prepared.stages, root, prepared.worker.images_of(0))
+    return job_state.survey(config, prepared.jobs, root, prepared.worker.images_of(0))
 
 
 def test_other_ranks_are_named_and_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +439,7 @@ def test_other_ranks_are_named_and_refused(finished: Path, monkeypatch: pytest.M
     images = prepared.worker.images_of(0)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(FingerprintMismatch, match="ranks: 1 -> 2"):
-        job_state.survey(config, prepared.stages, finished, images)
+        job_state.survey(config, prepared.jobs, finished, images)
 
 
 def test_a_result_in_the_place_of_another_is_refused(own: Path) -> None:

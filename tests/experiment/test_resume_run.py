@@ -102,7 +102,7 @@ def test_what_is_no_run_is_refused(stopped, unbroken, tmp_path, capsys):
     for path, words in {
         "alwys": "must be auto, must, never, force or the folder of a run",
         str(tmp_path): "the folder of a run",
-        str(stopped / "seed0" / "distill-teacher" / "checkpoints"): f"it lies in the run {stopped}",
+        str(stopped / "seed0" / "distill-teacher" / "checkpoints"): f"it is part of the run {stopped}",
     }.items():
         assert run(tmp_path / "run", "--resume", path) == 2
         assert words in refusal(capsys)

@@ -12,7 +12,7 @@ import torch
 from sftn_fast import cli, data, models, train
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.experiment import run as experiment
-from sftn_fast.experiment.job import _Clock, read_seconds
+from sftn_fast.experiment.clock import Clock, read_seconds
 from sftn_fast.experiment.plan import Job
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
@@ -175,10 +175,10 @@ def test_an_unwritable_output_is_refused(tmp_path: Path) -> None:
 
 def test_the_time_of_a_stopped_run_counts(tmp_path: Path) -> None:
     path = tmp_path / "seconds"
-    with pytest.raises(KeyboardInterrupt), _Clock(path) as first:
+    with pytest.raises(KeyboardInterrupt), Clock(path) as first:
         raise KeyboardInterrupt
     assert read_seconds(path) == pytest.approx(first.seconds, abs=1e-3)
     path.write_text("100")  # as older versions wrote it
-    with _Clock(path) as second:
+    with Clock(path) as second:
         pass
     assert 100 <= second.seconds < 110

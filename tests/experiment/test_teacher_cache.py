@@ -82,7 +82,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that runs the teacher is an error."""
-    monkeypatch.setattr(experiment, "_try_stages", lambda *args: None)  # where an untrained teacher runs once
+    monkeypatch.setattr(experiment, "_try_jobs", lambda *args: None)  # where an untrained teacher runs once
 
     def never(net):
         raise AssertionError("the teacher ran")

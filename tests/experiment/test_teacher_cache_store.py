@@ -132,7 +132,7 @@ def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(store, "write_atomically", full)
     see(kept(tmp_path), 0)
-    assert "No space left on device; training goes on" in caplog.text
+    assert "No space left on device; training continues" in caplog.text
 
 
 def test_images_that_are_never_augmented_need_one_pass_for_all_epochs(tmp_path):

@@ -14,7 +14,7 @@ from sftn_fast.config import Config, ConfigError, DataConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers import registry
 from sftn_fast.experiment import run as experiment
-from sftn_fast.experiment.trial_step import try_stages
+from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.utils import plugins
 
 ODD = str(Path(__file__).with_name("odd_networks.py"))
@@ -50,7 +50,7 @@ def parse(*options: str) -> Config:
 def refused(images: ImageData, config: Config) -> str | None:
     """Why a run is refused, in one line; None where it is not."""
     try:
-        try_stages(config, experiment.plan(config), images)
+        try_jobs(config, experiment.plan(config), images)
     except ConfigError as error:
         assert "\n" not in str(error)
         return str(error)
@@ -127,7 +127,7 @@ def test_trains(images: ImageData, options: str) -> None:
 
 def test_layers_that_do_not_learn_are_named(images: ImageData) -> None:
     config = parse("--stages", "[student]", "--student", "odd_unused")
-    (line,) = try_stages(config, experiment.plan(config), images)
+    (line,) = try_jobs(config, experiment.plan(config), images)
     assert line == (
         "stage student: 2 parameters get no gradient and stay as they are: model.unused.weight, model.unused.bias"
     )

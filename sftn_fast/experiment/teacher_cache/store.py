@@ -1,7 +1,7 @@
-"""A frozen teacher's logits on the training images, kept in files: who reads them there needs no pass of the teacher.
+"""Files with a frozen teacher's logits on the training images, which replace the teacher's forward passes.
 
-Where the images of an epoch are a pure function of seed and epoch, so are the logits that a teacher gives them; where
-images are never augmented, they are the same in every epoch.
+If the images of an epoch are a pure function of seed and epoch, so are the teacher's logits. If images are never
+augmented, they are the same in every epoch.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ SHOWN = 3  # differences that a warning names
 
 
 def files(epochs: int, *, augmented: bool) -> list[str]:
-    """Names of the files that ``epochs`` of training read or write: one each, or a single one for all."""
+    """Return the names of the files that ``epochs`` of training use: one each, or a single one for all."""
     return [f"epoch{epoch:04d}.safetensors" for epoch in range(1, epochs + 1)] if augmented else ["every.safetensors"]
 
 
 class TeacherLogits:
-    """The logits of one epoch in a table on the device, and those of every epoch in files.
+    """Logits of one epoch in a table on the device, and those of every epoch in files.
 
-    Within an epoch a step either reads its rows of the table, or runs the teacher and writes them: no work for the
-    host, and the same memory in every epoch.
+    Within an epoch, each step either reads its rows of the table, or runs the teacher and writes them. That is no work
+    for the host, and the memory is the same in every epoch.
 
     Args:
-        folder: Where the files go, see :func:`files`.
-        identity: What the logits depend on beside the epoch; JSON's types. A file with another one is not used.
-        num_samples: Training images; a batch's ``index`` is below it.
-        seen: How many of them an epoch shows, each once.
-        like: A tensor of the logits' classes [..., num_classes], dtype and device.
-        unaugmented: For images that are the same in every epoch: gives index [N] and logits [N, num_classes] of all.
+        folder: Of the files, see :func:`files`.
+        identity: All that the logits depend on but the epoch, in JSON's types. A file of another one is not used.
+        num_samples: Number of training images; a batch's ``index`` is below it.
+        seen: Number of images in an epoch, each once.
+        like: A tensor with the logits' classes [..., num_classes], dtype and device.
+        unaugmented: For images that are the same in every epoch: yields index [N] and logits [N, num_classes] of all.
 
     Attributes:
-        table: Logits [num_samples, num_classes]; NaN where they are not known.
-        known: Whether a step reads the table, instead of writing to it.
+        table: Logits [num_samples, num_classes]; NaN where unknown.
+        known: Whether a step reads the table instead of writing to it.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TeacherLogits:
         self._changed = False
 
     def __call__(self, index: Tensor, teacher: Callable[[], Tensor]) -> Tensor:
-        """Logits [N, num_classes] of the images at ``index`` [N] int64; ``teacher`` is called if they are not known."""
+        """Return the logits [N, num_classes] of the images at ``index`` [N] int64; call ``teacher`` if unknown."""
         if self.known:
             return self.table.index_select(0, index)
         logits = teacher()
@@ -75,11 +75,11 @@ class TeacherLogits:
         return logits
 
     def watch(self, teacher: nn.Module) -> None:
-        """Look at the weights of ``teacher`` when epochs begin and end: logits are of those that it has now."""
+        """Compare the weights of ``teacher`` with its present ones whenever an epoch begins or ends."""
         self._teacher, self._weights = (teacher,), _digest(teacher.state_dict().values())
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Have the table ready for ``epoch``, counted from 0; whether a step reads where it wrote, or the other way."""
+        """Prepare the table for ``epoch``, counted from 0. Return whether steps change between reading and writing."""
         before = self.known
         if self._is_of_other_weights():
             self.known = False
@@ -94,9 +94,9 @@ class TeacherLogits:
         return self.known != before
 
     def end_epoch(self, epoch: int) -> None:
-        """Write the logits of ``epoch``, counted from 1, unless they were read or a part of them was not seen.
+        """Write the logits of ``epoch``, counted from 1, unless they were read or are incomplete.
 
-        The latter is so where a stopped run went on in mid-epoch. A disk that is full costs a warning.
+        They are incomplete if a stopped run was resumed in mid-epoch. A full disk causes a warning.
         """
         if self.known or self._is_of_other_weights():
             return
@@ -104,13 +104,11 @@ class TeacherLogits:
             self._write(epoch)
 
     def _is_of_other_weights(self) -> bool:
-        """Whether the teacher's weights were written since :meth:`watch`; says so once. Waits for the device."""
+        """Return whether the teacher's weights changed since :meth:`watch`; warn once. Waits for the device."""
         for teacher in () if self._changed else self._teacher:
             self._changed = _digest(teacher.state_dict().values()) != self._weights
             if self._changed:
-                logger.warning(
-                    "the teacher's weights have changed: its logits in %s are not used any more", self.folder
-                )
+                logger.warning("the teacher's weights have changed: its logits in %s are no longer used", self.folder)
         return self._changed
 
     def _file(self, epoch: int) -> Path:
@@ -126,17 +124,17 @@ class TeacherLogits:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, safetensors().save({NAME: logits}, metadata=about))
         except OSError as error:
-            logger.warning("%s can't be written: %s; training goes on", path, error.strerror or error)
+            logger.warning("%s can't be written: %s; training continues", path, error.strerror or error)
 
     def _read(self, epoch: int) -> bool:
-        """Fill the table from the file of ``epoch``, if there is one that fits; else with NaN."""
+        """Fill the table from the file of ``epoch`` if it fits, else with NaN."""
         path = self._file(epoch)
         if path.is_file():
             try:
                 self.table.copy_(self._checked(path, self._identity(epoch)))
                 return True
             except _UnusableError as error:
-                logger.warning("%s is not used: %s; the teacher runs, and writes it anew", path, error)
+                logger.warning("%s is not used: %s; the teacher runs, and the file is written again", path, error)
         self.table.fill_(torch.nan)
         return False
 
@@ -147,7 +145,7 @@ class TeacherLogits:
             with safe_open(path, framework="pt") as file:
                 about, logits = file.metadata(), file.get_tensor(NAME)
             theirs, intact = dict(json.loads(about["identity"])), about["sha256"] == _digest([logits])
-        except Exception as error:  # safetensors raises its own, and what it is given may be anything
+        except Exception as error:  # safetensors raises errors of its own, and the file may hold anything
             raise _UnusableError(f"it is damaged ({type(error).__name__})") from error
         if not intact:
             raise _UnusableError("it is damaged (its sha256 is another)")
@@ -155,12 +153,12 @@ class TeacherLogits:
         if (logits.shape, logits.dtype) != (self.table.shape, self.table.dtype):
             differing.append(f"{logits.dtype} {[*logits.shape]} -> {self.table.dtype} {[*self.table.shape]}")
         if differing:
-            raise _UnusableError("it is of other logits (" + "; ".join(differing[:SHOWN]) + ")")
+            raise _UnusableError("it holds other logits (" + "; ".join(differing[:SHOWN]) + ")")
         return logits
 
 
 class _UnusableError(Exception):
-    """A file that the logits are not taken from."""
+    """A file of logits that can't be used."""
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

@@ -1,0 +1,110 @@
+"""The interface of a kind of job."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from sftn_fast.config import Config
+
+# Kinds are looked up by the report and the command line, which import no torch.
+if TYPE_CHECKING:
+    from sftn_fast.experiment.job import JobRunner
+    from sftn_fast.experiment.plan import Job
+    from sftn_fast.tasks import Task
+
+EndOfEpoch = Callable[[int], None]
+"""Callback after an epoch, which is counted from 1."""
+
+
+class Contents(Protocol):
+    """Checksums of what a job starts from."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether an image differs from epoch to epoch."""
+
+    def of_weights(self, path: str | None, network: str) -> str | None:
+        """Return the checksum of the weights that ``path`` names; None without a path."""
+
+    def of_trained(self, job: str) -> str:
+        """Return the checksum of the network that the job of this name has exported for the same seed."""
+
+
+class Kind(ABC):
+    """One kind of job: everything in which it differs from the others. Adding a kind is adding one such class.
+
+    :class:`~sftn_fast.experiment.job.JobRunner` does what all kinds have in common.
+    """
+
+    name: ClassVar[str]
+    """As ``--stages`` names it, and first part of the names of its folders."""
+    labels: ClassVar[Mapping[str, str]]
+    """Names for people to read, by the name of the job without its method."""
+    teaches: ClassVar[bool] = False
+    """Whether students learn from the network."""
+    exports_student: ClassVar[bool] = False
+    """Whether the network is a student, which the run exports."""
+    compared_again: ClassVar[bool] = False
+    """Whether a finished job is compared again when the network it is compared with was trained again."""
+
+    def is_planned(self, config: Config) -> bool:
+        """Return whether the experiment has jobs of this kind."""
+        return self.name in config.stages
+
+    def variants(self, config: Config, teachers: list[str]) -> Iterator[tuple[str | None, str | None]]:
+        """Yield source and method of each job of a seed; ``teachers`` are the names of the jobs that teach."""
+        yield None, None
+
+    def check(self, config: Config, teachers: list[str]) -> None:
+        """Raise :class:`ConfigError` if a job of this kind needs what the experiment lacks."""
+        return
+
+    def trains(self, config: Config) -> bool:
+        """Return whether the job trains its network; if not, it measures one from a file."""
+        return True
+
+    @abstractmethod
+    def networks(self, config: Config) -> tuple[str, ...]:
+        """Return the names of the networks that learn; the last one is exported."""
+
+    def needs(self, config: Config, job: Job) -> set[str]:
+        """Return the names of the jobs of the same seed that must finish first, if the experiment has them."""
+        return self.learns_from(config, job)
+
+    def learns_from(self, config: Config, job: Job) -> set[str]:
+        """Return the names of the jobs of the same seed whose networks change what this job computes."""
+        return set()
+
+    def compared_with(self, job: Job) -> str | None:
+        """Return the name of the job whose network the exported one is compared with."""
+        return None
+
+    def initial_file(self, config: Config) -> tuple[str, str] | None:
+        """Return key and value of the setting that names a file of weights to start from, if it is set."""
+        return None
+
+    def identity(self, config: Config, job: Job, contents: Contents) -> dict[str, Any]:
+        """Return what decides the result beside network, data and training settings, in JSON's types."""
+        return {}
+
+    @abstractmethod
+    def describe(self, config: Config, job: Job) -> str:
+        """Return the job in a few words."""
+
+    def failure(self, config: Config, job: Job, data: str) -> str:
+        """Return the words for a job that can't learn on the images ``data``."""
+        return f"{' and '.join(self.networks(config))} can't be trained on {data}"
+
+    @abstractmethod
+    def build_task(self, runner: JobRunner) -> Task:
+        """Return the task that the job trains. Says how stages are paired."""
+
+    def end_of_epoch(self, runner: JobRunner, task: Task) -> EndOfEpoch | None:
+        """Return what to call after each epoch, or None."""
+        return None
+
+    def extra_figures(self, runner: JobRunner, task: Task) -> dict[str, Any]:
+        """Return figures for ``result.json`` that other kinds don't have."""
+        return {}

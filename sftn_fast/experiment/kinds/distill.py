@@ -1,0 +1,96 @@
+"""A student distilled from one of the run's teachers by one method, or by a sum of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from sftn_fast import cli
+from sftn_fast.config import Config, ConfigError
+from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind
+
+if TYPE_CHECKING:
+    from sftn_fast.experiment.job import JobRunner
+    from sftn_fast.experiment.plan import Job
+    from sftn_fast.tasks import DistillTask, Task
+
+
+class Distill(Kind):
+    """Distilled student."""
+
+    name = "distill"
+    labels: ClassVar = {"distill-teacher": "student of standard teacher", "distill-sftn": "student of SFTN teacher"}
+    exports_student = True
+
+    def variants(self, config: Config, teachers: list[str]) -> Iterator[tuple[str | None, str | None]]:
+        """See :meth:`Kind.variants`."""
+        yield from ((teacher, method) for method in config.methods or (None,) for teacher in teachers)
+
+    def check(self, config: Config, teachers: list[str]) -> None:
+        """See :meth:`Kind.check`."""
+        if not teachers:
+            raise ConfigError(
+                "stages must name teacher or sftn, or teacher_file a trained teacher, for distill to have one"
+            )
+
+    def networks(self, config: Config) -> tuple[str, ...]:
+        """See :meth:`Kind.networks`."""
+        return (config.student,)
+
+    def learns_from(self, config: Config, job: Job) -> set[str]:
+        """See :meth:`Kind.learns_from`."""
+        return {str(job.source)}
+
+    def compared_with(self, job: Job) -> str | None:
+        """See :meth:`Kind.compared_with`."""
+        return job.source
+
+    def identity(self, config: Config, job: Job, contents: Contents) -> dict[str, Any]:
+        """See :meth:`Kind.identity`."""
+        identity = {
+            "distill": self.losses(config, job),
+            "route": cli.to_dict(config)["route"],
+            "gather": config.gather,
+            "teacher": contents.of_trained(str(job.source)),
+        }
+        # Logits of images that are never augmented are computed in larger batches, so they are equal up to rounding.
+        return identity | ({"cache_teacher": True} if config.cache_teacher and not contents.augments else {})
+
+    def describe(self, config: Config, job: Job) -> str:
+        """See :meth:`Kind.describe`."""
+        teacher = "SFTN" if job.source == "sftn" else "standard"
+        return f"student {config.student} by {self.losses(config, job)} from {teacher} teacher"
+
+    def failure(self, config: Config, job: Job, data: str) -> str:
+        """See :meth:`Kind.failure`."""
+        return f"{self.losses(config, job)!r} can't teach {config.student} from {config.teacher}"
+
+    def losses(self, config: Config, job: Job) -> str:
+        """Return the losses of ``job``, such as ``kd=0.9,ce=0.1``."""
+        return job.method or config.distill
+
+    def build_task(self, runner: JobRunner) -> Task:
+        """See :meth:`Kind.build_task`."""
+        from sftn_fast import distillers
+        from sftn_fast.engine import distributed
+        from sftn_fast.tasks import DistillTask
+
+        student, teacher = runner.build(runner.config.student), runner.finished(str(runner.job.source))
+        distiller = distillers.build(
+            self.losses(runner.config, runner.job),
+            student=student,
+            teacher=teacher,
+            num_samples=runner.data.num_train,
+            image_size=runner.data.image_size,
+            labels=runner.data.train_labels,
+            gather=runner.config.gather,
+        )
+        for line in distiller.describe():
+            distributed.say(f"  {line}")
+        return DistillTask(student, distiller, runner.route())
+
+    def end_of_epoch(self, runner: JobRunner, task: Task) -> EndOfEpoch | None:
+        """See :meth:`Kind.end_of_epoch`."""
+        from sftn_fast.experiment.teacher_cache.source import cache_logits
+
+        return cache_logits(runner, cast("DistillTask", task)) if runner.config.cache_teacher else None

@@ -1,0 +1,34 @@
+"""Snapshots of a teacher in training, for students that learn along its route."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftn_fast.config import Config
+from sftn_fast.experiment.kinds.base import EndOfEpoch
+
+if TYPE_CHECKING:
+    from sftn_fast.experiment.job import JobRunner
+    from sftn_fast.tasks import Task
+
+
+def snapshot(folder: Path, epoch: int) -> Path:
+    """Return where the teacher's job in ``folder`` saves its network as it was after ``epoch``, counted from 1."""
+    return folder / "anchors" / f"epoch{epoch:04d}"
+
+
+def route_epochs(config: Config, teacher: str) -> list[int]:
+    """Return the epochs of the job ``teacher`` whose snapshots the route asks for."""
+    return list(config.route.epochs_of(config.epochs_of(teacher)))
+
+
+def snapshots(runner: JobRunner, task: Task) -> EndOfEpoch:
+    """Return a callback that exports the network after each epoch of the route."""
+    from sftn_fast import models
+
+    def save(epoch: int) -> None:
+        if epoch in route_epochs(runner.config, runner.job.kind):
+            models.save(task.model, snapshot(runner.folder, epoch), meta={"epoch": epoch})
+
+    return save
