@@ -17,7 +17,7 @@ from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.utils import plugins
 
-ODD = str(Path(__file__).with_name("odd_networks.py"))
+ODD = str(Path(__file__).parents[1] / "odd_networks.py")
 NAMES = [name for name in registry.names() if "-" not in name]
 ON_MAPS = {"ab", "at", "fitnet", "fsp", "ft", "kdsvd", "nst", "oh", "reviewkd", "vid"}
 ODD_PAIRS = [(odd, "resnet8") for odd in ("odd_one_stage", "odd_unused", "odd_weight_norm", "odd_qat")]
