@@ -10,8 +10,8 @@
 //   W_ij  = 0 where |G_i| = 0: a sample with all features zero has no direction
 //
 // PKT, with n_i the norm of row i of F, a_i = 1 / (n_i + eps) or 0 where n_i is 0 or n_i^2 infinite or NaN,
-// C_ij = a_i a_j G_ij or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij, r_ij = (pt_ij + eps) /
-// (ps_ij + eps):
+// C_ij = a_i a_j G_ij or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij and
+// r_ij = (pt_ij + eps) / (ps_ij + eps):
 //   loss  = sum_ij (pt_ij log r_ij - (pt_ij - ps_ij)) / B^2
 //   S_ij  = a_i a_j N_ij, less a_i / n_i sum_j N_ij C_ij on the diagonal, because a row's norm divides it. If n_i is
 //           subnormal, 1 / n_i may be infinite; the diagonal term is then n_i / eps of the rest and is left out
