@@ -1,7 +1,7 @@
 // Contrastive representation distillation (CRD).
 //
 // A side is an embedding v [B, D] and the other side's bank [N, D]. With T the temperature, Z the side's normaliser,
-// K negatives a sample, noise = K / N and
+// K negatives for each sample, noise = K / N and
 //
 //   a(row) = <row, v_b> / T - log(Z (noise + eps))           eps = 1e-7
 //
@@ -14,23 +14,22 @@
 //                                     + log(1 + eps / noise)) ]
 //   d loss / d v_b = 1 / (B T) [ -sigmoid(-a(positive)) positive + sum_k sigmoid(a(negative_k)) negative_k ]
 //
-// so that nothing overflows, nothing cancels, and both come from one read of each row.
+// This form neither overflows nor cancels, and one read of each row gives both loss and gradient.
 //
-//   contrastive_normalizers  sets a side's Z to N times the mean of exp(<row, v> / T) over the batch's 1 + K rows,
-//   where
-//                            it is NaN so far and the mean is finite; returns at once where it is not NaN
-//   contrastive_forward      the loss, and the gradients that are asked for; one that is not is [0, D]
-//   contrastive_update       row = w / max(|w|, tiny) with w = momentum row + (1 - momentum) v, each bank with its own
-//                            side's embedding. Of several b with the same index the last counts. A row that would not
-//                            be finite stays as it is
+//   contrastive_normalizers: if a side's Z is NaN, sets it to N times the mean of exp(<row, v> / T) over the batch's
+//     1 + K rows, unless that mean is not finite. If Z is not NaN, returns at once.
+//   contrastive_forward: computes the loss and the requested gradients. A gradient that is not requested is [0, D].
+//   contrastive_update: row = w / max(|w|, tiny) with w = momentum row + (1 - momentum) v, each bank with its own
+//     side's embedding. If several b have the same index, the last one counts. A row that would not be finite keeps
+//     its old value.
 //
-// With `dense` a backend that has two ways scores every row of the banks instead of gathering each sample's: the same
-// values, to rounding, and cheaper where N is small. The choice and its figures are in
-// sftn_fast/ops/contrastive.py.
+// With `dense`, a backend with two ways scores every row of the banks instead of gathering each sample's rows. The
+// values agree up to rounding, and it is faster for small N. sftn_fast/ops/contrastive.py makes the choice and has the
+// measurements.
 //
-// Embeddings are of the type that is computed in, A: float64 if an embedding or the banks were, else float32. Banks are
-// of any type, both of the same. Rows out of range: the CPU throws, having written nothing; a GPU stops at a
-// device-side assertion. B = 0 gives 0 and changes nothing.
+// Embeddings have the arithmetic type A: float64 if an embedding or the banks were float64, else float32. Both banks
+// have one dtype, any of the four. For rows out of range, the CPU throws before it writes anything, and a GPU stops at
+// a device-side assertion. B = 0 gives 0 and changes nothing.
 //
 // A backend is a class with three static functions, called with B >= 1:
 //   normalize(const ContrastiveInput&)
@@ -65,7 +64,7 @@ constexpr const char* kContrastiveUpdateSchema =
 
 constexpr double kContrastiveEps = 1e-7;
 
-// One embedding and the bank that it is scored against.
+// An embedding and the bank it is scored against.
 struct ContrastiveSide {
   Tensor embedding;  // [B, D] of A, contiguous
   Tensor bank;       // [N, D], contiguous: the other side's
@@ -83,13 +82,13 @@ struct ContrastiveInput {
   bool dense = false;            // score every row
 
   double noise() const { return static_cast<double>(k) / static_cast<double>(n); }
-  // What all negatives of one anchor add to its loss beside their softplus.
+  // The constant term of an anchor's loss, from all its negatives.
   double constant() const { return static_cast<double>(k) * std::log1p(kContrastiveEps / noise()); }
 };
 
 struct ContrastiveOutput {
   Tensor loss;      // [] of A
-  Tensor grads[2];  // [B, D] of A, the student's and the teacher's; [0, D] where none is asked for
+  Tensor grads[2];  // [B, D] of A, the student's and the teacher's; [0, D] where not requested
 };
 
 struct ContrastiveUpdate {
@@ -208,7 +207,7 @@ void contrastive_update(const Tensor& student, const Tensor& teacher, const Tens
   if (update.b > 0) Backend::update(update);
 }
 
-// f(Tag<A>{}, Tag<T>{}) for the type that is computed in and the banks' type.
+// Calls f(Tag<A>{}, Tag<T>{}) for the arithmetic type A and the banks' type T.
 template <class F>
 void visit_contrastive(ScalarType dtype, ScalarType bank_dtype, const char* op, F&& f) {
   visit_floating(bank_dtype, op, [&](auto bank) {

@@ -1,4 +1,4 @@
-// Negatives for contrastive distillation: for each sample of a batch, K positions of samples of other classes.
+// Negatives for contrastive distillation: K positions of samples of other classes for each sample of a batch.
 //
 //   own(b)       the positions whose label is labels[index[b]]
 //   C            N - |own(b)|, the candidates: positions of other classes. Their ranks are 0 .. C - 1, in order
@@ -9,26 +9,25 @@
 //
 // M ranks are marked in a bitmap over ranks, in two steps.
 //
-//   Coins, if M >= C/16. Each rank is marked with probability q / 256, q = floor(256 M / C) - 1, independently. They
-//   are tossed for 64 ranks at once: the bits i of the random words w, W + w, .. 7 W + w, W = ceil(C / 64), are the
-//   digits, lowest first, of a number from 0 to 255, and rank 64 w + i is marked if it is at least 256 - q.
-//   Draws, uniform ranks one after the other, random_below(C, seed(b), j) with j from 8 W on, or from 0 if no coins
-//   were tossed. If marks are missing, each marks its rank, if there are too many, each takes its rank's mark away,
-//   until they are M.
+//   Coins, if M >= C/16. Each rank is marked independently with probability q / 256, q = floor(256 M / C) - 1. Coins
+//   are tossed for 64 ranks at once: bits i of the random words w, W + w, .. 7 W + w, W = ceil(C / 64), are the
+//   digits, lowest first, of a number from 0 to 255. Rank 64 w + i is marked if that number is at least 256 - q.
+//   Draws, uniform ranks one after the other: random_below(C, seed(b), j) with j from 8 W on, or from 0 without coins.
+//   While fewer than M ranks are marked, each draw marks its rank. While more are marked, each draw removes the mark.
 //
-// Exact, as far as random words are uniform: the coins treat all ranks alike, so that however many there are, each set
-// of as many ranks is as likely as any other; draws, too, add to it, or take from it, without regard of which ranks
-// they are. So each M-subset has the same probability, and q, which is one short so that marks are seldom too many,
-// only makes the draws few: some 500 in place of 20,000 where K = 16,384 and C = 49,500.
+// This is exact as far as random words are uniform. Coins treat all ranks alike, so for any number of marks every set
+// of that size is equally likely. Draws add or remove marks with no regard to which ranks they are. So every M-subset
+// has the same probability. q only reduces the number of draws: some 500 instead of 20,000 for K = 16,384 and
+// C = 49,500. The "- 1" in q makes too many marks rare.
 //
-// Draws may be made in rounds, in any order within one: where M are missing, or too many, the next M of them cannot go
-// too far. Reading the bitmap from its start gives the ranks in order, and the position of a rank is the rank plus the
+// Draws may be made in rounds, in any order within a round: if M marks are missing or too many, the next M draws can't
+// overshoot. Reading the bitmap from its start gives the ranks in order. The position of a rank is the rank plus the
 // number of own positions before it.
 //
-// Integers alone: the same key gives the same negatives on the CPU, on CUDA and in the Python reference.
+// All arithmetic is on integers: the same key gives the same negatives on the CPU, on CUDA and in the Python reference.
 //
-// An index out of range, or a row without candidates: the CPU throws before it draws; a GPU, which can't without a
-// synchronisation, stops at a device-side assertion.
+// For an index out of range, or a row without candidates, the CPU throws before it draws. A GPU can't check without a
+// synchronisation and stops at a device-side assertion.
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with a static function
 // `sample(const NegativesInput&, Out* negatives)` for Out = int32_t and int64_t, called with B, K >= 1, and registers
@@ -73,7 +72,7 @@ inline NegativesInput negatives_input(const Tensor& key, const Tensor& index, co
   return in;
 }
 
-// What a row marks: ranks to take or to leave out; none if the K negatives are drawn with replacement.
+// The marks of a row: ranks to take or to leave out, or none if the K negatives are drawn with replacement.
 struct NegativesPlan {
   static constexpr int64_t kCoinWords = 8;  // random words for 64 ranks
 

@@ -1,7 +1,7 @@
-// The hint loss behind a convolution: BatchNorm, ReLU and mean squared error of a map x [N, C, pixels] against the
-// teacher's map t, fused. With M = N * pixels values a channel and everything below of x's channel:
+// The hint loss after a convolution: BatchNorm, ReLU and mean squared error of a map x [N, C, pixels] against the
+// teacher's map t, fused. A channel has M = N * pixels values. For each channel of x:
 //
-//   mean, var = of the M values (biased), in training; else the running ones
+//   mean, var = those of the M values (biased) in training, else the running ones
 //   xhat      = (x - mean) / sqrt(var + eps)
 //   y         = max(weight * xhat + bias, 0)
 //   loss      = sum (y - t)^2 / (M * C)
@@ -14,13 +14,13 @@
 //   dt        = -2 (y - t) / (M * C)
 //
 // The forward pass reads x for the statistics, then x and t for the loss and both sums. The backward pass reads both
-// maps and writes the gradients. No map is kept in between; stats [6, C] is:
+// maps and writes the gradients. No map is saved in between. stats [6, C] holds:
 //
-//   mean rounded, unbiased variance (not in training: the running one), what rounding took off the mean,
+//   mean rounded, unbiased variance (in evaluation the running one), the mean's rounding error,
 //   1 / sqrt(var + eps), d bias, d weight
 //
-// The rounded mean m alone would cost digits where it is large beside the deviation: x - m is exact there, and the rest
-// of the mean goes into the shift. An empty map gives zeros.
+// The rounded mean m alone would lose digits if it is large compared with the deviation. There x - m is exact, and the
+// rounding error of the mean goes into the shift. An empty map gives zeros.
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const AdaptedInput&, const AdaptedOutput&)` and `backward(const AdaptedInput&, const
@@ -55,7 +55,7 @@ struct AdaptedInput {
   ScalarType dtype;
 
   int64_t per_channel() const { return features.n * features.pixels; }
-  // A map of one pixel is both; its channels lie side by side.
+  // A map of one pixel has both layouts; its channels are adjacent.
   bool channels_last() const { return features.channels_last || features.pixels == 1; }
 
   template <class A>
@@ -76,7 +76,7 @@ struct AdaptedOutput {
 struct AdaptedGrad {
   Tensor grad_loss, stats;
   bool training;
-  // Results, none where not asked for: of the maps' sizes, strides and dtype, and [2, C], bias and weight, as stats.
+  // Requested results: gradients of the maps' sizes, strides and dtype, and [2, C], bias and weight, of stats' dtype.
   std::optional<Tensor> features, teacher, affine;
 
   template <class T>

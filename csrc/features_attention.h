@@ -1,9 +1,9 @@
-// Losses on attention: attention transfer (AT), and factor transfer (FT) in two forms.
+// Losses on attention maps: attention transfer (AT), and factor transfer (FT) in two forms.
 //
-// With f a map [N, C, P] of P pixels, the student's and the teacher's, whose C may differ, a row of each sample is
+// f is a map [N, C, P] of P pixels, of the student or the teacher; C may differ. The row of a sample is
 //
-//   power > 0:  a[n, q] = mean over c of |f[n, c, q]|^power     Q = P     AT, and FT as RepDistiller has it
-//   power = 0:  a[n]    = f[n], channels and all                Q = C P   FT as its authors have it; C agree
+//   power > 0:  a[n, q] = mean over c of |f[n, c, q]|^power     Q = P     AT, and FT as in RepDistiller
+//   power = 0:  a[n]    = f[n], all channels                    Q = C P   FT as in the authors' code; same C for both
 //
 // and y = a / norm with norm[n] = max(|a[n]|, 1e-12). With d = y_s - y_t
 //
@@ -11,10 +11,10 @@
 //
 // Gradients, before the chain rule's grad_loss; phi'(d) = 2 d, or the sign of d, which is 0 at 0:
 //
-//   dot_s[n]      = sum over q of phi'(d) y_s, but 0 where the norm is 1e-12 for want of a larger one;  dot_t the same
+//   dot_s[n]      = sum over q of phi'(d) y_s, but 0 where |a[n]| < 1e-12;  dot_t likewise
 //   dloss / da_s  =  (phi'(d) - y_s dot_s) / (norm_s N Q)
 //   dloss / da_t  = -(phi'(d) - y_t dot_t) / (norm_t N Q)
-//   da / df       = power |f|^(power - 1) sign(f) / C, and 0 at f = 0 whatever the power;  1 if power = 0
+//   da / df       = power |f|^(power - 1) sign(f) / C, and 0 at f = 0 for every power;  1 if power = 0
 //
 // Saved for them: maps [2, N, P], the student's a and the teacher's, empty if power = 0; and stats [N, 4]: norm_s,
 // norm_t, dot_s, dot_t.
@@ -63,8 +63,8 @@ struct AttentionOutput {
 struct AttentionGrad {
   Tensor grad_loss;         // []
   Tensor maps, stats;       // as the forward pass left them
-  bool student, teacher;    // which gradients are asked for
-  std::vector<Tensor> out;  // the student's if asked for, then the teacher's; each in its map's dtype and layout
+  bool student, teacher;    // which gradients are requested
+  std::vector<Tensor> out;  // the student's if requested, then the teacher's; each in its map's dtype and layout
 
   template <class T>
   T* student_out() const {

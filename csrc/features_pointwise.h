@@ -1,6 +1,6 @@
-// Losses between two feature maps [N, C, ...], element by element: hint, AB, OH and VID, sums of squared residuals.
+// Elementwise losses between two feature maps [N, C, ...]: hint, AB, OH and VID, all sums of squared residuals.
 //
-// With s the student's element and t the teacher's, c its channel, M the number of elements a channel has:
+// s is the student's element, t the teacher's, c its channel, M the number of elements of a channel:
 //
 //   hint  total = scale * sum r^2,  r = s - t
 //   ab    total = scale * sum r^2,  r = min(s - m, 0) where t > 0, max(s + m, 0) elsewhere;  m is `parameter`
@@ -13,8 +13,8 @@
 //   d / dt = -w r, for oh where t > channel_c; 0 elsewhere and for ab
 //   vid: d / dchannel_c = scale / 2 * (M - S_c / v_c) / v_c * sigmoid(channel_c)
 //
-// `channel` [C] is of the accumulator's dtype. stats [2, C] saves what vid's gradient needs: d / dchannel, then w; it
-// is [0] for the others. No elements: all zeros.
+// `channel` [C] has the accumulator's dtype. stats [2, C] saves d / dchannel and w for vid's gradient; it is [0] for
+// the other losses. Maps without elements give zeros.
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const PointwiseInput&, const PointwiseOutput&)` and `backward(const PointwiseInput&, const
@@ -52,7 +52,7 @@ struct PointwiseInput {
 
   int64_t numel() const { return student.numel(); }
 
-  // Element i of the memory is of channel (i / run()) % channels(). Where the channel does not matter there is one.
+  // Element i in memory belongs to channel (i / run()) % channels(). Losses without a channel count one.
   int64_t channels() const { return channel ? student.c : 1; }
   int64_t run() const { return channels() == 1 ? numel() : student.channels_last ? 1 : student.pixels; }
 
@@ -71,7 +71,7 @@ struct PointwiseOutput {
 struct PointwiseGrad {
   Tensor grad_total;  // []
   Tensor stats;       // as the forward pass left it
-  // Results, only those that are asked for: as the student, as the teacher, as the channel.
+  // The requested results: like the student, like the teacher, like the channel.
   std::optional<Tensor> student, teacher, channel;
 
   template <class T>

@@ -1,13 +1,13 @@
-// What is squared and summed, element by element: one functor a loss, for CPU and CUDA. features_pointwise.h has the
+// Residuals of the elementwise losses: a functor for each loss, shared by CPU and CUDA. features_pointwise.h has the
 // formulas.
 //
-//   residual(s, t, p)  with p the loss's parameter at this element. Twice it is the derivative of its square by s.
-//   follows(t, p)      whether the target moves with t: then the derivative by t is the opposite one, else 0.
+//   residual(s, t, p)  with p the loss's parameter at this element. The derivative of its square by s is twice it.
+//   follows(t, p)      whether the target depends on t. If so the derivative by t is the negative, else 0.
 //
-// A NaN must show in the loss: it is on neither side of a comparison, and each is put so that it is let through.
+// A NaN must show in the loss. Comparisons with NaN are false, so each is written to let a NaN through.
 #pragma once
 
-// Before a function of the element loops. CUDA sources define it as __device__.
+// Attributes of functions in elementwise loops. CUDA sources define it as __device__.
 #ifndef SFTN_ELEMENTWISE
 #define SFTN_ELEMENTWISE inline __attribute__((always_inline))
 #endif
@@ -28,7 +28,7 @@ struct Difference {
   }
 };
 
-// ab: how far the student is from the teacher's side of the boundary, a margin beyond it
+// ab: the distance of the student to the margin on the teacher's side of the boundary
 struct ActivationBoundary {
   static constexpr bool kUsesChannel = false;
 

@@ -1,11 +1,11 @@
 // Adaptive average pooling of a feature map [N, C, H, W] to [N, C, h, w], h <= H and w <= W.
 //
 //   out[n, c, i, j] = mean of f[n, c, y, x] over y in bin i of H in h, x in bin j of W in w
-//   bin i of H in h = floor(i H / h) .. ceil((i + 1) H / h), whose end is not in it; bins overlap where h does not
-//   divide df[n, c, y, x]  = sum over the bins (i, j) that hold (y, x) of dout[n, c, i, j] / size of the bin
+//   bin i of H in h = floor(i H / h) .. ceil((i + 1) H / h), end excluded; bins overlap unless h divides H
+//   df[n, c, y, x]  = sum over the bins (i, j) that hold (y, x) of dout[n, c, i, j] / size of the bin
 //
-// PyTorch's own is slow on a CPU, and its gradient on a GPU adds up in no fixed order. The result is of the
-// accumulator's type, float32 or float64, and in the map's layout; the gradient has the map's dtype and layout.
+// PyTorch's own pooling is slow on a CPU, and on a GPU it sums its gradient in no fixed order. The result has the
+// accumulator's type, float32 or float64, and the map's layout. The gradient has the map's dtype and layout.
 //
 // Both layouts are [outer, H, W, inner] in memory: NCHW with outer = N C and inner = 1, channels last with N and C.
 //
@@ -68,7 +68,7 @@ Tensor pool_backward(const Tensor& grad, const Tensor& features) {
   return out;
 }
 
-// The bin `i` of `size` elements in `bins`. Also the bins that hold element `i`, if bins and elements are exchanged.
+// Bin `i` of `size` elements in `bins`. With bins and elements exchanged, the bins that hold element `i`.
 struct Bin {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

@@ -1,4 +1,4 @@
-// Random numbers as a function of a key and a counter, the same on every device and whatever draws them in what order.
+// Random numbers as a function of a key and a counter: the same on every device and in any order of drawing.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ SFTN_HOST_DEVICE uint64_t random_word(uint64_t seed, uint64_t counter) {
   return z ^ (z >> 31);
 }
 
-// A uniform number from 0 to bound - 1: the high 64 bits of the product of a random word and the bound, in halves that
-// vectorise. No number is more likely than another by more than bound / 2^64, which is below 1e-9.
+// A uniform number from 0 to bound - 1: the high 64 bits of the product of a random word and the bound, computed in
+// halves that vectorise. Probabilities differ by at most a factor of 1 + bound / 2^64, which is below 1 + 1e-9.
 SFTN_HOST_DEVICE uint32_t random_below(uint32_t bound, uint64_t seed, uint64_t counter) {
   const uint64_t word = random_word(seed, counter), high = word >> 32, low = word & 0xFFFFFFFF;
   return static_cast<uint32_t>((high * bound + (low * bound >> 32)) >> 32);

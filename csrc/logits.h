@@ -1,4 +1,4 @@
-// Losses on logits: distillation (KD), its sum with cross-entropy, and the student-friendly teacher's loss.
+// Losses on logits: distillation (KD), KD with cross-entropy, and the loss of a student-friendly teacher.
 //
 // With T the temperature, p = softmax(x), q = softmax(x / T), a teacher [N, C] and K students [N, C] each:
 //
@@ -11,27 +11,29 @@
 //   total    = teacher_weight parts[0] + ce_weight parts[1] + kl_weight parts[2]
 //              with rows: [N], total_n = kl_weight * kl_scale * sum_k KL_kn
 //
-// Without target parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros. A backend may leave the teacher's
-// cross-entropy out, and parts[0] at 0, if teacher_weight is 0: distillation has no use for it.
+// Without a target, parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros. If teacher_weight is 0, a backend may
+// skip the teacher's cross-entropy and leave parts[0] at 0: distillation does not use it.
 //
-// stats [N, 3 + 5 K] saves what the gradient needs: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the teacher,
-// then for each student the same three, the mean of (t - max t) - (s - max s), or of its opposite, under the
-// distribution that weighs, and KL_kn where the row is near, else -1. The second is unspecified without a target.
+// stats [N, 3 + 5 K] saves the numbers for the gradient: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the
+// teacher; then for each student the same three, the mean of the difference (t - max t) - (s - max s), or of its
+// negative, under the weighting distribution, and KL_kn if the row is near, else -1. The second is unspecified without
+// a target.
 //
-// A divergence is the difference of such a mean, by T, and of two logarithms. Where student and teacher are near to each
-// other, as at a large T or at the end of training, all of its digits cancel. So what comes out below kNearDivergence
-// is summed once more, around the mean: with w the distribution that weighs, f the other, and of each class
+// A divergence is the difference between such a mean, divided by T, and two logarithms. If student and teacher are near
+// each other, for example at a large T or at the end of training, all its digits cancel. So a result below
+// kNearDivergence is summed a second time, around the mean. With w the weighting distribution, f the other, and for
+// each class
 //   y = (mean - difference) / T, which is log(f / w) + KL
 //   KL = sum w (exp(y) - 1 - y) + (log(1 + e) - e),  e = sum w (exp(y) - 1)
-// The row is near if no |y| is above kNearDifference; others keep what they have. And f - w = w (exp(y - KL) - 1).
+// The row is near if no |y| is above kNearDifference; other rows keep the first result. f - w = w (exp(y - KL) - 1).
 //
 // Gradients, before the chain rule's grad_total:
 //   d CE / dx          = p - (1 - smoothing) onehot(y) - smoothing / C
 //   d KL(t || s) / ds  = (q_s - q_t) / T
 //   d KL(t || s) / dt  = q_t ((log q_t - log q_s) - KL) / T
 //
-// A target outside [0, C) that is not ignore_index: the CPU throws before it computes; a GPU, which can't without a
-// synchronisation, stops at a device-side assertion, as PyTorch's own cross-entropy does.
+// For a target outside [0, C) that is not ignore_index, the CPU throws before it computes. A GPU can't check without a
+// synchronisation and stops at a device-side assertion, as PyTorch's own cross-entropy does.
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const LogitsInput&, const LogitsOutput&)` and `backward(const LogitsInput&, const LogitsGrad&)`,
@@ -98,8 +100,8 @@ struct LogitsGrad {
   Tensor grad_total;       // as LogitsOutput::total
   int64_t grad_stride;     // 0 unless options.rows
   Tensor parts, stats;     // as the forward pass left them
-  bool teacher, students;  // which gradients are asked for
-  // Results [N, C] contiguous, of the logits' dtype: the teacher's if asked for, then the K students' if asked for.
+  bool teacher, students;  // which gradients are requested
+  // Results [N, C] contiguous, of the logits' dtype: the teacher's if requested, then the K students' if requested.
   std::vector<Tensor> out;
 
   template <class T>

@@ -1,4 +1,4 @@
-// Feature maps [N, C, spatial...] as one of two dense layouts, so that a kernel needs two ways to walk and no strides.
+// Feature maps [N, C, spatial...] in one of two dense layouts, so that a kernel needs two loops and no strides.
 #pragma once
 
 #include <vector>
@@ -8,8 +8,8 @@
 namespace sftn {
 
 // A map whose memory is dense: NCHW, element (n, c, p) at (n * C + c) * P + p, or channels last, at (n * P + p) * C +
-// c, with P the number of pixels. A vector [N, C] is a map of one pixel, and counts as NCHW. Python makes maps dense
-// (ops/_layout.py); one that is not is refused.
+// c, with P the number of pixels. A vector [N, C] is a map of one pixel and counts as NCHW. Python makes maps dense
+// (ops/_layout.py); a map that is not dense raises.
 struct FeatureMap {
   Tensor tensor;
   int64_t n, c, pixels;

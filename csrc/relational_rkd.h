@@ -1,6 +1,6 @@
 // Relational distillation (RKD): distances and angles between the rows of a batch, student against teacher.
 //
-// For embeddings x [B, D] of either network, D2_ij = |x_i - x_j|^2, summed from differences:
+// For embeddings x [B, D] of each network, with D2_ij = |x_i - x_j|^2 summed from differences:
 //
 //   d_ij        = sqrt(max(D2_ij, eps)) for i != j, 0 for i = j
 //   r_ij        = d_ij / m, with m = sum_ij d_ij / (B (B - 1))
@@ -12,12 +12,12 @@
 //   total    = distance_weight parts[0] + angle_weight parts[1]
 //   h(x)     = g(x) (x - g(x) / 2), smooth L1; its derivative is g(x) = min(max(x, -1), 1)
 //
-// B = 0 and B = 1 give zeros. Where two rows are close, their third side of a triangle cancels against the others:
-// float's D2 is summed in double and kept as two floats, of which the sum in cos is taken.
+// B = 0 and B = 1 give zeros. If two rows are close, the sides of a triangle cancel in cos. For float, D2 is therefore
+// summed in double and stored as two floats, and cos uses both.
 //
-// Both parts are functions of D2 alone. The forward op leaves pairs [B, B] for each network whose gradient will be
-// wanted, symmetric with zeros on the diagonal: the gradient of total for D2_ij, taken as one variable with D2_ji. An
-// empty tensor [0, 0] stands for one that will not. The backward op is linear in it:
+// Both parts are functions of D2 alone. For each requested gradient the forward op returns pairs [B, B], symmetric with
+// zeros on the diagonal: the gradient of total for D2_ij, with D2_ij and D2_ji as one variable. It is [0, 0] if not
+// requested. The backward op is linear in pairs:
 //
 //   d total / d x_i = 2 sum_j pairs_ij (x_i - x_j)
 //
@@ -70,7 +70,7 @@ struct RkdInput {
 struct RkdOutput {
   Tensor total;                         // []
   Tensor parts;                         // [2]
-  Tensor student_pairs, teacher_pairs;  // [B, B], or [0, 0] if not asked for
+  Tensor student_pairs, teacher_pairs;  // [B, B], or [0, 0] if not requested
   bool student_grad, teacher_grad;
 
   template <class A>

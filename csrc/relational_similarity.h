@@ -1,27 +1,28 @@
-// What follows the Gram matrices in the losses on similarities within a batch: SP and PKT.
+// The losses on similarities within a batch, SP and PKT, from the Gram matrices on.
 //
-// In: the Gram matrices G = F F^T of student and teacher, [B, B] each, of one dtype. Out: the loss [], and for each
-// side whose gradient is asked for its slope S [B, B], with which dL/dF = S F; else an empty tensor. B = 0 gives 0.
+// Inputs: the Gram matrices G = F F^T of student and teacher, [B, B] each, of one dtype. Outputs: the loss [], and for
+// each requested gradient the slope S [B, B] with dL/dF = S F, else an empty tensor. B = 0 gives 0.
 //
 // SP, with H_ij = G_ij / n_i and n_i = max(|G_i|, 1e-12):
 //   loss  = sum_ij (Ht_ij - Hs_ij)^2 / B^2
 //   S_ij  = W_ij + W_ji
 //   W_ij  = dL/dGs_ij = 2 / (B^2 n_i) (D_ij - Hs_ij q_i),  D = Hs - Ht,  q_i = sum_j D_ij Hs_ij, 0 where |G_i| < 1e-12
-//   W_ij  = 0 where |G_i| = 0: a sample without features has no direction
+//   W_ij  = 0 where |G_i| = 0: a sample with all features zero has no direction
 //
 // PKT, with n_i the norm of row i of F, a_i = 1 / (n_i + eps) or 0 where n_i is 0 or n_i^2 infinite or NaN,
-// C_ij = a_i a_j G_ij or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij, r_ij = (pt_ij + eps) / (ps_ij + eps):
+// C_ij = a_i a_j G_ij or 0 where that is NaN, K = max(0, (C + 1) / 2), p_ij = K_ij / sum_j K_ij and
+// r_ij = (pt_ij + eps) / (ps_ij + eps):
 //   loss  = sum_ij (pt_ij log r_ij - (pt_ij - ps_ij)) / B^2
-//   S_ij  = a_i a_j N_ij, less a_i / n_i sum_j N_ij C_ij on the diagonal, as a row's norm divides it; where n_i is
-//           subnormal, and 1 / n_i may be infinite, that is n_i / eps of the rest, which is nothing
+//   S_ij  = a_i a_j N_ij, less a_i / n_i sum_j N_ij C_ij on the diagonal, because a row's norm divides it. If n_i is
+//           subnormal, 1 / n_i may be infinite; the diagonal term is then n_i / eps of the rest and is left out
 //   N_ij  = (M_ij + M_ji) / 2, the slope along C
 //   M_ij  = dL/dK_ij = (g_ij - sum_j p_ij g_ij) / (B^2 sum_j K_ij)
 //   g_ij  = B^2 dL/dp_ij: of the student 1 - pt_ij / (ps_ij + eps), of the teacher log r_ij - eps / (pt_ij + eps)
 //
-// A row's p sum to 1, so that pt - ps adds nothing to the loss, and a constant nothing to M. But with it a summand and
-// what the rounding of p does to it are of second order in pt - ps, and g is of first order: nothing cancels in a sum.
-// The norms are on the Gram matrix's diagonal as well, but a matrix product rounds more than a norm does: where all
-// cosines are near 1 that would double the gradient's error.
+// The p of a row sum to 1, so pt - ps adds nothing to the loss, and a constant adds nothing to M. But with pt - ps each
+// summand, and the effect of p's rounding on it, is of second order in pt - ps, and g is of first order. So nothing
+// cancels in a sum. The diagonal of the Gram matrix also holds the squared norms, but a matrix product rounds more than
+// a norm. If all cosines are near 1, that would double the gradient's error.
 //
 // A backend is a class with two static functions, `sp(const GramPair&, const SimilarityOutput&)` and
 // `pkt(const GramPair&, const PktInput&, const SimilarityOutput&)`, called with B >= 1.
@@ -58,14 +59,14 @@ struct PktInput {
 struct SimilarityOutput {
   bool student_grad, teacher_grad;
   Tensor loss;           // []
-  Tensor student_slope;  // [B, B], contiguous; [0, 0] if not asked for
+  Tensor student_slope;  // [B, B], contiguous; [0, 0] if not requested
   Tensor teacher_slope;  // the same
 
   template <class A>
   A* loss_data() const {
     return data_of<A>(loss);
   }
-  // Null if not asked for.
+  // Null if not requested.
   template <class A>
   A* student_data() const {
     return student_grad ? data_of<A>(student_slope) : nullptr;
@@ -76,7 +77,7 @@ struct SimilarityOutput {
   }
 };
 
-// f(Tag<float>{}) or f(Tag<double>{}): half precision has no Gram matrix worth having.
+// Calls f(Tag<float>{}) or f(Tag<double>{}). A Gram matrix in half precision would be too inexact.
 template <class F>
 void visit_accumulator(ScalarType dtype, F&& f) {
   dtype == ScalarType::Double ? f(Tag<double>{}) : f(Tag<float>{});

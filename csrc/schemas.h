@@ -1,4 +1,4 @@
-// Every op's schema, for the library that defines torch.ops.sftn_fast and for the emulator's twin of it.
+// The schemas of all ops, for the library that defines torch.ops.sftn_fast and for the emulator's copy of it.
 #pragma once
 
 #include "contrastive.h"

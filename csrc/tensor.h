@@ -1,4 +1,4 @@
-// What every op's host code needs of the stable ABI: dtype dispatch, allocation, views of matrices.
+// Host helpers of all ops on the stable ABI: dtype dispatch, allocation, views of matrices.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -21,7 +21,7 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The type in which a dtype is computed, and in which losses and saved statistics are stored.
+// The accumulator's type of a dtype: the type of arithmetic, losses and saved statistics.
 template <class T>
 struct Accumulator {
   using type = float;
@@ -47,7 +47,7 @@ using Int = std::integral_constant<int, Value>;
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t to) { return divide_up(a, to) * to; }
 
-// f(Tag<T>{}) for the T that dtype stands for.
+// Calls f(Tag<T>{}) for the C++ type T of a dtype.
 template <class F>
 void visit_floating(ScalarType dtype, const char* op, F&& f) {
   switch (dtype) {
@@ -64,8 +64,8 @@ void visit_floating(ScalarType dtype, const char* op, F&& f) {
   }
 }
 
-// An uninitialised tensor on like's device. Calls the shim directly: a boxed call of aten::empty costs more than the
-// rest of a small op's host code.
+// An uninitialised tensor on like's device. It calls the shim directly, because a boxed call of aten::empty costs more
+// than the rest of a small op's host code.
 inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
                             const Tensor& like) {
   int32_t device_type = 0;
@@ -98,8 +98,8 @@ const T* const_data_of(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-// A view of a [rows, cols] tensor whose rows are dense: element (i, j) is data[i * stride + j]. Rows may be apart
-// (slices), or the same (expanded, stride 0). Owns a copy only where the rows were not dense.
+// A view of a [rows, cols] tensor with dense rows: element (i, j) is data[i * stride + j]. Rows may have gaps between
+// them (slices) or coincide (expanded, stride 0). If the rows were not dense, it owns a copy.
 struct Matrix {
   Tensor tensor;
   int64_t stride;

@@ -1,9 +1,9 @@
 // Rows as blocks of a fixed number of lanes.
 //
-// Kernels loop over blocks, and under `#pragma omp simd` over the lanes of one: whole vectors on every machine, no
-// ragged end in scalar code, and sums kept a lane, so that their order is the same whatever the vectors' width. (A
-// reduction clause would add the lanes one after the other at the end of every row: at a hundred classes, half of the
-// time.)
+// Kernels loop over blocks, and under `#pragma omp simd` over the lanes of a block. So every machine uses whole
+// vectors, no row end runs as scalar code, and sums are kept for each lane: their order does not depend on the vectors'
+// width. (A reduction clause would add the lanes one by one at the end of every row, half of the time for a hundred
+// classes.)
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ inline int64_t whole_blocks(int64_t n) { return round_up(n, kLanes); }
 
 #define SFTN_LANES _Pragma("omp simd") for (int64_t l = 0; l < ::sftn::kLanes; ++l)
 
-// A quantity of a chunk, gathered a lane.
+// A quantity of a chunk, one value for each lane.
 template <class A>
 struct alignas(64) Lanes {
   A lane[kLanes];
@@ -37,7 +37,7 @@ struct alignas(64) Lanes {
   }
 
  private:
-  // By halves, in vectors of 16 bytes, which every machine has.
+  // Add halves, in vectors of 16 bytes, which every machine has.
   template <class F>
   SFTN_INLINE A fold(F f) const {
     typedef A Vector __attribute__((vector_size(16)));
@@ -53,13 +53,13 @@ struct alignas(64) Lanes {
   }
 };
 
-// Where a row's ragged end is read from, or computed, as a whole block.
+// A buffer in which the incomplete last block of a row is read or computed as a whole block.
 template <class A>
 struct alignas(64) Tail {
   A lane[kLanes];
 };
 
-// `size` values of a row, block by block. The last is filled up with -inf, whose exponential is 0.
+// `size` values of a row, block by block. The last block is padded with -inf, whose exponential is 0.
 template <class A>
 class ChunkView {
  public:
@@ -79,7 +79,7 @@ class ChunkView {
   int64_t whole_, blocks_;
 };
 
-// `size` results of a row, block by block. The ragged end reaches its place with finish().
+// `size` results of a row, block by block. finish() copies the incomplete last block to its place.
 template <class A>
 class ChunkResult {
  public:

@@ -1,4 +1,4 @@
-// Where the samples of a batch's classes stand in the data set: one pass over all labels for the whole batch.
+// Positions in the data set of the samples of a batch's classes: one pass over all labels for the whole batch.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace sftn {
 
-// Numbers the distinct ones among some labels, which may be any numbers.
+// Numbers distinct labels, which may be any integers.
 class LabelSlots {
  public:
   explicit LabelSlots(int64_t most_labels) {
@@ -34,8 +34,9 @@ class LabelSlots {
   int32_t find(int64_t label) const { return entries_[place_of(label)].slot; }
   int32_t count() const { return count_; }
 
-  // Writes the positions in [begin, end) whose label was inserted, and of few others; returns how many. `out` has room
-  // for all. Most labels are none of a batch's: this is the loop that counts, and it has nothing to mispredict.
+  // Writes the positions in [begin, end) whose label was inserted, and a few others, and returns their number. `out`
+  // has room for all. Most labels are not in the batch: this loop dominates the time, so it has no branch to
+  // mispredict.
   int64_t collect(const int64_t* labels, int64_t begin, int64_t end, int32_t* out) const {
     const uint8_t* maybe = maybe_.data();
     int64_t count = 0;
@@ -68,12 +69,13 @@ class LabelSlots {
   int32_t count_ = 0;
 };
 
-// For each slot the positions of its label, in order. Takes 4 bytes for each of them, and twice as many for a moment.
+// The positions of each slot's label, in order. Takes 4 bytes for each position, and twice as many during construction.
 class ClassPositions {
  public:
   ClassPositions(const LabelSlots& slots, const int64_t* labels, int64_t n) : begin_(slots.count() + 1) {
     const int64_t chunks = divide_up(n, kChunk), width = slots.count();
-    // A chunk's at its beginning: few pages are touched. `found` are positions, `found_slot` their labels' slots.
+    // Each chunk writes from its own beginning, so few pages are touched. `found` holds positions, `found_slot` the
+    // slots of their labels.
     const std::unique_ptr<int32_t[]> found(new int32_t[n]), found_slot(new int32_t[n]);
     std::vector<int64_t> found_count(chunks), cursor(chunks * width);  // of each chunk; of each chunk and slot
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {

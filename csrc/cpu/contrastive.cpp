@@ -1,7 +1,7 @@
-// CPU kernels of contrastive distillation: anchors over threads, and what is summed over them.
+// CPU kernels of contrastive distillation: anchors in parallel, and the sums over anchors.
 //
-// An anchor is one sample on one side. Anchors are independent; their losses are written down and added up in order, so
-// the result does not depend on the number of threads.
+// An anchor is one sample on one side. Anchors are independent. Their losses are stored and added up in order, so the
+// result does not depend on the number of threads.
 #include <atomic>
 #include <numeric>
 #include <vector>
@@ -50,7 +50,7 @@ SFTN_LEVELS(SFTN_ADD_SHARE)
 #undef SFTN_ADD_SHARE
 #undef SFTN_ADD_SHARE_OF
 
-// The positive's loss; its gradient to grad [D], which it begins, if that is asked for.
+// Returns the positive's loss and sets grad [D] to its gradient, if requested.
 template <class A, class T>
 static double begin_anchor(const T* row, const A* v, const Logistic<A>& logistic, int64_t d, A* grad) {
   const double a = double(logistic(dot(row, v, d))) / kLog2E;
@@ -104,8 +104,8 @@ static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin
   }
 }
 
-// Adds the negatives of anchors begin .. end to their losses and, where there are any, to their gradients `sums`,
-// padded to whole blocks of anchors. False, with nothing added, if a row is out of range.
+// Adds the negatives of anchors begin .. end to their losses and, if requested, to their gradients `sums`, padded to
+// whole blocks of anchors. Returns false and adds nothing if a row is out of range.
 template <class I, class A, class T>
 static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
                       const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
@@ -136,7 +136,7 @@ static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, 
   return true;
 }
 
-// How anchors meet the rows of a bank.
+// The ways in which anchors visit the rows of a bank.
 enum class Way { kGather, kShareTiles, kEveryRow };
 
 // Whether all negatives ascend and are in range.
@@ -152,7 +152,7 @@ static bool all_ascend(const ContrastiveInput& in) {
   return all;
 }
 
-// One way for all anchors, so that none depends on which of them a thread has.
+// One way for all anchors, so that no result depends on which anchors a thread has.
 static Way choose_way(const ContrastiveInput& in) {
   if (in.dense) return Way::kEveryRow;
   if (!worth_tiles(in)) return Way::kGather;

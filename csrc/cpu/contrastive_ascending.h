@@ -1,4 +1,4 @@
-// How often an anchor has each row of a bank, tile after tile.
+// Counts of an anchor's negatives for each row of a bank, tile after tile.
 #pragma once
 
 #include <vector>
@@ -20,7 +20,7 @@ SFTN_CLONES static bool ascends(const int32_t* rows, int64_t k) {
   return falls == 0;
 }
 
-// An anchor's negatives, ascending: where they are, or as a sorted copy.
+// An anchor's negatives in ascending order: the original, or a sorted copy.
 class Ascending {
  public:
   // False if a row is out of range.
@@ -53,7 +53,7 @@ class Ascending {
     for (; cursor < k_ && negatives[cursor] < first + kTileRows; ++cursor) {
       times[(negatives[cursor] - first) * kLanes] += 1;
     }
-    // For the next tile, after all other anchors had their turn.
+    // Prefetch for the next tile, which comes after all other anchors.
     constexpr int64_t kLine = 64 / sizeof(I);
     for (int64_t ahead = cursor; ahead < std::min(cursor + 2 * kTileRows, k_); ahead += kLine) {
       __builtin_prefetch(negatives + ahead);

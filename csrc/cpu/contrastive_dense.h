@@ -1,14 +1,14 @@
-// Anchors that are scored against every row of the bank, whether they have it or not.
+// Anchors scored against every row of the bank, also rows that are not among their negatives.
 //
-// Where a bank has few more rows than an anchor has negatives, most rows are needed by most anchors. Then a tile of the
-// bank times a block of anchors is a matrix product, with sums of many pairs in registers, and so is the tile's share
-// of the gradients; how often each anchor has each row comes in between, and is 0 for rows that it has not. A pair
-// takes half of the time that it takes where rows are gathered for one anchor at a time.
+// If a bank has few more rows than an anchor has negatives, most anchors need most rows. A tile of the bank times a
+// block of anchors is then a matrix product, with sums of many pairs in registers, and so is the tile's share of the
+// gradients. In between, scores are multiplied by how often an anchor has a row, 0 for rows that it does not have. A
+// pair takes half of the time of gathering rows for one anchor at a time.
 //
-// Written out here, not a call of a library's product: that has its own sums for each number of threads, wants half
-// precision widened in memory, and may round float32 where a setting allows it. Its speed is the same within a tenth.
+// The product is written out here. A library's product sums in another order for each number of threads, needs half
+// precision widened in memory, and may round float32 if a setting allows it. Its speed is the same within a tenth.
 //
-// Each anchor's sums are in the order of the rows, whatever the anchors beside it.
+// Each anchor's sums are in the order of the rows, independent of the anchors beside it.
 #pragma once
 
 #include "contrastive_group.h"
@@ -17,12 +17,12 @@ namespace sftn {
 
 constexpr int64_t kTileRows = 48;  // a multiple of what multiply_rows takes at once; 24 KB at D = 128
 
-// kLanes anchors. Where there are fewer, the others are zero and have no rows.
+// A block of kLanes anchors. If there are fewer, the others are zero and have no rows.
 template <class A>
 struct alignas(64) AnchorBlock {
   A times[kTileRows * kLanes];  // [row, anchor]: how often each anchor has each row of the tile
   const A* v;                   // [dim, anchor]
-  A* grads;                     // [anchor, dim]; null if they are not asked for
+  A* grads;                     // [anchor, dim]; null if not requested
   double losses[kLanes];
 };
 
@@ -100,7 +100,7 @@ SFTN_INLINE void add_tile(const A* rows, Dim dim, const A* weights, A* grads) {
   }
 }
 
-// The same where a row may hold infinities or NaN, which are not to reach anchors that do not have it.
+// The same for rows that may hold infinities or NaN, which must not reach anchors that do not have the row.
 template <class A>
 SFTN_INLINE void add_broken_tile(const A* rows, int64_t dim, const A* times, const A* weights, A* grads) {
   for (int64_t r = 0; r < kTileRows; ++r) {
@@ -111,8 +111,8 @@ SFTN_INLINE void add_broken_tile(const A* rows, int64_t dim, const A* times, con
   }
 }
 
-// Turns scores into weights, sigmoid(a), and adds softplus(a) to the losses, each as often as the anchor has the row.
-// False if a score is not finite.
+// Turns scores into weights, sigmoid(a), and adds softplus(a) to the losses, each times the anchor's count of the row.
+// Returns false if a score is not finite.
 template <class A>
 SFTN_INLINE bool logistic_tile(const Logistic<A>& logistic, const A* times, double* losses, A* scores) {
   Lanes<A> loss(0), broken(0);
@@ -131,7 +131,7 @@ SFTN_INLINE bool logistic_tile(const Logistic<A>& logistic, const A* times, doub
   return broken.sum() == 0;
 }
 
-// The rows themselves, if they are as wanted and of the type that is computed in.
+// The rows themselves, if they are dense and of the arithmetic type.
 template <class A, class T>
 SFTN_INLINE const A* in_place(const T* rows, bool as_wanted) {
   if constexpr (std::is_same_v<A, T>) {

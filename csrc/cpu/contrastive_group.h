@@ -1,6 +1,5 @@
-// The work on a group of bank rows that one anchor is scored against: their dot products with its embedding, the
-// logistic loss of each, and their weighted sum, the gradient. The rows are read twice, the second time from the
-// first-level cache.
+// A group of bank rows scored against one anchor: their dot products with its embedding, the logistic loss of each, and
+// their weighted sum, the gradient. The rows are read twice, the second time from the first-level cache.
 #pragma once
 
 #include "../tensor.h"
@@ -41,16 +40,16 @@ SFTN_INLINE void store_sums(const Vector<kBytes, A> (&vectors)[kTogether], A* to
   }
 }
 
-// Rows of a bank that one anchor meets together.
+// Rows of a bank that are scored together against one anchor.
 template <class T>
 struct BankRows {
   const T* rows[kGroup];  // `count`, then the first again to fill up the last kTogether
-  float times[kGroup];    // how often the anchor has each; 0 behind the last
+  float times[kGroup];    // how often the anchor has each; 0 after the last
   int64_t count = 0, anchor = 0;
 };
 
-// What turns <row, v> into base-2 logits: a log2(e) = dot * rate - shift, with the shift in two parts. Rounded to one
-// float, log(Z noise) would put the same error into every term.
+// Scale and shift from <row, v> to base-2 logits: a log2(e) = dot * rate - shift, with the shift in two parts. Rounded
+// to one float, log(Z noise) would add the same error to every term.
 template <class A>
 struct Logistic {
   A rate, shift, shift_rest;
@@ -98,8 +97,8 @@ SFTN_INLINE void fetch_row(const T* row, int64_t d) {
   for (; j < d; j += kLine) __builtin_prefetch(row + j);
 }
 
-// dots[i] = <rows[i], v>. Rows of a type that is not computed in become copies [kGroup, dim] on the way: the gradient,
-// too, widening them again would cost more. Meanwhile the next group's rows [d] come to the cache.
+// dots[i] = <rows[i], v>. Rows of another type than the arithmetic's are copied to `copies` [kGroup, dim]: widening
+// them again for the gradient would cost more. Meanwhile the next group's rows [d] are prefetched.
 template <int kBytes, class A, class S, class T, class Dim>
 SFTN_INLINE void dot_rows(const S* const* rows, int64_t count, Dim dim, const A* v, A* dots, A* copies,
                           const BankRows<T>& next, int64_t d) {
@@ -119,7 +118,7 @@ SFTN_INLINE void dot_rows(const S* const* rows, int64_t count, Dim dim, const A*
   }
 }
 
-// Turns dots into weights, sigmoid(a), and returns the sum of softplus(a), each as often as the anchor has the row.
+// Turns dots into weights, sigmoid(a), and returns the sum of softplus(a), each times the anchor's count of the row.
 template <class A>
 SFTN_INLINE A logistic_rows(const Logistic<A>& logistic, const float* times, int64_t count, A* dots) {
   Lanes<A> loss(0);
@@ -161,8 +160,8 @@ SFTN_INLINE void add_rows(const Rows& rows, int64_t count, Dim dim, const A* wei
   for (; column < dim; column += kStep) add_columns<kBytes, 1, A>(rows, count, weights, column, grad);
 }
 
-// Of a group's rows those that are computed with, each of `dim` values, a multiple of kLanes. Dim is int64_t, or a
-// constant, with which loops over a row are written out.
+// A group's rows in the arithmetic type, each of `dim` values, a multiple of kLanes. Dim is int64_t, or a constant that
+// unrolls loops over a row.
 template <int kBytes, class A, class T, class Dim>
 SFTN_INLINE double group_of_dim(const BankRows<T>& group, const BankRows<T>& next, const Logistic<A>& logistic,
                                 int64_t d, Dim dim, const A* v, A* grad, A* copies) {
@@ -186,8 +185,8 @@ SFTN_INLINE double group_of_dim(const BankRows<T>& group, const BankRows<T>& nex
   return loss;
 }
 
-// Adds a group to its anchor's gradient [dim], if that is asked for. Returns its loss. `copies` [kGroup, dim] is for
-// rows that are not used where they are, zero behind the d values of each.
+// Adds a group to its anchor's gradient [dim], if requested. Returns its loss. `copies` [kGroup, dim] is for rows that
+// can't be used in place, padded with zeros after the d values of each.
 template <int kBytes, class A, class T>
 SFTN_INLINE double negatives_inline(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic,
                                     int64_t d, const A* v, A* grad, A* copies) {

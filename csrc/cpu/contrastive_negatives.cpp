@@ -1,4 +1,4 @@
-// CPU kernel of the contrastive losses' negatives. ../contrastive_negatives.h says how they are drawn.
+// CPU kernel of the negatives of contrastive distillation. ../contrastive_negatives.h defines how they are drawn.
 #include "../contrastive_negatives.h"
 
 #include <vector>
@@ -22,7 +22,7 @@ SFTN_LEVELS(SFTN_WRITE_MARKED)
 #undef SFTN_WRITE_MARKED
 #undef SFTN_WRITE_MARKED_TO
 
-// K draws in order, by counting how often each rank comes: there are fewer ranks than draws.
+// K draws in order, by counting each rank's occurrences: there are fewer ranks than draws.
 template <class Out>
 static void draw_repeated(int64_t candidates, int64_t k, uint64_t seed, const int32_t* own, const int32_t* own_end,
                           Out* out) {
@@ -41,7 +41,7 @@ struct NegativesCpu {
     const int64_t* labels = in.labels_data();
     const int64_t* index = in.index_data();
     const uint64_t key = static_cast<uint64_t>(*in.key_data());
-    // Here, because parallel regions may lose an error's text.
+    // Check here, because parallel regions may lose an error's text.
     LabelSlots slots(in.b);
     std::vector<int32_t> slot_of_row(in.b);
     for (int64_t b = 0; b < in.b; ++b) {

@@ -1,4 +1,4 @@
-// A row of negatives: the ranks that it takes, or leaves out, marked in a bitmap.
+// The bitmap of a row of negatives: a mark for each rank that the row takes, or leaves out.
 #pragma once
 
 #include "../contrastive_negatives.h"
@@ -8,10 +8,10 @@ namespace sftn {
 
 constexpr int64_t kWordBits = 64;
 
-// Of a bitmap of ranks, with two behind the last: where a word is put together from two, none need be looked for.
+// Words of a bitmap of ranks, with two spare ones at the end: combining two neighbouring words needs no bounds check.
 inline int64_t num_words(int64_t candidates) { return divide_up(candidates, kWordBits) + 2; }
 
-// The ranks that the coins mark. Returns how many.
+// Marks ranks by coins. Returns the number of marks.
 SFTN_CLONES static int64_t toss_coins(const NegativesPlan& plan, int64_t candidates, uint64_t seed, uint64_t* words) {
 #pragma omp simd
   for (int64_t w = 0; w < plan.coin_words; ++w) words[w] = plan.coins(seed, w);
@@ -27,7 +27,7 @@ SFTN_CLONES static void draw_ranks(uint32_t candidates, uint64_t seed, uint64_t 
   for (int64_t i = 0; i < count; ++i) ranks[i] = random_below(candidates, seed, first + i);
 }
 
-// Marks the ranks, or takes their marks away. Returns how many of them were not so before.
+// Sets or removes the marks of ranks. Returns how many changed.
 template <bool kMark>
 SFTN_INLINE int64_t set_marks(const uint32_t* ranks, int64_t count, uint64_t* words) {
   int64_t changed = 0;

@@ -12,13 +12,13 @@ namespace sftn {
 struct MarkedRanks {
   const uint64_t* words;  // [num_words(candidates)]
   int64_t n;
-  bool leave_out;  // those that are marked, and take the others
+  bool leave_out;  // whether the marked ranks are left out and the others taken
 };
 
-// Writers of base + i for each bit i of a word. They may overwrite what comes behind, up to kSlack elements of it.
+// Writers of base + i for each bit i of a word. They may overwrite up to kSlack elements after the end.
 constexpr int64_t kSlack = 16;
 
-// Four at once, needed or not: how many there are is anybody's guess, and a wrong guess costs more.
+// Writes four at once, needed or not: the number of bits is unpredictable, and a mispredicted branch costs more.
 template <class Out>
 SFTN_INLINE Out* write_few_bits(uint64_t word, int64_t base, Out* out) {
   Out* const behind = out + __builtin_popcountll(word);
@@ -31,7 +31,7 @@ SFTN_INLINE Out* write_few_bits(uint64_t word, int64_t base, Out* out) {
   return behind;
 }
 
-// [byte]: the places of its bits, and zeros behind them
+// [byte]: the positions of its bits, then zeros
 constexpr std::array<std::array<uint8_t, 8>, 256> bits_of_bytes() {
   std::array<std::array<uint8_t, 8>, 256> places{};
   for (unsigned byte = 0; byte < 256; ++byte) {
@@ -42,7 +42,7 @@ constexpr std::array<std::array<uint8_t, 8>, 256> bits_of_bytes() {
   return places;
 }
 
-// A byte after the other, or a vector: the time is the same for any word.
+// Writes byte by byte, or a vector: the time is the same for every word.
 template <int kBytes, class Out>
 SFTN_INLINE Out* write_many_bits(uint64_t word, int64_t base, Out* out) {
   if constexpr (kBytes == 64) {
@@ -73,15 +73,15 @@ SFTN_INLINE Out* write_many_bits(uint64_t word, int64_t base, Out* out) {
   return out;
 }
 
-// For the row's end, where other memory comes behind.
+// For the end of the row, where nothing after it may be overwritten.
 template <class Out>
 SFTN_INLINE Out* write_last_bits(uint64_t word, int64_t base, Out* out) {
   for (; word != 0; word &= word - 1) *out++ = static_cast<Out>(base + __builtin_ctzll(word));
   return out;
 }
 
-// Writes the positions of the ranks that are taken: end - negatives of them. Position after position, 64 at once: their
-// ranks' bits stand together in the bitmap, and go apart where a position is an own one.
+// Writes the positions of the taken ranks, end - negatives of them, 64 positions at once. The bits of their ranks are
+// adjacent in the bitmap and are spread apart around own positions.
 template <int kBytes, class Out>
 SFTN_INLINE void write_marked_inline(const MarkedRanks& marked, const int32_t* own, const int32_t* own_end,
                                      Out* negatives, const Out* end) {

@@ -1,4 +1,4 @@
-// CPU kernel of contrastive distillation's normalisers: the first batch alone, so plain.
+// CPU kernel of contrastive distillation's normalisers. It is simple because it computes for the first batch only.
 #include <atomic>
 #include <numeric>
 #include <vector>

@@ -1,4 +1,4 @@
-// Checks, rows and anchors that the kernels of contrastive distillation share.
+// Checks and helpers shared by the kernels of contrastive distillation.
 #pragma once
 
 #include <vector>
@@ -25,7 +25,7 @@ inline double read_normalizer(const Tensor& z) {
   return *const_data_of<float>(z);
 }
 
-// Whole rows of a bank, or of embeddings, in the type that is computed in.
+// Whole rows of a bank or of embeddings, in the arithmetic type.
 template <class A, class T>
 A dot(const T* row, const A* v, int64_t d) {
   A sum = 0;
@@ -33,7 +33,7 @@ A dot(const T* row, const A* v, int64_t d) {
   return sum;
 }
 
-// f(side, begin, end) over ranges of anchors of one side, in parallel: neighbours share the rows that they meet.
+// Calls f(side, begin, end) for ranges of anchors of one side, in parallel. Neighbours share the rows they visit.
 template <class F>
 void parallel_anchors(const ContrastiveInput& in, const F& f) {
   parallel_rows(2 * in.b, in.k * in.d / 8, [&](int64_t begin, int64_t end) {
@@ -42,7 +42,7 @@ void parallel_anchors(const ContrastiveInput& in, const F& f) {
   });
 }
 
-// Rows of `dim` values, a multiple of kLanes, each beginning at a cache line: zero at first.
+// Rows of `dim` values, a multiple of kLanes, each aligned to a cache line and initially zero.
 template <class A>
 class AlignedRows {
  public:

@@ -1,10 +1,10 @@
-// Anchors that have a good part of every tile of the bank, and have it in ascending order.
+// Anchors whose negatives ascend and include a large part of every tile of the bank.
 //
-// A tile's rows meet all anchors before the next tile's do, and stay in the second-level cache meanwhile: widened
-// there, once for all anchors, if they are of a type that is not computed in. An anchor takes its share of a tile at
-// once: the longer a share, the fewer loops end where the processor did not expect it.
+// All anchors visit a tile before the next tile, so its rows stay in the second-level cache. Rows of another type than
+// the arithmetic's are widened there, once for all anchors. An anchor processes its share of a tile at once: longer
+// shares mean fewer mispredicted loop ends.
 //
-// Tiles depend on the bank alone, so that an anchor's sums do not depend on the anchors beside it.
+// Tiles depend on the bank alone, so an anchor's sums do not depend on the anchors beside it.
 #pragma once
 
 #include "../contrastive.h"
@@ -14,26 +14,26 @@ namespace sftn {
 
 constexpr int64_t kMostTileRows = 192;
 
-// 96 KB of rows, as they are computed with.
+// 96 KB of rows in the arithmetic type.
 inline int64_t shared_tile_rows(const ContrastiveInput& in) {
   const int64_t row_bytes = whole_blocks(in.d) * (in.dtype == ScalarType::Double ? 8 : 4);
   return std::clamp(int64_t{96 * 1024} / row_bytes, kLanes, kMostTileRows);
 }
 
-// Whether anchors have enough of a tile: with fewer rows they do better with a larger part of the bank. Nor may they
-// have most rows several times, as these are not found to be the same here.
+// Whether anchors have enough rows of a tile. With fewer, a larger part of the bank at a time is faster. Nor may most
+// rows be repeated, because repeats are not merged here.
 inline bool worth_tiles(const ContrastiveInput& in) {
   constexpr int64_t kWorthAShare = 24;
   return in.k * shared_tile_rows(in) >= kWorthAShare * in.n && in.k <= 2 * in.n;
 }
 
-// An anchor's rows of a tile, or some of them where it has rows several times.
+// An anchor's rows of a tile, or some of them if it has rows several times.
 struct Share {
   int32_t places[kMostTileRows + kTogether];  // from the tile's first row; `count`, then the first again
   int64_t count;
 };
 
-// Takes the anchor's negatives below `limit` from the cursor on.
+// Takes the anchor's negatives below `limit`, starting at the cursor.
 template <class I>
 void take_share(const I* negatives, int64_t k, int64_t first, int64_t limit, int64_t& cursor, Share& share) {
   const int64_t end = std::min(k, cursor + kMostTileRows), begin = cursor;
@@ -42,7 +42,7 @@ void take_share(const I* negatives, int64_t k, int64_t first, int64_t limit, int
   }
   share.count = cursor - begin;
   std::fill_n(share.places + share.count, kTogether, share.places[0]);
-  // For the next tile, after all other anchors had their turn.
+  // Prefetch for the next tile, which comes after all other anchors.
   constexpr int64_t kLine = 64 / sizeof(I);
   for (int64_t ahead = cursor; ahead < std::min(cursor + kMostTileRows / 2, k); ahead += kLine) {
     __builtin_prefetch(negatives + ahead);
@@ -74,7 +74,7 @@ struct RowsOfTile {
   SFTN_INLINE const A* operator[](int64_t i) const { return tile + places[i] * dim; }
 };
 
-// How often an anchor has each row of a share, from the end: once, and nothing behind it.
+// How often an anchor has each row of a share, read from its end: once, and 0 after it.
 struct Once {
   float times[kMostTileRows + kLanes] = {};
 
@@ -97,8 +97,8 @@ SFTN_INLINE double share_of_dim(const A* tile, const Share& share, const Logisti
   return loss;
 }
 
-// Adds a share of a tile [rows, dim], d values of each and zeros behind them, to its anchor's gradient [dim], if that
-// is asked for. Returns its loss.
+// Adds a share of a tile [rows, dim], each row d values padded with zeros, to its anchor's gradient [dim], if
+// requested. Returns its loss.
 template <int kBytes, class A>
 SFTN_INLINE double share_inline(const A* tile, const Share& share, const Logistic<A>& logistic, int64_t dim, const A* v,
                                 A* grad) {

@@ -1,4 +1,4 @@
-// CPU kernel of the update of contrastive distillation's banks: a few rows, so plain.
+// CPU kernel of the update of contrastive distillation's banks. It is simple because it updates only a few rows.
 #include <numeric>
 #include <vector>
 
@@ -6,7 +6,7 @@
 
 namespace sftn {
 
-// The last b of each index.
+// The last occurrence b of each index.
 static std::vector<int64_t> last_of_each(const ContrastiveUpdate& update) {
   const auto* index = const_data_of<int64_t>(update.index);
   std::vector<int64_t> order(update.b);

@@ -1,9 +1,9 @@
-// The order in which anchors meet the rows of a bank.
+// The order in which anchors visit the rows of a bank.
 //
-// The bank is cut into tiles, and a tile's rows meet all anchors before the next tile's do: they come from memory once
-// and then from the cache. That needs ascending negatives, as a sampler can give them; others are as right, but meet
-// the whole bank as one tile. An anchor takes its negatives in their own order whatever the tiles, so that sums over
-// them do not depend on the number of anchors that a thread has.
+// The bank is cut into tiles. All anchors visit a tile before the next tile, so its rows come from memory once and then
+// from the cache. This needs ascending negatives, which a sampler can provide; other orders give the same result with
+// the whole bank as one tile. An anchor takes its negatives in their own order for any tiling, so its sums do not
+// depend on the number of anchors of a thread.
 #pragma once
 
 #include <vector>
@@ -27,7 +27,7 @@ class Walk {
         limit_(0),
         anchor_(end - begin) {}
 
-  // False at the end. A row out of range is left out and remembered.
+  // Returns false at the end. A row out of range is skipped and recorded.
   bool next(BankRows<T>& group) {
     for (;; ++anchor_) {
       if (anchor_ == static_cast<int64_t>(cursors_.size())) {
@@ -59,7 +59,7 @@ class Walk {
         in_range_ = false;
         continue;
       }
-      if (row == last) {  // repeats, which stand together where negatives ascend, are one row's work
+      if (row == last) {  // repeats, adjacent if negatives ascend, are merged into one row
         group.times[count - 1] += 1;
         continue;
       }
@@ -69,7 +69,7 @@ class Walk {
     }
     for (int64_t i = count; i % kTogether != 0; ++i) group.rows[i] = group.rows[0];
     std::fill(group.times + count, group.times + kGroup, 0.f);
-    // What comes next of this anchor, perhaps after all others had their turn.
+    // Prefetch this anchor's next rows, which may be needed only after all other anchors.
     constexpr int64_t kLine = 64 / sizeof(I);
     for (int64_t ahead = cursor; ahead < std::min(cursor + 2 * kGroup, k); ahead += kLine) {
       __builtin_prefetch(negatives + ahead);

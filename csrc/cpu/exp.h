@@ -1,11 +1,11 @@
-// A branch-free exponential to base 2 for arguments that are not positive, which is what is left of logits less their
-// maximum. The caller's scaling takes the base's conversion along: exp(x / T) = exp2(x * (log2(e) / T)).
+// A branch-free exponential to base 2 for arguments that are not positive, such as logits less their maximum. The
+// caller's scale includes the conversion of the base: exp(x / T) = exp2(x * (log2(e) / T)).
 //
 // y = n + f with n an integer and |f| <= 1/2. Adding 1.5 * 2^mantissa rounds y to n and leaves n in the low bits of the
-// sum, from where a shift takes it to the exponent of 2^n. 2^f is a polynomial: in float the minimax one of degree 6
-// (relative error 2e-9), in double the Taylor polynomial of exp(f ln 2) to degree 13 (4e-18). 2^0 is 1 exactly, NaN
-// gives NaN. Arguments are held above the exponent whose biased form is 0, and so is 2^n there: -inf and all that would
-// underflow give exactly 0, which callers rely on.
+// sum; a shift moves it to the exponent of 2^n. 2^f is a polynomial: in float the minimax polynomial of degree 6
+// (relative error 2e-9), in double the Taylor polynomial of exp(f ln 2) to degree 13 (4e-18). 2^0 is exactly 1, and NaN
+// gives NaN. Arguments are clamped to the exponent whose biased form is 0, where 2^n is 0. So -inf and everything that
+// would underflow give exactly 0, which callers rely on.
 #pragma once
 
 #include "vector.h"
@@ -51,8 +51,8 @@ SFTN_INLINE double fast_exp2(double y) {
   return p * bit_cast<double>((bit_cast<uint64_t>(rounded) << 52) + 0x3FF0000000000000u);
 }
 
-// exp(y) - 1 - y for |y| up to about 1/2, and it is of second order there: y^2 times a Taylor polynomial (relative error
-// 6e-9 in float, below rounding in double).
+// exp(y) - 1 - y for |y| up to about 1/2, as y^2 times a Taylor polynomial (relative error 6e-9 in float, below
+// rounding in double).
 SFTN_INLINE float exp_remainder(float y) {
   float p = 1.f / 40320;
   p = p * y + 1.f / 5040;

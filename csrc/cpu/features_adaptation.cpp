@@ -1,4 +1,4 @@
-// CPU kernels of the adapted hint loss: which layout's.
+// CPU kernels of the adapted hint loss: the choice by layout.
 #include "features_adaptation.h"
 
 namespace sftn {

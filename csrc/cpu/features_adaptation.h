@@ -1,4 +1,4 @@
-// What the two layouts of the adapted hint loss share on the CPU; ../features_adaptation.h has the formulas.
+// CPU code shared by the two layouts of the adapted hint loss; ../features_adaptation.h has the formulas.
 #pragma once
 
 #include <cmath>
@@ -13,9 +13,9 @@ namespace sftn {
 
 // Count, mean and sum of squared deviations of some of a channel's values.
 //
-// Values are added in float as deviations from a shift, and chunks of them are joined in double. The shift of a chunk
-// is the mean of those before: where that is far from the chunk's own, the distance of both, which joins without a
-// loss, is most of the squared deviation. So an outlier, wherever it stands, costs a few hundred roundings at worst.
+// Values are added in float as deviations from a shift, and chunks are joined in double. The shift of a chunk is the
+// mean of the chunks before it. If that is far from the chunk's own mean, most of the squared deviation is the distance
+// of the two means, which is joined without loss. So an outlier anywhere costs a few hundred roundings at worst.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
 
@@ -32,7 +32,7 @@ struct Moments {
   }
 };
 
-// One channel's way from x to what ReLU is given: (x - mean) * scale + shift.
+// One channel's map from x to the input of ReLU: (x - mean) * scale + shift.
 template <class A>
 struct Affine {
   A mean, scale, shift;
@@ -48,7 +48,7 @@ struct Affine {
   }
 };
 
-// Of the error e = y - t and its part d = e where y > 0, else 0.
+// Sums of the error e = y - t and of its part d = e where y > 0, else 0.
 template <class A>
 struct ErrorSums {
   A loss, error, weighted;  // sums of e^2, of d, of d (x - rounded mean)
@@ -91,7 +91,7 @@ struct GradientScale {
   }
 };
 
-// The rows of stats that the first pass gives, and those that the second one does.
+// The rows of stats that the first pass computes, and those of the second pass.
 template <class A>
 void write_moments(const AdaptedOutput& out, const Moments& moments, int64_t channel, int64_t channels) {
   A* stats = data_of<A>(out.stats) + channel;
@@ -122,14 +122,14 @@ void write_sums(const AdaptedInput& in, const AdaptedOutput& out, const ErrorSum
   stats[kWeightGrad * channels] = A(each * weighted * stats[kInvStd * channels]);
 }
 
-// A stretch of the maps as they lie in memory, in the accumulator's type.
+// A stretch of the maps in memory order, in the accumulator's type.
 template <class A>
 struct MapPieces {
   const A *features, *teacher;
-  A *features_grad, *teacher_grad;  // null where not asked for
+  A *features_grad, *teacher_grad;  // null where not requested
 };
 
-// Gives a thread stretches of up to `capacity` values: the tensors' own memory, or converted copies.
+// Provides a thread with stretches of up to `capacity` values: the tensors' own memory, or converted copies.
 template <class T>
 class GradientBuffers {
  public:
@@ -172,7 +172,7 @@ class GradientBuffers {
 
 constexpr int64_t kPassCost = 8;  // values that take as long as one exponential, see parallel_rows
 
-// The layouts: one channel's values in stretches of pixels, or every channel's values beside each other.
+// The two layouts: stretches of one channel's pixels, or the channels of a pixel side by side.
 void adapted_planar_forward(const AdaptedInput& in, const AdaptedOutput& out);
 void adapted_planar_backward(const AdaptedInput& in, const AdaptedGrad& grad);
 void adapted_pixels_forward(const AdaptedInput& in, const AdaptedOutput& out);

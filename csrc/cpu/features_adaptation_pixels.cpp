@@ -1,7 +1,7 @@
-// Adapted hint loss of channels-last maps: the channels of a pixel lie side by side, and so do their sums.
+// Adapted hint loss of channels-last maps: the channels of a pixel are adjacent, and so are their sums.
 //
-// Pixels are cut into slices, of a number that the map's size gives, and slices go over threads: their sums are added
-// up in order, so the result does not depend on the number of threads.
+// Pixels are cut into slices, whose number depends on the map's size alone. Threads share the slices, and the sums of
+// slices are added up in order, so the result does not depend on the number of threads.
 #include <algorithm>
 #include <vector>
 
@@ -12,9 +12,9 @@ namespace sftn {
 namespace {
 
 constexpr int64_t kMaxSlices = 32;
-// Pixels that are summed in float before they are added up in double.
+// Pixels summed in float before their sum is added in double.
 constexpr int64_t kChunkPixels = 64;
-// Pixels that share a read of what is kept a channel.
+// Pixels that share a read of the channels' parameters.
 constexpr int64_t kTogether = 4;
 
 // f(pixel, how many)
@@ -25,7 +25,7 @@ SFTN_INLINE void for_each_group(int64_t pixels, F f) {
   for (; p < pixels; ++p) f(p, std::integral_constant<int64_t, 1>{});
 }
 
-// A quantity or several of every channel: [count, C].
+// `count` quantities of every channel: [count, C].
 template <class A>
 struct Columns {
   std::vector<A> values;
@@ -73,7 +73,7 @@ SFTN_INLINE void errors_inline(const A* features, const A* teacher, int64_t pixe
   });
 }
 
-// scales [6, channels]: what GradientScale holds, but for the last, which all channels share
+// scales [6, channels]: the members of GradientScale, except the last, which all channels share
 template <class A>
 SFTN_INLINE void gradients_inline(const MapPieces<A>& maps, int64_t pixels, int64_t channels, const A* scales,
                                   A by_teacher) {
@@ -102,7 +102,7 @@ SFTN_INLINE void gradients_inline(const MapPieces<A>& maps, int64_t pixels, int6
         [](const GradientScale<A>& by, A x, A t) __attribute__((always_inline)) { return by.of_teacher(x, t); });
 }
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_ADAPTED_PIXELS(A)                                                                                    \
   SFTN_CLONES void deviations(const A* features, int64_t pixels, int64_t channels, const A* shift, A* sums) {     \
     deviations_inline(features, pixels, channels, shift, sums);                                                   \
@@ -119,7 +119,7 @@ SFTN_ADAPTED_PIXELS(float)
 SFTN_ADAPTED_PIXELS(double)
 #undef SFTN_ADAPTED_PIXELS
 
-// The slices that the pixels are cut into, of equal size but for the last.
+// The slices of the pixels, of equal size except the last.
 struct Slices {
   int64_t pixels, count, size;
 
@@ -141,14 +141,14 @@ struct Slices {
   }
 };
 
-// How many pixels are in work at once: converted copies of them stay in the cache.
+// The number of pixels processed at once, so that their converted copies stay in the cache.
 template <class T>
 int64_t chunk_pixels(int64_t channels) {
   if (std::is_same_v<T, accumulator_t<T>>) return kChunkPixels;
   return std::clamp<int64_t>(16384 / channels, kTogether, kChunkPixels);
 }
 
-// Gives a thread a map's pixels in the accumulator's type.
+// Provides a thread with a map's pixels in the accumulator's type.
 template <class T>
 class PixelReader {
  public:

@@ -1,7 +1,7 @@
 // Adapted hint loss of contiguous maps: a channel is a stretch of pixels in every sample.
 //
-// Channels go over threads, a few neighbours at a time, through both passes while their values are in the cache. A
-// channel's sums are taken in the order of its samples, so the result does not depend on the number of threads.
+// Threads share the channels. A thread takes a few neighbours at a time through both passes, while their values are in
+// the cache. A channel's sums are in the order of its samples, so the result does not depend on the number of threads.
 #include <cstring>
 #include <vector>
 
@@ -13,10 +13,10 @@
 namespace sftn {
 namespace {
 
-constexpr int64_t kGroup = 4;  // channels that take turns, so that a page is fetched once for all of them
+constexpr int64_t kGroup = 4;  // channels processed in turn, so that a page is fetched once for all of them
 
-// Some of a channel's values; element (r, j) is data[r * stride + j]. Columns come in whole blocks: what fills a buffer
-// up is not counted, and changes no sum.
+// Some of a channel's values; element (r, j) is data[r * stride + j]. Columns come in whole blocks: a buffer's padding
+// is not counted and changes no sum.
 template <class A>
 struct Plane {
   const A* data;
@@ -64,11 +64,11 @@ SFTN_INLINE void errors_inline(const Plane<A>& features, const A* teacher, const
   *sums = {loss.sum(), error.sum(), weighted.sum()};
 }
 
-// Rows of pixels as they lie in memory, one channel after the other.
+// Rows of pixels in memory order, one channel after the other.
 template <class A>
 struct PixelRows {
   const A *features, *teacher;      // [rows, pixels]
-  A *features_grad, *teacher_grad;  // the same, null where not asked for
+  A *features_grad, *teacher_grad;  // the same, null where not requested
   int64_t rows, pixels;
   int64_t channel, channels;  // of the first row; of the map
 };
@@ -93,7 +93,7 @@ SFTN_INLINE void gradients_inline(const PixelRows<A>& rows, const GradientScale<
   }
 }
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_ADAPTED_PLANE(A)                                                                                        \
   SFTN_CLONES void deviations(const Plane<A>& plane, A shift, A* sum, A* sum_of_squares) {                           \
     deviations_inline(plane, shift, sum, sum_of_squares);                                                            \
@@ -108,8 +108,8 @@ SFTN_ADAPTED_PLANE(float)
 SFTN_ADAPTED_PLANE(double)
 #undef SFTN_ADAPTED_PLANE
 
-// Cuts a channel into chunks of whole samples, and gives a map's chunks as planes: where they are, or, where the type
-// is not the kernels' or rows are no whole blocks, as one row in a buffer.
+// Cuts a channel into chunks of whole samples and returns a map's chunks as planes: in place, or as one row in a buffer
+// if the type is not the kernels' or rows are not whole blocks.
 template <class T>
 class Chunks {
  public:
@@ -125,7 +125,7 @@ class Chunks {
   int64_t count() const { return divide_up(samples_, each_); }
   int64_t buffer_size() const { return in_place_ ? 0 : whole_blocks(std::min(each_, samples_) * pixels_); }
 
-  // The buffer's last block is filled up with `fill`.
+  // The buffer's last block is padded with `fill`.
   Plane<A> read(const T* map, int64_t channel, int64_t chunk, A* buffer, A fill) const {
     const T* from = map + offset(channel, chunk);
     const int64_t rows = samples(chunk), count = rows * pixels_;
@@ -137,7 +137,7 @@ class Chunks {
     return {buffer, 1, 0, whole_blocks(count), count};
   }
 
-  // Near the mean of the channel's first values, though one of them may be far from it.
+  // A value near the mean of the channel's first values, although one of them may be far from it.
   A first_shift(const T* map, int64_t channel) const {
     const T* from = map + offset(channel, 0);
     const int64_t some = std::min<int64_t>(pixels_, kLanes);
@@ -188,7 +188,7 @@ void add_errors(const Chunks<T>& chunks, const T* features, const T* teacher, in
   sums.weighted += of_chunk.weighted;
 }
 
-// Both passes over channels begin .. end, of which there are at most kGroup.
+// Both passes over channels begin .. end, at most kGroup of them.
 template <class T>
 void forward_group(const AdaptedInput& in, const AdaptedOutput& out, const Chunks<T>& chunks, int64_t begin,
                    int64_t end, accumulator_t<T>* buffer, double* losses) {
@@ -240,7 +240,7 @@ void adapted_planar_forward(const AdaptedInput& in, const AdaptedOutput& out) {
   });
 }
 
-// Rows go over threads in the order of memory, a chunk of them at a time.
+// Threads share the rows in memory order, a chunk at a time.
 void adapted_planar_backward(const AdaptedInput& in, const AdaptedGrad& grad) {
   visit_floating(in.dtype, "adapted_hint_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -1,10 +1,10 @@
-// CPU kernels of the losses on attention: samples over threads, their losses added up in order.
+// CPU kernels of the losses on attention maps: threads share the samples, and their losses are added up in order.
 #include "features_attention_row.h"
 #include "parallel.h"
 
 namespace sftn::attention {
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_ATTENTION_SAMPLE(T, A)                                                                                  \
   SFTN_CLONES void attend(const T* x, const SampleShape& shape, double power, A* to, A* scratch,                     \
                           Staging<T>& staging) {                                                                     \
@@ -30,7 +30,7 @@ SFTN_ATTENTION_SAMPLE(BFloat16, float)
 // Elements read, as parallel_rows counts them: a power costs less than an exponential.
 static int64_t sample_cost(const AttentionInput& in) { return (in.student.c + in.teacher.c) * in.student.pixels / 4; }
 
-// Samples begin .. end to maps, stats and terms [N], the sums of phi(d).
+// Computes maps, stats and terms [N], the sums of phi(d), of samples begin .. end.
 template <class T>
 static void attention_range(const AttentionInput& in, const AttentionOutput& out, double* terms, int64_t begin,
                             int64_t end) {
@@ -49,7 +49,7 @@ static void attention_range(const AttentionInput& in, const AttentionOutput& out
   }
 }
 
-// The same where a sample is its own row.
+// The same if a sample is its own row.
 template <class T>
 static void factor_range(const AttentionInput& in, const AttentionOutput& out, double* terms, int64_t begin,
                          int64_t end) {
@@ -68,7 +68,7 @@ static double gradient_scale(const AttentionInput& in, const AttentionGrad& grad
   return double(*const_data_of<A>(grad.grad_loss)) / (double(in.n()) * double(in.row()));
 }
 
-// Of one map, the student's or the teacher's.
+// The gradient of one map, the student's or the teacher's.
 template <class T>
 static void attention_grad_range(const AttentionInput& in, const AttentionGrad& grad, bool teacher, T* to,
                                  int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// One sample's attention: the channels' mean of |f|^power at each pixel, and its gradient. Each value of the map is
-// read once, in the order in which it lies in memory.
+// One sample's attention: the channel mean of |f|^power at each pixel, and its gradient. Each value of the map is read
+// once, in memory order.
 #pragma once
 
 #include <cmath>
@@ -12,8 +12,7 @@
 
 namespace sftn::attention {
 
-// ---- powers: 1 to 4 by multiplication, known when the loops are compiled; 0 stands for any other, a logarithm each
-// ----
+// ---- powers: 1 to 4 by multiplication, known at compile time; 0 for any other, by a logarithm for each value ----
 
 template <class F>
 SFTN_INLINE void with_power(double power, F f) {
@@ -34,7 +33,7 @@ SFTN_INLINE A power_of(A x, A power) {
   return fast_power(std::fabs(x), power);
 }
 
-// |x|^(power - 1) sign(x), which with a factor of power is the slope of |x|^power; 0 at 0
+// |x|^(power - 1) sign(x), which times power is the derivative of |x|^power; 0 at 0
 template <int kPower, class A>
 SFTN_INLINE A slope_of(A x, A power) {
   if constexpr (kPower == 1) return A(x > 0) - A(x < 0);
@@ -44,9 +43,9 @@ SFTN_INLINE A slope_of(A x, A power) {
   return x == 0 ? A(0) : std::copysign(fast_power(std::fabs(x), power - 1), x);
 }
 
-// ---- how a sample lies in memory ----
+// ---- the memory layout of a sample ----
 
-// Values that are in work at once: their sums and, of half precision, their copies stay in the first-level cache.
+// Values processed at once, so that their sums and, in half precision, their copies stay in the first-level cache.
 constexpr int64_t kTile = 1024;
 
 struct SampleShape {
@@ -56,7 +55,7 @@ struct SampleShape {
   explicit SampleShape(const FeatureMap& map) : channels(map.c), pixels(map.pixels), channels_last(map.channels_last) {}
 
   int64_t size() const { return channels * pixels; }
-  // Contiguous: planes of few pixels are taken several at once, as a row that is worth a loop.
+  // Contiguous: several planes of few pixels form one row, long enough for a loop.
   int64_t row() const { return pixels * std::max<int64_t>(1, std::min(channels, 256 / pixels)); }
   // Channels last: pixels at once.
   int64_t group() const { return std::max<int64_t>(1, kTile / channels); }
@@ -64,7 +63,7 @@ struct SampleShape {
   int64_t staged() const { return channels_last ? group() * channels : kTile; }
 };
 
-// Values of type T in the accumulator's: where they are, or as copies in one of `slots` buffers.
+// Values of type T in the accumulator's type: in place, or as copies in one of `slots` buffers.
 template <class T>
 class Staging {
  public:
@@ -83,7 +82,7 @@ class Staging {
     }
   }
 
-  // Where n results are computed, until write() takes them to their place.
+  // The memory where n results are computed, until write() copies them to their place.
   SFTN_INLINE A* open(int slot, T* to) {
     if constexpr (kCopies) {
       return buffer_.data() + slot * size_;
@@ -102,7 +101,7 @@ class Staging {
 
 // ---- forward ----
 
-// sums[j] += the powers of `count` rows at j, each `stride` from the last; four rows a step, for less traffic of sums
+// sums[j] += the powers of `count` rows at j, `stride` apart; four rows in each step, to load and store sums less often
 template <int kPower, class T, class A>
 SFTN_INLINE void add_rows(const T* x, int64_t count, int64_t stride, int64_t size, A power, A* sums,
                           Staging<T>& staging) {
@@ -162,7 +161,7 @@ SFTN_INLINE void attend_pixels(const T* x, const SampleShape& shape, A power, A*
   }
 }
 
-// A sample x to its attention `to` [P]. `scratch` holds shape.scratch() values, `staging` four buffers.
+// Computes the attention `to` [P] of a sample x. `scratch` holds shape.scratch() values, `staging` four buffers.
 template <class T, class A>
 SFTN_INLINE void attend_inline(const T* x, const SampleShape& shape, double power, A* to, A* scratch,
                                Staging<T>& staging) {

@@ -1,5 +1,5 @@
-// Two rows of Q values and their difference once both have norm 1: loss, and gradient. Rows are a sample's attention,
-// in the accumulator's type, or all of its factor as it lies in memory.
+// Loss and gradient of the difference of two rows of Q values, both scaled to norm 1. A row is a sample's attention, in
+// the accumulator's type, or its whole factor in memory order.
 #pragma once
 
 #include "../features_attention.h"
@@ -25,7 +25,7 @@ SFTN_INLINE double sum_of_squares(const T* row, int64_t q, Staging<T>& staging) 
   return sum;
 }
 
-// Rows of norm 1, from a sample's statistics: what both passes multiply with, so that both see the same differences.
+// Factors that scale rows to norm 1, from a sample's statistics. Both passes use them and so see the same differences.
 template <class A>
 struct UnitRows {
   A by_norm_s, by_norm_t, ratio;
@@ -33,15 +33,15 @@ struct UnitRows {
   SFTN_INLINE explicit UnitRows(const A* stats)
       : by_norm_s(1 / stats[0]), by_norm_t(1 / stats[1]), ratio(stats[0] / stats[1]) {
     constexpr A kMax = std::numeric_limits<A>::max();
-    if (ratio > kMax) ratio = kMax;  // of an infinite one a zero would make a NaN
+    if (ratio > kMax) ratio = kMax;  // an infinite ratio times zero would be NaN
   }
 
-  // y_s - y_t. Of equal rows exactly 0, also where the compiler makes one rounding of a product and a difference.
+  // y_s - y_t. Exactly 0 for equal rows, also if the compiler fuses a product and a difference into one rounding.
   SFTN_INLINE A difference(A a_s, A a_t) const { return (a_s - a_t * ratio) * by_norm_s; }
 };
 
 struct DifferenceSums {
-  double loss = 0, dot_s = 0, dot_t = 0;  // of phi(d), phi'(d) y_s, phi'(d) y_t
+  double loss = 0, dot_s = 0, dot_t = 0;  // sums of phi(d), phi'(d) y_s, phi'(d) y_t
 };
 
 template <bool kAbsolute, class T, class A>
@@ -67,7 +67,7 @@ SFTN_INLINE DifferenceSums difference_sums(const T* s, const T* t, int64_t q, co
   return sums;
 }
 
-// A sample's statistics [4]. Returns the sum of phi(d). A norm of NaN stays one.
+// Computes a sample's statistics [4] and returns the sum of phi(d). A norm of NaN stays NaN.
 template <class T, class A>
 SFTN_INLINE double compare_rows_inline(const T* s, const T* t, int64_t q, bool absolute, A* stats,
                                        Staging<T>& staging) {

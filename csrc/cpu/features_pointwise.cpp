@@ -1,7 +1,7 @@
-// CPU kernels of the losses between feature maps, element by element: tiles over threads, and what is summed over them.
+// CPU kernels of the elementwise losses between feature maps: threads share the tiles, and tiles are summed.
 //
-// A tile leaves its sums in a place of its own, from where they are added up in order and in double: the result does
-// not depend on the number of threads.
+// A tile stores its sums in a place of its own. They are then added up in order and in double, so the result does not
+// depend on the number of threads.
 #include <cmath>
 
 #include "features_pointwise_walk.h"
@@ -9,7 +9,7 @@
 
 namespace sftn {
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_POINTWISE_TILE(A)                                                                                         \
   SFTN_CLONES void pointwise_forward(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters, A* sums) { \
     pointwise_forward_inline(kind, tile, parameters, sums);                                                            \
@@ -22,10 +22,10 @@ SFTN_POINTWISE_TILE(float)
 SFTN_POINTWISE_TILE(double)
 #undef SFTN_POINTWISE_TILE
 
-// What an element costs, in those of parallel_rows, which go through an exponential.
+// The cost of an element in the unit of parallel_rows, an element that goes through an exponential.
 static int64_t cost(int64_t elements) { return std::max<int64_t>(1, elements / 8); }
 
-// A number a channel, in the order in which the walk wants it: as it is by row, by column one for each.
+// A number for each channel in the order of the walk: unchanged by row, one for each column by column.
 template <class A, class F>
 static std::vector<A> along(const PointwiseInput& in, const PointwiseWalk& walk, const F& of_channel) {
   const int64_t repeats = walk.by_row ? 1 : in.run();
@@ -44,7 +44,7 @@ static std::vector<A> parameters_along(const PointwiseInput& in, const Pointwise
 
 // ---- forward ----
 
-// A sum a channel, of rows that are of one channel each.
+// Sums of channels, from rows of one channel each.
 template <class T>
 static std::vector<double> sums_by_row(const PointwiseInput& in, const PointwiseWalk& walk) {
   using A = accumulator_t<T>;
@@ -68,7 +68,7 @@ static std::vector<double> sums_by_row(const PointwiseInput& in, const Pointwise
   return of_channel;
 }
 
-// A sum a channel, of columns that are of one channel each. Rows go in blocks, which add into columns of their own.
+// Sums of channels, from columns of one channel each. Blocks of rows add into columns of their own.
 template <class T>
 static std::vector<double> sums_by_column(const PointwiseInput& in, const PointwiseWalk& walk) {
   using A = accumulator_t<T>;
@@ -107,7 +107,7 @@ static std::vector<double> sums_by_column(const PointwiseInput& in, const Pointw
   return of_channel;
 }
 
-// vid's sum over channels, from their sums of squares, and its stats.
+// vid's total and stats, from the channels' sums of squares.
 template <class A>
 static double vid_total(const PointwiseInput& in, const std::vector<double>& squares, A* stats) {
   const A* log_scale = in.channel_data<A>();

@@ -1,4 +1,4 @@
-// A tile of two feature maps, forward and backward, in float or double: loops over lanes and nothing else.
+// A tile of two feature maps, forward and backward, in float or double: only loops over lanes.
 #pragma once
 
 #include <cmath>
@@ -10,8 +10,8 @@
 
 namespace sftn {
 
-// `rows` rows of `cols` elements of both maps. The parameters, and the gradient's weights, are a row's, and go round in
-// `period` rows beginning with `phase`, or a column's.
+// `rows` rows of `cols` elements of both maps. Parameters and gradient weights belong to a row and repeat every
+// `period` rows, starting at `phase`, or they belong to a column.
 template <class A>
 struct PointwiseTile {
   const A *student, *teacher;  // [rows, cols]
@@ -20,7 +20,7 @@ struct PointwiseTile {
   int64_t phase, period;
 };
 
-// f(Residual{}) for the residual of a loss.
+// Calls f(Residual{}) for the residual of a loss.
 template <class F>
 SFTN_INLINE void with_residual(PointwiseKind kind, F f) {
   if (kind == PointwiseKind::kAb) return f(ActivationBoundary{});
@@ -28,14 +28,13 @@ SFTN_INLINE void with_residual(PointwiseKind kind, F f) {
   f(Difference{});
 }
 
-// 0 in place of what is closer to it than `least`. Products that underflow take a detour of a hundred cycles; nobody
-// misses them.
+// Replaces values closer to 0 than `least` by 0. Products that underflow take a hundred cycles and do not matter.
 template <class A>
 SFTN_INLINE A no_closer(A r, A least) {
   return std::abs(r) < least ? A(0) : r;
 }
 
-// Of what is smaller the square is no normal number.
+// The square of a smaller number is not a normal number.
 template <class A>
 constexpr A kLeastSquared = std::is_same_v<A, double> ? A(0x1p-511) : A(0x1p-63);
 
@@ -45,7 +44,7 @@ SFTN_INLINE A square(A s, A t, A parameter) {
   return r * r;
 }
 
-// The sum of one row's squares. The ragged end is one more block, which overlaps the last: scalar code would branch.
+// The sum of one row's squares. The end is one more block that overlaps the last, because scalar code would branch.
 template <class Residual, class A>
 SFTN_INLINE A sum_squares(const A* s, const A* t, int64_t size, A parameter) {
   Lanes<A> sums(0);
@@ -66,7 +65,7 @@ SFTN_INLINE A sum_squares(const A* s, const A* t, int64_t size, A parameter) {
   return sums.sum() + rest;
 }
 
-// By row: sets sums [rows] to those of the rows' squares. By column: adds the columns' to sums [cols].
+// By row: sets sums [rows] to the sums of the rows' squares. By column: adds the columns' squares to sums [cols].
 template <class A>
 SFTN_INLINE void pointwise_forward_inline(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters,
                                           A* sums) {
@@ -86,7 +85,7 @@ SFTN_INLINE void pointwise_forward_inline(PointwiseKind kind, const PointwiseTil
   });
 }
 
-// An element's gradients; `least` is what makes the product with the weight a normal number.
+// An element's gradients; above `least`, the product with the weight is a normal number.
 template <class Residual, class A>
 SFTN_INLINE A student_gradient(A s, A t, A parameter, A weight, A least) {
   return weight * no_closer(Residual::residual(s, t, parameter), least);
@@ -97,7 +96,7 @@ SFTN_INLINE A teacher_gradient(A s, A t, A parameter, A weight, A least) {
   return Residual::follows(t, parameter) ? gradient : A(0);
 }
 
-// Writes the gradients [rows, cols] that are not null. Both are rarely asked for: a loop each, the second from cache.
+// Writes the gradients [rows, cols] that are not null. Both are rarely requested: one loop each, the second from cache.
 template <class A>
 SFTN_INLINE void pointwise_backward_inline(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters,
                                            const A* weights, A least, A* student_out, A* teacher_out) {

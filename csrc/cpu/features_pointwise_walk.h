@@ -1,5 +1,5 @@
-// How the memory of two dense maps of one layout is cut into tiles: the same whatever the number of threads, so that
-// sums are too.
+// The cut of the memory of two dense maps of one layout into tiles. It does not depend on the number of threads, so
+// sums do not either.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,11 @@
 
 namespace sftn {
 
-// Rows of consecutive elements. A row is a channel of a sample, or, where pixels are few or channels last, a column is
-// one channel throughout: of two runs of elements that share a channel the shorter is not a loop of its own.
+// Rows of consecutive elements. A row is a channel of a sample; or, for few pixels or channels last, a column is one
+// channel throughout. This avoids loops over short runs of elements of one channel.
 struct PointwiseWalk {
-  static constexpr int64_t kTile = 4096;    // elements in work at once: in the cache, converted copies included
-  static constexpr int64_t kShortRun = 32;  // elements of a channel for which a row does not pay
+  static constexpr int64_t kTile = 4096;    // elements processed at once: they fit the cache with converted copies
+  static constexpr int64_t kShortRun = 32;  // up to this run length of a channel, walking by column is faster
 
   int64_t rows, cols;
   bool by_row;
@@ -35,7 +35,7 @@ struct PointwiseWalk {
   int64_t tiles() const { return divide_up(rows, tile_rows) * parts; }
 };
 
-// Where a tile lies.
+// The location of a tile.
 struct PointwisePlace {
   int64_t row, col, rows, cols, begin;  // begin: its first element, from where it is contiguous
 
@@ -88,7 +88,7 @@ class PointwiseReader {
   std::vector<A> copies_;
 };
 
-// Tiles of one gradient, or where they are computed before they are rounded. Null where none is asked for.
+// Tiles of one gradient, or buffers where they are computed before rounding. Null where not requested.
 template <class T>
 class PointwiseWriter {
  public:

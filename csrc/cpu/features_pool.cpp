@@ -1,5 +1,5 @@
-// CPU kernels of adaptive average pooling. Contiguous maps: rows of a bin are added up as vectors, then what is left of
-// them, a row, by columns. Channels last: vectors run along the channels.
+// CPU kernels of adaptive average pooling. Contiguous maps: the rows of a bin are added up as vectors, then the columns
+// of the resulting row. Channels last: vectors run along the channels.
 #include "../features_pool.h"
 
 #include <type_traits>
@@ -10,7 +10,7 @@
 
 namespace sftn::pool {
 
-// Bins of both axes, worked out once.
+// Bins of both axes, computed once.
 struct Bins {
   std::vector<Bin> rows, columns;      // [h], [w]: elements of a bin
   std::vector<Bin> at_row, at_column;  // [H], [W]: bins that hold an element
@@ -24,7 +24,7 @@ struct Bins {
   }
 };
 
-// n values in the accumulator's type: where they are, or copied.
+// n values in the accumulator's type: in place, or copied.
 template <class T, class A>
 SFTN_INLINE const A* read(const T* from, int64_t n, A* copy) {
   if constexpr (std::is_same_v<T, A>) {
@@ -168,7 +168,7 @@ SFTN_INLINE void spread_pixels_inline(const PoolInput& in, const Bins& bins, con
   }
 }
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_POOL(T, A)                                                                                            \
   SFTN_CLONES void pool_plane(const PoolInput& in, const Bins& bins, const T* x, A* to, A* sums, A* copy) {        \
     pool_plane_inline(in, bins, x, to, sums, copy);                                                                \
@@ -188,7 +188,7 @@ SFTN_POOL(Half, float)
 SFTN_POOL(BFloat16, float)
 #undef SFTN_POOL
 
-// f(T{}, begin, end) over planes, or over samples if channels last.
+// Calls f(T{}, begin, end) for ranges of planes, or of samples if channels last.
 template <class F>
 static void over_outer(const PoolInput& in, const char* op, const F& f) {
   visit_floating(in.dtype, op, [&](auto tag) {

@@ -33,7 +33,7 @@ SFTN_INLINE void narrow_values(const float* from, Half* to, int64_t n) {
   for (int64_t i = j; i < n; ++i) to[i] = half_of(from[i]);
 }
 
-// Calls from elsewhere know the base level only.
+// Other files can call only the base level.
 #define SFTN_CONVERT(attribute, bytes)                                                                     \
   attribute void convert(const BFloat16* from, float* to, int64_t n) { widen_values<bytes>(from, n, to); } \
   attribute void convert(const Half* from, float* to, int64_t n) { widen_values<bytes>(from, n, to); }     \

@@ -5,7 +5,7 @@
 
 namespace sftn {
 
-// n values of `from` as float: by the machine's instructions, or in integer arithmetic that vectorises on any.
+// n values of `from` as float: by the machine's instructions, or by integer arithmetic that vectorises everywhere.
 void widen(const Half* from, float* to, int64_t n);
 void widen(const BFloat16* from, float* to, int64_t n);
 

@@ -1,11 +1,11 @@
-// A branch-free natural logarithm of a quotient that is positive and a normal number.
+// A branch-free natural logarithm of a positive, normal quotient.
 //
 // r = 2^k (1 + f) with 1 + f from sqrt(1/2) to sqrt(2): subtracting the bits of sqrt(1/2) leaves k in the exponent.
 // log(1 + f) = 2 atanh(s) with s = f / (2 + f), |s| <= 0.172: its Taylor series, to s^9 in float (relative error 2e-9)
 // and to s^21 in double (6e-19).
 //
-// Where r is near 1 its logarithm is near r - 1, of which r itself has lost the last digits: so the caller gives r - 1
-// as well, computed from the difference of what r is the quotient of. It is used where k is 0.
+// If r is near 1, its logarithm is near r - 1, and r itself has lost the last digits of that. So the caller also passes
+// r - 1, computed from the difference of numerator and denominator. It is used if k is 0.
 #pragma once
 
 #include "vector.h"
@@ -30,7 +30,7 @@ SFTN_INLINE double fast_log(double r, double r_less_1) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   const int64_t bits = bit_cast<int64_t>(r);
   const uint64_t shifted = static_cast<uint64_t>(bits - kHalfRoot + (int64_t{1023} << 52));
-  // k + 1023, and as a double by way of a sum's low bits: few machines convert 64-bit integers in vectors.
+  // k + 1023, converted to double through a sum's low bits: few machines convert vectors of 64-bit integers.
   const uint64_t biased = shifted >> 52;
   const double k = bit_cast<double>(biased + bit_cast<uint64_t>(kRound)) - (kRound + 1023.0);
   const double mantissa = bit_cast<double>(bits - static_cast<int64_t>((biased - 1023) << 52));

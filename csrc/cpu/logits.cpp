@@ -1,6 +1,6 @@
-// CPU kernels of the losses on logits: rows over threads, and what is summed over rows.
+// CPU kernels of the losses on logits: threads share the rows, and rows are summed.
 //
-// Rows are independent; their terms are written down a row and added up in order, so the result does not depend on the
+// Rows are independent. Each stores its terms, and these are added up in order, so the result does not depend on the
 // number of threads.
 #include <vector>
 
@@ -10,7 +10,7 @@
 
 namespace sftn {
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_LOGITS_ROW(A)                                                                                             \
   SFTN_CLONES void forward_row(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,                \
                                RowSums<A>* sums) {                                                                     \
@@ -24,8 +24,8 @@ SFTN_LOGITS_ROW(float)
 SFTN_LOGITS_ROW(double)
 #undef SFTN_LOGITS_ROW
 
-// Gives a thread the rows of the inputs in the accumulator's type: the tensor's own, or converted copies of one row
-// each.
+// Provides a thread with the inputs' rows in the accumulator's type: the tensor's own memory, or a converted copy of
+// one row each.
 template <class T>
 class RowReader {
  public:
@@ -38,7 +38,7 @@ class RowReader {
         students_(in.k()),
         to_next_(1 + in.k()),
         copies_(kCopies ? (1 + in.k()) * in.c : 0) {
-    // Long rows stream by themselves, and two of them might not fit the cache.
+    // Long rows need no prefetch, and two of them might not fit the cache.
     if (kCopies || in.c * (1 + in.k()) > 16384) return;
     to_next_[0] = in.teacher.stride;
     for (int64_t k = 0; k < in.k(); ++k) to_next_[1 + k] = in.students[k].stride;
@@ -79,7 +79,7 @@ static void forward_range(const LogitsInput& in, accumulator_t<T>* stats, double
   }
 }
 
-// Rows of the results, or where they are computed before they are rounded.
+// Rows of the results, or buffers where they are computed before rounding.
 template <class T>
 class RowWriter {
  public:
@@ -91,7 +91,7 @@ class RowWriter {
     for (const Tensor& tensor : grad.out) tensors_.push_back(data_of<T>(tensor));
   }
 
-  // One pointer a result, in the order of LogitsGrad::out.
+  // A pointer for each result, in the order of LogitsGrad::out.
   A* const* open(int64_t i) {
     for (std::size_t r = 0; r < out_.size(); ++r) {
       if constexpr (kCopies) {
@@ -137,8 +137,8 @@ static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_
   }
 }
 
-// Number of rows with a target. Throws at a target out of range, here because parallel regions may lose an error's
-// text.
+// The number of rows with a target. Throws for a target out of range; this happens here because parallel regions may
+// lose an error's text.
 static int64_t count_valid(const LogitsInput& in) {
   const int64_t* target = in.target_data();
   int64_t valid = 0;
@@ -151,7 +151,7 @@ static int64_t count_valid(const LogitsInput& in) {
   return valid;
 }
 
-// terms [N, 1 + 2 K] to parts and total, in the order of the rows.
+// Adds up terms [N, 1 + 2 K] to parts and total, in the order of the rows.
 template <class A>
 static void reduce(const LogitsInput& in, const std::vector<double>& terms, int64_t valid, A* parts, A* total) {
   const LogitsOptions& options = in.options;

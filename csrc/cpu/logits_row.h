@@ -11,18 +11,18 @@
 
 namespace sftn {
 
-// What a row is computed from.
+// The inputs of a row.
 template <class A>
 struct LogitsRow {
   const A* teacher;          // [C]
   const A* const* students;  // K of [C]
-  // [1 + K] from a row to its next, which is fetched while this one is computed: its maximum would wait for it.
+  // [1 + K] offsets to the next row, which is prefetched because its maximum would wait for memory.
   const int64_t* to_next;
   int64_t y;  // class, -1 without
 };
 
-// How exp(x) is had beside exp(x / T): not at all, anew, or by 0, 1 or 2 squarings, for T = 1, 2 or 4. Known when the
-// loops are compiled: a loop of squarings inside would take half of their time.
+// How exp(x) follows from exp(x / T): not needed, computed separately, or by 0, 1 or 2 squarings for T = 1, 2 or 4.
+// Known at compile time, because an inner loop of squarings would take half of the time.
 constexpr int kNotAtOne = -2, kAnew = -1;
 
 template <class F>
@@ -46,7 +46,7 @@ SFTN_INLINE A exp_at_one(A x, A e) {
 
 // ---- forward ----
 
-// Of one row, relative to its maximum.
+// Sums of one row, relative to its maximum.
 template <class A>
 struct RowSums {
   A max = 0;
@@ -96,7 +96,7 @@ SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate,
 }
 
 // Adds a chunk of a student to its sums, and to its dot the sum over classes of weight * difference of the two logits
-// to their maxima: the teacher's weights and t - s, or the student's and s - t. No weight means no contribution,
+// less their maxima: the teacher's weights and t - s, or the student's and s - t. A weight of 0 contributes nothing,
 // however large the difference.
 template <int kSquarings, bool kStudentWeighs, class A>
 SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, const ChunkView<A>& teacher, A t_max,
@@ -164,12 +164,12 @@ SFTN_INLINE double cross_entropy(const RowSums<A>& sums, A at_target, double log
   return smoothing == 0 ? loss : loss - smoothing * sums.below / c;
 }
 
-// Where student and teacher are near: their divergence, and the mean that it was summed around.
+// For student and teacher near each other: their divergence, and the mean around which it was summed.
 struct NearRow {
   double kl = -1, mean = 0;
 };
 
-// `z` is the sum of the weighing distribution's exponentials, `mean` that of the difference. kl -1: it is not near.
+// `z` is the sum of the weighting distribution's exponentials, `mean` the mean difference. kl is -1 if not near.
 template <bool kStudentWeighs, class A>
 SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* student, A t_max, A s_max, double z,
                              A mean) {
@@ -188,7 +188,7 @@ SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* s
         const A t_l = of_t[l] - t_max, s_l = of_s[l] - s_max;
         const A weight = fast_exp2((kStudentWeighs ? s_l : t_l) * rate);
         const A given = (mean - (kStudentWeighs ? s_l - t_l : t_l - s_l)) * inverse;
-        const A y = given == given ? given : A(0);  // a class that both rule out
+        const A y = given == given ? given : A(0);  // NaN for a class that both rule out
         const A distance = y < 0 ? -y : y;
         far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
         first_of.lane[l] += weight * y;
@@ -205,8 +205,8 @@ SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* s
   return {std::max(0.0, rest + log1p_remainder(e)), mean - first * temperature};
 }
 
-// One row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and KL of
-// each student. `sums` [1 + K] is scratch.
+// Writes one row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and
+// KL of each student. `sums` [1 + K] is scratch.
 template <class A>
 SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,
                                     RowSums<A>* sums) {
@@ -258,13 +258,13 @@ SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& r
 
 // ---- backward ----
 
-// The factors of a row's gradients, the chain rule's and the reduction's included.
+// The factors of a row's gradients, including those of the chain rule and the reduction.
 struct RowScale {
   double kl;          // of T dKL/dx, T the temperature
   double t_ce, s_ce;  // of p - (1 - smoothing) onehot - smoothing / C; 0 where the row has no target
 };
 
-// What turns one row's logits into probabilities and the gradient of its cross-entropy.
+// The map from one row's logits to probabilities and the gradient of its cross-entropy.
 template <class A>
 struct SavedRow {
   A max, inv_z, ce_scale, uniform;  // softmax(x / T) = exp(x / T) inv_z; gradient = exp(x) ce_scale - uniform
@@ -275,7 +275,7 @@ struct SavedRow {
         ce_scale(with_ce ? A(ce * std::exp(-double(stats[1]))) : A(0)),
         uniform(A(ce * smoothing / c)) {}
 
-  // q = softmax(x / T) of a block, and grad = the cross-entropy's gradient but for its target, or 0 without one
+  // q = softmax(x / T) of a block, and grad = the cross-entropy's gradient without the target's part, or 0 if no target
   template <int kSquarings>
   SFTN_INLINE void probabilities(const A* logits, A rate, A* x, A* q, A* grad) const {
     SFTN_LANES {
@@ -287,22 +287,22 @@ struct SavedRow {
   }
 };
 
-// Gradient of the divergence to the distribution that weighs it: scale q (d - mean of d) with d the difference of the
-// two logits to their maxima. That is q (log q - log other - KL) less what cancels, which at logits of 1e4 is all of
-// float's digits. No probability means no gradient, however far the other is.
+// Gradient of the divergence with respect to the weighting distribution: scale q (d - mean of d), with d the difference
+// of the two logits less their maxima. This is q (log q - log other - KL) without the terms that cancel, which at
+// logits of 1e4 are all of float's digits. A probability of 0 has no gradient, however far the other is.
 template <class A>
 SFTN_INLINE void add_weighing(A* grad, A scale, const A* q, const A* x, const A* other, A mean) {
   SFTN_LANES grad[l] += q[l] == 0 ? A(0) : scale * q[l] * ((x[l] - other[l]) - mean);
 }
 
-// Gradient of the divergence to the other distribution.
+// Gradient of the divergence with respect to the other distribution.
 template <class A>
 SFTN_INLINE void add_followed(A* grad, A scale, const A* q, const A* weight) {
   SFTN_LANES grad[l] += scale * (q[l] - weight[l]);
 }
 
-// The same where the two are near, from the logarithm of their ratio. `of_weight` and `of_other` are their logits, less
-// the maxima.
+// The same if the two are near, from the logarithm of their ratio. `of_weight` and `of_other` are their logits less the
+// maxima.
 template <class A>
 struct NearGradient {
   A mean, inverse_temperature, kl;
@@ -315,7 +315,7 @@ struct NearGradient {
   }
 };
 
-// One row of the gradients that are asked for: t_out [C] and K of s_out [C], null if not.
+// One row of the requested gradients: t_out [C] and K of s_out [C], null if not requested.
 template <class A>
 SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const A* stats,
                                      const RowScale& scale, A* t_out, A* const* s_out) {

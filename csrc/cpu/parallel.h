@@ -1,4 +1,4 @@
-// Rows over torch's threads, when there is enough work to pay for waking them.
+// A parallel loop over rows on torch's threads, if there is enough work to pay for waking them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,8 +8,8 @@
 
 namespace sftn {
 
-// f(begin, end) over disjoint ranges that cover [0, rows). `row_cost` is in elements passed through an exponential, of
-// which a thread should have some twenty microseconds' worth. f must not throw.
+// Calls f(begin, end) for disjoint ranges that cover [0, rows). The unit of `row_cost` is an element passed through an
+// exponential; a thread should have some twenty microseconds of work. f must not throw.
 template <class F>
 void parallel_rows(int64_t rows, int64_t row_cost, const F& f) {
   constexpr int64_t kWorthAThread = 16384;

@@ -1,7 +1,7 @@
 // x^p for x >= 0 and a p other than 0, branch-free: 2^(p log2 x).
 //
-// x = 2^e m with m from sqrt(1/2) to sqrt(2), whose logarithm is the series of 2 artanh((m - 1) / (m + 1)), ended where
-// the next term is below the last place (float 6e-9, double 7e-18). The result's relative error is that of the
+// x = 2^e m with m from sqrt(1/2) to sqrt(2). Its logarithm is the series of 2 artanh((m - 1) / (m + 1)), cut where the
+// next term is below the last place (float 6e-9, double 7e-18). The result's relative error is that of the
 // exponent, p log2 x, rounded: some 1e-6 in float at p = 3 and x = 1000. Subnormal x count as 2^-126, in double
 // 2^-1022; results below that are 0.
 #pragma once
@@ -24,7 +24,7 @@ SFTN_INLINE float log2_of_positive(float x) {
 SFTN_INLINE double log2_of_positive(double x) {
   const double held = x < 0x1p-1022 ? 0x1p-1022 : x;
   const int64_t bits = bit_cast<int64_t>(held);
-  // The exponent by way of the low bits of 1.5 * 2^52 + e: few machines convert a vector of 64-bit integers.
+  // The exponent comes from the low bits of 1.5 * 2^52 + e: few machines convert a vector of 64-bit integers.
   const int64_t e = ((bits - 0x3FE6A09E667F3BCD) >> 52);
   const double as_double = bit_cast<double>(e + 0x4338000000000000) - 6755399441055744.0;
   const double m = bit_cast<double>(bits - (e << 52)), z = (m - 1) / (m + 1), w = z * z;

@@ -1,7 +1,7 @@
-// CPU kernels of RKD: what runs in which order, and over which threads. The loops are in the headers beside.
+// CPU kernels of RKD: the order of the passes and their distribution over threads. The loops are in the headers.
 //
-// Every number is written by one task, and sums over tasks are taken in their order, so that the result does not depend
-// on the number of threads.
+// Every number is written by one task, and sums over tasks are in task order, so the result does not depend on the
+// number of threads.
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -13,7 +13,7 @@
 
 namespace sftn::rkd {
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_RKD_LOOPS(A)                                                                                            \
   SFTN_CLONES void squared_distances(const double* x, int64_t width, Span of, Span to, A* squared, A* low,           \
                                      int64_t stride) {                                                               \
@@ -49,7 +49,7 @@ SFTN_RKD_LOOPS(float)
 SFTN_RKD_LOOPS(double)
 #undef SFTN_RKD_LOOPS
 
-// Rows that go together where pairs and triples are cut into tasks: their distances stay in the first-level cache.
+// Rows of a span, the unit of tasks over pairs and triples: their distances stay in the first-level cache.
 constexpr int64_t kSpan = 32;
 
 static int64_t num_spans(int64_t b) { return divide_up(b, kSpan); }
@@ -70,8 +70,8 @@ struct Pairs {
   A *squared, *low, *inverse, *inverse_slope, *grad;  // as in AngleMatrices
   A mean = 0;                                         // m
 
-  // With room for the gradients of the angles, if they are wanted. An odd number of blocks of lanes in a row, and some
-  // between the matrices: rows at distances of powers of two would meet in the same lines of the cache.
+  // Allocates also the gradients of the angles, if requested. A row has an odd number of blocks of lanes, and there are
+  // gaps between matrices: rows at distances of powers of two would share cache lines.
   Pairs(int64_t b, bool angle_grad, const Tensor& like) : b(b), stride(round_up(b, kLanes) | kLanes) {
     const bool with_low = std::is_same_v<A, float>;
     const int64_t size = b * stride + 4 * kLanes;
@@ -116,10 +116,10 @@ struct Pairs {
   }
 };
 
-// The sum of h over the angles of all triples i < j < k, whose gradients are added up where there is room for them.
+// The sum of h over the angles of all triples i < j < k. Adds up their gradients if these are allocated.
 //
-// A task is three spans I <= J <= K. It writes to the pairs between I and J, I and K, J and K. Tasks of one round,
-// those with the same I + J + K modulo the number of spans, have no pair of spans in common: two spans tell the third.
+// A task is three spans I <= J <= K. It writes to the pairs between I and J, I and K, J and K. Tasks of one round have
+// the same I + J + K modulo the number of spans. They share no pair of spans, because two spans determine the third.
 template <class A>
 static double sweep(const Pairs<A>& student, const Pairs<A>& teacher) {
   const int64_t b = student.b, spans = num_spans(b);
@@ -202,7 +202,7 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   const int64_t b = in.b;
   const A eps = A(options.eps);
   const bool angle_grad = options.angle && options.angle_weight != 0;
-  // The sweep knows no teacher's gradient without the student's.
+  // The sweep computes no teacher gradient without the student's.
   Pairs<A> student(b, angle_grad && (out.student_grad || out.teacher_grad), in.student.tensor);
   Pairs<A> teacher(b, angle_grad && out.teacher_grad, in.student.tensor);
   student.template measure<T>(in.student, eps);
@@ -220,7 +220,7 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   *data_of<A>(out.total) = A((options.distance ? options.distance_weight * distance : 0) +
                              (options.angle ? options.angle_weight * angle : 0));
 
-  // Where a loss is NaN, so are its gradients: g, which is between -1 and 1 whatever x is, would hide it.
+  // If a loss is NaN, so are its gradients; g, always between -1 and 1, would hide the NaN.
   const double of_distance = options.distance ? (options.distance_weight + 0 * distance) / bb : 0;
   const double of_triples = angle_grad ? (2 * options.angle_weight + 0 * angle) / bbb : 0;
   const auto scale = [&](const Pairs<A>& of, double sign, double sum_gr) {

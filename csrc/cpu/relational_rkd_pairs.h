@@ -1,5 +1,5 @@
-// What RKD does with each pair of rows, one row of pairs (i, j), j > i, at a time: before the sweep over triples, what
-// that will need of the distances; after it, the distance term and the finished gradients.
+// RKD's passes over pairs of rows, one row of pairs (i, j), j > i, at a time. Before the sweep over triples they
+// prepare the distances; after it they compute the distance term and the final gradients.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace sftn::rkd {
 
-// One row i of a matrix [B, stride], from the block of lanes that the diagonal lies in.
+// One row i of a matrix [B, stride], from the block of lanes that holds the diagonal.
 struct PairRow {
   int64_t i, b;
 
@@ -16,14 +16,14 @@ struct PairRow {
   SFTN_INLINE bool counts(int32_t j) const { return j > int32_t(i) && j < int32_t(b); }
 };
 
-// max(x, least), in which NaN stays
+// max(x, least); NaN stays NaN
 template <class A>
 SFTN_INLINE A at_least(A x, A least) {
   return x < least ? least : x;
 }
 
-// Fills a row of `inverse` and `inverse_slope`, and of `squared` where no pair is, from `squared`. Returns the sum of
-// d.
+// Fills a row of `inverse` and `inverse_slope` from `squared`, and the entries of `squared` without a pair. Returns the
+// sum of d.
 template <class A>
 SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* low, A* inverse, A* inverse_slope) {
   Lanes<A> sum(0);
@@ -59,7 +59,7 @@ struct PairScale {
   A triples, itself;  // 2 s weight / B^3, 2 weight / B^3
 };
 
-// cos(i; j,j): 1 but for rows that are equal, or all but.
+// cos(i; j,j): 1, except for equal or nearly equal rows.
 template <class A>
 SFTN_INLINE A cos_of_itself(A d2, A eps) {
   const A ratio = std::sqrt(d2) / eps;
@@ -88,7 +88,7 @@ SFTN_INLINE PairSums sum_row_inline(PairRow row, A eps, A student_inverse_mean, 
   return {distance.sum(), student.sum(), teacher.sum(), angle.sum()};
 }
 
-// One network's gradients of the pairs of row i, from what the sweep has added up.
+// One network's gradients of the pairs of row i, from the sums of the sweep.
 template <class A>
 SFTN_INLINE void finish_row_inline(PairRow row, A eps, const PairScale<A>& scale, A other_inverse_mean,
                                    const A* squared, const A* other_squared,

@@ -1,4 +1,4 @@
-// What RKD does with the rows themselves, in float or double: squared distances forward, the gradient backward.
+// RKD's passes over the rows themselves, in float or double: squared distances forward, the gradient backward.
 #pragma once
 
 #include <type_traits>
@@ -9,8 +9,8 @@
 
 namespace sftn::rkd {
 
-// Copies rows of any dtype as A, float or double, filled up with zeros to whole blocks of lanes: block p of row i goes
-// to `to + p * block_stride + i * row_stride`.
+// Copies rows of any dtype as A, float or double, padded with zeros to whole blocks of lanes. Block p of row i goes to
+// `to + p * block_stride + i * row_stride`.
 template <class T, class A>
 void copy_in_blocks(const Matrix& from, int64_t rows, int64_t cols, A* to, int64_t block_stride, int64_t row_stride) {
   using Wide = accumulator_t<T>;
@@ -37,8 +37,8 @@ struct Span {
   int64_t begin, end;
 };
 
-// |x_i - x_j|^2 for i in `of`, j in `to`, j > i: to double's precision for float rows, whose differences are exact in
-// double, as the sum of two floats. An angle's cosine is a small difference of such squares where two rows are close.
+// |x_i - x_j|^2 for i in `of`, j in `to`, j > i. For float rows, whose differences are exact in double, the result has
+// double's precision, as the sum of two floats. If two rows are close, a cosine is a small difference of such squares.
 template <class A>
 SFTN_INLINE void squared_distances_inline(const double* x,  // [B, width]
                                           int64_t width,    // a multiple of kLanes
@@ -69,8 +69,8 @@ SFTN_INLINE void squared_distances_inline(const double* x,  // [B, width]
   }
 }
 
-// One block of columns of `scale * sum_j pairs_ij (x_i - x_j)`, for up to kGradRows rows i. The differences are taken
-// before they are weighed: far from the origin, the sums of x would cancel.
+// One block of columns of `scale * sum_j pairs_ij (x_i - x_j)`, for up to kGradRows rows i. Differences are taken
+// before they are weighted: far from the origin, sums of x would cancel.
 constexpr int kGradRows = 4;
 
 template <class A>

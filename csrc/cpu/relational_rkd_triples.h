@@ -1,8 +1,7 @@
 // The angles of RKD: a sweep over all triples i < j < k, three angles each.
 //
-// Taken together, the three share their squared distances, and each pair's gradient is added to once. Lanes are
-// neighbouring k: what belongs to the pairs (i, k) and (j, k) is a vector, what belongs to (i, j) is summed over k
-// first.
+// The three angles share their squared distances, and each pair's gradient is added to once. Lanes are neighbouring k:
+// values of the pairs (i, k) and (j, k) are vectors, values of (i, j) are first summed over k.
 #pragma once
 
 #include <cmath>
@@ -11,15 +10,15 @@
 
 namespace sftn::rkd {
 
-// What the angles need of a network, and what they give: matrices [B, stride], of which only what lies above the
-// diagonal counts. Rows are whole blocks of lanes; in what fills them up, `inverse` is 0.
+// A network's inputs and outputs of the angles: matrices [B, stride], of which only entries above the diagonal count.
+// Rows are whole blocks of lanes; `inverse` is 0 in their padding.
 template <class A>
 struct AngleMatrices {
   const A* squared;        // D2
-  const A* low;            // what rounding to A has taken off D2; null for double
-  const A* inverse;        // n / sqrt(2): products of two bring the cosine's 1/2 along
+  const A* low;            // the error of rounding D2 to A; null for double
+  const A* inverse;        // n / sqrt(2): a product of two includes the cosine's 1/2
   const A* inverse_slope;  // n'^2 / 2
-  A* grad;                 // where d / d D2 is added up, unscaled and for s = 1; null if not asked for
+  A* grad;                 // sums of d / d D2, unscaled and for s = 1; null if not requested
 };
 
 // Rows i and j of one network.
@@ -49,9 +48,9 @@ struct TripleRows {
 template <class A>
 using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 
-// g(x) = min(max(x, -1), 1), with the minimum of |x| and 1 taken as integers, which order positive floats in the same
-// way. Of a comparison of floats GCC makes branches, follows each, and computes all three outcomes under masks. NaN
-// gives 1 or -1, and stays in the loss by its other factor.
+// g(x) = min(max(x, -1), 1), with |x| and 1 compared as integers, which order positive floats the same way. For a
+// comparison of floats, GCC generates branches and computes all three outcomes under masks. NaN gives 1 or -1; the
+// other factor of the loss keeps it.
 template <class A>
 SFTN_INLINE A clamp_one(A x) {
   constexpr Bits<A> kSign = std::numeric_limits<Bits<A>>::min();
@@ -59,8 +58,8 @@ SFTN_INLINE A clamp_one(A x) {
   return bit_cast<A>((bits & kSign) | (magnitude < one ? magnitude : one));
 }
 
-// a + b - c for squared sides, exact but for a rounding of the result: where a or b is small, the other is close to c,
-// and their difference comes first. Positive floats are compared as integers, as above.
+// a + b - c for squared sides, exact up to one rounding of the result. If a or b is small, the other is close to c, and
+// their difference is taken first. Positive floats are compared as integers, as above.
 template <class A>
 SFTN_INLINE A twice_dot(A a, A b, A c, A low) {
   const Bits<A> a_bits = bit_cast<Bits<A>>(a), b_bits = bit_cast<Bits<A>>(b);
@@ -104,7 +103,7 @@ SFTN_INLINE A add_gradients(const TripleRows<A>& rows, const Angles<A>& angles, 
   return (q_i + q_j - q_k) - (r_i + r_j) * rows.slope;
 }
 
-// 16 zeros, 16 ones: from 15 - l on, a block's lanes behind lane l.
+// 16 zeros, then 16 ones: read from 15 - l on, a mask of a block's lanes after lane l.
 template <class A>
 constexpr A kBehind[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -136,7 +135,7 @@ SFTN_INLINE double sweep_inline(const AngleMatrices<A>& student, const AngleMatr
       const TripleRows<A> s(student, stride, i, j), t(teacher, stride, i, j);
       Lanes<A> student_grad(0), teacher_grad(0);
       int64_t block = in_k.begin;
-      if (j >= block) {  // j lies among the k: the rest of its block, then the blocks behind
+      if (j >= block) {  // j is among the k: the rest of its block, then the blocks after it
         block = j / kLanes * kLanes;
         const A* mask = kBehind<A> + kLanes - 1 - j % kLanes;
         triple_block<A, true, kStudentGrad, kTeacherGrad>(s, t, block, mask, loss, student_grad, teacher_grad);

@@ -1,5 +1,5 @@
-// CPU kernels of the losses on similarities: rows over threads, and the loss added up in the order of the rows, so that
-// the result does not depend on the number of threads.
+// CPU kernels of the losses on similarities. Threads share the rows, and the loss is added up in the order of the rows,
+// so the result does not depend on the number of threads.
 #include <vector>
 
 #include "parallel.h"
@@ -7,7 +7,7 @@
 
 namespace sftn {
 
-// Clones are made of functions, not of templates.
+// Clones exist for functions only, not for templates.
 #define SFTN_SIMILARITY_ROW(A)                                                                             \
   SFTN_CLONES double sp_row(SpSide<A>& student, SpSide<A>& teacher, int64_t n, int64_t i) {                \
     return sp_row_inline(student, teacher, n, i);                                                          \
@@ -26,7 +26,7 @@ SFTN_SIMILARITY_ROW(float)
 SFTN_SIMILARITY_ROW(double)
 #undef SFTN_SIMILARITY_ROW
 
-// f(i) for all rows.
+// Calls f(i) for all rows.
 template <class F>
 static void for_rows(int64_t n, const F& f) {
   parallel_rows(n, n, [&](int64_t begin, int64_t end) {
@@ -34,7 +34,7 @@ static void for_rows(int64_t n, const F& f) {
   });
 }
 
-// Mean over B^2 of what the rows' sums add up to.
+// The mean over B^2 of the total of the rows' sums.
 template <class A>
 static void store_mean(const std::vector<double>& rows, A* loss) {
   double sum = 0;

@@ -1,7 +1,7 @@
 // One row of the losses on similarities, in float or double; ../relational_similarity.h has the formulas.
 //
-// A slope takes the transposed entries too, which are computed from the row's own, as Gram matrices are symmetric: only
-// a few numbers a row are kept between the passes.
+// A slope also needs the transposed entries. Gram matrices are symmetric, so these follow from the row's own entries,
+// and only a few numbers for each row are kept between the passes.
 #pragma once
 
 #include <cmath>
@@ -13,9 +13,8 @@
 
 namespace sftn {
 
-// f(j, l) for the n columns j of a row, in lane l. The ragged end stays scalar: the compiler would vectorise it where
-// the addresses allow, and which products are fused with sums, and so the last bit, would depend on where a tensor
-// lies.
+// Calls f(j, l) for the n columns j of a row, in lane l. The end of the row stays scalar. The compiler would vectorise
+// it depending on addresses; which products are fused with sums, and so the last bit, would depend on them too.
 template <class F>
 SFTN_INLINE void over_columns(int64_t n, F f) {
   const int64_t whole = n / kLanes * kLanes;
@@ -32,7 +31,7 @@ SFTN_INLINE void over_columns(int64_t n, F f) {
 
 // ---- SP ----
 
-// Student or teacher: its Gram matrix, and what the passes know of each row, [B].
+// Student or teacher: its Gram matrix, and the numbers of each row that the passes keep, [B].
 template <class A>
 struct SpSide {
   const A* gram;
@@ -57,7 +56,7 @@ struct SpSide {
   SFTN_INLINE static A at_least_eps(A norm) { return norm < A(kSpEps) ? A(kSpEps) : norm; }  // NaN stays NaN
 };
 
-// Row i of both sides' numbers. Returns its sum of squared differences.
+// Computes row i of both sides' numbers. Returns its sum of squared differences.
 template <class A>
 SFTN_INLINE double sp_row_inline(SpSide<A>& student, SpSide<A>& teacher, int64_t n, int64_t i) {
   const A *s = student.row(i), *t = teacher.row(i);
@@ -81,7 +80,7 @@ SFTN_INLINE double sp_row_inline(SpSide<A>& student, SpSide<A>& teacher, int64_t
   return loss.sum();
 }
 
-// Row i of the slope along `side`'s rows, to out [B].
+// Writes row i of the slope of `side` to out [B].
 template <class A>
 SFTN_INLINE void sp_slope_inline(const SpSide<A>& side, const SpSide<A>& other, int64_t n, int64_t i, A* out) {
   const A *x = side.row(i), *y = other.row(i);
@@ -96,7 +95,7 @@ SFTN_INLINE void sp_slope_inline(const SpSide<A>& side, const SpSide<A>& other, 
 
 // ---- PKT ----
 
-// Student or teacher: its Gram matrix, and what the passes know of each row, [B].
+// Student or teacher: its Gram matrix, and the numbers of each row that the passes keep, [B].
 template <class A>
 struct PktSide {
   const A* gram;
@@ -141,7 +140,7 @@ SFTN_INLINE A pkt_similarity(A cosine) {
   return k < 0 ? A(0) : k;
 }
 
-// What a pair of probabilities is to the loss and to its slopes.
+// The share of a pair of probabilities in the loss and in its slopes.
 template <class A>
 struct PktEntry {
   A loss, student_slope, teacher_slope;  // summand; g of the student, of the teacher
@@ -164,7 +163,7 @@ SFTN_INLINE A pkt_similarity_sum(const PktSide<A>& side, int64_t n, int64_t i) {
   return sum.sum();
 }
 
-// Row i of both sides' numbers. Returns its sum of the loss.
+// Computes row i of both sides' numbers. Returns its sum of the loss.
 template <class A>
 SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i) {
   PktSide<A>&student = rows.student, &teacher = rows.teacher;
@@ -191,7 +190,7 @@ SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i) {
   return loss.sum();
 }
 
-// Row i of the slope along the student's rows, or the teacher's, to out [B].
+// Writes row i of the slope of the student, or of the teacher, to out [B].
 template <bool kTeacher, class A>
 SFTN_INLINE void pkt_slope_inline(const PktRows<A>& rows, int64_t i, A* out) {
   const PktSide<A>&student = rows.student, &teacher = rows.teacher, &side = kTeacher ? teacher : student;

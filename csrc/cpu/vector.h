@@ -1,11 +1,11 @@
-// How CPU loops are vectorised: plain loops under `#pragma omp simd`, compiled for several instruction sets.
+// Vectorisation of CPU loops: plain loops under `#pragma omp simd`, compiled for several instruction sets.
 //
-// A function marked SFTN_CLONES is compiled once for each level and the loader picks the machine's. What it calls must
-// be SFTN_INLINE, lambdas included, or that part stays at the base level. Where clones do not exist (clang, Arm, musl)
-// the compiler's target decides; Arm's base level has vectors of its own.
+// A function marked SFTN_CLONES is compiled once for each level, and the loader picks the machine's level. Functions it
+// calls, including lambdas, must be SFTN_INLINE, or they stay at the base level. Where clones do not exist (clang, Arm,
+// musl), the compiler's target decides; Arm's base level already has vectors.
 //
-// SFTN_LEVELS(define) is for functions that name the width of their vectors: it expands define(attribute, bytes) once
-// for each level, with what to mark the function's version with and the bytes of the level's vectors.
+// SFTN_LEVELS(define) is for functions with an explicit vector width: it expands define(attribute, bytes) once for each
+// level, with the attribute of the function's version and the bytes of the level's vectors.
 #pragma once
 
 #include <cstdint>

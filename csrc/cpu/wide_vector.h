@@ -1,12 +1,12 @@
-// Vectors of the machine's own width, of float or double, and half precision loaded as such.
+// Vectors of float or double of the machine's own width, also loaded from half precision.
 //
-// For functions that SFTN_LEVELS expands: kBytes is what the level has. A wider vector would live in memory.
+// For functions that SFTN_LEVELS expands: kBytes is the level's width. A wider vector would be kept in memory.
 #pragma once
 
 #include "../tensor.h"
 #include "vector.h"
 
-// Vectors that functions return have no agreed place between machines of different levels. These are always inlined.
+// The ABI for returning vectors differs between levels, so these functions are always inlined.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
@@ -36,7 +36,7 @@ SFTN_INLINE Vector<kBytes, A> load_vector(const A* from) {
   return to;
 }
 
-// A value in the type that is computed in.
+// A value in the arithmetic type.
 template <class A, class T>
 SFTN_INLINE A widened(T value) {
   if constexpr (sizeof(T) > 2) {
@@ -44,7 +44,7 @@ SFTN_INLINE A widened(T value) {
   } else if constexpr (std::is_same_v<T, BFloat16>) {
     return static_cast<A>(bit_cast<float>(static_cast<uint32_t>(value.x) << 16));
   } else {
-    // Moved to float's place the exponent is 112 too small; a product puts that right, for subnormals as well.
+    // Shifted to float's place, the exponent is 112 too small; a product corrects it, also for subnormals.
     const int32_t moved = static_cast<int32_t>(static_cast<int16_t>(value.x)) * 8192;
     const float finite = bit_cast<float>(moved & static_cast<int32_t>(0x8FFFE000)) * 0x1p112f;
     const int32_t special = (moved & 0x0F800000) == 0x0F800000 ? 0x7F800000 : 0;  // infinity or NaN
@@ -52,7 +52,7 @@ SFTN_INLINE A widened(T value) {
   }
 }
 
-// Whether load_widened takes T to A: every x86-64 above the base level has instructions for it.
+// Whether load_widened converts T to A: every x86-64 above the base level has instructions for it.
 template <int kBytes, class A, class T>
 constexpr bool kWidensQuickly = std::is_same_v<A, T> || (std::is_same_v<A, float> && sizeof(T) == 2 && kBytes > 16);
 

@@ -1,5 +1,5 @@
-// How a team walks along a row: in chunks, of which each thread holds kChunk values of every tensor in registers.
-// All loads of a chunk are independent, so that several are in flight at once.
+// A team's walk along a row, in chunks. Each thread holds kChunk values of every tensor in registers. All loads of a
+// chunk are independent, so several are in flight at once.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ inline bool is_aligned(const void* data, std::size_t bytes = kVectorBytes) {
   return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
-// Values that a thread holds of a chunk: two 16-byte loads of float32, one of half precision.
+// Values of a chunk in each thread: two 16-byte loads of float32, one of half precision.
 template <class T>
 constexpr int kChunk = sizeof(T) == 8 ? 4 : 8;
 
@@ -25,7 +25,7 @@ struct alignas(kVectorBytes) Pack {
   T values[kSize];
 };
 
-// A thread's columns of the chunk that begins at column `begin`: packs, neighbouring threads neighbouring ones.
+// A thread's columns of the chunk that begins at column `begin`: packs, adjacent ones for adjacent threads.
 template <class T>
 struct Chunk {
   static constexpr int kPack = Pack<T>::kSize;
@@ -37,7 +37,7 @@ struct Chunk {
   __device__ int pack_column(int pack) const { return begin + (pack * team + rank) * kPack; }
   __device__ int column(int i) const { return pack_column(i / kPack) + i % kPack; }
 
-  // Columns beyond the row read as -infinity: to a softmax they are not there.
+  // Columns beyond the row read as -infinity, which a softmax ignores.
   template <class A>
   __device__ __forceinline__ void load(const T* __restrict__ row, A (&out)[kChunk<T>]) const {
 #pragma unroll

@@ -1,5 +1,5 @@
 // CUDA kernels of contrastive distillation: one launch for the normalisers, two for loss and gradients, one for the
-// update. ../contrastive.h has the formulas and the host code that all backends share.
+// update. ../contrastive.h has the formulas and the host code shared by all backends.
 #include <algorithm>
 
 #include "../contrastive.h"
@@ -10,10 +10,10 @@
 namespace sftn {
 namespace {
 
-// Blocks of the loss's launch a multiprocessor: a few times what it can hold, so that the last ones do not wait alone.
+// Blocks per multiprocessor in the loss's launch: a few times its capacity, so that the last blocks do not run alone.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
-// f(Int<packs>{}): how many packs of 4 columns a lane has of a row.
+// Calls f(Int<packs>{}) with the number of packs of 4 columns that a lane has of a row.
 template <class F>
 void visit_packs(int64_t d, F&& f) {
   constexpr int64_t kWidth = int64_t(kPack) * simt::kWarpSize;
@@ -71,7 +71,7 @@ struct ContrastiveCuda {
     const simt::DeviceScope scope(like.get_device_index());
     const int64_t most =
         std::max<int64_t>(1, kBlocksPerMultiprocessor * simt::multiprocessors(like.get_device_index()) / (2 * in.b));
-    const int64_t turns = divide_up(in.k, kScoreThreads);  // of a block that has a whole anchor
+    const int64_t turns = divide_up(in.k, kScoreThreads);  // for a block with a whole anchor
     const int64_t slice_length = divide_up(turns, most) * kScoreThreads;
     const int64_t slices = divide_up(in.k, slice_length);
     const bool wanted[2] = {out.grads[0].size(0) > 0, out.grads[1].size(0) > 0};

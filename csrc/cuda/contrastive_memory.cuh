@@ -1,4 +1,4 @@
-// What contrastive distillation writes to its memory: normalisers, once, and bank rows; ../contrastive.h has the
+// Writes of contrastive distillation to its memory: normalisers, once, and bank rows; ../contrastive.h has the
 // formulas.
 #pragma once
 
@@ -18,7 +18,7 @@ struct NormalizerSums {
   void* z[2];          // [] float64 if wide_z, else float32
 };
 
-// Side blockIdx.y. Every step launches it, for the host does not know whether Z is set; where it is, nothing is read.
+// Side blockIdx.y. Every step launches it, because the host does not know whether Z is set. If it is, nothing is read.
 template <class A, class T, int kPacks>
 __global__ void __launch_bounds__(kNormalizeThreads, 1)
     contrastive_normalize_kernel(const __grid_constant__ ContrastiveParams<A, T> p,
@@ -62,7 +62,7 @@ struct UpdateParams {
   int b, d;
   A momentum;
 
-  // Of row and embedding at a column.
+  // The mix of row and embedding at a column.
   __device__ A mixed(const T* row, const A* v, int column) const {
     return momentum * static_cast<A>(row[column]) + (A(1) - momentum) * v[column];
   }
@@ -71,7 +71,7 @@ struct UpdateParams {
 template <class A>
 constexpr A kTiny = std::numeric_limits<A>::min();
 
-// A warp has one embedding of side blockIdx.y, and nothing to do where a later one of the batch has the same index.
+// A warp has one embedding of side blockIdx.y. It does nothing if a later one of the batch has the same index.
 template <class A, class T>
 __global__ void __launch_bounds__(kUpdateThreads, 1)
     contrastive_update_kernel(const __grid_constant__ UpdateParams<A, T> p) {

@@ -1,5 +1,5 @@
-// CUDA kernel of the contrastive losses' negatives: a block a row, one launch. ../contrastive_negatives.h says how they
-// are drawn, and has the host code that all backends share.
+// CUDA kernel of the negatives of contrastive distillation: one launch, one block for each row.
+// ../contrastive_negatives.h defines how they are drawn and has the host code shared by all backends.
 #include <algorithm>
 
 #include "contrastive_negatives.cuh"
@@ -35,7 +35,7 @@ struct NegativesCuda {
   template <class Out>
   static void sample(const NegativesInput& in, Out* negatives) {
     const simt::DeviceScope scope(in.index.get_device_index());
-    // more would only need more bitmaps
+    // more blocks would only need more bitmaps
     const int64_t blocks = std::min<int64_t>(in.b, simt::multiprocessors(in.index.get_device_index()));
     const int64_t bitmap_words = divide_up(in.n, kWordBits);
     const bool fits = bitmap_words <= kSharedWords;

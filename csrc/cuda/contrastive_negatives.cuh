@@ -1,5 +1,5 @@
-// What a block does for one row of negatives. The data set's positions are dealt to its warps in one piece each; a warp
-// knows how many candidates, and how many negatives, stand before its piece, and so where to write.
+// A block's work on one row of negatives. Each warp gets one piece of the data set's positions. It knows the numbers of
+// candidates and negatives before its piece, and so where to write.
 #pragma once
 
 #include "../contrastive_negatives.h"
@@ -8,7 +8,7 @@
 namespace sftn {
 
 constexpr unsigned kWordBits = 32;
-// Of shared memory, 32 KiB: a bitmap of 262,144 ranks, or 8,192 counts.
+// Words of shared memory, 32 KiB: a bitmap of 262,144 ranks, or 8,192 counts.
 constexpr unsigned kSharedWords = 8192;
 
 struct NegativesParams {
@@ -43,7 +43,7 @@ __device__ __forceinline__ unsigned sum_of_lanes(unsigned value) {
   return values[0];
 }
 
-// A warp's piece of the positions, and the ranks of its candidates, which are in one piece too.
+// A warp's piece of the positions, and the ranks of its candidates, which are contiguous too.
 struct WarpPiece {
   // 32 positions at a time would leave the warp waiting for the labels of the next 32.
   static constexpr int kGroups = 8;
@@ -51,10 +51,10 @@ struct WarpPiece {
   const int64_t* labels;
   int64_t own_label;
   unsigned begin, end;             // positions
-  unsigned first_rank, last_rank;  // last_rank is behind the last one
+  unsigned first_rank, last_rank;  // last_rank is one past the last
   unsigned candidates;             // of the whole row
 
-  // To be called by all threads of the block.
+  // All threads of the block must call it.
   __device__ WarpPiece(const int64_t* labels, int64_t own_label, unsigned n) : labels(labels), own_label(own_label) {
     const unsigned length = (n + blockDim.x - 1) / blockDim.x * simt::kWarpSize;
     begin = min(n, threadIdx.x / simt::kWarpSize * length);
@@ -71,8 +71,8 @@ struct WarpPiece {
     last_rank = first_rank + count;
   }
 
-  // write(position, copies_of(rank)) for the candidates, write(position, 0) for the others; the latter in all lanes at
-  // once, for 32 positions after 32.
+  // Calls write(position, copies_of(rank)) for candidates and write(position, 0) for other positions, the latter in all
+  // lanes at once, 32 positions at a time.
   template <class CopiesOf, class Write>
   __device__ __forceinline__ void walk(CopiesOf&& copies_of, Write&& write) const {
     const unsigned lane = threadIdx.x % simt::kWarpSize, lanes_before = (1u << lane) - 1;
@@ -102,7 +102,7 @@ struct WarpPiece {
   }
 };
 
-// The ranks that the coins mark, or none. Returns how many of this thread's.
+// Marks ranks by coins, or none. Returns the number of marks of this thread.
 __device__ __forceinline__ int64_t toss_coins(unsigned* words, unsigned candidates, const NegativesPlan& plan,
                                               uint64_t seed) {
   const unsigned num_words = (candidates + kWordBits - 1) / kWordBits;
@@ -172,8 +172,8 @@ __device__ __forceinline__ void write_distinct(const WarpPiece& piece, const uns
              });
 }
 
-// K draws in order, by counting how often each rank comes. A row longer than its candidates are many is no common case:
-// it repeats its draws for every kSharedWords ranks, and so needs no memory.
+// K draws in order, by counting each rank's occurrences. More draws than candidates is a rare case: it repeats the
+// draws for every kSharedWords ranks, and so needs no global memory.
 template <class Out>
 __device__ __forceinline__ void draw_repeated(const WarpPiece& piece, unsigned* counts, int64_t k, uint64_t seed,
                                               Out* out) {

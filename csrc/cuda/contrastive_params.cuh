@@ -1,7 +1,7 @@
-// What the contrastive kernels are called with, and how a warp reads bank rows.
+// Parameters of the contrastive kernels, and a warp's reads of bank rows.
 //
-// A warp takes kRows rows of one anchor at a time. Its lanes hold neighbouring columns, four at a time, so that a row
-// of 128 floats is one 16-byte load a lane, and the rows' loads are in flight together.
+// A warp takes kRows rows of one anchor at a time. Its lanes hold neighbouring columns, four at a time. So a row of 128
+// floats is one 16-byte load for each lane, and the loads of several rows are in flight together.
 #pragma once
 
 #include "../contrastive.h"
@@ -59,8 +59,8 @@ struct ContrastiveParams {
   }
 };
 
-// A lane's columns of a row of up to kPacks * 128: packs, neighbouring lanes neighbouring ones. Those beyond the row
-// are 0.
+// A lane's columns of a row of up to kPacks * 128: packs, adjacent ones for adjacent lanes. Columns beyond the row are
+// 0.
 template <int kPacks>
 struct LaneColumns {
   static constexpr int kSize = kPacks * kPack;
@@ -89,8 +89,8 @@ struct LaneColumns {
   }
 };
 
-// Sums of kCount values over the lanes of a warp, each lane left with one of them: that of value `lane * kCount / 32`.
-// It takes half as many shuffles at every step, where a sum of each value for every lane would take all of them.
+// Sums kCount values over the lanes of a warp. Each lane gets one of the sums, that of value `lane * kCount / 32`.
+// Every step halves the number of shuffles; sums for every lane would take all shuffles at every step.
 template <int kCount, class A>
 __device__ __forceinline__ A warp_sum_scattered(A (&values)[kCount]) {
   const int lane = threadIdx.x % simt::kWarpSize;
@@ -109,12 +109,12 @@ __device__ __forceinline__ A warp_sum_scattered(A (&values)[kCount]) {
   return values[0];
 }
 
-// Rows of one anchor that a warp holds at a time: their values fill some 32 registers of a lane.
+// Rows of one anchor in a warp at a time: their values fill about 32 registers of a lane.
 template <int kPacks>
 constexpr int kRows = 8 / kPacks;
 
-// f(values [kRows][kSize], count, dot) for the warp's negatives first .. end of an anchor, kRows at a time; `count` of
-// them are there, the rest zero. `dot` is the product with v of the row that is this lane's: lane * kRows / 32.
+// Calls f(values [kRows][kSize], count, dot) for the warp's negatives first .. end of an anchor, kRows at a time; the
+// first `count` are valid, the rest zero. `dot` is the product with v of this lane's row, lane * kRows / 32.
 template <int kPacks, class A, class T, class F>
 __device__ __forceinline__ void for_negatives(const ContrastiveParams<A, T>& p, const T* bank, int anchor, const A* v,
                                               int64_t first, int64_t end, F&& f) {

@@ -1,8 +1,8 @@
 // Loss and gradient of contrastive distillation; ../contrastive.h has the formulas.
 //
 // A block takes one anchor of one side and a slice of its negatives. Neighbouring blocks take the same slice of other
-// anchors: where negatives ascend they meet at the same part of the bank, in the second-level cache. The gradient grows
-// in registers; each block writes its share, and a second launch adds the shares up in order.
+// anchors: if negatives ascend, they read the same part of the bank, from the second-level cache. The gradient is
+// summed in registers. Each block writes its share, and a second launch adds the shares up in order.
 #pragma once
 
 #include "contrastive_params.cuh"
@@ -17,7 +17,7 @@ struct ContrastiveShares {
   A* grads;              // [2, B, slices, D]
   int slices;            // of an anchor's negatives
   int64_t slice_length;  // a multiple of the block's threads
-  bool wanted[2];        // which gradients are asked for
+  bool wanted[2];        // the requested gradients
 };
 
 // softplus(a) and sigmoid(a)
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
   const bool wanted = shares.wanted[side];
 
   if (threadIdx.x == 0) {
-    // In two parts: rounded to one float it would put the same error into every term.
+    // In two parts: rounded to one float it would add the same error to every term.
     const double exact = log(p.z(side) * p.noise);
     shift[0] = static_cast<A>(exact);
     shift[1] = static_cast<A>(exact - static_cast<double>(shift[0]));
@@ -107,11 +107,11 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
 template <class A>
 struct ContrastiveResults {
   A* loss;      // []
-  A* grads[2];  // [B, D], null where none is asked for
+  A* grads[2];  // [B, D], null where not requested
   A grad_scale, loss_scale, constant;
 };
 
-// Adds the shares up. Block i < 2 B has the gradient of anchor i % B of side i / B, the last block the loss.
+// Adds up the shares. Block i < 2 B sums the gradient of anchor i % B of side i / B, the last block the loss.
 template <class A>
 __global__ void __launch_bounds__(kScoreThreads, 1)
     contrastive_join_kernel(const __grid_constant__ ContrastiveShares<A> shares,

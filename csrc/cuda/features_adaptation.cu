@@ -1,5 +1,5 @@
-// CUDA kernels of the adapted hint loss: four launches forward, three where the running statistics serve, one backward.
-// ../features_adaptation.h has the formulas and the host code that all backends share.
+// CUDA kernels of the adapted hint loss: four launches forward, three with running statistics, and one backward.
+// ../features_adaptation.h has the formulas and the host code shared by all backends.
 #include <algorithm>
 #include <type_traits>
 
@@ -9,12 +9,12 @@
 namespace sftn {
 namespace {
 
-// Blocks that a multiprocessor should have, where the map is large enough, and items that a thread should.
+// Desired blocks per multiprocessor and items per thread, if the map is large enough.
 constexpr int64_t kBlocksPerMultiprocessor = 4;
 constexpr int64_t kItemsPerThread = 4;
 
-// f(Int<V>, whether channels are last), V as many values as a pack holds if all of `maps` begin at its boundary, and
-// pixels or channels come in whole packs.
+// Calls f(Int<V>, whether channels are last). V is the number of values in a pack if all of `maps` begin at a pack's
+// boundary and pixels or channels come in whole packs, else 1.
 template <class T, class F>
 void visit_walk(const AdaptedInput& in, std::initializer_list<const void*> maps, F&& f) {
   constexpr int kPack = Pack<T>::kSize;
@@ -73,7 +73,7 @@ struct AdaptedCuda {
       visit_walk<T>(in, {in.features.data<T>(), in.teacher.data<T>()}, [&](auto pack, auto last) {
         const MapGrid grid = grid_for(in, pack);
         const int64_t channels = in.features.c, slices = grid.blocks.y, blocks = int64_t(grid.blocks.x) * slices;
-        // The moments of slices, which are read before their sums are written, then the losses of blocks.
+        // The moments of slices, overwritten by their sums after the moments are read, then the losses of blocks.
         const Tensor partials =
             empty(std::array<int64_t, 1>{2 * slices * channels + blocks}, accumulator_dtype(in.dtype), out.stats);
         AdaptedParams<T> params = params_for<T>(in, grid, out.stats);

@@ -1,7 +1,7 @@
 // Kernels of the adapted hint loss; ../features_adaptation.h has the formulas.
 //
-// Forward: the statistics of slices, joined a channel; the sums of slices, joined a channel, and the loss. Backward:
-// one kernel. What slices leave in global memory is joined by a kernel of its own, in the order of the slices.
+// Forward: the statistics of slices, joined for each channel; then the sums of slices, joined for each channel, and the
+// loss. Backward: one kernel. Slices write to global memory, and a separate kernel joins them in the order of slices.
 #pragma once
 
 #include "../features_adaptation.h"
@@ -39,7 +39,7 @@ struct AdaptedParams {
   __device__ A per_channel() const { return A(map.samples) * A(map.pixels); }
 };
 
-// (x - mean) * scale + shift is what ReLU is given.
+// (x - mean) * scale + shift is the input of ReLU.
 template <class A>
 struct ChannelAffine {
   A mean, scale, shift;
@@ -71,8 +71,8 @@ struct JoinMoments {
   }
 };
 
-// Deviations are taken from the first value that a thread sees, and its mean is kept as the distance from the channel's
-// first value: neither loses digits to a large mean.
+// Deviations are relative to the first value of a thread, and its mean is stored relative to the channel's first value:
+// neither loses digits to a large mean.
 template <class T, int V, bool kChannelsLast>
 __global__ void __launch_bounds__(kMapThreads) adapted_moments_kernel(const __grid_constant__ AdaptedParams<T> p) {
   using A = accumulator_t<T>;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kMapThreads) adapted_join_moments_kernel(const
   if (training) {
     const A origin = p.first_value(channel);
     mean = origin + moments[1];
-    const A added = mean - origin;  // what rounding took off: the two-sum
+    const A added = mean - origin;  // the rounding error, by two-sum
     rest = (origin - (mean - added)) + (moments[1] - added);
     var = moments[2] / moments[0];
     unbiased = moments[2] / (moments[0] - A(1));
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kMapThreads) adapted_sums_kernel(const __grid_
   if (threadIdx.x == 0) p.losses[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = loss[0];
 }
 
-// The last block adds up the loss, the others a few channels' sums each.
+// The last block adds up the loss, the others the sums of a few channels each.
 template <class T>
 __global__ void __launch_bounds__(kMapThreads) adapted_join_sums_kernel(const __grid_constant__ AdaptedParams<T> p) {
   using A = accumulator_t<T>;
@@ -240,9 +240,9 @@ template <class T>
 struct AdaptedGradients {
   using A = accumulator_t<T>;
   const A* grad_loss;  // []
-  T* features;         // as the maps, null where not asked for
+  T* features;         // as the maps, null where not requested
   T* teacher;          // the same
-  A* affine;           // [2, C]: bias, weight; null where not asked for
+  A* affine;           // [2, C]: bias, weight; null where not requested
   bool training;
 };
 

@@ -1,8 +1,8 @@
-// How blocks and threads walk over a feature map, in either layout, and join what they gathered a channel.
+// The walk of blocks and threads over a feature map in either layout, and the join of their results for each channel.
 //
-// A block has a channel of a contiguous map, or some neighbouring ones of a channels-last map, and a slice of their
-// values: blockIdx.x and blockIdx.y. Its threads form rows of `cols` threads. A thread keeps to its channels, one or as
-// many as a pack holds, and takes an item of its row's at a time: a pack of pixels, or a pixel's pack of channels.
+// A block has a channel of a contiguous map, or some adjacent ones of a channels-last map, and a slice of their values:
+// blockIdx.x and blockIdx.y. Its threads form rows of `cols` threads. A thread has fixed channels, one or as many as a
+// pack holds, and processes one item at a time: a pack of pixels, or a pixel's pack of channels.
 #pragma once
 
 #include "../tensor.h"
@@ -13,7 +13,7 @@ namespace sftn {
 
 constexpr int kMapThreads = 256;
 
-// V neighbouring values that one instruction moves: Pack<T>::kSize, or one where pointers or sizes do not permit.
+// V neighbouring values moved by one instruction: Pack<T>::kSize, or one if pointers or sizes do not permit packs.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Values {
   T value[V];
@@ -58,7 +58,7 @@ class ItemWalk {
   __device__ bool has_channel() const { return channel_ < map_.channels; }
   __device__ int64_t channel() const { return channel_; }  // the first of the thread's
 
-  // Of the item's first value in the map.
+  // The offset of the item's first value in the map.
   __device__ int64_t offset() const {
     if (kChannelsLast) return item_ * map_.channels + channel_;
     return (sample_ * map_.channels + channel_) * map_.pixels + position_ * V;
@@ -80,12 +80,12 @@ class ItemWalk {
   int64_t channel_;
   int row_;
   int64_t item_, end_;
-  // In a contiguous map: where the item is, and how far it is to the next.
+  // In a contiguous map: the position of the item, and the distance to the next.
   int64_t sample_ = 0, position_ = 0, step_samples_ = 0, step_positions_ = 0;
 };
 
-// use(k, offset) for each item of the thread, kInFlight after load(k, offset) of as many: independent loads wait
-// together.
+// Calls use(k, offset) for each item of the thread. It first calls load(k, offset) for kInFlight items, so that their
+// loads are in flight together.
 template <int kInFlight, class Walk, class Load, class Use>
 __device__ __forceinline__ void for_each_item(Walk& walk, Load&& load, Use&& use) {
   while (walk.inside()) {
@@ -103,8 +103,8 @@ __device__ __forceinline__ void for_each_item(Walk& walk, Load&& load, Use&& use
   }
 }
 
-// Joins the N values that each thread has with those of the rows below, in a fixed order: the first row's threads get
-// the whole column's. All threads must call it, once a kernel. join(values, others) adds the others in.
+// Joins the N values of each thread with those of the rows below, in a fixed order; threads of the first row get the
+// result of the column. All threads must call it, once per kernel. join(values, others) adds the others.
 template <int N, class A, class Join>
 __device__ __forceinline__ void join_rows(A (&values)[N], int cols, Join join) {
   SIMT_SHARED(A, cells, kMapThreads * N);

@@ -1,5 +1,5 @@
-// CUDA kernels of the losses on attention: two launches forward, one backward. ../features_attention.h has the formulas
-// and the host code that all backends share.
+// CUDA kernels of the losses on attention maps: two launches forward, one backward. ../features_attention.h has the
+// formulas and the host code shared by all backends.
 #include <limits>
 
 #include "../features_attention.h"
@@ -25,7 +25,7 @@ unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// A warp's multiple of threads for a row of so many accesses.
+// The number of threads, a multiple of a warp, for a row of so many accesses.
 unsigned row_threads(int64_t accesses) {
   const int64_t warps = divide_up(accesses, simt::kWarpSize);
   return static_cast<unsigned>(std::min<int64_t>(warps * simt::kWarpSize, kRowThreads));
@@ -33,7 +33,7 @@ unsigned row_threads(int64_t accesses) {
 
 double mean_factor(const AttentionInput& in) { return 1 / (double(in.n()) * double(in.row())); }
 
-// Space for the sums over blocks of a launch of a block a sample.
+// Memory for the sums over blocks in a launch of one block for each sample.
 struct GridSums {
   unsigned blocks;
   Tensor partials, arrivals;
@@ -76,7 +76,7 @@ void attention_forward_cuda(const AttentionInput& in, const AttentionOutput& out
                          attend_map<T>(in.teacher, device_multiprocessors), static_cast<A>(in.power),
                          data_of<unsigned>(sums.arrivals)};
   const int slices = attend.student.plan.slices + attend.teacher.plan.slices;
-  // Unsliced maps are in their place at once.
+  // Unsliced maps are written directly to their place.
   const Tensor partials =
       slices == 2 ? out.maps
                   : empty(std::array<int64_t, 3>{slices, in.n(), in.row()}, accumulator_dtype(in.dtype), out.maps);
@@ -95,7 +95,7 @@ void attention_forward_cuda(const AttentionInput& in, const AttentionOutput& out
   simt::launch(compare_rows_kernel<A, 1>, sums.blocks, row_threads(in.row()), stream, rows);
 }
 
-// f(Int<V>{}): the values of a row that one access takes.
+// Calls f(Int<V>{}) with V values of a row in each access.
 template <class T, class F>
 void visit_pack(bool packed, F&& f) {
   packed ? f(Int<Pack<T>::kSize>{}) : f(Int<1>{});

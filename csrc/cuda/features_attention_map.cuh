@@ -1,5 +1,5 @@
-// Attention, the channels' mean of |f|^power at each pixel, and its gradient. One launch takes both maps: blockIdx.y
-// says which, 0 the student's.
+// Attention, the channel mean of |f|^power at each pixel, and its gradient. One launch takes both maps: blockIdx.y 0 is
+// the student's map, 1 the teacher's.
 #pragma once
 
 #include "features_attention_row.cuh"
@@ -13,7 +13,7 @@ __device__ __forceinline__ A power_of(A x, A power) {
   return pow_of(magnitude(x), power);
 }
 
-// |x|^(power - 1) sign(x), which with a factor of power is the slope of |x|^power; 0 at 0
+// |x|^(power - 1) sign(x), which times power is the derivative of |x|^power; 0 at 0
 template <bool kSquare, class A>
 __device__ __forceinline__ A slope_of(A x, A power) {
   if constexpr (kSquare) return x;
@@ -33,11 +33,11 @@ template <class T>
 struct AttendParams {
   AttendMap<T> student, teacher;
   accumulator_t<T> power;
-  unsigned* arrivals;  // of the next launch, which wants it to be 0
+  unsigned* arrivals;  // of the next launch, which needs it to be 0
 };
 
-// Groups' values in shared memory added up by halves, whatever their number, into the first group's. All threads call
-// it.
+// Adds the groups' values in shared memory by halves, for any number of groups, into the first group's. All threads
+// must call it.
 template <class A>
 __device__ __forceinline__ void sum_groups(A* values, int group, int groups, int stride, int mine, int count) {
   __syncthreads();
@@ -116,7 +116,7 @@ struct SlopeMap {
   const T* data;
   MapPlan plan;
   accumulator_t<T> mean;  // power / (C N P)
-  T* grad;                // null if not asked for
+  T* grad;                // null if not requested
 };
 
 template <class T>

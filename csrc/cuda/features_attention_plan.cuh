@@ -1,8 +1,8 @@
-// How a launch walks over a feature map: which block and which thread reads what. The same walk forward and backward.
+// The walk of a launch over a feature map, from blocks and threads to elements. It is the same forward and backward.
 //
-// Contiguous maps: a block takes a tile of a sample's pixels and a slice of its channels. Its threads are groups, each
-// of which reads the tile of one channel, and the groups channels in turn; so the block reads along memory also where
-// planes are small. A thread keeps its pixels, one unit: a pack, or a pixel where packs would not be aligned.
+// Contiguous maps: a block takes a tile of a sample's pixels and a slice of its channels. Its threads form groups. Each
+// group reads the tile of one channel, and groups take channels in turn, so the block reads along memory even for small
+// planes. A thread has fixed pixels, one unit: a pack, or a pixel if packs would not be aligned.
 //
 // Channels last: a team of up to a warp takes a pixel, and its lanes read along the channels.
 #pragma once
@@ -18,7 +18,7 @@ constexpr int kMapThreads = 256;
 constexpr int kMaxTile = 64;  // units, of 16 bytes mostly: 1 KB in a row is long enough, and small tiles spread better
 constexpr int kMinPerTeam = 8;  // lanes along the channels: 128 bytes at once
 
-// V values in a row, as one access where they are a pack.
+// V adjacent values, read in one access if they are a pack.
 template <int V, class T, class A>
 __device__ __forceinline__ void load_values(const T* from, A (&to)[V]) {
   if constexpr (V == 1) {
@@ -51,7 +51,7 @@ struct MapPlan {
   int width;                   // channels last: lanes of a team
 };
 
-// `aligned`: whether all that is read and written begins at a pack's boundary.
+// `aligned`: whether all tensors that are read or written begin at a pack's boundary.
 template <class T>
 MapPlan plan_map(const FeatureMap& map, bool aligned, int multiprocessors) {
   constexpr int kPack = Pack<T>::kSize;
@@ -65,7 +65,7 @@ MapPlan plan_map(const FeatureMap& map, bool aligned, int multiprocessors) {
   plan.slice_channels = plan.channels;
   if (map.channels_last) {
     const int64_t items = map.c / (plan.packed ? kPack : 1), rows = map.n * map.pixels;
-    // A small map is spread thin.
+    // Spread a small map over more blocks.
     const auto too_few = [&](int width) {
       return width < kMinPerTeam || rows * width < int64_t(multiprocessors) * 1024;
     };
@@ -79,7 +79,7 @@ MapPlan plan_map(const FeatureMap& map, bool aligned, int multiprocessors) {
   plan.tiles = static_cast<int>(divide_up(units, kMaxTile));
   plan.tile = static_cast<int>(divide_up(units, plan.tiles));
   plan.groups = kMapThreads / plan.tile;
-  // Slices until the device has a few blocks for each multiprocessor, or a thread has but four channels left.
+  // Add slices until each multiprocessor has a few blocks, or a thread has only four channels left.
   const int64_t blocks = map.n * plan.tiles, wanted = divide_up(int64_t(multiprocessors) * 3, blocks);
   const int64_t most = std::max<int64_t>(1, map.c / (4 * plan.groups));
   plan.slice_channels = static_cast<int>(divide_up(map.c, std::min(wanted, most)));

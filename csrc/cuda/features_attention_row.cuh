@@ -1,5 +1,5 @@
-// Two rows of Q values and their difference once both have norm 1; ../features_attention.h has the formulas. Rows are a
-// sample's attention, in the accumulator's type, or all of its factor.
+// The difference of two rows of Q values, both scaled to norm 1; ../features_attention.h has the formulas. A row is a
+// sample's attention, in the accumulator's type, or its whole factor.
 #pragma once
 
 #include <cfloat>
@@ -18,17 +18,17 @@ __device__ __forceinline__ A slope_of_difference(A d, bool absolute) {
   return absolute ? A(d > 0) - A(d < 0) : 2 * d;
 }
 
-// Rows of norm 1, from a sample's norms.
+// Factors that scale rows to norm 1, from a sample's norms.
 template <class A>
 struct UnitRows {
   A by_norm_s, by_norm_t, ratio;
 
   __device__ UnitRows(A norm_s, A norm_t) : by_norm_s(1 / norm_s), by_norm_t(1 / norm_t), ratio(norm_s / norm_t) {
     constexpr A kMax = sizeof(A) == 8 ? DBL_MAX : FLT_MAX;
-    if (ratio > kMax) ratio = kMax;  // of an infinite one a zero would make a NaN
+    if (ratio > kMax) ratio = kMax;  // an infinite ratio times zero would be NaN
   }
 
-  // y_s - y_t. Of equal rows exactly 0, also where the compiler makes one rounding of a product and a difference.
+  // y_s - y_t. Exactly 0 for equal rows, also if the compiler fuses a product and a difference into one rounding.
   __device__ __forceinline__ A difference(A a_s, A a_t) const { return (a_s - a_t * ratio) * by_norm_s; }
 };
 
@@ -78,7 +78,7 @@ __device__ __forceinline__ void sum_slices(const R* rows, int slices, int64_t sl
   if (sum != nullptr) store_values<V>(sum, values);
 }
 
-// A block a sample: norms, then the loss and what the gradient needs. V: values of a row that one access takes.
+// One block for each sample: norms, then the loss and the numbers for the gradient. V: values of a row in each access.
 template <class R, int V>
 __global__ void __launch_bounds__(kRowThreads, 1) compare_rows_kernel(const __grid_constant__ RowParams<R> p) {
   using A = accumulator_t<R>;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) compare_rows_kernel(const __gr
     }
     block_reduce<Add>(squares);
     const A norm_s = sqrt_of(squares[0]), norm_t = sqrt_of(squares[1]), floor = A(kNormFloor);
-    const bool floored_s = norm_s < floor, floored_t = norm_t < floor;  // a norm of NaN stays one
+    const bool floored_s = norm_s < floor, floored_t = norm_t < floor;  // a norm of NaN stays NaN
     const UnitRows<A> unit(floored_s ? floor : norm_s, floored_t ? floor : norm_t);
 
     if (s_sum != nullptr) {  // each thread reads what it wrote itself
@@ -143,10 +143,10 @@ struct FactorGradParams {
   int64_t q, blocks_per_row;
   A mean;  // 1 / (N Q)
   bool absolute;
-  T *student_grad, *teacher_grad;  // [N, Q], null if not asked for
+  T *student_grad, *teacher_grad;  // [N, Q], null if not requested
 };
 
-// Where a sample is its own row, its gradient is the row's.
+// If a sample is its own row, its gradient is the row's.
 template <class T, int V>
 __global__ void __launch_bounds__(kMapThreads, 1)
     factor_backward_kernel(const __grid_constant__ FactorGradParams<T> p) {

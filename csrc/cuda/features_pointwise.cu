@@ -1,5 +1,6 @@
-// CUDA kernels of the losses between feature maps, element by element: one launch a direction, vid's forward pass two.
-// ../features_pointwise.h has the formulas and the host code that all backends share.
+// CUDA kernels of the elementwise losses between feature maps: one launch in each direction, two for vid's forward
+// pass.
+// ../features_pointwise.h has the formulas and the host code shared by all backends.
 #include <algorithm>
 #include <limits>
 
@@ -11,7 +12,7 @@ namespace sftn {
 namespace {
 
 constexpr int64_t kBlocksPerMultiprocessor = 8;
-// Runs of fewer elements are columns, as one block a channel would read less than a line of memory of each.
+// Shorter runs are columns: with one block for each channel, a block would read less than a memory line of each run.
 constexpr int64_t kShortRun = 32;
 
 template <class T>
@@ -46,7 +47,7 @@ PointwiseParams<T> params_of(const PointwiseInput& in) {
           is_aligned(student) && is_aligned(teacher)};
 }
 
-// Where a launch leaves its blocks' sums, and a counter at zero.
+// Memory for the sums of a launch's blocks, and a counter at zero.
 struct GridSumSpace {
   Tensor partials, arrivals;
 
@@ -81,7 +82,7 @@ ChannelPartials launch_channels(const PointwiseInput& in, const simt::DeviceScop
   const int64_t cols = runs ? params.channels : params.channels * params.run, items = cols / kWidth;
   const int lanes = static_cast<int>(std::min<int64_t>(items, kPointwiseThreads));
   const int64_t abreast = runs ? params.channels : divide_up(items, lanes);
-  // A slice gives every thread four elements or packs, or more once that fills the device.
+  // A slice gives every thread four elements or packs, or more if that fills the device.
   const int64_t work = divide_up(in.numel(), 4 * kWidth * kPointwiseThreads);
   const int64_t slices = std::max<int64_t>(1, std::min(work, resident_blocks(in)) / abreast);
   const ChannelPartials partials{

@@ -1,5 +1,5 @@
-// vid's forward pass: the sum of squared differences of every channel, in slices that fill the device, and from these
-// the loss and what its gradient needs. ../features_pointwise.h has the formulas.
+// vid's forward pass: the sum of squared differences of every channel, in slices that fill the device, then the loss
+// and the numbers for its gradient. ../features_pointwise.h has the formulas.
 #pragma once
 
 #include "features_pointwise_elements.cuh"
@@ -7,7 +7,7 @@
 
 namespace sftn {
 
-// Adds the squared differences of elements i .. i + kWidth - 1 to as many sums, or to one.
+// Adds the squared differences of elements i .. i + kWidth - 1 to kWidth sums, or to one.
 template <int kWidth, int kSums, class T>
 __device__ __forceinline__ void add_squares(const PointwiseParams<T>& p, int64_t i, accumulator_t<T> (&sums)[kSums]) {
   using A = accumulator_t<T>;
@@ -24,9 +24,9 @@ __device__ __forceinline__ void add_squares(const PointwiseParams<T>& p, int64_t
   for (int v = 0; v < kWidth; ++v) sums[v % kSums] += (s[v] - t[v]) * (s[v] - t[v]);
 }
 
-// Maps whose channels are runs of many pixels: channel c of slice k is summed by block k * channels + c.
+// Maps with channels of many adjacent pixels: block k * channels + c sums channel c of slice k.
 //   partials  [slices, channels]
-// kWidth elements go at once: a pack, where runs are made of packs, or one.
+// Processes kWidth elements at once: a pack, if runs consist of packs, or one.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kPointwiseThreads)
     vid_runs_kernel(const PointwiseParams<T> p, int slices, accumulator_t<T>* partials) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   const int channel = blockIdx.x % p.channels, slice = blockIdx.x / p.channels;
   const int64_t in_run = p.run / kWidth, items = p.numel / p.channels / kWidth;
   const int64_t begin = items * slice / slices, end = items * (slice + 1) / slices;
-  // An item is (sample, at). Steps are taken without dividing.
+  // An item is (sample, at). Stepping needs no division.
   const int64_t sample_step = blockDim.x / in_run, at_step = blockDim.x % in_run;
   int64_t sample = (begin + threadIdx.x) / in_run, at = (begin + threadIdx.x) % in_run;
   A sums[1] = {};
@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   if (threadIdx.x == 0) partials[blockIdx.x] = sums[0];
 }
 
-// Maps as rows of `cols` columns, each of one channel: channels last, or few pixels. A block's threads stand side by
-// side along `lanes` items of a row, and as often as they fit below each other.
+// Maps as rows of `cols` columns, each of one channel: channels last, or few pixels. A block's threads cover `lanes`
+// items of a row, and as many rows as fit.
 //   partials  [slices, cols]
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kPointwiseThreads)
@@ -94,7 +94,7 @@ struct VidOutput {
   int repeats;
 };
 
-// A warp a channel adds up the channel's partial sums.
+// One warp for each channel adds up the channel's partial sums.
 template <class A>
 __global__ void __launch_bounds__(kPointwiseThreads)
     vid_finish_kernel(const A* log_scale,  // [C]

@@ -1,8 +1,8 @@
-// The losses between feature maps where no sum a channel is wanted: the forward pass of hint, AB and OH, and the
-// backward pass of all. ../features_pointwise.h has the formulas.
+// The elementwise losses without sums over channels: the forward pass of hint, AB and OH, and the backward pass of all.
+// ../features_pointwise.h has the formulas.
 //
-// The maps' memory is walked in packs of 16 bytes, neighbouring threads neighbouring packs, whatever the layout. A
-// pack's first channel costs a division, the others a comparison each.
+// The maps' memory is walked in packs of 16 bytes, adjacent packs for adjacent threads, in either layout. The channel
+// of a pack's first element costs a division, the others a comparison each.
 #pragma once
 
 #include "chunk.cuh"
@@ -28,7 +28,7 @@ struct PointwiseParams {
   bool aligned;  // all maps that are read or written begin at a 16-byte boundary
 };
 
-// The channel of an element, and of those of its pack behind it.
+// The channel of an element, and of the elements after it in its pack.
 class ChannelCursor {
  public:
   __device__ ChannelCursor(int64_t element, int64_t run, int channels) : channels_(channels) {
@@ -47,13 +47,13 @@ class ChannelCursor {
   }
 
  private:
-  // In 32 bits, where they suffice, it takes a quarter of the time.
+  // 32-bit division takes a quarter of the time, where 32 bits suffice.
   __device__ static int64_t divided(int64_t a, int64_t b) {
     if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
     return a / b;
   }
 
-  // What lies farther than a pack's last element is never reached.
+  // Elements farther than a pack's last one are never reached.
   __device__ static int within_a_pack(int64_t elements) {
     return elements < kVectorBytes ? static_cast<int>(elements) : kVectorBytes;
   }
@@ -62,7 +62,7 @@ class ChannelCursor {
   int run_, left_;  // elements of a run, of this run from the current one on
 };
 
-// A pack's elements, 0 behind the end of the map.
+// A pack's elements, 0 after the end of the map.
 template <class T, class A>
 __device__ __forceinline__ void load_pack(const T* map, int64_t begin, int64_t numel, bool aligned,
                                           A (&out)[Pack<T>::kSize]) {
@@ -131,7 +131,7 @@ struct PointwiseGradients {
   using A = accumulator_t<T>;
   const A* grad_total;   // []
   const A* stats;        // [2, C] for vid, else null
-  T *student, *teacher;  // as the maps, null if not asked for
+  T *student, *teacher;  // as the maps, null if not requested
   A* channel;            // [C], the same
 };
 

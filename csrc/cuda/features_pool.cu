@@ -1,5 +1,5 @@
-// CUDA kernels of adaptive average pooling: a thread a result, forward a mean over its bin, backward a sum over the
-// bins that hold it, so that nothing is added up in an order of chance.
+// CUDA kernels of adaptive average pooling. One thread computes one result: forward a mean over its bin, backward a sum
+// over the bins that hold it. So every sum has a fixed order.
 #include <algorithm>
 #include <limits>
 
@@ -10,13 +10,13 @@ namespace sftn::pool {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPerThread = 4;  // results of a thread, a block's width apart
+constexpr int kPerThread = 4;  // results for each thread, a block's width apart
 
 struct Axes {
   int height, width, out_height, out_width, inner;
 };
 
-// Where a thread's result lies in [outer, rows, columns, inner]. 64-bit division is slow: there is one for them all.
+// The index of a thread's result in [outer, rows, columns, inner]. 64-bit division is slow, so all results share one.
 struct Place {
   int64_t outer;
   int row, column, inner;
@@ -31,7 +31,7 @@ struct Place {
   }
 };
 
-// The same bins as bin_of() of ../features_pool.h, in integers that are quick to divide.
+// The bins of bin_of() in ../features_pool.h, in integers that are fast to divide.
 struct DeviceBin {
   int begin, end;
   __device__ DeviceBin(unsigned i, unsigned size, unsigned bins)

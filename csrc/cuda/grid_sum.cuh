@@ -1,5 +1,5 @@
-// A sum over all blocks of a launch, in a fixed order, without a second launch: each block leaves its partial sums in
-// global memory, and the block that arrives last adds them all up.
+// A sum over all blocks of a launch, in a fixed order, without a second launch. Each block writes its partial sums to
+// global memory, and the last block to arrive adds them up.
 #pragma once
 
 #include "simt.cuh"
@@ -7,7 +7,7 @@
 
 namespace sftn {
 
-// To be called once by all threads of every block. True in one thread of the grid, whose values are then the totals.
+// All threads of every block must call it once. Returns true in one thread of the grid, with the totals in its values.
 //   partials  [gridDim.x, N], uninitialised
 //   arrivals  zero before the launch
 template <int N, class A>
@@ -17,7 +17,7 @@ __device__ __forceinline__ bool grid_sum(A (&values)[N], A* partials, unsigned* 
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int i = 0; i < N; ++i) partials[int64_t(blockIdx.x) * N + i] = values[i];
-    __threadfence();  // the partial sums must be seen before the arrival
+    __threadfence();  // the partial sums must be visible before the arrival
     is_last[0] = atomicAdd(arrivals, 1u) == gridDim.x - 1;
     __threadfence();
   }

@@ -1,5 +1,5 @@
-// CUDA kernels of the losses on logits: one launch a direction, whatever the number of students. ../logits.h has the
-// formulas and the host code that all backends share.
+// CUDA kernels of the losses on logits: one launch in each direction, for any number of students. ../logits.h has the
+// formulas and the host code shared by all backends.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
@@ -11,7 +11,7 @@
 namespace sftn {
 namespace {
 
-// Rows of up to this many classes get a warp each, longer ones a block.
+// Rows of up to this many classes get a warp each, longer rows a block.
 constexpr int64_t kWarpRow = 1024;
 constexpr int kThreads = 256;
 constexpr int kThreadsPerMultiprocessor = 2048;
@@ -25,7 +25,7 @@ Grid grid_for(const LogitsInput& in, bool warp_rows) {
   const int64_t multiprocessors = simt::multiprocessors(in.teacher.tensor.get_device_index());
   int threads = kThreads;
   if (warp_rows) {
-    // A small batch is spread thin, over as many multiprocessors as it can reach.
+    // Spread a small batch over as many multiprocessors as possible.
     while (threads > simt::kWarpSize && in.n < multiprocessors * (threads / simt::kWarpSize)) threads /= 2;
   }
   const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
@@ -51,13 +51,14 @@ bool aligned_outputs(const LogitsInput& in, const LogitsGrad& grad) {
                      [&](const Tensor& out) { return rows_are_aligned(out.const_data_ptr(), in.c, sizeof(T)); });
 }
 
-// f(Team{}): who shares a row.
+// Calls f(Team{}) with the team that shares a row.
 template <class F>
 void visit_team(bool warp_rows, F&& f) {
   warp_rows ? f(WarpTeam{}) : f(BlockTeam{});
 }
 
-// f(Int<G>{}): how many students share a pass over the teacher's row. float64 is for checking gradients: one will do.
+// Calls f(Int<G>{}) with the number of students that share a pass over the teacher's row; one for float64, which is
+// for checking gradients.
 template <class T, class F>
 void visit_group(int64_t students, F&& f) {
   if constexpr (std::is_same_v<T, double>) {

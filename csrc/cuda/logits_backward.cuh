@@ -18,7 +18,7 @@ struct LogitsBackwardOutput {
   int64_t grad_stride;        // 0 for []
   const A* parts;             // [4]
   const A* stats;             // [N, 3 + 5 K]
-  T* teacher;                 // [N, C], null if not asked for
+  T* teacher;                 // [N, C], null if not requested
   T* students[kMaxStudents];  // the same
 };
 
@@ -31,7 +31,7 @@ struct SavedSoftmax {
   __device__ SavedSoftmax(const A* stats, const Temperature<A>& temperature)
       : max(stats[0]), by_sum_one(temperature.at_one ? exp_of(-stats[1]) : A(0)), by_sum_t(exp_of(-stats[2])) {}
 
-  // softmax(x) and softmax(x / T) of logits that `max` was taken off already
+  // softmax(x) and softmax(x / T) of logits less `max`
   __device__ __forceinline__ Exponentials<A> probabilities(A x, const Temperature<A>& temperature) const {
     Exponentials<A> e = temperature.exp(x);
     e.at_one *= by_sum_one;
@@ -40,7 +40,7 @@ struct SavedSoftmax {
   }
 };
 
-// The factors of one row's gradients, the chain rule's and the reductions' included.
+// The factors of one row's gradients, including those of the chain rule and the reductions.
 template <class A>
 struct RowScales {
   A kl;                      // of T dKL / dx
@@ -58,14 +58,14 @@ struct RowScales {
   }
 };
 
-// softmax(x) - (1 - smoothing) onehot(target) - smoothing / C, exactly 0 where the target is the only class
+// softmax(x) - (1 - smoothing) onehot(target) - smoothing / C, exactly 0 if the target is the only class
 template <class A>
 __device__ __forceinline__ A cross_entropy_grad(A probability, bool is_target, A smoothing, int cols) {
   const A onehot = is_target ? A(1) : A(0);
   return (probability - onehot) + smoothing * (onehot - A(1) / A(cols));
 }
 
-// One chunk of one row: every student's gradient, then the teacher's, which all students add to.
+// One chunk of one row: every student's gradient, then the teacher's, to which all students add.
 template <class T>
 __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const LogitsBackwardOutput<T>& out,
                                                const Chunk<T>& chunk, int64_t row,
@@ -103,8 +103,8 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
       if (has_target) {
         s_grad = scales.student_ce * cross_entropy_grad(q.at_one, chunk.column(i) == scales.target, p.smoothing, p.c);
       }
-      // of the distribution that is averaged over: q (log q - log other - KL); of the other: its q less the first's,
-      // which where the two are near is the first's times exp(log ratio) - 1
+      // for the weighting distribution: q (log q - log other - KL); for the other: its q less the first's, which is
+      // the first's times exp(log ratio) - 1 if the two are near
       const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
       const A log_ratio_less_kl = (difference - mean_difference) * p.temperature.inverse;
       const A weight = p.student_to_teacher ? q.at_t : t_at_t[i];

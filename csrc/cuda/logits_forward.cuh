@@ -22,7 +22,7 @@ struct LogitsForwardOutput {
 
 template <class A>
 struct RowLosses {
-  A teacher_ce = 0, student_ce = 0, kl = 0, valid = 0;  // summed over students; valid: rows that have a class
+  A teacher_ce = 0, student_ce = 0, kl = 0, valid = 0;  // summed over students; valid: number of rows with a class
 
   __device__ void add(const RowLosses& other) {
     teacher_ce += other.teacher_ce;
@@ -39,7 +39,7 @@ __device__ A cross_entropy(const Softmax<A>& softmax, const T* row, int target, 
   return loss;
 }
 
-// KL from the mean of the difference of logits, which is all of it but the normalisers.
+// KL from the mean difference of logits, which is KL without the normalisers.
 template <class A>
 __device__ A divergence(const Softmax<A>& teacher, const Softmax<A>& student, A mean_difference,
                         bool student_to_teacher, const Temperature<A>& temperature) {
@@ -54,27 +54,27 @@ __device__ void save_softmax(A* stats, const Softmax<A>& softmax) {
   stats[2] = log_of(softmax.sum_t);
 }
 
-// What a row of one student comes to.
+// The result of one student's row.
 template <class A>
 struct RowDivergence {
   A kl, mean;
-  bool near;  // summed once more, around the mean
+  bool near;  // summed a second time, around the mean
 };
 
-// The row of a student that is near: what is known of it, and then its divergence. To be called by the whole team: what
-// it decides by is the same in all threads.
+// The second sum for a student's row near the teacher's, and its divergence. The whole team must call it; its branches
+// depend on values that all threads share.
 template <class T>
 struct NearRow {
   using A = accumulator_t<T>;
   const T* student;
-  A student_max, z;  // z: the sum of the weighing distribution's exponentials
+  A student_max, z;  // z: the sum of the weighting distribution's exponentials
   RowDivergence<A> given;
 
   template <class Team>
   __device__ __forceinline__ RowDivergence<A> divergence(const LogitsParams<T>& p, const T* teacher,
                                                          A teacher_max) const {
     constexpr int kSize = kChunk<T>;
-    A sums[2] = {A(0), A(0)}, far[1] = {A(0)};  // of weight * y, of weight * (exp(y) - 1 - y); the largest |y|
+    A sums[2] = {A(0), A(0)}, far[1] = {A(0)};  // sums of weight * y and weight * (exp(y) - 1 - y); the largest |y|
     const int step = Team::size() * kSize;
     for (int begin = 0; begin < p.c; begin += step) {
       const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
@@ -88,7 +88,7 @@ struct NearRow {
         const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
         const A weight = exp2_of((p.student_to_teacher ? s[i] : t[i]) * p.temperature.log2_e_by_t);
         A y = (given.mean - difference) * p.temperature.inverse;
-        if (!(y == y)) y = A(0);  // a class that both rule out
+        if (!(y == y)) y = A(0);  // NaN for a class that both rule out
         far[0] = greater(far[0], magnitude(y));
         sums[0] += weight * y;
         sums[1] += weight * exp_remainder(y);
@@ -102,7 +102,7 @@ struct NearRow {
   }
 };
 
-// Those of the students of a pass. One after the other where they are near: the loop over the row is there once.
+// The divergences of a pass's students. Near students are processed one by one, so the code has one loop over the row.
 template <class T, class Team, int G, class A>
 __device__ __forceinline__ void row_divergences(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
                                                 const LogitsRowState<A, G>& state, RowDivergence<A> (&out)[G]) {
@@ -130,7 +130,7 @@ __device__ __forceinline__ void row_divergences(const LogitsParams<T>& p, const 
   }
 }
 
-// What one thread of the team does with the finished state of students first .. first + count.
+// One thread's work on the final state of students first .. first + count.
 template <class T, int G, class A>
 __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row, const LogitsRowState<A, G>& state,
                            const RowDivergence<A> (&divergences)[G], int64_t index, int first, A* stats,
@@ -172,7 +172,7 @@ __device__ __forceinline__ LogitsRowState<accumulator_t<T>, G> read_row(const Lo
   return state;
 }
 
-// G students share a pass over the teacher's row; more than G take more passes.
+// G students share a pass over the teacher's row; more students take more passes.
 template <class T, class Team, int G>
 __global__ void __launch_bounds__(Team::kMaxThreads, 1)
     logits_forward_kernel(const __grid_constant__ LogitsParams<T> p, const LogitsForwardOutput<T> out) {

@@ -1,4 +1,4 @@
-// What the logits kernels are called with: by value, so that a launch needs no copy of its own.
+// Parameters of the logits kernels, passed by value so that a launch needs no extra copy.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace sftn {
 
-// Students that one launch takes. The pointers of all fit the 4 KB that a kernel's parameters may have.
+// The number of students in one launch. Their pointers fit the 4 KB limit of kernel parameters.
 constexpr int kMaxStudents = 64;
 
 template <class T>
@@ -75,7 +75,7 @@ struct LogitsParams {
   }
 };
 
-// Where student k begins in a row of `stats`.
+// The offset of student k in a row of `stats`.
 __device__ __forceinline__ int student_stats(int k) { return 3 + 5 * k; }
 
 }  // namespace sftn

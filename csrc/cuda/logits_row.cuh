@@ -1,5 +1,5 @@
-// One pass over a teacher's row and the same row of up to G students: softmax statistics of each, and the cross sums
-// from which their divergences follow.
+// One pass over a teacher's row and the same row of up to G students. It computes the softmax statistics of each and
+// the cross sums for their divergences.
 #pragma once
 
 #include "chunk.cuh"
@@ -7,7 +7,7 @@
 
 namespace sftn {
 
-// A row's K students, of which this pass takes `count`, G at most.
+// A row's K students, and the `count` of them, at most G, in this pass.
 template <class T, int G>
 struct LogitsRow {
   const T* teacher;
@@ -16,16 +16,16 @@ struct LogitsRow {
   int cols;
 };
 
-// With (w, t, s) over the row, w the unnormalised probability at T of the distribution that is averaged over:
-//   cross = sum w ((t - max t) - (s - max s)), signs exchanged where w is the student's.
-// No logit meets the other tensor's before its own maximum is taken off: logits that differ by a large constant lose
-// nothing, and where s = t each term is zero.
+// Over the row, with w the unnormalised probability at T of the weighting distribution:
+//   cross = sum w ((t - max t) - (s - max s)), with the opposite sign if w is the student's.
+// Each tensor's maximum is subtracted before the two are compared: logits that differ by a large constant lose no
+// digits, and each term is zero if s = t.
 template <class A, int G>
 struct LogitsRowState {
   Softmax<A> teacher;
   Softmax<A> students[G];
   A cross[G] = {};
-  int values_seen = 0;  // counted for label smoothing alone
+  int values_seen = 0;  // counted for label smoothing only
 
   __device__ __forceinline__ void rescale(A teacher_max, const A (&student_max)[G], bool student_to_teacher,
                                           const Temperature<A>& temperature) {
@@ -100,7 +100,7 @@ struct LogitsRowState {
     }
   }
 
-  // Joins the states of all threads of a team; each of them has the whole row's then.
+  // Joins the states of all threads of a team; each thread then has the whole row's.
   template <class Team>
   __device__ __forceinline__ void join(bool student_to_teacher, const Temperature<A>& temperature) {
     A max[G + 1];

@@ -1,4 +1,4 @@
-// Mathematical functions by one name for float and double.
+// Mathematical functions with one name for float and double.
 #pragma once
 
 #include "simt.cuh"

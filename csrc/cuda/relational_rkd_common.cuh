@@ -1,4 +1,4 @@
-// What the kernels of RKD share: tiles of pairs, and the functions of one squared distance. ../relational_rkd.h has the
+// Shared code of RKD's kernels: tiles of pairs, and functions of one squared distance. ../relational_rkd.h has the
 // formulas.
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace sftn::rkd {
 
-// Pairs (j, k) are cut into tiles of kTile x kTile, a thread each, of which those on and above the diagonal are
-// computed, numbered column by column: (0, 0), (0, 1), (1, 1), (0, 2), ...
+// Pairs (j, k) are cut into tiles of kTile x kTile, with one thread for each pair. Tiles on and above the diagonal are
+// computed. They are numbered column by column: (0, 0), (0, 1), (1, 1), (0, 2), ...
 constexpr int kTile = 16;
 constexpr int kTileThreads = kTile * kTile;
 
@@ -33,7 +33,7 @@ struct TilePair {
   }
 };
 
-// max(x, least), in which NaN stays
+// max(x, least); NaN stays NaN
 template <class A>
 __device__ __forceinline__ A at_least(A x, A least) {
   return x < least ? least : x;
@@ -50,14 +50,14 @@ __device__ __forceinline__ A inverse_of(A squared, A eps) {
   return squared == A(0) ? A(0) : A(0.70710678118654752440) / at_least(sqrt_of(squared), eps);
 }
 
-// cos(i; j,j): 1 but for rows that are equal, or all but.
+// cos(i; j,j): 1, except for equal or nearly equal rows.
 template <class A>
 __device__ __forceinline__ A cos_of_itself(A squared, A eps) {
   const A ratio = sqrt_of(squared) / eps;
   return ratio > A(1) ? A(1) : ratio * ratio;
 }
 
-// g(x) = min(max(x, -1), 1), which is no NaN, and h(x), which may be
+// g(x) = min(max(x, -1), 1), never NaN, and h(x), which may be NaN
 template <class A>
 __device__ __forceinline__ A clamp_one(A x) {
   return lesser(greater(x, A(-1)), A(1));
@@ -67,22 +67,22 @@ __device__ __forceinline__ A smooth_l1(A x, A g) {
   return g * (x - A(0.5) * g);
 }
 
-// A side of a triangle: D2, n / sqrt(2), and what rounding to float has taken off D2, 0 for double. Products of two
-// inverses bring the cosine's 1/2 along.
+// A side of a triangle: D2, n / sqrt(2), and the error of rounding D2 to float, 0 for double. A product of two inverses
+// includes the cosine's 1/2.
 template <class A>
 struct alignas(16) Side {
   A squared, inverse;
   float low;
 };
 
-// What the forward kernels hand on to each other.
+// Memory passed from one forward kernel to the next.
 template <class A>
 struct RkdScratch {
   Side<A>* student_sides;  // [B, B]
   Side<A>* teacher_sides;  // [B, B]
   A* mean;                 // [2]: m of either
   double* sums;            // [kPairSums]
-  double* partials;        // what grid_sum needs, for whichever kernel runs
+  double* partials;        // for grid_sum, of any of the kernels
   unsigned* arrivals;      // [kForwardKernels], zero
 };
 

@@ -1,4 +1,4 @@
-// The kernels of RKD that need nothing but the squared distances: sums over pairs, then all angles and the gradients.
+// RKD's kernels on squared distances: sums over pairs, then all angles and the gradients.
 #pragma once
 
 #include "grid_sum.cuh"
@@ -13,7 +13,7 @@ struct RkdScales {
   double distance_weight, angle_weight;
 };
 
-// The sums over pairs that the gradients of the distance term wait for. A block takes whole rows.
+// The sums over pairs that the gradients of the distance term depend on. A block takes whole rows.
 template <class A>
 __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, RkdScratch<A> scratch) {
   const A student_inverse_mean = A(1) / scratch.mean[0], teacher_inverse_mean = A(1) / scratch.mean[1];
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
     }
   }
   if (grid_sum(sums, scratch.partials, scratch.arrivals + 1)) {
-    // Where a loss is NaN, so are its gradients: g, which is between -1 and 1 whatever x is, would hide it.
+    // If a loss is NaN, so are its gradients; g, always between -1 and 1, would hide the NaN.
 #pragma unroll
     for (int i = 0; i < kPairSums; ++i) scratch.sums[i] = sums[i] + 0 * sums[kSumDistance];
   }
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
 // Rows i that are in shared memory at once: four tiles of sides, of 16 bytes or 32.
 template <class A>
 constexpr int kThirds = sizeof(A) == 8 ? 16 : 32;
-// The sides from rows i to the rows of a tile: [kThirds, kTile], padded for the banks that a column of it meets.
+// The sides from rows i to the rows of a tile: [kThirds, kTile], padded so that a column has no bank conflicts.
 constexpr int kSidesStride = kTile + 1;
 
 template <class A>
@@ -58,8 +58,8 @@ __device__ __forceinline__ void load_sides(const Side<A>* __restrict__ sides, in
   }
 }
 
-// a + b - c for squared sides, exact but for a rounding of the result: where a or b is small, the other is close
-// to c, and their difference comes first.
+// a + b - c for squared sides, exact up to one rounding of the result. If a or b is small, the other is close to c, and
+// their difference is taken first.
 template <class A>
 __device__ __forceinline__ A twice_dot(A a, A b, A c, A low) {
   return lesser(a, b) + ((greater(a, b) - c) + low);
@@ -81,14 +81,14 @@ struct TriangleAngles {
     cos_k = twice_dot(ik.squared, jk.squared, ij.squared, A(jk.low - low)) * weight_k;
   }
 
-  // Of d / d D2_jk: what n'^2 / 2 is multiplied with, and the rest.
+  // d / d D2_jk in two parts: the factor of n'^2 / 2, and the rest.
   __device__ __forceinline__ void add_gradient(A g_i, A g_j, A g_k, A& direct, A& by_length) const {
     direct += (g_j * weight_j + g_k * weight_k) - g_i * weight_i;
     by_length += g_j * cos_j + g_k * cos_k;
   }
 };
 
-// The finished gradient of a pair of one network.
+// The final gradient of a pair of one network.
 template <class A>
 __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b, const Side<A>& side, A other_squared,
                                            A mean, A other_mean, double sum_gr, A direct, A by_length) {
@@ -112,12 +112,12 @@ __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b
   return grad;
 }
 
-// All angles, the losses and the gradients. A thread has one pair (j, k) and goes through all third rows i: the angle
-// at i counts for the loss, and all three for the pair's gradient, so that nothing is ever added to another thread's.
+// All angles, the losses and the gradients. A thread has one pair (j, k) and loops over all third rows i. The angle at
+// i counts for the loss and all three for the pair's gradient, so no thread adds to another thread's result.
 template <class A, bool kGrad>
 __global__ void __launch_bounds__(kTileThreads)
     rkd_angles_kernel(int64_t b, RkdScales<A> scales, RkdScratch<A> scratch,
-                      A* __restrict__ student_pairs,  // [B, B], null if not asked for
+                      A* __restrict__ student_pairs,  // [B, B], null if not requested
                       A* __restrict__ teacher_pairs,  // the same
                       A* __restrict__ total,          // []
                       A* __restrict__ parts) {        // [2]
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kTileThreads)
     load_sides(scratch.teacher_sides, b, pair.first_j, begin, teacher_j);
     load_sides(scratch.teacher_sides, b, pair.first_k, begin, teacher_k);
     __syncthreads();
-    // A pair that does not count, and rows beyond the last, have sides of inverse 0, and with that angles of 0.
+    // A pair that does not count, and rows beyond the last, have sides with inverse 0, and so angles of 0.
     const int not_j = static_cast<int>(pair.j - begin), not_k = static_cast<int>(pair.k - begin);
 #pragma unroll 2
     for (int i = 0; i < kThirds<A>; ++i) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 
   const A student_mean = scratch.mean[0], teacher_mean = scratch.mean[1];
-  // NaN shows in the gradients too, as above.
+  // NaN must show in the gradients too, as above.
   student_direct += A(0) * loss;
   teacher_direct += A(0) * loss;
   const bool diagonal = pair.j == pair.k && pair.j < b;

@@ -1,4 +1,4 @@
-// The kernels of RKD that read rows: squared distances forward, the gradient backward.
+// RKD's kernels on rows: squared distances forward, the gradient backward.
 #pragma once
 
 #include "grid_sum.cuh"
@@ -15,7 +15,7 @@ struct RkdRows {
 
 constexpr int kStep = 32;  // columns of a tile's rows that are in shared memory at once, one for each lane of a warp
 
-// Loads kTile rows from `first` on, columns from `begin` on, with zeros for what is not there.
+// Loads kTile rows from `first` on, columns from `begin` on, with zeros outside the tensor.
 template <class T>
 __device__ __forceinline__ void load_rows(const RkdRows<T>& rows, int64_t b, int64_t first, int64_t begin,
                                           double* to) {  // [kTile, kStep + 1]
@@ -29,9 +29,9 @@ __device__ __forceinline__ void load_rows(const RkdRows<T>& rows, int64_t b, int
   }
 }
 
-// The sides of both networks, on both sides of the diagonal, and the mean distances. One block a tile of one network.
-// In double, in which differences of floats are exact: an angle's cosine is a small difference of squares where two
-// rows are close.
+// The sides of both networks, on both sides of the diagonal, and the mean distances. One block for each tile of one
+// network. It computes in double, where differences of floats are exact: if two rows are close, an angle's cosine is a
+// small difference of squares.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
     rkd_distances_kernel(RkdRows<T> student, RkdRows<T> teacher, int64_t b, accumulator_t<T> eps,
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kTileThreads)
   SIMT_SHARED(double, of_k, kTile*(kStep + 1));
   const int64_t tiles = num_tiles(b);
   const bool of_student = blockIdx.x < tiles;
-  // Field by field: a choice between structs would be one between addresses, for which they move to local memory.
+  // Choose field by field: choosing between structs would choose between addresses and move them to local memory.
   const RkdRows<T> rows{of_student ? student.data : teacher.data, of_student ? student.stride : teacher.stride,
                         of_student ? student.d : teacher.d};
   const TilePair pair(of_student ? blockIdx.x : blockIdx.x - tiles, b);
@@ -77,9 +77,9 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-// 2 grad_total sum_j pairs_ij (x_i - x_j): a block has kTile rows i and kPullColumns columns, a thread one row and
-// kPerThread columns that lie kTile apart. The differences are taken before they are weighed: far from the origin, the
-// sums of x would cancel.
+// 2 grad_total sum_j pairs_ij (x_i - x_j). A block has kTile rows i and kPullColumns columns, a thread one row and
+// kPerThread columns that are kTile apart. Differences are taken before they are weighted: far from the origin, sums of
+// x would cancel.
 constexpr int kPerThread = 4;
 constexpr int kPullColumns = kTile * kPerThread;
 

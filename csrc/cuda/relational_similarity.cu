@@ -1,9 +1,8 @@
-// CUDA kernels of the losses on similarities: one launch for the loss and what the slopes need of each row, one more
-// for each slope that is asked for. ../relational_similarity.h has the formulas and the host code that all backends
-// share.
+// CUDA kernels of the losses on similarities: one launch for the loss and the slopes' numbers of each row, and one more
+// for each requested slope. ../relational_similarity.h has the formulas and the host code shared by all backends.
 //
-// Values move one by one: rows of an odd B begin anywhere, and next to the products that make the Gram matrices and
-// take the slopes these passes are short.
+// Values are moved one by one: rows are not aligned for an odd B, and these passes are short compared with the matrix
+// products before and after them.
 #include <algorithm>
 #include <limits>
 
@@ -19,7 +18,7 @@ SimilarityGram<A> gram_of(const Matrix& matrix) {
   return {matrix.data<A>(), matrix.stride};
 }
 
-// What a call of either loss needs beside its inputs: numbers a row, and what the loss is summed through.
+// Memory of a call of either loss: numbers for each row, and partial sums of the loss.
 template <class A>
 class SimilarityLaunch {
  public:

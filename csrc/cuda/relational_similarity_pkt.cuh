@@ -6,7 +6,7 @@
 
 namespace sftn {
 
-// Student or teacher, and what the slope needs of each row, [B] each.
+// Student or teacher, and the slope's numbers of each row, [B] each.
 template <class A>
 struct PktSide {
   SimilarityGram<A> gram;
@@ -40,14 +40,14 @@ __device__ __forceinline__ A pkt_similarity(A cosine) {
   return k < A(0) ? A(0) : k;
 }
 
-// What a pair of probabilities is to the loss and to its slopes.
+// The share of a pair of probabilities in the loss and in its slopes.
 template <class A>
 struct PktEntry {
   A loss, student_slope, teacher_slope;  // summand; g of the student, of the teacher
 
   __device__ __forceinline__ PktEntry(A p_s, A p_t, A eps) {
     const A apart = p_t - p_s, inverse = A(1) / (p_s + eps), relative = apart * inverse;
-    // Near 1 the quotient has lost the last digits of the difference.
+    // Near 1, the quotient has lost the last digits of the difference.
     const bool near_one = relative > A(-0.25) && relative < A(0.25);
     const A log_ratio = near_one ? log1p_of(relative) : log_of((p_t + eps) * inverse);
     loss = p_t * log_ratio - apart;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kSimilarityThreads)
   store_similarity_mean(loss, p.n, out);
 }
 
-// Row i of the slope along the student's rows, or the teacher's.
+// Row i of the slope of the student, or of the teacher.
 template <class A, bool kTeacher>
 __global__ void __launch_bounds__(kSimilarityThreads) pkt_slope_kernel(const PktParams<A> p, A* out /* [B, B] */) {
   const PktSide<A>& side = kTeacher ? p.teacher : p.student;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kSimilarityThreads) pkt_slope_kernel(const Pkt
     const A s_column = p.student.scale(j, p.eps), t_column = p.teacher.scale(j, p.eps);
     const A c_s = pkt_cosine(s[j], s_scale, s_column), c_t = pkt_cosine(t[j], t_scale, t_column);
     const A k_s = pkt_similarity(c_s), k_t = pkt_similarity(c_t);
-    // The transposed entry from this one, as the Gram matrix is symmetric.
+    // The Gram matrix is symmetric, so the transposed entry follows from this one.
     const auto along_similarity = [&](int row) {
       const PktEntry<A> entry(k_s * p.student.inverse_sum[row], k_t * p.teacher.inverse_sum[row], p.eps);
       return ((kTeacher ? entry.teacher_slope : entry.student_slope) - side.mean[row]) * side.inverse_sum[row];

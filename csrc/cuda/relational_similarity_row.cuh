@@ -1,4 +1,4 @@
-// What the kernels of SP and PKT share: a block a row of the Gram matrices, which lie in the second-level cache.
+// Shared code of SP's and PKT's kernels: one block for each row of the Gram matrices, which fit the second-level cache.
 #pragma once
 
 #include "grid_sum.cuh"
@@ -8,7 +8,7 @@
 
 namespace sftn {
 
-constexpr int kSimilarityThreads = 128;  // a block at most
+constexpr int kSimilarityThreads = 128;  // at most, for each block
 
 template <class A>
 struct SimilarityGram {
@@ -17,7 +17,7 @@ struct SimilarityGram {
   __device__ const A* row(int64_t i) const { return data + i * stride; }
 };
 
-// f(j) for the columns of this thread: neighbours read neighbours.
+// Calls f(j) for the columns of this thread: adjacent threads read adjacent columns.
 template <class F>
 __device__ __forceinline__ void over_columns(int n, F f) {
   for (int j = threadIdx.x; j < n; j += blockDim.x) f(j);
@@ -30,7 +30,7 @@ struct SimilarityMean {
   unsigned* arrivals;  // zero before the launch
 };
 
-// The loss, from every thread's share of its row. To be called once by all threads of every block.
+// Adds up the loss from every thread's share of its row. All threads of every block must call it once.
 template <class A>
 __device__ __forceinline__ void store_similarity_mean(A share, int n, const SimilarityMean<A>& out) {
   A sum[1] = {share};

@@ -5,7 +5,7 @@
 
 namespace sftn {
 
-// Student or teacher, and what the slope needs of each row, [B] each.
+// Student or teacher, and the slope's numbers of each row, [B] each.
 template <class A>
 struct SpSide {
   SimilarityGram<A> gram;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kSimilarityThreads)
   store_similarity_mean(loss, n, out);
 }
 
-// Row i of the slope along `side`'s rows.
+// Row i of the slope of `side`.
 template <class A>
 __global__ void __launch_bounds__(kSimilarityThreads)
     sp_slope_kernel(const SpSide<A> side, const SpSide<A> other, int n, A* out /* [B, B] */) {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kSimilarityThreads)
   const A *x = side.gram.row(i), *y = other.gram.row(i);
   A* to = out + int64_t(i) * n;
   over_columns(n, [&](int j) {
-    // The transposed entry from this one, as the Gram matrix is symmetric.
+    // The Gram matrix is symmetric, so the transposed entry follows from this one.
     const auto entry = [&](int row) {
       const A unit = x[j] / side.norm[row], apart = unit - y[j] / other.norm[row];
       return side.factor[row] * (apart - unit * side.along[row]);

@@ -1,5 +1,5 @@
-// What differs between nvcc and the host compiler that builds the kernels for the emulator (tests/simt): here, and
-// nowhere else. Kernels are plain CUDA beside it, without PTX, CUB or cooperative groups.
+// All differences between nvcc and the host compiler that builds the kernels for the emulator (tests/simt). Apart from
+// this file, kernels are plain CUDA without PTX, CUB or cooperative groups.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,7 +35,7 @@ namespace sftn::simt {
 
 constexpr int kWarpSize = 32;
 
-// While it lives the device is current; its stream is the one that PyTorch would launch on.
+// Makes the device current during its lifetime. Its stream is the one PyTorch would launch on.
 class DeviceScope {
  public:
 #ifdef SIMT_EMULATOR

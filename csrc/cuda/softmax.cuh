@@ -1,5 +1,5 @@
-// Softmax of a row at temperatures 1 and T at once, online: in one pass over the row, with the largest logit so far
-// subtracted first, and only then the division by T.
+// Online softmax of a row at temperatures 1 and T: one pass over the row, which first subtracts the largest logit so
+// far and then divides by T.
 #pragma once
 
 #include "math.cuh"
@@ -8,7 +8,8 @@
 
 namespace sftn {
 
-// A maximum that can be subtracted: before the first finite logit it is -infinity, and -infinity less itself is NaN.
+// A maximum that can be subtracted. Before the first finite logit the maximum is -infinity, and -infinity less itself
+// is NaN.
 template <class A>
 __device__ __forceinline__ A finite_max(A max) {
   return max == -static_cast<A>(INFINITY) ? A(0) : max;
@@ -31,7 +32,7 @@ struct Temperature {
   A value, inverse;       // T, 1 / T
   A log2_e, log2_e_by_t;  // exp(x) = 2^(x log2 e)
   int squarings;          // log2 T where T is 1, 2, 4, .. 16: exp(x) is exp(x / T) squared that often; else -1
-  bool at_one;            // whether temperature 1 is needed at all
+  bool at_one;            // whether temperature 1 is needed
 
   __device__ __forceinline__ Exponentials<A> exp(A x) const {
     Exponentials<A> e;
@@ -45,14 +46,14 @@ struct Temperature {
   }
 };
 
-// What a thread, and in the end the team, knows of one tensor's row.
+// The state of one tensor's row, of a thread and in the end of the team.
 template <class A>
 struct Softmax {
   A max = -static_cast<A>(INFINITY);
   A sum_one = 0, sum_t = 0;  // sum of exp(x - max), of exp((x - max) / T)
   A below = 0;               // sum of max - x, for label smoothing
 
-  // Takes a new maximum. Returns what the sums at T were multiplied with.
+  // Sets a new maximum and returns the factor applied to the sums at T.
   __device__ __forceinline__ A rescale(A new_max, int values_seen, const Temperature<A>& temperature) {
     if (new_max == max) return A(1);
     const Exponentials<A> factor = temperature.exp(max - finite_max(new_max));

@@ -1,5 +1,5 @@
-// The threads that share a row: a warp (short rows, several a block) or a block (long rows). Both reduce several values
-// at once, so that the latency of a shuffle or a barrier is paid once for all.
+// The threads that share a row: a warp (short rows, several in a block) or a block (long rows). Both reduce several
+// values at once, which share the latency of a shuffle or a barrier.
 #pragma once
 
 #include "simt.cuh"
@@ -7,7 +7,7 @@
 namespace sftn {
 
 struct Max {
-  // Ignores NaN where the other is a number: a NaN logit shows in the sums.
+  // Ignores NaN if the other is a number; a NaN logit shows in the sums.
   __device__ static float apply(float a, float b) { return fmaxf(a, b); }
   __device__ static double apply(double a, double b) { return fmax(a, b); }
 };
@@ -19,7 +19,7 @@ struct Add {
   }
 };
 
-// Every lane gets every reduction.
+// Every lane gets every result.
 template <class Op, int N, class A>
 __device__ __forceinline__ void warp_reduce(A (&values)[N]) {
 #pragma unroll
@@ -29,7 +29,7 @@ __device__ __forceinline__ void warp_reduce(A (&values)[N]) {
   }
 }
 
-// Every thread of the block gets every reduction. The order is fixed: lanes pairwise, then warp after warp. All threads
+// Every thread of the block gets every result. The order is fixed: lanes pairwise, then warp after warp. All threads
 // must call it; blockDim.x is a multiple of the warp size and at most 32 warps.
 template <class Op, int N, class A>
 __device__ __forceinline__ void block_reduce(A (&values)[N]) {

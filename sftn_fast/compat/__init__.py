@@ -1,1 +1,1 @@
-"""Drop-in replacements: other projects' class names and signatures around the losses of :mod:`sftn_fast.ops`."""
+"""Drop-in replacements for other projects: their class names and signatures on the losses of :mod:`sftn_fast.ops`."""

@@ -1,4 +1,4 @@
-"""RepDistiller's criteria, with its class names and call signatures, on the fused losses.
+"""RepDistiller's criteria on the fused losses, with its class names and call signatures.
 
 In a script of HobbitLong/RepDistiller, change
 
@@ -9,15 +9,15 @@ to
 
     from sftn_fast.compat.repdistiller import DistillKL, HintLoss, Attention, ..., CRDLoss
 
-Values are RepDistiller's up to rounding. What differs, and why:
+Values equal RepDistiller's up to rounding. The differences are:
 
-* losses are 0-dim everywhere, where two of the originals give shape ``[1]``;
-* numbers are float32 at least, under autocast too;
-* no class needs a GPU to be built, where ``CRDLoss`` did; a negative drawn where ``contrast_idx`` is not given is one
-  of all samples, as there, by PyTorch's own generator;
-* exact duplicates in a batch give finite gradients in ``RKDLoss``, and a zero embedding does not poison ``CRDLoss``.
+* All losses are 0-dim; two of the originals return shape ``[1]``.
+* Losses are float32 at least, also under autocast.
+* No class needs a GPU to be built; RepDistiller's ``CRDLoss`` does. Without ``contrast_idx``, negatives are drawn from
+  all samples, as there, but by PyTorch's own generator.
+* Exact duplicates in a batch give finite gradients in ``RKDLoss``, and a zero embedding gives no NaN in ``CRDLoss``.
 
-Lists of maps are taken pairwise, and what one network has more of is left out, as there; a warning says so once.
+Lists of maps are paired in order. As in RepDistiller, the extra maps of one network are ignored, here with one warning.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DistillKL(nn.Module):
         self.T = T
 
     def forward(self, y_s: Tensor, y_t: Tensor) -> Tensor:
-        """``[N, C]`` each; 0-dim."""
+        """Compute the loss of logits ``[N, C]``, 0-dim."""
         return ops.kd_loss(y_s, y_t, self.T)
 
 
@@ -71,32 +71,32 @@ class HintLoss(nn.Module):
     """FitNets: mean squared error of two maps."""
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        """Maps of one shape; 0-dim."""
+        """Compute the loss of two maps of one shape, 0-dim."""
         return ops.hint_loss(f_s, f_t)
 
 
 class Attention(nn.Module):
-    """Attention transfer, a loss for each pair of maps."""
+    """Attention transfer, with a loss for each pair of maps."""
 
     def __init__(self, p: float = 2) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses."""
+        """Compute a list of 0-dim losses from lists of maps ``[N, C, H, W]``."""
         return [ops.at_loss(s, t, p=self.p) for s, t in _pairs(g_s, g_t)]
 
 
 class Similarity(nn.Module):
-    """Similarity preservation, a loss for each pair of maps."""
+    """Similarity preservation, with a loss for each pair of maps."""
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        """Lists of features ``[N, ...]``; a list of 0-dim losses."""
+        """Compute a list of 0-dim losses from lists of features ``[N, ...]``."""
         return [ops.sp_loss(s, t) for s, t in _pairs(g_s, g_t)]
 
 
 class VIDLoss(losses.VIDLoss):
-    """Variational information distillation of one pair of maps; parameters are named as in the original."""
+    """Variational information distillation of one pair of maps. Parameters have the original's names."""
 
     def __init__(
         self,
@@ -116,14 +116,14 @@ class VIDLoss(losses.VIDLoss):
 
 
 class RKDLoss(nn.Module):
-    """Relational distillation: ``w_d`` times distances and ``w_a`` times angles. The teacher gets no gradient."""
+    """Relational distillation, ``w_d`` * distances + ``w_a`` * angles. The teacher gets no gradient."""
 
     def __init__(self, w_d: float = 25, w_a: float = 50) -> None:
         super().__init__()
         self.w_d, self.w_a = w_d, w_a
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        """Features ``[N, ...]``; 0-dim."""
+        """Compute the loss of features ``[N, ...]``, 0-dim."""
         student, teacher = f_s.flatten(1), f_t.detach().flatten(1)
         return ops.rkd_loss(student, teacher, distance_weight=self.w_d, angle_weight=self.w_a).total
 
@@ -132,12 +132,12 @@ class PKT(nn.Module):
     """Probabilistic knowledge transfer."""
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        """``[N, D]`` each; 0-dim."""
+        """Compute the loss of embeddings ``[N, D]``, 0-dim."""
         return ops.pkt_loss(f_s, f_t)
 
 
 class ABLoss(nn.Module):
-    """Activation boundaries: for the i-th of ``feat_num`` maps ``2^(i - feat_num + 1) 3/1000`` times its loss."""
+    """Activation boundaries. The loss of map i of ``feat_num`` has the weight ``2^(i - feat_num + 1) * 3/1000``."""
 
     def __init__(self, feat_num: int, margin: float = 1.0) -> None:
         super().__init__()
@@ -145,20 +145,20 @@ class ABLoss(nn.Module):
         self.margin = margin
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        """Lists of maps before their ReLU; a list of 0-dim losses."""
+        """Compute a list of 0-dim losses from lists of maps before their ReLU."""
         pairs = zip(self.w, _pairs(g_s, g_t), strict=False)
         return [weight * 3e-3 * ops.ab_loss(s, t.detach(), margin=self.margin) for weight, (s, t) in pairs]
 
 
 class FactorTransfer(nn.Module):
-    """Factor transfer. The kernel has the usual ``p1=2, p2=1``; other powers run as plain PyTorch."""
+    """Factor transfer. The kernel computes the usual ``p1=2, p2=1``; other powers run as plain PyTorch."""
 
     def __init__(self, p1: float = 2, p2: float = 1) -> None:
         super().__init__()
         self.p1, self.p2 = p1, p2
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
-        """Factors ``[N, C, H, W]``; 0-dim."""
+        """Compute the loss of factors ``[N, C, H, W]``, 0-dim."""
         if (self.p1, self.p2) == (2, 1):
             return ops.ft_loss(f_s, f_t)
         return self._with_powers(f_s, f_t)
@@ -171,7 +171,7 @@ class FactorTransfer(nn.Module):
 
     @in_float32
     def factor(self, f: Tensor) -> Tensor:
-        """The unit vector ``[N, H * W]`` of a factor's mean power over channels."""
+        """Return the unit vector ``[N, H * W]`` of a factor's mean power over channels."""
         return F.normalize(f.pow(self.p1).mean(1).flatten(1))
 
 
@@ -189,35 +189,35 @@ class CRDLoss(nn.Module):
         self.n_data, self.nce_k = opt.n_data, opt.nce_k
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
-        """Loss of a batch; the memory's rows ``idx`` are updated, as in the original in either mode.
+        """Compute the loss of a batch and update the memory's rows ``idx``, in train and eval mode as in the original.
 
         Args:
             f_s: ``[B, s_dim]``.
             f_t: ``[B, t_dim]``.
-            idx: ``[B]``, the images' numbers in the training set.
-            contrast_idx: ``[B, 1 + nce_k]``: the positive's number, then the negatives'. Drawn from all samples if
-                not given.
+            idx: ``[B]``, positions of the images in the training set.
+            contrast_idx: ``[B, 1 + nce_k]``, the position of the positive, then those of the negatives. By default
+                the negatives are drawn from all samples.
         """
         student, teacher = self.embed_s(f_s), self.embed_t(f_t)
         if contrast_idx is None:
             positive, negatives = idx, torch.randint(self.n_data, (len(idx), self.nce_k), device=idx.device)
         else:
             positive, negatives = contrast_idx[:, 0], contrast_idx[:, 1:]
-        # The positive of the mode "relax" is another image of the class, and not the one whose row is updated.
+        # In the mode "relax" the positive is another image of the class, while the row of idx is updated.
         loss = ops.crd_loss(student, teacher, positive.contiguous(), negatives, self.contrast, update=False)
         self.contrast.update(student.detach(), teacher.detach(), idx)
         return loss
 
 
 class NSTLoss(nn.Module):
-    """Neuron selectivity transfer, a loss for each pair of maps. Plain PyTorch."""
+    """Neuron selectivity transfer, with a loss for each pair of maps. Plain PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.nst_loss = losses.NSTLoss()
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses."""
+        """Compute a list of 0-dim losses from lists of maps ``[N, C, H, W]``."""
         return [self.nst_loss(s, t) for s, t in _pairs(g_s, g_t)]
 
 
@@ -226,7 +226,7 @@ class Correlation(losses.CorrelationLoss):
 
 
 class FSP(nn.Module):
-    """Flow of the solution procedure, a loss for each pair of neighbouring maps. Plain PyTorch."""
+    """Flow of the solution procedure, with a loss for each pair of neighbouring maps. Plain PyTorch."""
 
     def __init__(self, s_shapes: Sequence[Sequence[int]], t_shapes: Sequence[Sequence[int]]) -> None:
         super().__init__()
@@ -235,22 +235,22 @@ class FSP(nn.Module):
             raise ValueError(f"FSP needs the same channels, got {channels[0]} and {channels[1]}")
         self.loss = losses.FSPLoss()
 
-    @in_float32  # here already: a map that is in two losses has its gradient rounded once
+    @in_float32  # convert here, so that the gradient of a map used by two losses is rounded once
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
+        """Compute a list of 0-dim losses, one fewer than maps, from lists of maps ``[N, C, H, W]``."""
         neighbours = zip(g_s[:-1], g_s[1:], g_t[:-1], g_t[1:], strict=True)
         return [self.loss((s1, s2), (t1, t2)) for s1, s2, t1, t2 in neighbours]
 
 
 class KDSVD(nn.Module):
-    """Distillation of ``k`` leading singular vectors of each map (Lee et al., ECCV 2018). Plain PyTorch."""
+    """Distillation of the ``k`` leading singular vectors of each map (Lee et al., ECCV 2018). Plain PyTorch."""
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
         self.loss = losses.KDSVDLoss(k)
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
-        """Lists of maps ``[N, C, H, W]``; a list of 0-dim losses, one fewer than maps."""
+        """Compute a list of 0-dim losses, one fewer than maps, from lists of maps ``[N, C, H, W]``."""
         student, teacher = zip(*_pairs(g_s, g_t), strict=True)
         return self.loss(student, teacher)
 
@@ -258,8 +258,8 @@ class KDSVD(nn.Module):
 def _pairs(g_s: Maps, g_t: Maps) -> Iterator[tuple[Tensor, Tensor]]:
     if len(g_s) != len(g_t):
         warnings.warn(
-            f"student gives {len(g_s)} maps, teacher {len(g_t)}: the first {min(len(g_s), len(g_t))} are paired, as in "
-            "RepDistiller, the others are left out",
+            f"student has {len(g_s)} maps, teacher {len(g_t)}: the first {min(len(g_s), len(g_t))} are paired, as in "
+            "RepDistiller; the others are ignored",
             stacklevel=3,
         )
     return zip(g_s, g_t, strict=False)

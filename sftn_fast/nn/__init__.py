@@ -1,4 +1,4 @@
-"""The losses of :mod:`sftn_fast.ops` as modules, and those that need layers of their own."""
+"""The losses of :mod:`sftn_fast.ops` as modules, and losses that need layers of their own."""
 
 from sftn_fast.nn.adapted_hint import AdaptedHint, hint_convolution
 from sftn_fast.nn.contrastive import CRDLoss, Embed

@@ -1,4 +1,4 @@
-"""The hint loss with its regressor: convolution, then BatchNorm, ReLU and squared error in one."""
+"""The hint loss with its regressor: a convolution, then BatchNorm, ReLU and squared error in one op."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Shape = tuple[int, int, int]
 
 
 class AdaptedHint(nn.Module):
-    """FitNets' hint (Romero et al., 2015) with the regressor of RepDistiller, ``ConvReg``, in its wording of the loss.
+    """FitNets' hint loss (Romero et al., 2015) with RepDistiller's regressor, ``ConvReg``.
 
-    ``forward(student_map, teacher_map)`` is ``F.mse_loss(relu(bn(conv(student_map))), teacher_map)``, of which all but
-    the convolution is :func:`sftn_fast.ops.adapted_hint_loss`. Height and width each choose what the convolution does:
+    ``forward(student_map, teacher_map)`` computes ``F.mse_loss(relu(bn(conv(student_map))), teacher_map)``. Everything
+    after the convolution is :func:`sftn_fast.ops.adapted_hint_loss`. The sizes determine the kernel along each axis:
 
     ============================== =====================================================
     student's size S, teacher's T  convolution
@@ -25,19 +25,19 @@ class AdaptedHint(nn.Module):
     ``S >= T``                     ``1 + S - T``, without padding: 1x1 where the maps are of one size
     ============================== =====================================================
 
-    Parameters are ``conv.*`` and ``bn.*``, as in ``ConvReg``, whose weights load. ``bn`` is an ``nn.BatchNorm2d``, and
-    its mode, momentum and running statistics are honoured as if it were called. Where it was made an
-    ``nn.SyncBatchNorm``, or anything else, it is called, and :func:`sftn_fast.ops.hint_loss` takes what it gives.
+    Parameters are ``conv.*`` and ``bn.*``, as in ``ConvReg``, so its weights load. ``bn`` is an ``nn.BatchNorm2d``. Its
+    mode, momentum and running statistics have the same effect as if it were called. If ``bn`` was converted to
+    ``nn.SyncBatchNorm`` or another module, it is called and :func:`sftn_fast.ops.hint_loss` compares its output.
 
     Args:
         student_shape: (C, H, W) of the student's map [N, C, H, W].
         teacher_shape: (C', H', W') of the teacher's map [N, C', H', W'].
-        eps: of ``bn``.
-        momentum: of ``bn``; None for cumulative averages.
-        track_running_stats: of ``bn``; False to normalise by the batch always.
+        eps: ``eps`` of ``bn``.
+        momentum: ``momentum`` of ``bn``; None for cumulative averages.
+        track_running_stats: ``track_running_stats`` of ``bn``; False to always normalise by the batch.
 
     Raises:
-        ValueError: A shape is not that of a map, or no convolution leads from one to the other.
+        ValueError: if a shape is not (C, H, W) of a map, or no convolution maps one shape to the other.
     """
 
     conv: nn.Conv2d | nn.ConvTranspose2d
@@ -57,7 +57,7 @@ class AdaptedHint(nn.Module):
         self.bn = nn.BatchNorm2d(teacher_shape[0], eps, momentum, track_running_stats=track_running_stats)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The loss, 0-dim float32 (float64 for float64 maps); updates the running statistics in training."""
+        """Compute the loss, 0-dim float32 (float64 for float64 maps). Updates the running statistics in training."""
         bn = self.bn
         if type(bn) is not nn.BatchNorm2d:
             return ops.hint_loss(self.regress(student_map), teacher_map)
@@ -75,12 +75,15 @@ class AdaptedHint(nn.Module):
         )
 
     def regress(self, student_map: Tensor) -> Tensor:
-        """The regressed map ``relu(bn(conv(student_map)))``, [N, C', H', W']; in training one more batch for ``bn``."""
+        """Return the regressed map ``relu(bn(conv(student_map)))``, [N, C', H', W'].
+
+        In training this counts as one more batch for ``bn``.
+        """
         return F.relu(self.bn(self.conv(student_map)))
 
 
 def _count_batch(bn: nn.BatchNorm2d) -> float:
-    """Count a batch as calling ``bn`` would. Returns its share in the running statistics."""
+    """Count a batch as a call of ``bn`` would, and return its weight in the running statistics."""
     if not (bn.training and bn.track_running_stats) or bn.num_batches_tracked is None:
         return bn.momentum or 0.0
     with torch.no_grad():
@@ -89,7 +92,7 @@ def _count_batch(bn: nn.BatchNorm2d) -> float:
 
 
 def hint_convolution(student: Shape, teacher: Shape) -> nn.Conv2d | nn.ConvTranspose2d:
-    """The convolution of :class:`AdaptedHint`, from [N, *student] to [N, *teacher], with a bias."""
+    """Build the convolution of :class:`AdaptedHint`, from [N, *student] to [N, *teacher], with a bias."""
     if any(len(shape) != 3 or min(shape) < 1 for shape in (student, teacher)):
         raise ValueError(f"no convolution from {student} to {teacher}: not shapes (C, H, W) of maps")
     sizes = list(zip(student[1:], teacher[1:], strict=True))
@@ -103,7 +106,7 @@ def hint_convolution(student: Shape, teacher: Shape) -> nn.Conv2d | nn.ConvTrans
 
 
 def _kernel(student: int, teacher: int) -> tuple[int, int, int]:
-    """Kernel, stride and padding along one axis."""
+    """Return kernel, stride and padding along one axis."""
     if student == 2 * teacher:
         return 3, 2, 1
     if 2 * student == teacher:

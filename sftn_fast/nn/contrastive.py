@@ -12,14 +12,14 @@ from sftn_fast.ops._autograd import savable
 
 
 class Embed(nn.Module):
-    """A linear map onto the unit sphere. A row that it maps to zero stays zero, without a NaN."""
+    """A linear map onto the unit sphere. A row mapped to zero stays zero instead of NaN."""
 
     def __init__(self, in_features: int, dim: int = 128) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, ...]`` to ``[B, dim]``, in float32 at least."""
+        """Map ``[B, ...]`` to ``[B, dim]``, in float32 at least."""
         (features,) = savable(features)
         return _unit_rows(self.linear(features.flatten(1)))
 
@@ -37,10 +37,10 @@ class CRDLoss(nn.Module):
     Args:
         student_dim: Length of the student's features.
         teacher_dim: Length of the teacher's features.
-        num_samples: Images in the training set.
+        num_samples: Number of images in the training set.
         dim: Length of the embeddings.
-        temperature: Of the scores.
-        momentum: Share of the old row when a bank is updated.
+        temperature: Divisor of the scores.
+        momentum: Weight of the old row in a bank update.
         bank_dtype: float32, bfloat16 or float16; half precision halves the banks.
     """
 
@@ -60,12 +60,12 @@ class CRDLoss(nn.Module):
         self.memory = ops.CRDMemory(num_samples, dim, temperature=temperature, momentum=momentum, dtype=bank_dtype)
 
     def forward(self, student_features: Tensor, teacher_features: Tensor, index: Tensor, negatives: Tensor) -> Tensor:
-        """The loss, 0-dim; the banks are updated while the module is in training mode.
+        """Compute the loss, 0-dim. In training mode this also updates the banks.
 
         Args:
-            student_features: ``[B, student_dim]``, or what flattens to it.
-            teacher_features: ``[B, teacher_dim]``, or what flattens to it.
-            index: ``[B]`` int64, the images' numbers in the training set.
+            student_features: ``[B, student_dim]``, or a shape that flattens to it.
+            teacher_features: ``[B, teacher_dim]``, or a shape that flattens to it.
+            index: ``[B]`` int64, positions of the images in the training set.
             negatives: ``[B, K]``, images of other classes, as from :func:`sftn_fast.ops.sample_negatives`.
         """
         student, teacher = self.embed_student(student_features), self.embed_teacher(teacher_features)

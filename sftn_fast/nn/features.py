@@ -13,10 +13,10 @@ from sftn_fast.nn.loss import OpLoss
 
 
 class HintLoss(OpLoss):
-    """Mean squared error; see :func:`sftn_fast.ops.hint_loss`, and :class:`AdaptedHint` for maps of unlike shapes."""
+    """Mean squared error; see :func:`sftn_fast.ops.hint_loss`. :class:`AdaptedHint` is for maps of different shapes."""
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """Maps of one shape; 0-dim."""
+        """Compute the loss of two maps of one shape, 0-dim."""
         return ops.hint_loss(student_features, teacher_features)
 
 
@@ -27,7 +27,7 @@ class ATLoss(OpLoss):
         super().__init__(p=p)
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """Maps whose channels and sizes may differ; 0-dim."""
+        """Compute the loss of two maps, 0-dim. Channels and sizes may differ."""
         return ops.at_loss(student_features, teacher_features, **self.options)
 
 
@@ -38,7 +38,7 @@ class FTLoss(OpLoss):
         super().__init__(variant=variant)
 
     def forward(self, student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
-        """Factors of translator and paraphraser; 0-dim."""
+        """Compute the loss of the translator's and the paraphraser's factor, 0-dim."""
         return ops.ft_loss(student_factor, teacher_factor, **self.options)
 
 
@@ -49,7 +49,7 @@ class ABLoss(OpLoss):
         super().__init__(margin=margin)
 
     def forward(self, student_preact: Tensor, teacher_preact: Tensor) -> Tensor:
-        """Maps of one shape, before their ReLU; 0-dim."""
+        """Compute the loss of two maps of one shape, before their ReLU, 0-dim."""
         return ops.ab_loss(student_preact, teacher_preact, **self.options)
 
 
@@ -57,7 +57,7 @@ class OHLoss(nn.Module):
     """Overhaul distillation of one layer, with the teacher's margins; see :func:`sftn_fast.ops.oh_loss`.
 
     Args:
-        margin: ``[C]``, the value to which the teacher's negative features are raised.
+        margin: ``[C]``, the lower bound applied to the teacher's features.
     """
 
     margin: Tensor
@@ -68,24 +68,24 @@ class OHLoss(nn.Module):
 
     @classmethod
     def from_norm(cls, norm: nn.BatchNorm2d) -> OHLoss:
-        """With the margins that follow from the BatchNorm before the teacher's ReLU."""
+        """Build the loss with the margins of the BatchNorm before the teacher's ReLU."""
         return cls(ops.oh_margin(norm.weight, norm.bias))
 
     def forward(self, student_preact: Tensor, teacher_preact: Tensor) -> Tensor:
-        """Maps of one shape, before their ReLU; 0-dim."""
+        """Compute the loss of two maps of one shape, before their ReLU, 0-dim."""
         return ops.oh_loss(student_preact, teacher_preact, self.margin)
 
 
 class VIDLoss(nn.Module):
-    """Variational information distillation of one layer (Ahn et al., CVPR 2019), regressor and variances included.
+    """Variational information distillation of one layer (Ahn et al., CVPR 2019), with regressor and variances.
 
-    Three 1x1 convolutions predict the teacher's map from the student's; each channel learns its variance. The larger
+    Three 1x1 convolutions predict the teacher's map from the student's. Each channel learns its variance. The larger
     map is average-pooled to the smaller one's size. See :func:`sftn_fast.ops.vid_loss`.
 
     Args:
         student_channels: Channels of the student's map.
         teacher_channels: Channels of the teacher's map.
-        mid_channels: Channels between the convolutions; the teacher's if not given.
+        mid_channels: Channels between the convolutions; the teacher's channels by default.
         init_variance: Variance of every channel at the start, above ``eps``.
         eps: Least variance.
     """
@@ -113,9 +113,9 @@ class VIDLoss(nn.Module):
         self.eps = eps
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """``[N, Cs, Hs, Ws]`` and ``[N, Ct, Ht, Wt]``; 0-dim."""
+        """Compute the loss of maps ``[N, Cs, Hs, Ws]`` and ``[N, Ct, Ht, Wt]``, 0-dim."""
         height, width = teacher_features.shape[2:]
-        if student_features.shape[2] > height:  # before the regressor, which has less to do then
+        if student_features.shape[2] > height:  # pool before the regressor, which then has less work
             student_features = F.adaptive_avg_pool2d(student_features, (height, width))
         mean = self.regressor(student_features)
         return ops.vid_loss(mean, self.log_scale, teacher_features, eps=self.eps)

@@ -1,4 +1,4 @@
-"""Distillation of singular vectors: what the leading directions of one stage become in the next. Plain PyTorch."""
+"""Distillation of how leading singular vectors change from one stage to the next. Plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from sftn_fast.nn.precision import in_float32
 
 
 class KDSVDLoss(nn.Module):
-    """Distillation of ``k`` leading singular vectors of each map (Lee et al., ECCV 2018), as RepDistiller has it.
+    """Distillation of the ``k`` leading singular vectors of each map (Lee et al., ECCV 2018), as in RepDistiller.
 
-    A map as a matrix ``[H * W, C]`` has right singular vectors of length C. The student's ``k + 3`` leading ones are
-    aligned to the teacher's ``k``: each teacher's vector gets the student's of largest cosine, with its sign. Both are
-    scaled by the teacher's singular values, of unit length together. For neighbouring stages with vectors a and b, a
-    network has the differences ``exp(-(b - a)^2 / 8)``, and the loss is the squared distance of the two networks'
-    differences, summed and divided by the batch size. The networks must have the same channels at every stage.
+    A map, read as a matrix ``[H * W, C]``, has right singular vectors of length C. The student's ``k + 3`` leading ones
+    are aligned to the teacher's ``k``: each teacher vector gets the student vector of largest cosine, with its sign.
+    Both are scaled by the teacher's singular values, normalised to unit length. For neighbouring stages with vectors a
+    and b, the differences of a network are ``exp(-(b - a)^2 / 8)``. The loss is the squared distance between the two
+    networks' differences, summed and divided by the batch size. The networks must have the same channels at every
+    stage.
     """
 
     def __init__(self, k: int = 1) -> None:
@@ -28,15 +29,15 @@ class KDSVDLoss(nn.Module):
 
     @in_float32
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
-        """Lists of as many maps ``[N, C, H, W]`` each; a list of 0-dim losses, one fewer than maps.
+        """Compute the losses of two equally long lists of maps ``[N, C, H, W]``.
 
-        Float32, or float64 for float64 maps.
+        Returns a list of 0-dim losses, one fewer than maps, float32, or float64 for float64 maps.
         """
         vectors = [self._vectors(s, t.detach()) for s, t in zip(student, teacher, strict=True)]
         return [_difference(*both).to(student[0].dtype) / len(student[0]) for both in pairwise(vectors)]
 
     def _vectors(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled right singular vectors ``[N, C, k]`` of both, the student's aligned to the teacher's."""
+        """Return scaled right singular vectors ``[N, C, k]`` of both, the student's aligned to the teacher's."""
         values, wanted = _leading(teacher, self.k)
         own = _leading(student, self.k + 3)[1]
         cosine = own.transpose(1, 2) @ wanted
@@ -55,13 +56,13 @@ def _difference(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> 
 
 
 def _leading(maps: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of maps as ``[H * W, C]``.
+    """Return the ``n`` largest singular values ``[N, n]`` and right vectors ``[N, C, n]`` of maps as ``[H * W, C]``.
 
-    The values are constants. A vector ``v_i`` of ``A`` is an eigenvector of ``M = A^T A``, and has the derivative
-    ``sum_j v_j (v_j . dM v_i) / (s_i^2 - s_j^2)`` over all other eigenvectors. PyTorch's own also divides the vanishing
-    values' differences by each other, and is NaN where a map has several, as after a ReLU.
+    The values are constants. A vector ``v_i`` of ``A`` is an eigenvector of ``M = A^T A``. Its derivative is
+    ``sum_j v_j (v_j . dM v_i) / (s_i^2 - s_j^2)`` over all other eigenvectors. PyTorch's derivative also divides by the
+    differences between vanishing values. It is NaN for maps with several of them, for example after a ReLU.
     """
-    # In float64: of the differences of squared singular values float32 keeps few digits.
+    # Use float64: differences of squared singular values keep few digits in float32.
     a = maps.double().flatten(2).transpose(1, 2)
     with torch.no_grad():
         _, values, vectors = torch.linalg.svd(a, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Modules of the losses on logits. Student first, then teacher, as in :mod:`sftn_fast.ops`."""
+"""Modules of the losses on logits. The student comes first, then the teacher, as in :mod:`sftn_fast.ops`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KDLoss(OpLoss):
         super().__init__(temperature=temperature, reduction=reduction)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """``[N, C]`` each; 0-dim, or ``[N]`` for the reduction ``"none"``."""
+        """Compute the loss of logits ``[N, C]``, 0-dim, or ``[N]`` for the reduction ``"none"``."""
         return ops.kd_loss(student_logits, teacher_logits, **self.options)
 
 
@@ -43,12 +43,12 @@ class KDCELoss(OpLoss):
         )
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> KDTerms:
-        """Logits ``[N, C]``, target ``[N]`` int64."""
+        """Compute the terms of logits ``[N, C]`` and a target ``[N]`` int64."""
         return ops.kd_ce_loss(student_logits, teacher_logits, target, **self.options)
 
 
 class SFTNLoss(OpLoss):
-    """The student-friendly teacher's loss; see :func:`sftn_fast.ops.sftn_loss`."""
+    """Loss of a student-friendly teacher; see :func:`sftn_fast.ops.sftn_loss`."""
 
     def __init__(
         self,
@@ -70,5 +70,5 @@ class SFTNLoss(OpLoss):
         )
 
     def forward(self, teacher_logits: Tensor, branch_logits: Sequence[Tensor] | Tensor, target: Tensor) -> SFTNTerms:
-        """Teacher ``[N, C]``, K branches ``[N, C]``, target ``[N]`` int64."""
+        """Compute the terms of the teacher ``[N, C]``, K branches ``[N, C]`` and a target ``[N]`` int64."""
         return ops.sftn_loss(teacher_logits, branch_logits, target, **self.options)

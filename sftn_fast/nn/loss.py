@@ -1,4 +1,4 @@
-"""What the modules around single ops share."""
+"""Base class of the modules around a single op."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import nn
 
 
 class OpLoss(nn.Module):
-    """A loss whose options are fixed when it is built. They are the op's keyword arguments, and stand in its repr."""
+    """A loss with fixed options: the op's keyword arguments, which its repr shows."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
 
     def extra_repr(self) -> str:
-        """The options, for repr."""
+        """Return the options, for repr."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -13,14 +13,14 @@ class NSTLoss(nn.Module):
     """Squared maximum mean discrepancy of the channels of two maps (Huang & Wang, 2017), polynomial kernel of degree 2.
 
     The larger map is average-pooled to the smaller one's size. The kernel of two channels is the square of their
-    product, so that a batched GEMM computes it and nothing larger than ``[N, Cs, Ct]`` is kept.
+    product. A batched matrix product computes it, and nothing larger than ``[N, Cs, Ct]`` is stored.
     """
 
     @in_float32
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """``[N, Cs, H, W]`` and ``[N, Ct, H, W]``; 0-dim, with gradients to the student's map alone.
+        """Compute the loss of maps ``[N, Cs, H, W]`` and ``[N, Ct, H, W]``; only the student's map gets a gradient.
 
-        Float32, or float64 for float64 maps.
+        Returns 0-dim float32, or float64 for float64 maps.
         """
         student, teacher = same_size(student_features, teacher_features.detach())
         student = F.normalize(student.flatten(2), dim=2)
@@ -29,7 +29,7 @@ class NSTLoss(nn.Module):
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the height and width of the one that is less high, by average pooling."""
+    """Average-pool the higher map to the height and width of the other."""
     if a.shape[2] > b.shape[2]:
         return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:

@@ -1,4 +1,4 @@
-"""Float32 at least, in losses that are written in plain PyTorch."""
+"""Float32 arithmetic, or float64, for losses written in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ R = TypeVar("R")
 
 
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: compute in float32, or in float64 where an argument is, whatever autocast says.
+    """Decorate a function to compute in float32, or in float64 if an argument is float64, even under autocast.
 
-    Floating-point tensors among the positional arguments, and in lists and tuples among them, are converted, each once;
-    its gradient is rounded once. Those of ``torch.inference_mode()`` are copied, as autograd does not save them.
+    Floating-point tensors among the positional arguments, also inside lists and tuples, are each converted once, so
+    that a gradient is rounded once. Tensors of ``torch.inference_mode()`` are copied, as autograd does not save them.
     """
 
     @wraps(function)
@@ -31,14 +31,14 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
         device = given[0].device.type if given else "cpu"
         if not torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
             return function(*_converted(arguments, dtype), **options)
-        with torch.autocast(device, enabled=False):  # what is compiled may run under it later
+        with torch.autocast(device, enabled=False):  # compiled code may run under autocast later
             return function(*_converted(arguments, dtype), **options)
 
     return in_wide
 
 
 average_pooled = in_float32(F.adaptive_avg_pool2d)
-"""``F.adaptive_avg_pool2d``, whose averages half precision would round."""
+"""``F.adaptive_avg_pool2d`` in float32: averages in half precision would be rounded."""
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ class RKDDistanceLoss(OpLoss):
         super().__init__(eps=eps)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """``[B, Ds]`` and ``[B, Dt]``; 0-dim."""
+        """Compute the loss of embeddings ``[B, Ds]`` and ``[B, Dt]``, 0-dim."""
         return ops.rkd_distance_loss(student, teacher, **self.options)
 
 
@@ -27,7 +27,7 @@ class RKDAngleLoss(OpLoss):
         super().__init__(eps=eps)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """``[B, Ds]`` and ``[B, Dt]``; 0-dim."""
+        """Compute the loss of embeddings ``[B, Ds]`` and ``[B, Dt]``, 0-dim."""
         return ops.rkd_angle_loss(student, teacher, **self.options)
 
 
@@ -38,7 +38,7 @@ class RKDLoss(OpLoss):
         super().__init__(distance_weight=distance_weight, angle_weight=angle_weight)
 
     def forward(self, student: Tensor, teacher: Tensor) -> RKDTerms:
-        """``[B, Ds]`` and ``[B, Dt]``."""
+        """Compute the terms of embeddings ``[B, Ds]`` and ``[B, Dt]``."""
         return ops.rkd_loss(student, teacher, **self.options)
 
 
@@ -46,7 +46,7 @@ class SPLoss(OpLoss):
     """Similarities of samples; see :func:`sftn_fast.ops.sp_loss`."""
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
-        """``[B, ...]`` each; 0-dim."""
+        """Compute the loss of features ``[B, ...]``, 0-dim."""
         return ops.sp_loss(student_features, teacher_features)
 
 
@@ -57,5 +57,5 @@ class PKTLoss(OpLoss):
         super().__init__(eps=eps)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """``[B, Ds]`` and ``[B, Dt]``; 0-dim."""
+        """Compute the loss of embeddings ``[B, Ds]`` and ``[B, Dt]``, 0-dim."""
         return ops.pkt_loss(student, teacher, **self.options)

@@ -1,8 +1,8 @@
 """Losses for knowledge distillation, as fused C++/CUDA kernels.
 
-Student first, then teacher. float16, bfloat16, float32 and float64 on CPU and CUDA, arithmetic in float32 (float64 for
-float64), losses float32 (float64 for float64). Any strides; inputs are never written to; the same inputs give the same
-bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
+The student's argument comes first, then the teacher's. Inputs are float16, bfloat16, float32 or float64, on CPU or
+CUDA, with any strides. Arithmetic and losses are float32, or float64 for float64 inputs. Inputs are never written to.
+The same inputs give the same bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 """
 
 from sftn_fast.ops import reference

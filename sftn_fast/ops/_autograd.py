@@ -1,4 +1,4 @@
-"""What the losses' autograd functions share."""
+"""Helpers shared by the autograd functions of the losses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T", bound="Tensor | None")
 
 
 def needs_function(inputs: Sequence[Tensor | None]) -> bool:
-    """Whether a loss must go through its autograd function: where a gradient is asked for, or a tangent.
+    """Return whether a loss must run through its autograd function: when a gradient or a tangent is wanted.
 
-    Everywhere else the raw op does. Inside forward-mode differentiation, and inside ``torch.func``'s transforms, which
-    hide what asks for a gradient, the function refuses, where the raw op would lose the derivative in silence.
+    Otherwise the raw op is enough. Forward-mode differentiation and the transforms of ``torch.func`` hide which input
+    requires a gradient. There the autograd function raises, where the raw op would silently lose the derivative.
     """
     if forward_ad._current_level >= 0:
         return True
@@ -32,9 +32,9 @@ def needs_function(inputs: Sequence[Tensor | None]) -> bool:
 
 
 def savable(*inputs: T) -> tuple[T, ...]:
-    """What may be saved for a backward pass: copies of tensors that were made under ``torch.inference_mode()``.
+    """Return tensors that autograd can save for a backward pass; copy those created in ``torch.inference_mode()``.
 
-    Autograd refuses to save those. It could not tell either whether somebody writes to one before the backward pass.
+    Autograd refuses to save inference tensors: it could not detect a write to one before the backward pass.
     """
     if torch.compiler.is_compiling():
         return inputs
@@ -51,13 +51,13 @@ def _copy(x: T) -> T:
 def first_derivatives(
     backward: Callable[[Any, Tensor, Saved], Sequence[Tensor | None]], ctx: Any, grad_output: Tensor
 ) -> Sequence[Tensor | None]:
-    """``backward(ctx, grad_output, ctx.saved_tensors)``: gradients that raise when they are differentiated again.
+    """Call ``backward(ctx, grad_output, ctx.saved_tensors)`` and make its gradients raise if differentiated again.
 
-    ``torch.autograd.function.once_differentiable`` does so only where ``grad_output`` requires a gradient; elsewhere,
-    as in a gradient penalty, it hands out gradients that are constants, and the second derivative is a silent zero.
-    What is compiled gets them as they are: AOTAutograd refuses second derivatives itself.
+    ``torch.autograd.function.once_differentiable`` raises only if ``grad_output`` requires a gradient. Otherwise, for
+    example in a gradient penalty, its gradients are constants and the second derivative is silently zero. Compiled
+    code gets the plain gradients, because AOTAutograd refuses second derivatives itself.
     """
-    saved = ctx.saved_tensors  # which activation checkpointing hands out once
+    saved = ctx.saved_tensors  # read once: activation checkpointing allows a single access
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return backward(ctx, grad_output, saved)
     with torch.no_grad():
@@ -73,6 +73,6 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:  # type: ignore[override]
         raise RuntimeError(
-            "the fused losses of sftn_fast have no second derivatives; `with sftn_fast.ops.backend('reference'):` "
-            "computes the loss in plain PyTorch, which has"
+            "the fused losses of sftn_fast have no second derivatives; compute the loss in plain PyTorch, "
+            "`with sftn_fast.ops.backend('reference'):`"
         )

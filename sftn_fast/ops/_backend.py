@@ -1,4 +1,4 @@
-"""The switch between the compiled kernels and plain PyTorch: a default of the process, and a choice of each context."""
+"""The switch between compiled kernels and plain PyTorch: a default for the process and a choice for each context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKENDS = ("auto", "fused", "reference")
 
 
 class _Block:
-    """One ``with backend(name):`` that was entered."""
+    """A ``with backend(name):`` block that was entered."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -25,9 +25,9 @@ class _Block:
 
 _default = "auto"
 _entered: ContextVar[tuple[_Block, ...]] = ContextVar("entered", default=())
-_chosen: ContextVar[str | None] = ContextVar("chosen", default=None)  # by the last block in `_entered`
+_chosen: ContextVar[str | None] = ContextVar("chosen", default=None)  # name of the last block in `_entered`
 
-# What was chosen last, in whatever context. Compilers before torch 2.14 can't read a context variable: they read this.
+# The latest choice of any context. Compilers before torch 2.14 can't read a context variable, so they read this.
 _latest = _default
 _COMPILERS_READ_CONTEXTS = TorchVersion(torch.__version__) >= "2.14"
 
@@ -36,17 +36,17 @@ _kernels: dict[str, Any] = {}
 
 
 def find_kernels() -> None:
-    """Take the libraries that loaded and have every op; to be called once all ops are registered."""
+    """Use the libraries that loaded and have every op. Call this once all ops are registered."""
     for device, library in (("cpu", _library.CPU), ("cuda", _library.CUDA)):
         if library.loaded:
             _kernels[device] = torch.ops.sftn_fast
 
 
 def set_backend(name: str) -> None:
-    """Choose what the losses run on, from here on and in all threads, outside of any ``with backend(...):``.
+    """Set the process-wide backend of the losses, for all threads, outside any ``with backend(...):`` block.
 
-    ``"fused"`` is the compiled kernels, and an error where there are none; ``"reference"`` is plain PyTorch;
-    ``"auto"``, the default, takes the kernels where there are some and warns once where there are none.
+    ``"fused"`` runs the compiled kernels and raises where there are none. ``"reference"`` runs plain PyTorch.
+    ``"auto"``, the default, runs the kernels where they exist and otherwise plain PyTorch, with one warning.
 
     Raises:
         ValueError: for any other name.
@@ -60,8 +60,8 @@ def set_backend(name: str) -> None:
 def backend(name: str) -> Iterator[None]:
     """Run the losses called inside ``with backend(name):`` on ``name``; see :func:`set_backend`.
 
-    Of this thread or asyncio task, and of tasks that are started inside. Blocks may overlap, as those of generators do:
-    the one that was entered last counts, until it is left.
+    The choice holds for this thread or asyncio task, and for tasks started inside the block. Blocks may overlap, as
+    those of generators do: the block entered last wins until it is left.
     """
     _check(name)
     block = _Block(name)
@@ -85,7 +85,7 @@ def _check(name: str) -> None:
 
 
 def current() -> str:
-    """The backend that is chosen here."""
+    """Return the backend chosen in this context."""
     return _chosen.get() or _default
 
 
@@ -96,7 +96,7 @@ def _current() -> str:
 
 
 def kernels(device_type: str) -> Any | None:
-    """The namespace of the raw ops to use on a device, None for the reference."""
+    """Return the namespace of the raw ops to use on a device, or None for the reference."""
     name = _current()
     if name == "reference":
         return None
@@ -107,7 +107,7 @@ def kernels(device_type: str) -> Any | None:
 
 
 def why_not(device_type: str) -> str:
-    """Why a device has no kernels."""
+    """Return the reason why a device has no kernels."""
     library = {"cpu": _library.CPU, "cuda": _library.CUDA}.get(device_type)
     return library.error or "none registered" if library else "there are kernels for cpu and cuda only"
 
@@ -123,7 +123,7 @@ def _without_kernels(device_type: str, name: str) -> None:
 
 @contextmanager
 def _use_namespace(device_type: str, namespace: Any | None) -> Iterator[None]:
-    """Have a device's kernels come from another namespace, or from none. For tests."""
+    """Replace a device's kernels by another namespace, or by none. For tests."""
     before = _kernels.get(device_type)
     _kernels[device_type] = namespace
     try:

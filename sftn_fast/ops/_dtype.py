@@ -1,4 +1,4 @@
-"""Which dtype the losses compute in, and how inputs of several dtypes come together."""
+"""The dtype that the losses compute in, and the promotion of inputs of several dtypes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sftn_fast.ops._autograd import savable
 
 
 def accumulator(*inputs: Tensor) -> torch.dtype:
-    """What losses and sums are computed in: float64 if one of the inputs is, else float32."""
+    """Return the dtype of losses and sums: float64 if one of the inputs is float64, else float32."""
     for x in inputs:
         if x.dtype is torch.float64:
             return torch.float64
@@ -17,13 +17,13 @@ def accumulator(*inputs: Tensor) -> torch.dtype:
 
 
 def widened(*inputs: Tensor) -> list[Tensor]:
-    """All in their :func:`accumulator`, to be saved: once for each input, so that its gradient is rounded once."""
+    """Convert inputs to their :func:`accumulator` dtype, each once so that its gradient is rounded once."""
     dtype = accumulator(*inputs)
     return list(savable(*(x.to(dtype) for x in inputs)))
 
 
 def widened_beside(inputs: tuple[Tensor, ...], *others: Tensor | None) -> tuple[Tensor, ...]:
-    """In float64 where one of ``inputs`` or ``others`` is, else as they are."""
+    """Convert ``inputs`` to float64 if one of ``inputs`` or ``others`` is float64, else return them unchanged."""
     for x in (*inputs, *others):
         if x is not None and x.dtype is torch.float64:
             return tuple(x.double() for x in inputs)
@@ -31,7 +31,7 @@ def widened_beside(inputs: tuple[Tensor, ...], *others: Tensor | None) -> tuple[
 
 
 def same_dtype(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """All in the dtype that theirs promote to; as they are where they share one."""
+    """Convert inputs to the dtype they promote to, or return them unchanged if they share one."""
     dtype = inputs[0].dtype
     for x in inputs:
         if x.dtype is not dtype:

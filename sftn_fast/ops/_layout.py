@@ -1,4 +1,4 @@
-"""Dense memory for feature maps: kernels know contiguous and channels-last ones, see ``csrc/map.h``."""
+"""Dense memory layouts for feature maps. Kernels read contiguous and channels-last maps, see ``csrc/map.h``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def same_layout(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The maps ``[N, C, ...]`` in one dense layout: the first one's, contiguous if it has none. Copies what differs."""
+    """Bring maps ``[N, C, ...]`` to the dense layout of the first, or to contiguous if it has none.
+
+    Only maps in another layout are copied.
+    """
     memory_format = torch.contiguous_format
     if not first.is_contiguous():
         last = _CHANNELS_LAST.get(first.dim())

@@ -1,7 +1,7 @@
-"""Loads the compiled libraries and remembers, for one that did not load, why.
+"""The compiled libraries, and for a library that did not load the reason.
 
-``_C`` holds the schemas and the CPU kernels, ``_C_cuda`` the CUDA kernels. Either may be missing or broken: the package
-imports all the same and the losses run on :mod:`sftn_fast.ops.reference`.
+``_C`` holds the schemas and the CPU kernels, ``_C_cuda`` the CUDA kernels. If either is missing or broken, the package
+still imports and the losses run on :mod:`sftn_fast.ops.reference`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable)
 
 @dataclass
 class Library:
-    """A compiled library: where it is, and why its ops can't be called, if they can't."""
+    """A compiled library: its path, and the error if its ops can't be called."""
 
     name: str
     path: Path | None
@@ -38,8 +38,8 @@ def _load(name: str) -> Library:
         return Library(name, None, f"sftn_fast/{name}.so was not built; {REBUILD}")
     try:
         torch.ops.load_library(path)
-    except Exception as error:  # a broken file, a missing symbol, a torch it was not built for: all end the same way
-        cause = error.__cause__ or error  # the loader's own words, which torch wraps
+    except Exception as error:  # a broken file, a missing symbol or another torch: the outcome is the same
+        cause = error.__cause__ or error  # the loader's own message, which torch wraps
         return Library(name, path, f"{type(cause).__name__}: {cause}")
     return Library(name, path, None)
 
@@ -57,14 +57,17 @@ CUDA = _load_cuda(CPU)
 
 
 def register_fake(op: str) -> Callable[[F], F]:
-    """Decorator: the function gives the shapes and dtypes that ``torch.ops.sftn_fast.<op>`` returns, for compilers."""
+    """Register the decorated function as the fake of ``torch.ops.sftn_fast.<op>``, for compilers.
+
+    The function returns tensors of the op's output shapes and dtypes.
+    """
 
     def register(function: F) -> F:
         if not CPU.loaded:
             return function
         if hasattr(torch.ops.sftn_fast, op):
             torch.library.register_fake(f"sftn_fast::{op}", function)
-        else:  # as after the sources were brought up to date, and not the build
+        else:  # the sources were updated without a rebuild
             CPU.error = CUDA.error = f"it is older than the package: it has no {op}; {REBUILD}"
         return function
 

@@ -1,8 +1,8 @@
 """Contrastive representation distillation (CRD).
 
-The loss and its gradient come from one read of each row of the banks, so the forward pass computes both; what it saves
-for the backward pass is the gradient, ``[B, D]`` a side. What writes to the memory stands outside of the autograd
-function. The ops' schemas and formulas are in ``csrc/contrastive.h``.
+One read of each bank row yields both the loss and its gradient. The forward pass computes both and saves the gradient,
+``[B, D]`` for each side. Writes to the memory happen outside the autograd function. The ops' schemas and formulas are
+in ``csrc/contrastive.h``.
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ def crd_loss(
     *,
     update: bool = True,
 ) -> Tensor:
-    """Contrastive distillation loss of Tian et al. (ICLR 2020), as RepDistiller computes it.
+    """Compute the contrastive distillation loss of Tian et al. (ICLR 2020), as RepDistiller does.
 
-    Each side is scored against the other side's bank. With ``P = exp(<row, embedding> / T) / Z``, N the memory's
-    samples, ``n = K / N`` and ``eps = 1e-7``, a side's loss is
+    Each side is scored against the other side's bank. With ``P = exp(<row, embedding> / T) / Z``, N samples in the
+    memory, ``n = K / N`` and ``eps = 1e-7``, the loss of a side is
 
     ``-1/B sum_b [ log(P+ / (P+ + n + eps)) + sum_k log(n / (P-_k + n + eps)) ]``
 
-    and the loss is the sum of both. Z is N times the mean of ``exp(<row, embedding> / T)`` over the first batch, and
-    constant from then on; a call with ``update=False`` sets it too. A batch whose mean is not finite leaves it unset.
+    and the total is the sum of both sides. The first batch sets Z to N times its mean of ``exp(<row, embedding> / T)``,
+    also with ``update=False``. Z is constant from then on. A batch with a mean that is not finite does not set it.
 
-    Then, with ``update``, the rows ``index`` of the banks move towards the embeddings: see :meth:`CRDMemory.update`.
-    The gradient is that of the banks before. An empty batch gives 0 and changes nothing.
+    If ``update`` is true, the bank rows ``index`` then move towards the embeddings; see :meth:`CRDMemory.update`. The
+    gradient uses the banks from before the update. An empty batch gives 0 and changes nothing.
 
     Args:
-        student_embedding: ``[B, D]``, rows normalised by the caller. Others are taken as they are.
-        teacher_embedding: ``[B, D]``, the same. Both receive gradients; the banks are constants.
-        index: ``[B]`` int64, the batch's samples in the training set: row of the positive, and what is updated.
-        negatives: ``[B, K]`` int64 or int32 rows of the negatives, K at least 1. In any order and with repeats, but
-            ascending ones are several times as fast on a CPU: anchors then meet at the same rows.
+        student_embedding: ``[B, D]``. The caller normalises the rows; this function does not.
+        teacher_embedding: ``[B, D]``, likewise. Both receive gradients; the banks are constants.
+        index: ``[B]`` int64, positions of the batch's samples in the training set. They select the positives and the
+            rows to update.
+        negatives: ``[B, K]`` int64 or int32 rows of the negatives, K at least 1. Any order and repeats are allowed.
+            Ascending rows are several times faster on a CPU, because anchors then share reads of the same rows.
         memory: banks and normalisers, on the embeddings' device.
-        update: whether the banks follow the batch.
+        update: whether to update the banks after scoring.
 
     Returns:
         0-dim; float32, or float64 where an embedding or the banks are float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value. ``index`` and ``negatives`` outside of the memory are found on
-            the CPU only, before anything is written; on a GPU, where finding them would cost a synchronisation, they
-            are a device-side assertion.
+        ValueError: for a wrong shape, device or value. On the CPU, rows of ``index`` and ``negatives`` are checked
+            before anything is written. On a GPU a row out of range is a device-side assertion, because the check would
+            cost a synchronisation.
     """
     if not isinstance(memory, CRDMemory):
         raise TypeError(f"memory must be a CRDMemory, got {type(memory).__name__}")
@@ -98,11 +99,11 @@ def _fused(
 
 
 def _dense(device: str, batch: int, num_negatives: int, num_samples: int) -> bool:
-    """Whether to score every row of the banks, as a matrix product, instead of gathering each sample's negatives.
+    """Return whether to score all bank rows by a matrix product instead of gathering each sample's negatives.
 
-    Both give the same to rounding. The choice is by cost, from shapes and device alone. A pair of sample and row costs
-    half as much in the product, but there it is all pairs, of samples by sixteens. With B = 64, K = 16,384, D = 128,
-    float32, one thread:
+    Both ways agree up to rounding. The choice depends on shapes and device alone. The product halves the cost of a
+    (sample, row) pair, but it computes all pairs and rounds the batch up to a multiple of 16. For B = 64, K = 16,384,
+    D = 128, float32, one thread:
 
     ======  ======  =======  ======
     N       gather  product  ratio
@@ -116,7 +117,7 @@ def _dense(device: str, batch: int, num_negatives: int, num_samples: int) -> boo
     30,000  20.5    23.3     0.9
     ======  ======  =======  ======
 
-    GPUs always gather: a product pays there on tensor cores, and those would round what is float32.
+    GPUs always gather: a product is faster there only on tensor cores, which would round float32 inputs.
     """
     whole_batch = -(-batch // 16) * 16
     return device == "cpu" and 4 * whole_batch * num_samples <= 5 * batch * num_negatives
@@ -140,7 +141,7 @@ class _ContrastiveLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
-    """The student's gradient and the teacher's; None where none is asked for."""
+    """Return the gradients of student and teacher, None where none is wanted."""
     wanted = ctx.needs_input_grad[2:4]
     return [grad * grad_loss if want else None for grad, want in zip(saved[2:], wanted, strict=True)]
 

@@ -1,6 +1,6 @@
-"""Negatives for contrastive distillation: positions of samples of other classes, drawn where they are needed.
+"""Negatives for contrastive distillation: random positions of samples of other classes, drawn on the device.
 
-The raw op's schema, and how it draws, are in ``csrc/contrastive_negatives.h``.
+The raw op's schema and its way of drawing are in ``csrc/contrastive_negatives.h``.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ def sample_negatives(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.int64,
 ) -> Tensor:
-    """Negatives of CRD (Tian et al., ICLR 2020): for each sample of a batch, K samples of other classes.
+    """Sample negatives for CRD (Tian et al., ICLR 2020): K samples of other classes for each sample of a batch.
 
-    Without replacement: each K-subset of the samples of other classes is as likely as any other, and the rows are
-    independent. That is exact for uniform random words, but for a rounding by which a sample is up to 1e-9 of its
-    probability more likely than another; the words are SplitMix64's. A row is in ascending order, in which a memory
-    bank is read best. Where there are fewer than K samples of other classes they are drawn with replacement, as
-    RepDistiller's data sets do.
+    Sampling is without replacement: every K-subset of the samples of other classes is equally likely, and rows are
+    independent. The random words are SplitMix64's. For uniform words this is exact up to rounding, which makes a
+    sample at most 1e-9 of its probability more likely than another. A row is in ascending order, the best order to
+    read a memory bank. If fewer than K samples of other classes exist, sampling is with replacement, as in
+    RepDistiller's data sets.
 
-    A row's negatives are a function of a key, which the call draws from the generator, of the row's number and of which
-    samples are of other classes: the batch size, the number of threads and, given the key, the device do not matter.
-    ``labels`` is read anew on each call. Nothing waits for a GPU; a CUDA graph that captures the call draws other
-    negatives in every replay, if ``generator`` is registered with it, as the default one is.
+    The call draws one key from the generator. The negatives of a row depend on the key, the row's number and the
+    samples of other classes. They do not depend on the batch size, the number of threads or, given the key, the
+    device. Every call reads ``labels`` again. Nothing waits for a GPU. A CUDA graph that captured the call draws new
+    negatives in every replay if ``generator`` is registered with the graph, as the default generator is.
 
     Args:
-        index: ``[B]`` int64, the positions of the batch's samples in the data set.
-        labels: ``[N]`` int64, the class of every sample of the data set; any numbers, in any order.
+        index: ``[B]`` int64, positions of the batch's samples in the data set.
+        labels: ``[N]`` int64, the class of every sample of the data set; any numbers in any order.
         num_negatives: ``K``, 0 or more.
-        generator: on ``index``'s device; None for the default generator there, the only one that ``torch.compile``
-            knows. Advances by one number.
-        dtype: of the result; ``torch.int32`` halves its memory.
+        generator: a generator on the device of ``index``, or None for the default one, the only one that
+            ``torch.compile`` supports. It advances by one number.
+        dtype: dtype of the result; ``torch.int32`` halves its memory.
 
     Returns:
         ``[B, K]`` positions, ascending in each row.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value. That ``index`` is out of range, or that ``labels`` knows one
-            class only, is found on the CPU; on a GPU, where finding it would cost a synchronisation, it is a
-            device-side assertion.
+        ValueError: for a wrong shape, device or value. The CPU also checks that ``index`` is in range and that
+            ``labels`` holds at least two classes. On a GPU a violation is a device-side assertion, because the check
+            would cost a synchronisation.
     """
     check.check_indices("index", index, "[B]")
     check.check_indices("labels", labels, "[N]")

@@ -1,6 +1,6 @@
-"""The hint loss behind a convolution: BatchNorm, ReLU and mean squared error in one.
+"""The hint loss after a convolution: BatchNorm, ReLU and mean squared error in one op.
 
-Unfused, each of the three keeps a map of its own for the backward pass. Here the forward pass leaves a few numbers a
+Unfused, each of the three saves its own map for the backward pass. Here the forward pass saves a few numbers per
 channel, and the backward pass reads the two maps once more and writes the gradient. The ops' schemas and formulas are
 in ``csrc/features_adaptation.h``.
 """
@@ -33,32 +33,33 @@ def adapted_hint_loss(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """FitNets' hint loss (Romero et al., 2015) as RepDistiller has it, from the regressor's convolution on.
+    """Compute FitNets' hint loss (Romero et al., 2015) from the output of RepDistiller's regressor convolution.
 
-    ``mean over all elements of (relu(batch_norm(features)) - teacher_features)^2``, equal to
+    The loss is the mean over all elements of ``(relu(batch_norm(features)) - teacher_features)^2``, equal to
     ``F.mse_loss(F.relu(F.batch_norm(features, running_mean, running_var, weight, bias, training, momentum, eps)),
     teacher_features)``. :class:`sftn_fast.nn.AdaptedHint` holds the convolution and the BatchNorm.
 
-    In training the running statistics are updated in place, as ``F.batch_norm`` does, with the unbiased variance: the
-    one write to an argument. An empty batch gives 0 and leaves them alone.
+    In training the running statistics are updated in place with the unbiased variance, as in ``F.batch_norm``. This is
+    the only write to an argument. An empty batch gives 0 and does not change them.
 
     Args:
-        features: ``[N, C, H, W]``, what the convolution gives.
+        features: ``[N, C, H, W]``, the output of the convolution.
         teacher_features: the same shape. Receives a gradient too if it requires one.
-        weight: ``[C]``, BatchNorm's scale, or None for 1. May be float32 beside half-precision features.
+        weight: ``[C]``, BatchNorm's scale, or None for 1. May be float32 with half-precision features.
         bias: ``[C]``, BatchNorm's shift, or None for 0.
-        running_mean: ``[C]``, or None, in training only, to keep no statistics.
-        running_var: ``[C]``, or None where ``running_mean`` is.
-        training: whether to normalise by the batch's mean and variance, or by the running ones.
-        momentum: the batch's share, from 0 to 1, in the updated running statistics.
+        running_mean: ``[C]``. In training it may be None, to keep no statistics.
+        running_var: ``[C]``, or None if ``running_mean`` is None.
+        training: True to normalise by the batch's mean and variance, False to use the running ones.
+        momentum: weight of the batch, from 0 to 1, in the updated running statistics.
         eps: added to the variance, above 0.
 
     Returns:
-        0-dim; float32, or float64 where a map, ``weight``, ``bias`` or a running statistic that it uses is.
+        0-dim; float32, or float64 if a map, ``weight``, ``bias`` or a running statistic in use is float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value; in training for a single value a channel, which has no variance.
+        ValueError: for a wrong shape, device or value; in training for a single value per channel, which has no
+            variance.
     """
     _check_maps(features, teacher_features)
     _check_per_channel("weight", weight, features)
@@ -103,7 +104,7 @@ def _update(running: Tensor, of_batch: Tensor, momentum: float) -> None:
 
 
 NUM_STATS = 6
-"""Rows of ``stats``: mean, unbiased variance, two more of the statistics, then the gradients of bias and weight."""
+"""Rows of ``stats``: mean, unbiased variance, two more statistics, then the gradients of bias and weight."""
 
 
 def _fused(
@@ -115,7 +116,7 @@ def _fused(
     running: tuple[Tensor | None, Tensor | None] | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """``(loss, stats)``; gradients flow into the loss alone."""
+    """Return ``(loss, stats)``. Only the loss is differentiable."""
     maps = widened_beside((features, teacher), weight, bias, *(running or ()))
     features, teacher = same_layout(*same_dtype(maps))
     dtype = accumulator(features)
@@ -156,7 +157,7 @@ class _AdaptedHintLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
-    """Gradients of features, teacher, weight and bias; None where none is asked for."""
+    """Return the gradients of features, teacher, weight and bias, None where none is wanted."""
     features_wanted, teacher_wanted, weight_wanted, bias_wanted = ctx.needs_input_grad[4:]
     affine_wanted = weight_wanted or bias_wanted
     computed = ctx.ops.adapted_hint_backward(

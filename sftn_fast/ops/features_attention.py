@@ -1,7 +1,7 @@
-"""Losses on where a network looks: attention transfer (AT) and factor transfer (FT).
+"""Losses on attention maps: attention transfer (AT) and factor transfer (FT).
 
-Two kernels forward and one backward, whatever the number of channels; the ops' schemas and formulas are in
-``csrc/features_attention.h``.
+The forward pass runs two kernels and the backward pass one, for any number of channels. The ops' schemas and formulas
+are in ``csrc/features_attention.h``.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ VARIANTS = ("repdistiller", "paper")
 
 
 def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2) -> Tensor:
-    """Attention transfer of one stage (Zagoruyko and Komodakis, ICLR 2017).
+    """Compute attention transfer of one stage (Zagoruyko and Komodakis, ICLR 2017).
 
-    ``mean over N and H * W of (at(s) - at(t))^2``, where ``at(f)`` is the mean over the channels of ``|f|^p`` at each
-    pixel, divided by its norm over the pixels of a sample (at least 1e-12). As in RepDistiller's ``Attention`` and the
-    authors' ``at_loss``, but for a negative ``f`` and a ``p`` that is not even: they raise ``f`` itself to ``p``. The
-    gradient at ``f = 0`` is 0 for every ``p``. Add up the stages yourself.
+    The loss is the mean over N and H * W of ``(at(s) - at(t))^2``. ``at(f)`` is the channel mean of ``|f|^p`` at each
+    pixel, divided by its norm over the pixels of a sample (at least 1e-12). This is RepDistiller's ``Attention`` and
+    the authors' ``at_loss``, except for negative ``f`` with a ``p`` that is not even: they raise ``f`` itself to ``p``.
+    The gradient at ``f = 0`` is 0 for every ``p``. The caller adds up the stages.
 
-    The map of more pixels is averaged to the size of the other first, as by ``F.adaptive_avg_pool2d``: one kernel more
-    each way. An empty batch gives 0.
+    The map with more pixels is first averaged to the size of the other, as by ``F.adaptive_avg_pool2d``. This costs one
+    more kernel in each direction. An empty batch gives 0.
 
     Args:
-        student_features: ``[N, C, H, W]``; contiguous and channels-last maps are read where they are.
+        student_features: ``[N, C, H, W]``; contiguous and channels-last maps are read without a copy.
         teacher_features: ``[N, C', H', W']``. Receives a gradient too if it requires one.
-        p: the power, from 0.001 to 16. On a CPU any other than 1, 2, 3 and 4 takes several times as long.
+        p: the power, from 0.001 to 16. On a CPU, powers other than 1, 2, 3 and 4 take several times as long.
 
     Returns:
         0-dim; float32, or float64 if a map is float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value; for maps of which neither is the larger both ways.
+        ValueError: for a wrong shape, device or value; for two maps where one is higher and the other wider.
     """
     _check_maps("student_features", student_features, "teacher_features", teacher_features)
     check.check_positive("p", p, 1e-3, 16.0)
@@ -55,17 +55,19 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
 
 
 def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "repdistiller") -> Tensor:
-    """Factor transfer (Kim et al., NeurIPS 2018): the translator's factor is drawn to the paraphraser's.
+    """Compute factor transfer (Kim et al., NeurIPS 2018) from the translator's to the paraphraser's factor.
 
-    ``"repdistiller"``: ``mean over N and H * W of |at(s) - at(t)|``, with the ``at`` of :func:`at_loss` at ``p = 2``;
-    RepDistiller's ``FactorTransfer`` with its defaults. ``"paper"``: ``mean over N, C, H, W of |s / |s| - t / |t||``,
-    the norms over all of a sample's factor and at least 1e-12; the authors' code. The gradient of ``|x|`` at 0 is 0.
+    ``"repdistiller"``: the mean over N and H * W of ``|at(s) - at(t)|``, with the ``at`` of :func:`at_loss` at
+    ``p = 2``. This is RepDistiller's ``FactorTransfer`` with its defaults. ``"paper"``: the mean over N, C, H, W of
+    ``|s / |s| - t / |t||``, with norms over the whole factor of a sample, at least 1e-12. This is the authors' code.
+    The gradient of ``|x|`` at 0 is 0.
 
-    The factor of more pixels is averaged to the size of the other first, as in :func:`at_loss`. An empty batch gives 0.
+    The factor with more pixels is first averaged to the size of the other, as in :func:`at_loss`. An empty batch
+    gives 0.
 
     Args:
-        student_factor: ``[N, C, H, W]``; contiguous and channels-last factors are read where they are.
-        teacher_factor: ``[N, C', H', W']``; ``C' = C`` for ``"paper"``, where a teacher in another memory layout than
+        student_factor: ``[N, C, H, W]``; contiguous and channels-last factors are read without a copy.
+        teacher_factor: ``[N, C', H', W']``. For ``"paper"``, ``C' = C``, and a teacher in another memory layout than
             the student's is copied. Receives a gradient too if it requires one.
         variant: ``"repdistiller"`` or ``"paper"``.
 
@@ -74,7 +76,7 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value; for factors of which neither is the larger both ways.
+        ValueError: for a wrong shape, device or value; for two factors where one is higher and the other wider.
     """
     _check_maps("student_factor", student_factor, "teacher_factor", teacher_factor)
     check.check_choice("variant", variant, VARIANTS)
@@ -91,7 +93,7 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute: bool) -> Tensor:
     student, teacher = same_dtype(pooled_alike(ops, *widened_beside((student, teacher))))
-    if power > 0:  # attention has no channels, and no layout
+    if power > 0:  # attention sums over channels, so student and teacher may differ in layout
         (student,), (teacher,) = same_layout(student), same_layout(teacher)
     else:
         student, teacher = same_layout(student, teacher)
@@ -117,7 +119,7 @@ class _AttentionLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
-    """The student's gradient and the teacher's; None where none is asked for."""
+    """Return the gradients of student and teacher, None where none is wanted."""
     wanted = ctx.needs_input_grad[3:]
     grads = iter(ctx.ops.features_attention_backward(grad_loss, *saved, ctx.power, ctx.absolute, *wanted))
     return [next(grads) if is_wanted else None for is_wanted in wanted]

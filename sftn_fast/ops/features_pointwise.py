@@ -1,7 +1,7 @@
-"""Losses between a student's and a teacher's feature map, element by element: hint, AB, OH and VID.
+"""Elementwise losses between a student's and a teacher's feature map: hint, AB, OH and VID.
 
-Each is a sum of squared residuals, one kernel with one formula apiece; ``csrc/features_pointwise.h`` has them, and the
-schemas of the raw ops.
+Each is a sum of squared residuals. One kernel computes all four, with one formula for each. The formulas and the
+schemas of the raw ops are in ``csrc/features_pointwise.h``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ HINT, AB, OH, VID = range(4)
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Mean squared error between two feature maps, the hint loss of FitNets (Romero et al., ICLR 2015).
+    """Compute the hint loss of FitNets (Romero et al., ICLR 2015), the mean squared error between two feature maps.
 
-    ``mean((s - t)^2)`` over all elements. An empty batch gives 0.
+    The loss is ``mean((s - t)^2)`` over all elements. An empty batch gives 0.
 
     Args:
-        student_features: ``[N, C, ...]``, any number of trailing dimensions or none; behind the regressor.
+        student_features: ``[N, C, ...]``, the regressor's output, with any number of trailing dimensions or none.
         teacher_features: the same shape. Receives a gradient too if it requires one.
 
     Returns:
@@ -48,15 +48,15 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1.0) -> Tensor:
-    """Activation boundary loss (Heo et al., AAAI 2019): the student's signs shall be the teacher's, by a margin.
+    """Compute the activation boundary loss (Heo et al., AAAI 2019), which pulls signs to the teacher's by a margin.
 
-    ``sum(max(m - s, 0)^2 where t > 0, max(m + s, 0)^2 elsewhere) / N``, without the factor of 3/1000 and the weights of
-    the layers that the authors multiply with. An empty batch gives 0.
+    The loss is ``sum(max(m - s, 0)^2 where t > 0, max(m + s, 0)^2 elsewhere) / N``. It omits the authors' factor of
+    3/1000 and their layer weights. An empty batch gives 0.
 
     Args:
-        student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
-        teacher_preact: the same shape, before the ReLU. Only its signs matter, through which no gradient flows.
-        margin: ``m``, of 1e15 at most.
+        student_preact: ``[N, C, ...]``, the connector's output, before the ReLU.
+        teacher_preact: the same shape, before the ReLU. Only its signs matter, and it receives no gradient.
+        margin: ``m``, at most 1e15.
 
     Returns:
         0-dim; float32, or float64 for float64 maps.
@@ -76,18 +76,18 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
 
 
 def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> Tensor:
-    """Partial L2 distance with a margin ReLU, of "A comprehensive overhaul of feature distillation" (ICCV 2019).
+    """Compute the partial L2 distance with margin ReLU of "A comprehensive overhaul of feature distillation".
 
-    ``sum((s - t')^2 where s > t' or t' > 0) / N`` with ``t' = max(t, margin_c)``, without the factor of 1/1000 and the
-    weights of the layers that the authors multiply with. An empty batch gives 0.
+    The loss is ``sum((s - t')^2 where s > t' or t' > 0) / N`` with ``t' = max(t, margin_c)`` (Heo et al., ICCV 2019).
+    It omits the authors' factor of 1/1000 and their layer weights. An empty batch gives 0.
 
     Args:
-        student_preact: ``[N, C, ...]`` before the ReLU, behind the connector.
+        student_preact: ``[N, C, ...]``, the connector's output, before the ReLU.
         teacher_preact: the same shape, before the ReLU. Receives a gradient too if it requires one.
         margin: ``[C]``, a constant, from :func:`oh_margin`.
 
     Returns:
-        0-dim; float32, or float64 where a map or the margin is.
+        0-dim; float32, or float64 if a map or the margin is float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -104,11 +104,11 @@ def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> T
 
 
 def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
-    """The margins of :func:`oh_loss`, from the teacher's BatchNorm before the ReLU.
+    """Compute the margins of :func:`oh_loss` from the teacher's BatchNorm before the ReLU.
 
-    The mean of what is negative of a normal distribution with deviation ``s = |weight|`` and mean ``m = bias``:
-    ``m - s phi(m / s) / Phi(-m / s)``, or ``-3 s`` where the probability ``Phi(-m / s)`` is 0.001 or less. Computed in
-    float64, as a constant: no gradient flows to the BatchNorm. A weight of 0 gives ``min(m, 0)``.
+    A margin is the mean of the negative part of a normal distribution with deviation ``s = |weight|`` and mean
+    ``m = bias``: ``m - s phi(m / s) / Phi(-m / s)``, or ``-3 s`` where the probability ``Phi(-m / s)`` is 0.001 or
+    less. It is a constant, computed in float64: no gradient flows to the BatchNorm. A weight of 0 gives ``min(m, 0)``.
 
     Args:
         weight: ``[C]``.
@@ -118,7 +118,7 @@ def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
         ``[C]`` of the weight's dtype.
 
     Raises:
-        TypeError: for what is not a floating-point tensor.
+        TypeError: for an argument that is not a floating-point tensor.
         ValueError: for a wrong shape or device.
     """
     check.check_vector("weight", weight)
@@ -128,23 +128,23 @@ def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """Variational information distillation (Ahn et al., CVPR 2019): a Gaussian's negative log-likelihood.
+    """Compute variational information distillation (Ahn et al., CVPR 2019), a Gaussian's negative log-likelihood.
 
-    ``mean(0.5 ((mean - t)^2 / v_c + log v_c))`` over all elements, ``v_c = softplus(log_scale_c) + eps``, without the
-    constant of 2 pi, as RepDistiller has it. An empty batch gives 0.
+    The loss is ``mean(0.5 ((mean - t)^2 / v_c + log v_c))`` over all elements with
+    ``v_c = softplus(log_scale_c) + eps``. As in RepDistiller, the constant is omitted. An empty batch gives 0.
 
-    Maps ``[N, C, H, W]`` of different sizes are accepted, one not smaller than the other in both directions: the larger
-    is average-pooled to the smaller, as by ``F.adaptive_avg_pool2d``. (RepDistiller pools a larger student before its
-    regressor, which is not seen here.)
+    Maps ``[N, C, H, W]`` may differ in size if one is not smaller than the other in height and width. The larger one is
+    average-pooled to the smaller, as by ``F.adaptive_avg_pool2d``. (RepDistiller pools a larger student before its
+    regressor, which is outside this function.)
 
     Args:
-        mean: ``[N, C, ...]``, what the regressor makes of the student's features.
+        mean: ``[N, C, ...]``, the regressor's output for the student's features.
         log_scale: ``[C]``, learned.
         teacher_features: ``[N, C, ...]``. Receives a gradient too if it requires one.
         eps: the least variance, above 0.
 
     Returns:
-        0-dim; float32, or float64 where a map or ``log_scale`` is.
+        0-dim; float32, or float64 if a map or ``log_scale`` is float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -166,7 +166,7 @@ def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: 
 
 
 class Options(NamedTuple):
-    """The raw ops' scalars, in the schema's order."""
+    """Scalars of the raw ops, in the schema's order."""
 
     kind: int
     parameter: float  # AB's margin, VID's eps
@@ -201,7 +201,7 @@ class _PointwiseLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """The gradients of student, teacher and channel; None where none is asked for."""
+    """Return the gradients of student, teacher and channel, None where none is wanted."""
     wanted = ctx.needs_input_grad[2:]
     grads = iter(ctx.ops.features_pointwise_backward(grad_total, *saved, *ctx.options, *wanted))
     return [next(grads) if want else None for want in wanted]
@@ -230,7 +230,7 @@ def _check_pair(student_name: str, student: Any, teacher_name: str, teacher: Any
 
 
 def _check_poolable(mean: Tensor, teacher: Tensor) -> None:
-    """Refuse maps of which neither can be pooled to the other's size."""
+    """Raise if neither map can be pooled to the other's size."""
     maps_alike = mean.dim() == teacher.dim() == 4 and mean.shape[:2] == teacher.shape[:2]
     if maps_alike and 0 not in (*mean.shape[2:], *teacher.shape[2:]) and poolable(mean, teacher):
         return

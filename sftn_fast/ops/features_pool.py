@@ -1,4 +1,4 @@
-"""Adaptive average pooling for losses whose maps differ in size; ``csrc/features_pool.h`` says why not PyTorch's."""
+"""Adaptive average pooling for maps of different sizes; see ``csrc/features_pool.h`` for why it is not PyTorch's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from sftn_fast.ops._library import register_fake
 
 
 def poolable(first: Tensor, second: Tensor) -> bool:
-    """Whether one of two maps ``[N, C, H, W]`` is nowhere smaller than the other, and can be pooled to its size."""
+    """Return whether one of two maps ``[N, C, H, W]`` can be pooled to the other's size.
+
+    It can if it is not smaller in height or in width.
+    """
     return (first.shape[2] - second.shape[2]) * (first.shape[3] - second.shape[3]) >= 0
 
 
 def pooled_alike(ops: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps ``[N, C, H, W]``, the one of more pixels averaged down to the height and width of the other.
+    """Average the map ``[N, C, H, W]`` with more pixels down to the height and width of the other.
 
-    ``ops`` is the namespace of the kernels. A map that is pooled becomes float32, or stays float64.
+    ``ops`` is the namespace of the kernels. A pooled map becomes float32, or stays float64.
     """
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher

@@ -1,7 +1,7 @@
 """Distillation losses on logits: KD, KD with cross-entropy, and the student-friendly teacher's loss.
 
-Below a few thousand logits Python is what a loss costs, so the path is one check, one ``autograd.Function``, one op
-each way. The ops' schemas and formulas are in ``csrc/logits.h``.
+Below a few thousand logits a loss costs what its Python costs. The path is therefore one check, one
+``autograd.Function`` and one op in each direction. The ops' schemas and formulas are in ``csrc/logits.h``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BRANCH_REDUCTIONS = ("mean", "sum")
 def kd_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
 ) -> Tensor:
-    """Distillation loss of Hinton et al. (2015), ``T^2 KL(softmax(t / T) || softmax(s / T))``.
+    """Compute the distillation loss of Hinton et al. (2015), ``T^2 KL(softmax(t / T) || softmax(s / T))``.
 
-    Equal to ``T**2 * F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction=reduction)``, summed over classes
-    if ``reduction`` is ``"none"``. Logits may be ``-inf``: a class that the teacher rules out contributes nothing. An
-    empty batch gives 0.
+    It equals ``T**2 * F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction=reduction)``, summed over
+    classes if ``reduction`` is ``"none"``. Logits may be ``-inf``: a class that the teacher rules out contributes
+    nothing. An empty batch gives 0.
 
     Args:
         student_logits: ``[N, C]``.
@@ -73,10 +73,11 @@ def kd_ce_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> KDTerms:
-    """Distillation and cross-entropy in one pass: ``kd_weight * kd + ce_weight * ce``.
+    """Compute distillation and cross-entropy in one pass: ``kd_weight * kd + ce_weight * ce``.
 
-    ``kd`` is :func:`kd_loss` over all rows, ``ce`` is ``F.cross_entropy(student_logits, target)``: the mean over rows
-    whose target is not ``ignore_index``, or 0, without gradient, if there are none. The defaults are RepDistiller's.
+    ``kd`` is :func:`kd_loss` over all rows. ``ce`` is ``F.cross_entropy(student_logits, target)``, the mean over rows
+    with a target other than ``ignore_index``; without such rows it is 0 and has no gradient. The defaults are
+    RepDistiller's.
 
     Args:
         student_logits: ``[N, C]``.
@@ -85,7 +86,7 @@ def kd_ce_loss(
         temperature: ``T`` of the distillation, from 1e-12 to 1e12.
         kd_weight: weight of the distillation.
         ce_weight: weight of the cross-entropy.
-        ignore_index: target of the rows that the cross-entropy leaves out.
+        ignore_index: target of the rows that the cross-entropy ignores.
         label_smoothing: from 0 to 1, as in ``F.cross_entropy``.
 
     Returns:
@@ -93,8 +94,8 @@ def kd_ce_loss(
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value. A class out of range is found on the CPU only; on a GPU, where
-            finding it would cost a synchronisation, it is a device-side assertion, as in ``F.cross_entropy``.
+        ValueError: for a wrong shape, device or value. A class out of range raises on the CPU only. On a GPU it is a
+            device-side assertion, as in ``F.cross_entropy``, because the check would cost a synchronisation.
     """
     _check_pair(student_logits, teacher_logits, temperature)
     check.check_target(target, student_logits)
@@ -138,13 +139,13 @@ def sftn_loss(
     direction: str = "teacher_to_branch",
     branch_reduction: str = "mean",
 ) -> SFTNTerms:
-    """Student-aware training of a teacher with K student branches (Park et al., NeurIPS 2021).
+    """Compute the loss of a teacher trained with K student branches (Park et al., NeurIPS 2021).
 
     ``teacher_weight * CE(t, y) + ce_weight * mean_i CE(b_i, y)
     + kl_weight * T^2 mean_i KL(softmax(t / T) || softmax(b_i / T))``
 
-    with gradients into the teacher and the branches. Defaults are the paper's for CIFAR-100. A target of -100 leaves
-    its row out of the cross-entropies.
+    Gradients flow into the teacher and the branches. The defaults are the paper's for CIFAR-100. The cross-entropies
+    ignore rows with a target of -100.
 
     Args:
         teacher_logits: ``[N, C]``.
@@ -154,8 +155,8 @@ def sftn_loss(
         teacher_weight: weight of the teacher's cross-entropy.
         ce_weight: weight of the branches' cross-entropy.
         kl_weight: weight of the divergence.
-        direction: ``"teacher_to_branch"`` for KL(teacher || branch), ``"branch_to_teacher"`` for the other way round.
-        branch_reduction: ``"mean"`` or ``"sum"`` over the branches, for both of their terms.
+        direction: ``"teacher_to_branch"`` for KL(teacher || branch), ``"branch_to_teacher"`` for KL(branch || teacher).
+        branch_reduction: ``"mean"`` or ``"sum"`` over the branches, in both of their terms.
 
     Returns:
         ``SFTNTerms(total, teacher_ce, branch_ce, branch_kl)``; see :class:`SFTNTerms`.
@@ -198,13 +199,13 @@ def sftn_loss(
     )
     total, parts = _fused(ops, teacher_logits, branches, target, options)
     teacher_ce, branch_ce, branch_kl, _ = parts.unbind()
-    if teacher_weight == 0:  # the kernels leave out what the total does not need
+    if teacher_weight == 0:  # the kernels skip terms that the total does not need
         teacher_ce = cross_entropy(teacher_logits.detach().to(teacher_ce.dtype), target)
     return SFTNTerms(total, teacher_ce, branch_ce, branch_kl)
 
 
 class Options(NamedTuple):
-    """The raw ops' scalars, in the schema's order."""
+    """Scalars of the raw ops, in the schema's order."""
 
     temperature: float
     teacher_weight: float = 0.0
@@ -221,7 +222,7 @@ class Options(NamedTuple):
 def _fused(
     ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """``(total, parts)``; gradients flow into ``total`` alone."""
+    """Return ``(total, parts)``. Only ``total`` is differentiable."""
     inputs = same_dtype((teacher, *students))
     if needs_function(inputs):
         return _LogitsLoss.apply(ops, options, *savable(target, *inputs))
@@ -261,7 +262,7 @@ class _LogitsLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """The teacher's gradient, then the students'; None where none is asked for."""
+    """Return the gradients of the teacher, then of the students, None where none is wanted."""
     target, parts, stats, teacher, *students = saved
     _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
     students_wanted = True in wanted

@@ -1,4 +1,4 @@
-"""The memory of contrastive distillation: an embedding of every training sample, by the student and by the teacher."""
+"""The memory of contrastive distillation: the student's and the teacher's embedding of every training sample."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from sftn_fast.ops._library import register_fake
 
 
 class CRDMemory(nn.Module):
-    """The banks and normalisers of :func:`crd_loss`, for a training set of ``num_samples`` samples.
+    """Banks and normalisers of :func:`crd_loss`, for a training set of ``num_samples`` samples.
 
-    ``student_bank`` and ``teacher_bank`` are ``[num_samples, dim]`` buffers that begin uniform in
-    ``+-1 / sqrt(dim / 3)`` and follow the embeddings with ``momentum``. ``z_student`` and ``z_teacher`` are 0-dim
-    buffers: what normalises the student's scores (against the teacher's bank) and the teacher's (against the
-    student's), NaN until the first batch sets them. All four are in the ``state_dict``.
+    ``student_bank`` and ``teacher_bank`` are ``[num_samples, dim]`` buffers, initialised uniformly in
+    ``+-1 / sqrt(dim / 3)``, that follow the embeddings with ``momentum``. ``z_student`` and ``z_teacher`` are 0-dim
+    buffers. ``z_student`` normalises the student's scores against the teacher's bank, ``z_teacher`` the teacher's
+    scores against the student's bank. Both are NaN until the first batch sets them. All four are in the
+    ``state_dict``.
 
-    Banks in half precision take half of the memory and of the bandwidth; arithmetic stays in float32. The normalisers
-    are float32, or float64 beside float64 banks, whatever ``half()`` or ``to(dtype)`` make of the banks.
+    Banks in half precision halve memory and bandwidth; arithmetic stays in float32. The normalisers are float32, or
+    float64 with float64 banks, even after ``half()`` or ``to(dtype)``.
 
     Source: Tian et al., Contrastive Representation Distillation (ICLR 2020), as in RepDistiller.
 
     Args:
         num_samples: size of the training set, N.
         dim: width of the embeddings, D.
-        temperature: what scores are divided by; at least 1/70, or 1/600 for float64.
-        momentum: the old row's share in an update, from 0 to 1.
-        dtype: of the banks: float32, float16, bfloat16 or float64.
+        temperature: divisor of the scores; at least 1/70, or 1/600 for float64.
+        momentum: weight of the old row in an update, from 0 to 1.
+        dtype: dtype of the banks: float32, float16, bfloat16 or float64.
 
     Raises:
         TypeError: for an argument of the wrong type.
@@ -76,11 +77,12 @@ class CRDMemory(nn.Module):
     def update(self, student_embedding: Tensor, teacher_embedding: Tensor, index: Tensor) -> None:
         """Move the rows ``index`` of both banks towards the embeddings, as :func:`crd_loss` does after scoring.
 
-        ``row = normalise(momentum * row + (1 - momentum) * embedding)``. Of rows that ``index`` names several times the
-        last one in the batch counts. A row that would not be finite keeps its old value; a row of zeros stays one.
+        ``row = normalise(momentum * row + (1 - momentum) * embedding)``. If ``index`` names a row several times, its
+        last occurrence in the batch counts. A row that would not be finite keeps its old value. A row of zeros stays
+        zero.
 
-        For batches gathered from several processes: ``crd_loss(..., update=False)`` on the local batch, then this on
-        the gathered one, in the same order everywhere, keeps the banks of all processes the same.
+        With several processes, call ``crd_loss(..., update=False)`` on the local batch, then this method on the
+        gathered batch, in the same order in every process. The banks of all processes then stay equal.
 
         Args:
             student_embedding: ``[B, D]``.
@@ -110,11 +112,11 @@ class CRDMemory(nn.Module):
         mark_written(*banks)
 
     def compute_dtype(self, *embeddings: Tensor) -> torch.dtype:
-        """What is computed in, and what the loss is: float64 where the banks or an embedding are, else float32."""
+        """Return the dtype of arithmetic and loss: float64 if the banks or an embedding are float64, else float32."""
         return accumulator(self.student_bank, *embeddings)
 
     def check_batch(self, student_embedding: Any, teacher_embedding: Any, index: Any) -> None:
-        """Refuse embeddings that are not two ``[B, D]`` on the banks' device, and an index that is not ``[B]``."""
+        """Raise unless both embeddings are ``[B, D]`` on the banks' device and the index is ``[B]``."""
         self._check_embedding("student_embedding", student_embedding)
         self._check_embedding("teacher_embedding", teacher_embedding)
         check.check_like("teacher_embedding", teacher_embedding, "student_embedding", student_embedding)
@@ -123,7 +125,7 @@ class CRDMemory(nn.Module):
         self._check_device("index", index)
 
     def check_negatives(self, negatives: Any, batch: int) -> None:
-        """Refuse negatives that are not integers ``[B, K]`` with at least one column, on the banks' device."""
+        """Raise unless the negatives are integers ``[B, K]``, K at least 1, on the banks' device."""
         check.check_tensor("negatives", negatives)
         if negatives.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"negatives must be int64 or int32, got {negatives.dtype}")
@@ -132,7 +134,7 @@ class CRDMemory(nn.Module):
         self._check_device("negatives", negatives)
 
     def check_rows(self, name: str, rows: Tensor) -> None:
-        """Refuse rows out of range, by reading them: a synchronisation on a GPU."""
+        """Raise if a row is out of range. Reading the rows synchronises with a GPU."""
         wrong = rows[(rows < 0) | (rows >= self.num_samples)]
         if wrong.numel():
             raise ValueError(f"{name} must hold rows from 0 to {self.num_samples - 1}, got {wrong[0].item()}")
@@ -148,7 +150,7 @@ class CRDMemory(nn.Module):
             raise ValueError(f"{name} must be on the memory's device, {self.student_bank.device}, got {tensor.device}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CRDMemory:
-        """Moves and casts the banks, and moves the normalisers, which half precision could not hold."""
+        """Move and cast the banks. Only move the normalisers, because half precision could not hold them."""
         normalizers = {name: getattr(self, name) for name in ("z_student", "z_teacher")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         dtype = accumulator(self.student_bank)
@@ -158,7 +160,7 @@ class CRDMemory(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the text that ``print`` shows."""
         dtype = str(self.student_bank.dtype).removeprefix("torch.")
         mebibytes = 2 * self.student_bank.numel() * self.student_bank.element_size() / 2**20
         return (
@@ -168,7 +170,7 @@ class CRDMemory(nn.Module):
 
 
 def mark_written(*tensors: Tensor) -> None:
-    """Tell autograd that a raw op wrote to tensors: a graph that has saved one refuses to go on with other values."""
+    """Tell autograd that a raw op wrote to tensors, so that a graph that saved one raises in its backward pass."""
     if not torch.compiler.is_compiling():
         for tensor in tensors:
             if not tensor.is_inference():

@@ -1,7 +1,7 @@
 """Relational distillation (RKD): the student learns distances and angles between the samples of a batch.
 
-Everything follows from the squared distances between rows, so that nothing of three indices is ever stored: memory is
-a few matrices ``[B, B]``. One op each way, one ``autograd.Function``; schemas and formulas are in
+Both losses follow from the squared distances between rows. Nothing with three indices is stored: memory is a few
+matrices ``[B, B]``. There is one op in each direction and one ``autograd.Function``. Schemas and formulas are in
 ``csrc/relational_rkd.h``.
 """
 
@@ -23,14 +23,14 @@ from sftn_fast.ops.terms import RKDTerms
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """Distance-wise relational distillation (Park et al., CVPR 2019).
+    """Compute distance-wise relational distillation (Park et al., CVPR 2019).
 
-    With ``d_ij = sqrt(max(|x_i - x_j|^2, eps))`` for i != j, 0 for i = j, and ``m`` the mean of ``d`` over i != j, each
-    network on its own: the mean over all i, j of ``smooth_l1(d_ij / m of the student, d_ij / m of the teacher)``. A
-    gradient flows through the mean as well. The value is that of ``RkdDistance`` in the authors' and RepDistiller's
-    code; squared distances are summed from differences, so that features far from the origin lose no digits.
+    In each network, ``d_ij = sqrt(max(|x_i - x_j|^2, eps))`` for i != j, ``d_ii = 0``, and ``m`` is the mean of ``d``
+    over i != j. The loss is the mean over all i, j of ``smooth_l1(d_ij / m of the student, d_ij / m of the teacher)``.
+    The gradient also flows through the mean. The value is that of ``RkdDistance`` in the authors' and RepDistiller's
+    code. Squared distances are sums of squared differences, so features far from the origin lose no digits.
 
-    A batch of one row, or of none, gives 0. Equal rows are ``sqrt(eps)`` apart and have no gradient.
+    A batch of one row or none gives 0. Equal rows are ``sqrt(eps)`` apart and have no gradient.
 
     Args:
         student: ``[B, D]`` embeddings.
@@ -53,20 +53,19 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """Angle-wise relational distillation (Park et al., CVPR 2019).
+    """Compute angle-wise relational distillation (Park et al., CVPR 2019).
 
-    With ``e_ij = (x_j - x_i) / max(|x_j - x_i|, eps)``: the mean over all i, j, k of
+    With ``e_ij = (x_j - x_i) / max(|x_j - x_i|, eps)``, the loss is the mean over all i, j, k of
     ``smooth_l1(<e_ij, e_ik> of the student, <e_ij, e_ik> of the teacher)``. The value is that of ``RKdAngle`` in the
     authors' and RepDistiller's code.
 
-    A batch of one row, or of none, gives 0. Between equal rows there is no direction: their cosines are 0 and have no
-    gradient, where the authors' code multiplies it by ``1 / eps``. Rows that are close to each other, or far from the
-    origin, lose no digits.
+    A batch of one row or none gives 0. Equal rows have no direction: their cosines are 0 and have no gradient, where
+    the authors' code multiplies it by ``1 / eps``. Rows close to each other or far from the origin lose no digits.
 
     Args:
         student: ``[B, D]`` embeddings.
         teacher: ``[B, D']``; the width may differ. Receives a gradient too if it requires one.
-        eps: least length that a difference is divided by, above 0.
+        eps: least divisor of a difference, above 0.
 
     Returns:
         0-dim; float32, or float64 if either input is float64.
@@ -86,10 +85,10 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> T
 def rkd_loss(
     student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> RKDTerms:
-    """``distance_weight * rkd_distance_loss + angle_weight * rkd_angle_loss``, in one pass.
+    """Compute ``distance_weight * rkd_distance_loss + angle_weight * rkd_angle_loss`` in one pass.
 
-    The defaults are RepDistiller's; the authors' metric learning weighs them 1 : 2. A term of weight 0 is reported all
-    the same, and costs its value but no gradient.
+    The defaults are RepDistiller's; the authors' metric learning weighs them 1 : 2. A term of weight 0 is still
+    computed and returned, but its gradient is not.
 
     Args:
         student: ``[B, D]`` embeddings.
@@ -116,7 +115,7 @@ def rkd_loss(
 
 
 class Options(NamedTuple):
-    """The raw op's scalars, in the schema's order."""
+    """Scalars of the raw op, in the schema's order."""
 
     distance_weight: float = 1.0
     angle_weight: float = 1.0
@@ -126,7 +125,7 @@ class Options(NamedTuple):
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """``(total, parts)``; gradients flow into ``total`` alone."""
+    """Return ``(total, parts)``. Only ``total`` is differentiable."""
     student, teacher = same_dtype((student, teacher))
     if needs_function((student, teacher)):
         return _RKDLoss.apply(ops, options, *savable(student, teacher))
@@ -135,7 +134,7 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tupl
 
 
 class _RKDLoss(torch.autograd.Function):
-    """The forward op sweeps over all triples once, and leaves the gradient of every pair's squared distance behind."""
+    """RKD's autograd. The forward op visits all triples once and saves the gradient of each squared distance."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -157,7 +156,7 @@ class _RKDLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """The student's gradient and the teacher's; None where none is asked for."""
+    """Return the gradients of student and teacher, None where none is wanted."""
     student, teacher, student_pairs, teacher_pairs = saved
     backward = ctx.ops.relational_rkd_backward
     return [

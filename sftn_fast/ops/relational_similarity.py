@@ -1,9 +1,9 @@
-"""Losses on how alike the samples of a batch are to each other: SP and PKT.
+"""Losses on the similarities between the samples of a batch: SP and PKT.
 
-Both see the features through the Gram matrix ``F F^T`` alone, which is a matrix product and PyTorch's. What follows on
-``[B, B]`` is one op, ``csrc/relational_similarity.h``, that also gives the loss's slope along the Gram matrix; the
-features' gradient is then one more product. A sum over features does not depend on their order, so each map is read as
-it lies in memory.
+Both depend on the features only through the Gram matrix ``F F^T``, which PyTorch's matrix product computes. One op,
+``csrc/relational_similarity.h``, does the rest on ``[B, B]`` and also returns the loss's gradient with respect to the
+Gram matrix. One more product then gives the gradient of the features. A sum over features does not depend on their
+order, so each map is read in its memory order.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from sftn_fast.ops._library import register_fake
 
 
 def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Similarity-preserving distillation (Tung and Mori, ICCV 2019), as in RepDistiller.
+    """Compute similarity-preserving distillation (Tung and Mori, ICCV 2019), as RepDistiller does.
 
-    ``G = F F^T`` of the features ``F`` flattened to ``[B, D]``, each row of ``G`` divided by its norm (1e-12 at least);
-    ``sum((G_t - G_s)^2) / B^2``. An empty batch gives 0. A sample whose features are all zero is like no other: its
-    row of ``G`` is zero and takes no part in the gradient, where plain PyTorch multiplies it by 1e12.
+    ``G = F F^T`` is the Gram matrix of the features ``F`` flattened to ``[B, D]``, with each row divided by its norm
+    (at least 1e-12). The loss is ``sum((G_t - G_s)^2) / B^2``. An empty batch gives 0. A sample with all features zero
+    has a zero row in ``G`` and no part in the gradient, where plain PyTorch multiplies it by 1e12.
 
     Args:
         student_features: ``[B, ...]``: maps in any layout, or vectors.
-        teacher_features: ``[B, ...]``, of any other width. Receives a gradient too if it requires one.
+        teacher_features: ``[B, ...]``; the width may differ. Receives a gradient too if it requires one.
 
     Returns:
-        0-dim; float32, or float64 if either is float64.
+        0-dim; float32, or float64 if either input is float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -50,20 +50,20 @@ def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018), as its authors and RepDistiller compute it.
+    """Compute probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018), as its authors and RepDistiller do.
 
-    With ``c_ij`` the cosine of rows i and j, of which each is divided by its norm + ``eps``, and
-    ``p_ij = (c_ij + 1) / sum_j (c_ij + 1)``: the mean over ``B^2`` of ``p_t log((p_t + eps) / (p_s + eps))``. An empty
-    batch gives 0. A row of zeros, with NaN or infinity in it, or whose square its dtype does not hold, has
-    cosine 0 to all rows and no gradient.
+    ``c_ij`` is the cosine of rows i and j, each row divided by its norm + ``eps``. With
+    ``p_ij = (c_ij + 1) / sum_j (c_ij + 1)``, the loss is the mean over ``B^2`` of
+    ``p_t log((p_t + eps) / (p_s + eps))``. An empty batch gives 0. A row has cosine 0 to all rows and no gradient if it
+    is zero, holds NaN or infinity, or has a square too large for its dtype.
 
     Args:
         student: ``[B, D]``.
-        teacher: ``[B, D]``, of any other width. Receives a gradient too if it requires one.
+        teacher: ``[B, D']``; the width may differ. Receives a gradient too if it requires one.
         eps: from 1e-18 to 1e30.
 
     Returns:
-        0-dim; float32, or float64 if either is float64.
+        0-dim; float32, or float64 if either input is float64.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -80,7 +80,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
-    """PKT, or without ``eps`` SP."""
+    """Compute PKT, or SP if ``eps`` is None."""
     if needs_function((student, teacher)):
         return _SimilarityLoss.apply(ops, eps, *savable(student, teacher))
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
@@ -90,7 +90,7 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Ten
 def _forward(
     ops: Any, eps: float | None, student: Tensor, teacher: Tensor, student_grad: bool, teacher_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and the matrices that make the student's and the teacher's rows their gradients."""
+    """Return the loss and its slopes, the matrices that map the student's and the teacher's rows to gradients."""
     dtype = accumulator(student, teacher)
     student, teacher = _rows(student, dtype), _rows(teacher, dtype)
     with _without_autocast(student.device.type):
@@ -102,7 +102,7 @@ def _forward(
 
 
 def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of each row, in ``dtype``, also where the squares of what it holds are too small for it."""
+    """Return the norm of each row in ``dtype``, right even if the squares of its values underflow in ``dtype``."""
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(dtype)
 
 
@@ -122,7 +122,7 @@ class _SimilarityLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
-    """The student's gradient and the teacher's; None where none is asked for."""
+    """Return the gradients of student and teacher, None where none is wanted."""
     student, teacher, student_slope, teacher_slope = saved
     pairs = (student, student_slope), (teacher, teacher_slope)
     return [_gradient(*pair, grad_loss, ctx.skip_nan) for pair in pairs]
@@ -135,7 +135,7 @@ def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_na
     if rows.dtype != slope.dtype:
         rows = rows.to(slope.dtype)
     if skip_nan:
-        rows = rows.nan_to_num(0.0, 0.0, 0.0)  # such a row's slope is 0, and 0 times NaN is not
+        rows = rows.nan_to_num(0.0, 0.0, 0.0)  # the slope of such a row is 0, but 0 times NaN is NaN
     with _without_autocast(features.device.type):
         grad = torch.mm(slope * grad_loss, rows)
     if grad.dtype != features.dtype:
@@ -154,9 +154,9 @@ def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[B, D]``, in the order of memory and a view where it can be one.
+    """Return the features as ``[B, D]`` in memory order, as a view if possible.
 
-    Of ``dtype``, or of a half-precision one where the device multiplies that into ``dtype``.
+    The result has ``dtype``, or stays in half precision if the device multiplies that into ``dtype``.
     """
     if features.dim() > 2:
         features = (features.movedim(1, -1) if _channels_last(features) else features).flatten(1)
@@ -170,7 +170,7 @@ def _channels_last(features: Tensor) -> bool:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager:
-    """Autocast would have matrix products in half precision. What is compiled may run under it later."""
+    """Disable autocast, which would run matrix products in half precision. Compiled code may run under it later."""
     if torch.is_autocast_enabled(device_type) or torch.compiler.is_compiling():
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

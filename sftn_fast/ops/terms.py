@@ -1,4 +1,4 @@
-"""What the losses of several terms return. Only ``total`` carries gradients; the rest is detached, for logging."""
+"""Return types of the losses with several terms. Only ``total`` has a gradient; the rest is detached, for logging."""
 
 from __future__ import annotations
 

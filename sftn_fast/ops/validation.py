@@ -1,6 +1,6 @@
-"""Checks of arguments: what is accepted costs a comparison, what is refused gets a sentence.
+"""Checks of arguments. A valid argument costs a comparison.
 
-Every message names the argument, what it got and what it takes.
+Every message names the argument, the accepted values and the value it got.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import torch
 from torch import Tensor
 
 LEAST, MOST = 1e-30, 1e30
-"""What a loss computes with is within: float32 holds it, and a few products of it with what the tensors hold."""
+"""Bounds of a loss's scalars, so that float32 holds them and a few products with tensor values."""
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuse what is not a tensor."""
+    """Raise unless the value is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def check_floating(name: str, value: Any) -> None:
-    """Refuse what is not a floating-point tensor."""
+    """Raise unless the value is a floating-point tensor."""
     if not isinstance(value, Tensor) or value.dtype not in FLOATING:
         check_tensor(name, value)
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
 def check_logits(name: str, logits: Any) -> None:
-    """Refuse what is not a floating-point ``[N, C]`` with at least one class."""
+    """Raise unless the logits are a floating-point ``[N, C]`` with at least one class."""
     check_floating(name, logits)
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"{name} must be [N, C] with C at least 1, got {list(logits.shape)}")
 
 
 def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
-    """Refuse logits of a shape or on a device other than ``other``'s, which are checked already."""
+    """Raise unless the logits have the shape and device of ``other``, logits that were checked."""
     try:
         if value.shape == other.shape and value.dtype is other.dtype and value.device == other.device:
             return
@@ -51,21 +51,21 @@ def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> 
 
 
 def check_map(name: str, value: Any) -> None:
-    """Refuse what is not a floating-point ``[N, C, ...]`` with at least one channel."""
+    """Raise unless the value is a floating-point ``[N, C, ...]`` with at least one channel."""
     check_floating(name, value)
     if value.dim() < 2 or value.shape[1] == 0:
         raise ValueError(f"{name} must be [N, C, ...] with C at least 1, got {list(value.shape)}")
 
 
 def check_vector(name: str, value: Any) -> None:
-    """Refuse what is not a floating-point ``[C]``."""
+    """Raise unless the value is a floating-point ``[C]``."""
     check_floating(name, value)
     if value.dim() != 1:
         raise ValueError(f"{name} must be [C], got {list(value.shape)}")
 
 
 def check_channels(name: str, value: Any, map_name: str, features: Tensor) -> None:
-    """Refuse what is not a floating-point ``[C]`` beside a map ``[N, C, ...]``."""
+    """Raise unless the value is a floating-point ``[C]`` for the channels of a map ``[N, C, ...]``."""
     check_vector(name, value)
     if value.shape[0] != features.shape[1]:
         raise ValueError(
@@ -75,43 +75,43 @@ def check_channels(name: str, value: Any, map_name: str, features: Tensor) -> No
 
 
 def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse a tensor of a shape or on a device other than ``other``'s."""
+    """Raise unless the tensor has the shape and device of ``other``."""
     if value.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
     check_same_device(name, value, other_name, other)
 
 
 def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse a tensor on a device other than ``other``'s."""
+    """Raise unless the tensor is on the device of ``other``."""
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
 def check_constant(name: str, value: Tensor) -> None:
-    """Refuse a tensor that asks for a gradient where there is none to give."""
+    """Raise if the tensor requires a gradient, because the loss has none with respect to it."""
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{name} must not require a gradient: there is none with respect to it, got a tensor that asks for one; "
+            f"{name} must not require a gradient: the loss has none with respect to it, got a tensor that does; "
             "detach it"
         )
 
 
 def check_feature_map(name: str, features: Any) -> None:
-    """Refuse what is not a floating-point ``[N, C, H, W]`` with at least one channel and pixel."""
+    """Raise unless the features are a floating-point ``[N, C, H, W]`` with at least one channel and pixel."""
     check_floating(name, features)
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise ValueError(f"{name} must be [N, C, H, W] with C, H and W at least 1, got {list(features.shape)}")
 
 
 def check_batch(name: str, value: Any, *, dim: int | None = None) -> None:
-    """Refuse what is not a floating-point ``[B, ...]``, or ``[B, D]`` with ``dim`` 2."""
+    """Raise unless the value is a floating-point ``[B, ...]``, or ``[B, D]`` if ``dim`` is 2."""
     check_floating(name, value)
     if value.dim() != dim if dim else value.dim() < 2:
         raise ValueError(f"{name} must be {'[B, D]' if dim == 2 else '[B, ...]'}, got {list(value.shape)}")
 
 
 def check_same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse a batch of a size or on a device other than ``other``'s."""
+    """Raise unless the batch has the size and device of ``other``."""
     if value.shape[0] != other.shape[0]:
         raise ValueError(
             f"{name} must have the batch size of {other_name}, {other.shape[0]}, got {value.shape[0]}: "
@@ -121,14 +121,14 @@ def check_same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -
 
 
 def check_embedding(name: str, value: Any) -> None:
-    """Refuse what is not a floating-point ``[B, D]`` with D at least 1."""
+    """Raise unless the value is a floating-point ``[B, D]`` with D at least 1."""
     check_floating(name, value)
     if value.dim() != 2 or value.shape[1] == 0:
         raise ValueError(f"{name} must be [B, D] with D at least 1, got {list(value.shape)}")
 
 
 def check_target(target: Any, logits: Tensor) -> None:
-    """Refuse what is not an int64 ``[N]`` beside logits ``[N, C]``. Its values are the kernels' to check."""
+    """Raise unless the target is an int64 ``[N]`` for logits ``[N, C]``. The kernels check its values."""
     check_tensor("target", target)
     if target.dtype != torch.int64:
         raise TypeError(f"target must be int64 class indices, got {target.dtype}")
@@ -138,7 +138,7 @@ def check_target(target: Any, logits: Tensor) -> None:
 
 
 def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Refuse classes out of range, by reading them: a synchronisation on a GPU."""
+    """Raise if a class is out of range. Reading the classes synchronises with a GPU."""
     counted = target[target != ignore_index]
     wrong = counted[(counted < 0) | (counted >= num_classes)]
     if wrong.numel():
@@ -147,7 +147,7 @@ def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
 
 
 def check_positive(name: str, value: Any, least: float = LEAST, most: float = MOST) -> None:
-    """Refuse what is not a finite number above zero, and one that can't be computed with in float32."""
+    """Raise unless the value is a finite number above zero that float32 can compute with."""
     if type(value) is not float:
         _check_number(name, value)
     if not 0 < value < math.inf:
@@ -157,12 +157,12 @@ def check_positive(name: str, value: Any, least: float = LEAST, most: float = MO
 
 
 def check_temperature(value: Any) -> None:
-    """Refuse what is no temperature of logits. Its square is computed with."""
+    """Raise unless the value is a temperature of logits. The losses compute with its square."""
     check_positive("temperature", value, 1e-12, 1e12)
 
 
 def check_finite(name: str, value: Any, most: float = MOST) -> None:
-    """Refuse what is not a finite number, and one that can't be computed with in float32."""
+    """Raise unless the value is a finite number that float32 can compute with."""
     if type(value) is not float:
         _check_number(name, value)
     if not -math.inf < value < math.inf:
@@ -172,7 +172,7 @@ def check_finite(name: str, value: Any, most: float = MOST) -> None:
 
 
 def check_fraction(name: str, value: Any) -> None:
-    """Refuse what is not a number from 0 to 1."""
+    """Raise unless the value is a number from 0 to 1."""
     if type(value) is not float:
         _check_number(name, value)
     if not 0 <= value <= 1:
@@ -180,7 +180,7 @@ def check_fraction(name: str, value: Any) -> None:
 
 
 def check_integer(name: str, value: Any) -> None:
-    """Refuse what is not an int."""
+    """Raise unless the value is an int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
@@ -188,20 +188,20 @@ def check_integer(name: str, value: Any) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse what is not True or False: a text such as "no" would count as True."""
+    """Raise unless the value is True or False; a string such as "no" would otherwise count as True."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is not an int of 0 or more."""
+    """Raise unless the value is an int of 0 or more."""
     check_integer(name, value)
     if value < 0:
         raise ValueError(f"{name} must be 0 or more, got {value}")
 
 
 def check_indices(name: str, value: Any, shape: str, *, size: int | None = None) -> None:
-    """Refuse what is not an int64 tensor of one dimension, of ``size`` if one is given, described as ``shape``."""
+    """Raise unless the value is an int64 vector, of length ``size`` if given. ``shape`` describes it in the message."""
     check_tensor(name, value)
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {value.dtype}")
@@ -210,7 +210,7 @@ def check_indices(name: str, value: Any, shape: str, *, size: int | None = None)
 
 
 def check_generator(generator: Any, device: torch.device) -> None:
-    """Refuse what is not a generator on ``device``."""
+    """Raise unless the generator is on ``device``."""
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
     if generator.device != device:
@@ -218,7 +218,7 @@ def check_generator(generator: Any, device: torch.device) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse what is not one of ``choices``."""
+    """Raise unless the value is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
@@ -226,7 +226,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
-            f"{name} must be a number: there is no gradient with respect to it, got a tensor that asks for one"
+            f"{name} must be a number: the loss has no gradient with respect to it, got a tensor that requires one"
         )
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")

@@ -119,7 +119,7 @@ def test_factor_transfer_with_other_powers():
 
 
 def test_unequal_lists_are_paired_from_the_front_with_a_warning():
-    with pytest.warns(UserWarning, match="student gives 3 maps, teacher 2"):
+    with pytest.warns(UserWarning, match="student has 3 maps, teacher 2"):
         assert len(rd.Attention()(GS, GT[:2])) == 2
 
 

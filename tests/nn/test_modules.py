@@ -1,12 +1,15 @@
-"""The module faces: each is its op with options, and says so."""
+"""The modules around a single op: each computes its op with the options it was built with."""
 
 from __future__ import annotations
+
+import inspect
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn as torch_nn
 
-from sftn_fast import nn, ops
+from sftn_fast import config, nn, ops
 
 MAPS = torch.linspace(-2, 3, 2 * 3 * 4 * 4).sin().reshape(2, 3, 4, 4), torch.linspace(4, -1, 96).cos().view(2, 3, 4, 4)
 ROWS = torch.linspace(-3, 3, 20).sin().view(4, 5), torch.linspace(-1, 5, 20).cos().view(4, 5)
@@ -45,7 +48,60 @@ def test_the_module_is_its_op(module, inputs, op):
     assert torch.equal(result.total if hasattr(result, "total") else result, op())
 
 
-def test_options_stand_in_the_repr():
+OPTIONS_OF_OPS = {
+    nn.KDLoss: ops.kd_loss,
+    nn.KDCELoss: ops.kd_ce_loss,
+    nn.SFTNLoss: ops.sftn_loss,
+    nn.RKDLoss: ops.rkd_loss,
+    nn.RKDDistanceLoss: ops.rkd_distance_loss,
+    nn.RKDAngleLoss: ops.rkd_angle_loss,
+    nn.SPLoss: ops.sp_loss,
+    nn.PKTLoss: ops.pkt_loss,
+    nn.HintLoss: ops.hint_loss,
+    nn.ATLoss: ops.at_loss,
+    nn.FTLoss: ops.ft_loss,
+    nn.ABLoss: ops.ab_loss,
+}
+
+
+def options(function) -> dict[str, object]:
+    """Return the options of a signature, in order, with their defaults."""
+    parameters = inspect.signature(function).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
+def test_every_module_of_an_op_is_in_the_table():
+    modules = {value for value in vars(nn).values() if isinstance(value, type) and issubclass(value, nn.loss.OpLoss)}
+    assert modules == set(OPTIONS_OF_OPS)
+
+
+@pytest.mark.parametrize("module", OPTIONS_OF_OPS, ids=lambda module: module.__name__)
+def test_a_module_has_the_options_of_its_op(module):
+    """Signatures are written out for the reader and the editor; this test holds their defaults equal."""
+    assert list(options(module).items()) == list(options(OPTIONS_OF_OPS[module]).items())
+    kinds = [
+        {name: inspect.signature(f).parameters[name].kind for name in options(module)}
+        for f in (module, OPTIONS_OF_OPS[module])
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def test_the_configuration_has_the_options_of_the_op():
+    defaults = {field.name: field.default for field in fields(config.SFTNConfig)}
+    of_op = options(ops.sftn_loss)
+    assert {name: defaults[name] for name in of_op} == of_op
+
+
+@pytest.mark.parametrize("memory", [ops.CRDMemory, nn.CRDLoss], ids=["op", "module"])
+def test_the_banks_have_the_same_options(memory):
+    assert {name: options(memory)[name] for name in ("dim", "temperature", "momentum")} == {
+        "dim": 128,
+        "temperature": 0.07,
+        "momentum": 0.5,
+    }
+
+
+def test_the_repr_shows_the_options():
     assert repr(nn.KDLoss(2.0)) == "KDLoss(temperature=2.0, reduction='batchmean')"
     assert repr(nn.HintLoss()) == "HintLoss()"
 

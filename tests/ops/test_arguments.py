@@ -46,11 +46,11 @@ TYPE_ERRORS = {
     "temperature tensor": (lambda: kd(temperature=torch.tensor(4.0)), "temperature must be a number, got Tensor"),
     "temperature learned": (
         lambda: kd(temperature=torch.tensor(4.0, requires_grad=True)),
-        "temperature must be a number: there is no gradient with respect to it",
+        "temperature must be a number: the loss has no gradient with respect to it",
     ),
     "weight learned": (
         lambda: kd_ce(ce_weight=torch.nn.Parameter(torch.ones(()))),
-        "ce_weight must be a number: there is no gradient with respect to it",
+        "ce_weight must be a number: the loss has no gradient with respect to it",
     ),
     "weight none": (lambda: sftn(kl_weight=None), "kl_weight must be a number, got NoneType"),
     "ignore_index float": (lambda: kd_ce(ignore_index=1.5), "ignore_index must be an int, got float"),

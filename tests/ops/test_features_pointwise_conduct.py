@@ -176,7 +176,7 @@ TYPE_ERRORS = {
     "margin of ab a tensor": (lambda: ops.ab_loss(X, X, margin=C), "margin must be a number, got Tensor"),
     "margin of ab learned": (
         lambda: ops.ab_loss(X, X, margin=LEARNED),
-        "margin must be a number: there is no gradient with respect to it",
+        "margin must be a number: the loss has no gradient with respect to it",
     ),
     "eps text": (lambda: ops.vid_loss(X, C, X, eps="0"), "eps must be a number, got str"),
     "weight": (lambda: ops.oh_margin(1.0, C), "weight must be a tensor, got float"),
@@ -224,11 +224,11 @@ VALUE_ERRORS = {
     "log_scale shape": (lambda: ops.vid_loss(X, C[:, None], X), r"log_scale must be \[C\], got \[3, 1\]"),
     "margin learned": (
         lambda: ops.oh_loss(X, X, LEARNED),
-        "margin must not require a gradient: there is none with respect to it",
+        "margin must not require a gradient: the loss has none with respect to it",
     ),
     "teacher of ab learned": (
         lambda: ops.ab_loss(X, X.clone().requires_grad_()),
-        "teacher_preact must not require a gradient: there is none with respect to it",
+        "teacher_preact must not require a gradient: the loss has none with respect to it",
     ),
     "margin nan": (lambda: ops.ab_loss(X, X, margin=math.nan), "margin must be a finite number, got nan"),
     "eps zero": (lambda: ops.vid_loss(X, C, X, eps=0), "eps must be a finite number above 0, got 0"),

@@ -361,7 +361,7 @@ TYPE_ERRORS = {
     "eps text": (lambda: ops.rkd_distance_loss(X, X, eps="0"), "eps must be a number, got str"),
     "weight learned": (
         lambda: ops.rkd_loss(X, X, angle_weight=torch.nn.Parameter(torch.ones(()))),
-        "angle_weight must be a number: there is no gradient with respect to it",
+        "angle_weight must be a number: the loss has no gradient with respect to it",
     ),
 }
 VALUE_ERRORS = {

@@ -1,7 +1,7 @@
 """The losses in plain PyTorch, with the names and signatures of :mod:`sftn_fast.ops`.
 
-The oracle of the tests, a baseline of the benchmarks, and what runs where there is no kernel. Arithmetic is float32
-for half-precision inputs, as in the kernels. The functions trust their arguments; :mod:`sftn_fast.ops` checks them.
+They are the oracle of the tests, a baseline of the benchmarks and the fallback where there is no kernel. Arithmetic is
+float32 for half-precision inputs, as in the kernels. They do not check arguments; :mod:`sftn_fast.ops` does.
 """
 
 from sftn_fast.ops.reference.contrastive import crd_loss

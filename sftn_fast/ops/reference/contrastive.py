@@ -1,4 +1,4 @@
-"""Contrastive distillation in plain PyTorch. See :mod:`sftn_fast.ops.contrastive` for what it computes."""
+"""Contrastive distillation in plain PyTorch. See :mod:`sftn_fast.ops.contrastive` for the formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def crd_loss(
     *,
     update: bool = True,
 ) -> Tensor:
-    """Reference of :func:`sftn_fast.ops.crd_loss`."""
+    """Compute :func:`sftn_fast.ops.crd_loss` in plain PyTorch."""
     dtype = memory.compute_dtype(student_embedding, teacher_embedding)
     student, teacher = student_embedding.to(dtype), teacher_embedding.to(dtype)
     if len(index) == 0:
@@ -39,11 +39,11 @@ def crd_loss(
 
 @torch.no_grad()
 def update_banks(memory: CRDMemory, student_embedding: Tensor, teacher_embedding: Tensor, index: Tensor) -> None:
-    """Reference of :meth:`sftn_fast.ops.CRDMemory.update`."""
+    """Do :meth:`sftn_fast.ops.CRDMemory.update` in plain PyTorch."""
     if len(index) == 0:
         return
     order = torch.arange(len(index), device=index.device)
-    last = torch.where(index[:, None] == index, order, -1).amax(dim=1)  # of the rows that go to the same place
+    last = torch.where(index[:, None] == index, order, -1).amax(dim=1)  # last occurrence of each row in the batch
     for name, embedding in (("student_bank", student_embedding), ("teacher_bank", teacher_embedding)):
         bank = getattr(memory, name)
         dtype = memory.compute_dtype(embedding)
@@ -53,22 +53,22 @@ def update_banks(memory: CRDMemory, student_embedding: Tensor, teacher_embedding
         new = mixed / norm.clamp(min=torch.finfo(dtype).tiny ** 0.5)
         row = torch.where(norm.isfinite(), new.to(bank.dtype), old)
         if torch.compiler.is_compiling():
-            # Compilers may read the bank once more in the backward pass, which wants it as it is now: leave it alone.
+            # Compilers may read the bank again in the backward pass, which needs the old values: don't write in place.
             setattr(memory, name, bank.index_copy(0, index, row))
         else:
             bank.index_copy_(0, index, row)
 
 
 def _scores(embedding: Tensor, bank: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """``<bank[rows[b, k]], embedding[b]> / T``: ``[B, 1 + K]``, by way of the scores of the whole bank."""
-    constants = bank.to(embedding.dtype, copy=True)  # the backward pass needs the rows as they are before the update
+    """Return ``<bank[rows[b, k]], embedding[b]> / T``, ``[B, 1 + K]``, gathered from the scores of the whole bank."""
+    constants = bank.to(embedding.dtype, copy=True)  # the backward pass needs the rows from before the update
     with torch.autocast(bank.device.type, enabled=False):
         scores = embedding @ constants.T
     return scores.gather(1, rows.long()) / temperature
 
 
 def _nce(scores: Tensor, z: Tensor, memory: CRDMemory) -> Tensor:
-    """Noise-contrastive estimation as logistic regression: column 0 is the positive."""
+    """Compute noise-contrastive estimation as logistic regression. Column 0 is the positive."""
     num_negatives = scores.shape[1] - 1
     with torch.no_grad():
         first = scores.exp().mean() * memory.num_samples

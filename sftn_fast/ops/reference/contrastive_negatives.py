@@ -1,6 +1,6 @@
 """Negatives for contrastive distillation, in plain PyTorch. See :mod:`sftn_fast.ops.contrastive_negatives`.
 
-Draws from the same stream of random numbers as the kernels, so that the same key gives the same negatives everywhere.
+It draws from the same stream of random numbers as the kernels, so the same key gives the same negatives everywhere.
 The formulas are in ``csrc/contrastive_negatives.h``.
 """
 
@@ -22,17 +22,17 @@ def sample_negatives(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.int64,
 ) -> Tensor:
-    """Reference of :func:`sftn_fast.ops.sample_negatives`. Waits for the device several times a row."""
+    """Do :func:`sftn_fast.ops.sample_negatives` in plain PyTorch. Waits for the device several times per row."""
     return with_key(draw_key(index.device, generator), index, labels, num_negatives, dtype)
 
 
 def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """What makes one call's negatives differ from the next one's, ``[1]`` int64; drawn where it is used."""
+    """Draw the key of one call, ``[1]`` int64, on the device where it is used. Other keys give other negatives."""
     return torch.randint(2**63 - 1, (1,), generator=generator, device=device)
 
 
 def with_key(key: Tensor, index: Tensor, labels: Tensor, num_negatives: int, dtype: torch.dtype) -> Tensor:
-    """The negatives ``[B, K]`` that belong to a key: what the raw op computes."""
+    """Return the negatives ``[B, K]`` of a key, as the raw op does."""
     negatives = torch.empty(len(index), num_negatives, dtype=dtype, device=index.device)
     if num_negatives == 0:
         return negatives
@@ -45,7 +45,7 @@ def with_key(key: Tensor, index: Tensor, labels: Tensor, num_negatives: int, dty
 
 
 def check_positions(index: Tensor, labels: Tensor) -> None:
-    """Refuse positions out of range, and samples without any of another class, by reading them."""
+    """Raise if a position is out of range or all samples have one class. Reading them synchronises with a GPU."""
     wrong = index[(index < 0) | (index >= len(labels))]
     if wrong.numel():
         there = f"positions in labels, of which there are {len(labels)}"
@@ -55,23 +55,23 @@ def check_positions(index: Tensor, labels: Tensor) -> None:
 
 
 def _sorted_ranks(seed: Tensor, candidates: int, count: int) -> Tensor:
-    """``count`` of the numbers below ``candidates``, in order; distinct unless there are too few."""
+    """Draw ``count`` numbers below ``candidates``, in order and distinct unless there are too few."""
     if count > candidates:
         return _draws(seed, 0, count, candidates).sort().values
-    leave_out = 2 * count > candidates  # the fewer ones are marked: those to take, or those to leave
+    leave_out = 2 * count > candidates  # mark the smaller set: the numbers to take, or those to leave out
     wanted = candidates - count if leave_out else count
     marked = torch.zeros(candidates, dtype=torch.bool, device=seed.device)
     draws = 0
     if 16 * wanted >= candidates:
         marked, draws = _coins(seed, candidates, 256 * wanted // candidates - 1)
-    while missing := wanted - int(marked.sum()):  # a round of no more draws than are missing cannot go too far
+    while missing := wanted - int(marked.sum()):  # drawing no more than are missing can't overshoot
         marked[_draws(seed, draws, abs(missing), candidates)] = missing > 0
         draws += abs(missing)
     return (marked != leave_out).nonzero().squeeze(1)
 
 
 def _coins(seed: Tensor, candidates: int, threshold: int) -> tuple[Tensor, int]:
-    """Bits that are set with probability ``threshold / 256``, and the number of random words that they took."""
+    """Return bits that are set with probability ``threshold / 256``, and the number of random words used."""
     digits = _random_words(seed, 0, 8 * (words := -(-candidates // 64))).reshape(8, words)
     marked = torch.zeros_like(digits[0])
     for digit, random in enumerate(digits):
@@ -81,14 +81,14 @@ def _coins(seed: Tensor, candidates: int, threshold: int) -> tuple[Tensor, int]:
 
 
 def _draws(seed: Tensor, first: int, count: int, below: int) -> Tensor:
-    """Uniform numbers from 0 to ``below - 1``: the high 64 bits of random words times ``below``, which is < 2^31."""
+    """Draw uniform numbers below ``below`` < 2^31: the high 64 bits of random words times ``below``."""
     words = _random_words(seed, first, count)
     high, low = _shifted_right(words, 32), words & 0xFFFFFFFF
     return (high * below + (low * below >> 32)) >> 32
 
 
 def _random_words(seed: Tensor, first: int, count: int) -> Tensor:
-    """SplitMix64's outputs ``first`` to ``first + count - 1``. Products wrap around, as in C++."""
+    """Return SplitMix64's outputs ``first`` to ``first + count - 1``. Products wrap around, as in C++."""
     z = seed + GOLDEN * torch.arange(first + 1, first + count + 1, device=seed.device)
     z = (z ^ _shifted_right(z, 30)) * MIX_1
     z = (z ^ _shifted_right(z, 27)) * MIX_2
@@ -96,5 +96,5 @@ def _random_words(seed: Tensor, first: int, count: int) -> Tensor:
 
 
 def _shifted_right(x: Tensor, bits: int) -> Tensor:
-    """As if ``x`` were unsigned."""
+    """Shift right as if ``x`` were unsigned."""
     return (x >> bits) & (2 ** (64 - bits) - 1)

@@ -1,4 +1,4 @@
-"""Hint loss behind a BatchNorm, in plain PyTorch. See :mod:`sftn_fast.ops.features_adaptation` for what it computes."""
+"""The hint loss after a BatchNorm, in plain PyTorch. See :mod:`sftn_fast.ops.features_adaptation` for the formulas."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def adapted_hint_loss(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Reference of :func:`sftn_fast.ops.adapted_hint_loss`."""
+    """Compute :func:`sftn_fast.ops.adapted_hint_loss` in plain PyTorch."""
     statistics = running_mean, running_var
     x, teacher = widened(*widened_beside((features, teacher_features), weight, bias, *(() if training else statistics)))
-    # F.batch_norm wants them all in one dtype, and writes to the running statistics that it is given.
+    # F.batch_norm needs one dtype for all of them, and writes to the running statistics it is given.
     mean, var = (None if s is None else s.to(x.dtype) for s in statistics)
     scale, shift = savable(*(None if p is None else p.to(x.dtype) for p in (weight, bias)))
     if not training:

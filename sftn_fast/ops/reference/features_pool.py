@@ -1,4 +1,4 @@
-"""Maps of different size made alike, in plain PyTorch."""
+"""Adaptive average pooling of two maps to one size, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sftn_fast.ops._dtype import widened
 
 
 def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 or float64, the map of more pixels averaged down to the height and width of the other."""
+    """Average the map with more pixels down to the other's height and width; return both in float32 or float64."""
     student, teacher = widened(student, teacher)
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
@@ -20,7 +20,7 @@ def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pooled(features: Tensor, height: int, width: int) -> Tensor:
-    """``F.adaptive_avg_pool2d``, whose own gradient adds up in no fixed order on a GPU."""
+    """Compute ``F.adaptive_avg_pool2d``. On a GPU PyTorch sums its gradient in no fixed order; this one's is fixed."""
     old_height, old_width = features.shape[2:]
     if old_height % height == 0 and old_width % width == 0:
         return F.avg_pool2d(features, (old_height // height, old_width // width))
@@ -29,7 +29,7 @@ def _pooled(features: Tensor, height: int, width: int) -> Tensor:
 
 
 def _averages(size: int, bins: int, like: Tensor) -> Tensor:
-    """``[bins, size]``, the matrix that averages over adaptive pooling's bins, which may overlap."""
+    """Return the matrix ``[bins, size]`` that averages over the bins of adaptive pooling, which may overlap."""
     place, bin_ = torch.arange(size, device=like.device), torch.arange(bins, device=like.device)[:, None]
     inside = (place >= bin_ * size // bins) & (place < ((bin_ + 1) * size + bins - 1) // bins)
     return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)

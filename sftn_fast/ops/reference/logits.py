@@ -1,4 +1,4 @@
-"""Distillation losses on logits, in plain PyTorch. See :mod:`sftn_fast.ops.logits` for what they compute."""
+"""Distillation losses on logits, in plain PyTorch. See :mod:`sftn_fast.ops.logits` for the formulas."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sftn_fast.ops.terms import KDTerms, SFTNTerms
 from sftn_fast.ops.validation import check_classes
 
 NEAR = 0.5
-"""How far apart the logits by T of two distributions, less their mean difference, may be for a polynomial."""
+"""Largest difference of two rows of logits / T, less its mean, for which KL is computed by a polynomial."""
 
 
 def kd_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
 ) -> Tensor:
-    """Reference of :func:`sftn_fast.ops.kd_loss`."""
+    """Compute :func:`sftn_fast.ops.kd_loss` in plain PyTorch."""
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
     rows = temperature**2 * _kl_rows(teacher_logits, student_logits, temperature)
     if reduction == "none":
@@ -39,7 +39,7 @@ def kd_ce_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> KDTerms:
-    """Reference of :func:`sftn_fast.ops.kd_ce_loss`."""
+    """Compute :func:`sftn_fast.ops.kd_ce_loss` in plain PyTorch."""
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
     kd = kd_loss(student_logits, teacher_logits, temperature)
     ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
@@ -58,7 +58,7 @@ def sftn_loss(
     direction: str = "teacher_to_branch",
     branch_reduction: str = "mean",
 ) -> SFTNTerms:
-    """Reference of :func:`sftn_fast.ops.sftn_loss`."""
+    """Compute :func:`sftn_fast.ops.sftn_loss` in plain PyTorch."""
     teacher_logits, *branches = widened(teacher_logits, *branch_logits)
     teacher_ce = cross_entropy(teacher_logits, target)
     branch_ce = torch.stack([cross_entropy(branch, target) for branch in branches]).sum()
@@ -74,14 +74,14 @@ def sftn_loss(
 
 
 def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
-    """``KL(softmax(p / T) || softmax(q / T))`` of each row, where a probability of 0 contributes nothing: ``[N]``."""
+    """Compute ``KL(softmax(p / T) || softmax(q / T))`` of each row, ``[N]``. A probability of 0 contributes nothing."""
     p_scaled, q_scaled = _scaled(p_logits, temperature), _scaled(q_logits, temperature)
     p_log, q_log = F.log_softmax(p_scaled, dim=1), F.log_softmax(q_scaled, dim=1)
     p = p_log.exp()
     far = (p * torch.where(p == 0, 0.0, p_log - q_log)).sum(dim=1)
 
-    # Where the two are near to each other the digits of those logarithms cancel: q_log - p_log is had from the
-    # difference y of the logits, and KL is the sum of p (exp(q_log - p_log) - 1 - (q_log - p_log)), each above 0.
+    # If p and q are near each other, the digits of the logarithms cancel. Compute q_log - p_log from the difference y
+    # of the logits instead, and KL as the sum of p (exp(q_log - p_log) - 1 - (q_log - p_log)), each term above 0.
     ruled_out = (p_scaled == -torch.inf) & (q_scaled == -torch.inf)
     y = torch.where(ruled_out, 0.0, q_scaled) - torch.where(ruled_out, 0.0, p_scaled)
     y = y - torch.where(p == 0, 0.0, p * y).sum(dim=1, keepdim=True).detach()
@@ -92,12 +92,12 @@ def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    # The maximum goes first: at temperature 0.05, logits of 1e4 would lose two digits in the division.
+    # Subtract the maximum before the division: at temperature 0.05, logits of 1e4 would lose two digits.
     return (logits - logits.detach().amax(dim=1, keepdim=True)) / temperature
 
 
 def _exp_remainder(y: Tensor) -> Tensor:
-    """``exp(y) - 1 - y`` for ``y`` up to about 1/2, by its Taylor polynomial, all of whose derivatives are as exact."""
+    """Compute ``exp(y) - 1 - y`` for ``y`` up to about 1/2 by its Taylor polynomial, with derivatives as exact."""
     degree = 18 if y.dtype == torch.float64 else 10
     p = torch.ones_like(y)
     for n in range(degree, 2, -1):
@@ -106,7 +106,7 @@ def _exp_remainder(y: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over the rows whose target counts; 0 if there are none."""
+    """Return the mean over rows with a target other than ``ignore_index``, 0 if there are none."""
     (target,) = savable(target)
     try:
         total = F.cross_entropy(

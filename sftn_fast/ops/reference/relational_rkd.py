@@ -1,4 +1,4 @@
-"""Relational distillation (RKD), in plain PyTorch. See :mod:`sftn_fast.ops.relational_rkd` for what is computed."""
+"""Relational distillation (RKD), in plain PyTorch. See :mod:`sftn_fast.ops.relational_rkd` for the formulas."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from sftn_fast.ops._dtype import widened
 from sftn_fast.ops.terms import RKDTerms
 
 TINY = torch.finfo(torch.float32).tiny
-"""The least ``eps`` there is: below it, float32 has less than its usual digits, or zero."""
+"""Least ``eps`` in use. Smaller float32 numbers lose digits or are zero."""
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """Reference of :func:`sftn_fast.ops.rkd_distance_loss`."""
+    """Compute :func:`sftn_fast.ops.rkd_distance_loss` in plain PyTorch."""
     return _distance(*_differences(student, teacher), eps)
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """Reference of :func:`sftn_fast.ops.rkd_angle_loss`."""
+    """Compute :func:`sftn_fast.ops.rkd_angle_loss` in plain PyTorch."""
     return _angle(*_differences(student, teacher), eps)
 
 
 def rkd_loss(
     student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> RKDTerms:
-    """Reference of :func:`sftn_fast.ops.rkd_loss`."""
+    """Compute :func:`sftn_fast.ops.rkd_loss` in plain PyTorch."""
     differences = _differences(student, teacher)
     distance, angle = _distance(*differences, 1e-12), _angle(*differences, 1e-12)
     return RKDTerms(distance_weight * distance + angle_weight * angle, distance.detach(), angle.detach())
 
 
 def _differences(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """``x_j - x_i`` at ``[i, j]`` of either network, ``[B, B, D]``, in float32 or float64."""
+    """Return ``x_j - x_i`` at ``[i, j]`` for each network, ``[B, B, D]``, in float32 or float64."""
     student, teacher = widened(student, teacher)
     return student[None, :] - student[:, None], teacher[None, :] - teacher[:, None]
 
@@ -43,7 +43,7 @@ def _distance(student: Tensor, teacher: Tensor, eps: float) -> Tensor:
 
 
 def _relative_distances(difference: Tensor, eps: float) -> Tensor:
-    """Distances divided by their mean over the pairs of two rows: ``[B, B]``."""
+    """Return distances ``[B, B]``, divided by their mean over pairs of two different rows."""
     b = difference.shape[0]
     itself = torch.eye(b, dtype=torch.bool, device=difference.device)
     distance = difference.square().sum(2).clamp(min=max(eps, TINY)).sqrt().masked_fill(itself, 0)
@@ -56,7 +56,7 @@ def _angle(student: Tensor, teacher: Tensor, eps: float) -> Tensor:
 
 
 def _cosines(difference: Tensor, eps: float) -> Tensor:
-    """The cosine at vertex i between the directions to j and to k: ``[i, j, k]``."""
+    """Return the cosines at vertex i between the directions to j and to k, ``[i, j, k]``."""
     length = torch.linalg.vector_norm(difference, dim=2, keepdim=True)
     # F.normalize would multiply the gradient of a difference of zero by 1 / eps.
     unit = difference * torch.where(length == 0, 0, 1 / length.clamp(min=max(eps, TINY)))
