@@ -13,8 +13,8 @@ from sftn_fast.config import ConfigError, DataConfig  # noqa: E402
 from sftn_fast.data import verify as verify_module  # noqa: E402
 from sftn_fast.data.decode import FORMATS  # noqa: E402
 from sftn_fast.data.folders import MAX_DEPTH, class_names, image_files  # noqa: E402
+from sftn_fast.data.ignored_files import ENDINGS, IgnoredFiles  # noqa: E402
 from sftn_fast.data.image_files import find  # noqa: E402
-from sftn_fast.data.left_out import ENDINGS, LeftOut  # noqa: E402
 
 SYSTEM = ("@eaDir", "#recycle", ".thumb", "__MACOSX", "lost+found", "$RECYCLE.BIN", ".ipynb_checkpoints", "@Recycle")
 
@@ -159,7 +159,7 @@ def test_discovery_asks_the_system_nothing_of_a_plain_file(tmp_path, monkeypatch
     asked = []
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **options: asked.append(path) or stat(path, **options))
-    left_out = LeftOut()
-    assert class_names(tmp_path / "train", left_out) == ["cat"]
-    assert len(image_files(tmp_path / "train" / "cat", left_out)) == 50
+    ignored = IgnoredFiles()
+    assert class_names(tmp_path / "train", ignored) == ["cat"]
+    assert len(image_files(tmp_path / "train" / "cat", ignored)) == 50
     assert not [path for path in asked if str(path).endswith(".png")]
