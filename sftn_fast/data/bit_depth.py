@@ -3,9 +3,9 @@
 A 16-bit file may hold values of 8, 10, 12, 14 or 16 bits. Reading all of them as 16 bits would make most of them
 black. White is the first of these that is known:
 
-1. The file's own statement: TIFF's SMaxSampleValue; TIFF's MaxSampleValue if it is a power of two less 1; TIFF's bits
-   per sample if fewer than 16; PNG's sBIT if no value needs more bits; the maximum of a PPM and the bit depth of JPEG
-   2000 if below 16 bits.
+1. The file's own statement: TIFF's SMaxSampleValue; TIFF's MaxSampleValue if it is 255, 511, 1023 and so on; TIFF's
+   bits per sample if 9 to 15; PNG's sBIT if no value needs more bits; a PPM's own maximum if below 65,535; the bit
+   depth of JPEG 2000 if below 16.
 2. ``data.white``.
 3. 65,535 for unsigned 16 bits, if the image's brightest value needs all 16 bits or if all values are multiples of 257,
    which is how 8 bits become 16 (an all-black image is one of these).

@@ -53,7 +53,7 @@ def pillow() -> tuple[ModuleType, ModuleType]:
         return import_module("PIL.Image"), import_module("PIL.ImageOps")
     except Exception as error:
         raise ConfigError(
-            f"Pillow, which decodes image files, can't be imported ({error}); pip install pillow, or the extra "
+            f"image files need Pillow, which can't be imported ({error}); pip install pillow, or the extra "
             '"vision", which includes it'
         ) from error
 

@@ -48,7 +48,7 @@ class SkipList:
         if not self.listed:
             return
         file = escape(str(self.root / SKIP_LIST))
-        print_once(f"skipped {len(self.matched)} images listed in {file}")
+        print_once(f"images skipped, as listed in {file}: {len(self.matched)}")
         # A listed file that exists belongs to a split that is not used: no need to report it.
         lost = [path for path in self.listed - self.matched if not path.is_file() and not path.is_symlink()]
         if lost:

@@ -107,13 +107,16 @@ def sixteen_bits(folder, values, **tags):
 def test_fewer_bits_in_16_are_refused_or_come_out_right(bits, tmp_path):
     values = GREYS * LEVELS[bits]
     for path in sixteen_bits(tmp_path, values):
-        with pytest.raises(DecodeError, match=r"16-bit values is .*; save it with 8 bits, or say .* by data.white"):
+        with pytest.raises(
+            DecodeError,
+            match=r"16-bit values is .*; save it with 8 bits, or give the value of white \(for example --data.white 4095\)",
+        ):
             decode(path)
         with pytest.raises(DecodeError, match=r"data.white"):
             read_encoded(str(path))
         for pixels in (np.asarray(decode(path, 2**bits - 1)), read_encoded(str(path), 2**bits - 1).pixels):
             assert (pixels == GREYS[..., None]).all(), path.name
-        with pytest.raises(DecodeError, match="beyond white, which is 100;"):
+        with pytest.raises(DecodeError, match="above white, which is 100;"):
             decode(path, 100)
 
 
@@ -192,7 +195,7 @@ def test_16_bit_colours(colour_type, tmp_path):
             continue
         with pytest.raises(DecodeError, match=r"16-bit colours are all below (4,096|256), .*data.white"):
             decode(tmp_path / "a.png")
-        with pytest.raises(DecodeError, match="of its colours the upper 8 of 16 bits are kept"):
+        with pytest.raises(DecodeError, match="only the upper 8 of 16 bits of its colours are kept"):
             decode(tmp_path / "a.png", 4095)
 
 

@@ -54,9 +54,9 @@ def test_without_flip_the_same_parts_are_seen_upright():
 
 def test_a_view_is_a_function_of_its_key():
     sample = Sample("a.jpg", (0, 1, "view", 5), flip=True)
-    assert sample.view(375, 500, 64) == sample.view(375, 500, 64)
-    assert sample.view(375, 500, 64) != Sample("a.jpg", (0, 2, "view", 5), flip=True).view(375, 500, 64)
-    assert Sample("a.jpg").view(375, 500, 64) == center_crop(375, 500, 64)
+    assert sample.crop(375, 500, 64) == sample.crop(375, 500, 64)
+    assert sample.crop(375, 500, 64) != Sample("a.jpg", (0, 2, "view", 5), flip=True).crop(375, 500, 64)
+    assert Sample("a.jpg").crop(375, 500, 64) == center_crop(375, 500, 64)
 
 
 @pytest.mark.parametrize("size", [8, 64, 224])

@@ -1,4 +1,4 @@
-"""What identifies image files that are decoded as they are needed."""
+"""What identifies image files that are decoded on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are decoded as they are needed: the same contract as images in memory, whoever decodes them."""
+"""Images that are decoded on demand: the same contract as images in memory, whoever decodes them."""
 
 from __future__ import annotations
 
@@ -386,7 +386,7 @@ def test_without_dali_the_cause_and_the_fix_are_said_and_torchvision_takes_over(
     images = build(tmp_path)
     assert images.fingerprint()["loader"] == "torchvision"
     line = decoder_choice.describe_loader(DataConfig("imagenet", workers=3))
-    assert line.startswith("images are decoded as they are needed, by torchvision in 3 processes, because DALI can't")
+    assert line.startswith("images are decoded on demand by torchvision in 3 processes, because DALI can't")
     assert no_dali in line and "\n" not in line
     assert build(tmp_path, loader="memory").num_train == 12
 
@@ -394,7 +394,7 @@ def test_without_dali_the_cause_and_the_fix_are_said_and_torchvision_takes_over(
 def test_what_is_said_of_the_loader():
     assert decoder_choice.describe_loader(DataConfig("folder", image_size=32)) is None
     line = decoder_choice.describe_loader(DataConfig("imagenet", workers=1))
-    assert line == "images are decoded as they are needed, by DALI in 1 thread"
+    assert line == "images are decoded on demand by DALI in 1 thread"
     assert decoder_choice.describe_loader(DataConfig("folder", loader="torchvision")).endswith(("process", "processes"))
 
 
