@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from bench import record
 from bench.measure import MIN_TURNS, Effort, Spread
 from bench.record import Row
-from sftn_fast.data import machine
+from sftn_fast.data import resources
 from sftn_fast.data.dali_decoder import DaliDecoder
-from sftn_fast.data.stream import FileSplit, FileTrainLoader, Form
+from sftn_fast.data.file_loaders import FileSplit, FileTrainLoader, ImageFormat
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
 from sftn_fast.info import version_of
 
@@ -62,7 +62,7 @@ def make_files(folder: Path, count: int) -> list[Path]:
 
 def loaders(paths: Sequence[Path], workers: int) -> dict[str, Loader]:
     """For each loader a function of the epoch that gives the size of each batch, once it is there."""
-    form = Form(SIZE, MEAN, STD, torch.device("cpu"))
+    form = ImageFormat(SIZE, MEAN, STD, torch.device("cpu"))
     files = FileSplit([str(path) for path in paths], torch.zeros(len(paths), dtype=torch.int64))
 
     def ours(decoder: Any) -> Loader:
@@ -157,4 +157,4 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
 
 
 def default_workers() -> int:
-    return machine.cores()
+    return resources.cores()

@@ -29,7 +29,7 @@ from sftn_fast import cli, data, models
 from sftn_fast.cli import output_folder
 from sftn_fast.config import ConfigError, DataConfig, OptimConfig, TransferConfig, check
 from sftn_fast.data import Batch, ImageData
-from sftn_fast.data.keyed import generator
+from sftn_fast.data.seeding import generator
 from sftn_fast.engine import Layout, Schedule, evaluate, resolve_device
 from sftn_fast.engine.divergence import verdict
 from sftn_fast.engine.optim import build_sgd

@@ -27,7 +27,7 @@ import torch
 from pages import Block
 
 from sftn_fast import cli, data, engine, models, ops, report
-from sftn_fast.data import shares, source, verify
+from sftn_fast.data import sampler, source, verify
 from sftn_fast.data.source import Images, Source
 from sftn_fast.distillers import registry
 from sftn_fast.experiment.worker import Worker
@@ -71,7 +71,7 @@ def checkout(tmp_path, monkeypatch, forgotten_plugins):
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training takes one step, an image at most 27 pixels; of several seeds the first is trained."""
-    fit, build, length, run, draw = engine.fit, data.build, shares.ShuffledShares.__len__, Worker.run, report._draw
+    fit, build, length, run, draw = engine.fit, data.build, sampler.ShuffledSampler.__len__, Worker.run, report._draw
 
     def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
         result = fit(*arguments, epochs=1, on_epoch=on_epoch, **others)
@@ -99,7 +99,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them, for files that nobody keeps
     monkeypatch.setattr(engine, "fit", one_epoch)
     monkeypatch.setattr(data, "build", small_images)
-    monkeypatch.setattr(shares.ShuffledShares, "__len__", lambda self: min(1, length(self)))
+    monkeypatch.setattr(sampler.ShuffledSampler, "__len__", lambda self: min(1, length(self)))
     # Processes that verify starts would import torch, each for seconds.
     monkeypatch.setattr(verify, "_faults", lambda paths, *_: map(verify.find_fault, map(str, paths)))
 

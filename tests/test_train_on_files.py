@@ -1,4 +1,4 @@
-"""``python -m sftn_fast.train`` on images that are decoded as they are needed: stopped, resumed, on two ranks."""
+"""``python -m sftn_fast.train`` on images that are decoded on demand: stopped, resumed, on two ranks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("unbroken") / "run"
     done = train(root, output)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("images are decoded as they are needed, by DALI in 1 thread") == 1
+    assert done.stdout.count("images are decoded on demand by DALI in 1 thread") == 1
     return output
 
 
@@ -115,7 +115,7 @@ def test_two_ranks_resume_in_mid_epoch(root: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = train(root, whole, *options, launcher=launcher)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("images are decoded as they are needed") == 1
+    assert done.stdout.count("images are decoded on demand") == 1
     # What a run killed in the second epoch has left: a checkpoint in its middle.
     kept = whole / "seed0" / "student" / "checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == ["step_000000005", "step_000000006"]

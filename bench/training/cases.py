@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from sftn_fast.data import machine
+from sftn_fast.data import resources
 from sftn_fast.data.source import Images
 
 NUM_SAMPLES, NUM_CLASSES, SIZE = 50_000, 100, 32  # CIFAR-100's
@@ -15,7 +15,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 PADDING = 4
 LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 BRANCHES = (1, 2, 3)  # teacher's stages that carry one, in SFTN
-WORKERS = min(8, machine.cores())
+WORKERS = min(8, resources.cores())
 """Loader processes of the usual loop: RepDistiller's 8, where there are processors for them."""
 
 

@@ -1,7 +1,7 @@
-"""Random crop, horizontal flip and normalisation of a whole batch at once, on whatever device it lies; one large image.
+"""Random crop, horizontal flip and normalisation of a whole batch on its device; crop and resize of one large image.
 
-Pixel for pixel what torchvision's ``RandomCrop(size, padding)``, ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize``
-make of the same offsets and flips: the border is black before it is normalised.
+Given the same offsets and flips, the pixels equal those of torchvision's ``RandomCrop(size, padding)``,
+``RandomHorizontalFlip``, ``ToTensor`` and ``Normalize``: the border is black before normalisation.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sftn_fast.data.views import View
+from sftn_fast.data.crops import Crop
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int) -> Tensor:
     """Pad with zeros, cut a window of the original size out of each image, and mirror some of them.
 
-    One gather does it: on a CPU core faster than slicing image by image, and the only way without a host
+    A single gather does this. It is faster than slicing image by image on a CPU core, and the only way without a host
     synchronisation on a GPU.
 
     Args:
@@ -42,7 +42,7 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, paddin
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """``(images / 255 - mean) / std`` as float32.
+    """Return ``(images / 255 - mean) / std`` as float32.
 
     Args:
         images: [B, C, H, W] uint8.
@@ -51,20 +51,20 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def resize_cut_flip(part: Tensor, view: View, size: int) -> np.ndarray:
-    """What ``view`` makes of the box that was cut out of an image: resized with antialiasing, cut, mirrored.
+def resize_cut_flip(part: Tensor, crop: Crop, size: int) -> np.ndarray:
+    """Finish ``crop`` of an image: resize its box with antialiasing, cut the square out, mirror it.
 
-    The result is a numpy view, which whoever copies it does in one thread, where torch would use all.
+    The result is a numpy view: copying it takes one thread, where torch would use all.
 
     Args:
-        part: [3, height, width] uint8 in memory, of any strides.
-        view: Its ``box`` is ``part``.
-        size: Side of the result.
+        part: [3, height, width] uint8 in host memory, of any strides: the pixels inside ``crop.box``.
+        crop: What to do with them.
+        size: Side of the result in pixels.
 
     Returns:
         [3, size, size] uint8.
     """
-    resized = F.interpolate(part[None], size=view.resized, mode="bilinear", antialias=True)[0]
-    top, left = view.corner
+    resized = F.interpolate(part[None], size=crop.resized, mode="bilinear", antialias=True)[0]
+    top, left = crop.corner
     cut = resized.numpy()[:, top : top + size, left : left + size]
-    return cut[:, :, ::-1] if view.flipped else cut
+    return cut[:, :, ::-1] if crop.flipped else cut

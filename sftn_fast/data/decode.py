@@ -1,8 +1,8 @@
-"""Image files to RGB pixels: what folders of images hold in practice comes out alike, the rest is refused by name.
+"""Decoding of image files to 8-bit RGB; files that can't be decoded are refused by name.
 
-Grey, CMYK and palette images become 8-bit RGB, so do those of more bits where it is known which value is white
-(:mod:`sftn_fast.data.depth`), an EXIF rotation is applied, and the format is what the content says, whatever the file
-is called. Pillow does the work; it is imported where it is used.
+Grey, CMYK and palette images become RGB. So do images of more bits if their white is known (see
+:mod:`sftn_fast.data.bit_depth`). An EXIF rotation is applied. The content decides the format, not the file's name.
+Pillow does the work; it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sftn_fast.config import ConfigError
-from sftn_fast.data import machine
-from sftn_fast.data.bounds import BoundsError, check_file, check_header
-from sftn_fast.data.depth import DepthError, check_colours, read_depth, to_8_bits
+from sftn_fast.data import resources
+from sftn_fast.data.bit_depth import BitDepthError, check_colours, read_bit_depth, to_8_bits
+from sftn_fast.data.file_limits import FileLimitError, check_file, check_header
 from sftn_fast.data.orientation import UPRIGHT, orientation
-from sftn_fast.data.progress import Progress
-from sftn_fast.data.regular import MAX_BYTES, open_regular
+from sftn_fast.data.progress_lines import ProgressLines
+from sftn_fast.data.regular_files import MAX_BYTES, open_regular
 from sftn_fast.data.skip_list import SKIP_LIST
 from sftn_fast.utils.text import escape
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
     from PIL.ImageFile import ImageFile
 
-# Formats that Pillow decodes by itself; left to choose, it would hand a file that claims to be EPS to Ghostscript.
+# Formats that Pillow decodes itself. Given the choice, it would pass a file that claims to be EPS to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
-CHUNK = 64  # files a thread reads at a time
+CHUNK = 64  # files per task of a reader thread
 
 
 class DecodeError(ValueError):
-    """A file that holds no image that can be used; the message says why, not which file."""
+    """A file without a usable image; the message says why, not which file."""
 
 
-def pillow() -> Any:
-    """The modules ``PIL.Image`` and ``PIL.ImageOps``.
+def pillow() -> tuple[ModuleType, ModuleType]:
+    """Return the modules ``PIL.Image`` and ``PIL.ImageOps``.
 
     Raises:
         ConfigError: Pillow is missing or broken.
@@ -52,14 +53,14 @@ def pillow() -> Any:
         return import_module("PIL.Image"), import_module("PIL.ImageOps")
     except Exception as error:
         raise ConfigError(
-            f"image files are decoded by Pillow, which can't be imported ({error}); it comes with torchvision, the "
-            'extra "vision", or by pip install pillow'
+            f"image files need Pillow, which can't be imported ({error}); pip install pillow, or the extra "
+            '"vision", which includes it'
         ) from error
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this build of Pillow knows."""
+    """Return those of ``FORMATS`` that this build of Pillow supports."""
     image_module, _ = pillow()
     image_module.init()
     return tuple(name for name in FORMATS if name in image_module.OPEN)
@@ -67,11 +68,12 @@ def _formats() -> tuple[str, ...]:
 
 @contextmanager
 def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
-    """Context: the image in ``file`` with its header read and nothing decoded yet.
+    """Open the image in ``file`` as a context; its header is read and nothing is decoded yet.
 
     Raises:
-        DecodeError: There is none, it is no regular file, or decoding it would cost too much (see
-            :mod:`sftn_fast.data.bounds`); or whatever is done to it inside the context fails, as decoding it may.
+        DecodeError: ``file`` is not an image or not a regular file, or decoding it would cost too much (see
+            :mod:`sftn_fast.data.file_limits`). Any error inside the context, such as one of decoding, becomes a
+            DecodeError as well.
     """
     image_module, _ = pillow()
     try:
@@ -82,9 +84,9 @@ def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
                 yield image
     except DecodeError:
         raise
-    except (BoundsError, DepthError) as error:
+    except (FileLimitError, BitDepthError) as error:
         raise DecodeError(str(error)) from error
-    except image_module.UnidentifiedImageError as error:  # whose message names the file once more
+    except image_module.UnidentifiedImageError as error:  # its message repeats the file's name
         raise DecodeError(f"no image of a known format: {', '.join(_formats())}") from error
     # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error.
     except Exception as error:
@@ -92,20 +94,20 @@ def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
 
 
 def decode(file: str | Path | BinaryIO, white: float | None = None) -> Image:
-    """The image in ``file``, upright, as 8-bit RGB; of an animation or of several pages the first.
+    """Decode the image in ``file`` to upright 8-bit RGB: the first frame of an animation, the first of several pages.
 
-    Transparency is dropped, as torchvision's image folders do.
+    Transparency is dropped, as in torchvision's image folders.
 
     Args:
-        file: A path, or what was opened for reading.
-        white: ``data.white``; see :mod:`sftn_fast.data.depth`.
+        file: A path, or a file opened for reading.
+        white: ``data.white``; see :mod:`sftn_fast.data.bit_depth`.
 
     Raises:
         DecodeError: There is none, it is truncated or damaged, it is too large, which is judged before anything is
             decoded, or it has more than 8 bits and it is not known which value is white.
     """
     with opened(file) as image:
-        depth = read_depth(image, cast(BinaryIO, image.fp))
+        depth = read_bit_depth(image, cast(BinaryIO, image.fp))
         image.load()
         turn = _turns()[orientation(image) - UPRIGHT]
         found: Image = image
@@ -118,24 +120,23 @@ def decode(file: str | Path | BinaryIO, white: float | None = None) -> Image:
 
 
 @cache
-def _turns() -> tuple[Any, ...]:
-    """What makes an image upright, by EXIF's orientation from 1 on."""
+def _turns() -> tuple[Transpose | None, ...]:
+    """Return the transposition that makes an image upright, for each EXIF orientation from 1 to 8."""
     ways = pillow()[0].Transpose
     quarters = (ways.TRANSPOSE, ways.ROTATE_270, ways.TRANSVERSE, ways.ROTATE_90)
     return (None, ways.FLIP_LEFT_RIGHT, ways.ROTATE_180, ways.FLIP_TOP_BOTTOM, *quarters)
 
 
 def undecodable(path: str | Path, root: Path, reason: object) -> ConfigError:
-    """The error for a file of the data set in ``root`` that can't be decoded."""
+    """Return the error for a file of the data set in ``root`` that can't be decoded."""
     return ConfigError(
         f"{escape(path)} can't be decoded ({reason}); repair or remove it, or run "
-        f"python -m sftn_fast.data.verify {root}, which lists all such files in {root / SKIP_LIST}, and "
-        "they are left out"
+        f"python -m sftn_fast.data.verify {root} to list all such files in {root / SKIP_LIST}, which training skips"
     )
 
 
 def find_fault(path: str, white: float | None = None) -> str | None:
-    """Why ``path`` can't be decoded; None if it can."""
+    """Return why ``path`` can't be decoded; None if it can."""
     try:
         decode(path, white)
     except DecodeError as error:
@@ -144,7 +145,7 @@ def find_fault(path: str, white: float | None = None) -> str | None:
 
 
 def read_square(path: str | Path, size: int, white: float | None = None) -> np.ndarray:
-    """The image in ``path``, its shorter side resized to ``size`` with antialiasing, cut to the central square.
+    """Decode ``path``, resize the shorter side to ``size`` with antialiasing, and cut out the central square.
 
     Returns:
         [3, size, size] uint8.
@@ -158,21 +159,21 @@ def read_square(path: str | Path, size: int, white: float | None = None) -> np.n
 
 
 def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | None = None) -> Tensor:
-    """Decode many files in parallel threads, with a line of progress where it takes long.
+    """Decode many files in parallel threads, and print progress if it takes long.
 
     Args:
         paths: N files.
         size: Side of the images in pixels; see :func:`read_square`.
-        root: The data set's folder, for the message.
+        root: The data set's folder, for messages.
         white: ``data.white``.
 
     Returns:
         [N, 3, size, size] uint8.
 
     Raises:
-        ConfigError: A file can't be decoded: the first such of ``paths``; or memory would not hold the images.
+        ConfigError: A file can't be decoded (the first one in ``paths`` is named), or the images do not fit in memory.
     """
-    pillow()  # if it is missing, that is not the first file's fault
+    pillow()  # or the error would blame the first file
     _check_memory(len(paths), size)
     pixels = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     rows = pixels.numpy()
@@ -186,18 +187,18 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | 
                 raise undecodable(paths[row], root, error) from error
         return last
 
-    progress = Progress(f"reading images in {root}", len(paths))
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    progress = ProgressLines(f"reading images in {root}", len(paths))
+    with ThreadPoolExecutor(resources.cores()) as pool:
         for done in pool.map(fill, range(0, len(paths), CHUNK)):
             progress.update(done)
     return pixels
 
 
 def _check_memory(count: int, size: int) -> None:
-    needed = 2 * count * 3 * size**2  # all images, and the choice of them that is trained on
-    available = machine.memory()
+    needed = 2 * count * 3 * size**2  # all images, and a copy of those that are trained on
+    available = resources.memory()
     if available is not None and needed > available:
         raise ConfigError(
-            f"{count:,} images of data.image_size={size} take {needed / 2**30:.1f} GiB of memory while they are read, "
-            f"this machine has {available / 2**30:.1f}; choose a smaller data.image_size"
+            f"{count:,} images of data.image_size={size} need {needed / 2**30:.1f} GiB of memory while they are read, "
+            f"but this machine has {available / 2**30:.1f}; choose a smaller data.image_size"
         )

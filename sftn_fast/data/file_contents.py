@@ -1,4 +1,4 @@
-"""What image files hold, in one checksum, at a cost that a run can afford each time that it starts."""
+"""One checksum over the contents of image files, cheap enough to compute whenever a run starts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-WHOLE = 2**30
-"""Bytes that are read at most, but for rounding: all files of a data set up to this size, else every n-th of them."""
+MAX_BYTES_READ = 2**30
+"""Approximate limit on the bytes that are read. Larger data sets are sampled: every n-th file is read."""
 
 
 def digest_of_files(paths: Sequence[str]) -> str:
-    """Return a checksum of every file's size and, up to about a gigabyte in all, of what the files hold.
+    """Return a checksum over the size of every file and the contents of about a gigabyte of them.
 
-    Of a larger data set it is what every n-th file holds, with n such that as much is read. Names and dates don't
-    count. A file that can't be read counts as one of no size: whoever decodes it will complain.
+    In a larger data set only every n-th file is read, with n chosen to stay near the limit. Names and dates do not
+    count. An unreadable file counts as an empty one: decoding it will raise the error.
     """
     sizes = [_size(path) for path in paths]
-    every = -(-sum(sizes) // WHOLE) or 1
+    every = -(-sum(sizes) // MAX_BYTES_READ) or 1
     digest = hashlib.sha256(repr(sizes).encode())
     for path, size in list(zip(paths, sizes, strict=True))[::every]:
         if size:
@@ -31,7 +31,7 @@ def _size(path: str) -> int:
         found = Path(path).stat()
     except OSError:
         return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0  # to open a pipe may wait for ever
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0  # opening a pipe may block forever
 
 
 def _read(path: str) -> bytes:

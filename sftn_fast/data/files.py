@@ -1,8 +1,7 @@
-"""Files of data sets: where they are looked for, and checksums before anything reads them."""
+"""Published data set files: folders, checksums, downloads, and a lock on the folder."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -10,36 +9,56 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 from sftn_fast.config import ConfigError, DataConfig
-from sftn_fast.data.progress import Progress
-from sftn_fast.data.regular import open_regular
+from sftn_fast.data.notices import print_once
+from sftn_fast.data.progress_lines import ProgressLines
+from sftn_fast.data.regular_files import open_regular
 from sftn_fast.data.source import require
 
-BLOCK = 2**22  # bytes that are hashed at a time
-MAX_BYTES = 2**30  # of a file that is read as a whole; the largest has a quarter of that
-SCRATCH = ".unfinished-"  # what temporary folders' names begin with
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+BLOCK = 2**22  # bytes hashed at a time
+MAX_BYTES = 2**30  # of a file that is read as a whole; the largest published one has a quarter of that
+SCRATCH = ".unfinished-"  # prefix of temporary folders
+
+NOT_A_LINK_OR_PIPE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # flags, where the system has them
+
+
+class PublishedArchive(Protocol):
+    """A class of ``torchvision.datasets`` that describes an archive and the files in it."""
+
+    url: str
+    filename: str
+    tgz_md5: str
+    base_folder: str
+    train_list: list[list[str]]
+    """Name and md5 of each file of the training split, as :attr:`test_list` of the test split."""
+    test_list: list[list[str]]
 
 
 def root_folder(config: DataConfig) -> Path:
-    """``data.root`` as an absolute path, ``~`` expanded."""
+    """Return ``data.root`` as an absolute path, with ``~`` expanded."""
     return Path(config.root).expanduser().absolute()
 
 
 def missing(name: str, folders: list[Path], remedy: str) -> ConfigError:
-    """The error for a data set whose files are not there."""
+    """Return the error for a data set without files."""
     searched = " and ".join(map(str, folders))
-    return ConfigError(f"data.name={name}: no files in {searched}; {remedy}, or name their folder in data.root")
+    return ConfigError(f"data.name={name}: no files in {searched}; {remedy}, or set data.root to their folder")
 
 
 def read_verified(path: Path, md5: str) -> bytes:
-    """The content of ``path``, having made sure that it is the published one.
+    """Read ``path`` and check that it is the published file.
 
-    The bytes that were checked are the bytes that are returned; the file is not opened twice.
+    The bytes returned are the bytes that were checked: the file is opened only once.
 
     Raises:
-        ConfigError: The checksum is another.
+        ConfigError: The checksum differs, or the file can't be read.
     """
     try:
         with open_regular(path, MAX_BYTES) as file:
@@ -52,16 +71,16 @@ def read_verified(path: Path, md5: str) -> bytes:
 
 @contextmanager
 def opened_verified(path: Path, md5: str) -> Iterator[BinaryIO]:
-    """Context: the file ``path``, which may be larger than memory, having made sure that it is the published one.
+    """Open ``path`` as a context after checking that it is the published file, which may be larger than memory.
 
     Raises:
-        ConfigError: The checksum is another.
-        OSError: It can't be read.
+        ConfigError: The checksum differs.
+        OSError: The file can't be read.
     """
     digest = hashlib.md5(usedforsecurity=False)
     with open_regular(path) as file:
         size, done = os.fstat(file.fileno()).st_size, 0
-        progress = Progress(f"checking {path}, MB", size // 10**6)
+        progress = ProgressLines(f"checking {path}, MB", size // 10**6)
         while block := file.read(BLOCK):
             digest.update(block)
             done += len(block)
@@ -75,50 +94,60 @@ def _require(path: Path, size: int, found: str, md5: str) -> None:
     if found != md5:
         raise ConfigError(
             f"{path} is corrupt or not the published file: {size} bytes with md5 {found}, expected {md5}; "
-            "remove it and fetch it again"
+            "remove it and download it again"
         )
 
 
-def download(published: Any, folder: Path, name: str) -> Path:
-    """Fetch the archive that one of torchvision's data sets describes into ``folder``, checked against its md5.
+def download(published: PublishedArchive, folder: Path, name: str) -> Path:
+    """Download the archive of one of torchvision's data sets, and check its md5.
 
     Args:
-        published: The class in ``torchvision.datasets``, of which ``url``, ``filename`` and ``tgz_md5`` are read.
-        folder: Where it goes.
-        name: The data set's name here.
+        published: The class in ``torchvision.datasets``.
+        folder: Where the archive is saved.
+        name: The value of ``data.name``, for messages.
+
+    Returns:
+        Path of the archive.
 
     Raises:
-        ConfigError: It can't be fetched, or is another file; or torchvision is missing.
+        ConfigError: It can't be downloaded or its checksum differs, or torchvision is missing.
     """
     utils = require("torchvision.datasets.utils", "torchvision", f"data.name={name}")
     try:
         utils.download_url(published.url, folder, published.filename, published.tgz_md5)
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"data.name={name}: {published.url} could not be fetched ({error})") from error
+        raise ConfigError(f"data.name={name}: {published.url} could not be downloaded ({error})") from error
     return folder / published.filename
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[Path]:
-    """Hold ``folder``, made if need be, against the other ranks of this run and against other runs.
+    """Lock ``folder`` as a context, against other ranks and other runs; create it if it does not exist.
+
+    Without file locks, as on Windows, the folder is not locked and a notice says so. Downloads by several processes
+    then cost time but are still safe, because each has a temporary folder of its own.
 
     Yields:
-        A temporary folder inside. What is written there and renamed when it is complete never lies half written under
-        its final name, however the run ends.
+        A temporary folder inside ``folder``. Files that are written there and moved when complete never appear half
+        written under their final names, however the run ends.
 
     Raises:
-        ConfigError: The folder can't be made or written to.
+        ConfigError: The folder can't be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Neither through a link nor into a pipe, should one lie there.
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | NOT_A_LINK_OR_PIPE, 0o666)
     except OSError as error:
         raise ConfigError(f"data.root must be a folder that can be written to, got {folder} ({error})") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in folder.glob(f"{SCRATCH}*"):  # by a run that was killed, since nobody else holds the lock
-            shutil.rmtree(left, ignore_errors=True)
+        if fcntl is None:
+            print_once(
+                f"warning: {folder} is not locked, because this system has no fcntl; let one run at a time download"
+            )
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for unfinished in folder.glob(f"{SCRATCH}*"):  # of a killed run: no live one has the lock
+                shutil.rmtree(unfinished, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             yield Path(scratch)
     finally:

@@ -1,4 +1,4 @@
-"""From a configuration to loaders: choose the splits, resize, move to the device; or who decodes what, and when."""
+"""Loaders built from a configuration: images on the device, or files that are decoded on demand."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from sftn_fast.config import FILE_DATASETS, ConfigError, DataConfig
-from sftn_fast.data.choice import build_decoder
+from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.decoder_choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files
+from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
-from sftn_fast.data.notices import say
+from sftn_fast.data.notices import print_once
 from sftn_fast.data.source import Images, load
 from sftn_fast.data.splits import train_val_indices
-from sftn_fast.data.stream import FileEvalLoader, FileSplit, FileTrainLoader, Form
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set ready for training: its loaders, and what a network has to know of it."""
+    """A data set ready for training: its loaders, and the sizes that a network needs."""
 
     name: str
     num_classes: int
     in_channels: int
-    image_size: int  # pixels a side
-    num_train: int  # images trained on, without those held out
+    image_size: int  # side in pixels
+    num_train: int  # images to train on, without those held out
     train: TrainLoader | FileTrainLoader
     val: EvalLoader | FileEvalLoader | None
     test: EvalLoader | FileEvalLoader
-    content: str  # digest of the splits: of their pixels, or of the files' names
-    files: str | None = None  # digest of what the files hold, where images are decoded as they are needed
-    white: float | None = None  # what files decoded as they are needed are told, where they do not say it themselves
-    class_names: tuple[str, ...] = ()  # in the order of their labels; empty where they are not known
+    content: str  # digest of the splits: of the pixels, or of the files' names
+    files: str | None = None  # digest of the files' contents, if they are decoded on demand
+    white: float | None = None  # data.white, if files are decoded on demand
+    class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
 
     @property
     def train_labels(self) -> Tensor:
-        """Classes of the training images [num_train] int64, by the index that a batch gives."""
+        """Labels of the training images [num_train] int64, by the index in a batch."""
         return self.train.labels
 
     def with_views(self, views: int) -> ImageData:
-        """The same, but that training batches hold ``views`` augmentations of each image [B, views, C, H, W].
+        """Return this data set with ``views`` augmentations of each image in training batches: [B, views, C, H, W].
 
         Raises:
-            ConfigError: The loader can't give more than one.
+            ConfigError: ``views`` is above 1, and the images are decoded on demand.
         """
         if views == 1:
             return self
         if not isinstance(self.train, TrainLoader):
-            allowed = f"false for {self.name}, whose loader makes one view of an image"
+            allowed = f"false for {self.name}, whose loader gives one view per image"
             raise ConfigError(f"collaborate.own_views must be {allowed}, got True")
         return dataclasses.replace(self, train=self.train.with_views(views))
 
     def fingerprint(self) -> dict[str, str | int | float]:
-        """What must agree for a resumed run to be the same run, as far as the data are concerned."""
+        """Return the properties of the data that must not change when a run is resumed."""
         return {
             "data": self.name,
             "num_train": self.num_train,
@@ -82,15 +82,15 @@ def build(
     world_size: int = 1,
     channels_last: bool = False,
 ) -> ImageData:
-    """Load the data set that ``config`` names and put it on ``device``, or make ready to decode it for there.
+    """Load the data set that ``config`` names onto ``device``, or prepare to decode its files on demand.
 
     Args:
         config: Data set, splits and augmentation.
-        seed: Decides the order and the augmentation of training batches; the splits do not depend on it.
-        batch_size: Training images a step, over all ranks together.
+        seed: Seed of the order and augmentation of training batches; the splits do not depend on it.
+        batch_size: Training images per step, over all ranks.
         device: Where the images are kept and augmented.
-        rank, world_size: Which share of each batch this process gets.
-        channels_last: Whether images that are decoded as they are needed lie as NHWC.
+        rank, world_size: The share of each batch that this process gets.
+        channels_last: Memory format of images that are decoded on demand: NHWC if true.
 
     Raises:
         ConfigError: Files are missing or corrupt, a package is missing, or sizes do not fit the data set.
@@ -130,15 +130,15 @@ def _build_stream(
     config: DataConfig, device: torch.device, channels_last: bool, step: dict[str, int], share: dict[str, int]
 ) -> ImageData:
     files = find(config)
-    form = Form(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last, config.white)
-    decoder = build_decoder(config, form, files.root)
+    image_format = ImageFormat(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last, config.white)
+    decoder = build_decoder(config, image_format, files.root)
     train_index, val_index = _choose(config, tensor(files.train.labels), files.held_out, step["batch_size"])
     train, val = (FileSplit.choose(files.train, index) for index in (train_index, val_index))
     test = FileSplit.choose(files.test)
     return ImageData(
         name=files.name,
         num_classes=files.num_classes,
-        in_channels=len(form.mean),
+        in_channels=len(image_format.mean),
         image_size=files.size,
         num_train=len(train),
         train=FileTrainLoader(train, decoder, flip=config.flip is not False, **step),
@@ -151,27 +151,18 @@ def _build_stream(
     )
 
 
-def say_notices(config: DataConfig) -> None:
-    """Say of image files what :func:`build` says of them, where other processes are to build.
-
-    Raises:
-        ConfigError: Folders are missing, empty or unlike each other.
-    """
-    if config.name in FILE_DATASETS:
-        find(config)
-
-
 def _choose(config: DataConfig, labels: Tensor, held_out: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Which training images to train on and which to validate on; warns of what is too small to be of use."""
+    """Split the training images into those to train and to validate on; warn if either part is too small."""
     train, val = train_val_indices(labels, config.train_size, config.val_size - held_out)
     if len(train) < batch_size:
-        say(
-            f"warning: {len(train)} training images are fewer than optim.batch_size={batch_size}: an epoch is one "
-            f"step; a batch of {max(2, len(train) // 8)} would make it {-(-len(train) // max(2, len(train) // 8))}"
+        smaller = max(2, len(train) // 8)
+        print_once(
+            f"warning: {len(train)} training images are fewer than optim.batch_size={batch_size}, so an epoch is one "
+            f"step; a batch size of {smaller} would make it {-(-len(train) // smaller)}"
         )
     classes, seen = len(labels.unique()), len(labels[val].unique())
     if len(val) and seen < classes:
-        say(f"warning: data.val_size={config.val_size} holds out images of {seen} of the {classes} classes alone")
+        print_once(f"warning: data.val_size={config.val_size} holds out images of only {seen} of the {classes} classes")
     return train, val
 
 
@@ -183,7 +174,7 @@ def _resize(images: Images, size: int) -> Images:
 
 
 def _digest(splits: list[Images]) -> str:
-    """sha256 over every label and pixel: 0.1 s for CIFAR, so there is no need to sample."""
+    """Return the sha256 of all labels and pixels: 0.1 s for CIFAR, so there is no need to sample."""
     digest = hashlib.sha256()
     for images in splits:
         digest.update(images.labels.contiguous().numpy().data)
@@ -192,7 +183,7 @@ def _digest(splits: list[Images]) -> str:
 
 
 def _digest_of_names(splits: list[FileSplit], root: Path) -> str:
-    """sha256 over every file's class and name below ``root``, which may be somewhere else the next time."""
+    """Return the sha256 of every file's label and path relative to ``root``, which may move between runs."""
     digest = hashlib.sha256()
     for split in splits:
         digest.update(split.labels.numpy().data)

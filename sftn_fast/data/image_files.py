@@ -1,7 +1,7 @@
-"""Data sets that are folders of image files: the registry of those that find them, and both ways to use them.
+"""Data sets of image files, and the registry of the functions that find the files.
 
-A finder says which files there are; whether they are then decoded once into memory, as a
-:class:`~sftn_fast.data.source.Source`, or as they are needed, is not its concern.
+A finder only lists files. They are then decoded once into memory, as a :class:`~sftn_fast.data.source.Source`, or on
+demand.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The official splits of a data set, as files, and the size at which its images are used."""
+    """The official splits of a data set as files, and the size to which its images are resized."""
 
     name: str
-    root: Path  # where skip.txt lies
+    root: Path  # folder of skip.txt
     train: LabelledFiles
     test: LabelledFiles
     class_names: list[str]  # in the order of their labels
     size: int  # pixels a side
     held_out: int = 0
-    """Of the images that ``data.val_size`` holds out, how many are in ``test`` already."""
+    """Number of the images held out by ``data.val_size`` that are already in ``test``."""
 
     @property
     def num_classes(self) -> int:
@@ -45,7 +45,7 @@ _finders: dict[str, Finder] = {}
 
 
 def register_files(name: str) -> Callable[[Finder], Finder]:
-    """Make the decorated function find the files of the data set ``name``, which can then be loaded too."""
+    """Register the decorated function as the finder of the data set ``name``, and a loader into memory with it."""
 
     def add(finder: Finder) -> Finder:
         _finders[name] = finder
@@ -56,10 +56,10 @@ def register_files(name: str) -> Callable[[Finder], Finder]:
 
 
 def find(config: DataConfig) -> ImageFiles:
-    """The files of the data set that ``config`` names, one of ``config.FILE_DATASETS``.
+    """Find the files of the data set that ``config`` names, one of ``config.FILE_DATASETS``.
 
     Raises:
-        ConfigError: Folders are missing, empty or unlike each other.
+        ConfigError: Folders are missing or empty, or the splits have different classes.
     """
     from sftn_fast.data import sources  # noqa: F401  # registers them
 
@@ -67,7 +67,7 @@ def find(config: DataConfig) -> ImageFiles:
 
 
 def in_memory(files: ImageFiles, white: float | None = None) -> Source:
-    """All images decoded, the shorter side resized, the central square kept; normalised as ImageNet."""
+    """Decode all images to central squares of ``files.size`` pixels, normalised with ImageNet's statistics."""
     train, test = (
         Images(read_images(split.paths, files.size, root=files.root, white=white), tensor(split.labels))
         for split in (files.train, files.test)

@@ -1,8 +1,8 @@
-"""Batches of images that lie on the device already.
+"""Loaders for images that are kept on the device.
 
-What a step of training sees is a pure function of ``(seed, epoch, step)``. The order, the crops and the flips of an
-epoch are drawn when it begins, for the global batches, and moved to the device in one copy; a rank, or a run that
-resumes in the middle, takes its slice. There is no state to save.
+A training batch is a pure function of ``(seed, epoch, step)``. The order, crops and flips of an epoch are drawn for the
+global batches when the epoch starts, and copied to the device at once. A rank, or a run that resumes inside an epoch,
+uses its slice. There is no state to save.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, from_numpy
 
 from sftn_fast.data.augment import crop_flip, normalize
-from sftn_fast.data.keyed import generator
-from sftn_fast.data.shares import ShuffledShares, in_order
+from sftn_fast.data.sampler import ShuffledSampler, sequential_batches
+from sftn_fast.data.seeding import generator
 from sftn_fast.data.source import Images
 
 EVAL_BATCH_SIZE = 256
@@ -25,24 +24,24 @@ EVAL_BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a step."""
+    """One rank's share of a global batch."""
 
     images: Tensor  # [B, C, H, W] float32, augmented and normalised; [B, V, C, H, W] from a loader of V views
     target: Tensor  # [B] int64
-    index: Tensor  # [B] int64, the place of each image in its split, the same in every epoch
+    index: Tensor  # [B] int64, the index of each image in its split, the same in every epoch
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A batch that is yet to be made: of which tensors, and what makes it of them without waiting for the device."""
+class DeferredBatch:
+    """A batch that is not computed yet: its inputs, and the function that computes it without a synchronisation."""
 
-    index: Tensor  # [B] int64, as the batch's
+    index: Tensor  # [B] int64, index of the batch
     tensors: tuple[Tensor, ...]
     make: Callable[..., Batch]
 
     @classmethod
-    def of(cls, batch: Any) -> Recipe:
-        """``batch``, if it is a recipe; else that of a batch that is made already."""
+    def of(cls, batch: Batch | DeferredBatch) -> DeferredBatch:
+        """Return ``batch`` itself if it is deferred, else wrap it."""
         if isinstance(batch, cls):
             return batch
         return cls(batch.index, (batch.images, batch.target, batch.index), Batch)
@@ -50,7 +49,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """One split on the device: uint8, a quarter of what float32 would take."""
+    """A split on the device, as uint8: a quarter of the memory of float32."""
 
     pixels: Tensor  # [N, C, H, W] uint8
     labels: Tensor  # [N] int64
@@ -61,7 +60,7 @@ class DeviceImages:
     def place(
         cls, images: Images, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
     ) -> DeviceImages:
-        """Move ``images`` and the normalisation's constants to ``device``."""
+        """Copy ``images`` and the constants of the normalisation to ``device``."""
         constants = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
         return cls(images.pixels.to(device), images.labels.to(device), *constants)
 
@@ -69,22 +68,22 @@ class DeviceImages:
         return len(self.labels)
 
 
-class TrainLoader(ShuffledShares):
+class TrainLoader(ShuffledSampler):
     """Shuffled, augmented batches of a training split.
 
     Args:
         data: The training split.
-        seed: Run's seed.
-        batch_size: Images a step, over all ranks together.
-        crop_padding: Pixels of zeros around the image before a window of its size is cut out; 0 for no crop.
-        flip: Mirror every other image, on average.
-        rank, world_size: Which share of each batch is ours.
+        seed: The run's seed.
+        batch_size: Images per step, over all ranks.
+        crop_padding: Width in pixels of the zero border from which a window is cut; 0 for no crop.
+        flip: Mirror each image with probability 1/2.
+        rank, world_size: The share of each batch that this process gets.
 
     Raises:
-        ConfigError: The batches can't be shared out; see :class:`~sftn_fast.data.shares.ShuffledShares`.
+        ConfigError: The batches can't be divided among the ranks; see :class:`~sftn_fast.data.sampler.ShuffledSampler`.
     """
 
-    keyed = True
+    deterministic = True
 
     def __init__(
         self,
@@ -103,41 +102,41 @@ class TrainLoader(ShuffledShares):
 
     @property
     def labels(self) -> Tensor:
-        """Classes of the split [num_train] int64."""
+        """Labels of the split [num_train] int64."""
         return self.data.labels
 
     @property
     def augments(self) -> bool:
-        """Whether an image differs from epoch to epoch."""
+        """Whether the pixels of an image differ between epochs."""
         return bool(self.crop_padding or self.flip)
 
     def augmentation(self) -> dict[str, str | int]:
-        """What is done to an image before it is trained on, for the run's fingerprint."""
+        """Return the augmentation's settings, for the run's fingerprint."""
         return {"crop_padding": self.crop_padding, "flip": int(self.flip)}
 
     def unaugmented(self) -> EvalLoader:
-        """The same images in order, as they are."""
+        """Return a loader of the same images in order, without augmentation."""
         return EvalLoader(self.data)
 
     def with_views(self, views: int) -> TrainLoader:
-        """The same batches with ``views`` augmentations of each image, independent of each other; the first is ours."""
+        """Return this loader with ``views`` independent augmentations of each image; the first one stays the same."""
         other = copy.copy(self)
         other.views = views
         return other
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from step ``start`` on, bit for bit those that a whole epoch has there.
+        """Iterate over the batches of ``epoch`` from step ``start`` on, bit-identical to those of the whole epoch.
 
         Raises:
-            ValueError: ``start`` lies outside ``0 .. len(self)``.
+            ValueError: ``start`` is outside ``0 .. len(self)``.
         """
-        return (recipe.make(*recipe.tensors) for recipe in self.recipes(epoch, start))
+        return (deferred.make(*deferred.tensors) for deferred in self.deferred_batches(epoch, start))
 
-    def recipes(self, epoch: int, start: int = 0) -> Iterator[Recipe]:
-        """What :meth:`epoch` makes its batches of, for a step that makes them itself."""
+    def deferred_batches(self, epoch: int, start: int = 0) -> Iterator[DeferredBatch]:
+        """Iterate over the batches of :meth:`epoch` before they are computed, for a graphed step that computes them."""
         shares = self.shares(start)
         draws = self._draw(epoch)
-        return (Recipe(draws[0, share], (draws[:, share],), self._batch) for share in shares)
+        return (DeferredBatch(draws[0, share], (draws[:, share],), self._batch) for share in shares)
 
     def _batch(self, draws: Tensor) -> Batch:
         index = draws[0]
@@ -155,10 +154,10 @@ class TrainLoader(ShuffledShares):
         return normalize(pixels, self.data.mean, self.data.std)
 
     def _draw(self, epoch: int) -> Tensor:
-        """Image, then window's top, window's left and flip of each view, of every place in the epoch.
+        """Draw the random numbers of an epoch: [1 + 3 views, num_train] int64, a column per position in the epoch.
 
-        [1 + 3 views, num_train] int64. Each from a stream of its own, so that the order does not change when the
-        augmentation does, nor one view with another.
+        The rows are the image, then top and left of the window and the flip of each view. Each has its own random
+        stream, so that changing the augmentation or the number of views changes neither the order nor other views.
         """
         count, offsets = len(self.data), 2 * self.crop_padding + 1
         draws = torch.empty(1 + 3 * self.views, count, dtype=torch.int64)
@@ -171,18 +170,18 @@ class TrainLoader(ShuffledShares):
 
 
 class EvalLoader:
-    """Batches of a split in order, not augmented, each image exactly once over all ranks.
+    """Batches of a split in order, without augmentation; over all ranks, each image exactly once.
 
-    Ranks may differ in their number of batches: sum up locally, and reduce after the loop.
+    Ranks may have different numbers of batches: sum up locally, and reduce after the loop.
     """
 
     def __init__(self, data: DeviceImages, *, rank: int = 0, world_size: int = 1) -> None:
         self.data = data
         self.num_samples = len(data)  # over all ranks
-        self._batches = in_order(len(data), rank, world_size, EVAL_BATCH_SIZE)
+        self._batches = sequential_batches(len(data), rank, world_size, EVAL_BATCH_SIZE)
 
     def __len__(self) -> int:
-        """Batches on this rank."""
+        """Return the number of batches on this rank."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:

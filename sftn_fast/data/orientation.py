@@ -1,4 +1,4 @@
-"""Which way up an image is, from the one EXIF tag that says so: whatever else is odd in the EXIF does not matter."""
+"""Image orientation from its one EXIF tag; other damage in the EXIF data does not matter."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ if TYPE_CHECKING:
 
 UPRIGHT = 1
 TAG = 0x0112
-FORMS = {3: "H", 4: "L", 8: "h", 9: "l"}  # of integers, by TIFF's number of their type
+FORMS = {3: "H", 4: "L", 8: "h", 9: "l"}  # struct format of TIFF's integer types
 PREFIX = b"Exif\0\0"
 ENTRY = 12  # bytes
 
 
 def orientation(image: Image) -> int:
-    """EXIF's orientation of ``image``, 1 to 8; 1, upright, where there is none that can be read.
+    """Return the EXIF orientation of ``image``, 1 to 8; 1 (upright) if there is none or it can't be read.
 
-    A TIFF is upright once it is loaded: Pillow turns it then.
+    A TIFF counts as upright, because Pillow rotates it when it loads it.
     """
     if image.format == "TIFF":
         return UPRIGHT
     exif = image.info.get("exif")
     if isinstance(exif, bytes):
         return read_orientation(exif)
-    try:  # XMP, or a profile in a PNG's text
+    try:  # from XMP, or from a profile in a PNG's text
         return _valid(image.getexif().get(TAG))
-    except Exception:  # Pillow reads all of it, and raises nearly anything for what is damaged
+    except Exception:  # Pillow parses all of it, and raises nearly anything if it is damaged
         return UPRIGHT
 
 
 def read_orientation(exif: bytes) -> int:
-    """The orientation that a block of EXIF states; 1 where it states none, or can't be read as far as that."""
+    """Return the orientation in a block of EXIF data; 1 if it has none or is damaged before that tag."""
     block = exif.removeprefix(PREFIX).removeprefix(PREFIX)
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
@@ -46,7 +46,7 @@ def read_orientation(exif: bytes) -> int:
             if tag == TAG:
                 inline = kind in FORMS and 1 <= values <= 4 // struct.calcsize(f"={FORMS[kind]}")
                 return _valid(struct.unpack_from(f"{order}{FORMS[kind]}", block, place + 8)[0]) if inline else UPRIGHT
-    except struct.error:  # cut off
+    except struct.error:  # truncated
         pass
     return UPRIGHT
 

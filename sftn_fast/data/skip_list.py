@@ -1,8 +1,9 @@
-"""``ROOT/skip.txt``: the images that a data set leaves out, as ``verify`` writes them and people edit them.
+"""``ROOT/skip.txt``, the list of images to skip, as ``verify`` writes it and users edit it.
 
-A line holds one path relative to ROOT. Lines that begin with ``#`` are comments, blanks at a line's end and empty lines
-do not count. A name that such a line can't hold, because of control characters, bytes that are no UTF-8, or how it
-begins or ends, stands in double quotes, written as JSON writes a string. UTF-8 and, by their marks, UTF-16 are read.
+Each line is one path relative to ROOT. Lines that begin with ``#`` are comments. Empty lines and spaces at the end of a
+line do not count. A name that does not fit such a line is written as a JSON string, in double quotes: one with control
+characters, with bytes that are not UTF-8, or with a special first or last character. The file is read as UTF-8, or as
+UTF-16 if it has a byte order mark or null bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sftn_fast.config import ConfigError
-from sftn_fast.data.left_out import listing
-from sftn_fast.data.notices import say
-from sftn_fast.data.regular import open_regular
+from sftn_fast.data.ignored_files import listing
+from sftn_fast.data.notices import print_once
+from sftn_fast.data.regular_files import open_regular
 from sftn_fast.utils.text import escape
 
 SKIP_LIST = "skip.txt"
@@ -24,14 +25,14 @@ MAX_BYTES = 2**30  # of the list
 
 
 class SkipList:
-    """What ``root/skip.txt`` leaves out of a data set, and which of its lines had an image."""
+    """The paths in ``root/skip.txt``, and which of them matched an image."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.listed = root, read_skip_list(root)
         self.matched: set[Path] = set()
 
     def keep(self, paths: Iterable[Path]) -> list[Path]:
-        """``paths`` without those that are listed."""
+        """Return ``paths`` without the listed ones."""
         if not self.listed:
             return list(paths)
         kept = []
@@ -43,22 +44,24 @@ class SkipList:
         return kept
 
     def report(self) -> None:
-        """Say how many images were left out, since a data set should not shrink in silence, and what was not found."""
+        """Print how many images were skipped, and which lines matched none: a data set should not shrink silently."""
         if not self.listed:
             return
         file = escape(str(self.root / SKIP_LIST))
-        say(f"images left out because {file} lists them: {len(self.matched)}")
-        # An image of a split that is not used, or repaired and renamed since, is none of this data set's.
+        print_once(f"images skipped, as listed in {file}: {len(self.matched)}")
+        # A listed file that exists belongs to a split that is not used: no need to report it.
         lost = [path for path in self.listed - self.matched if not path.is_file() and not path.is_symlink()]
         if lost:
-            say(f"{file} lists {len(lost)} that match no image: {listing(sorted(map(self._relative, lost)))}")
+            print_once(
+                f"{file} lists {len(lost)} paths that match no image: {listing(sorted(map(self._relative, lost)))}"
+            )
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
 def read_skip_list(root: Path) -> set[Path]:
-    """The paths that ``root/skip.txt`` lists; none where there is no such file.
+    """Return the paths that ``root/skip.txt`` lists; an empty set if there is no such file.
 
     Raises:
         ConfigError: The list can't be read.
@@ -71,7 +74,7 @@ def read_skip_list(root: Path) -> set[Path]:
             text = _decoded(opened.read())
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{escape(file)} can't be read ({error})") from error
-    # Not splitlines(), which also parts names at what Unicode takes for the end of a line.
+    # Not splitlines(), which also splits at Unicode's line separators, and a name may contain one.
     names = (_name(line) for line in text.split("\n"))
     return {root / name for name in names if name}
 
@@ -80,13 +83,13 @@ def _decoded(content: bytes) -> str:
     for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         if content.startswith(mark):
             return content.decode("utf-16")
-    if b"\0" in content:  # which no name holds: UTF-16 that lost its mark
+    if b"\0" in content:  # no name contains one: UTF-16 without its byte order mark
         return content.decode("utf-16-le" if content[1:2] == b"\0" else "utf-16-be")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def _name(line: str) -> str:
-    """The name that a line holds; empty if none."""
+    """Return the name in a line; empty if there is none."""
     line = line.rstrip()
     if line.startswith("#"):
         return ""
@@ -100,7 +103,7 @@ def _name(line: str) -> str:
 
 
 def write_names(names: Iterable[str]) -> bytes:
-    """The content of a list of ``names``, relative to its folder."""
+    """Return the content of a skip list with ``names``, relative to its folder."""
     return "".join(f"{_line(name)}\n" for name in names).encode()
 
 

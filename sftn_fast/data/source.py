@@ -1,7 +1,7 @@
-"""What a data set hands over, and the registry of those that can be named in ``data.name``.
+"""The contents of a data set, and the registry of the data sets that ``data.name`` can name.
 
-A new data set is one function that returns a :class:`Source`, decorated with :func:`register`, in a module that
-``sources/__init__.py`` imports; its name goes into ``config.DATASETS``.
+To add a data set, write a function that returns a :class:`Source`, decorate it with :func:`register`, import its module
+in ``sources/__init__.py``, and add its name to ``config.DATASETS``.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ class Images:
     labels: Tensor  # [N] int64
 
     def select(self, index: Tensor) -> Images:
-        """The images at ``index`` [M], in that order."""
+        """Return the images at ``index`` [M], in that order."""
         return Images(self.pixels[index], self.labels[index])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it comes: the official splits, and the augmentation that is usual for it.
+    """A data set as published: the official splits, and its usual augmentation.
 
     Raises:
-        ConfigError: A label lies outside ``0 .. num_classes - 1``, images and labels differ in number, or a tensor has
-            the wrong shape or dtype. A wrong label would otherwise surface as an out-of-bounds access in a kernel.
+        ConfigError: A label is outside ``0 .. num_classes - 1``, the numbers of images and labels differ, or a tensor
+            has the wrong shape or dtype. Otherwise a wrong label would be an out-of-bounds access in a kernel.
     """
 
     name: str
     num_classes: int
     train: Images
     test: Images
-    mean: tuple[float, ...]  # of each channel, for pixel values from 0 to 1
+    mean: tuple[float, ...]  # per channel, for pixel values from 0 to 1
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
-    class_names: tuple[str, ...] = ()  # in the order of their labels; empty where they are not known
+    class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
     held_out: int = 0
-    """Of the images that ``data.val_size`` holds out, how many are in ``test`` already."""
+    """Number of the images held out by ``data.val_size`` that are already in ``test``."""
 
     def __post_init__(self) -> None:
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -83,7 +83,7 @@ _loaders: dict[str, Loader] = {}
 
 
 def register(name: str) -> Callable[[Loader], Loader]:
-    """Make the decorated function the loader of the data set ``name``."""
+    """Register the decorated function as the loader of the data set ``name``."""
 
     def add(loader: Loader) -> Loader:
         if name in _loaders:
@@ -95,13 +95,13 @@ def register(name: str) -> Callable[[Loader], Loader]:
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that :func:`load` knows."""
+    """Return the names of the registered data sets."""
     import_module(".sources", __package__)
     return tuple(sorted(_loaders))
 
 
 def load(config: DataConfig) -> Source:
-    """Read the data set that ``config`` names.
+    """Load the data set that ``config`` names.
 
     Raises:
         ConfigError: The name is unknown, files are missing or corrupt, or a package that reads them is missing.
@@ -112,10 +112,19 @@ def load(config: DataConfig) -> Source:
 
 
 def require(module: str, package: str, setting: str) -> ModuleType:
-    """Import ``module``, which ``setting``, as data.name=cifar10, can't do without; pip calls it ``package``."""
+    """Import an optional module.
+
+    Args:
+        module: Its name.
+        package: The name of its package in pip.
+        setting: The setting that needs it, for example ``data.name=cifar10``.
+
+    Raises:
+        ConfigError: It is missing or broken.
+    """
     try:
         return import_module(module)
-    # Not ImportError alone: a torchvision that does not match its torch fails with RuntimeError.
+    # Not only ImportError: a torchvision that does not match torch raises RuntimeError.
     except Exception as error:
         raise ConfigError(
             f"{setting} needs {module}, which can't be imported ({error}); pip install {package}"

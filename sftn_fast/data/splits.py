@@ -1,4 +1,4 @@
-"""Class-balanced choices, fixed by a constant key: every seed trains and validates on the same images."""
+"""Class-balanced splits, fixed by a constant key: every seed trains and validates on the same images."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from sftn_fast.config import check
-from sftn_fast.data.keyed import generator
+from sftn_fast.data.seeding import generator
 
 
 def balanced_order(labels: Tensor, purpose: str) -> Tensor:
-    """An order of all images in which every prefix is as class-balanced as it can be.
+    """Return an order of all images in which every prefix is as class-balanced as possible.
 
-    Shuffles, then deals the classes out in rounds: one image of each class, a second of each, and so on; a class that
-    runs out is skipped. Smaller choices are therefore subsets of larger ones.
+    The images are shuffled, then dealt out in rounds: one image of each class, a second of each, and so on. A class
+    that runs out is skipped. Smaller subsets are therefore contained in larger ones.
 
     Args:
         labels: [N] int64.
-        purpose: Names the choice; another purpose gives an unrelated order.
+        purpose: Name of the order; another name gives an unrelated one.
 
     Returns:
         [N] int64, a permutation.
@@ -33,25 +33,25 @@ def balanced_order(labels: Tensor, purpose: str) -> Tensor:
 
 
 def balanced_choice(labels: Tensor, size: int, purpose: str) -> Tensor:
-    """Indices [size] int64, ascending, of a class-balanced choice among ``labels`` [N]."""
+    """Return ascending indices [size] int64 of a class-balanced subset of ``labels`` [N]."""
     return balanced_order(labels, purpose)[:size].sort().values
 
 
 def train_val_indices(labels: Tensor, train_size: int | None, val_size: int) -> tuple[Tensor, Tensor]:
-    """Which training images to train on and which to hold out.
+    """Split the training images into those to train on and those to hold out for validation.
 
-    The validation images do not depend on ``train_size``, nor either choice on a seed.
+    The validation images do not depend on ``train_size``, and neither part depends on a seed.
 
     Args:
         labels: [N] int64, of the whole training set.
-        train_size: Images to train on, None for all that are not held out.
-        val_size: Images to hold out.
+        train_size: Number of images to train on; None for all that are not held out.
+        val_size: Number of images to hold out.
 
     Returns:
         Two ascending, disjoint index tensors: [train_size], [val_size].
 
     Raises:
-        ConfigError: There are not so many images.
+        ConfigError: There are fewer images than ``train_size`` and ``val_size`` ask for.
     """
     available = len(labels)
     check(val_size <= available - 2, "data.val_size", val_size, f"at most {available - 2} ({available} images less 2)")

@@ -1,13 +1,12 @@
-"""Image files decoded by torchvision in the worker processes of a ``torch.utils.data.DataLoader``."""
+"""Decoder of image files that uses torchvision in the workers of a ``torch.utils.data.DataLoader``."""
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,79 +14,86 @@ from torch import Tensor, from_numpy
 from torch.utils.data import DataLoader, Dataset
 
 from sftn_fast.config import ConfigError
-from sftn_fast.data import children
+from sftn_fast.data import decoder_processes
 from sftn_fast.data.augment import resize_cut_flip
+from sftn_fast.data.crops import Sample
 from sftn_fast.data.decode import DecodeError, decode, undecodable
-from sftn_fast.data.encoded import Encoded, read
+from sftn_fast.data.encoded_image import EncodedImage, read_encoded
+from sftn_fast.data.file_loaders import ImageFormat
 from sftn_fast.data.source import require
-from sftn_fast.data.stream import Form
-from sftn_fast.data.views import Sample
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-AHEAD = 2  # batches that each worker prepares
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals that stop a run; Windows has no SIGUSR1."""
+AHEAD = 2
+"""Batches that each worker prepares."""
+
+T = TypeVar("T")
 
 
 class TorchvisionDecoder:
-    """See :class:`~sftn_fast.data.stream.Decoder`.
+    """See :class:`~sftn_fast.data.file_loaders.Decoder`.
 
-    Workers hold no state: they are sent files and views, and send back pixels. They are forked from a server that has
-    no threads, not from this process, whose own would leave them locks that nobody opens; they leave when they are no
-    longer needed, when this process dies, and not at the signals by which a run is told to stop.
+    Workers have no state: they receive files and crops and return pixels. They are forked from a server without
+    threads, because locks that a thread of this process holds would stay locked in them. They exit when they are no
+    longer needed or when this process dies, and ignore the signals that stop a run.
+
+    Args:
+        image_format: Format of the batches.
+        workers: Number of processes.
+        root: The data set's folder, for messages.
 
     Raises:
-        ConfigError: torchvision is missing or broken; while it decodes, also where a worker died.
+        ConfigError: torchvision is missing or broken; while decoding, also if a worker dies.
     """
 
     name = "torchvision"
 
-    def __init__(self, form: Form, *, workers: int, root: Path) -> None:
+    def __init__(self, image_format: ImageFormat, *, workers: int, root: Path) -> None:
         require("torchvision.io", "torchvision", "data.loader=torchvision")
-        self.form, self.workers, self.root = form, workers, root
+        self.image_format, self.workers, self.root = image_format, workers, root
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
-        """The images [B, 3, size, size] of each of ``batches``."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "torchvision.io"])
+        """Decode each of ``batches`` to images [B, 3, size, size]."""
         loader = DataLoader(
-            _Files(self.form.size, self.form.white),
-            batch_sampler=batches,  # type: ignore[arg-type]  # each batch goes to a worker as it is
+            _Files(self.image_format.size, self.image_format.white),
+            batch_sampler=batches,  # type: ignore[arg-type]  # a worker gets a whole batch
             num_workers=self.workers,
-            collate_fn=_as_it_is,
-            multiprocessing_context=context,
-            worker_init_fn=partial(_begin_work, children.scratch_folder()),
+            collate_fn=_identity,
+            multiprocessing_context=decoder_processes.start_context([__name__, "torchvision.io"]),
+            worker_init_fn=partial(_prepare_worker, decoder_processes.scratch_folder()),
             prefetch_factor=AHEAD,
-            generator=torch.Generator(),  # else it would draw a seed for its workers from torch's own, a run's state
-            pin_memory=self.form.device.type == "cuda",
+            generator=torch.Generator(),  # the default one is the run's state, and would be advanced
+            pin_memory=self.image_format.device.type == "cuda",
         )
         for pixels in _until_a_worker_dies(loader):
             if not isinstance(pixels, Tensor):
                 path, reason = pixels
                 raise undecodable(path, self.root, reason)
-            yield self.form.finish(pixels)
+            yield self.image_format.finish(pixels)
 
 
 class _Files(Dataset[Tensor]):
-    """Decodes a batch at a time, so that what a worker sends is one tensor."""
+    """Files decoded a batch at a time, so that a worker sends one tensor per batch."""
 
     def __init__(self, size: int, white: float | None) -> None:
         self.size, self.white = size, white
 
     def __getitems__(self, samples: Sequence[Sample]) -> Tensor | tuple[str, str]:
-        """Pixels [B, 3, size, size] uint8; or a file that can't be decoded, and why."""
+        """Return pixels [B, 3, size, size] uint8; or a file that can't be decoded, and the reason."""
         pixels = np.empty((len(samples), 3, self.size, self.size), np.uint8)
         for row, sample in zip(pixels, samples, strict=True):
             try:
-                encoded = read(sample.path, self.white)
-                view = sample.view(encoded.height, encoded.width, self.size)
-                top, left, height, width = view.box
+                encoded = read_encoded(sample.path, self.white)
+                crop = sample.crop(encoded.height, encoded.width, self.size)
+                top, left, height, width = crop.box
                 image = self._decode(encoded, sample.path)
-                row[:] = resize_cut_flip(image[:, top : top + height, left : left + width], view, self.size)
+                row[:] = resize_cut_flip(image[:, top : top + height, left : left + width], crop, self.size)
             except DecodeError as error:
                 return sample.path, str(error)
         return from_numpy(pixels)
 
-    def _decode(self, encoded: Encoded, path: str) -> Tensor:
-        """All of the image, [3, height, width] uint8."""
+    def _decode(self, encoded: EncodedImage, path: str) -> Tensor:
+        """Decode the whole image: [3, height, width] uint8."""
         if encoded.pixels is not None:
             return from_numpy(encoded.pixels).permute(2, 0, 1)
         import torchvision.io as io
@@ -95,39 +101,39 @@ class _Files(Dataset[Tensor]):
         try:
             return io.decode_jpeg(from_numpy(encoded.content), io.ImageReadMode.RGB)
         except (RuntimeError, AttributeError):
-            # Pillow forgives more, and is the judge; and torchvision has announced that its decoders will go.
+            # Pillow decides what is valid, and tolerates more; and torchvision has announced to drop its decoders.
             return from_numpy(np.array(decode(path, self.white))).permute(2, 0, 1)
 
 
-def _until_a_worker_dies(loader: Iterable[Any]) -> Iterator[Any]:
-    """What ``loader`` gives; the death of one of its processes, which a user can do something about, in one line."""
+def _until_a_worker_dies(loader: Iterable[T]) -> Iterator[T]:
+    """Iterate over ``loader``; turn the death of a worker into an error that tells the user what to do."""
     batches = iter(loader)
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
-        # The others where it dies on the way to hand over a tensor.
+        # OSError and EOFError: the worker died while it was sending a tensor.
         except (RuntimeError, OSError, EOFError) as error:
-            if str(error).startswith("Caught "):  # by a worker, which lives: an error of our own
+            if str(error).startswith("Caught "):  # an exception inside a live worker is a bug of ours
                 raise
             raise ConfigError(
-                "a process that decodes images died, of a decoder's crash or for want of memory, of which shared "
-                f"memory (/dev/shm) may be short too: try fewer data.workers ({type(error).__name__}: {error})"
+                "a process that decodes images died: a decoder crashed, or memory or shared memory (/dev/shm) ran out; "
+                f"try fewer data.workers ({type(error).__name__}: {error})"
             ) from error
         yield batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: T) -> T:
     return batch
 
 
-def _begin_work(scratch: str, worker: int) -> None:
-    """Outlive signals, but not the process that trains.
+def _prepare_worker(scratch: str, worker: int) -> None:
+    """Ignore signals, and exit with the training process.
 
-    A signal goes to a whole terminal or job: that process answers it, and needs its data until then. torch's workers
-    watch their parent, which is the server that all are forked from, and which they keep alive.
+    A signal goes to all processes of a terminal or job. The training process handles it, and needs data until then.
+    torch's workers watch their parent, but that is the fork server, which they keep alive.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    children.leave_with_parent(scratch)
+    decoder_processes.exit_with_parent(scratch)

@@ -1,16 +1,15 @@
-"""``python -m sftn_fast.data.verify ROOT``: which image files below a folder can't be decoded.
+"""``python -m sftn_fast.data.verify ROOT``: find the image files below a folder that can't be decoded.
 
-Decodes every one, over all cores, names those that fail on standard output, and lists them in ``ROOT/skip.txt``, which
-``data.name=folder``, ``imagenet`` and ``tiny_imagenet`` then leave out. An older list is replaced, and removed where
-all is well. What is not looked into, because its name is no image's or a system's, is counted on standard error.
-Exit code 0: all is well; 1: something was found; 2: the command line or the folder can't be used; 130: stopped by
-Ctrl-C, which leaves an older list as it is.
+Decodes every image file, on all cores. Prints those that fail to standard output and lists them in ``ROOT/skip.txt``;
+``data.name=folder``, ``imagenet`` and ``tiny_imagenet`` skip the files in that list. An older list is replaced, or
+removed if every image can be decoded. Files and folders that are ignored because of their names are counted on standard
+error. Exit code 0: every image can be decoded; 1: some can't; 2: the command line or the folder can't be used; 130:
+stopped by Ctrl-C, which keeps an older list.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,38 +18,38 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-from sftn_fast.config import ConfigError, check
-from sftn_fast.data import children, machine
+from sftn_fast.config import ConfigError, check, check_path
+from sftn_fast.data import decoder_processes, resources
 from sftn_fast.data.decode import find_fault, pillow
 from sftn_fast.data.folders import image_files
-from sftn_fast.data.left_out import LeftOut
-from sftn_fast.data.progress import Progress
+from sftn_fast.data.ignored_files import IgnoredFiles
+from sftn_fast.data.progress_lines import ProgressLines
 from sftn_fast.data.skip_list import SKIP_LIST, write_names
 from sftn_fast.utils import program
 from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.text import escape
 
-CHUNK = 32  # files that a process takes at a time
+CHUNK = 32  # files per task of a process
 
 
 def verify(root: Path, *, workers: int, white: float | None = None) -> tuple[int, dict[Path, str]]:
-    """Decode all images below ``root``; returns how many there are, and what is wrong with each that fails.
+    """Decode all images below ``root``; return how many there are, and the error of each one that fails.
 
     Args:
         root: A folder.
-        workers: Processes.
-        white: ``data.white``, which training will be given too.
+        workers: Number of processes.
+        white: ``data.white``, as in training.
 
     Raises:
-        ConfigError: ``root`` is no folder or holds no images, Pillow is missing, or a process died.
+        ConfigError: ``root`` is not a folder or has no images, Pillow is missing, or a process died.
     """
     check(root.is_dir(), "ROOT", str(root), "a folder of images")
     pillow()
-    left_out = LeftOut()
-    paths = image_files(root, left_out)
-    left_out.report(root)
-    check(bool(paths), "ROOT", str(root), "a folder that holds images")
-    progress = Progress(f"checking images in {root}", len(paths))
+    ignored = IgnoredFiles()
+    paths = image_files(root, ignored)
+    ignored.report(root)
+    check(bool(paths), "ROOT", str(root), "a folder with images")
+    progress = ProgressLines(f"checking images in {root}", len(paths))
     faults = {}
     for done, (path, fault) in enumerate(zip(paths, _faults(paths, workers, white), strict=True), start=1):
         if fault is not None:
@@ -61,34 +60,34 @@ def verify(root: Path, *, workers: int, white: float | None = None) -> tuple[int
 
 
 def _faults(paths: list[Path], workers: int, white: float | None = None) -> Iterator[str | None]:
-    # Processes, so that a decoder that crashes does not take this one along; forked from a server that has imported
-    # everything, because each would need seconds for it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([find_fault.__module__])
+    # Processes, so that a crash of a decoder does not end this one. The imports take seconds: once, in the server.
+    context = decoder_processes.start_context([find_fault.__module__])
     count = min(workers, -(-len(paths) // CHUNK))
-    with ProcessPoolExecutor(count, context, initializer=_begin, initargs=(children.scratch_folder(),)) as pool:
+    with ProcessPoolExecutor(
+        count, context, initializer=_prepare_worker, initargs=(decoder_processes.scratch_folder(),)
+    ) as pool:
         try:
             yield from pool.map(partial(find_fault, white=white), map(str, paths), chunksize=CHUNK)
         except BrokenProcessPool as error:
             raise ConfigError(
-                "a process died while decoding, of a decoder's crash or for want of memory: try fewer --workers"
+                "a process died while decoding: a decoder crashed, or memory ran out; try fewer --workers"
             ) from error
 
 
-def _begin(scratch: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is for the parent to answer
-    children.leave_with_parent(scratch)
+def _prepare_worker(scratch: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    decoder_processes.exit_with_parent(scratch)
 
 
 def write_skip_list(root: Path, faults: dict[Path, str]) -> None:
-    """Make ``root/skip.txt`` say what ``faults`` holds; no faults, no file.
+    """Write the files in ``faults`` to ``root/skip.txt``, or remove the list if there are none.
 
     Raises:
         ConfigError: It can't be written.
     """
     file = root / SKIP_LIST
     try:
-        for unfinished in root.glob(f".{SKIP_LIST}.*.tmp"):  # by a check that was killed
+        for unfinished in root.glob(f".{SKIP_LIST}.*.tmp"):  # of a check that was killed
             unfinished.unlink()
         if faults:
             write_atomically(file, write_names(path.relative_to(root).as_posix() for path in faults))
@@ -99,16 +98,17 @@ def write_skip_list(root: Path, faults: dict[Path, str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the folder that ``argv`` names; returns the exit code."""
+    """Check the folder that ``argv`` names, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sftn_fast.data.verify", description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("root", metavar="ROOT", type=Path, help="folder of images, of whatever layout")
+    parser.add_argument("root", metavar="ROOT", help="folder of images, in any layout")
     parser.add_argument(
-        "--workers", type=int, default=machine.cores(), help="processes (default: the cores, %(default)s)"
+        "--workers", type=int, default=resources.cores(), help="processes (default: one per core, %(default)s)"
     )
-    parser.add_argument("--white", type=float, help="what data.white will be: of images of more than 8 bits")
+    parser.add_argument("--white", type=float, help="value of data.white in training, for images of more than 8 bits")
     given = parser.parse_args(argv)
-    root = given.root.expanduser().absolute()
     try:
+        check_path("ROOT", given.root)
+        root = Path(given.root).expanduser().absolute()
         check(given.workers >= 1, "workers", given.workers, "at least 1")
         check(given.white is None or 0 < given.white < float("inf"), "white", given.white, "a number greater than 0")
         count, faults = verify(root, workers=given.workers, white=given.white)
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped by SIGINT; {root / SKIP_LIST} was not written", file=sys.stderr)
+        print(f"stopped by SIGINT; {Path(given.root) / SKIP_LIST} was not written", file=sys.stderr)
         return 128 + signal.SIGINT
     listed = f"; they are listed in {root / SKIP_LIST}" if faults else ""
     print(f"{count:,} images, {len(faults):,} can't be decoded{listed}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sftn_fast.config import ConfigError, check
-from sftn_fast.data.loaders import Recipe
+from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed
 
 WARM_UP = 3
@@ -56,7 +56,7 @@ class Replays:
         self._recorded: dict[tuple[Any, ...], tuple[tuple[Tensor, ...], Callable[[], None], Terms]] = {}
         self._gave_up = False
 
-    def __call__(self, batch: Recipe) -> Terms:
+    def __call__(self, batch: DeferredBatch) -> Terms:
         """The step's terms. They lie where the next replay writes its own.
 
         Raises:
@@ -77,7 +77,7 @@ class Replays:
         """Record anew from the next step on: a step reads other tensors now, or other numbers that lie in none."""
         self._recorded.clear()
 
-    def _try_recording(self, key: tuple[Any, ...], batch: Recipe) -> None:
+    def _try_recording(self, key: tuple[Any, ...], batch: DeferredBatch) -> None:
         inputs = tuple(torch.empty_like(tensor, device=self._device).copy_(tensor) for tensor in batch.tensors)
         try:
             with self._rehearsal():

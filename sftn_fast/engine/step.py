@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sftn_fast.config import EngineConfig
-from sftn_fast.data.loaders import Recipe
+from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory
@@ -84,7 +84,7 @@ class TrainStep:
         """
         self._lr.fill_(self.schedule(number))
         self._number.fill_(number)
-        terms = self._update(batch) if self._replays is None else self._replays(Recipe.of(batch))
+        terms = self._update(batch) if self._replays is None else self._replays(DeferredBatch.of(batch))
         # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
         if self.layout.device.type == "cpu":
             self.check()
@@ -92,8 +92,8 @@ class TrainStep:
 
     def batches(self, loader: Any, epoch: int, start: int) -> Iterator[Any]:
         """The batches of ``epoch`` from step ``start`` on; yet to be augmented, where replays do that as well."""
-        if self._replays is not None and hasattr(loader, "recipes"):
-            return loader.recipes(epoch, start)  # type: ignore[no-any-return]
+        if self._replays is not None and hasattr(loader, "deferred_batches"):
+            return loader.deferred_batches(epoch, start)  # type: ignore[no-any-return]
         return loader.epoch(epoch, start)  # type: ignore[no-any-return]
 
     def forget(self) -> None:

@@ -154,7 +154,7 @@ def test_a_download_that_fails_leaves_nothing(served, tmp_path, monkeypatch, mir
     if served is not None:
         (folder / "archive.tar.gz").write_bytes(served)
     monkeypatch.setattr(datasets.CIFAR100, "url", f"{address}/archive.tar.gz")
-    with pytest.raises(ConfigError, match=r"data.name=cifar100: http://.*/archive.tar.gz could not be fetched"):
+    with pytest.raises(ConfigError, match=r"data.name=cifar100: http://.*/archive.tar.gz could not be downloaded"):
         load_from("cifar100", tmp_path / "root", download=True)
     assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
 
@@ -216,7 +216,7 @@ def test_a_pickle_with_the_right_checksum_never_runs_either(tmp_path, monkeypatc
     batches["data_batch_2"] = pickle.dumps({"data": pixels(0), "labels": Payload(evidence)})
     publish(monkeypatch, "cifar10", batches)
     write_batches(tmp_path, "cifar10", batches)
-    with pytest.raises(ConfigError, match=r"data_batch_2 is refused: it wants to call "):
+    with pytest.raises(ConfigError, match=r"data_batch_2 is refused: it calls "):
         load_from("cifar10", tmp_path)
     assert not evidence.exists()
 

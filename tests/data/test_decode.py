@@ -172,7 +172,7 @@ def test_more_images_than_memory_are_refused(tmp_path):
         def __len__(self):
             return 10**10
 
-    with pytest.raises(ConfigError, match=r"10,000,000,000 images of data.image_size=64 take .* GiB of memory"):
+    with pytest.raises(ConfigError, match=r"10,000,000,000 images of data.image_size=64 need .* GiB of memory"):
         read_images(Endless(), 64, root=tmp_path)
 
 

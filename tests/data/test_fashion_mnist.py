@@ -98,7 +98,7 @@ def test_missing_files(tmp_path):
 def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, mirror):
     datasets = pytest.importorskip("torchvision.datasets")
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{mirror[1]}/"])
-    with pytest.raises(ConfigError, match=r"data.name=fashion_mnist: the files could not be fetched"):
+    with pytest.raises(ConfigError, match=r"data.name=fashion_mnist: the files could not be downloaded"):
         load(DataConfig("fashion_mnist", root=str(tmp_path / "root"), download=True))
     assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
 
@@ -135,7 +135,7 @@ def test_other_content_of_the_right_form_is_refused(folder, name, zipped, tmp_pa
     target.write_bytes(gzip.compress(changed) if zipped else changed)
     with pytest.raises(ConfigError) as error:
         load_from(tmp_path / "root")
-    for part in (str(target), "not the published file", hashlib.sha256(changed).hexdigest(), "fetch it again"):
+    for part in (str(target), "not the published file", hashlib.sha256(changed).hexdigest(), "download it again"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 

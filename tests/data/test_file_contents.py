@@ -1,4 +1,4 @@
-"""What identifies image files that are decoded as they are needed."""
+"""What identifies image files that are decoded on demand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_names_and_dates_do_not_count(files: list[str], tmp_path: Path) -> None:
 def test_of_many_bytes_every_nth_file_is_read(
     changed: int, noticed: bool, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_contents, "WHOLE", 3500)  # of 7000: every second file
+    monkeypatch.setattr(file_contents, "MAX_BYTES_READ", 3500)  # of 7000: every second file
     before = digest_of_files(files)
     Path(files[changed]).write_bytes(b"x" * 1000)
     assert (digest_of_files(files) != before) == noticed

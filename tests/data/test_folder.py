@@ -108,7 +108,7 @@ def test_an_empty_class_is_named(tmp_path):
     (tmp_path / "val" / "nothing").mkdir()
     (tmp_path / "train" / "nothing" / "notes.txt").write_text("no image")
     message = refusal(tmp_path)
-    assert str(tmp_path / "train") in message and "without an image: nothing" in message
+    assert str(tmp_path / "train") in message and "without images: nothing" in message
 
 
 def test_many_empty_classes_are_counted(tmp_path):
@@ -131,7 +131,7 @@ def test_classes_of_one_split_alone_are_named(split, other, tmp_path):
 def test_a_flat_val_folder_is_explained(tmp_path):
     make(tmp_path, test="test")
     pictures.write(tmp_path / "val" / "0.png")
-    assert f"{tmp_path / 'val'} holds images, but no folder for each class" in refusal(tmp_path)
+    assert f"{tmp_path / 'val'} has images, but no class folders" in refusal(tmp_path)
 
 
 def test_no_images_and_no_folders(tmp_path):
@@ -139,7 +139,7 @@ def test_no_images_and_no_folders(tmp_path):
     (tmp_path / "train").mkdir()
     assert f"no folder val or test in {tmp_path}" in refusal(tmp_path)
     (tmp_path / "val").mkdir()
-    assert f"{tmp_path / 'train'} holds no class folders" in refusal(tmp_path)
+    assert f"{tmp_path / 'train'} has no class folders" in refusal(tmp_path)
 
 
 def test_the_size_must_be_given(tmp_path):
@@ -156,13 +156,13 @@ def test_a_damaged_file_is_named_and_can_be_left_out(split, kind, tmp_path, caps
     (tmp_path / "skip.txt").write_text(f"{split}/green/damaged.jpg\n")
     source = load_from(tmp_path)
     assert colours_of(source.train) == colours_of(source.test) == EXPECTED
-    assert f"images left out because {tmp_path / 'skip.txt'} lists them: 1" in capsys.readouterr().err
+    assert f"images skipped, as listed in {tmp_path / 'skip.txt'}: 1\n" in capsys.readouterr().err
 
 
 def test_a_class_that_is_left_out_as_a_whole_is_empty(tmp_path):
     make(tmp_path, count=1)
     (tmp_path / "skip.txt").write_text("val/blue/0.png\n")
-    assert f"{tmp_path / 'val'} has classes without an image: blue" in refusal(tmp_path)
+    assert f"{tmp_path / 'val'} has classes without images: blue" in refusal(tmp_path)
 
 
 def test_built_for_training(tmp_path):

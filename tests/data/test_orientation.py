@@ -12,7 +12,7 @@ ImageOps = pytest.importorskip("PIL.ImageOps")
 import pictures  # noqa: E402
 
 from sftn_fast.data.decode import decode  # noqa: E402
-from sftn_fast.data.encoded import read  # noqa: E402
+from sftn_fast.data.encoded_image import read_encoded  # noqa: E402
 from sftn_fast.data.orientation import read_orientation  # noqa: E402
 
 MUTATIONS = 600
@@ -75,7 +75,7 @@ def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
                 ImageOps.exif_transpose(image)
             except Exception:  # it reads and writes all of the EXIF
                 odd += 1
-        shapes = {np.asarray(decode(path)).shape, (read(str(path)).height, read(str(path)).width, 3)}
+        shapes = {np.asarray(decode(path)).shape, (read_encoded(str(path)).height, read_encoded(str(path)).width, 3)}
         assert len(shapes) == 1
         if theirs in (5, 6, 7, 8):
             turned += 1
@@ -110,4 +110,4 @@ def test_an_orientation_in_xmp_alone(tmp_path):
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     path = pictures.write(tmp_path / "a.jpg", pictures.noise((24, 16)), xmp=xmp)
     assert np.asarray(decode(path)).shape == (24, 16, 3)
-    assert (read(str(path)).height, read(str(path)).width) == (24, 16)
+    assert (read_encoded(str(path)).height, read_encoded(str(path)).width) == (24, 16)

@@ -63,7 +63,7 @@ def test_what_verify_lists_training_leaves_out(tmp_path, capsys):
     assert listed == {folder / name for name in ODD for folder in (tmp_path, tmp_path / "train" / "cat")}
     assert names_of(find_in(tmp_path)) == {"fine.png"}
     said = capsys.readouterr().err
-    assert f"images left out because {tmp_path / 'skip.txt'} lists them: {len(ODD)}\n" in said
+    assert f"images skipped, as listed in {tmp_path / 'skip.txt'}: {len(ODD)}\n" in said
     assert "match no image" not in said
 
 
@@ -89,7 +89,7 @@ def test_a_list_that_was_edited(kind, tmp_path, capsys):
     (tmp_path / "skip.txt").write_bytes(EDITED[kind](text))
     assert names_of(find_in(tmp_path)) == {"fine.png"}
     said = capsys.readouterr().err
-    assert "lists them: 2\n" in said and "match no image" not in said
+    assert f"images skipped, as listed in {tmp_path / 'skip.txt'}: 2\n" in said and "match no image" not in said
 
 
 def test_lines_that_match_nothing_are_said_and_not_counted(tmp_path, capsys):
@@ -100,8 +100,8 @@ def test_lines_that_match_nothing_are_said_and_not_counted(tmp_path, capsys):
     (tmp_path / "skip.txt").write_text("\n".join([*lines, "train/cat/bad.png", '"unfinished']))
     find_in(tmp_path)
     said = capsys.readouterr().err
-    assert "lists them: 1\n" in said
-    assert r'lists 4 that match no image: "unfinished, train/cat, train/cat/gone.png, train\cat\bad.png' in said
+    assert f"images skipped, as listed in {tmp_path / 'skip.txt'}: 1\n" in said
+    assert r'lists 4 paths that match no image: "unfinished, train/cat, train/cat/gone.png, train\cat\bad.png' in said
 
 
 def test_an_absolute_path_and_one_by_way_of_a_dot(tmp_path):

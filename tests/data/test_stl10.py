@@ -141,7 +141,7 @@ def test_download(tmp_path, monkeypatch, mirror):
     monkeypatch.setattr(PUBLISHED, "url", f"{address}/stl10_binary.tar.gz")
     assert len(load_from(tmp_path / "root", download=True).test.labels) == COUNTS["test"]
     monkeypatch.setattr(PUBLISHED, "tgz_md5", "0" * 32)
-    with pytest.raises(ConfigError, match=r"data.name=stl10: http://.* could not be fetched"):
+    with pytest.raises(ConfigError, match=r"data.name=stl10: http://.* could not be downloaded"):
         load_from(tmp_path / "another", download=True)
     assert [path.name for path in (tmp_path / "another").iterdir()] == [".lock"]
 
@@ -158,7 +158,7 @@ def test_download(tmp_path, monkeypatch, mirror):
 def test_a_damaged_archive_is_refused(archive, message, tmp_path, monkeypatch):
     publish(monkeypatch, contents(), archive)
     (tmp_path / "stl10_binary.tar.gz").write_bytes(archive)
-    with pytest.raises(ConfigError, match=f"stl10_binary.tar.gz {message}.*; remove it and fetch it again"):
+    with pytest.raises(ConfigError, match=f"stl10_binary.tar.gz {message}.*; remove it and download it again"):
         load_from(tmp_path)
 
 

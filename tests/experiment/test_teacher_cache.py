@@ -237,7 +237,7 @@ def test_a_plugins_method_is_refused_unless_it_says_that_logits_suffice(tmp_path
 
 
 def test_images_that_nobody_says_can_be_had_again_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loaders.TrainLoader, "keyed", False)
+    monkeypatch.setattr(loaders.TrainLoader, "deterministic", False)
     assert run(tmp_path / "run", "[kd]", *CACHED) == 2
     assert "fake, whose loader does not declare" in refusal(capsys, tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""One module a data set; importing this registers them all."""
+"""The data sets, one per module; importing this package registers all of them."""
 
 from sftn_fast.data.sources import (  # noqa: F401
     cifar,

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100, from the published Python archives.
 
-The archives hold pickles, and a pickle runs what it likes. So nothing is unpacked or unpickled before its md5 is found
-to be the one that torchvision lists; and what is unpickled may be made of arrays and plain values only. Of an archive
-only the named batches are written, each to a path of our making.
+The archives contain pickles, and a pickle can run arbitrary code. Nothing is unpacked or unpickled before its md5 is
+compared with the one that torchvision lists. Only arrays and plain values may be unpickled. From an archive only the
+named batches are written, each to a path that does not depend on the archive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from torch import from_numpy, tensor
 
 from sftn_fast.config import ConfigError, DataConfig
-from sftn_fast.data.files import download, exclusive, missing, read_verified, root_folder
+from sftn_fast.data.files import PublishedArchive, download, exclusive, missing, read_verified, root_folder
 from sftn_fast.data.source import Images, Source, register, require
 
 ARRAY_MAKERS = {
@@ -42,7 +42,7 @@ CIFAR100 = """
 
 @register("cifar10")
 def load_cifar10(config: DataConfig) -> Source:
-    """50,000 + 10,000 colour images of 10 classes, 32 x 32 (Krizhevsky, 2009)."""
+    """Load 50,000 + 10,000 colour images of 10 classes, 32 x 32 (Krizhevsky, 2009)."""
     train, test = _load(config, "CIFAR10")
     return Source(
         name="cifar10",
@@ -59,7 +59,7 @@ def load_cifar10(config: DataConfig) -> Source:
 
 @register("cifar100")
 def load_cifar100(config: DataConfig) -> Source:
-    """50,000 + 10,000 colour images of 100 classes, 32 x 32; mean and deviation as in RepDistiller."""
+    """Load 50,000 + 10,000 colour images of 100 classes, 32 x 32; mean and standard deviation as in RepDistiller."""
     train, test = _load(config, "CIFAR100")
     return Source(
         name="cifar100",
@@ -89,7 +89,7 @@ def _read(folder: Path, batches: list[list[str]]) -> Images:
     return Images(from_numpy(pixels), tensor(labels))
 
 
-def _unpickle(path: Path, md5: str) -> Any:
+def _unpickle(path: Path, md5: str) -> dict[str, Any]:
     try:
         return _Unpickler(io.BytesIO(read_verified(path, md5)), encoding="latin1").load()
     except pickle.UnpicklingError as error:
@@ -97,38 +97,38 @@ def _unpickle(path: Path, md5: str) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the functions that an array is made by, and no others that a pickle might call."""
+    """An unpickler that may call the functions that build numpy arrays, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.replace("numpy._core", "numpy.core"), name) not in ARRAY_MAKERS:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
         return super().find_class(module, name)
 
 
-def _provide(published: Any, root: Path, config: DataConfig) -> None:
-    """See to it that the batch files lie in ``root``: unpack the archive, after fetching it where that is allowed."""
+def _provide(published: PublishedArchive, root: Path, config: DataConfig) -> None:
+    """Make sure that the batch files are in ``root``: download the archive if allowed, and unpack it."""
     batches = [root / published.base_folder / name for name, _ in published.train_list + published.test_list]
     archive = root / published.filename
     if all(batch.is_file() for batch in batches):
         return
     if not archive.is_file() and not config.download:
-        raise missing(config.name, [root], "fetch them with --data.download=true")
+        raise missing(config.name, [root], "download them with --data.download=true")
     with exclusive(root) as scratch:
-        if all(batch.is_file() for batch in batches):  # another rank was faster
+        if all(batch.is_file() for batch in batches):  # another rank has done it
             return
         if not archive.is_file():
             download(published, scratch, config.name).replace(archive)
         _unpack(archive, published, batches, scratch)
 
 
-def _unpack(archive: Path, published: Any, batches: list[Path], scratch: Path) -> None:
+def _unpack(archive: Path, published: PublishedArchive, batches: list[Path], scratch: Path) -> None:
     content = io.BytesIO(read_verified(archive, published.tgz_md5))
     with tarfile.open(fileobj=content, mode="r:gz") as tar:
         for member in tar.getmembers():
             _check_member(member, archive, published.base_folder)
         for batch in batches:
             unpacked = tar.extractfile(f"{published.base_folder}/{batch.name}")
-            assert unpacked is not None  # a plain file, as checked
+            assert unpacked is not None  # it is a regular file, as checked
             (scratch / batch.name).write_bytes(unpacked.read())
             batch.parent.mkdir(exist_ok=True)
             (scratch / batch.name).replace(batch)
@@ -138,4 +138,4 @@ def _check_member(member: tarfile.TarInfo, archive: Path, folder: str) -> None:
     path = PurePosixPath(member.name)
     inside = path.parts[:1] == (folder,) and ".." not in path.parts
     if not inside or not (member.isfile() or member.isdir()):
-        raise ConfigError(f"{archive} is refused: its member {member.name!r} is not a plain file inside {folder}/")
+        raise ConfigError(f"{archive} is refused: its member {member.name!r} is not a regular file inside {folder}/")

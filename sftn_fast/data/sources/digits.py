@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 grey: the small real data set that comes with scikit-learn, no download."""
+"""Handwritten digits, 8 x 8 grey: a small real data set that comes with scikit-learn and needs no download."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.source import Images, Source, register, require
 from sftn_fast.data.splits import balanced_choice
 
-# Of all greys and labels, a byte each: a package that was changed would change every result measured with it.
+# Of all pixels and labels, a byte each: if scikit-learn changed them, every result on them would change.
 SHA256 = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
 TRAIN_IMAGES = 1000  # 100 of each digit; scikit-learn has no official split
 
 
 @register("digits")
 def load_digits(config: DataConfig) -> Source:
-    """1797 images of 10 classes, split once and for all into 1000 for training and 797 for testing.
+    """Load 1797 images of 10 classes, in a fixed split of 1000 for training and 797 for testing.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, as in scikit-learn.
     """

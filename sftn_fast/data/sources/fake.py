@@ -1,4 +1,4 @@
-"""Made-up images that a small network learns in a few steps: for tests, and to try a set-up without any files."""
+"""Synthetic images that a small network learns in a few steps, for tests and for trying a setup without any files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 from torch import from_numpy
 
 from sftn_fast.config import DataConfig
-from sftn_fast.data.keyed import generator
+from sftn_fast.data.seeding import generator
 from sftn_fast.data.source import Images, Source, register
 
 CLASSES, CHANNELS, SIZE = 10, 3, 32
 TRAIN_IMAGES, TEST_IMAGES = 512, 256
-TILE = 8  # pixels; a class is a pattern of coloured tiles, coarse enough for a crop to leave it recognisable
-BLOCK = 512  # images drawn under one key, so that a larger set begins with the smaller one
+TILE = 8  # side in pixels of the tiles of a class's pattern, coarse enough to survive a random crop
+BLOCK = 512  # images per random key, so that a larger set begins with the smaller one
 
 
 @register("fake")
 def load_fake(config: DataConfig) -> Source:
-    """10 classes of 32 x 32 colour images: the class's pattern of random tiles and as much uniform noise.
+    """Generate 32 x 32 colour images of 10 classes: a class's pattern of random tiles and as much uniform noise.
 
-    512 training images, more if ``train_size`` and ``val_size`` ask for them, and 256 test images.
+    There are 512 training images, more if ``train_size`` and ``val_size`` ask for more, and 256 test images.
     """
     wanted = (config.train_size or 0) + config.val_size
     return Source(
@@ -45,6 +45,6 @@ def _draw(split: str, count: int) -> Images:
     for start in range(0, count, BLOCK):
         noise = generator("fake noise", split, start).integers(256, size=(BLOCK, *pixels.shape[1:]), dtype=np.uint8)
         block = slice(start, min(start + BLOCK, count))
-        # Halved before they are added, so that the sum fits a byte.
+        # Halved before the sum, so that it fits a byte.
         pixels[block] = patterns[labels[block]] // 2 + noise[: block.stop - start] // 2
     return Images(from_numpy(pixels), from_numpy(labels))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, in torchvision's layout or as Debian's package ``dataset-fashion-mnist`` installs it."""
+"""Fashion-MNIST, in torchvision's layout or as installed by Debian's package ``dataset-fashion-mnist``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.files import exclusive, missing, root_folder
-from sftn_fast.data.regular import open_regular
+from sftn_fast.data.regular_files import open_regular
 from sftn_fast.data.source import Images, Source, register, require
 
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 FILES = [f"{split}-{kind}" for split in ("train", "t10k") for kind in KINDS]
-# sha256 of what the files hold once unpacked, which is the same from torchvision's mirrors and in Debian's package.
+# sha256 of the unpacked files, which are the same on torchvision's mirrors and in Debian's package.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -28,13 +28,13 @@ SHA256 = {
 }
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SIZE = 28
-SHAPES: tuple[tuple[int, ...], ...] = ((SIZE, SIZE), ())  # of an item of either kind
+SHAPES: tuple[tuple[int, ...], ...] = ((SIZE, SIZE), ())  # of one item of each kind
 MAX_IMAGES = 60_000
 
 
 @register("fashion_mnist")
 def load_fashion_mnist(config: DataConfig) -> Source:
-    """60,000 + 10,000 grey images of 10 classes, 28 x 28 (Xiao et al., 2017)."""
+    """Load 60,000 + 10,000 grey images of 10 classes, 28 x 28 (Xiao et al., 2017)."""
     folder = _folder(config)
     return Source(
         name="fashion_mnist",
@@ -57,10 +57,10 @@ def _folder(config: DataConfig) -> Path:
             return folder
     if not config.download:
         raise missing(
-            config.name, folders, "fetch them with --data.download=true or apt-get install dataset-fashion-mnist"
+            config.name, folders, "download them with --data.download=true or apt-get install dataset-fashion-mnist"
         )
     with exclusive(root) as scratch:
-        if not _complete(folders[0]):  # another rank may have been faster
+        if not _complete(folders[0]):  # another rank may have done it
             _download(folders[0], scratch, config.name)
     return folders[0]
 
@@ -70,7 +70,7 @@ def _download(folder: Path, scratch: Path, name: str) -> None:
     try:
         fetched = Path(datasets.FashionMNIST(scratch, download=True).raw_folder)  # checks the md5 of each file
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"data.name={name}: the files could not be fetched ({error})") from error
+        raise ConfigError(f"data.name={name}: the files could not be downloaded ({error})") from error
     folder.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         (fetched / file).replace(folder / file)
@@ -92,27 +92,26 @@ def _read_split(folder: Path, split: str) -> Images:
 
 def _read(folder: Path, name: str, item_shape: tuple[int, ...]) -> Tensor:
     path = _find(folder, name)
-    assert path is not None  # _complete saw it
+    assert path is not None  # as _complete checked
     return read_idx(path, item_shape, sha256=SHA256[name])
 
 
 def read_idx(path: Path, item_shape: tuple[int, ...], *, sha256: str | None = None) -> Tensor:
     """Read an idx file of unsigned bytes, gzipped if so named.
 
-    The format: two zero bytes, 8 for uint8, the number of dimensions, each dimension as a big-endian uint32, the data.
-    torchvision's reader asserts where this one explains, ignores trailing bytes and does not read gzip.
+    The format is two zero bytes, 8 for uint8, the number of dimensions, each dimension as a big-endian uint32, and the
+    data. Unlike torchvision's reader, this one explains errors, refuses trailing bytes and reads gzip.
 
     Args:
         path: The file.
         item_shape: The shape that each of its items must have.
-        sha256: The digest of what it must hold, unpacked; None for anything.
+        sha256: Required digest of the unpacked file; None for any.
 
     Returns:
         [N, *item_shape] uint8.
 
     Raises:
-        ConfigError: The file has another type or shape, is longer or shorter than its header says, or has another
-            digest.
+        ConfigError: The file has the wrong type, shape or digest, or is longer or shorter than its header says.
     """
     dims = 1 + len(item_shape)
     try:
@@ -121,10 +120,10 @@ def read_idx(path: Path, item_shape: tuple[int, ...], *, sha256: str | None = No
             shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)]
             if len(shape) != dims or header[:4] != bytes((0, 0, 8, dims)) or tuple(shape[1:]) != item_shape:
                 raise ConfigError(f"{path} is not an idx file of uint8 items of shape {list(item_shape)}")
-            # Bounds what is read next, whatever a damaged header or a gzip bomb holds.
+            # Bounds the next read, whatever a damaged header or a gzip bomb says.
             if not 1 <= shape[0] <= MAX_IMAGES:
                 raise ConfigError(f"{path} is corrupt: its header says {shape[0]} items, not 1 to {MAX_IMAGES}")
-            content = file.read(math.prod(shape) + 1)  # one more, to notice a file that goes on
+            content = file.read(math.prod(shape) + 1)  # one more byte, to detect a longer file
     except (EOFError, OSError, zlib.error) as error:
         raise ConfigError(f"{path} can't be read ({error})") from error
     if len(content) != math.prod(shape):
@@ -134,6 +133,6 @@ def read_idx(path: Path, item_shape: tuple[int, ...], *, sha256: str | None = No
     if sha256 is not None and found != sha256:
         raise ConfigError(
             f"{path} is corrupt or not the published file: unpacked, its sha256 is {found}, expected {sha256}; remove "
-            "it and fetch it again, by --data.download true or apt-get install --reinstall dataset-fashion-mnist"
+            "it and download it again, by --data.download true or apt-get install --reinstall dataset-fashion-mnist"
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)

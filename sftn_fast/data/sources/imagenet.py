@@ -1,4 +1,4 @@
-"""ImageNet, or any subset of its classes, unpacked into a folder for each class."""
+"""ImageNet, or any subset of its classes, unpacked into one folder per class."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SIZE = 224
 
 @register_files("imagenet")
 def find_imagenet(config: DataConfig) -> ImageFiles:
-    """``ROOT/train/WNID/*.JPEG`` and ``ROOT/val/WNID/*.JPEG`` (Russakovsky et al., IJCV 2015), 224 pixels a side.
+    """Find ``ROOT/train/WNID/*.JPEG`` and ``ROOT/val/WNID/*.JPEG``, 224 x 224 by default.
 
-    A class's label is its place among the sorted WordNet ids, as in torchvision's weights. Files that ``ROOT/skip.txt``
-    lists are left out.
+    Source: Russakovsky et al., IJCV 2015. A label is the class's index among the sorted WordNet ids, as in
+    torchvision's weights. Files in ``ROOT/skip.txt`` are skipped.
     """
     return files_of("imagenet", config, config.image_size or SIZE)

@@ -1,38 +1,39 @@
-"""Tiny ImageNet, as ``tiny-imagenet-200.zip`` unpacks."""
+"""Tiny ImageNet, in the layout of ``tiny-imagenet-200.zip``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sftn_fast.config import ConfigError, DataConfig
-from sftn_fast.data.classes import say_classes
+from sftn_fast.data.class_counts import report_class_counts
 from sftn_fast.data.files import missing, root_folder
 from sftn_fast.data.folders import LabelledFiles, class_names, image_files, labelled
+from sftn_fast.data.ignored_files import IgnoredFiles
 from sftn_fast.data.image_files import ImageFiles, register_files
-from sftn_fast.data.left_out import LeftOut
-from sftn_fast.data.regular import open_regular
+from sftn_fast.data.regular_files import open_regular
 from sftn_fast.data.skip_list import SkipList
 
 SIZE = 64
 ANNOTATIONS = "val_annotations.txt"
-MAX_BYTES = 2**26  # of them
+MAX_BYTES = 2**26  # of the annotations
 
 
 @register_files("tiny_imagenet")
 def find_tiny_imagenet(config: DataConfig) -> ImageFiles:
-    """100,000 + 10,000 colour images of 200 classes, 64 x 64 (Le and Yang, Stanford CS 231N, 2015).
+    """Find 100,000 + 10,000 colour images of 200 classes, 64 x 64 (Le and Yang, Stanford CS 231N, 2015).
 
-    Trained on ``train/WNID/images``, tested on ``val``, because the labels of ``test`` were never published. A class's
-    label is its place among the sorted WordNet ids. Normalised by ImageNet's mean and deviation.
+    Training images are ``train/WNID/images``. Test images are ``val``, because the labels of ``test`` were never
+    published. A label is the class's index among the sorted WordNet ids. Images are normalised with ImageNet's mean and
+    standard deviation.
     """
     folder = _folder(root_folder(config))
-    left_out, skipped = LeftOut(), SkipList(folder)
-    classes = class_names(folder / "train", left_out)
-    train = labelled(folder / "train", classes, skipped, left_out)
-    test = _validation(folder / "val", classes, skipped, left_out)
+    ignored, skipped = IgnoredFiles(), SkipList(folder)
+    classes = class_names(folder / "train", ignored)
+    train = labelled(folder / "train", classes, skipped, ignored)
+    test = _validation(folder / "val", classes, skipped, ignored)
     skipped.report()
-    left_out.report(folder)
-    say_classes("tiny_imagenet", folder, classes, train.labels, test.labels)
+    ignored.report(folder)
+    report_class_counts("tiny_imagenet", folder, classes, train.labels, test.labels)
     return ImageFiles("tiny_imagenet", folder, train, test, classes, size=config.image_size or SIZE)
 
 
@@ -41,21 +42,21 @@ def _folder(root: Path) -> Path:
     for folder in folders:
         if (folder / "train").is_dir() and (folder / "val").is_dir():
             return folder
-    raise missing("tiny_imagenet", folders, "unpack tiny-imagenet-200.zip there, which is not fetched from here")
+    raise missing("tiny_imagenet", folders, "download tiny-imagenet-200.zip and unpack it there")
 
 
-def _validation(val: Path, classes: list[str], skipped: SkipList, left_out: LeftOut) -> LabelledFiles:
-    """The files that ``val_annotations.txt`` lists: name, class and a box on each line, parted by tabs."""
+def _validation(val: Path, classes: list[str], skipped: SkipList, ignored: IgnoredFiles) -> LabelledFiles:
+    """Return the files in ``val_annotations.txt``: name, class and a box on each line, separated by tabs."""
     annotations = val / ANNOTATIONS
     try:
         with open_regular(annotations, MAX_BYTES) as file:
             lines = file.read().decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{annotations} can't be read ({error}); where val was sorted into a folder for each class, use "
+            f"{annotations} can't be read ({error}); if val is sorted into one folder per class, use "
             f"data.name=folder with data.image_size={SIZE}"
         ) from error
-    present = {path.name: path for path in image_files(val / "images", left_out)}
+    present = {path.name: path for path in image_files(val / "images", ignored)}
     label_of = {name: label for label, name in enumerate(classes)}
     found = LabelledFiles([], [])
     for number, line in enumerate(lines, start=1):

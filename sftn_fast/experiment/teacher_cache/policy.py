@@ -34,7 +34,7 @@ def missing_bytes(config: Config, images: ImageData, root: Path) -> int:
 def check_run(config: Config, images: ImageData, root: Path) -> None:
     """Raise :class:`ConfigError` if the images are not reproducible, or the disk has no room for the logits."""
     allowed = f"false for {images.name}, whose loader does not declare that its images depend on seed and epoch alone"
-    check(getattr(images.train, "keyed", False), "cache_teacher", True, allowed)
+    check(getattr(images.train, "deterministic", False), "cache_teacher", True, allowed)
     needed = missing_bytes(config, images, root)
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(existing).free

@@ -1,7 +1,8 @@
-"""What an image file may ask of whoever decodes it, judged by its bytes before a decoder sees them.
+"""Limits on the time and memory that decoding an image file may take, checked before a decoder opens it.
 
-A decoder's work should grow with the file and with the image's pixels. Here is refused what makes it grow otherwise:
-JPEGs of thousands of scans, TIFFs of huge directories, GIFs and PPMs of endless comments, large images of no bytes.
+The cost of decoding should grow with the file's bytes and the image's pixels. Files that break this rule are refused:
+JPEGs of thousands of scans, TIFFs with huge directories, GIFs and PPMs with endless comments, and large images in
+almost no bytes.
 """
 
 from __future__ import annotations
@@ -16,58 +17,60 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 64_000_000  # 192 MB decoded, and below the limit from which Pillow warns
-UNBACKED_PIXELS = 16_000_000  # from which on an image needs a byte for as many pixels as the next line says
-PIXELS_A_BYTE = 10_000  # a page of no text, as a fax compresses it, has about as many
-SLOW_PIXELS = 4_000_000  # of a PPM that Pillow decodes in Python
+UNBACKED_PIXELS = 16_000_000  # larger images must have at least one byte for each PIXELS_A_BYTE pixels
+PIXELS_A_BYTE = 10_000  # about the ratio of a blank page in fax compression
+SLOW_PIXELS = 4_000_000  # of the kinds of PPM that Pillow decodes in Python
 
-MAX_SCANS = 100  # a progressive JPEG has about 10
-MAX_PASSES = 10 * MAX_PIXELS  # scans times pixels
-HEADER = 64 * 1024  # bytes in which a PPM's header must end
-MAX_COMMENTS = 100  # in a PPM written as text
+MAX_SCANS = 100  # of a JPEG; a progressive one has about 10
+MAX_PASSES = 10 * MAX_PIXELS  # scans times pixels, of a JPEG
+HEADER = 64 * 1024  # bytes within which a PPM's header must end
+MAX_COMMENTS = 100  # in a text PPM
 MAX_BLOCKS = 65_536  # before a GIF's first image
 MAX_SEGMENTS = 10_000  # before a JPEG's first scan, or a PNG's first pixels
 MAX_TAGS, MAX_TAG_BYTES, MAX_TAG_VALUES = 4096, 16 * 2**20, 200_000  # of a TIFF's directory
 
 TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-STANDALONE = {0x01, *range(0xD0, 0xD8)}  # JPEG markers that no segment follows
+STANDALONE = {0x01, *range(0xD0, 0xD8)}  # JPEG markers without a segment
 
 
-class BoundsError(ValueError):
-    """A file that would cost more than its image is worth; the message says why, not which file."""
+class FileLimitError(ValueError):
+    """An image file that would take too much time or memory to decode; the message says why, not which file."""
 
 
 def check_file(file: BinaryIO) -> None:
-    """Judge ``file``, whose position stays where it is, at the beginning.
+    """Check the structure of ``file``, which is at its beginning and stays there.
 
     Raises:
-        BoundsError: Decoding it would take time or memory out of proportion.
+        FileLimitError: Decoding it would take time or memory out of proportion.
     """
     start = file.read(16)
     for signature, check in CHECKS.items():
         if start.startswith(signature):
             file.seek(0)
-            with suppress(struct.error, IndexError):  # cut off, which is for the decoder to say
+            with suppress(struct.error, IndexError):  # truncated, which the decoder will report
                 check(file)
     file.seek(0)
 
 
 def check_header(image: ImageFile, file: BinaryIO) -> None:
-    """Judge the size that an image in ``file`` says it has, before any of it is decoded.
+    """Check the size that the header of ``image``, read from ``file``, claims; nothing is decoded.
 
     Raises:
-        BoundsError: It has too many pixels, or more than so few bytes can hold.
+        FileLimitError: It has too many pixels, or more than its bytes can hold.
     """
     width, height = image.size
     pixels, place = width * height, file.tell()
     size = file.seek(0, io.SEEK_END)
     file.seek(place)
     if pixels > MAX_PIXELS:
-        raise BoundsError(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
+        raise FileLimitError(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
     if pixels > UNBACKED_PIXELS and pixels > PIXELS_A_BYTE * size:
-        raise BoundsError(f"{width} x {height} pixels in a file of {size:,} bytes, which can't hold a picture of them")
+        raise FileLimitError(
+            f"{width} x {height} pixels in a file of {size:,} bytes, too few for an image of that size"
+        )
     decoder = image.tile[0][0] if getattr(image, "tile", None) else ""
     if decoder in ("ppm", "ppm_plain") and pixels > SLOW_PIXELS:
-        raise BoundsError(f"{width} x {height} pixels in a kind of PPM that takes minutes to decode; save it as PNG")
+        raise FileLimitError(f"{width} x {height} pixels in a kind of PPM that takes minutes to decode; save it as PNG")
     if image.format in ("JPEG", "MPO"):
         _check_scans(file, pixels, place)
 
@@ -77,7 +80,7 @@ def _check_scans(file: BinaryIO, pixels: int, place: int) -> None:
     scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(2**20), b""))
     file.seek(place)
     if scans > MAX_SCANS or scans * pixels > MAX_PASSES:
-        raise BoundsError(f"{scans:,} scans of {pixels:,} pixels each; save it again as an ordinary JPEG")
+        raise FileLimitError(f"{scans:,} scans of {pixels:,} pixels each; save it again as an ordinary JPEG")
 
 
 def _check_jpeg(file: BinaryIO) -> None:
@@ -86,12 +89,12 @@ def _check_jpeg(file: BinaryIO) -> None:
         marker = file.read(2)
         if len(marker) < 2 or marker[0] != 0xFF or marker[1] == 0xDA:
             return
-        if marker[1] == 0xFF:  # filling
+        if marker[1] == 0xFF:  # padding
             file.seek(-1, io.SEEK_CUR)
         elif marker[1] not in STANDALONE:
             (length,) = struct.unpack(">H", file.read(2))
             file.seek(max(0, length - 2), io.SEEK_CUR)
-    raise BoundsError(f"more than {MAX_SEGMENTS:,} segments before its pixels")
+    raise FileLimitError(f"more than {MAX_SEGMENTS:,} segments before its pixels")
 
 
 def _check_png(file: BinaryIO) -> None:
@@ -101,7 +104,7 @@ def _check_png(file: BinaryIO) -> None:
         if kind == b"IDAT":
             return
         file.seek(length + 4, io.SEEK_CUR)
-    raise BoundsError(f"more than {MAX_SEGMENTS:,} chunks before its pixels")
+    raise FileLimitError(f"more than {MAX_SEGMENTS:,} chunks before its pixels")
 
 
 def _check_gif(file: BinaryIO) -> None:
@@ -112,14 +115,14 @@ def _check_gif(file: BinaryIO) -> None:
     for _ in range(MAX_BLOCKS):
         first = file.read(1)
         if in_extension:
-            file.seek(first[0], io.SEEK_CUR)  # a block; the empty one is the last
+            file.seek(first[0], io.SEEK_CUR)  # a block; an empty one is the last
             in_extension = first[0] > 0
         elif first == b"!":
             file.seek(1, io.SEEK_CUR)  # its label
             in_extension = True
         elif first in (b",", b";", b""):
             return
-    raise BoundsError(f"more than {MAX_BLOCKS:,} blocks before its pixels")
+    raise FileLimitError(f"more than {MAX_BLOCKS:,} blocks before its pixels")
 
 
 def _check_ppm(file: BinaryIO) -> None:
@@ -127,11 +130,11 @@ def _check_ppm(file: BinaryIO) -> None:
     fields = re.sub(rb"#[^\r\n]*", b"", start).split()
     wanted = 3 if start[:2] in (b"P1", b"P4") else 4  # kind, width, height, brightest value
     if len(start) == HEADER and len(fields) < wanted:
-        raise BoundsError(f"a header of more than {HEADER:,} bytes")
+        raise FileLimitError(f"a header of more than {HEADER:,} bytes")
     if start[:2] in (b"P1", b"P2", b"P3"):
         comments = start.count(b"#") + sum(block.count(b"#") for block in iter(lambda: file.read(2**20), b""))
         if comments > MAX_COMMENTS:
-            raise BoundsError(f"{comments:,} comments, more than the {MAX_COMMENTS} that are read")
+            raise FileLimitError(f"{comments:,} comments, more than the {MAX_COMMENTS} that are read")
 
 
 def _check_tiff(file: BinaryIO) -> None:
@@ -140,21 +143,21 @@ def _check_tiff(file: BinaryIO) -> None:
     count_form, entry_form = ("Q", "HHQ8x") if big else ("H", "HHL4x")
     (offset,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", start, 8 if big else 4)
     if offset >= 2**63:
-        raise BoundsError("a directory that lies outside the file")
+        raise FileLimitError("a directory outside the file")
     length = file.seek(0, io.SEEK_END)
     file.seek(offset)
     (count,) = struct.unpack(f"{order}{count_form}", file.read(struct.calcsize(f"{order}{count_form}")))
     if count > MAX_TAGS:
-        raise BoundsError(f"a directory of {count:,} entries, more than the {MAX_TAGS:,} that are read")
+        raise FileLimitError(f"a directory of {count:,} entries, more than the {MAX_TAGS:,} that are read")
     total = numbers = 0
     for _ in range(count):
         _, kind, values = struct.unpack(f"{order}{entry_form}", file.read(struct.calcsize(f"{order}{entry_form}")))
         size = TIFF_TYPES.get(kind, 0) * values
-        if size <= length:  # else nothing is read
+        if size <= length:  # larger ones are not read
             total += size
             numbers += values if TIFF_TYPES.get(kind, 1) > 1 else 0
     if total > MAX_TAG_BYTES or numbers > MAX_TAG_VALUES:
-        raise BoundsError(f"a directory of {total:,} bytes and {numbers:,} numbers")
+        raise FileLimitError(f"a directory of {total:,} bytes and {numbers:,} numbers")
 
 
 CHECKS = {

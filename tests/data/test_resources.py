@@ -10,13 +10,13 @@ pytest.importorskip("PIL.Image")
 import pictures
 
 from sftn_fast.config import DataConfig
-from sftn_fast.data import choice, machine, verify
+from sftn_fast.data import decoder_choice, resources, verify
 from sftn_fast.data.decode import read_images
 
 
 def test_this_machine():
-    assert machine.cores() >= 1
-    assert machine.memory() > 2**28
+    assert resources.cores() >= 1
+    assert resources.memory() > 2**28
 
 
 def unknown(name):
@@ -35,11 +35,11 @@ def macos(request, monkeypatch):
 
 
 def test_without_affinity_all_goes_on(macos, tmp_path, capsys):
-    assert machine.cores() == 3
-    assert choice.describe_loader(DataConfig("imagenet", loader="torchvision")).endswith("in 3 processes")
+    assert resources.cores() == 3
+    assert decoder_choice.describe_loader(DataConfig("imagenet", loader="torchvision")).endswith("in 3 processes")
     path = pictures.write(tmp_path / "a.png")
     assert read_images([path], 8, root=tmp_path).shape == (1, 3, 8, 8)
     with pytest.raises(SystemExit):
         verify.main(["--help"])
-    assert "the cores, 3" in " ".join(capsys.readouterr().out.split())
-    assert machine.memory() is None
+    assert "one per core, 3" in " ".join(capsys.readouterr().out.split())
+    assert resources.memory() is None

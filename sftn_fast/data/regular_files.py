@@ -1,4 +1,4 @@
-"""Opening what others have put into a folder: regular files of a bounded size, and nothing that may wait for ever."""
+"""Opening untrusted files: only regular files of a bounded size, and nothing that could block forever."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ MAX_BYTES = 512 * 2**20  # of an image file
 def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
     """Open a regular file, or a link to one, for reading.
 
+    A folder, pipe, socket or device is refused without opening it.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes; None for any.
+
     Raises:
-        OSError: It can't be opened; or it is a folder, pipe, socket or device, which is not even opened, or has more
-            than ``limit`` bytes.
+        OSError: It can't be opened, is not a regular file, or has more than ``limit`` bytes.
     """
     path = Path(path)
-    _require_regular(path.stat())  # opening a device may do something to it
-    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    _require_regular(path.stat())  # first, because opening a device may change its state
+    file = open(path, "rb", opener=_open_without_blocking)  # noqa: SIM115
     try:
         found = os.fstat(file.fileno())
         _require_regular(found)
@@ -31,8 +36,8 @@ def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
     return file
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Not even where a pipe has taken the file's place meanwhile."""
+def _open_without_blocking(path: str, flags: int) -> int:
+    # Opening must not block even if a pipe has replaced the file since it was checked.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -1,7 +1,7 @@
-"""An image file as a decoder is given it: its bytes if they are an ordinary JPEG, else pixels by Pillow.
+"""Input of the decoders: the bytes of an ordinary JPEG as they are, any other image as pixels from Pillow.
 
-Decoders agree on ordinary JPEGs. They disagree on CMYK, 16 bits, transparency, rotation by EXIF and on what is damaged;
-there :mod:`sftn_fast.data.decode` is the judge for all of them, and the same files fail everywhere.
+Decoders agree on ordinary JPEGs. They disagree on CMYK, 16 bits, transparency, EXIF rotation and damaged files. Those
+go through :mod:`sftn_fast.data.decode`, whichever decoder is used, so that the same files fail everywhere.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 
 from sftn_fast.data.decode import DecodeError, decode, opened
 from sftn_fast.data.orientation import UPRIGHT, orientation
-from sftn_fast.data.regular import MAX_BYTES, open_regular
+from sftn_fast.data.regular_files import MAX_BYTES, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-JPEG = b"\xff\xd8\xff"  # what one begins with
+JPEG = b"\xff\xd8\xff"  # its first bytes
 END_OF_IMAGE = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The bytes of a JPEG, or of a PPM file with these ``pixels``; and the image's size."""
+class EncodedImage:
+    """An image as the bytes of a JPEG, or as ``pixels`` and the bytes of a PPM that holds them."""
 
     height: int
     width: int
@@ -33,15 +33,15 @@ class Encoded:
     pixels: np.ndarray | None = None  # [height, width, 3] uint8
 
 
-def read(path: str, white: float | None = None) -> Encoded:
-    """The image in ``path``.
+def read_encoded(path: str, white: float | None = None) -> EncodedImage:
+    """Read the image file ``path``.
 
     Args:
         path: A file.
         white: ``data.white``.
 
     Raises:
-        DecodeError: There is none, or decoding it would cost too much, both as far as its header tells; or it is no
+        DecodeError: Its header shows that it is not an image or that decoding it would cost too much; or it is not an
             ordinary JPEG and can't be decoded.
     """
     content = _read_jpeg(path)
@@ -51,17 +51,17 @@ def read(path: str, white: float | None = None) -> Encoded:
         with opened(BytesIO(content.data)) as image:
             width, height = image.size
             ordinary = _is_ordinary(image)
-        # One that was cut off would be filled up with grey by some decoders.
+        # Some decoders would fill a truncated JPEG with grey.
         if ordinary and content[-2:].tobytes() == END_OF_IMAGE:
-            return Encoded(height, width, content)
+            return EncodedImage(height, width, content)
         pixels = np.array(decode(BytesIO(content.data), white))
     height, width, _ = pixels.shape
     header = np.frombuffer(f"P6\n{width} {height}\n255\n".encode(), np.uint8)
-    return Encoded(height, width, np.concatenate([header, pixels.reshape(-1)]), pixels)
+    return EncodedImage(height, width, np.concatenate([header, pixels.reshape(-1)]), pixels)
 
 
 def _read_jpeg(path: str) -> np.ndarray | None:
-    """The bytes of a file that begins as a JPEG does; None if it does not."""
+    """Return the bytes of a file that begins like a JPEG, else None."""
     try:
         with open_regular(path, MAX_BYTES) as file:
             start = file.read(len(JPEG))
@@ -72,6 +72,6 @@ def _read_jpeg(path: str) -> np.ndarray | None:
 
 
 def _is_ordinary(image: Image) -> bool:
-    transformed = image.info.get("adobe_transform", 1) != 0  # 0: the file holds RGB, which JPEGs hardly ever do
+    transformed = image.info.get("adobe_transform", 1) != 0  # 0: RGB inside, which is rare
     plain = image.format == "JPEG" and image.mode in ("RGB", "L")
     return plain and transformed and orientation(image) == UPRIGHT

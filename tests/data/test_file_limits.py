@@ -17,9 +17,9 @@ Image = pytest.importorskip("PIL.Image")
 import pictures  # noqa: E402
 
 from sftn_fast.config import ConfigError, DataConfig  # noqa: E402
-from sftn_fast.data import bounds, regular  # noqa: E402
+from sftn_fast.data import file_limits, regular_files  # noqa: E402
 from sftn_fast.data.decode import find_fault  # noqa: E402
-from sftn_fast.data.encoded import DecodeError, read  # noqa: E402
+from sftn_fast.data.encoded_image import DecodeError, read_encoded  # noqa: E402
 from sftn_fast.data.source import load  # noqa: E402
 
 
@@ -91,7 +91,7 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(name, tmp_path, mon
     tracemalloc.start()
     fault = find_fault(str(path))
     with pytest.raises(DecodeError):
-        read(str(path))
+        read_encoded(str(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert fault and "\n" not in fault and len(fault) < 200
@@ -125,7 +125,7 @@ def test_of_many_frames_or_pages_the_first_is_read(ending, tmp_path, monkeypatch
     seek = Image.Image.seek
     monkeypatch.setattr(Image.Image, "seek", lambda self, frame: pytest.fail("seeks") if frame else seek(self, frame))
     assert find_fault(str(path)) is None
-    found = read(str(path)).pixels
+    found = read_encoded(str(path)).pixels
     allowed = {"gif": 80, "avif": 60}.get(ending, 0)  # a palette, and lossy
     assert np.abs(found.astype(int) - np.asarray(first)).mean() <= allowed
 
@@ -148,7 +148,7 @@ def test_usual_files_are_let_through(tmp_path):
 def test_a_page_of_many_passes_is_refused_by_its_pixels(monkeypatch, tmp_path):
     (tmp_path / "a.jpg").write_bytes(many_scans(20))
     assert find_fault(str(tmp_path / "a.jpg")) is None
-    monkeypatch.setattr(bounds, "MAX_PASSES", 20 * 64 * 64)
+    monkeypatch.setattr(file_limits, "MAX_PASSES", 20 * 64 * 64)
     assert "scans of 4,096 pixels each" in find_fault(str(tmp_path / "a.jpg"))
 
 
@@ -182,11 +182,11 @@ KINDS = ("pipe", "socket", "device", "link to pipe", "link to socket")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_regular_file_is_not_opened(kind, tmp_path, monkeypatch):
     put(tmp_path / "x.png", kind)
-    monkeypatch.setattr(regular, "_open_without_waiting", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(regular_files, "_open_without_blocking", lambda *_: pytest.fail("opened"))
     word = kind.rpartition(" ")[2]
     assert f"no regular file but a {word}" in find_fault(str(tmp_path / "x.png"))
     with pytest.raises(DecodeError, match=f"no regular file but a {word}"):
-        read(str(tmp_path / "x.png"))
+        read_encoded(str(tmp_path / "x.png"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

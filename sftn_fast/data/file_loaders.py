@@ -1,9 +1,9 @@
-"""Batches of image files that are decoded as they are needed, for data sets that memory does not hold.
+"""Loaders that decode image files on demand, for data sets that do not fit in memory.
 
-As with :mod:`sftn_fast.data.loaders`, what a step of training sees is a pure function of ``(seed, epoch, step)``: the
-epoch's order is a permutation of the same key, and the part of an image that is cut out, and whether it is mirrored,
-are drawn for each image and epoch by a key of their own. So a resumed run needs no state of its loader, two ranks see
-what one would, and neither the number of workers nor who decodes changes what is drawn.
+As in :mod:`sftn_fast.data.loaders`, a training batch is a pure function of ``(seed, epoch, step)``. The epoch's order
+is the same permutation as there. The crop and the flip of an image have a random key for each image and epoch. A
+resumed run therefore needs no loader state, two ranks see the batches that one would, and neither the number of workers
+nor the decoder changes the random numbers.
 """
 
 from __future__ import annotations
@@ -18,44 +18,48 @@ import torch
 from torch import Tensor, from_numpy, tensor
 
 from sftn_fast.data.augment import normalize
+from sftn_fast.data.crops import AREA, Sample
 from sftn_fast.data.folders import LabelledFiles
 from sftn_fast.data.loaders import EVAL_BATCH_SIZE, Batch
-from sftn_fast.data.shares import ShuffledShares, in_order
-from sftn_fast.data.views import AREA, Sample
+from sftn_fast.data.sampler import ShuffledSampler, sequential_batches
 
 
 @dataclass(frozen=True)
-class Form:
-    """What the images are made into: squares of ``size`` pixels, normalised, on ``device``."""
+class ImageFormat:
+    """Format of the batches: normalised square images of ``size`` pixels, on ``device``."""
 
     size: int
-    mean: tuple[float, ...]  # of each channel, for pixel values from 0 to 1
+    mean: tuple[float, ...]  # per channel, for pixel values from 0 to 1
     std: tuple[float, ...]
     device: torch.device
     channels_last: bool = False
     white: float | None = None  # data.white
 
     def finish(self, pixels: Tensor) -> Tensor:
-        """Images [B, 3, size, size] uint8 in memory, as float32 in this form."""
+        """Convert pixels [B, 3, size, size] uint8 in host memory to float32 images of this format."""
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         pixels = pixels.to(self.device, non_blocking=True).contiguous(memory_format=memory_format)
         return normalize(pixels, *self._constants)
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        # Kept, because a GPU is waited for when they are moved there.
+        # Cached, because copying them to a GPU waits for it.
         mean, std = (tensor(values, device=self.device).view(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std
 
 
 class Decoder(Protocol):
-    """Makes images out of files, on several processors."""
+    """A decoder of image files that uses several cores."""
 
     name: str
-    form: Form
+    image_format: ImageFormat
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
-        """The images [B, 3, size, size] of each of ``batches``, none of which has more than ``largest`` samples.
+        """Decode each of ``batches`` to images [B, 3, size, size].
+
+        Args:
+            batches: Samples of each batch.
+            largest: Upper bound on the samples of a batch.
 
         Raises:
             ConfigError: A file can't be decoded; the message names it.
@@ -64,14 +68,14 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Image files and their classes; a file's place is its index."""
+    """Image files of a split and their labels."""
 
     paths: list[str]
     labels: Tensor  # [N] int64
 
     @classmethod
     def choose(cls, files: LabelledFiles, index: Tensor | None = None) -> FileSplit:
-        """The files at ``index`` [M], in that order; all if None."""
+        """Return the files at ``index`` [M], in that order; all if None."""
         chosen = range(len(files.paths)) if index is None else index.tolist()
         return cls([str(files.paths[i]) for i in chosen], tensor([files.labels[i] for i in chosen], dtype=torch.int64))
 
@@ -79,19 +83,19 @@ class FileSplit:
         return len(self.paths)
 
     def batch(self, images: Tensor, index: Tensor) -> Batch:
-        """``images`` with the labels of the files at ``index``, on the images' device."""
+        """Return ``images`` with the labels of the files at ``index``, on the images' device."""
         target, index = (part.to(images.device, non_blocking=True) for part in (self.labels[index], index))
         return Batch(images, target, index)
 
     def relative(self, root: Path) -> list[str]:
-        """The files' names below ``root``."""
+        """Return the files' paths relative to ``root``."""
         return [str(Path(path).relative_to(root)) for path in self.paths]
 
 
-class FileTrainLoader(ShuffledShares):
-    """Shuffled batches of random parts of the images; see :class:`~sftn_fast.data.loaders.TrainLoader`."""
+class FileTrainLoader(ShuffledSampler):
+    """Shuffled batches of random crops; see :class:`~sftn_fast.data.loaders.TrainLoader`."""
 
-    keyed = True
+    deterministic = True
     augments = True
 
     def __init__(
@@ -110,24 +114,24 @@ class FileTrainLoader(ShuffledShares):
 
     @property
     def labels(self) -> Tensor:
-        """Classes of the split [num_train] int64, in memory."""
+        """Labels of the split [num_train] int64, in host memory."""
         return self.files.labels
 
     def augmentation(self) -> dict[str, str | int]:
-        """What is done to an image before it is trained on, for the run's fingerprint."""
-        white = {} if self.decoder.form.white is None else {"white": str(self.decoder.form.white)}
+        """Return the augmentation's settings, for the run's fingerprint."""
+        white = {} if self.decoder.image_format.white is None else {"white": str(self.decoder.image_format.white)}
         return {"loader": self.decoder.name, "crop_area": str(AREA), "flip": int(self.flip), **white}
 
     def unaugmented(self) -> FileEvalLoader:
-        """The same images in order, as they are evaluated."""
+        """Return a loader of the same images in order, cropped as in evaluation."""
         return FileEvalLoader(self.files, self.decoder)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from step ``start`` on, bit for bit those that a whole epoch has there.
+        """Iterate over the batches of ``epoch`` from step ``start`` on, bit-identical to those of the whole epoch.
 
         Raises:
-            ValueError: ``start`` lies outside ``0 .. len(self)``.
-            ConfigError: A file can't be decoded; with the first batch or later.
+            ValueError: ``start`` is outside ``0 .. len(self)``.
+            ConfigError: A file can't be decoded; raised while iterating.
         """
         places = list(self.shares(start))
         order = self.order(epoch)
@@ -142,15 +146,15 @@ class FileTrainLoader(ShuffledShares):
 
 
 class FileEvalLoader:
-    """The centre of each image of a split in order, each exactly once over all ranks."""
+    """Batches of the centres of a split's images in order; over all ranks, each image exactly once."""
 
     def __init__(self, files: FileSplit, decoder: Decoder, *, rank: int = 0, world_size: int = 1) -> None:
         self.files, self.decoder = files, decoder
         self.num_samples = len(files)  # over all ranks
-        self._batches = in_order(len(files), rank, world_size, EVAL_BATCH_SIZE)
+        self._batches = sequential_batches(len(files), rank, world_size, EVAL_BATCH_SIZE)
 
     def __len__(self) -> int:
-        """Batches on this rank."""
+        """Return the number of batches on this rank."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:

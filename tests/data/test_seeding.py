@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftn_fast.data.keyed import generator
+from sftn_fast.data.seeding import generator
 
 
 def draw(*key):

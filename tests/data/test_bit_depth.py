@@ -17,9 +17,9 @@ from batches import joined  # noqa: E402
 from sftn_fast.config import ConfigError, DataConfig  # noqa: E402
 from sftn_fast.data import dali_decoder  # noqa: E402
 from sftn_fast.data.decode import FORMATS, DecodeError, decode, find_fault, read_images  # noqa: E402
-from sftn_fast.data.encoded import read  # noqa: E402
+from sftn_fast.data.encoded_image import read_encoded  # noqa: E402
+from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, ImageFormat  # noqa: E402
 from sftn_fast.data.source import load  # noqa: E402
-from sftn_fast.data.stream import FileEvalLoader, FileSplit, Form  # noqa: E402
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder  # noqa: E402
 
 GREY_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -32,7 +32,7 @@ def loaded(name, paths, white=None):
     """The images [N, 3, 16, 16] that a loader gives, from 0 to 255."""
     if name == "memory":
         return read_images(paths, 16, root=Path("/"), white=white).float()
-    form = Form(16, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"), white=white)
+    form = ImageFormat(16, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"), white=white)
     decoder = {"torchvision": TorchvisionDecoder, "dali": dali_decoder.DaliDecoder}[name]
     files = FileSplit([str(path) for path in paths], torch.zeros(len(paths), dtype=torch.int64))
     return joined(FileEvalLoader(files, decoder(form, workers=1, root=Path("/"))))[0]
@@ -88,7 +88,7 @@ def test_every_mode_that_pillow_writes_through_every_loader(tmp_path):
     for key in refused:
         message = find_fault(str(paths[key]))
         with pytest.raises(DecodeError, match=message[:20]):
-            read(str(paths[key]))
+            read_encoded(str(paths[key]))
 
 
 def sixteen_bits(folder, values, **tags):
@@ -107,13 +107,16 @@ def sixteen_bits(folder, values, **tags):
 def test_fewer_bits_in_16_are_refused_or_come_out_right(bits, tmp_path):
     values = GREYS * LEVELS[bits]
     for path in sixteen_bits(tmp_path, values):
-        with pytest.raises(DecodeError, match=r"16-bit values is .*; save it with 8 bits, or say .* by data.white"):
+        with pytest.raises(
+            DecodeError,
+            match=r"16-bit values is .*; save it with 8 bits, or give the value of white \(for example --data.white 4095\)",
+        ):
             decode(path)
         with pytest.raises(DecodeError, match=r"data.white"):
-            read(str(path))
-        for pixels in (np.asarray(decode(path, 2**bits - 1)), read(str(path), 2**bits - 1).pixels):
+            read_encoded(str(path))
+        for pixels in (np.asarray(decode(path, 2**bits - 1)), read_encoded(str(path), 2**bits - 1).pixels):
             assert (pixels == GREYS[..., None]).all(), path.name
-        with pytest.raises(DecodeError, match="beyond white, which is 100;"):
+        with pytest.raises(DecodeError, match="above white, which is 100;"):
             decode(path, 100)
 
 
@@ -192,7 +195,7 @@ def test_16_bit_colours(colour_type, tmp_path):
             continue
         with pytest.raises(DecodeError, match=r"16-bit colours are all below (4,096|256), .*data.white"):
             decode(tmp_path / "a.png")
-        with pytest.raises(DecodeError, match="of its colours the upper 8 of 16 bits are kept"):
+        with pytest.raises(DecodeError, match="only the upper 8 of 16 bits of its colours are kept"):
             decode(tmp_path / "a.png", 4095)
 
 

@@ -6,11 +6,11 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from sftn_fast.data import children
+from sftn_fast.data import decoder_processes
 
 
 def answer(scratch: str, questions: Connection) -> None:
-    children.leave_with_parent(scratch)
+    decoder_processes.exit_with_parent(scratch)
     while questions.recv():
         questions.send(Path(scratch).is_dir())
 

@@ -13,8 +13,8 @@ from sftn_fast.config import ConfigError, DataConfig  # noqa: E402
 from sftn_fast.data import verify as verify_module  # noqa: E402
 from sftn_fast.data.decode import FORMATS  # noqa: E402
 from sftn_fast.data.folders import MAX_DEPTH, class_names, image_files  # noqa: E402
+from sftn_fast.data.ignored_files import ENDINGS, IgnoredFiles  # noqa: E402
 from sftn_fast.data.image_files import find  # noqa: E402
-from sftn_fast.data.left_out import ENDINGS, LeftOut  # noqa: E402
 
 SYSTEM = ("@eaDir", "#recycle", ".thumb", "__MACOSX", "lost+found", "$RECYCLE.BIN", ".ipynb_checkpoints", "@Recycle")
 
@@ -58,15 +58,15 @@ def test_folders_of_a_system_are_left_out_and_named(place, tmp_path, capsys):
         pictures.write(tmp_path / place / name / "thumbnail.png")
     assert len(find_in(tmp_path).train.paths) == 2
     line = capsys.readouterr().err
-    assert "left out: folders #recycle, $RECYCLE.BIN, .ipynb_checkpoints, .thumb, @Recycle and 3 more" in line
+    assert "ignored folders #recycle, $RECYCLE.BIN, .ipynb_checkpoints, .thumb, @Recycle and 3 more" in line
     assert verify_module.verify(tmp_path, workers=1)[0] == 4
-    assert "left out: folders #recycle" not in capsys.readouterr().err  # said once by a process
+    assert "ignored folders #recycle" not in capsys.readouterr().err  # said once by a process
 
 
 @pytest.mark.parametrize("name", ["@home", "#1", "~old", "$dollar", "recycle", "thumbs", "_private", "-dash", "a b "])
 def test_a_class_that_is_named_oddly_is_a_class(name, tmp_path, capsys):
     assert name in find_in(make(tmp_path, ("cat", name))).class_names
-    assert "left out" not in capsys.readouterr().err
+    assert "ignored" not in capsys.readouterr().err
 
 
 def test_files_that_are_none_are_counted_by_their_endings(tmp_path, capsys):
@@ -79,8 +79,8 @@ def test_files_that_are_none_are_counted_by_their_endings(tmp_path, capsys):
     find_in(tmp_path)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    expected = "8 files that are no images (.heic 3, .txt 2, .db 1, .ini 1, no ending 1), 2 hidden files, "
-    assert f"{tmp_path}: left out: {expected}1 image in no class's folder (beside.png)\n" == said
+    expected = "8 files that are not images (.heic 3, .txt 2, .db 1, .ini 1, no ending 1), 2 hidden files, "
+    assert f"{tmp_path}: ignored {expected}1 image in no class folder (beside.png)\n" == said
 
 
 def test_nothing_left_out_is_not_said(tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_a_class_of_files_that_are_none_says_what_they_are(tmp_path):
     make(tmp_path)
     for split in ("train", "val"):
         (tmp_path / split / "dog" / "a.png").rename(tmp_path / split / "dog" / "a.heic")
-    with pytest.raises(ConfigError, match=r"without an image: dog \(left out: 1 file that is no image \(.heic 1\)\)"):
+    with pytest.raises(ConfigError, match=r"without images: dog \(ignored 1 file that is not an image \(.heic 1\)\)"):
         find_in(tmp_path)
 
 
@@ -118,9 +118,7 @@ def test_folders_nested_too_deep(tmp_path, capsys):
         os.close(last)
     os.close(here)
     for call in (lambda: find_in(tmp_path), lambda: verify_module.verify(tmp_path, workers=1)):
-        with pytest.raises(
-            ConfigError, match=f"can't be read .more than {MAX_DEPTH} folders within each other"
-        ) as error:
+        with pytest.raises(ConfigError, match=f"can't be read .folders are nested more than {MAX_DEPTH} deep") as error:
             call()
         assert "\n" not in str(error.value) and len(str(error.value)) < 700
     assert verify_module.main([str(tmp_path)]) == 2
@@ -134,7 +132,7 @@ def test_links_that_lead_to_millions_of_places(tmp_path):
         for name in ("left", "right"):
             (folder / name).symlink_to(tmp_path / "farm" / str(number + 1), target_is_directory=True)
     pictures.write(tmp_path / "farm" / "30" / "a.png")
-    with pytest.raises(ConfigError, match=r"links lead to .* in more than 100 ways"):
+    with pytest.raises(ConfigError, match=r"links lead to .* by more than 100 paths"):
         image_files(tmp_path / "farm" / "0")
 
 
@@ -148,7 +146,7 @@ def test_one_rank_says_it(tmp_path, monkeypatch, capsys):
     find_in(tmp_path)
     find_in(tmp_path)
     captured = capsys.readouterr()
-    assert captured.err.count("left out: 1 file") == captured.out.count(": 2 classes") == 1
+    assert captured.err.count("ignored 1 file") == captured.out.count(": 2 classes") == 1
 
 
 def test_discovery_asks_the_system_nothing_of_a_plain_file(tmp_path, monkeypatch):
@@ -159,7 +157,7 @@ def test_discovery_asks_the_system_nothing_of_a_plain_file(tmp_path, monkeypatch
     asked = []
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **options: asked.append(path) or stat(path, **options))
-    left_out = LeftOut()
-    assert class_names(tmp_path / "train", left_out) == ["cat"]
-    assert len(image_files(tmp_path / "train" / "cat", left_out)) == 50
+    ignored = IgnoredFiles()
+    assert class_names(tmp_path / "train", ignored) == ["cat"]
+    assert len(image_files(tmp_path / "train" / "cat", ignored)) == 50
     assert not [path for path in asked if str(path).endswith(".png")]

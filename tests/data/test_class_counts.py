@@ -49,7 +49,7 @@ def test_many_classes_are_summed_up(tmp_path, capsys):
 def test_great_odds_are_warned_of(tmp_path, capsys):
     build(make(tmp_path, {"cat": 20, "dog": 2}, {"cat": 2, "dog": 1}))
     warning = capsys.readouterr().err
-    assert "warning: of the train images 20 are of class cat and 2 of dog" in warning and warning.count("\n") == 1
+    assert "warning: the train images are unbalanced: 20 of class cat, 2 of dog" in warning and warning.count("\n") == 1
 
 
 def test_fewer_images_than_a_batch_are_warned_of(tmp_path, capsys):
@@ -61,9 +61,9 @@ def test_fewer_images_than_a_batch_are_warned_of(tmp_path, capsys):
 def test_classes_that_validation_lacks_are_warned_of(tmp_path, capsys):
     root = make(tmp_path, {"a": 4, "b": 4, "c": 4}, {"a": 1, "b": 1, "c": 1})
     assert build(root, val_size=2).val.num_samples == 2
-    assert "data.val_size=2 holds out images of 2 of the 3 classes alone" in capsys.readouterr().err
+    assert "data.val_size=2 holds out images of only 2 of the 3 classes" in capsys.readouterr().err
     build(root, val_size=3)
-    assert "alone" not in capsys.readouterr().err
+    assert "only" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loader", ["memory", "torchvision"])
@@ -81,16 +81,16 @@ def test_without_a_folder_to_test_on_the_images_held_out_are_tested_on(layout, l
         build(tmp_path, loader=loader)
     message = str(error.value)
     assert f"in {tmp_path}" in message and "train/CLASS/IMAGE.jpg" in message
-    assert message.endswith("hold images out for the test: --data.val_size 5 of the 25") or "@eaDir" not in message
+    assert message.endswith("set images apart for the test: --data.val_size 5 of the 25") or "@eaDir" not in message
     assert "--data.val_size 5 of the 2" in message and "\n" not in message
-    assert ("which holds the class folders cat, dog themselves" in message) == (layout == "classes alone")
+    assert ("which has the class folders cat, dog itself" in message) == (layout == "classes alone")
 
     images = build(tmp_path, loader=loader, val_size=6)
     assert (images.num_train, images.val, images.test.num_samples) == (19, None, 6)
     assert images.test.num_samples == 6 and images.class_names == ("cat", "dog")
     labels = images.test.data.labels if loader == "memory" else images.test.files.labels
     assert labels.bincount().tolist() == [3, 3]
-    assert "6 images, class by class, are held out for the test" in capsys.readouterr().err
+    assert "testing on 6 training images, held out class by class" in capsys.readouterr().err
     again = build(tmp_path, loader=loader, val_size=6)
     assert images.fingerprint() == again.fingerprint()
     assert images.fingerprint() != build(tmp_path, loader=loader, val_size=7).fingerprint()
@@ -115,7 +115,7 @@ def test_a_folder_that_can_not_be_split(held, tmp_path):
     if held == "files":
         pictures.write(tmp_path / "a.png")
     for val_size in (0, 5):
-        with pytest.raises(ConfigError, match=f"no folder train in {tmp_path}.*; data.root must hold train/CLASS"):
+        with pytest.raises(ConfigError, match=f"no folder train in {tmp_path}.*; data.root must contain train/CLASS"):
             build(tmp_path, val_size=val_size)
 
 

@@ -1,4 +1,4 @@
-"""In what order a training split is gone through, and which part of each batch is whose: for every loader alike."""
+"""Order of the images in an epoch, and the share of each batch that a rank gets; the same for every loader."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import ClassVar
 import numpy as np
 
 from sftn_fast.config import check
-from sftn_fast.data.keyed import generator
+from sftn_fast.data.seeding import generator
 
-MIN_SHARE = 2  # samples a rank, below which BatchNorm has no variance to speak of
+MIN_SHARE = 2  # samples per rank; with one, BatchNorm has no variance
 
 
-class ShuffledShares:
-    """The steps of an epoch; each rank gets an equal, contiguous share of every global batch.
+class ShuffledSampler:
+    """Base of the training loaders: a shuffled order, of which each rank gets an equal share of every global batch.
 
-    The last, partial batch of an epoch is kept. Over several ranks it is cut to a multiple of their number, because
-    gradients are averaged over ranks as if their shares were equal; the images left out, fewer than ``world_size``,
-    differ from epoch to epoch. It is dropped where a rank would get fewer than 2 images.
+    A share is contiguous. The last, partial batch of an epoch is kept. With several ranks it is cut to a multiple of
+    their number, because gradients are averaged over ranks as if shares were equal. The images cut off, fewer than
+    ``world_size``, differ from epoch to epoch. The partial batch is dropped if a rank would get fewer than 2 images.
 
     Args:
-        num_train: Images in the split.
-        seed: Run's seed.
-        batch_size: Images a step, over all ranks together.
-        rank, world_size: Which share of each batch is ours.
+        num_train: Number of images in the split.
+        seed: The run's seed.
+        batch_size: Images per step, over all ranks.
+        rank, world_size: The share of each batch that this process gets.
 
     Attributes:
-        samples: Images that an epoch shows over all ranks, each once.
-        keyed: Whether the images of a step, and not their order alone, are a function of seed, epoch and step; for
-            loaders to declare.
+        samples: Number of images in an epoch over all ranks; each is shown once.
+        deterministic: Whether the pixels of a step, not only its order, are a function of seed, epoch and step. Set by
+            the loaders.
 
     Raises:
         ConfigError: The batches can't be shared out equally with at least 2 images for each rank.
     """
 
-    keyed: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     def __init__(self, num_train: int, *, seed: int, batch_size: int, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
@@ -50,18 +50,18 @@ class ShuffledShares:
         check(self.samples > 0, "training images", num_train, enough)
 
     def __len__(self) -> int:
-        """Steps an epoch, the same on all ranks."""
+        """Return the steps per epoch, the same on all ranks."""
         return -(-self.samples // self.batch_size)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The images of ``epoch`` in their order: a permutation [num_train] int64."""
+        """Return the order of the images in ``epoch``: a permutation [num_train] int64."""
         return generator(self.seed, epoch, "order").permutation(self.num_train)
 
     def shares(self, start: int) -> Iterator[slice]:
-        """This rank's places in the epoch's order, step by step from ``start`` on.
+        """Iterate over this rank's slices of the epoch's order, one per step, from step ``start`` on.
 
         Raises:
-            ValueError: ``start`` lies outside ``0 .. len(self)``; at once, not at the first step.
+            ValueError: ``start`` is outside ``0 .. len(self)``. Raised at the call, not at the first step.
         """
         if not 0 <= start <= len(self):
             raise ValueError(f"start must be from 0 to {len(self)}, got {start}")
@@ -80,10 +80,11 @@ def _samples_an_epoch(num_train: int, batch_size: int, world_size: int) -> int:
     return full + (share * world_size if share >= MIN_SHARE else 0)
 
 
-def in_order(count: int, rank: int, world_size: int, batch_size: int) -> list[range]:
-    """This rank's batches of a split that is gone through once, in order.
+def sequential_batches(count: int, rank: int, world_size: int, batch_size: int) -> list[range]:
+    """Return this rank's batches of a split of ``count`` images in order, as ranges of indices.
 
-    A rank's share is contiguous; shares differ by one image at most, so ranks may differ in their number of batches.
+    A rank's share is contiguous. Shares differ by at most one image, so that ranks may have different numbers of
+    batches.
     """
     first, end = count * rank // world_size, count * (rank + 1) // world_size
     return [range(start, min(start + batch_size, end)) for start in range(first, end, batch_size)]

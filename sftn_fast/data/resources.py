@@ -1,4 +1,4 @@
-"""What this process may use of the machine, as far as its system says."""
+"""Processor cores and memory that this process may use, as far as the operating system tells."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 
 
 def cores() -> int:
-    """Processor cores of this process; those of the machine where the system, as macOS, knows no others."""
+    """Return the number of processor cores of this process; of the machine where there is no affinity, as on macOS."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory() -> int | None:
-    """Bytes of memory that the machine has; None where its system does not tell."""
+    """Return the machine's memory in bytes; None where the operating system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""How far a long read is: a line now and then, also where there is no terminal."""
+"""Progress of a long read: a line every few seconds, with or without a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from typing import TextIO
 
 
-class Progress:
-    """Writes a line to ``stream`` every ``interval`` seconds, so that what is done sooner says nothing.
+class ProgressLines:
+    """Lines on ``stream``, one every ``interval`` seconds; work that ends sooner prints nothing.
 
     Args:
-        what: What is being done, as in "reading images".
-        total: How many there are to do.
+        what: The work, for example "reading images".
+        total: Number of items.
         interval: Seconds between lines.
         stream: Standard error if None.
     """
@@ -20,12 +20,13 @@ class Progress:
     def __init__(self, what: str, total: int, *, interval: float = 3.0, stream: TextIO | None = None) -> None:
         self._what, self._total, self._interval = what, total, interval
         self._stream = sys.stderr if stream is None else stream
-        self._began: tuple[float, int] | None = None  # when, and how many were done
+        self._began: tuple[float, int] | None = None  # time of the first update, items done by then
 
     def update(self, done: int) -> None:
-        """Note that ``done`` of them are done."""
+        """Record that ``done`` items are done, and print a line if one is due."""
         now = time.monotonic()
-        if self._began is None:  # what came before, such as the start of processes, says nothing of the speed
+        # The rate counts from the first update: the time before it, such as starting processes, says nothing about it.
+        if self._began is None:
             self._began, self._written = (now, done), now
         if now - self._written < self._interval or done == self._began[1]:
             return

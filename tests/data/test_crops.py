@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from sftn_fast.data.keyed import generator
-from sftn_fast.data.views import AREA, ASPECT, LONGEST, Sample, central_view, random_view
+from sftn_fast.data.crops import AREA, ASPECT, LONGEST, Sample, center_crop, random_crop
+from sftn_fast.data.seeding import generator
 
 SIZES = [(375, 500), (500, 375), (224, 224), (64, 64), (97, 131), (1, 1), (3, 2000), (2000, 3), (600, 601), (750, 500)]
 
 
 def views(height, width, count=400, **options):
-    return [random_view(generator(i), height, width, 64, **({"flip": True} | options)) for i in range(count)]
+    return [random_crop(generator(i), height, width, 64, **({"flip": True} | options)) for i in range(count)]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -54,16 +54,16 @@ def test_without_flip_the_same_parts_are_seen_upright():
 
 def test_a_view_is_a_function_of_its_key():
     sample = Sample("a.jpg", (0, 1, "view", 5), flip=True)
-    assert sample.view(375, 500, 64) == sample.view(375, 500, 64)
-    assert sample.view(375, 500, 64) != Sample("a.jpg", (0, 2, "view", 5), flip=True).view(375, 500, 64)
-    assert Sample("a.jpg").view(375, 500, 64) == central_view(375, 500, 64)
+    assert sample.crop(375, 500, 64) == sample.crop(375, 500, 64)
+    assert sample.crop(375, 500, 64) != Sample("a.jpg", (0, 2, "view", 5), flip=True).crop(375, 500, 64)
+    assert Sample("a.jpg").crop(375, 500, 64) == center_crop(375, 500, 64)
 
 
 @pytest.mark.parametrize("size", [8, 64, 224])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_centre_is_torchvisions(height, width, size):
     functional = pytest.importorskip("torchvision.transforms.v2.functional")
-    view = central_view(height, width, size)
+    view = center_crop(height, width, size)
     if max(height, width) > LONGEST * min(height, width):
         assert max(view.box[2:]) == LONGEST * min(height, width)  # a resized 2000 x 3 would be huge
         height, width = view.box[2:]

@@ -1,13 +1,13 @@
-"""Who decodes image files: DALI or torchvision, and with how many workers."""
+"""Choice of the decoder for image files, DALI or torchvision, and of its number of workers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sftn_fast.config import DataConfig
-from sftn_fast.data import dali_decoder, machine
+from sftn_fast.data import dali_decoder, resources
 from sftn_fast.data.dali_decoder import DaliDecoder
-from sftn_fast.data.stream import Decoder, Form
+from sftn_fast.data.file_loaders import Decoder, ImageFormat
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
 from sftn_fast.utils import launcher
 
@@ -15,7 +15,7 @@ DECODERS = {"dali": DaliDecoder, "torchvision": TorchvisionDecoder}
 
 
 def _chosen(config: DataConfig) -> tuple[str, str | None]:
-    """The decoder's name, and why it is not DALI where that was open."""
+    """Return the decoder's name; with ``auto``, also why it is not DALI."""
     if config.loader != "auto":
         return config.loader, None
     reason = dali_decoder.why_not()
@@ -23,11 +23,11 @@ def _chosen(config: DataConfig) -> tuple[str, str | None]:
 
 
 def _workers(config: DataConfig) -> int:
-    return config.workers or max(1, machine.cores() // launcher.local_world_size())
+    return config.workers or max(1, resources.cores() // launcher.local_world_size())
 
 
 def describe_loader(config: DataConfig) -> str | None:
-    """One line on who decodes the images; None where they are decoded once, into memory."""
+    """Return one line about the decoder for the user; None if images are decoded once, into memory."""
     if not config.streams:
         return None
     name, reason = _chosen(config)
@@ -36,13 +36,13 @@ def describe_loader(config: DataConfig) -> str | None:
     plural = ("s" if name == "dali" else "es") if workers > 1 else ""
     because = f", because DALI can't be imported ({reason}); pip install nvidia-dali-cuda130" if reason else ""
     label = "DALI" if name == "dali" else "torchvision"
-    return f"images are decoded as they are needed, by {label} in {workers} {unit}{plural}{because}"
+    return f"images are decoded on demand by {label} in {workers} {unit}{plural}{because}"
 
 
-def build_decoder(config: DataConfig, form: Form, root: Path) -> Decoder:
-    """The decoder that ``config`` names, or the best there is, for the data set in ``root``.
+def build_decoder(config: DataConfig, image_format: ImageFormat, root: Path) -> Decoder:
+    """Build the decoder that ``config`` names, or the best available one, for the data set in ``root``.
 
     Raises:
         ConfigError: Its package is missing or broken.
     """
-    return DECODERS[_chosen(config)[0]](form, workers=_workers(config), root=root)
+    return DECODERS[_chosen(config)[0]](image_format, workers=_workers(config), root=root)

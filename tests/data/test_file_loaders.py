@@ -1,4 +1,4 @@
-"""Images that are decoded as they are needed: the same contract as images in memory, whoever decodes them."""
+"""Images that are decoded on demand: the same contract as images in memory, whoever decodes them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from PIL import Image
 
 from sftn_fast import data, models
 from sftn_fast.config import ConfigError, DataConfig
-from sftn_fast.data import choice, dali_decoder
+from sftn_fast.data import dali_decoder, decoder_choice
 from sftn_fast.data.dali_decoder import DaliDecoder
 from sftn_fast.data.decode import decode
-from sftn_fast.data.stream import FileEvalLoader, FileSplit, FileTrainLoader, Form
+from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,7 +63,7 @@ def split_of(paths):
 
 
 def decoder_of(name, size=16, workers=1, root="/data", **form):
-    return DECODERS[name](Form(size, MEAN, STD, torch.device("cpu"), **form), workers=workers, root=Path(root))
+    return DECODERS[name](ImageFormat(size, MEAN, STD, torch.device("cpu"), **form), workers=workers, root=Path(root))
 
 
 def loader(name, paths, batch_size=8, size=16, workers=1, seed=0, flip=True, **ranks):
@@ -274,9 +274,9 @@ def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
 LEFT_ALONE = """
 import multiprocessing, sys, torch
 from pathlib import Path
-from sftn_fast.data.stream import FileEvalLoader, FileSplit, Form
+from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, ImageFormat
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
-form = Form(16, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
+form = ImageFormat(16, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
 files = FileSplit(sys.argv[1:], torch.zeros(len(sys.argv) - 1, dtype=torch.int64))
 batches = iter(FileEvalLoader(files, TorchvisionDecoder(form, workers=2, root=Path("/"))))
 next(batches)
@@ -385,23 +385,23 @@ def test_without_dali_the_cause_and_the_fix_are_said_and_torchvision_takes_over(
     assert no_dali in message and "pip install nvidia-dali-cuda130" in message and "data.loader=torchvision" in message
     images = build(tmp_path)
     assert images.fingerprint()["loader"] == "torchvision"
-    line = choice.describe_loader(DataConfig("imagenet", workers=3))
-    assert line.startswith("images are decoded as they are needed, by torchvision in 3 processes, because DALI can't")
+    line = decoder_choice.describe_loader(DataConfig("imagenet", workers=3))
+    assert line.startswith("images are decoded on demand by torchvision in 3 processes, because DALI can't")
     assert no_dali in line and "\n" not in line
     assert build(tmp_path, loader="memory").num_train == 12
 
 
 def test_what_is_said_of_the_loader():
-    assert choice.describe_loader(DataConfig("folder", image_size=32)) is None
-    line = choice.describe_loader(DataConfig("imagenet", workers=1))
-    assert line == "images are decoded as they are needed, by DALI in 1 thread"
-    assert choice.describe_loader(DataConfig("folder", loader="torchvision")).endswith(("process", "processes"))
+    assert decoder_choice.describe_loader(DataConfig("folder", image_size=32)) is None
+    line = decoder_choice.describe_loader(DataConfig("imagenet", workers=1))
+    assert line == "images are decoded on demand by DALI in 1 thread"
+    assert decoder_choice.describe_loader(DataConfig("folder", loader="torchvision")).endswith(("process", "processes"))
 
 
 def test_the_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert choice.describe_loader(DataConfig("imagenet", loader="dali")).endswith("in 2 threads")
+    assert decoder_choice.describe_loader(DataConfig("imagenet", loader="dali")).endswith("in 2 threads")
 
 
 @pytest.mark.parametrize(
