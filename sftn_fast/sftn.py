@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sftn_fast.config import check
-from sftn_fast.distillers.networks import check_pair
+from sftn_fast.distillers.network_checks import check_pair
 from sftn_fast.models import StagedNet
 from sftn_fast.models.copying import copy_network
 from sftn_fast.models.staged import Shape, Tail
@@ -208,7 +208,7 @@ def _size_after(shape: Shape, steps: int) -> tuple[int, int]:
 
 
 def _resizing_convolution(inputs: int, outputs: int, steps: int) -> nn.Module:
-    """Return a layer that halves (``steps`` > 0), doubles (< 0) or keeps a map's size; no bias, as BatchNorm follows."""
+    """Return a layer that halves (``steps`` > 0), doubles (< 0) or keeps a map's size, for a BatchNorm after it."""
     if steps > 0:
         return nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
     if steps < 0:

@@ -311,7 +311,9 @@ def test_given_entries() -> None:
 
 @pytest.mark.parametrize("stages", [[], [0], [4], [-1], [1, 1]])
 def test_unknown_stages_are_refused(stages: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"sftn\.branch_stages must be distinct stages of the teacher, of 1, 2, 3, got"):
+    with pytest.raises(
+        ConfigError, match=r"sftn\.branch_stages must be distinct stages of the teacher, of 1, 2, 3, got"
+    ):
         StudentAwareTeacher(toy(), toy(), branch_stages=stages)
 
 
