@@ -1,12 +1,12 @@
-"""How well a trained network's features serve other images: ``python -m sftn_fast.transfer NETWORK --data.name stl10``.
+"""Linear probe of a trained network on other images: ``python -m sftn_fast.transfer NETWORK --data.name stl10``.
 
-A new linear classifier is trained on the network's pooled features; everything else is frozen, BatchNorm with the
-statistics that it has. Prints the accuracy on the test images after the last epoch and writes it into a JSON file.
-Exit code 0: done; 2: the command line, the data or the network can't be used; 1: the training went wrong.
+Train a new linear classifier on the network's pooled features. Everything else is frozen; BatchNorm uses its stored
+statistics. Print the accuracy on the test images after the last epoch, and write it to a JSON file.
+Exit code 0: done; 1: the training failed; 2: the command line, the data or the network can't be used.
 
-The setting: backbone and BatchNorm frozen and no weight decay, as mdistiller's author says (its issue 59); images of
-the size that the network was trained on, weights drawn from N(0, 0.01^2), SGD with 0.05 (0.01 for light networks) in
-batches of 64 and three steps down, as in the transfer script of giakoumoglou/distillers.
+Setting: frozen backbone and BatchNorm and no weight decay, as mdistiller's author recommends (its issue 59). Images of
+the size that the network was trained on, weights drawn from N(0, 0.01^2), SGD with a learning rate of 0.05 (0.01 for
+light networks), batches of 64 and three milestones, as in the transfer script of giakoumoglou/distillers.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from sftn_fast.models import StagedNet
 from sftn_fast.utils import launcher, plugins, program
 from sftn_fast.utils.atomic import write_atomically
 
-INITIAL_DEVIATION = 0.01
+INITIAL_STD = 0.01
 
 Epochs = Callable[[int], Iterable[Batch]]
 """Batches of an epoch, counted from 0, whose ``images`` are features [B, D]."""
 
 
 def run(config: TransferConfig) -> dict[str, Any]:
-    """Train the classifier that ``config`` describes; returns the result as it was written.
+    """Train the classifier that ``config`` describes; return the result that was written.
 
     Raises:
         ConfigError: A plugin, the network or the data can't be used, or do not fit each other.
@@ -92,17 +92,17 @@ def run(config: TransferConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def features_of(network: StagedNet, batches: Iterable[Batch]) -> Batch:
-    """The pooled features [N, D] that ``network``, put into evaluation mode, has of ``batches``, as one batch."""
+    """Put ``network`` into evaluation mode, and return its pooled features [N, D] of ``batches`` as one batch."""
     network.eval()
     seen = [(network.forward_features(batch.images).pooled, batch.target, batch.index) for batch in batches]
     return Batch(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
 
 
 def feature_epochs(network: StagedNet, images: ImageData, config: TransferConfig) -> Epochs:
-    """The features that a classifier learns from, epoch by epoch.
+    """Return the features to train a classifier on, epoch by epoch.
 
-    Without augmentation an image has the same features in every epoch, so that they are computed once; the order is
-    that of the training loader all the same.
+    Without augmentation an image has the same features in every epoch, so they are computed once. The order is that of
+    the training loader in either case.
     """
     if config.augment:
         return lambda epoch: (features_of(network, [batch]) for batch in images.train.epoch(epoch))
@@ -116,23 +116,23 @@ def _shuffled(features: Batch, config: TransferConfig, epoch: int) -> Iterator[B
 
 
 def new_classifier(features: int, num_classes: int, seed: int) -> nn.Linear:
-    """A linear layer with weights from N(0, 0.01^2), a function of ``seed`` alone, and no bias yet."""
+    """Return a linear layer with weights from N(0, 0.01^2), which depend on ``seed`` alone, and zero bias."""
     classifier = nn.Linear(features, num_classes)
-    nn.init.normal_(classifier.weight, std=INITIAL_DEVIATION, generator=torch.Generator().manual_seed(seed))
+    nn.init.normal_(classifier.weight, std=INITIAL_STD, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(classifier.bias)
     return classifier
 
 
 def train(classifier: nn.Linear, epochs: Epochs, config: TransferConfig) -> float:
-    """Minimise the cross-entropy of ``classifier`` over ``epochs``, by SGD; its mean over the last epoch's images.
+    """Minimise the cross-entropy of ``classifier`` by SGD; return its mean over the images of the last epoch.
 
     Args:
-        classifier: On the features' device.
+        classifier: Linear layer on the features' device.
         epochs: Batches of each epoch.
         config: The setting, with ``lr`` and ``milestones`` given.
 
     Raises:
-        FloatingPointError: The loss became infinite or NaN; looked at once an epoch, since that waits for the device.
+        FloatingPointError: The loss became infinite or NaN. Checked once an epoch, since it synchronises.
     """
     assert config.lr is not None and config.milestones is not None
     optim = OptimConfig(momentum=config.momentum, weight_decay=config.weight_decay, milestones=config.milestones)
@@ -156,7 +156,7 @@ def train(classifier: nn.Linear, epochs: Epochs, config: TransferConfig) -> floa
 
 
 def _load(path: str) -> tuple[StagedNet, dict[str, Any]]:
-    """An exported network, and what its config.json says."""
+    """Load an exported network and its config.json."""
     folder = Path(path).expanduser()
     try:
         exported = models.read_config(folder)
@@ -169,7 +169,7 @@ def _load(path: str) -> tuple[StagedNet, dict[str, Any]]:
 def _check_runs(network: StagedNet, image_size: int) -> None:
     try:
         network.eval().forward_features(torch.zeros(1, network.in_channels, image_size, image_size))
-    except Exception as error:  # whatever its layers raise
+    except Exception as error:  # layers may raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         size = f"{image_size} x {image_size} pixels"
         raise ConfigError(
@@ -178,7 +178,7 @@ def _check_runs(network: StagedNet, image_size: int) -> None:
 
 
 def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any]) -> TransferConfig:
-    """``config`` with everything given that the network decides where the user did not."""
+    """Return ``config`` with the network's defaults for everything that the user did not set."""
     tenths = (round(config.epochs * tenth / 10) for tenth in (3, 6, 9))
     usual = tuple(sorted({epoch for epoch in tenths if 0 < epoch < config.epochs}))
     output = config.output or Path(config.network) / _file_name(config)
@@ -194,7 +194,7 @@ def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any
 
 
 def _file_name(config: TransferConfig) -> str:
-    """A name of its own for each setting: results of others in the network's folder stay."""
+    """Return a file name that is unique for the setting, so that other results in the folder are kept."""
     usual = TransferConfig(config.network, data=DataConfig(config.data.name))
     same = {key: getattr(usual, key) for key in ("plugins", "device", "output")}
     changed = output_folder.changes(cli.to_dict(usual), cli.to_dict(dataclasses.replace(config, **same)))
@@ -202,7 +202,7 @@ def _file_name(config: TransferConfig) -> str:
 
 
 def _check_writable(output: Path) -> None:
-    """Before an hour of training, not behind it."""
+    """Check the output file before training, so that an hour of it is not lost."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -212,16 +212,16 @@ def _check_writable(output: Path) -> None:
 
 
 def parse(argv: Sequence[str]) -> TransferConfig:
-    """The command line as a checked configuration.
+    """Parse the command line into a checked configuration.
 
     Raises:
-        ConfigError: With one line for whatever is wrong.
+        ConfigError: The command line is wrong; the message is one line.
     """
     return cli.parse_transfer(argv, str(__doc__))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what ``argv`` says; returns the exit code."""
+    """Run the command line ``argv``; return the exit code."""
     return program.run(_main, argv, stopped=" before the result was written", tell_of_readers=True)
 
 

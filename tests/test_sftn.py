@@ -1,4 +1,4 @@
-"""Pairing, transforms and branches of the student-aware teacher."""
+"""Entries, transforms and branches of the student-aware teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sftn_fast import models
 from sftn_fast.config import ConfigError
 from sftn_fast.models import StagedNet
 from sftn_fast.models.staged import Head, Shape
-from sftn_fast.sftn import FeatureTransform, Pair, StudentAwareTeacher, pair_stages
+from sftn_fast.sftn import BranchEntry, FeatureTransform, StudentAwareTeacher, branch_entries
 
 # One network for each list of stage sizes in the zoo; test_families_cover_the_zoo holds the others against them.
 FAMILIES = ("resnet8", "resnet8x4", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2")
@@ -39,7 +39,7 @@ def shapes(nets: dict[str, StagedNet]) -> dict[tuple[str, int], list[Shape]]:
 
 
 def net_of(shapes: list[Shape], name: str = "") -> StagedNet:
-    """What pair_stages looks at, without a network behind it."""
+    """The part of a network that branch_entries reads."""
     return SimpleNamespace(name=name, feature_shapes=lambda image_size: shapes)  # type: ignore[return-value]
 
 
@@ -63,7 +63,7 @@ def images(n: int = 4, size: int = 16) -> Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-# Pairing
+# Entries
 
 
 @pytest.mark.parametrize(
@@ -81,25 +81,25 @@ def images(n: int = 4, size: int = 16) -> Tensor:
         pytest.param((8,), (16, 8), [2], id="one-stage-teacher"),
     ],
 )
-def test_pairing(teacher: tuple[int, ...], student: tuple[int, ...], expected: list[int]) -> None:
-    pairs = pair_stages(net_of(maps(*teacher)), net_of(maps(*student)), 32)
-    assert [pair.teacher_stage for pair in pairs] == list(range(1, len(teacher) + 1))
-    assert [pair.student_stage for pair in pairs] == expected
+def test_entries(teacher: tuple[int, ...], student: tuple[int, ...], expected: list[int]) -> None:
+    entries = branch_entries(net_of(maps(*student)), net_of(maps(*teacher)), 32)
+    assert [entry.teacher_stage for entry in entries] == list(range(1, len(teacher) + 1))
+    assert [entry.student_stage for entry in entries] == expected
 
 
-def test_pairing_of_every_two_families(shapes: dict[tuple[str, int], list[Shape]]) -> None:
+def test_entries_of_every_two_families(shapes: dict[tuple[str, int], list[Shape]]) -> None:
     for size, teacher, student in itertools.product(SIZES, FAMILIES, FAMILIES):
         teacher_shapes, student_shapes = shapes[teacher, size], shapes[student, size]
-        *inner, last = pair_stages(net_of(teacher_shapes), net_of(student_shapes), size)
-        chosen = [pair.student_stage for pair in inner]
+        *inner, last = branch_entries(net_of(student_shapes), net_of(teacher_shapes), size)
+        chosen = [entry.student_stage for entry in inner]
         assert chosen == sorted(chosen)
         assert set(chosen) <= set(range(1, len(student_shapes)))
         assert len(set(chosen)) == min(len(teacher_shapes), len(student_shapes)) - 1
         assert (last.teacher_stage, last.student_stage) == (len(teacher_shapes), len(student_shapes))
-        assert [pair.into_head for pair in (*inner, last)] == [False] * len(inner) + [True]
-        for pair in (*inner, last):
-            assert pair.teacher_shape == teacher_shapes[pair.teacher_stage - 1]
-            assert pair.student_shape == student_shapes[pair.student_stage - 1]
+        assert [entry.into_head for entry in (*inner, last)] == [False] * len(inner) + [True]
+        for entry in (*inner, last):
+            assert entry.teacher_shape == teacher_shapes[entry.teacher_stage - 1]
+            assert entry.student_shape == student_shapes[entry.student_stage - 1]
 
 
 def test_families_cover_the_zoo() -> None:
@@ -112,7 +112,7 @@ def test_families_cover_the_zoo() -> None:
 
 def test_a_student_of_one_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="tiny has 1 stage; a branch needs a student of 2 or more"):
-        pair_stages(net_of(maps(8, 4)), net_of(maps(8), name="tiny"), 32)
+        branch_entries(net_of(maps(8), name="tiny"), net_of(maps(8, 4)), 32)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_a_student_of_one_stage_is_refused() -> None:
         ((64, 7, 7), (32, 3, 3), "64x7x7 -> 3x3/2, pool -> student stage 2 input 32x3x3"),
     ],
 )
-def test_a_pair_describes_itself(source: Shape, target: Shape, line: str) -> None:
-    assert str(Pair(1, source, 1, target, into_head=False)) == f"teacher stage 1 {line}"
-    into_head = str(Pair(3, source, 3, target, into_head=True))
+def test_an_entry_describes_itself(source: Shape, target: Shape, line: str) -> None:
+    assert str(BranchEntry(1, source, 1, target, into_head=False)) == f"teacher stage 1 {line}"
+    into_head = str(BranchEntry(3, source, 3, target, into_head=True))
     assert into_head == f"teacher stage 3 {line}".replace("student stage 2", "student head")
 
 
@@ -161,8 +161,8 @@ def test_layers_of_a_transform(source: int, target: int, kernels: list[tuple[typ
 def test_transforms_meet_the_shape_at_every_size(shapes: dict[tuple[str, int], list[Shape]]) -> None:
     wanted = set()
     for size, teacher, student in itertools.product(SIZES, FAMILIES, FAMILIES):
-        for pair in pair_stages(net_of(shapes[teacher, size]), net_of(shapes[student, size]), size):
-            wanted.add((pair.teacher_shape[1:], pair.student_shape[1:]))
+        for entry in branch_entries(net_of(shapes[student, size]), net_of(shapes[teacher, size]), size):
+            wanted.add((entry.teacher_shape[1:], entry.student_shape[1:]))
     assert len(wanted) > 100
     with torch.device("meta"):
         for source, target in wanted:
@@ -173,7 +173,7 @@ def test_transforms_meet_the_shape_at_every_size(shapes: dict[tuple[str, int], l
 @pytest.mark.parametrize(
     ("source", "target"), [((8, 4, 4), (16,)), ((8,), (8, 4, 4)), ((8, 4, 0), (8, 4, 4)), ((8, 16, 16), (8, 16, 4))]
 )
-def test_a_transform_that_is_not_to_be_had_is_refused_with_both_shapes(source: Shape, target: Shape) -> None:
+def test_an_impossible_transform_is_refused_with_both_shapes(source: Shape, target: Shape) -> None:
     with pytest.raises(ValueError, match="no transform") as refusal:
         FeatureTransform(source, target)
     assert str(source) in str(refusal.value)
@@ -184,8 +184,8 @@ def test_a_transform_that_is_not_to_be_had_is_refused_with_both_shapes(source: S
 
 
 @pytest.mark.parametrize("student", FAMILIES)
-def test_students_go_on_from_what_transforms_give(student: str, nets: dict[str, StagedNet]) -> None:
-    """With the test above: every teacher of the zoo serves every student, at the cost of one pass a student."""
+def test_students_run_from_the_output_of_a_transform(student: str, nets: dict[str, StagedNet]) -> None:
+    """Prove, with the test of all shapes, that every teacher of the zoo serves every student."""
     net = nets[student].eval()
     for entry, shape in enumerate(net.feature_shapes(32), start=2):
         logits = net.forward_from(entry, torch.empty(2, *shape, device="meta"))
@@ -209,14 +209,14 @@ def test_trains_every_parameter_of_real_pairs(teacher: str, student: str, size: 
     torch.manual_seed(0)
     net = models.build(teacher, num_classes=7)
     stages = range(1, net.num_stages + 1)
-    aware = StudentAwareTeacher(net, models.build(student, num_classes=7), image_size=size, stages=stages)
+    aware = StudentAwareTeacher(net, models.build(student, num_classes=7), image_size=size, branch_stages=stages)
     logits, branch_logits = aware(images(2, size))
     assert len(branch_logits) == len(stages)
     torch.stack([logits, *branch_logits]).logsumexp(-1).sum().backward()
     assert [name for name, p in aware.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-def test_training_gives_what_teacher_transform_and_student_give_by_hand() -> None:
+def test_training_equals_teacher_transform_and_student_by_hand() -> None:
     torch.manual_seed(0)
     teacher, student = toy((4, 6, 8)), toy((3, 5, 7), stride=1)
     aware = StudentAwareTeacher(teacher, student, image_size=16).double()
@@ -253,7 +253,7 @@ def test_the_exported_teacher_has_no_branch() -> None:
     assert set(aware.state_dict()) > {f"teacher.{name}" for name in names}
 
 
-def test_the_student_is_copied_from_and_left_alone() -> None:
+def test_the_student_is_copied_and_unchanged() -> None:
     torch.manual_seed(0)
     student = toy().eval().requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -272,7 +272,7 @@ def test_the_student_is_copied_from_and_left_alone() -> None:
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_branches_have_copies_of_their_own_or_share_one(share: bool) -> None:
+def test_branches_copy_the_student_each_or_share_one_copy(share: bool) -> None:
     student = toy()
     aware = StudentAwareTeacher(toy(), student, image_size=16, share_student=share)
     (first_transform, first), (second_transform, second) = aware.branches["1"], aware.branches["2"]
@@ -290,28 +290,31 @@ def test_branches_have_copies_of_their_own_or_share_one(share: bool) -> None:
 
 @pytest.mark.parametrize(("stages", "expected"), [(None, [1, 2]), ([2], [2]), ((3, 1), [1, 3]), ([1, 2, 3], [1, 2, 3])])
 def test_stages_choose_the_branches(stages: list[int] | None, expected: list[int]) -> None:
-    aware = StudentAwareTeacher(toy(), toy(), image_size=16, stages=stages)
-    assert [pair.teacher_stage for pair in aware.pairs] == expected
+    aware = StudentAwareTeacher(toy(), toy(), image_size=16, branch_stages=stages)
+    assert [entry.teacher_stage for entry in aware.entries] == expected
     assert list(aware.branches) == [str(stage) for stage in expected]
     assert len(aware(images())[1]) == len(aware.describe()) == len(expected)
     if 3 in expected:
         assert len(aware.branches["3"][1].stages) == 0
 
 
-def test_a_pairing_of_ones_own() -> None:
+def test_given_entries() -> None:
     teacher, student = toy(), toy()
-    pairing = [Pair(t, teacher.feature_shapes(16)[t - 1], 1, student.feature_shapes(16)[0], False) for t in (1, 2)]
-    aware = StudentAwareTeacher(teacher, student, image_size=16, pairing=pairing)
+    target = student.feature_shapes(16)[0]
+    entries = [BranchEntry(t, teacher.feature_shapes(16)[t - 1], 1, target, into_head=False) for t in (1, 2)]
+    aware = StudentAwareTeacher(teacher, student, image_size=16, entries=entries)
     assert [len(branch[1].stages) for branch in aware.branches.values()] == [2, 2]
     assert len(aware(images())[1]) == 2
     with pytest.raises(ConfigError, match="of 1, 2, got"):
-        StudentAwareTeacher(teacher, student, image_size=16, stages=[3], pairing=pairing)
+        StudentAwareTeacher(teacher, student, image_size=16, branch_stages=[3], entries=entries)
 
 
 @pytest.mark.parametrize("stages", [[], [0], [4], [-1], [1, 1]])
-def test_stages_that_the_teacher_has_not_are_refused(stages: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"sftn\.stages must be distinct stages of the teacher, of 1, 2, 3, got"):
-        StudentAwareTeacher(toy(), toy(), stages=stages)
+def test_unknown_stages_are_refused(stages: list[int]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"sftn\.branch_stages must be distinct stages of the teacher, of 1, 2, 3, got"
+    ):
+        StudentAwareTeacher(toy(), toy(), branch_stages=stages)
 
 
 def test_different_classes_are_refused() -> None:

@@ -221,7 +221,7 @@ def of_a_plugin(**options):
 def test_a_network_of_a_plugin(tmp_path: Path) -> None:
     plugin, folder = tmp_path / "mine.py", tmp_path / "net"
     plugin.write_text(PLUGIN)
-    make = f"from sftn_fast import models, plugins; plugins.load([{str(plugin)!r}])"
+    make = f"from sftn_fast import models; from sftn_fast.utils import plugins; plugins.load([{str(plugin)!r}])"
     save = f"models.save(models.build('of_a_plugin'), {str(folder)!r})"
     subprocess.run([sys.executable, "-c", f"{make}; {save}"], check=True)
     command = [sys.executable, "-m", "sftn_fast.transfer", str(folder), "--data.name", "fake", "--epochs", "1"]

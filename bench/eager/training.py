@@ -104,7 +104,7 @@ def training(case: TrainingCase, device: str = "cpu") -> tuple[Iterator[list[Ten
 
 
 def _sftn(teacher: models.StagedNet, student: models.StagedNet) -> tuple[Callable[..., Tensor], nn.Module]:
-    aware, criterion = StudentAwareTeacher(teacher, student, image_size=SIZE, stages=BRANCHES), SFTN()
+    aware, criterion = StudentAwareTeacher(teacher, student, image_size=SIZE, branch_stages=BRANCHES), SFTN()
 
     def loss(images: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return criterion(*aware(images), target)

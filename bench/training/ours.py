@@ -54,7 +54,7 @@ def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Any], C
 def _task(case: TrainingCase, labels: Tensor) -> Task:
     teacher, student = (models.build(name, num_classes=NUM_CLASSES) for name in (case.teacher, case.student))
     if case.method == "sftn":
-        return SFTNTask(StudentAwareTeacher(teacher, student, image_size=SIZE, stages=BRANCHES), SFTNConfig())
+        return SFTNTask(StudentAwareTeacher(teacher, student, image_size=SIZE, branch_stages=BRANCHES), SFTNConfig())
     distiller = distillers.build(
         SPECS[case.method], student=student, teacher=teacher, num_samples=NUM_SAMPLES, image_size=SIZE, labels=labels
     )

@@ -139,7 +139,7 @@ def check_distill(config: Config) -> None:
 
 def _check_logits_suffice(distill: str) -> None:
     methods = {term.name: registry.find(term.name) for term in parse_distill(distill).methods}
-    taught = {name: method for name, method in methods.items() if not method.only_beforehand}
+    taught = {name: method for name, method in methods.items() if not method.only_initialises}
     for name, method in taught.items():
         allowed = f"false with {distill}, since {name} reads more of the teacher than its logits"
         check(not method.needs_features, "cache_teacher", True, allowed)

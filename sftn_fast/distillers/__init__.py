@@ -1,7 +1,7 @@
-"""Knowledge distillation: methods by name, alone or combined, as the losses of one student.
+"""Knowledge distillation methods by name, alone or combined, as the losses of one student.
 
 A method is one file in :mod:`sftn_fast.distillers.methods`. This package imports torch only when a distiller is built
-or a method's options are looked up, so that a command line can be checked without.
+or a method's options are looked up, so that a command line is checked without it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def build(
         spec: Methods and weights, as in ``kd=0.9:temperature=2,ce=0.5``; see :func:`sftn_fast.distillers.spec.parse`.
         student: The network that learns.
         teacher: The network it learns from, or several; put into evaluation mode, and never trained.
-        num_samples: Training images, for methods that remember each.
+        num_samples: Number of training images, for methods that remember each image.
         image_size: Side of the images in pixels.
-        labels: Classes of the training images ``[num_samples]`` int64, for methods that contrast an image with those of
-            other classes. They learn what they are not told from the batches that they see.
-        gather: Over several processes: methods that relate the images of a batch see those of all.
+        labels: Classes of the training images ``[num_samples]`` int64, for methods that contrast an image with images
+            of other classes. Without them, the method collects labels from the batches.
+        gather: Give methods that relate the images of a batch the images of all processes.
 
     Raises:
         ConfigError: ``spec`` is not understood.
@@ -51,7 +51,7 @@ def build(
 
     from sftn_fast.distillers.distiller import Distiller
 
-    # The Distiller refuses modules that are no staged networks.
+    # Distiller checks that they are staged networks.
     teachers = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
     return Distiller(
         parse(spec),

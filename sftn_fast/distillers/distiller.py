@@ -1,4 +1,4 @@
-"""A student's losses: cross-entropy with the labels and any number of methods, from one pass of each network."""
+"""Cross-entropy and distillation losses of a student, from one pass of each network."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from torch import Tensor, nn
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.gather import warn_if_nobody_averages
+from sftn_fast.distillers.gather import warn_if_not_averaged
 from sftn_fast.distillers.logits_source import LogitsSource, OnlyLogits
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
-from sftn_fast.distillers.networks import check_teachers
+from sftn_fast.distillers.network_checks import check_teachers
 from sftn_fast.distillers.spec import CE, Spec, Term
-from sftn_fast.distillers.teaching import teaching
+from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.models import Features, StagedNet
 
 
 class Distiller(nn.Module):
     """Cross-entropy and distillation losses of a student.
 
-    Student and teachers are held, not registered: parameters and state are those of the methods' adapters alone. The
-    teachers move along with the module, and are in evaluation mode whatever mode the module is in. They answer with the
-    weights that they have, whatever wrote them. With several teachers each has adapters of its own, and a method's loss
-    is the mean over them.
+    Student and teachers are not registered as submodules, so parameters and state are those of the methods' adapters
+    alone. The teachers move with the module and stay in evaluation mode. Each step uses their current weights. With
+    several teachers, each has adapters of its own, and a method's loss is the mean over the teachers.
 
     Args:
         spec: Methods with weights and options.
         student: The network that learns.
         teachers: The networks it learns from, one or more.
-        num_samples: Training images.
+        num_samples: Number of training images.
         image_size: Side of the images in pixels.
-        labels: Classes of the training images [num_samples], where they are known beforehand.
-        gather: Methods that relate the images of a batch see those of all processes; each has to have as many.
+        labels: Classes of the training images [num_samples], if they are known.
+        gather: Give methods that relate the images of a batch the images of all processes. Each process must have the
+            same number of images.
 
     Attributes:
         methods: For each teacher, its methods by name.
         weights: Weight of each term, ``ce`` and the methods by name.
 
     Raises:
-        ValueError: The networks differ in their classes or channels, share a module, can't take such images, or a
-            method can't serve them.
+        ValueError: The networks differ in classes or channels, share a module, or can't run on such images; or a
+            method can't use them.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         check_teachers(student, teachers)
-        # The tuple hides the networks from nn.Module, which would register them.
+        # A tuple, so that nn.Module does not register the networks.
         self._held = (student, *(teacher.eval() for teacher in teachers))
         about_student = NetInfo.of(student, image_size)
         self.methods = nn.ModuleList()
@@ -83,11 +83,11 @@ class Distiller(nn.Module):
 
     @property
     def teacher(self) -> StagedNet:
-        """The first of the teachers."""
+        """The first teacher."""
         return self._held[1]
 
     def initialisations(self) -> list[tuple[str, Initialisation]]:
-        """What has to be trained before the student, in this order; each with a name that tells it from the others."""
+        """Return the trainings that must run before the student's, in order, each with a unique name."""
         found = []
         for number, teacher in enumerate(self.teachers):
             for name, method in self._methods_of(number).items():
@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         return found
 
     def describe(self) -> list[str]:
-        """What the methods compare, a line each."""
+        """Return what the methods compare, in one or more lines each."""
         return [
             f"{name}: {line}"
             for number in range(len(self.teachers))
@@ -106,10 +106,10 @@ class Distiller(nn.Module):
         ]
 
     def keep_logits(self, logits: LogitsSource) -> None:
-        """From now on run the teacher only where ``logits`` does not know what it would say.
+        """Take the teacher's logits from ``logits``, and run the teacher only for images that it does not have.
 
-        Tell this distiller which epoch begins, and ``logits`` which has ended. The teacher must not change meanwhile.
-        Its weights are compared when an epoch begins: from then on it runs in every step.
+        Call :meth:`begin_epoch` before each epoch, and tell ``logits`` when one has ended. The teacher must not change.
+        Its weights are compared at the start of each epoch; once they differ, it runs in every step.
 
         Raises:
             ValueError: A method reads more of the teacher than its logits, or there are several teachers.
@@ -123,9 +123,9 @@ class Distiller(nn.Module):
         self._logits = logits
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Tell the methods which epoch begins, counted from 0; whether any loss is computed otherwise now.
+        """Tell the methods that ``epoch`` begins, counted from 0; return whether any loss changed.
 
-        A loop that never does has no warm-up.
+        Without this call, losses do not warm up.
         """
         methods = [method for number in range(len(self.teachers)) for method in self._methods_of(number).values()]
         answers = [method.begin_epoch(epoch) for method in methods]
@@ -134,20 +134,20 @@ class Distiller(nn.Module):
         return any(answer is not False for answer in answers)
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """Losses of one batch.
+        """Compute the losses of one batch.
 
         Args:
             images: [N, C, H, W].
             target: Labels [N], int64.
-            index: The images' numbers in the training data [N], int64.
+            index: Indices of the images in the training data [N], int64.
 
         Returns:
-            0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and, by its name, each method's that
-            has a loss once it is initialised, not weighted and detached.
+            0-dim terms: ``total``, weighted, which carries the gradient; ``ce`` and each method's loss by its name,
+            unweighted and detached. A method that only initialises the student has no term.
         """
         if not self._has_run:
             self._has_run = True
-            warn_if_nobody_averages(self.student)
+            warn_if_not_averaged(self.student)
         losses, batch = self._losses_of(0), Batch(images, target, index)
         if len(self.teachers) == len(losses) == 1:
             ((name, method),) = losses.items()
@@ -158,8 +158,8 @@ class Distiller(nn.Module):
     def _fused_terms(self, name: str, method: FusedMethod, batch: Batch) -> dict[str, Tensor]:
         teacher_logits = self._teacher_logits(batch)
         weights = {"weight": self.weights[name], "ce_weight": self.weights[CE]}
-        total, ce, loss = method.loss_with_ce(self.student(batch.images), teacher_logits, batch.target, **weights)
-        return {"total": total, CE: ce, name: loss}
+        terms = method.loss_with_ce(self.student(batch.images), teacher_logits, batch.target, **weights)
+        return {"total": terms.total, CE: terms.ce, name: terms.loss}
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         images, extra = self._all_images(batch.images)
@@ -173,7 +173,7 @@ class Distiller(nn.Module):
             if self._logits is not None:
                 taught: Features = OnlyLogits(self._teacher_logits(batch))
             else:
-                with teaching(teacher):
+                with teacher_mode(teacher):
                     taught = teacher.forward_features(images, preact=self._needs_preacts)
             for name, method in methods.items():
                 pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
@@ -184,16 +184,16 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def _teacher_logits(self, batch: Batch) -> Tensor:
-        """The logits [N, num_classes] of the first teacher, from its pass or from what is known of it."""
+        """Return logits [N, num_classes] of the first teacher, computed or from its :class:`LogitsSource`."""
 
-        def of_its_pass() -> Tensor:
-            with teaching(self.teacher):
+        def run_teacher() -> Tensor:
+            with teacher_mode(self.teacher):
                 return self.teacher(batch.images)
 
-        return of_its_pass() if self._logits is None else self._logits(batch.index, of_its_pass)
+        return run_teacher() if self._logits is None else self._logits(batch.index, run_teacher)
 
     def _all_images(self, images: Tensor) -> tuple[Tensor, str | None]:
-        """The batch's images with those that a method asks for behind them, and that method's name."""
+        """Return the batch's images followed by those that a method adds, and the name of that method."""
         asked = {name: method.extra_images(images) for name, method in self._losses_of(0).items()}
         extra = {name: more for name, more in asked.items() if more is not None}
         if len(extra) > 1:
@@ -206,17 +206,17 @@ class Distiller(nn.Module):
         return dict(cast(nn.ModuleDict, self.methods[teacher]).items())  # type: ignore[arg-type]
 
     def _losses_of(self, teacher: int) -> dict[str, Method]:
-        """The methods that have a loss while the student learns."""
-        return {name: method for name, method in self._methods_of(teacher).items() if not method.only_beforehand}
+        """Return the methods that have a loss while the student trains."""
+        return {name: method for name, method in self._methods_of(teacher).items() if not method.only_initialises}
 
     def train(self, mode: bool = True) -> Distiller:
-        """Set the mode of the adapters; the teachers are in evaluation mode after it in any case."""
+        """Set the mode of the adapters; the teachers stay in evaluation mode."""
         for teacher in self.teachers:
             teacher.eval()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        """Carries ``.to``, ``.cuda`` and ``.double`` over to the teachers, which nn.Module doesn't know of."""
+        """Apply ``.to``, ``.cuda`` and ``.double`` to the teachers too, which nn.Module does not know."""
         for teacher in self.teachers:
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -226,13 +226,12 @@ def _method(term: Term, setup: Setup) -> Method:
     try:
         return registry.find(term.name)(setup, **term.options)
     except ValueError as error:
-        # Some say already who they are.
-        named = str(error).startswith(term.name)
+        named = str(error).startswith(term.name)  # some messages begin with the method's name already
         raise ValueError(str(error) if named else f"{term.name}: {error}") from error
 
 
 def _weights(spec: Spec, methods: dict[str, Method]) -> dict[str, float]:
-    """The weights given, and the methods' defaults for the others."""
+    """Return the weights in ``spec``, completed by the methods' defaults."""
     weights = {CE: 1.0} | {name: method.default_weight for name, method in methods.items()}
     (name, method), *others = methods.items()
     if not others and method.weights_alone is not None:

@@ -1,4 +1,4 @@
-"""A step that several processes share: the whole batch, with gradients to one's own part of it, and who averages them.
+"""The whole batch of a step over several processes, with gradients to each process's own part.
 
 Works in any loop that averages gradients over the processes of the default group, as DistributedDataParallel does.
 """
@@ -15,29 +15,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def ranks() -> int:
-    """Number of processes that share a step."""
+    """Return the number of processes that share a step."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def whole_batch(own: Tensor) -> Tensor:
-    """The rows of all ranks ``[ranks * N, ...]`` by rank, from one's own ``[N, ...]``, as many on each rank.
+    """Gather rows ``[N, ...]`` of each rank into ``[ranks * N, ...]``, in rank order; N must be equal on all ranks.
 
-    A loss of the result is the same on each rank, and its gradient reaches one's own rows, multiplied by the number of
-    ranks: averaged over the ranks the parameters' gradients are then those of one process with the whole batch.
+    A loss of the result is the same on each rank. Its gradient reaches a rank's own rows, multiplied by the number of
+    ranks. Averaged over the ranks, the parameters' gradients are then those of one process with the whole batch.
     """
     return own if ranks() == 1 else _WholeBatch.apply(own)
 
 
-def warn_if_nobody_averages(student: nn.Module) -> None:
-    """Warn where a step of several processes runs ``student`` as it is, though they have to learn the same.
+def warn_if_not_averaged(student: nn.Module) -> None:
+    """Warn if a step of several processes runs ``student`` outside of DistributedDataParallel.
 
-    A wrapper averages gradients of what is called through it. One around the student alone does not see the calls that
-    a distiller makes.
+    DistributedDataParallel averages the gradients of calls that go through it. Wrapped around the student alone, it
+    does not see the calls that a distiller makes.
     """
     learns = torch.is_grad_enabled() and any(p.requires_grad for p in student.parameters())
     if ranks() == 1 or not learns or torch.compiler.is_compiling():
         return
-    # PyTorch has no public way to ask, and may lose this one.
+    # PyTorch has no public function for this, and may remove this private one.
     active = getattr(DistributedDataParallel, "_get_active_ddp_module", None)
     sharded = any(hasattr(p, "device_mesh") for p in student.parameters())
     if active is not None and active() is None and not sharded:

@@ -1,4 +1,4 @@
-"""Initialisations in which the student's stages learn from the teacher's before the classifier learns anything."""
+"""Initialisation of the student's stages by the teacher's, before the classifier trains."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sftn_fast.distillers.method import InitTask
-from sftn_fast.distillers.teaching import teaching
+from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.models import Features, StagedNet
 
 
 class StudentStages(InitTask):
-    """Trains the student's stem and stages, and ``adapters``, on a loss between the networks' features.
+    """Task that trains the student's stem and stages, and ``adapters``, on a loss between the networks' features.
 
-    The student's head does not learn, and is in evaluation mode, as in RepDistiller. Then the adapters, whose work is
-    done, are frozen.
+    The student's head is frozen and in evaluation mode, as in RepDistiller. At the end the adapters are frozen, since
+    nothing uses them later.
 
     Args:
         student: The network whose stages learn.
-        teacher: The network they learn from; held, not registered.
-        adapters: What learns beside, or an empty module.
+        teacher: The network they learn from; not registered as a submodule.
+        adapters: Module that learns beside the student, or an empty one.
         loss: ``loss(student features, teacher features)``, 0-dim.
         preact: Whether the loss reads the maps before their ReLU.
     """
@@ -42,7 +42,7 @@ class StudentStages(InitTask):
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`InitTask.forward`."""
         (net,) = self._held
-        with teaching(net):
+        with teacher_mode(net):
             teacher = net.forward_features(images, preact=self._preact)
         total = self._loss(self.student.forward_features(images, preact=self._preact), teacher)
         return {"total": total, "init": total.detach()}

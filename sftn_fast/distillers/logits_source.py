@@ -1,4 +1,4 @@
-"""Teacher logits that come from somewhere else than the teacher's own pass."""
+"""Teacher logits from a cache instead of a forward pass."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sftn_fast.models import Features
 
 
 class LogitsSource(Protocol):
-    """Logits of a frozen teacher, by the images' numbers in the training data."""
+    """Logits of a frozen teacher by the indices of the images in the training data."""
 
     def __call__(self, index: Tensor, teacher: Callable[[], Tensor]) -> Tensor:
-        """Return the logits [N, num_classes] of the images at ``index`` [N]; call ``teacher`` for unknown ones."""
+        """Return logits [N, num_classes] of the images at ``index`` [N]; run ``teacher`` for images not stored."""
 
     def watch(self, teacher: nn.Module) -> None:
-        """Remember the weights of ``teacher``, so that logits of other weights are never returned."""
+        """Record the weights of ``teacher``, so that logits of other weights are never returned."""
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Prepare ``epoch``, counted from 0; return whether a step reads other memory than in the epoch before."""
+        """Prepare ``epoch``, counted from 0; return whether a step reads other memory than in the previous epoch."""
 
 
 class OnlyLogits(Features):
-    """Features of a teacher whose pass was left out: reading anything but ``logits`` raises AttributeError."""
+    """Features of a teacher that did not run: reading anything but ``logits`` raises AttributeError."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits

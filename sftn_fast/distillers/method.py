@@ -1,10 +1,10 @@
-"""What a distillation method is."""
+"""Base classes of distillation methods, and the setup that a method is built for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -17,10 +17,10 @@ from sftn_fast.models.staged import Shape
 
 @dataclass(frozen=True)
 class NetInfo:
-    """A network and the shapes of its features, from which a method makes its adapters."""
+    """A network and the shapes of its features, from which a method builds its adapters."""
 
     net: StagedNet
-    """To look at, as for a BatchNorm's parameters; a method registers none of it."""
+    """The network, for reading only, such as a BatchNorm's parameters. A method must not register any of it."""
     stages: list[Shape]
     """(C, H, W) of each stage's output."""
     pooled: int
@@ -28,14 +28,14 @@ class NetInfo:
 
     @classmethod
     def of(cls, net: StagedNet, image_size: int) -> NetInfo:
-        """Find the shapes for square images of ``image_size`` pixels; leaves the network's state alone.
+        """Find the shapes for square images of ``image_size`` pixels, without changing the network's state.
 
         Raises:
-            ValueError: The network can't take such images, or does not show what it does with them.
+            ValueError: The network can't run on such images, or does not return features.
         """
         try:
             seen = net.probe(image_size)
-        except Exception as error:  # whatever the network's layers raise
+        except Exception as error:  # layers may raise anything
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             where = f"on images of {image_size} x {image_size} pixels"
             raise ValueError(f"{net.name or 'a network'} can't run {where}: {reason}") from error
@@ -44,31 +44,31 @@ class NetInfo:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is built for."""
+    """Networks and data that a method is built for."""
 
     student: NetInfo
     teacher: NetInfo
     num_samples: int
-    """Training images; a batch's ``index`` is below it."""
+    """Number of training images; a batch's ``index`` is below it."""
     image_size: int
     """Side of the images in pixels."""
     labels: Tensor | None = None
-    """Classes of the training images [num_samples] int64, where they are known beforehand."""
+    """Classes of the training images [num_samples] int64, if they are known."""
     gather: bool = False
     """Whether methods that relate images see those of all processes; see :class:`RelationalMethod`."""
 
     @property
     def pairs(self) -> tuple[StagePair, ...]:
-        """The stages that stand beside each other, each at most once; see :func:`pair_stages`.
+        """Pairs of student and teacher stages, each stage at most once; see :func:`pair_stages`.
 
         Raises:
-            ValueError: A stage gives no map, as the tokens of a transformer.
+            ValueError: A stage returns no map [N, C, H, W], but for example tokens of a transformer.
         """
         self.require_maps()
         return pair_stages(self.student.stages, self.teacher.stages)
 
     def require_maps(self) -> None:
-        """Raise ValueError where a stage of either network gives something else than a map [N, C, H, W]."""
+        """Raise ValueError if a stage of either network returns anything but a map [N, C, H, W]."""
         for role, network in (("student", self.student), ("teacher", self.teacher)):
             for number, shape in enumerate(network.stages, start=1):
                 if len(shape) != 3:
@@ -79,70 +79,70 @@ class Setup:
 class Method(nn.Module):
     """A loss between a student and a teacher. Its parameters, if any, are adapters that learn beside the student.
 
-    A subclass is registered by :func:`~sftn_fast.distillers.registry.register` and constructed as
-    ``cls(setup, **options)``; the keyword-only arguments of its constructor are the options that users may give, see
+    Register a subclass with :func:`~sftn_fast.distillers.registry.register`. It is constructed as
+    ``cls(setup, **options)``. The keyword-only arguments of its constructor are the options that users may give; see
     :mod:`sftn_fast.distillers.options`.
     """
 
     default_weight: ClassVar[float] = 1.0
-    """Weight where the user gives none."""
+    """Weight if the user gives none."""
     weights_alone: ClassVar[tuple[float, float] | None] = None
-    """Default weights of the method and of the cross-entropy where it is the only method, if they differ then."""
+    """Default weights of the method and of the cross-entropy if it is the only method and they differ then."""
     needs_preacts: ClassVar[bool] = False
     """Whether ``loss`` reads ``Features.preacts``."""
     needs_features: ClassVar[bool] = True
-    """Whether ``loss`` reads more of the teacher than its logits on the batch's images. Where it says that it does not,
-    the teacher's pass can be left out, see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
+    """Whether ``loss`` reads more of the teacher than its logits of the batch's images. If not, cached logits can
+    replace the teacher's pass; see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
     defaults_in_words: ClassVar[dict[str, str]] = {}
-    """Of options whose default stands for another value, what that is; for the table of methods."""
-    only_beforehand: bool = False
-    """Whether :meth:`initialisation` is all that the method does: it has no ``loss``, and needs no teacher later."""
+    """Effective value of each option whose default stands for another one; for the table of methods."""
+    only_initialises: bool = False
+    """Whether the method has an :meth:`initialisation` only: it has no ``loss`` and needs no teacher later."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """The loss, 0-dim and unweighted, with gradients to the student's features; the teacher's carry none.
+        """Return the loss, 0-dim and unweighted, with gradients to the student's features only.
 
-        The features are of ``batch.images``, followed by those of :meth:`extra_images` where there are some.
+        The features are those of ``batch.images``, followed by those of :meth:`extra_images` if there are any.
         """
         raise NotImplementedError
 
     def extra_images(self, images: Tensor) -> Tensor | None:
-        """Further images [M, C, H, W] that both networks are to see with the batch's own, or None."""
+        """Return further images [M, C, H, W] that both networks see after the batch's own, or None."""
         return None
 
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
-        """What has to be trained before the student is, or None."""
+        """Return the training that must run before the student's, or None."""
         return None
 
     def begin_epoch(self, epoch: int) -> bool | None:
-        """Told before each epoch, counted from 0, by loops that count; for weights that warm up.
+        """Update weights that warm up; called before each epoch, counted from 0, by loops that support it.
 
         Returns:
-            False: the loss is computed as in the epoch before. Whatever else is taken to have changed something, so
-            that a step which is replayed from a CUDA graph is captured anew.
+            False if the loss is computed as in the previous epoch. Any other value, None included, means that it may
+            have changed, and a step that was recorded as a CUDA graph is recorded again.
         """
         return False
 
     def describe(self) -> list[str]:
-        """What the method compares, a line each, for the start of a run."""
+        """Return what the method compares, as lines to print at the start of a run."""
         return []
 
 
 class PairedMethod(Method):
-    """A method that compares the maps of all stages that stand beside each other."""
+    """A method that compares the maps of all paired stages."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.pairs = setup.pairs
 
     def maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
-        """The paired stages' outputs [N, C, H, W], the student's first."""
+        """Return the paired stages' outputs [N, C, H, W], the student's first."""
         return self._paired(student.stages, teacher.stages)
 
     def preact_maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
-        """The same before their ReLU; for methods that ask for them by ``needs_preacts``."""
+        """Return the same maps before their ReLU; for methods that set ``needs_preacts``."""
         assert student.preacts is not None and teacher.preacts is not None
         return self._paired(student.preacts, teacher.preacts)
 
@@ -162,62 +162,69 @@ class RelationalMethod(Method):
         self._gather = setup.gather
 
     def together(self, *rows: Tensor) -> tuple[Tensor, ...]:
-        """Each of ``rows`` [N, ...], or what it is over all processes [ranks * N, ...] if so chosen."""
+        """Return each of ``rows`` [N, ...], gathered over all processes [ranks * N, ...] with ``Setup.gather``."""
         return tuple(whole_batch(x) for x in rows) if self._gather else rows
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:
-    """The sum of at least one loss."""
+    """Return the sum of one or more losses."""
     first, *others = losses
     return sum(others, start=first)
 
 
 class InitTask(nn.Module):
-    """What an initialisation trains: a task whose ``model`` is None, since there is nothing to evaluate.
+    """A training task of an initialisation. Its ``model`` is None, since there is nothing to evaluate.
 
-    It registers what it trains and whatever else of the networks it changes, so that its state holds all of that. The
-    adapters in it are the method's own, which are ready when it is done.
+    It registers the modules that it trains and all others that it changes, so that its state covers them. Its adapters
+    are the method's own, and are ready when it ends.
     """
 
     model: None = None
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """0-dim float32 terms by name; ``total`` carries the gradient. Arguments as a task's."""
+        """Return 0-dim float32 terms by name; ``total`` carries the gradient. The arguments are those of a task."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Put back what the task had to change for its time, as frozen parameters."""
+        """Undo temporary changes to the networks, such as frozen parameters, and freeze adapters that are done."""
 
 
 @dataclass(frozen=True)
 class Initialisation:
-    """A stage of training that comes before the student's own."""
+    """A training that runs before the student's own."""
 
     task: InitTask
     epochs: int
     lr: float | None = None
     """Learning rate; None for the student's."""
     milestones: Sequence[int] = ()
-    """Epochs after which the learning rate is divided by ten; constant without any."""
+    """Epochs after which the learning rate is divided by ten; it is constant if there are none."""
+
+
+class FusedTerms(NamedTuple):
+    """A method's loss and the cross-entropy, computed together. All terms are 0-dim."""
+
+    total: Tensor
+    """Weighted sum, which carries the gradient."""
+    ce: Tensor
+    """Cross-entropy with the labels, unweighted and detached."""
+    loss: Tensor
+    """The method's loss, unweighted and detached."""
 
 
 class FusedMethod(Method):
-    """A method that reads nothing but logits and, as the only one, is computed together with the cross-entropy."""
+    """A method that reads logits only and, if it is the only one, is computed together with the cross-entropy."""
 
     needs_features = False
 
     def loss_with_ce(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, *, weight: float, ce_weight: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Both losses at once.
+    ) -> FusedTerms:
+        """Compute both losses in one pass.
 
         Args:
             student_logits, teacher_logits: [N, num_classes].
             target: Labels [N], int64.
-            weight, ce_weight: Weights in the total of this method's loss and of the cross-entropy.
-
-        Returns:
-            Total, which carries the gradient; cross-entropy and this method's loss, not weighted and detached. All
-            0-dim.
+            weight, ce_weight: Weights of this method's loss and of the cross-entropy in the total.
         """
         raise NotImplementedError

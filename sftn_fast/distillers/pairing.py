@@ -1,4 +1,4 @@
-"""Which stages of teacher and student a method compares, where the networks may have different numbers of them."""
+"""Pairing of student and teacher stages for a method, also if the networks have different numbers of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from sftn_fast.models.staged import Shape
 
 @dataclass(frozen=True)
 class StagePair:
-    """Two stages that stand at the same place of their networks. Stages count from 1."""
+    """Two matching stages of student and teacher. Stages count from 1."""
 
     student_stage: int
     student_shape: Shape
     """Output of that stage (C, H, W)."""
     teacher_stage: int
     teacher_shape: Shape
+    """Output of that stage (C', H', W')."""
 
     def __str__(self) -> str:
         student, teacher = ("x".join(map(str, shape)) for shape in (self.student_shape, self.teacher_shape))
@@ -26,11 +27,18 @@ class StagePair:
 
 
 def pair_stages(student: Sequence[Shape], teacher: Sequence[Shape]) -> tuple[StagePair, ...]:
-    """Pair the stages whose outputs have these shapes, each stage at most once.
+    """Pair the stages of the same resolution, each stage at most once.
 
-    There are as many pairs as the network with fewer stages has. The pairs keep the networks' order and the last stages
-    pair with each other; among what is left to choose, the maps' sizes differ least, in halvings summed over the pairs,
-    then the relative depths, then the earlier stages win. With equal numbers of stages, stage i pairs with stage i.
+    The number of pairs is that of the stages of the shallower network. The pairs keep the networks' order, and the last
+    stages pair with each other. Of the remaining choices the best one has (1) the smallest difference of the maps'
+    sizes, in halvings summed over the pairs, (2) the smallest difference of the relative depths, (3) the earliest
+    stages. With equal numbers of stages, stage i therefore pairs with stage i.
+
+    :func:`sftn_fast.sftn.branch_entries` instead finds a student stage for every teacher stage.
+
+    Args:
+        student: (C, H, W) of the output of each student stage.
+        teacher: (C', H', W') of the output of each teacher stage.
     """
     count = min(len(student), len(teacher))
     choices = itertools.product(_choices(len(student), count), _choices(len(teacher), count))
@@ -39,7 +47,7 @@ def pair_stages(student: Sequence[Shape], teacher: Sequence[Shape]) -> tuple[Sta
         pairs = list(zip(*choice, strict=True))
         sizes = (math.log2(student[s - 1][1] / teacher[t - 1][1]) for s, t in pairs)
         depths = (s / len(student) - t / len(teacher) for s, t in pairs)
-        # Rounded, lest equal sums differ by the order of their terms.
+        # Rounded, so that the order of the terms can't make equal sums differ.
         return round(sum(map(abs, sizes)), 6), round(sum(map(abs, depths)), 6)
 
     best = zip(*min(choices, key=mismatch), strict=True)
@@ -47,5 +55,5 @@ def pair_stages(student: Sequence[Shape], teacher: Sequence[Shape]) -> tuple[Sta
 
 
 def _choices(stages: int, count: int) -> list[tuple[int, ...]]:
-    """The ways to choose ``count`` of the stages in order, the last one always."""
+    """Return all ways to choose ``count`` of the stages in order, always with the last one."""
     return [(*inner, stages) for inner in itertools.combinations(range(1, stages), count - 1)]

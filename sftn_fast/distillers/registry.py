@@ -1,4 +1,4 @@
-"""Which methods there are. Knows their names without importing them."""
+"""Registry of the distillation methods; lists their names without importing them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _methods: dict[str, type[Method]] = {}
 
 
 def register(name: str) -> Callable[[type[M]], type[M]]:
-    """Class decorator that makes a :class:`~sftn_fast.distillers.method.Method` known under ``name``.
+    """Register a :class:`~sftn_fast.distillers.method.Method` under ``name``, as a class decorator.
 
-    A file in ``distillers/methods`` registers the method that it is named after. Code elsewhere registers what it
-    likes, before the specification that uses it is parsed.
+    A file in ``distillers/methods`` registers one method under the file's name. Code elsewhere may register methods
+    under any free name, before a specification that uses them is parsed.
 
     Raises:
         ValueError: The name is taken.
@@ -38,7 +38,7 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
 
 
 def names() -> list[str]:
-    """Names of all methods, sorted."""
+    """Return the names of all methods, sorted."""
     return sorted(_files() | _methods.keys())
 
 
@@ -47,7 +47,7 @@ def _files() -> set[str]:
 
 
 def find(name: str) -> type[Method]:
-    """The class registered as ``name``, one of :func:`names`; imports its file."""
+    """Return the class registered as ``name``, one of :func:`names`; import its file if needed."""
     if name not in _methods:
         importlib.import_module(f"{methods.__name__}.{name}")
     return _methods[name]

@@ -1,4 +1,4 @@
-"""The language of ``--distill``: ``NAME[=WEIGHT][:OPTION=VALUE]...``, separated by commas."""
+"""Parser of ``--distill``: ``NAME[=WEIGHT][:OPTION=VALUE]...``, separated by commas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from sftn_fast.config import ConfigError
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.options import options_of
+from sftn_fast.distillers.options import OptionValue, options_of
 
 CE = "ce"
 ALIASES = {
@@ -22,44 +21,44 @@ ALIASES = {
     "ofd": "oh",
     "similarity": "sp",
 }
-"""Names that RepDistiller and mdistiller give to methods."""
+"""Names of the methods in RepDistiller and mdistiller."""
 OPTION_ALIASES = {
     "crd": {"nce_k": "negatives", "nce_t": "temperature", "nce_m": "momentum", "feat_dim": "dim"},
     "fitnet": {"hint_layer": "layer"},
 }
-"""Names that RepDistiller's script gives to options. Its hint layer 0, the stem, is not to be had."""
+"""Names of the options in RepDistiller's script. Its hint layer 0, the stem, is not supported."""
 ALONE = ("crd", "dist", "dkd", "kd", "sskd")
-"""Methods that the SFTN paper, or their own, trains without KD beside them."""
+"""Methods that the SFTN paper or the method's own paper trains without KD beside them."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One method as it was asked for."""
+    """One method of a specification."""
 
     name: str
     weight: float | None = None
-    """None where none was given: the method has a default."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    """None for the method's default."""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The methods, in the order given, and the weight of the cross-entropy that is always beside them."""
+    """The methods in the given order, and the weight of the cross-entropy with the labels, which is always added."""
 
     methods: tuple[Term, ...]
     ce_weight: float | None = None
-    """None where none was given: it depends on the methods."""
+    """None for the default, which depends on the methods."""
 
 
 def parse(text: str) -> Spec:
     """Read a specification of distillation losses.
 
-    ``kd`` is knowledge distillation with its usual weights; ``kd=0.9:temperature=2,ce=0.5`` gives weights to it and to
-    the cross-entropy with the labels, ``ce``, and an option to it. Imports torch only where options are given: their
-    names and types are those of the method's class. RepDistiller's names are understood too.
+    ``kd`` is knowledge distillation with its default weights. ``kd=0.9:temperature=2,ce=0.5`` sets its weight, its
+    temperature, and the weight of the cross-entropy with the labels, ``ce``. RepDistiller's names are accepted too.
+    Imports torch only if options are given, whose names and types come from the method's class.
 
     Raises:
-        ConfigError: A piece is not understood; the message has it, and what is allowed.
+        ConfigError: A part is not understood; the message quotes it and lists what is allowed.
     """
     terms = [_parse_term(piece.strip()) for piece in text.split(",")]
     for name, count in Counter(term.name for term in terms).items():
@@ -72,7 +71,7 @@ def parse(text: str) -> Spec:
 
 
 def of_method(name: str) -> str:
-    """The specification of one method in the SFTN paper's setting: those on features jointly with KD."""
+    """Return the specification of one method as the SFTN paper trains it: methods on features jointly with KD."""
     name = ALIASES.get(name, name)
     if name not in registry.names():
         raise ConfigError(f"method must be one of {', '.join(registry.names())}, got {name!r}")
@@ -80,7 +79,7 @@ def of_method(name: str) -> str:
 
 
 def of_weights(name: str, gamma: float | None, alpha: float | None, beta: float | None) -> str:
-    """The specification that RepDistiller's script has for ``--distill name -r gamma -a alpha -b beta``."""
+    """Return the specification that equals RepDistiller's ``--distill name -r gamma -a alpha -b beta``."""
     name = ALIASES.get(name, name)
     if name not in registry.names():
         known = ", ".join(registry.names())
@@ -117,11 +116,11 @@ def _parse_weight(piece: str, text: str) -> float:
     return weight
 
 
-def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, Any]:
+def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, OptionValue]:
     if not texts:
         return {}
     known = {} if name == CE else options_of(registry.find(name))
-    values: dict[str, Any] = {}
+    values: dict[str, OptionValue] = {}
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
         key = OPTION_ALIASES.get(name, {}).get(key, key)

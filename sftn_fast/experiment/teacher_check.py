@@ -10,7 +10,7 @@ from torch import Tensor
 from sftn_fast import engine, models
 from sftn_fast.config import ConfigError
 from sftn_fast.data import ImageData
-from sftn_fast.distillers.teaching import teaching
+from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.engine import distributed
 from sftn_fast.engine.divergence import near_chance
 from sftn_fast.models import StagedNet
@@ -57,7 +57,7 @@ def confusion(network: StagedNet, data: ImageData, layout: engine.Layout) -> Ten
     """Return the confusion matrix over the test images of all ranks: [num_classes, num_classes] float64, true first."""
     classes = data.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.float64, device=layout.device)
-    with teaching(network), layout.autocast():
+    with teacher_mode(network), layout.autocast():
         for batch in data.test:
             answers = network(layout.images(batch.images)).argmax(1)
             counts += torch.bincount(layout.indices(batch.target) * classes + answers, minlength=classes * classes)

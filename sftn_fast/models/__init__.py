@@ -1,6 +1,6 @@
-"""Staged networks: the usual ones by name, a user's own by the names of the modules at which it splits."""
+"""Staged networks: the usual ones by name, a user's own by the names of the modules that end its stages."""
 
-from sftn_fast.models import (  # noqa: F401 (they register their networks)
+from sftn_fast.models import (  # noqa: F401 (imported to register their networks)
     mobilenet,
     mobilenet_v1,
     resnet,

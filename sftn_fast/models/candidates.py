@@ -1,4 +1,4 @@
-"""Where in a file the weights of a network may be: under which keys, and behind which prefix of their names."""
+"""Search of a file for the weights of a network: under which keys, and with which prefix of their names."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from sftn_fast.utils.text import escape, listed, printable
 
 COUNTER = "num_batches_tracked"
 PASSED_OVER = (COUNTER, "total_ops", "total_params", "n_averaged")
-"""Last parts of names of tensors that no network computes with: BatchNorm's counters, what thop counts, and what
-torch.optim.swa_utils.AveragedModel counts."""
+"""Last parts of names of tensors that no network computes with: the counters of BatchNorm, of thop and of
+torch.optim.swa_utils.AveragedModel."""
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
-"""In a key or a prefix: averaged weights, which come first, as in timm. They are what such a script evaluates."""
+"""Keys or prefixes of averaged weights. They are preferred, as in timm, since scripts that average evaluate them."""
 DEPTH = 4
-"""How many keys, and how many parts of a prefix, are looked through."""
+"""Largest number of nested keys, and of parts of a prefix, that are searched."""
 
 
 @dataclass
 class Candidate:
-    """Tensors that may be the network's.
+    """Tensors of a file that may be the network's weights.
 
     Attributes:
-        key: The keys that lead to them.
-        label: The same and the prefix.
-        tensors: By the network's names where these are known, else by the file's without the prefix.
-        theirs: The file's own names.
-        remarks: What was understood and what passed over, for the user.
-        matches: How many tensors of the network are among them.
+        key: Keys under which the file has them, joined by dots.
+        label: Keys and prefix.
+        tensors: Tensors by the network's names where these are known, else by the file's without the prefix.
+        theirs: The file's names of the tensors.
+        remarks: Messages for the user: the prefix that was removed, the entries that were ignored.
+        matches: Number of the network's tensors among them.
     """
 
     key: str
@@ -48,11 +48,11 @@ class Candidate:
 
     @property
     def is_averaged(self) -> bool:
-        """Whether the label says that these are averages over the training's steps."""
+        """Whether the label names averages over the steps of a training."""
         return any(AVERAGED.search(part) for part in self.label.split("."))
 
     def named(self, name: str) -> str:
-        """What the file calls the tensor that is ``name`` here."""
+        """Return the file's name of the tensor that the network calls ``name``."""
         return dict(zip(self.tensors, self.theirs, strict=True))[name]
 
 
@@ -66,10 +66,10 @@ class _Source(NamedTuple):
 def find_candidates(
     payload: Mapping[Any, Any], net: nn.Module, own: Mapping[str, Tensor], path: str | Path, prefix: str | None
 ) -> list[Candidate]:
-    """Return all that may be weights of ``net``, the most likely first; ``own`` is its state.
+    """Return all candidates for the weights of ``net``, the most likely first; ``own`` is its state.
 
     Raises:
-        WeightsError: There are no tensors by name.
+        WeightsError: ``payload`` has no tensors by name, or none with ``prefix``.
     """
     sources = list(_sources(payload))
     if not sources:
@@ -88,10 +88,10 @@ def find_candidates(
 
 
 def prefer(fitting: Sequence[Candidate], path: str | Path) -> Candidate | None:
-    """Return the averaged one of ``fitting``, else the only one, or None if there is none.
+    """Return the averaged candidate of ``fitting``, else the only one, or None if there is none.
 
     Raises:
-        WeightsError: Several fit, and differ.
+        WeightsError: Several candidates fit, and their values differ.
     """
     averaged = [each for each in fitting if each.is_averaged]
     different: list[Candidate] = []
@@ -128,7 +128,7 @@ def _same(one: Candidate, other: Candidate) -> bool:
 def _sources(
     payload: Mapping[Any, Any], key: str = "", depth: int = 0, seen: set[int] | None = None
 ) -> Iterator[_Source]:
-    """Each mapping that holds tensors by name; one that appears many times is seen once."""
+    """Yield each mapping that holds tensors by name, once even if it appears several times."""
     seen = set() if seen is None else seen
     if id(payload) in seen:
         return
@@ -143,7 +143,7 @@ def _sources(
 
 
 def _prefixes(source: _Source, needed: int) -> list[str]:
-    """What may stand before a network's own names: nothing, and each start that enough of the names share."""
+    """Return the prefixes to try: none, and each one that at least half as many names share as are ``needed``."""
     starts: Counter[str] = Counter()
     for name in source.tensors:
         parts = name.split(".")
@@ -174,23 +174,23 @@ def _candidate(
 
 
 def _counted(names: Iterable[str]) -> list[str]:
-    """Each of ``names`` once, with how many tensors it stands for where they are several."""
+    """Return each of ``names`` once, with the number of its tensors if there are several."""
     return [printable(name) if n == 1 else f"{printable(name)} ({n} tensors)" for name, n in Counter(names).items()]
 
 
 def _own_names(names: Sequence[str], net: nn.Module, own: Mapping[str, Tensor]) -> list[str]:
-    """The network's names of what a file calls ``names``, by the translation that knows most of them."""
+    """Translate a file's ``names`` into the network's, by the translation that matches most of them."""
     best = list(names)
     if not isinstance(net, StagedNet):
         return best
     for plainer in (names, [_without_backbone(name) for name in names]):
         renamed = [net.own_name(name) for name in plainer]
-        # Two names of one tensor are a mismatch to report: which of the values is meant, nobody knows.
+        # Two names for one tensor are reported as a mismatch, since either value may be the right one.
         if len(set(renamed)) == len(names) and len(own.keys() & set(renamed)) > len(own.keys() & set(best)):
             best = renamed
     return best
 
 
 def _without_backbone(name: str) -> str:
-    """The name without OpenMMLab's prefix: what its networks compute is behind ``backbone.``, the classifier not."""
+    """Remove OpenMMLab's prefixes: ``backbone.`` of the network, ``head.`` or ``cls_head.`` of the classifier."""
     return re.sub(r"^(head|cls_head)\.(fc|classifier|linear)\.", r"\2.", name).removeprefix("backbone.")

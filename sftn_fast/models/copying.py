@@ -1,7 +1,7 @@
-"""Deep copies of networks, whatever hangs on their modules: pruned weights, norms of weights, hooks, saved maps.
+"""Deep copies of networks, also with pruned or normalised weights, hooks, or saved maps on their modules.
 
-deepcopy refuses a tensor that was computed with a gradient. Pruning, weight_norm and spectral_norm leave such a one in
-each layer, which the next forward pass replaces.
+``copy.deepcopy`` refuses tensors that are results of a computation with gradients. Pruning, weight_norm and
+spectral_norm store such a tensor in each layer, and replace it in the next forward pass.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 NESTED = 4
-"""How deep in lists and dicts tensors are looked for; such a list may hold itself."""
+"""Depth to which tensors are searched in lists and dicts; bounded, since a list may hold itself."""
 
 
 def copy_network(net: M) -> M:
-    """Return a deep copy of ``net`` with parameters of its own.
+    """Return a deep copy of ``net`` with its own parameters.
 
-    Hooks are kept; one that belongs to something outside of the network is shared, not copied.
+    Hooks are copied too, except methods of objects outside of the network, which are shared.
     """
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _tensors(net) if not tensor.is_leaf}
     return _copy(net, memo)
 
 
 def copy_without_data(net: M) -> M:
-    """Return a copy of ``net`` whose tensors are on the meta device, made without copying any data.
+    """Return a copy of ``net`` with its tensors on the meta device, without copying any data.
 
-    It has those hooks alone by which PyTorch computes a layer's weight, or which are the network's own methods.
+    It keeps only the hooks by which PyTorch computes a layer's weight and those that are the network's own methods.
     """
     inside = set(net.modules())
     copied = _copy(net, {id(tensor): _on_meta(tensor) for tensor in _tensors(net)})
@@ -45,7 +45,7 @@ def copy_without_data(net: M) -> M:
 
 
 def _copy(net: M, memo: dict[int, Any]) -> M:
-    # deepcopy takes what its memo already holds for the copy of an object.
+    # deepcopy uses an entry of its memo as the copy of that object.
     inside = set(net.modules())
     for hook in chain.from_iterable(hooks.values() for module in inside for hooks in _hooks(module)):
         if isinstance(hook, MethodType) and hook.__self__ not in inside:
@@ -64,9 +64,9 @@ def _is_needed(hook: Any, inside: set[nn.Module]) -> bool:
 
 
 def _tensors(net: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and other tensors that hang on modules, in lists and dicts too."""
+    """Yield parameters, buffers, and other tensors that are attributes of modules, also in lists and dicts."""
     for module in net.modules():
-        # A module's own modules come by themselves.
+        # net.modules() yields the submodules itself.
         yield from _within([value for key, value in vars(module).items() if key != "_modules"])
 
 

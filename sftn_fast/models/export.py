@@ -1,7 +1,8 @@
-"""A finished network as two files: ``model.safetensors`` and the ``config.json`` that says what it is.
+"""Export of a trained network as two files: ``model.safetensors`` and its description, ``config.json``.
 
-safetensors notices a truncated file but no flipped bit, so config.json holds the sha256 of the other and its own. It is
-written last: interrupted while it replaces an older export, a folder may be refused, but never gives the wrong weights.
+safetensors detects a truncated file but not a flipped bit, so config.json holds a sha256 of both files. It is written
+last: if an export is interrupted while it replaces an older one, the folder is refused instead of giving the wrong
+weights.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from sftn_fast.utils.text import printable
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 MANY_CLASSES = 100_000
-"""Above that the weights are asked whether they have so many, since a classifier for them takes gigabytes."""
+"""Above this number, the weights are checked for it first, since a classifier of that size takes gigabytes."""
 
 
 def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None = None) -> None:
-    """Write ``net`` into ``folder``, which is made if need be.
+    """Write ``net`` into ``folder``, and create the folder if needed.
 
-    A network that was not made by :func:`build` is marked ``custom``: its weights can be loaded, but only into a
-    network that the user built again.
+    A network that was not made by :func:`build` is marked ``custom``. Its weights can be loaded only with
+    :func:`load_weights`, into a network that the user has built.
 
     Args:
-        net: The network; tensors are written as they are, in its dtype.
-        folder: Where ``model.safetensors`` and ``config.json`` go. Older ones are replaced.
-        meta: What else is known, such as accuracy, image size or normalisation; must go into JSON.
+        net: The network; its tensors are written in their dtype.
+        folder: Folder of ``model.safetensors`` and ``config.json``. Older ones are replaced.
+        meta: Further facts, such as accuracy, image size or normalisation, as JSON types.
 
     Raises:
-        TypeError: ``meta`` holds what JSON can't.
+        TypeError: ``meta`` can't be written as JSON.
         ImportError: safetensors is not installed.
     """
     folder = _expanded(folder)
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
     data = safetensors().save(tensors)
     config = {
@@ -73,22 +74,22 @@ def load(
     prefix: str | None = None,
     say: Say | None = None,
 ) -> StagedNet:
-    """The network in ``path``, in evaluation mode on the CPU.
+    """Load the network in ``path``, in evaluation mode on the CPU.
 
     Args:
-        path: What :func:`save` wrote, its folder or the ``model.safetensors`` in it; or a file of weights from
-            elsewhere (``.pth``, ``.pt``, ``.safetensors``) or torchvision's published ones (``torchvision:DEFAULT``),
-            which take ``name`` and ``num_classes``.
-        name: Which network it must be.
-        num_classes: How many classes it must have.
-        in_channels: How many channels its images must have; 3 for a file from elsewhere.
+        path: An export of :func:`save`, as the folder or its ``model.safetensors``; a file of weights from elsewhere
+            (``.pth``, ``.pt``, ``.safetensors``); or weights that torchvision publishes (``torchvision:DEFAULT``). The
+            last two need ``name`` and ``num_classes``.
+        name: Name of the network; an export must hold this one.
+        num_classes: Number of classes; an export must have as many.
+        in_channels: Channels of the images; an export must have as many. 3 by default for a file from elsewhere.
         prefix, say: As in :func:`load_weights`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        WeightsError: The file is damaged, is not what was asked for, holds a custom network, or does not say which
-            network it holds and neither does the caller. A ValueError.
-        ValueError: There is no network of that name; a plugin that registers it must be imported first.
+        WeightsError: The file is damaged, holds another or a custom network, or neither file nor caller names the
+            network. A ValueError.
+        ValueError: There is no network of that name; import the plugin that registers it first.
     """
     folder, weights_file = _locate(path)
     asked = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
@@ -99,13 +100,13 @@ def load(
                 raise WeightsError(f"{folder} holds a network with {key} {config[key]!r}, not {value!r}")
         if config["custom"]:
             raise WeightsError(
-                f"{folder} holds a custom network, {config['name']!r}, that can't be built by name: build it as it "
-                f"was, then models.load_weights(net, {str(path)!r})"
+                f"{folder} holds a custom network, {config['name']!r}, that can't be built by name: build it with your "
+                f"own code, then call models.load_weights(net, {str(path)!r})"
             )
         name, num_classes, in_channels = config["name"], config["num_classes"], config["in_channels"]
     if name is None or num_classes is None:
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
-    # Read before building: a damaged file costs no time, and one that claims too much no memory.
+    # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
     weights = _weights_of(path, name)
     claims_much = folder is not None and num_classes > MANY_CLASSES
     if claims_much and not any(num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()):
@@ -121,34 +122,34 @@ def load_weights(
     """Copy the weights in ``path`` into ``net``, all of them or none.
 
     Args:
-        net: The network, of whatever device, mode and origin.
-        path: As in :func:`load`. Weights may stand under a key (``model``, ``state_dict``), of which averaged ones
-            (``model_ema``, ``ema``) are preferred, and behind a prefix (``module.``, ``student.``); the names of
-            RepDistiller, torchvision, timm and OpenMMLab are understood. Missing counters of BatchNorm are 0.
-        prefix: The key or prefix of the network that is meant, where the file holds several that fit.
-        keep_head: Where the file has another number of classes, load all but the classifier.
-        say: Told in one line what was taken off, passed over or converted; by default that is logged as a warning.
+        net: The network, on any device and in any mode, also one that :func:`build` did not make.
+        path: As in :func:`load`. Weights may be under a key (``model``, ``state_dict``) and have a prefix (``module.``,
+            ``student.``). Averaged weights (``model_ema``, ``ema``) are preferred. The names of RepDistiller,
+            torchvision, timm and OpenMMLab are accepted. Missing counters of BatchNorm are set to 0.
+        prefix: Key or prefix of the network to load, if several networks in the file fit.
+        keep_head: Load all but the classifier if the file has another number of classes.
+        say: Called with one line about what was removed, ignored or converted; by default it is logged as a warning.
 
     Raises:
         FileNotFoundError: There is no such file.
-        WeightsError: The file is damaged; names or shapes differ, of which the message lists the first; several
-            networks in it fit; or a tensor is not dense, not floating point or not finite. A ValueError.
+        WeightsError: The file is damaged; names or shapes differ, and the message lists the first; several networks
+            in it fit; or a tensor is not dense, not floating point or not finite. A ValueError.
     """
     file = path if is_published(path) else _locate(path)[1]
     assign(net, _weights_of(path, net.name), file, prefix=prefix, keep_head=keep_head, say=say)
 
 
 def require_weights(path: str | Path, name: str) -> None:
-    """Make sure that there are weights to be had at ``path``, without reading or fetching them.
+    """Check that there are weights at ``path``, without reading or downloading them.
 
     Args:
         path: As in :func:`load`.
-        name: The network that they are for.
+        name: Name of the network that they are for.
 
     Raises:
-        FileNotFoundError: There is no such file, or no weights in the folder. Another OSError: one can't look there.
-        WeightsError: ``path`` names published weights, and torchvision has none such of this network. A ValueError.
-        ImportError: ``path`` names published weights, and torchvision is missing.
+        FileNotFoundError: There is no such file, or no weights in the folder. Another OSError if it can't be accessed.
+        WeightsError: ``path`` names published weights that torchvision does not have for this network. A ValueError.
+        ImportError: ``path`` names published weights, and torchvision is not installed.
     """
     if is_published(path):
         find_published(path, name)
@@ -159,11 +160,11 @@ def require_weights(path: str | Path, name: str) -> None:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """What ``config.json`` in ``folder`` says.
+    """Return the content of ``config.json`` in ``folder``.
 
     Raises:
-        FileNotFoundError: There is none.
-        WeightsError: It is not one that :func:`save` wrote.
+        FileNotFoundError: There is no such file.
+        WeightsError: :func:`save` did not write it, or it is damaged.
     """
     file = _expanded(folder) / CONFIG
     if not file.is_file():
@@ -189,20 +190,20 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> None:
-    """Make sure that both files in ``folder`` are what :func:`save` wrote.
+    """Check that both files in ``folder`` are as :func:`save` wrote them.
 
     Raises:
-        FileNotFoundError: One of them is not there.
+        FileNotFoundError: One of them is missing.
         WeightsError: One of them is damaged. A ValueError.
     """
     _check_weights(_expanded(folder) / WEIGHTS, read_config(folder))
 
 
 def read_files(folder: str | Path) -> dict[str, bytes]:
-    """Both files in ``folder`` by name, after their checksums: the bytes that were checked.
+    """Read both files in ``folder`` and check them; return exactly the checked bytes, by file name.
 
     Raises:
-        FileNotFoundError: One of them is not there.
+        FileNotFoundError: One of them is missing.
         WeightsError: One of them is damaged. A ValueError.
     """
     folder = _expanded(folder)
@@ -230,7 +231,7 @@ def _compare(file: Path, found: str, config: dict[str, Any]) -> None:
 
 
 def _locate(path: str | Path) -> tuple[Path | None, Path]:
-    """The folder, if ``path`` is or lies in one that :func:`save` wrote, and the file of weights."""
+    """Return the export folder that ``path`` is or is in, or None, and the file of weights."""
     path = _expanded(path)
     if path.is_dir():
         return path, path / WEIGHTS
@@ -240,23 +241,23 @@ def _locate(path: str | Path) -> tuple[Path | None, Path]:
 
 
 def _expanded(path: str | Path) -> Path:
-    # Not Path's own method, which raises where there is no such user: then there is no such file either.
+    # Not Path.expanduser, which raises for an unknown user; then the file is reported as missing.
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether ``file`` is there and :func:`save` wrote it: Hugging Face's networks come as files of the same names."""
+    """Return whether :func:`save` wrote ``file``; Hugging Face's networks have files of the same names."""
     if not file.is_file():
         return False
     try:
         config = read_sealed(file)
-    except DamagedError:  # whose ever it was
+    except DamagedError:  # a damaged file is reported as ours
         return True
     return not config.keys().isdisjoint(("sftn_fast", "sha256"))
 
 
 def _weights_of(path: str | Path, name: str) -> Mapping[Any, Any]:
-    """What ``path``, whatever it is, holds for the network ``name``."""
+    """Return the weights for the network ``name`` from an export, a file, or torchvision."""
     if is_published(path):
         return published(path, name)
     folder, weights_file = _locate(path)
@@ -264,6 +265,6 @@ def _weights_of(path: str | Path, name: str) -> Mapping[Any, Any]:
 
 
 def _verified(folder: Path) -> Mapping[Any, Any]:
-    """The weights in ``folder``, after their checksum."""
+    """Check the files in ``folder`` and return the weights."""
     verify(folder)
     return read_file(folder / WEIGHTS)

@@ -1,9 +1,9 @@
-"""torchvision's networks for ImageNet, under the names that they have there.
+"""torchvision's networks for ImageNet, under torchvision's names.
 
-Layers, initialisation and dropout are torchvision's; here its networks are cut into stages, and the last block of each
-stage can also give its map from before the last ReLU. They are made for images of 224 pixels, which the stem shrinks to
-56: ``resnet50`` is torchvision's network for those, ``ResNet50`` RepDistiller's for images of 32 pixels, and likewise
-``resnet18`` and mdistiller's ``ResNet18``. One does not fit the other's weights.
+Layers, initialisation and dropout are torchvision's. This module cuts the networks into stages, and lets the last block
+of each stage also return its map before the last ReLU. The networks are made for images of 224 pixels, which the stem
+shrinks to 56. ``resnet50`` is torchvision's network for those, ``ResNet50`` is RepDistiller's for images of 32 pixels;
+likewise ``resnet18`` and mdistiller's ``ResNet18``. Their weights are not interchangeable.
 
 torchvision is imported when the first of them is built; the names are known without it.
 """
@@ -29,16 +29,16 @@ from sftn_fast.models.wrap import WrappedHead, names_in
 
 
 def torchvision_models() -> Any:
-    """The module ``torchvision.models``.
+    """Import and return ``torchvision.models``.
 
     Raises:
-        ImportError: It can't be imported; the message says what to do.
+        ImportError: It can't be imported; the message says what to install.
     """
     try:
         return import_module("torchvision.models")
-    # Not ImportError alone: a torchvision that does not match its torch fails with RuntimeError.
+    # Not only ImportError: a torchvision that does not match torch raises RuntimeError.
     except Exception as error:
-        version = torch.__version__.partition("+")[0]  # without what it was built for, which other indexes do not have
+        version = torch.__version__.partition("+")[0]  # without a suffix such as +cu130, which not every index has
         raise ModuleNotFoundError(
             f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the one "
             f"that belongs to this torch: pip install torch=={version} torchvision"
@@ -46,51 +46,51 @@ def torchvision_models() -> Any:
 
 
 def require_torchvision(name: str) -> None:
-    """Make sure that what the network ``name``, of whatever family, is built of can be imported.
+    """Check that the network ``name`` of any family can be built, as far as torchvision is concerned.
 
     Raises:
-        ImportError: It is one of torchvision's, which can't be imported; the message says what to do.
+        ImportError: It is one of torchvision's, which can't be imported; the message says what to install.
     """
     if name in CUTS:
         torchvision_models()
 
 
 class ResidualEnd(PreactModule):
-    """A residual block of torchvision's, whose last ReLU is applied outside."""
+    """Residual block of torchvision, with its last ReLU applied here."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = _without_last_relu(block)
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and the sum that the last ReLU takes."""
+        """Return the output and the sum before the last ReLU."""
         preact = self.block(x)
         return relu(preact), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The residual path's last norm."""
+        """Return the last norm of the residual path."""
         return cast(nn.BatchNorm2d, self.block.bn3 if hasattr(self.block, "bn3") else self.block.bn2)
 
 
 class LinearEnd(PreactModule):
-    """An inverted residual block of torchvision's MobileNetV2: its ReLU6 are inside, and none is at its end."""
+    """Inverted residual block of torchvision's MobileNetV2, which does not end in a ReLU."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output twice: no ReLU follows."""
+        """Return the output twice, since no ReLU follows."""
         out = self.block(x)
         return out, out
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The bottleneck's norm."""
+        """Return the norm of the bottleneck."""
         return cast(nn.BatchNorm2d, cast(nn.Sequential, self.block.conv)[-1])
 
 
 class ShuffleEnd(HalfConvolved):
-    """A unit of torchvision's ShuffleNetV2, whose last ReLU is applied outside."""
+    """Unit of torchvision's ShuffleNetV2, with its last ReLU applied by the base class."""
 
     def __init__(self, unit: nn.Module) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class ShuffleEnd(HalfConvolved):
 
 
 class Parts(NamedTuple):
-    """A network of torchvision's, taken apart; its modules are shared, not copied."""
+    """Stem, stages and head of a torchvision network, which share its modules."""
 
     stem: nn.Module
     stages: Sequence[Stage]
@@ -115,10 +115,13 @@ class Parts(NamedTuple):
 
 
 class TorchvisionNet(StagedNet):
-    """A network of torchvision's as a staged one. Checkpoints with torchvision's names fit, timm's of the same too.
+    """A torchvision network as a staged one. It loads checkpoints with the names of torchvision and of timm.
 
     Args:
-        module: The network, of which ``parts`` are made.
+        module: The torchvision network.
+        parts: Its stem, stages and head.
+        num_classes: Classes.
+        in_channels: Channels of the images.
     """
 
     default_lr = 0.1
@@ -130,7 +133,7 @@ class TorchvisionNet(StagedNet):
         self.wrapped_names = names_in(module, self)
 
     def own_name(self, name: str) -> str:
-        """See :meth:`StagedNet.own_name`; timm's names of a MobileNetV2 are turned into torchvision's first."""
+        """See :meth:`StagedNet.own_name`; timm's names of a MobileNetV2 are translated to torchvision's first."""
         return super().own_name(name if name in self.wrapped_names else timm_to_torchvision(name))
 
     def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
@@ -142,7 +145,7 @@ class TorchvisionNet(StagedNet):
 
 
 ROWS = (1, 2, 3, 4, 3, 3, 1)
-"""Blocks in each row of MobileNetV2's table, by which timm counts; torchvision counts through."""
+"""Blocks in each row of MobileNetV2's table; timm numbers blocks by row, torchvision through all rows."""
 OUTSIDE = {
     "conv_stem": "features.0.0",
     "bn1": "features.0.1",
@@ -155,7 +158,7 @@ OTHER_BLOCKS = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", 
 
 
 def timm_to_torchvision(name: str) -> str:
-    """torchvision's name of a tensor of MobileNetV2 that timm's mobilenetv2_100 calls ``name``."""
+    """Translate the name of a tensor of timm's mobilenetv2_100 to torchvision's MobileNetV2."""
     layer, _, tensor = name.rpartition(".")
     block = re.fullmatch(r"blocks\.([0-6])\.([0-3])\.(\w+)", layer)
     if block is None:
@@ -171,7 +174,7 @@ def _cut_resnet(net: Any) -> Parts:
 
 
 def _cut_mobilenet(net: Any) -> Parts:
-    """Cut behind the last block at each size: maps shrunk 4, 8, 16 and 32 times."""
+    """Cut after the last block at each size: maps shrunk 4, 8, 16 and 32 times."""
     stem, *_, expand = net.features
     stages = [_stage(net.features[first:last], LinearEnd) for first, last in pairwise((1, 4, 7, 14, 18))]
     return Parts(stem, stages, _head([expand], net.classifier))
@@ -188,7 +191,7 @@ CUTS: dict[str, Callable[[Any], Parts]] = {
     "mobilenet_v2": _cut_mobilenet,
     **{f"shufflenet_v2_x{width}": _cut_shufflenet for width in ("0_5", "1_0", "1_5", "2_0")},
 }
-"""Names in torchvision, and how each network is taken apart."""
+"""torchvision's name of each network, and the function that cuts it into stages."""
 
 
 def _build(name: str, *, num_classes: int, in_channels: int) -> TorchvisionNet:
@@ -212,7 +215,7 @@ def _head(expand: Sequence[nn.Module], classifier: nn.Module) -> WrappedHead:
 
 
 def _take_channels(module: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by one for images of so many channels."""
+    """Replace the first convolution by one for images of ``in_channels``."""
     name, old = next((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
     size, stride, padding = (cast(tuple[int, int], pair) for pair in (old.kernel_size, old.stride, old.padding))
     new = nn.Conv2d(in_channels, old.out_channels, size, stride, padding, bias=False)
@@ -221,7 +224,7 @@ def _take_channels(module: nn.Module, in_channels: int) -> None:
 
 
 def _without_last_relu(block: nn.Module) -> fx.GraphModule:
-    """``block`` but for the ReLU at its end; a trace, since the same ReLU stands elsewhere in the block too."""
+    """Return a trace of ``block`` without its last ReLU; the module also uses this ReLU in other places."""
     graph = fx.Tracer().trace(block)
     end = graph.output_node()
     (last,) = end.all_input_nodes

@@ -1,4 +1,4 @@
-"""Layers and initialisations that several families share."""
+"""Layers and initialisations shared by several families of networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution without bias, padded to keep the size at stride 1, and BatchNorm."""
+    """Return a convolution without bias, padded to keep the size at stride 1, and a BatchNorm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
@@ -15,14 +15,14 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, *, stride: int =
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """:func:`conv_norm` and ReLU, which overwrites what BatchNorm gave: one map less to write."""
+    """Return :func:`conv_norm` and a ReLU, in place to save one map in memory."""
     return conv_norm(in_channels, out_channels, kernel, stride=stride, groups=groups).append(nn.ReLU(inplace=True))
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """[N, C, H, W] with the channels of all groups in turn.
+    """Interleave the channels of the groups of a map [N, C, H, W], as ``torch.channel_shuffle`` does.
 
-    It is torch's channel_shuffle, in steps that every exporter knows; maps that lie as NHWC do so after it.
+    It uses only operations that every exporter supports, and keeps the channels-last memory format.
     """
     n, c, h, w = x.shape
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():

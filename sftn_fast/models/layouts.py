@@ -1,4 +1,4 @@
-"""Which axis of a network's maps is the channels': the one that does not change with the size of the images."""
+"""Detection of the channel axis of a network's maps: the axis that does not change with the size of the images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from sftn_fast.models.copying import copy_network, copy_without_data
 
 SIZES = ((64, 96), (96, 160), (224, 224), (224, 320), (32, 32), (32, 48), (28, 28), (299, 299), (16, 16), (8, 8))
-"""Heights and widths of the images that are tried. Not square where a network takes such: (C, H, W) and (H, W, C) of a
-square image can look alike. The others are for networks that take one size alone."""
+"""Heights and widths of the images to try. Sizes that are not square come first, since (C, H, W) and (H, W, C) of a
+square image can look alike. The square ones are for networks that accept a single size."""
 ENOUGH = 2
 BATCH = 2
 
 
 class Layout(NamedTuple):
-    """The axes of a map: those that lead from [N, C, H, W] to how the network has it, and back."""
+    """Permutations of a map's axes: from [N, C, H, W] to the network's own order, and back."""
 
     to_own: tuple[int, int, int, int]
     to_ours: tuple[int, int, int, int]
@@ -29,25 +29,30 @@ IN_ORDER = Layout((0, 1, 2, 3), (0, 1, 2, 3))
 CHANNELS_LAST = Layout((0, 2, 3, 1), (0, 3, 1, 2))
 
 Shapes = dict[tuple[int, int], tuple[int, ...]]
-"""Of one map, by the size of the images."""
+"""Shapes of one map by the size of the images."""
 
 
 def find_layouts(parts: Sequence[nn.Module], in_channels: int, names: Sequence[str]) -> list[Layout]:
-    """Return how what each of ``parts`` gives lies, where each takes what the one before gives.
+    """Return the layout of the output of each of ``parts``, which run one after the other.
 
-    Asks copies of the parts, in evaluation mode; neither the parts nor torch's random state change.
+    Runs copies of the parts in evaluation mode; neither the parts nor torch's random state change.
+
+    Args:
+        parts: Modules, each of which takes the output of the one before.
+        in_channels: Channels of the images that the first part takes.
+        names: Names of the parts, for messages.
 
     Raises:
-        ValueError: One gives no map, or one of which nobody can tell the channels; it is called by its name.
+        ValueError: The output of a part is no map, or its channel axis is ambiguous.
     """
     seen = _probe(copy_without_data(nn.ModuleList(parts)), in_channels, torch.device("meta"))
-    if not seen[-1]:  # it may look at values, which tensors without data don't have
+    if not seen[-1]:  # a part may read values, which tensors on the meta device don't have
         seen = _probe(copy_network(nn.ModuleList(parts)).cpu(), in_channels, torch.device("cpu"))
     return [_layout(shapes, name) for shapes, name in zip(seen, names, strict=True)]
 
 
 def _probe(parts: nn.ModuleList, in_channels: int, device: torch.device) -> list[Shapes]:
-    """The shapes of what each part gives, for up to :data:`ENOUGH` sizes of images that are not square."""
+    """Return the shapes of each part's output, by image size, for up to :data:`ENOUGH` sizes that are not square."""
     parts.eval()
     seen: list[Shapes] = [{} for _ in parts]
     dtype = next((tensor.dtype for tensor in parts.parameters() if tensor.is_floating_point()), torch.float32)
@@ -56,12 +61,12 @@ def _probe(parts: nn.ModuleList, in_channels: int, device: torch.device) -> list
             break
         x = torch.zeros(BATCH, in_channels, *size, device=device, dtype=dtype)
         try:
-            # No random numbers of the user's are drawn.
+            # The parts may draw random numbers; the user's generator must not advance.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 for part, shapes in zip(parts, seen, strict=True):
                     x = part(x)
                     shapes[size] = tuple(x.shape)
-        except Exception:  # a network may refuse a size as it likes
+        except Exception:  # a network may refuse a size with any error
             continue
     return seen
 
@@ -71,7 +76,7 @@ def _layout(shapes: Shapes, name: str) -> Layout:
         if len(shape) != 4 or shape[0] != BATCH:
             raise ValueError(_no_map(shape, name))
     if not shapes:
-        return IN_ORDER  # torch's own, for want of any pass
+        return IN_ORDER  # PyTorch's own order, if the network ran on none of the sizes
     constant = [axis for axis in (1, 2, 3) if len({shape[axis] for shape in shapes.values()}) == 1]
     if constant == [1] or constant == [3]:
         return IN_ORDER if constant == [1] else CHANNELS_LAST
@@ -79,17 +84,17 @@ def _layout(shapes: Shapes, name: str) -> Layout:
 
 
 def _layout_by_proportion(shapes: Shapes, name: str) -> Layout:
-    """Of maps whose size is always the same, or of which there is one size: H and W are as the images' are."""
+    """Return the layout in which H / W is nearest to that of the images, for maps of which only one size is known."""
     size, shape = next(iter(shapes.items()))
     if shape[2:] == (1, 1):
         return IN_ORDER
     first = _unlikeness(shape[2:], size)
     last = _unlikeness(shape[1:3], size)
-    if len(shapes) > 1 and first:  # pooled to a size of their own, which need not be the images'
+    if len(shapes) > 1 and first:  # pooled to a fixed size, which is square rather than like the images
         first, last = _unlikeness(shape[2:], (1, 1)), _unlikeness(shape[1:3], (1, 1))
     if first == last:
         raise ValueError(
-            f"{name} gives {_show(shape)} for images of {size[0]} x {size[1]}, and nothing tells which axis is the "
+            f"{name} gives {_show(shape)} for images of {size[0]} x {size[1]}, and it is unclear which axis is the "
             f"channels': end the stage in a module that gives [N, C, H, W] and not as many channels as rows"
         )
     return IN_ORDER if first < last else CHANNELS_LAST
@@ -102,8 +107,8 @@ def _unlikeness(axes: tuple[int, ...], size: tuple[int, int]) -> float:
 def _no_map(shape: tuple[int, ...], name: str) -> str:
     if len(shape) == 3:
         return (
-            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: put them into a map in a module of yours; "
-            f"for methods that compare logits alone, as_staged(nn.Sequential(nn.Identity(), net), ['0'], head='1') does"
+            f"{name} gives tokens {_show(shape)} and no map [N, C, H, W]: reshape them to a map in a module of yours; "
+            f"for methods on logits alone, as_staged(nn.Sequential(nn.Identity(), net), ['0'], head='1') is enough"
         )
     return f"{name} gives {_show(shape)} and no map [N, C, H, W]: name modules that give maps"
 

@@ -34,19 +34,19 @@ class InvertedResidual(PreactModule):
         )
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output twice: no ReLU follows."""
+        """Return the output twice, since no ReLU follows."""
         out = self.conv(x)
         if self.residual:
             out = out + x
         return out, out
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The bottleneck's norm."""
+        """Return the norm of the bottleneck."""
         return cast(nn.BatchNorm2d, self.conv[-1])
 
 
 def _foreign_names() -> tuple[tuple[str, str], ...]:
-    """RepDistiller counts the rows of the paper's table and the blocks in each; a stage here counts its blocks."""
+    """Return RepDistiller's names, which count rows of the paper's table and blocks in each; stages count blocks."""
     pairs = [(r"^conv1\.", "stem."), (r"^conv2\.", "head.expand."), (r"^classifier\.0\.", "head.fc.")]
     row = 0
     for stage, rows in enumerate(STAGES):
@@ -61,7 +61,7 @@ def _foreign_names() -> tuple[tuple[str, str], ...]:
 
 @register("MobileNetV2")
 class MobileNetV2(StagedNet):
-    """Stem of stride 2, then four stages, of which the last three halve the size."""
+    """Stem of stride 2 and four stages; the last three halve the size."""
 
     default_lr = 0.01
 

@@ -12,7 +12,8 @@ from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
 STEM_WIDTH = 32
-# (output channels, stride) of each block, by stage: the last at each size ends one, but for the stem's own size.
+# (output channels, stride) of each block, by stage. A stage ends with the last block at its size; the first block keeps
+# the stem's size.
 STAGES = (
     ((64, 1), (128, 2), (128, 1)),
     ((256, 2), (256, 1)),
@@ -26,24 +27,24 @@ class SeparableBlock(PreactModule):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        # The last ReLU is applied outside, so that the map before it can be had.
+        # forward_preact applies the last ReLU, and returns the map before it.
         self.layers = nn.Sequential(
             *conv_norm_relu(in_channels, in_channels, 3, stride=stride, groups=in_channels),
             *conv_norm(in_channels, out_channels, 1),
         )
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and what its ReLU took."""
+        """Return the output and the map before its ReLU."""
         preact = self.layers(x)
         return relu(preact), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The 1x1 convolution's norm."""
+        """Return the norm of the 1x1 convolution."""
         return cast(nn.BatchNorm2d, self.layers[-1])
 
 
 def _foreign_names() -> tuple[tuple[str, str], ...]:
-    """mdistiller counts the stem and all blocks through; a stage here counts its own."""
+    """Return mdistiller's names, which number the stem and all blocks; each stage here numbers its own blocks."""
     pairs, number = [(r"^model\.0\.", "stem."), (r"^fc\.", "head.fc.")], 1
     for stage, blocks in enumerate(STAGES):
         for position in range(len(blocks)):
@@ -54,7 +55,7 @@ def _foreign_names() -> tuple[tuple[str, str], ...]:
 
 @register("MobileNetV1")
 class MobileNetV1(StagedNet):
-    """Stem of stride 2, then four stages that halve the size; weights as torch draws them."""
+    """Stem of stride 2 and four stages that halve the size; PyTorch's default initialisation."""
 
     default_lr = 0.1
     foreign_names = _foreign_names()

@@ -1,4 +1,4 @@
-"""A network's weights by the names that they have where it is from: what the loader understands, turned round."""
+"""Export of a network's weights under the names of the project it comes from: the inverse of the loader."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ STYLES = (ORIGINAL, OWN, "repdistiller", "mdistiller", "torchvision")
 
 
 def export_state_dict(net: StagedNet, style: str = ORIGINAL) -> dict[str, Tensor]:
-    """Return copies of ``net``'s tensors on the CPU, by the names that other code has for them.
+    """Return copies of ``net``'s tensors on the CPU, under the names of other code.
 
-    ``torch.save({"model": models.export_state_dict(student)}, "student.pth")`` is a file that RepDistiller's and
-    mdistiller's scripts load; without the key it loads into torchvision's class of the same name.
+    ``torch.save({"model": models.export_state_dict(student)}, "student.pth")`` writes a file that RepDistiller's and
+    mdistiller's scripts load. Without the key, it loads into torchvision's class of the same name.
 
     Args:
         net: One of :func:`sftn_fast.models.names`, or one that :func:`sftn_fast.models.as_staged` made.
-        style: ``original``, the names of the project or the module that the network is from; ``own``, those of
-            ``net.state_dict()``; or the project by its name, which is refused if the network is from another.
+        style: ``original`` for the names of the project or module that the network comes from; ``own`` for those of
+            ``net.state_dict()``; or a project's name, which must be that of the network.
 
     Raises:
         ValueError: There is no such style, or the network is not from that project.
@@ -37,7 +37,7 @@ def export_state_dict(net: StagedNet, style: str = ORIGINAL) -> dict[str, Tensor
 
 
 def _foreign_name(net: StagedNet, name: str) -> str:
-    """The name that :attr:`StagedNet.foreign_names` turn into ``name``: of those that could, the first."""
+    """Return the first name that :attr:`StagedNet.foreign_names` translate to ``name``."""
     for anchored in (True, False):
         for pattern, own in net.foreign_names:
             theirs = pattern.removeprefix("^").replace("\\.", ".")

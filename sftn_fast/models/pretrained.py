@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes, by the names of its own enums: ``torchvision:IMAGENET1K_V1``."""
+"""Weights that torchvision publishes, by the names of its enums: ``torchvision:IMAGENET1K_V1``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PREFIX = "torchvision:"
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether ``path`` is no file but names published weights."""
+    """Return whether ``path`` names published weights instead of a file."""
     return str(path).startswith(PREFIX)
 
 
 def find_published(path: str | Path, name: str) -> Any:
-    """torchvision's own entry for the weights ``path`` of the network ``name``; fetches nothing.
+    """Return torchvision's enum member for the weights ``path`` of the network ``name``, without downloading them.
 
     Raises:
-        ImportError: torchvision is missing.
+        ImportError: torchvision is not installed.
         WeightsError: torchvision has no such network or no such weights.
     """
     if name not in CUTS:
@@ -37,19 +37,19 @@ def find_published(path: str | Path, name: str) -> Any:
 
 
 def cached_file(path: str | Path, name: str) -> Path:
-    """Return where torch.hub keeps the file of the weights ``path``; raises as :func:`find_published`."""
+    """Return the path of the weights ``path`` in torch.hub's cache; raises as :func:`find_published`."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(find_published(path, name).url).name
 
 
 def published(path: str | Path, name: str) -> dict[str, Tensor]:
-    """The tensors of the weights ``path``, as ``torchvision:DEFAULT``, of the network ``name``, by torchvision's names.
+    """Return the tensors of the weights ``path``, such as ``torchvision:DEFAULT``, of the network ``name``.
 
-    They are fetched into torch.hub's folder, and held against the checksum in their name when they are, not again when
-    they come from that folder. Nothing in the file is ever run.
+    They have torchvision's names. A download goes into torch.hub's folder, and is checked against the checksum in the
+    file's name; a file that is in that folder already is not checked again. No code in the file is run.
 
     Raises:
-        ImportError: torchvision is missing.
-        WeightsError: torchvision has no such network or no such weights, or they can't be fetched.
+        ImportError: torchvision is not installed.
+        WeightsError: torchvision has no such network or no such weights, or they can't be downloaded.
     """
     weights = find_published(path, name)
     try:
@@ -58,9 +58,9 @@ def published(path: str | Path, name: str) -> dict[str, Tensor]:
         )
     except Exception as error:
         cached = cached_file(path, name)
-        # The first line: torch's advice on what it refuses to unpickle is to let it run.
+        # Only the first line: for a file that torch refuses to unpickle, the next ones advise to run its code.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise WeightsError(
-            f"{path} of {name} can't be had ({reason}): {weights.url} belongs into {cached}; remove what is there, or "
-            f"put it there by hand"
+            f"{path} of {name} can't be loaded ({reason}): download {weights.url} to {cached}, or remove that file and "
+            f"try again"
         ) from error

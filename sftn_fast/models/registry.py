@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Registry of networks by name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Factory = Callable[..., StagedNet]
 F = TypeVar("F", bound=Factory)
 
 MAX_CLASSES, MAX_CHANNELS = 1_000_000, 4096
-"""A classifier for more classes, or a convolution of more, is a mistake that would ask for all memory there is."""
+"""Largest sizes of a classifier and of the images; larger ones are mistakes that would exhaust the memory."""
 
 _factories: dict[str, Factory] = {}
 
 
 def register(name: str) -> Callable[[F], F]:
-    """Make ``factory(*, num_classes, in_channels) -> StagedNet`` known to :func:`build` as ``name``.
+    """Register ``factory(*, num_classes, in_channels) -> StagedNet`` for :func:`build` under ``name``.
 
     Raises:
         ValueError: The name is taken.
@@ -35,12 +35,12 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def names() -> list[str]:
-    """Names that :func:`build` takes, in the order of registration."""
+    """Return the names that :func:`build` accepts, in the order of registration."""
     return list(_factories)
 
 
 def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
-    """A network with fresh parameters, drawn from torch's global generator.
+    """Build a network with new parameters, drawn from torch's global generator.
 
     Args:
         name: One of :func:`names`.
@@ -48,7 +48,7 @@ def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedN
         in_channels: Channels of the images.
 
     Raises:
-        ValueError: The name is unknown, or a count is below 1 or beyond what a network is made for.
+        ValueError: The name is unknown, or a count is below 1 or too large.
         TypeError: A count is no whole number.
     """
     require_counts(num_classes=num_classes, in_channels=in_channels)
@@ -60,7 +60,7 @@ def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedN
 
 
 def require_counts(*, num_classes: int, in_channels: int) -> None:
-    """Refuse counts that no network has, before memory is asked for them.
+    """Check the counts of a network before any memory is allocated.
 
     Raises:
         ValueError: A count is below 1 or too large.
@@ -79,7 +79,7 @@ def require_counts(*, num_classes: int, in_channels: int) -> None:
 
 
 def unknown_name(kind: str, name: str, known: list[str], *, shown: int = 40) -> str:
-    """The message for a name that is none of ``known``: near matches, and what there is."""
+    """Return the message for a name that is not in ``known``, with close matches and the first ``shown`` names."""
     folded: dict[str, list[str]] = {}
     for other in known:
         folded.setdefault(other.lower(), []).append(other)

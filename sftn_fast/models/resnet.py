@@ -1,8 +1,8 @@
 """Residual networks for small images (He et al., "Deep Residual Learning", 2016).
 
-The small ones have depth 6n + 2: three stages of n basic blocks. ``x4`` widens them as RepDistiller does, the stem by
-two. ResNet18 and ResNet50 keep the four stages they have for ImageNet, behind a 3x3 stem that keeps the image's size:
-they are other networks than torchvision's ``resnet18`` and ``resnet50``, see :mod:`sftn_fast.models.imagenet`.
+The small ones have depth 6n + 2: three stages of n basic blocks. ``x4`` widens the stages four times and the stem
+twice, as in RepDistiller. ResNet18 and ResNet50 have the four stages of ImageNet's networks after a 3x3 stem that keeps
+the image's size. They differ from torchvision's ``resnet18`` and ``resnet50``; see :mod:`sftn_fast.models.imagenet`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
 
 class ResidualBlock(PreactModule):
-    """ReLU of a sum, which it overwrites unless that is wanted too."""
+    """ReLU of a sum, in place unless the sum is requested too."""
 
     def sum(self, x: Tensor) -> Tensor:
-        """What the last ReLU takes: the residual path and the shortcut."""
+        """Return the input of the last ReLU: residual path plus shortcut."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class ResidualBlock(PreactModule):
         return relu(self.sum(x), inplace=True)
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and the sum that the last ReLU takes."""
+        """Return the output and the sum before the last ReLU."""
         preact = self.sum(x)
         return relu(preact), preact
 
@@ -53,7 +53,7 @@ class BasicBlock(ResidualBlock):
         return self.bn2(self.conv2(out)).add_(self.shortcut(x))
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The residual path's last norm."""
+        """Return the last norm of the residual path."""
         return self.bn2
 
 
@@ -80,19 +80,19 @@ class Bottleneck(ResidualBlock):
         return self.bn3(self.conv3(out)).add_(self.shortcut(x))
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The residual path's last norm."""
+        """Return the last norm of the residual path."""
         return self.bn3
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The identity where shapes allow it, else a 1x1 convolution with norm."""
+    """Return the identity if the shapes allow it, else a 1x1 convolution with norm."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return conv_norm(in_channels, out_channels, 1, stride=stride)
 
 
 class ResNet(StagedNet):
-    """Stem of one 3x3 convolution, stages that halve the size from the second on."""
+    """Stem of one 3x3 convolution and stages that halve the size from the second on."""
 
     foreign_names = (
         (r"^conv1\.", "stem.0."),
@@ -134,7 +134,7 @@ class ResNet(StagedNet):
 
 
 class FourStageResNet(ResNet):
-    """Four stages as for ImageNet, behind a stem that keeps the image's size; some layers' names are others."""
+    """Four stages as for ImageNet after a stem that keeps the image's size; some layers have other foreign names."""
 
     foreign_names = (
         (r"^linear\.", "head.fc."),

@@ -10,7 +10,7 @@ from sftn_fast.models.layers import conv_norm_relu, shuffle_channels
 from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
-fx.wrap("shuffle_channels")  # to torch.fx one step, since it looks at how a map lies
+fx.wrap("shuffle_channels")  # one step for torch.fx, since it branches on the memory format
 
 STEM_WIDTH, WIDTHS, DEPTHS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 
@@ -18,8 +18,8 @@ STEM_WIDTH, WIDTHS, DEPTHS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 class ShuffleUnit(PreactModule):
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; added to the input.
 
-    A unit that halves the size is concatenated with the average-pooled input instead, and so convolves to that many
-    channels less.
+    A unit that halves the size is instead concatenated with the average-pooled input, and its convolutions give
+    correspondingly fewer channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, halve: bool, in_groups: int = GROUPS) -> None:
@@ -36,7 +36,7 @@ class ShuffleUnit(PreactModule):
         self.bn3 = nn.BatchNorm2d(width)
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and the sum or concatenation that its ReLU takes."""
+        """Return the output and the sum or concatenation before its ReLU."""
         out = shuffle_channels(relu(self.bn1(self.conv1(x))), self.in_groups)
         out = relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -44,13 +44,13 @@ class ShuffleUnit(PreactModule):
         return relu(preact), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The residual path's last norm; of a unit that does not halve, as none at the end of a stage does."""
+        """Return the last norm of the residual path, for units that keep the size, such as the last of a stage."""
         return self.bn3
 
 
 @register("ShuffleV1")
 class ShuffleNetV1(StagedNet):
-    """Three stages, each halving the size in its first unit."""
+    """Three stages that halve the size in their first unit."""
 
     default_lr = 0.01
     foreign_names = (
@@ -64,7 +64,7 @@ class ShuffleNetV1(StagedNet):
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         channels, stages = STEM_WIDTH, []
         for index, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
-            # The stem's 24 channels are too few to be split into groups.
+            # The stem's 24 channels are too few for groups.
             units = [ShuffleUnit(channels, width, halve=True, in_groups=1 if index == 0 else GROUPS)]
             units += [ShuffleUnit(width, width, halve=False) for _ in range(depth - 1)]
             stages.append(Stage(*units))

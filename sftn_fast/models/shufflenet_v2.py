@@ -13,11 +13,11 @@ from sftn_fast.models.layers import conv_norm_relu, shuffle_channels
 from sftn_fast.models.registry import register
 from sftn_fast.models.staged import Head, PreactModule, Stage, StagedNet
 
-fx.wrap("shuffle_channels")  # to torch.fx one step, since it looks at how a map lies
+fx.wrap("shuffle_channels")  # one step for torch.fx, since it branches on the memory format
 
 STEM_WIDTH, WIDTHS, HEAD_WIDTH = 24, (116, 232, 464), 1024
 DEPTHS = (3, 7, 3)
-"""Units of each stage that follow the one that halves the size."""
+"""Units of each stage after the one that halves the size."""
 
 
 class HalvingUnit(nn.Module):
@@ -38,7 +38,7 @@ class HalvingUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output [N, C', H / 2, W / 2] for the input [N, C, H, W]."""
+        """Return the output [N, C', H / 2, W / 2] for the input [N, C, H, W]."""
         left = self.bn1(self.conv1(x))
         left = relu(self.bn2(self.conv2(left)))
         right = relu(self.bn3(self.conv3(x)))
@@ -48,32 +48,33 @@ class HalvingUnit(nn.Module):
 
 
 class HalfConvolved(PreactModule):
-    """The first half of the channels passes, the second is convolved, and both are shuffled together."""
+    """Unit that passes the first half of the channels, convolves the second, and shuffles both together."""
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The second half [N, C / 2, H, W] through all its layers but the last ReLU."""
+        """Run the second half [N, C / 2, H, W] through all its layers but the last ReLU."""
         raise NotImplementedError
 
     def half_norm(self) -> nn.BatchNorm2d:
-        """The last layer of :meth:`convolve`."""
+        """Return the last layer of :meth:`convolve`."""
         raise NotImplementedError
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and both halves before ReLU and shuffle: the order of channels is another than the output's."""
+        """Return the output, and both halves before ReLU and shuffle, whose channels are in another order."""
         passed, right = x.chunk(2, 1)
         preact = torch.cat([passed, self.convolve(right)], 1)
-        # The half that passes has been through a ReLU already, so that another one leaves it as it is.
+        # The half that passes is the output of a ReLU, so a second ReLU does not change it.
         return shuffle_channels(relu(preact), 2), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """Raise: half of the pre-activation comes out of no norm."""
+        """Raise ValueError, since half of the pre-activation does not come from a norm."""
         raise ValueError("no BatchNorm writes a whole pre-activation of ShuffleNetV2: half the channels pass it by")
 
 
 def half_affines(ends: Iterable[HalfConvolved]) -> list[tuple[Tensor, Tensor]]:
-    """The pre-activations' scales and shifts [C], see :meth:`StagedNet.preact_affines`, where stages end in ``ends``.
+    """Return the pre-activations' scales and shifts [C] of stages that end in ``ends``.
 
-    The last norm's for the half that it writes; zeros for the half that passes, which was through a ReLU.
+    They are those of the last norm for the half that it writes, and zeros for the half that passes, which is the output
+    of a ReLU. See :meth:`StagedNet.preact_affines`.
     """
     halves = [(end.half_norm().weight.detach(), end.half_norm().bias.detach()) for end in ends]
     return [
@@ -83,7 +84,7 @@ def half_affines(ends: Iterable[HalfConvolved]) -> list[tuple[Tensor, Tensor]]:
 
 
 class ShuffleUnit(HalfConvolved):
-    """Three convolutions of the half that is convolved."""
+    """Unit with three convolutions on its second half."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class ShuffleUnit(HalfConvolved):
 
 @register("ShuffleV2")
 class ShuffleNetV2(StagedNet):
-    """Three stages, each halving the size in its first unit, and a 1x1 convolution before the pooling."""
+    """Three stages that halve the size in their first unit, and a 1x1 convolution before the pooling."""
 
     default_lr = 0.01
     foreign_names = (

@@ -1,4 +1,4 @@
-"""The shape that everything rests on: stem -> stage 1 .. stage S -> head."""
+"""Base class of all networks: stem -> stage 1 .. stage S -> head."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from torch import Tensor, nn
 from sftn_fast.models.copying import copy_network, copy_without_data
 
 Shape = tuple[int, int, int]
+"""(C, H, W) of a map [N, C, H, W]."""
 
 
 @dataclass
 class Features:
-    """What one pass through a :class:`StagedNet` saw."""
+    """Maps, pooled vector and logits of one pass through a :class:`StagedNet`."""
 
     stem: Tensor
     """Output of the stem [N, C, H, W]."""
     stages: list[Tensor]
     """Output of each of the S stages [N, C, H, W]."""
     preacts: list[Tensor] | None
-    """The same before their ReLU, as the network's family defines it; None unless asked for."""
+    """The same maps before their ReLU, as the network's family defines it; None unless requested."""
     pooled: Tensor
-    """What the classifier takes [N, D]."""
+    """Input of the classifier [N, D]."""
     logits: Tensor
-    """[N, num_classes]."""
+    """Output of the classifier [N, num_classes]."""
 
     def first(self, count: int) -> Features:
-        """Those of the first ``count`` images."""
+        """Return the features of the first ``count`` images."""
         if count == len(self.logits):
             return self
         preacts = None if self.preacts is None else [x[:count] for x in self.preacts]
@@ -41,18 +42,18 @@ class Features:
 
 
 class PreactModule(nn.Module):
-    """A stage, or the block at its end, that can also give its map from before the last ReLU."""
+    """A stage, or the block at its end, that can also return its map before the last ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output [N, C', H', W'] for the input [N, C, H, W]."""
+        """Return the output [N, C', H', W'] for the input [N, C, H, W]."""
         return self.forward_preact(x)[0]
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and pre-activation, both [N, C', H', W']."""
+        """Return output and pre-activation, both [N, C', H', W']."""
         raise NotImplementedError
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The BatchNorm that writes the pre-activation.
+        """Return the BatchNorm that writes the pre-activation.
 
         Raises:
             ValueError: No single BatchNorm does.
@@ -61,7 +62,7 @@ class PreactModule(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Blocks in sequence, of which the last gives the pre-activation."""
+    """Blocks in sequence; the last one returns the pre-activation."""
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`PreactModule.forward_preact`."""
@@ -79,7 +80,7 @@ class Head(nn.Module):
     """Global average pooling and a linear classifier.
 
     Args:
-        features: Channels that are pooled, D.
+        features: Channels of the pooled map, D.
         num_classes: Classes.
         expand: Layers before the pooling, from the last stage's channels to D.
     """
@@ -90,23 +91,23 @@ class Head(nn.Module):
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, num_classes] of the last stage's output [N, C, H, W]."""
+        """Return logits [N, num_classes] of the last stage's output [N, C, H, W]."""
         return self.forward_pooled(x)[1]
 
     def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled vector [N, D] and logits [N, num_classes]."""
+        """Return the pooled vector [N, D] and logits [N, num_classes]."""
         if self.expand is not None:
             x = self.expand(x)
         return self.classify(x)
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled vector [N, D] and logits [N, num_classes] of the map [N, D, H, W] that is pooled."""
+        """Pool a map [N, D, H, W]; return the pooled vector [N, D] and logits [N, num_classes]."""
         pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
         return pooled, self.fc(pooled)
 
 
 class Tail(nn.Module):
-    """The end of a staged network: some last stages (perhaps none) and the head."""
+    """The end of a staged network: its last stages, possibly none, and the head."""
 
     def __init__(self, stages: list[nn.Module], head: nn.Module) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class Tail(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, num_classes] of the first stage's input [N, C, H, W]."""
+        """Return logits [N, num_classes] for an input [N, C, H, W] of the first of its stages."""
         for stage in self.stages:
             x = stage(x)
         return self.head(x)
@@ -124,30 +125,30 @@ class StagedNet(nn.Module):
     """An image classifier, cut into a stem, S stages and a head. Stages count from 1.
 
     Args:
-        stem: [N, in_channels, H, W] to the first stage's input.
-        stages: One module a stage, each taking what the one before gives.
-        head: The last stage's output to logits; ``head.forward_pooled`` gives the pooled vector too.
+        stem: Module from images [N, in_channels, H, W] to the first stage's input.
+        stages: One module a stage, each of which takes the output of the one before.
+        head: Module from the last stage's output to logits; ``head.forward_pooled`` returns the pooled vector too.
         num_classes: Classes.
         in_channels: Channels of the images.
-        name: Name under which :func:`sftn_fast.models.build` makes this network again, if it does.
+        name: Name under which :func:`sftn_fast.models.build` makes this network, or empty.
     """
 
     default_lr: ClassVar[float] = 0.05
-    """Learning rate that the family is usually trained with, for SGD and batches of 64 (256 for ImageNet's)."""
+    """Usual learning rate of the family, for SGD and batches of 64 (256 for ImageNet's networks)."""
 
     cpu_channels_last: ClassVar[bool] = True
-    """Whether a CPU trains the family faster on maps that lie as NHWC, as measured: all but VGG are."""
+    """Whether a CPU trains the family faster on maps in channels-last format; measured to be so for all but VGG."""
 
     foreign_names: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Regular expressions and replacements that turn the names in a RepDistiller checkpoint into this network's."""
+    """Regular expressions and replacements that translate the names in a RepDistiller checkpoint to this network's."""
 
     origins: ClassVar[tuple[str, ...]] = ()
-    """Projects whose names the network's tensors have by ``foreign_names`` or ``wrapped_names``."""
+    """Projects whose names ``foreign_names`` or ``wrapped_names`` translate."""
 
     wrapped_names: Mapping[str, str] = MappingProxyType({})
-    """Of a network made of another's modules: this network's names of tensors by the other's."""
+    """This network's names of tensors by another network's, for a network that is made of the other one's modules."""
 
-    __jit_ignored_attributes__: ClassVar = ["wrapped_names"]  # torch.jit.script has no such type
+    __jit_ignored_attributes__: ClassVar = ["wrapped_names"]  # torch.jit.script does not support the type
 
     def __init__(
         self,
@@ -169,35 +170,35 @@ class StagedNet(nn.Module):
 
     @property
     def num_stages(self) -> int:
-        """S."""
+        """Number of stages, S."""
         return len(self.stages)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, num_classes] of images [N, in_channels, H, W]."""
+        """Return logits [N, num_classes] of images [N, in_channels, H, W]."""
         x = self.stem(x)
-        for stage in self.stages:  # as forward_from(1, ...), in terms that torch.jit.script knows too
+        for stage in self.stages:  # not forward_from(1, x), which torch.jit.script does not support
             x = stage(x)
         return self.head(x)
 
     def forward_from(self, i: int, x: Tensor) -> Tensor:
-        """Logits [N, num_classes] from what stage ``i`` takes, through stages i..S and the head.
+        """Run stages ``i`` to S and the head on ``x``, the input of stage ``i``; return logits [N, num_classes].
 
         Raises:
-            ValueError: ``i`` is not in 1 .. S + 1; S + 1 is the head alone.
+            ValueError: ``i`` is not from 1 to S + 1; S + 1 runs the head alone.
         """
         for stage in self._stages_from(i):
             x = stage(x)
         return self.head(x)
 
     def forward_features(self, x: Tensor, *, preact: bool = False) -> Features:
-        """Everything a pass computes; each layer is evaluated once, also with ``preact``.
+        """Run the network on images and return all features; each layer runs once, also with ``preact``.
 
         Args:
             x: Images [N, in_channels, H, W].
-            preact: Also give the stages' maps before their ReLU.
+            preact: Also return the stages' maps before their ReLU.
 
         Raises:
-            ValueError: ``preact`` is asked of a network whose stages can't tell.
+            ValueError: ``preact`` is set, and the network's stages do not provide these maps.
         """
         if preact:
             self._require_preacts()
@@ -214,28 +215,28 @@ class StagedNet(nn.Module):
         return Features(stem, outputs, preacts if preact else None, pooled, logits)
 
     def preact_norms(self) -> list[nn.BatchNorm2d]:
-        """The BatchNorm before each stage's ReLU, whose parameters describe the pre-activations' distribution.
+        """Return the BatchNorm before each stage's ReLU; its parameters describe the pre-activations' distribution.
 
-        Source: the layers that Heo et al., "A Comprehensive Overhaul of Feature Distillation", take margins from.
+        Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", compute margins from these layers.
 
         Raises:
-            ValueError: This family has none.
+            ValueError: The family has no such layers.
         """
         self._require_preacts()
         return [cast(PreactModule, stage).preact_norm() for stage in self.stages]
 
     def preact_affines(self) -> list[tuple[Tensor, Tensor]]:
-        """Scale and shift [C] of the normal distribution that each channel of each pre-activation follows.
+        """Return scale and shift [C] of the normal distribution of each channel, for each stage's pre-activation.
 
-        Those of :meth:`preact_norms`, and zeros for a channel that was through a ReLU before.
+        They are those of :meth:`preact_norms`, and zeros for a channel that passed a ReLU before.
 
         Raises:
-            ValueError: This family has none.
+            ValueError: The family has no such layers.
         """
         return [(norm.weight.detach(), norm.bias.detach()) for norm in self.preact_norms()]
 
     def own_name(self, name: str) -> str:
-        """This network's name of the tensor that a checkpoint of the same network from elsewhere calls ``name``."""
+        """Translate the name of a tensor in a checkpoint from another project to this network's name."""
         if name in self.wrapped_names:
             return self.wrapped_names[name]
         for pattern, replacement in self.foreign_names:
@@ -243,22 +244,22 @@ class StagedNet(nn.Module):
         return name
 
     def tail(self, i: int) -> nn.Module:
-        """A deep copy, with parameters of its own, of stages i..S and the head, called as ``forward_from(i, .)``."""
+        """Return a deep copy of stages ``i`` to S and the head; ``tail(i)(x)`` equals ``forward_from(i, x)``."""
         return copy_network(Tail(self._stages_from(i), self.head))
 
     def feature_shapes(self, image_size: int) -> list[Shape]:
-        """(C, H, W) of each stage's output for square images; leaves parameters, statistics and random state alone."""
+        """Return (C, H, W) of each stage's output for square images, without changing the network or random state."""
         return self._shapes(image_size)[1:]
 
     def input_shape(self, i: int, image_size: int) -> Shape:
-        """(C, H, W) of what stage ``i`` takes; S + 1 is what the head takes."""
+        """Return (C, H, W) of the input of stage ``i``, or of the head for S + 1."""
         self._stages_from(i)
         return self._shapes(image_size)[i - 1]
 
     def _require_preacts(self) -> None:
         if not all(hasattr(stage, "forward_preact") for stage in self.stages):
             raise ValueError(
-                f"{self.name} has no pre-activations: its stages can't tell their maps from before the last ReLU"
+                f"{self.name} has no pre-activations: its stages do not give their maps from before the last ReLU"
             )
 
     def _stages_from(self, i: int) -> list[nn.Module]:
@@ -267,16 +268,17 @@ class StagedNet(nn.Module):
         return list(self.stages)[i - 1 :]
 
     def probe(self, image_size: int) -> Features:
-        """What one square image of ``image_size`` pixels gives, in shapes alone; leaves parameters, statistics and
-        random state alone.
+        """Return features that have the shapes, but not the values, of one square image of ``image_size`` pixels.
+
+        The network's parameters and statistics and torch's random state do not change.
         """
         try:
             return _pass(copy_without_data(self), image_size, torch.device("meta"))
-        except Exception:  # a layer looks at values, as those do that learn to quantise
+        except Exception:  # a layer reads values, such as those that learn to quantise
             return _pass(copy_network(self), image_size, next(self.parameters()).device)
 
     def _shapes(self, image_size: int) -> list[Shape]:
-        """Shapes of the stem's and the stages' outputs.
+        """Return the shapes of the stem's and the stages' outputs.
 
         Raises:
             ValueError: One of them is no map [N, C, H, W].

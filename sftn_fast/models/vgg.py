@@ -25,9 +25,9 @@ CONVOLUTIONS = {
 
 @fx.wrap
 def pool_from(x: Tensor, width: int) -> Tensor:
-    """[N, C, H, W], or half of height and width where maps are ``width`` pixels wide or more.
+    """Halve height and width of a map [N, C, H, W] that is at least ``width`` pixels wide, else return it.
 
-    torch.fx takes it as one step and need not decide.
+    The function is one step for torch.fx, which can't trace the condition.
     """
     return max_pool2d(x, 2) if x.shape[-1] >= width else x
 
@@ -54,23 +54,23 @@ class VGGBlock(PreactModule):
         for _ in range(depth):
             layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             in_channels = width
-        # The last ReLU is applied outside, so that the map before it can be had.
+        # forward_preact applies the last ReLU, and returns the map before it.
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward_preact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and what its ReLU took."""
+        """Return the output and the map before its ReLU."""
         preact = self.layers(self.pool(x))
         return relu(preact), preact
 
     def preact_norm(self) -> nn.BatchNorm2d:
-        """The last convolution's norm."""
+        """Return the norm of the last convolution."""
         return cast(nn.BatchNorm2d, self.layers[-1])
 
 
 class VGG(StagedNet):
-    """Stem at full size, stages 1 to 3 that halve it, stage 4 that halves it only if it is 8 pixels or more.
+    """Stem at full size, stages 1 to 3 that halve it, and stage 4 that halves it only from 8 pixels on.
 
-    The last is RepDistiller's rule that the fourth pooling is for images of 64 pixels, as seen from the map it pools.
+    RepDistiller applies the fourth pooling to images of 64 pixels only; these have 8 pixels before it.
     """
 
     cpu_channels_last = False

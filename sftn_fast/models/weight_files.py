@@ -1,4 +1,4 @@
-"""What a file of weights holds, read without running any of it."""
+"""Reader of files of weights, which runs no code from them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch
 from sftn_fast.utils.format import readable_bytes
 
 PACKED_LIMIT, PACKED_RATIO = 64_000_000, 20
-"""A file that unpacks to more bytes than the first, and more times its own size than the second, is refused. PyTorch
-itself packs nothing, and zeros alone pack a thousandfold."""
+"""Limits of a compressed file: one that unpacks to more bytes than the first, and to more times its own size than the
+second, is refused. PyTorch itself does not compress, and zeros compress a thousandfold."""
 NUMPY = tuple(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct"))
 PASSED_OVER = (*NUMPY, "numpy.ndarray", "numpy.dtype", "pathlib.PosixPath", "pathlib.WindowsPath", "datetime.datetime")
-"""Python objects that scripts save beside the weights. An :class:`Unread` takes the place of each."""
+"""Python objects that scripts save beside the weights. An :class:`Unread` replaces each of them."""
 
 
 class WeightsError(ValueError):
@@ -29,20 +29,20 @@ class WeightsError(ValueError):
 
 
 class Unread:
-    """What stands for an object of :data:`PASSED_OVER`: neither its code nor its state is ever used."""
+    """Placeholder of an object of :data:`PASSED_OVER`; neither code nor state of the object is used."""
 
-    def __new__(cls, *_: Any) -> Unread:
-        """An empty object, whatever the file wants it made of."""
+    def __new__(cls, *_: object) -> Unread:
+        """Create an empty object and ignore the arguments in the file."""
         return super().__new__(cls)
 
-    def __setstate__(self, _: Any) -> None:
-        """Drop the state."""
+    def __setstate__(self, _: object) -> None:
+        """Ignore the state in the file."""
 
 
 def read_file(path: Path) -> Mapping[Any, Any]:
-    """Return what a ``.safetensors`` file or a PyTorch one holds: tensors by name, or mappings of them.
+    """Return the content of a ``.safetensors`` or PyTorch file: tensors by name, or mappings of them.
 
-    PyTorch files are read with ``weights_only=True``. The content says which of the two a file is.
+    PyTorch files are read with ``weights_only=True``. The format is recognised by the content.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -57,10 +57,10 @@ def read_file(path: Path) -> Mapping[Any, Any]:
 
 
 def safetensors() -> ModuleType:
-    """The module ``safetensors.torch``, imported when it is needed.
+    """Import and return ``safetensors.torch``.
 
     Raises:
-        ImportError: It is not installed; the message says what to do.
+        ImportError: It is not installed; the message says how to install it.
     """
     try:
         import safetensors.torch as codec
@@ -70,7 +70,7 @@ def safetensors() -> ModuleType:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By the suffix, or by how the file begins: the length of a header, and the header's brace."""
+    """Return whether the suffix, or the start of the file (length and brace of a header), is that of safetensors."""
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -90,13 +90,13 @@ def _read_pytorch(path: Path) -> Any:
     _require_unpacked_size(path)
     harmless: list[Any] = [argparse.Namespace, *((Unread, name) for name in PASSED_OVER)]
     try:
-        # torch warns of odd pickles that it refuses a moment later; the refusal says enough.
+        # torch warns about pickles that it then refuses; the error is enough.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.serialization.safe_globals(harmless):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off, so only the culprit's name is taken from it.
+        # torch's message advises to switch the protection off, so only the object's name is used from it.
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         held = f"holds Python objects ({culprit[1]})" if culprit else "is damaged or holds Python objects"
         raise WeightsError(
@@ -108,16 +108,16 @@ def _read_pytorch(path: Path) -> Any:
 
 
 def _require_unpacked_size(path: Path) -> None:
-    """Refuse an archive whose own directory declares that it is a bomb; nothing is unpacked for that."""
+    """Refuse a decompression bomb by the sizes in the archive's directory, without unpacking anything."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError):
-        return  # PyTorch's older format, or damaged: the reader says
+        return  # PyTorch's older format, or damaged, which the reader reports
     if unpacked > max(PACKED_LIMIT, PACKED_RATIO * path.stat().st_size):
         raise WeightsError(
             f"{path} is packed: {readable_bytes(path.stat().st_size)} would unpack to {readable_bytes(unpacked)}. "
-            f"Unpack it by other means, and save what it holds with torch.save"
+            f"Unpack it with other tools, and save its content with torch.save"
         )
 
 

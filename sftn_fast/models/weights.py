@@ -1,4 +1,4 @@
-"""Weights of any origin into a network: names understood without guessing, values checked, all loaded or none."""
+"""Loader of weights from any project: translates names without guessing, checks values, and loads all or none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ __all__ = ["Say", "WeightsError", "assign", "safetensors"]
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], object]
-"""Takes a line for the user."""
+"""Receives one line for the user."""
 SHOWN = 5
+"""Largest number of mismatched tensors that a message lists."""
 BOUNDS = (".min_val", ".max_val")
-"""Last parts of names of what torch.ao's observers have seen; infinite before they see anything."""
+"""Last parts of names of the bounds in torch.ao's observers, which are infinite before the first batch."""
 
 
 def assign(
@@ -40,14 +41,14 @@ def assign(
 
     Args:
         net: The network.
-        payload: What a file holds.
+        payload: Content of a file.
         path: The file, for messages.
-        prefix: What stands before the names that are meant, where a file holds several networks.
-        keep_head: Leave the classifier as it is where the file's has another number of classes.
-        say: Told in one line what had to be understood; by default the line is logged as a warning.
+        prefix: Key or prefix of the network to load, if the file holds several.
+        keep_head: Keep the network's own classifier if the file's has another number of classes.
+        say: Called with one line about prefixes, ignored entries and conversions; by default it is logged as a warning.
 
     Raises:
-        WeightsError: The file holds no network that fits, or several; or values that can't be weights.
+        WeightsError: No network in the file fits, or several do; or values can't be weights.
     """
     own = {name: tensor for name, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
     candidates = find_candidates(payload, net, own, path, prefix)
@@ -69,9 +70,9 @@ def assign(
 
 
 def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | None = None) -> list[str]:
-    """A line for each tensor that both have in different shapes, or that one of them lacks; the first few of each.
+    """Return a line for each tensor that differs in shape or is missing on one side, up to :data:`SHOWN` in all.
 
-    With ``classes``, a classifier for so many may differ from the file's in its number of classes.
+    If ``classes`` is given, a classifier for that many classes may differ from the file's in its number of classes.
     """
     lacking = [name for name in own if name not in found.tensors and not _is_counter(name)]
     extra = [name for name in found.tensors if name not in own]
@@ -94,7 +95,7 @@ def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | Non
         ],
     ]
     shares = [0, 0, 0]
-    for turn in range(3 * SHOWN):  # in turn, so that one kind doesn't hide the others
+    for turn in range(3 * SHOWN):  # alternate, so that one kind does not hide the others
         kind = turn % 3
         shares[kind] += sum(shares) < SHOWN and shares[kind] < len(kinds[kind])
     lines = [line for kind, share in zip(kinds, shares, strict=True) for line in kind[:share]]
@@ -115,7 +116,7 @@ def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, pat
 
 
 def _values(own: Mapping[str, Tensor], found: Candidate, path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """What to copy, in the network's dtypes, and what is to be said of it."""
+    """Check the candidate's tensors; return the values to copy into the network, and remarks for the user."""
     values, faults, converted = {}, [], set()
     missing = [name for name in own if _is_counter(name) and name not in found.tensors]
     for name, tensor in own.items():
@@ -141,7 +142,7 @@ def _values(own: Mapping[str, Tensor], found: Candidate, path: str | Path) -> tu
 
 
 def find_fault(name: str, given: Tensor, dtype: torch.dtype) -> str | None:
-    """What keeps ``given`` from being a weight of this ``dtype``; None if nothing does."""
+    """Return why ``given`` can't be a weight of this ``dtype``, or None if it can."""
     if given.is_meta:
         return "has a shape and no data (meta)"
     if given.layout is not torch.strided or given.is_nested:
@@ -176,7 +177,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _count(given: Tensor) -> int | None:
-    """How many batches a counter says there were; None where it can't be read, as after ``half()`` of a large one."""
+    """Return the number of batches in a counter; None if it is unreadable, such as after ``half()`` of a large one."""
     if (
         given.is_meta
         or given.numel() != 1
@@ -194,7 +195,7 @@ def _same_shape(name: str, given: Tensor, own: Tensor) -> bool:
 
 
 def _differs_in_classes(name: str, given: Tensor, own: Tensor, classes: int | None) -> bool:
-    """Whether this is a tensor of the head with a row a class, and only their number differs."""
+    """Return whether this tensor of the head has a row per class, and only the number of rows differs."""
     rows = classes is not None and name.startswith("head.") and 0 < given.dim() == own.dim() and len(own) == classes
     return rows and given.shape[1:] == own.shape[1:]
 

@@ -1,10 +1,9 @@
-"""A user's own network as a staged one: its graph is traced and cut behind the modules that end a stage."""
+"""Conversion of a user's network to a staged one: its graph is traced and cut after the modules that end a stage."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,21 +24,21 @@ def as_staged(
 ) -> StagedNet:
     """Cut ``module`` into a staged network that shares its parameters.
 
-    Only the forward functions of the modules *around* the named ones are traced, by :mod:`torch.fx`; all others, the
-    named ones included, are called as they are. What stands between two named modules belongs to the later stage, what
-    stands behind the last one to the head. Pre-activations are not to be had from such a network.
+    Only the forward functions of the modules *around* the named ones are traced, by :mod:`torch.fx`. All other modules,
+    including the named ones, are called unchanged. Code between two named modules belongs to the later stage, code
+    after the last stage to the head. Such a network has no pre-activations.
 
-    Maps that lie as [N, H, W, C], as those of torchvision's Swin, are given as [N, C, H, W]: the axis that does not
-    change with the images' size is the channels'. Tokens [N, L, C] are refused.
+    Maps [N, H, W, C], such as those of torchvision's Swin, are returned as [N, C, H, W]. The channel axis is the one
+    that does not change with the images' size. Tokens [N, L, C] are refused.
 
-    A trace makes ``x = x + y`` of ``x += y``, so that another name for ``x`` keeps the old value.
+    A trace turns ``x += y`` into ``x = x + y``, so another name for ``x`` keeps the old value.
 
     Args:
-        module: Takes images [N, C, H, W], gives logits [N, num_classes].
-        stages: Dotted name of the last module of each stage, in the order in which they run. Each gives a map
+        module: Network from images [N, C, H, W] to logits [N, num_classes].
+        stages: Dotted name of the last module of each stage, in the order in which they run. Each returns a map
             [N, C, H, W].
-        head: Dotted name of the classifier; what it takes, flattened, are the pooled features.
-        stem: Dotted name of the stem's last module; by default the stem is all that runs before ``stages[0]``.
+        head: Dotted name of the classifier. Its flattened input is the pooled vector.
+        stem: Dotted name of the stem's last module; by default the stem is everything before ``stages[0]``.
         in_channels: Channels of the images; by default those of the first convolution.
         num_classes: Classes; by default the width of the head's last linear or convolutional layer.
 
@@ -48,8 +47,8 @@ def as_staged(
         net = as_staged(torchvision.models.resnet18(), ["layer1", "layer2", "layer3", "layer4"], head="fc")
 
     Raises:
-        ValueError: A name is unknown, is given twice, or runs never, twice or out of order; a value other than a
-            stage's output crosses a cut; the code around the named modules can't be traced; a module gives no map.
+        ValueError: A name is unknown or given twice; a named module runs never, twice or out of order, or returns no
+            map; a value other than a stage's output crosses a cut; or code around the named modules can't be traced.
     """
     if not stages:
         raise ValueError("stages must name at least one module")
@@ -80,15 +79,15 @@ def as_staged(
 
 
 def names_in(module: nn.Module, net: nn.Module) -> dict[str, str]:
-    """What ``net`` calls the tensors that it shares with ``module``, by what they are called there."""
-    # With keep_vars the tensors themselves, by which they are known again.
+    """Return ``net``'s names of the tensors that it shares with ``module``, by their names in ``module``."""
+    # keep_vars returns the tensors themselves, so that they can be identified.
     own = {id(tensor): name for name, tensor in net.state_dict(keep_vars=True).items()}
     shared = module.state_dict(keep_vars=True).items()
     return {name: own[id(tensor)] for name, tensor in shared if id(tensor) in own}
 
 
 class WrappedHead(nn.Module):
-    """What runs behind the last stage, cut before the classifier."""
+    """Everything after the last stage, cut before the classifier."""
 
     def __init__(self, pool: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -96,19 +95,19 @@ class WrappedHead(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, num_classes] of the last stage's output."""
+        """Return logits [N, num_classes] of the last stage's output."""
         return self.forward_pooled(x)[1]
 
     def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the classifier takes, flattened to [N, D], and logits [N, num_classes]."""
+        """Return the classifier's input, flattened to [N, D], and logits [N, num_classes]."""
         pooled = self.pool(x)
         return pooled.flatten(1), self.classifier(pooled)
 
 
 class _Tracer(fx.Tracer):
-    """Traces through ``containers`` and nothing else."""
+    """Tracer that traces into ``containers`` only."""
 
-    # Else what is computed from a buffer alone, as self.mean.view(-1, 1, 1), would be a constant of the trace.
+    # Otherwise values computed from a buffer alone, as self.mean.view(-1, 1, 1), would be constants of the trace.
     proxy_buffer_attributes = True
 
     def __init__(self, containers: set[nn.Module]) -> None:
@@ -139,8 +138,8 @@ def _trace(module: nn.Module, named: list[str]) -> fx.Graph:
     codes = [each.python_code("self").src for each in (training_graph, graph)]
     if codes[0] != codes[1] or not _same(training_constants, constants):
         raise ValueError(
-            f"the forward function of {type(module).__name__} depends on self.training or on chance, which a trace "
-            f"can't: move that code into a submodule, as with nn.Dropout in place of functional dropout"
+            f"the forward function of {type(module).__name__} depends on self.training or on random numbers, which a "
+            f"trace can't: move that code into a submodule, such as nn.Dropout in place of functional dropout"
         )
     return graph
 
@@ -157,13 +156,13 @@ def _trace_in(training: bool, module: nn.Module, containers: set[nn.Module]) -> 
 
 
 @contextmanager
-def _constants(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """Gives, at the context's end, what traces of ``module`` put on it, and takes it off again.
+def _constants(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Remove on exit the constants that traces stored on ``module``, and put them into the yielded dict.
 
-    Those are the tensors that its forward function makes of nothing, as ``torch.tensor(2.0)``.
+    Constants are tensors that the forward function creates, such as ``torch.tensor(2.0)``.
     """
     before = set(vars(module))
-    found: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
     try:
         yield found
     finally:
@@ -171,13 +170,13 @@ def _constants(module: nn.Module) -> Iterator[dict[str, Any]]:
             found[name] = vars(module).pop(name)
 
 
-def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @contextmanager
 def _mode(modules: set[nn.Module], training: bool) -> Iterator[None]:
-    """Set the training flag of just these modules for a while."""
+    """Set the training flag of exactly these modules inside the context."""
     before = {module: module.training for module in modules}
     try:
         for module in modules:
@@ -189,7 +188,7 @@ def _mode(modules: set[nn.Module], training: bool) -> Iterator[None]:
 
 
 def _ends(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
-    """The nodes of the images and of the logits."""
+    """Return the nodes of the images and of the logits."""
     start, *others = graph.find_nodes(op="placeholder")
     if any(other.users for other in others):
         raise ValueError(f"the network must take images alone, but it also uses {', '.join(map(str, others))}")
@@ -201,7 +200,7 @@ def _ends(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
 
 
 def _calls_in_order(graph: fx.Graph, named: list[str]) -> list[fx.Node]:
-    """The one call of each named module."""
+    """Return the call of each named module; there must be exactly one, and they must be in order."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     found: list[fx.Node] = []
     for name in named:
@@ -224,7 +223,7 @@ def _only_input(node: fx.Node) -> fx.Node:
 
 
 def _refuse_overwriting(module: nn.Module, cut: fx.Node) -> None:
-    """A map that is handed out must not be changed by what runs behind it."""
+    """Raise ValueError if a step after ``cut`` overwrites its map, which is returned as a feature."""
     for user in cut.users:
         if user.op == "call_module":
             in_place = _starts_in_place(module.get_submodule(str(user.target)))
@@ -233,8 +232,8 @@ def _refuse_overwriting(module: nn.Module, cut: fx.Node) -> None:
             in_place = bool(user.kwargs.get("inplace")) or (function.endswith("_") and not function.endswith("__"))
         if in_place and user.all_input_nodes[0] is cut:
             raise ValueError(
-                f"what {_label(cut)} gives is overwritten in place by {_label(user)}: let that one work out of place, "
-                f"or cut behind it"
+                f"the output of {_label(cut)} is overwritten in place by {_label(user)}: make that step work out of "
+                f"place, or cut after it"
             )
 
 
@@ -245,13 +244,13 @@ def _starts_in_place(module: nn.Module) -> bool:
 
 
 def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Sequence[Layout] = ()) -> list[nn.Module]:
-    """One module for each pair of neighbouring ``ends``, made of all nodes between them.
+    """Return one module for each pair of neighbouring ``ends``, made of all nodes between them.
 
-    ``layouts`` are those of the maps at the inner ends, as far as they are known.
+    ``layouts`` are those of the maps at the inner ends, if they are known.
     """
     nodes = list(graph.nodes)
     stops = [nodes.index(end) + 1 for end in ends]
-    # What stands behind the last end may still change it in place.
+    # Nodes after the last end may still change it in place.
     stops[-1] = len(nodes) - 1
     moved = dict(zip(ends[1:], layouts, strict=False))
     parts: list[nn.Module] = []
@@ -264,8 +263,8 @@ def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Seq
                     copies.setdefault(needed, part.node_copy(needed))
                 elif needed not in copies:
                     raise ValueError(
-                        f"{_label(node)} needs {_label(needed)}, which crosses the cut behind {_label(start)}: only "
-                        f"what {_label(start)} gives may. Name modules between which a single tensor flows"
+                        f"{_label(node)} needs {_label(needed)}, which crosses the cut after {_label(start)}: only "
+                        f"the output of {_label(start)} may. Name modules between which a single tensor flows"
                     )
             if node.op not in ("get_attr", "placeholder"):
                 copies[node] = part.node_copy(node, copies.__getitem__)
@@ -281,7 +280,7 @@ def _permuted(part: fx.Graph, node: fx.Node, axes: tuple[int, ...]) -> fx.Node:
 
 
 def _label(node: fx.Node) -> str:
-    """A module goes by its dotted name, another step by the one that the trace gave it."""
+    """Return the dotted name of a module, or the trace's name of another step, in quotes."""
     return repr(node.target if node.op == "call_module" else node.name)
 
 

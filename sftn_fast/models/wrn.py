@@ -1,7 +1,7 @@
 """Wide residual networks (Zagoruyko & Komodakis, 2016): depth 6n + 4, pre-activation blocks, no dropout.
 
-A stage's output is the raw sum: it has seen neither norm nor ReLU, and may be negative. Its pre-activation is that sum
-under the norm of whoever takes it: the first of the next stage, or the head's.
+A stage's output is the sum of its last block, without norm or ReLU, and may be negative. Its pre-activation is this sum
+after the norm that follows: the first one of the next stage, or the head's.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class WideBlock(nn.Module):
         self.shortcut = None if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
-        """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is bn1(x), if it has been computed already."""
+        """Return the output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is bn1(x), if computed already."""
         active = relu(self.bn1(x), inplace=True) if normed is None else relu(normed)
         out = self.conv2(relu(self.bn2(self.conv1(active)), inplace=True))
         return out.add_(x if self.shortcut is None else self.shortcut(active))
 
 
 class WideStage(nn.Sequential):
-    """Blocks in sequence, the first of which may be given its normed input."""
+    """Blocks in sequence; the first one accepts its normed input."""
 
     __jit_unused_properties__: ClassVar = ["norm"]
 
     def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is self.norm(x), if it has been computed already."""
+        """Return the output [N, C', H', W'] for x [N, C, H, W]; ``normed`` is self.norm(x), if computed already."""
         for position, block in enumerate(self):
             x = block(x, normed if position == 0 else None)
         return x
 
     @property
     def norm(self) -> nn.BatchNorm2d:
-        """The norm that the stage's input meets first."""
+        """First norm of the stage, applied to its input."""
         return cast(WideBlock, self[0]).bn1
 
 
@@ -61,12 +61,12 @@ class WideHead(Head):
         self.norm = nn.BatchNorm2d(features)
 
     def forward_pooled(self, x: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Pooled vector and logits; ``normed`` is ``self.norm(x)``, if it has been computed already."""
+        """Return pooled vector and logits; ``normed`` is ``self.norm(x)``, if computed already."""
         return self.classify(relu(self.norm(x), inplace=True) if normed is None else relu(normed))
 
 
 class WideResNet(StagedNet):
-    """Stem of one 3x3 convolution, three stages, of which the second and third halve the size."""
+    """Stem of one 3x3 convolution and three stages; the second and third halve the size."""
 
     foreign_names = (
         (r"^conv1\.", "stem."),
@@ -103,7 +103,7 @@ class WideResNet(StagedNet):
         normed = None
         for stage, norm in zip(self.stages, self.preact_norms(), strict=True):
             x = stage(x, normed)
-            # The taker is handed what its own norm gave: run twice in training, it would count the batch twice.
+            # Passed on to the next stage, since a norm that runs twice in training would count the batch twice.
             normed = norm(x)
             outputs.append(x)
             preacts.append(normed)
@@ -111,9 +111,9 @@ class WideResNet(StagedNet):
         return Features(stem, outputs, preacts, pooled, logits)
 
     def preact_norms(self) -> list[nn.BatchNorm2d]:
-        """The norm that takes each stage's output."""
-        takers = (*list(self.stages)[1:], self.head)
-        return [cast("WideStage | WideHead", taker).norm for taker in takers]
+        """Return the norm that follows each stage: the next stage's first one, or the head's."""
+        followers = (*list(self.stages)[1:], self.head)
+        return [cast("WideStage | WideHead", follower).norm for follower in followers]
 
 
 for _depth, _widen in ((16, 1), (16, 2), (40, 1), (40, 2)):

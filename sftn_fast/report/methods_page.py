@@ -121,11 +121,16 @@ def _options(method: type[Method]) -> Iterator[str]:
 
 
 def _source(method: type[Method]) -> str:
-    """The paragraph of the docstring that says where the method is from, without the markup of docstrings."""
-    paragraphs = inspect.cleandoc(method.__doc__ or "").split("\n\n")
-    text = " ".join(next(each for each in paragraphs if each.startswith("Source:")).split())
-    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text)
-    return text.removeprefix("Source: ").replace("``", "`")
+    """Return the paper, from the module's docstring, and the origin of the defaults, from the class's."""
+    paper = _paragraphs(inspect.getmodule(method))[1]
+    defaults = next(each for each in _paragraphs(method) if each.startswith("Defaults:"))
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", f"{paper} {defaults}")
+    return text.replace("``", "`")
+
+
+def _paragraphs(documented: object) -> list[str]:
+    """Return the paragraphs of a docstring, one line each."""
+    return [" ".join(each.split()) for each in (inspect.getdoc(documented) or "").split("\n\n")]
 
 
 def refusals(teacher: str, student: str, image_size: int = IMAGE_SIZE) -> dict[str, str]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sftn_fast import ops
 from sftn_fast.config import CollaborateConfig
-from sftn_fast.distillers.networks import check_pair
+from sftn_fast.distillers.network_checks import check_pair
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks.base import Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from sftn_fast.distillers.networks import check_classes
+from sftn_fast.distillers.network_checks import check_classes
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks.base import Task
 

@@ -65,6 +65,6 @@ def test_pairs_of_imagenet(teacher: str, student: str) -> None:
     with torch.device("meta"):
         networks = [models.build(name, num_classes=1000) for name in (teacher, student)]
         aware = StudentAwareTeacher(*networks, image_size=224)
-    assert [pair.student_stage for pair in aware.pairs] == [1, 2, 3]
+    assert [entry.student_stage for entry in aware.entries] == [1, 2, 3]
     refused = {"fsp", "kdsvd"} if teacher == "resnet50" else set()
     assert methods_page.refusals(teacher, student, 224).keys() == refused

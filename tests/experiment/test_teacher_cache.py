@@ -87,7 +87,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(net):
         raise AssertionError("the teacher ran")
 
-    monkeypatch.setattr(distiller, "teaching", never)
+    monkeypatch.setattr(distiller, "teacher_mode", never)
 
 
 def test_every_student_is_the_one_without_the_cache_bit_for_bit(usual, cached):

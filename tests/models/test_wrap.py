@@ -216,18 +216,18 @@ class Detached(Base):
         (Base, ["conv2", "conv1"], "fc", "'conv1' runs before 'conv2'"),
         (Base, ["fc"], "conv2", "'conv2' runs before 'fc'"),
         (Base, ["conv2", "conv2"], "fc", "named twice"),
-        (Base, ["conv1", "conv2"], "fc", "'conv1' gives is overwritten in place by 'relu'"),
-        (Overwriting, ["conv1", "conv2"], "fc", "'conv1' gives is overwritten in place by 'relu'"),
-        (OverwritingByMethod, ["conv1", "conv2"], "fc", "'conv1' gives is overwritten in place by 'clamp_'"),
+        (Base, ["conv1", "conv2"], "fc", "the output of 'conv1' is overwritten in place by 'relu'"),
+        (Overwriting, ["conv1", "conv2"], "fc", "the output of 'conv1' is overwritten in place by 'relu'"),
+        (OverwritingByMethod, ["conv1", "conv2"], "fc", "the output of 'conv1' is overwritten in place by 'clamp_'"),
         (Branching, ["conv1", "conv2"], "fc", "Branching can't be traced.*must not branch on tensors"),
-        (Crossing, ["conv1", "conv2"], "fc", "'add' needs 'conv1', which crosses the cut behind 'conv2'"),
+        (Crossing, ["conv1", "conv2"], "fc", "'add' needs 'conv1', which crosses the cut after 'conv2'"),
         (Dropping, ["conv1", "conv2"], "fc", "depends on self.training.*nn.Dropout"),
-        (Noisy, ["conv1", "conv2"], "fc", "Noisy depends on self.training or on chance"),
+        (Noisy, ["conv1", "conv2"], "fc", "Noisy depends on self.training or on random numbers"),
         (Repeating, ["conv1", "conv2"], "fc", "'conv2' must run once in a forward pass, but runs 2 times"),
         (Base, ["conv1", "relu"], "relu", "named twice"),
         (TwoResults, ["conv1", "conv2"], "fc", "must give one tensor"),
         (TwoArguments, ["conv1", "conv2"], "fc", "also uses mask"),
-        (Detached, ["conv1", "conv2"], "fc", "'mean' needs 'conv1', which crosses the cut behind 'conv2'"),
+        (Detached, ["conv1", "conv2"], "fc", "'mean' needs 'conv1', which crosses the cut after 'conv2'"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(kind, stages, head, message):
@@ -242,7 +242,7 @@ def test_what_cannot_be_cut_is_refused(kind, stages, head, message):
 def test_a_sequence_that_starts_in_place_is_refused(stages):
     inner = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3))
     net = nn.Sequential(nn.Conv2d(3, 4, 3), inner, nn.Flatten(), nn.Linear(64, 2))
-    with pytest.raises(ValueError, match="what '0' gives is overwritten in place by '1'"):
+    with pytest.raises(ValueError, match="the output of '0' is overwritten in place by '1'"):
         models.as_staged(net, stages, "3")
     inner[0].inplace = False
     assert models.as_staged(net, stages, "3").num_stages == len(stages)

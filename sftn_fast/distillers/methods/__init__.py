@@ -1,1 +1,1 @@
-"""One file a method, named as the method is: ``kd.py`` registers ``kd``. A file put here is found by its name."""
+"""Distillation methods, one file each, named after the method: ``kd.py`` registers ``kd``. New files are found here."""

@@ -1,4 +1,7 @@
-"""Activation boundaries: which neurons fire, whatever their strength."""
+"""Activation boundaries: which neurons fire, regardless of their strength.
+
+Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries", AAAI 2019.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from sftn_fast.nn import hint_convolution
 
 @register("ab")
 class AB(PairedMethod):
-    """The student's stages learn :func:`sftn_fast.ops.ab_loss` beforehand; later the method adds nothing.
+    """``3/1000 sum over pairs i = 1..L of 2^(i - L) ab_loss(connector_i(s_i), t_i)``, as an initialisation only.
 
-    The i-th of L pairs counts 2^(i - L + 1) 3/1000. A student's map of another shape than its teacher's goes through a
-    convolution and a BatchNorm, which are frozen after the initialisation.
+    :func:`sftn_fast.ops.ab_loss` compares signs of the maps before their ReLU. The connector is a convolution and a
+    BatchNorm where the maps' shapes differ, and is frozen after the initialisation. While the student trains, the
+    method adds nothing.
 
-    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries", AAAI 2019; 30 epochs of
-    initialisation at the student's constant learning rate, then cross-entropy alone, as in RepDistiller. The authors'
-    code has distillation alone in its second stage (temperature 3, not multiplied by its square):
+    Defaults: 30 epochs of initialisation at the student's constant learning rate, then cross-entropy alone, as in
+    RepDistiller. The authors' second step uses distillation alone, at temperature 3 and not multiplied by its square:
     ``ab,kd=0.1111:temperature=3,ce=0``.
     """
 
     default_weight = 1.0
-    only_beforehand = True
+    only_initialises = True
 
     def __init__(self, setup: Setup, *, margin: Positive = 1.0, init_epochs: Annotated[int, Bound(1)] = 30) -> None:
         super().__init__(setup)
@@ -37,7 +40,7 @@ class AB(PairedMethod):
         self.connectors = nn.ModuleList(_connector(pair.student_shape, pair.teacher_shape) for pair in self.pairs)
 
     def boundaries(self, student: Features, teacher: Features) -> Tensor:
-        """The loss of the initialisation."""
+        """Compute the loss of the initialisation."""
         maps = list(zip(self.connectors, self.preact_maps(student, teacher), strict=True))
         weights = [3e-3 * 2.0 ** (i - len(maps) + 1) for i in range(len(maps))]
         return sum_of(

@@ -1,4 +1,7 @@
-"""Attention transfer: where in the image a stage looks."""
+"""Attention transfer: where in the image a stage looks.
+
+Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from sftn_fast.models import Features
 
 @register("at")
 class AT(PairedMethod):
-    """:func:`sftn_fast.ops.at_loss`, summed over the paired stages.
+    """``sum over pairs of mean((at(s) - at(t))^2)``; ``at`` is the mean of ``|f|^p`` over channels, normalised.
 
-    Source: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017; weight 1000 as in RepDistiller and
-    the authors' code, which agree.
+    See :func:`sftn_fast.ops.at_loss`.
+
+    Defaults: weight 1000 and p = 2 as in RepDistiller and the authors' code, which agree.
     """
 
     default_weight = 1000.0

@@ -1,4 +1,7 @@
-"""Correlation congruence: neighbours in a batch, each against the teacher."""
+"""Correlation congruence: differences from the teacher, multiplied between neighbours in the batch.
+
+Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ from sftn_fast.ops._dtype import widened
 
 @register("cc")
 class CC(RelationalMethod):
-    """:class:`sftn_fast.nn.CorrelationLoss` of linear embeddings of the pooled vectors, both of which learn.
+    """``mean over b of sum over d of |s - t|_bd |s - t|_(b+1)d``; s and t are embeddings of the pooled vectors.
 
-    Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, in the form that RepDistiller
-    has from its author; weight 0.02.
+    Both linear embeddings learn. See :class:`sftn_fast.nn.CorrelationLoss`.
+
+    Defaults: formula as in RepDistiller, which has it from the author; weight 0.02 and dimension 128 as there.
     """
 
     default_weight = 0.02

@@ -1,4 +1,7 @@
-"""Contrastive representation distillation: an image's two embeddings agree, and differ from other classes' images."""
+"""Contrastive representation distillation: an image's two embeddings agree, and differ from those of other classes.
+
+Tian et al., "Contrastive Representation Distillation", ICLR 2020.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,20 @@ BANK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 
 @register("crd")
 class CRD(Method):
-    """:class:`sftn_fast.nn.CRDLoss` of the pooled vectors. Both embeddings learn; a memory holds all training images.
+    """``-mean of [log h(positive) + sum over negatives of log(1 - h(negative))]``, ``h = P / (P + K/N)``, both ways.
 
-    Negatives are images of other classes, drawn for each image on the device. Where the labels of the training set were
-    not given, they are learned from the batches; an image that was not seen yet may then be drawn although it is of the
-    same class.
+    P scores the embedding of one network against a memory of the other network's embeddings of all N training images;
+    see :func:`sftn_fast.ops.crd_loss`. Both embeddings of the pooled vectors learn.
 
-    The positive of an image is the image itself, or with ``mode=relax`` any image of its class, drawn in each step.
+    The K negatives of an image are images of other classes, drawn on the device in each step. If the labels of the
+    training set were not given, they are collected from the batches. An image that was not seen yet may then be drawn
+    although it is of the same class. The positive is the image itself, or with ``mode=relax`` any image of its class,
+    drawn in each step.
 
-    Over several processes each scores its own images, and the memories of all take in the whole batch, so that they
-    stay the same everywhere.
+    Over several processes each one scores its own images. All memories are updated with the whole batch, so that they
+    stay equal.
 
-    Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020; weight 0.8, 16384 negatives, temperature
-    0.07 and momentum 0.5 as in RepDistiller.
+    Defaults: weight 0.8, 16384 negatives, dimension 128, temperature 0.07 and momentum 0.5 as in RepDistiller.
     """
 
     default_weight = 0.8
@@ -79,27 +83,27 @@ class CRD(Method):
     def _shared_loss(
         self, student: Tensor, teacher: Tensor, index: Tensor, positives: Tensor, negatives: Tensor
     ) -> Tensor:
-        """The loss of one's own images, with what the memory remembers taken from those of all processes."""
+        """Compute the loss of this process's images, and update the memory with those of all processes."""
         memory = self.criterion.memory
         ours, theirs = self.criterion.embed_student(student), self.criterion.embed_teacher(teacher)
         with torch.no_grad():
             all_ours, all_theirs = whole_batch(ours), whole_batch(theirs)
             if ranks() > 1 and not self._has_scored:
-                # The first batch sets the memory's normalisers; later ones, as after a checkpoint, leave them alone.
+                # The first batch sets the memory's normalisers; later ones, also after a resume, keep them.
                 scored = whole_batch(positives), whole_batch(negatives)
                 ops.crd_loss(all_ours, all_theirs, *scored, memory, update=False)
                 self._has_scored = True
         loss = ops.crd_loss(ours, theirs, positives, negatives, memory, update=False)
         if self.training:
-            # The rows of the images themselves, whatever they were compared with.
+            # The rows of the images themselves, also if their positives were other images.
             memory.update(all_ours, all_theirs, whole_batch(index))
         return loss
 
 
 def same_class(index: Tensor, labels: Tensor) -> Tensor:
-    """For each sample of ``index`` [B] one of its class, itself included, each as likely: [B] int64.
+    """Draw for each sample of ``index`` [B] one of its class, uniformly and possibly itself: [B] int64.
 
-    ``labels`` [N] are the classes of all samples. Nothing waits for a GPU.
+    ``labels`` [N] are the classes of all samples. Does not synchronise with a GPU.
     """
     in_order, samples = labels.sort()
     own = labels[index]

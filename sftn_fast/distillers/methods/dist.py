@@ -1,4 +1,7 @@
-"""DIST: predictions need only be correlated with the teacher's, over the classes and over the batch."""
+"""DIST: correlation of the predictions with the teacher's, over the classes and over the batch.
+
+Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ from sftn_fast.nn.precision import in_float32
 
 @register("dist")
 class DIST(RelationalMethod):
-    """``T^2 (inter (1 - r over classes) + intra (1 - r over the batch))``, r the mean Pearson correlation at T.
+    """``T^2 (inter (1 - r over classes) + intra (1 - r over the batch))``; r is the mean Pearson correlation.
 
-    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022; both factors 1 as in the
-    authors' code, temperature 4 for CIFAR. They weigh the sum by 2 on ImageNet, at temperature 1.
+    The correlation is that of the probabilities at temperature T.
+
+    Defaults: both factors 1 and temperature 4 as in the authors' code for CIFAR. On ImageNet they use weight 2 and
+    temperature 1.
     """
 
     needs_features = False
@@ -42,8 +47,8 @@ def _probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _uncorrelated(a: Tensor, b: Tensor) -> Tensor:
-    """1 - the mean over rows of Pearson's correlation of two matrices."""
+    """Return 1 - the mean over rows of Pearson's correlation of two matrices."""
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    # The norm of a row without any spread, as of a batch of one, has no derivative at 0: clamp its square.
+    # A constant row, as in a batch of one, has norm 0, where the root has no derivative: clamp the square.
     norms = [x.square().sum(1).clamp(min=1e-24).sqrt() for x in (a, b)]
     return 1 - ((a * b).sum(1) / (norms[0] * norms[1] + 1e-8)).mean()

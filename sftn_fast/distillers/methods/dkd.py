@@ -1,4 +1,7 @@
-"""Decoupled distillation: how sure the teacher is of the class, and how it ranks the others, weighed apart."""
+"""Decoupled distillation: the probability of the true class and the distribution over the others, with two weights.
+
+Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ class DKD(Method):
     """``T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))``, mean over the batch.
 
     b is the probability of the label's class against all others, q the distribution over the other classes alone, both
-    at temperature T. The weight warms up over 20 epochs.
+    at temperature T. The weight warms up over ``warmup`` epochs.
 
-    Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022; defaults of mdistiller, by the same authors,
-    who have a beta for each pair of networks, mostly from 1 to 8.
+    Defaults: alpha 1, beta 8, temperature 4 and 20 epochs of warm-up as in mdistiller, by the same authors. They tune
+    beta for each pair of networks, mostly from 1 to 8.
     """
 
     needs_features = False
@@ -59,10 +62,10 @@ class DKD(Method):
 
 @in_float32
 def _decoupled(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logarithms of: the class and all others together [N, 2]; each of the others among themselves [N, C], 0 at it."""
+    """Return logarithms of b [N, 2], the class and all others together, and of q [N, C], with 0 at the class."""
     logits = logits / temperature
     is_class = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target[:, None], True)
     others = logits.masked_fill(is_class, -torch.inf)
     binary = torch.stack([logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], 1)
-    # The class itself: 0 in both networks, which adds exp(0) (0 - 0) to a divergence.
+    # The class itself is 0 in both networks, and adds exp(0) (0 - 0) = 0 to the divergence.
     return binary.log_softmax(1), others.log_softmax(1).masked_fill(is_class, 0)

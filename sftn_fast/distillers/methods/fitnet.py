@@ -1,4 +1,7 @@
-"""FitNets: the student's map of a middle stage, through a regressor, is to be the teacher's."""
+"""FitNets: the teacher's map of a middle stage, regressed from the student's.
+
+Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from sftn_fast.nn import AdaptedHint
 
 @register("fitnet")
 class FitNet(Method):
-    """:class:`sftn_fast.nn.AdaptedHint` of one pair of stages, beside the other losses from the first step on.
+    """``mean((relu(bn(conv(s))) - t)^2)`` of one pair of stages, number ``layer``.
 
-    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; joint training, the second stage and weight
-    100 as in RepDistiller. The paper trains up to the hint first, which nobody compares with today.
+    See :class:`sftn_fast.nn.AdaptedHint`.
+
+    Defaults: second pair, weight 100 and joint training from the first step on, as in RepDistiller. The paper instead
+    trains the student up to the hint first, which nobody compares with today.
     """
 
     default_weight = 100.0

@@ -1,4 +1,7 @@
-"""Flow of the solution procedure: how one stage's map leads to the next one's."""
+"""Flow of the solution procedure: products of one stage's channels with the next one's.
+
+Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from sftn_fast.ops._dtype import widened
 
 @register("fsp")
 class FSP(Method):
-    """:class:`sftn_fast.nn.FSPLoss`, summed over the steps from the stem to the last stage.
+    """``sum over neighbours (a, b) of stem, stage 1, .., stage S of mean((G_s(a, b) - G_t(a, b))^2)``.
 
-    The variant ``init``, the default, is RepDistiller's and the paper's: the student's stages learn from it beforehand,
-    and it is nothing beside the cross-entropy later. The variant ``joint`` adds it to the student's loss instead. Both
-    networks need the same channels at every stage.
+    G holds the products of the channels of both maps, mean over pixels; see :class:`sftn_fast.nn.FSPLoss`. The variant
+    ``init`` trains the student's stages on it as an initialisation and adds nothing later; ``joint`` adds it to the
+    student's loss instead. Both networks need the same channels at every stage.
 
-    Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017; weight 50 as in RepDistiller.
+    Defaults: variant ``init`` as in the paper and RepDistiller, 30 epochs and weight 50 as in RepDistiller.
     """
 
     default_weight = 50.0
@@ -38,7 +41,7 @@ class FSP(Method):
         student, teacher = setup.student.stages, setup.teacher.stages
         if [shape[0] for shape in student] != [shape[0] for shape in teacher]:
             raise ValueError(f"fsp needs the same channels at every stage, got student {student} and teacher {teacher}")
-        self.init_epochs, self.only_beforehand = init_epochs, variant == "init"
+        self.init_epochs, self.only_initialises = init_epochs, variant == "init"
         self.criterion = FSPLoss()
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
@@ -46,8 +49,8 @@ class FSP(Method):
         return self.flow(student, teacher)
 
     def flow(self, student: Features, teacher: Features) -> Tensor:
-        """The loss, whenever it is learned from."""
-        # A stage is in two losses: its gradient is to be rounded once.
+        """Compute the loss of either variant."""
+        # Each map is in two losses; widened, its gradient is rounded only once.
         ours, theirs = (widened(features.stem, *features.stages) for features in (student, teacher))
         if ours[0].shape[1] != theirs[0].shape[1]:
             shapes = f"student {list(ours[0].shape[1:])} and teacher {list(theirs[0].shape[1:])}"
@@ -56,6 +59,6 @@ class FSP(Method):
 
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
         """See :meth:`Method.initialisation`."""
-        if not self.only_beforehand:
+        if not self.only_initialises:
             return None
         return Initialisation(StudentStages(student, teacher, nn.Module(), self.flow), self.init_epochs)

@@ -1,4 +1,7 @@
-"""Factor transfer: the teacher's last map paraphrased by an autoencoder, the student's translated to its factor."""
+"""Factor transfer: the code of an autoencoder of the teacher's last map, predicted from the student's.
+
+Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,23 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers.method import Initialisation, InitTask, Method, Setup
 from sftn_fast.distillers.options import Bound, Positive
 from sftn_fast.distillers.registry import register
-from sftn_fast.distillers.teaching import teaching
+from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.models import Features, StagedNet
 
 
 @register("ft")
 class FT(Method):
-    """:func:`sftn_fast.ops.ft_loss` between the paraphraser's and the translator's factors of the last stages.
+    """``ft_loss(translator(s), paraphraser(t))`` of the last stages' maps; see :func:`sftn_fast.ops.ft_loss`.
 
-    The paraphraser learns to rebuild the teacher's map beforehand, and is frozen then; the translator learns beside the
-    student. The variant ``repdistiller``, the default, is that code: mean squared error for 30 epochs, BatchNorm in the
-    translator, factors compared as attention maps. The variant ``paper`` is the authors': absolute error for 5 epochs
-    at a learning rate of 0.1, no BatchNorm, whole factors compared; its weight is 500.
+    The paraphraser learns to rebuild the teacher's map in an initialisation, and is then frozen. The translator learns
+    beside the student. Two variants:
 
-    Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018; weight
-    200 as in RepDistiller.
+    - ``repdistiller``: mean squared error for 30 epochs, BatchNorm in the translator, factors compared as attention
+      maps.
+    - ``paper``, the authors' code: absolute error for 5 epochs at a learning rate of 0.1, no BatchNorm, whole factors
+      compared. Its weight is 500.
+
+    Defaults: variant ``repdistiller``, weight 200 and factors of half the channels as in RepDistiller.
     """
 
     default_weight = 200.0
@@ -60,15 +65,14 @@ class FT(Method):
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation:
         """See :meth:`Method.initialisation`."""
         distance = F.mse_loss if self.variant == "repdistiller" else F.l1_loss
-        # RepDistiller's rate for the post-activation and the wide networks; the others have the student's, 0.01 as well
-        # for the light ones.
+        # RepDistiller uses 0.01 for resnet and wrn students, and the student's rate for others.
         small = student.name.startswith(("resnet", "wrn"))
         lr = 0.1 if self.variant == "paper" else 0.01 if small else None
         return Initialisation(Rebuild(self.paraphraser, teacher, distance), self.init_epochs, lr)
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of maps [N, C, H, W] whose code is a factor [N, factors, H, W]."""
+    """Autoencoder of maps [N, C, H, W]; its code is the factor [N, factors, H, W]."""
 
     def __init__(self, channels: int, factors: int) -> None:
         super().__init__()
@@ -78,12 +82,12 @@ class Paraphraser(nn.Module):
         self.decoder = nn.Sequential(*(layer for pair in layers for layer in pair))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps, rebuilt."""
+        """Return the maps, rebuilt from their factors."""
         return self.decoder(self.encoder(maps))
 
 
 def encoder(channels: int, factors: int, *, norm: bool) -> nn.Sequential:
-    """Three 3x3 convolutions with leaky ReLUs, from [N, channels, H, W] to [N, factors, H, W]."""
+    """Return three 3x3 convolutions with leaky ReLUs, from [N, channels, H, W] to [N, factors, H, W]."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((channels, channels), (channels, factors), (factors, factors)):
         layers.append(nn.Conv2d(inputs, outputs, 3, 1, 1))
@@ -93,7 +97,7 @@ def encoder(channels: int, factors: int, *, norm: bool) -> nn.Sequential:
 
 
 class Rebuild(InitTask):
-    """Trains the paraphraser to rebuild the teacher's last map."""
+    """Task that trains the paraphraser to rebuild the teacher's last map."""
 
     def __init__(
         self, paraphraser: Paraphraser, teacher: StagedNet, distance: Callable[[Tensor, Tensor], Tensor]
@@ -105,7 +109,7 @@ class Rebuild(InitTask):
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """See :meth:`InitTask.forward`."""
         (teacher,) = self._held
-        with teaching(teacher):
+        with teacher_mode(teacher):
             maps = teacher.forward_features(images).stages[-1]
         total = self._distance(self.paraphraser(maps).float(), maps.float())
         return {"total": total, "init": total.detach()}

@@ -1,4 +1,7 @@
-"""Knowledge distillation: the student's softened predictions follow the teacher's."""
+"""Knowledge distillation: the teacher's predictions, softened by a temperature.
+
+Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from torch import Tensor
 
 from sftn_fast import ops
 from sftn_fast.data import Batch
-from sftn_fast.distillers.method import FusedMethod, Setup
+from sftn_fast.distillers.method import FusedMethod, FusedTerms, Setup
 from sftn_fast.distillers.options import Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
@@ -14,10 +17,9 @@ from sftn_fast.models import Features
 
 @register("kd")
 class KD(FusedMethod):
-    """T^2 KL(softmax(t / T) || softmax(s / T)), mean over the batch.
+    """``T^2 KL(softmax(t / T) || softmax(s / T))``, mean over the batch.
 
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network"; alone, weighted 0.9 beside 0.1 of
-    cross-entropy, as in HobbitLong/RepDistiller.
+    Defaults: temperature 4 as in RepDistiller; alone, weight 0.9 and cross-entropy 0.1, as there.
     """
 
     default_weight = 1.0
@@ -33,9 +35,9 @@ class KD(FusedMethod):
 
     def loss_with_ce(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, *, weight: float, ce_weight: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> FusedTerms:
         """See :meth:`FusedMethod.loss_with_ce`."""
-        total, loss, ce = ops.kd_ce_loss(
+        terms = ops.kd_ce_loss(
             student_logits, teacher_logits, target, self.temperature, kd_weight=weight, ce_weight=ce_weight
         )
-        return total, ce, loss
+        return FusedTerms(terms.total, ce=terms.ce, loss=terms.kd)

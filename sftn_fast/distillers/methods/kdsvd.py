@@ -1,4 +1,7 @@
-"""Singular vectors: what a map's leading directions become in the next stage."""
+"""Singular vectors: change of a map's leading directions from one stage to the next.
+
+Lee et al., "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from sftn_fast.nn import KDSVDLoss
 
 @register("kdsvd")
 class KDSVD(PairedMethod):
-    """:class:`sftn_fast.nn.KDSVDLoss`, summed over neighbouring pairs of stages.
+    """``sum over neighbouring pairs of |exp(-(b_s - a_s)^2 / 8) - exp(-(b_t - a_t)^2 / 8)|^2``, mean over the batch.
 
-    Both networks need the same channels at every stage. PyTorch's singular value decomposition waits for a GPU, so that
-    such a step can't be recorded as a CUDA graph, and runs without.
+    a and b are the ``k`` leading singular vectors of the maps of two neighbouring stages; see
+    :class:`sftn_fast.nn.KDSVDLoss`. Both networks need the same channels at every stage. PyTorch's singular value
+    decomposition synchronises with a GPU, so a step with this method is not recorded as a CUDA graph.
 
-    Source: Lee et al., "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018, in
-    RepDistiller's form, which names no weight: 1 here.
+    Defaults: formula and k = 1 as in RepDistiller, which names no weight; it is 1 here.
     """
 
     default_weight = 1.0

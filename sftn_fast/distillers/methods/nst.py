@@ -1,4 +1,7 @@
-"""Neuron selectivity transfer: what the channels of a stage respond to, as a distribution."""
+"""Neuron selectivity transfer: the distribution of a stage's channels over the image.
+
+Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from sftn_fast.nn import NSTLoss
 
 @register("nst")
 class NST(PairedMethod):
-    """:class:`sftn_fast.nn.NSTLoss`, summed over the paired stages.
+    """``sum over pairs of MMD^2(channels of s, channels of t)`` with the kernel ``(x . y)^2``.
 
-    Source: Huang & Wang, "Like What You Like", 2017; weight 50 as in RepDistiller.
+    See :class:`sftn_fast.nn.NSTLoss`.
+
+    Defaults: weight 50 as in RepDistiller.
     """
 
     default_weight = 50.0

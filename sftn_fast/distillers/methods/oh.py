@@ -1,4 +1,7 @@
-"""Overhaul of feature distillation: maps before their ReLU, where what the teacher's ReLU drops counts for little."""
+"""Overhaul of feature distillation: maps before their ReLU, with little weight on values that the teacher's ReLU drops.
+
+Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ from sftn_fast.nn.precision import average_pooled
 
 @register("oh")
 class OH(PairedMethod):
-    """:func:`sftn_fast.ops.oh_loss`, the i-th of L pairs counting 2^(i - L + 1).
+    """``sum over pairs i = 1..L of 2^(i - L) oh_loss(connector_i(s_i), t_i, margin_i)``.
 
-    The student's maps go through a 1x1 convolution and a BatchNorm, both of which learn. The teacher's margins follow
-    from the BatchNorm before each of its ReLUs; a channel that was through a ReLU before, as half of ShuffleV2's, has
-    the margin 0. Where the maps differ in size the teacher's is average-pooled to the student's, as in mdistiller; the
-    authors compare equal sizes only. The teacher stays in evaluation mode, where their code lets its statistics drift.
+    :func:`sftn_fast.ops.oh_loss` is a squared distance to ``t' = max(t, margin)``, counted where ``s > t'`` or
+    ``t' > 0``. The connector, a 1x1 convolution and a BatchNorm, learns. The margins follow from the BatchNorm before
+    each of the teacher's ReLUs. A channel that passed a ReLU already, as half of ShuffleV2's did, has margin 0.
 
-    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019; weight 1e-3 for CIFAR and 1e-4
-    for ImageNet as in the authors' code.
+    If the maps differ in size, the teacher's is average-pooled to the student's, as in mdistiller; the authors compare
+    equal sizes only. The teacher stays in evaluation mode; in the authors' code its statistics drift.
+
+    Defaults: weight 1e-3 as in the authors' code for CIFAR. For ImageNet they use 1e-4.
     """
 
     default_weight = 1e-3
@@ -34,12 +38,12 @@ class OH(PairedMethod):
             setup.teacher.net.preact_affines()
         except ValueError as error:
             raise ValueError(f"oh needs the BatchNorms before the teacher's ReLUs: {error}") from None
-        # In a tuple, which hides the teacher from nn.Module.
+        # A tuple, so that nn.Module does not register the teacher.
         self._held = (setup.teacher.net,)
         self.connectors = nn.ModuleList(_connector(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)
 
     def margins(self) -> list[Tensor]:
-        """Margin [C] of each pair, from the BatchNorms as the teacher has them now."""
+        """Compute the margin [C] of each pair from the teacher's current BatchNorm parameters."""
         affines = self._held[0].preact_affines()
         return [ops.oh_margin(*affines[pair.teacher_stage - 1]) for pair in self.pairs]
 

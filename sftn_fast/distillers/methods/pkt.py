@@ -1,4 +1,7 @@
-"""Probabilistic knowledge transfer: similarities of the images as probabilities."""
+"""Probabilistic knowledge transfer: similarities of the images, as probabilities.
+
+Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from sftn_fast.models import Features
 
 @register("pkt")
 class PKT(RelationalMethod):
-    """:func:`sftn_fast.ops.pkt_loss` of the pooled vectors.
+    """``mean over i, j of p_t log(p_t / p_s)``, with ``p_ij`` proportional to ``cosine_ij + 1`` of the pooled vectors.
 
-    Source: Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018; weight
-    30000 as in RepDistiller: the loss is a mean over all pairs of images.
+    See :func:`sftn_fast.ops.pkt_loss`.
+
+    Defaults: weight 30000 as in RepDistiller; it is large because the loss is a mean over all pairs of images.
     """
 
     default_weight = 30000.0

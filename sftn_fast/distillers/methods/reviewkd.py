@@ -1,4 +1,7 @@
-"""Knowledge review: a deeper stage's map is merged into the shallower one's before that is compared."""
+"""Knowledge review: maps of a stage merged with the deeper ones, compared at several sizes.
+
+Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ from sftn_fast.nn.precision import in_float32
 
 @register("reviewkd")
 class ReviewKD(PairedMethod):
-    """Hierarchical context losses of the paired stages and of the pooled vectors, the student's fused from the end on.
+    """``sum over pairs i, and the pooled vectors, of hierarchical(fusion_i(s_i, s_(i+1), ..), t_i)``.
 
-    The student's maps are its stages' outputs, the teacher's those before their ReLU where it has them, as in the
-    authors' code. The weight warms up over 20 epochs.
+    ``hierarchical`` is a mean squared error at full size and at 4, 2 and 1 pixels. The fusions run from the pooled
+    vector to the first stage, and learn. The student's maps are its stages' outputs. The teacher's are those before
+    their ReLU where it has them, as in the authors' code. The weight warms up over ``warmup`` epochs.
 
-    Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021; defaults of mdistiller. The authors
-    have a weight for each pair of networks, from 0.6 to 8.
+    Defaults: weight 1 and 20 epochs of warm-up as in mdistiller. The authors tune the weight for each pair of networks,
+    from 0.6 to 8.
     """
 
     needs_preacts = True
@@ -60,7 +64,7 @@ class ReviewKD(PairedMethod):
 
 
 class Fusion(nn.Module):
-    """A student's map merged with the deeper stages' by learned attention, and brought to the teacher's shape."""
+    """Learned attention that merges a student's map with the deeper stages', and a convolution to the teacher's."""
 
     def __init__(self, channels: int, middle: int, outputs: int, *, fuses: bool) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(cast(nn.Conv2d, layers[0]).weight, a=1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """The map to compare [N, outputs, *size], and the one to pass on [N, middle, *size]."""
+        """Return the map to compare [N, outputs, *size], and the one for the next fusion [N, middle, *size]."""
         x = self.reduce(x)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, x.shape[2:])
@@ -82,9 +86,9 @@ class Fusion(nn.Module):
         return self.expand(x), x
 
 
-@in_float32  # here already: a map that is in several losses has its gradient rounded once
+@in_float32  # so that the gradient of a map that is in several losses is rounded once
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error at full size and at 4, 2 and 1 pixels, each level counting half of the one before."""
+    """Compute the mean squared error at full size and at 4, 2 and 1 pixels, each level with half the weight before."""
     total, weight, weights = ops.hint_loss(student, teacher), 1.0, 1.0
     for size in (4, 2, 1):
         if size < student.shape[2]:

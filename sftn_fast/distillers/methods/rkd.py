@@ -1,4 +1,7 @@
-"""Relational distillation: distances between images and angles between triples of them."""
+"""Relational distillation: distances between images and angles between triples of them.
+
+Park et al., "Relational Knowledge Distillation", CVPR 2019.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ from sftn_fast.models import Features
 
 @register("rkd")
 class RKD(RelationalMethod):
-    """:func:`sftn_fast.ops.rkd_loss` of the pooled vectors.
+    """``distance mean(smooth_l1(d_s, d_t)) + angle mean(smooth_l1(cos_s, cos_t))`` of the pooled vectors.
 
-    Source: Park et al., "Relational Knowledge Distillation", CVPR 2019; weights 25 and 50 as in RepDistiller. The
-    authors' own example, of metric learning, has 1 and 2.
+    d are the distances of all pairs of images, divided by their mean; cos the cosines of the angles of all triples. See
+    :func:`sftn_fast.ops.rkd_loss`.
+
+    Defaults: 25 and 50 as in RepDistiller. The authors' own example, for metric learning, uses 1 and 2.
     """
 
     default_weight = 1.0

@@ -1,4 +1,7 @@
-"""Similarity preservation: which images of a batch the last stage takes for alike."""
+"""Similarity preservation: which images of a batch are alike in the last stage.
+
+Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from sftn_fast.models import Features
 
 @register("sp")
 class SP(RelationalMethod):
-    """:func:`sftn_fast.ops.sp_loss` of the last stages' maps.
+    """``sum((G_t - G_s)^2) / B^2``; G holds the products of all pairs of the last stage's maps, rows normalised.
 
-    Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019; weight 3000 as in RepDistiller,
-    whose code its author confirmed.
+    See :func:`sftn_fast.ops.sp_loss`.
+
+    Defaults: weight 3000 as in RepDistiller, whose code the author confirmed.
     """
 
     default_weight = 3000.0

@@ -1,4 +1,7 @@
-"""Self-supervised distillation: what the teacher makes of rotated images, and which of them it finds alike."""
+"""Self-supervised distillation: the teacher's predictions and similarities of rotated images.
+
+Xu et al., "Knowledge Distillation Meets Self-Supervision", ECCV 2020.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers.method import Initialisation, InitTask, Method, Setup
 from sftn_fast.distillers.options import Bound, NonNegative, Positive
 from sftn_fast.distillers.registry import register
-from sftn_fast.distillers.teaching import teaching
+from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.models import Features, StagedNet
 from sftn_fast.nn.precision import in_float32
 
@@ -25,14 +28,14 @@ class SSKD(Method):
     """``kd KD(images) + tf KD(rotated images) + ss KD(similarities of rotated images to the images)``.
 
     Both networks see the batch and its three rotations. A similarity is the cosine between the outputs of a head on the
-    pooled vectors; the teacher's head learns beforehand to tell which image a rotated one comes from, the student's
-    beside the student. Of the rotated images those that the teacher gets right count, and of the others a share: those
-    whose true answer it ranks highest, ties by their order in the batch.
+    pooled vectors. In an initialisation the teacher's head learns to tell which image a rotated one comes from; the
+    student's head learns beside the student. All rotated images that the teacher gets right count. Of the others a
+    share counts (``tf_share``, ``ss_share``): those whose true answer it ranks highest, ties in the batch's order.
 
-    Rotated images are those of the batch, crop and flip included; the authors crop each anew. They report the best
-    epoch. Alone, the cross-entropy weighs 0.1.
+    Rotated images are rotations of the batch, crop and flip included; the authors crop each one separately. They report
+    the best epoch.
 
-    Source: Xu et al., "Knowledge Distillation Meets Self-Supervision", ECCV 2020, and the authors' code.
+    Defaults: as in the authors' code; alone, cross-entropy 0.1.
     """
 
     weights_alone = (1.0, 0.1)
@@ -82,14 +85,14 @@ class SSKD(Method):
 
 
 class Head(nn.Sequential):
-    """Two linear layers on the pooled vector, of its own length."""
+    """Two linear layers on the pooled vector; the output is as long as the input."""
 
     def __init__(self, features: int) -> None:
         super().__init__(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, features))
 
 
 class TellApart(InitTask):
-    """Trains a head on the frozen teacher to tell which image of the batch a rotated one comes from."""
+    """Task that trains a head on the frozen teacher to tell which image of the batch a rotated one comes from."""
 
     def __init__(self, head: Head, teacher: StagedNet) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class TellApart(InitTask):
         """See :meth:`InitTask.forward`."""
         count = len(images)
         (teacher,) = self._held
-        with teaching(teacher):
+        with teacher_mode(teacher):
             pooled = teacher.forward_features(torch.cat([images, rotations(images)])).pooled
         own = torch.arange(count, device=images.device).repeat(ROTATIONS)
         total = F.cross_entropy(similarities(self.head(pooled), count), own)
@@ -111,19 +114,23 @@ class TellApart(InitTask):
 
 
 def rotations(images: Tensor) -> Tensor:
-    """The images by 90, then all by 180, then all by 270 degrees: [3 N, C, H, W] of square [N, C, H, W]."""
+    """Rotate all square images [N, C, H, W] by 90, then by 180, then by 270 degrees: [3 N, C, H, W]."""
     return torch.cat([images.rot90(quarters, (2, 3)) for quarters in range(1, ROTATIONS + 1)])
 
 
 @in_float32
 def similarities(embeddings: Tensor, count: int) -> Tensor:
-    """Cosines [3 N, N] of the rotated images' embeddings with those of the N = ``count`` images before them."""
+    """Return cosines [3 N, N] of the rotated images' embeddings with those of the N = ``count`` images before them."""
     directions = F.normalize(embeddings, dim=1, eps=1e-8)
     return directions[count:] @ directions[:count].T
 
 
 def counted(scores: Tensor, truth: Tensor, share: float) -> Tensor:
-    """Which rows of ``scores`` [M, C] count [M]: those where ``truth`` [M] is first and the others' best."""
+    """Return which rows of ``scores`` [M, C] count, as a mask [M].
+
+    These are all rows in which ``truth`` [M] has the highest score, and of the others the ``share`` in which it ranks
+    highest.
+    """
     true_score = scores.gather(1, truth[:, None])
     rank = (scores > true_score).sum(1)
     wrong = (rank > 0).sum()

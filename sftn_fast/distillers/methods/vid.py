@@ -1,4 +1,7 @@
-"""Variational information distillation: how well the teacher's maps can be told from the student's."""
+"""Variational information distillation: likelihood of the teacher's maps, predicted from the student's.
+
+Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from sftn_fast.nn import VIDLoss
 
 @register("vid")
 class VID(PairedMethod):
-    """:class:`sftn_fast.nn.VIDLoss`, summed over the paired stages, each with a regressor that learns.
+    """``sum over pairs of mean(((regressor(s) - t)^2 / v + log v) / 2)``; regressor and variances v per channel learn.
 
-    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019; weight 1 as in
-    RepDistiller.
+    See :class:`sftn_fast.nn.VIDLoss`.
+
+    Defaults: weight 1 and initial variance 5 as in RepDistiller.
     """
 
     default_weight = 1.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from sftn_fast import engine
 from sftn_fast.config import Config
 from sftn_fast.data import ImageData
-from sftn_fast.distillers.teaching import teaching
+from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.engine import distributed
 from sftn_fast.engine.device import AMP_DTYPES, is_channels_last
 from sftn_fast.experiment.identity import trained_digest
@@ -65,7 +65,7 @@ def attach(
     }
 
     def logits_of(pictures: Tensor) -> Tensor:
-        with layout.autocast(), teaching(teacher):
+        with layout.autocast(), teacher_mode(teacher):
             logits: Tensor = teacher(layout.images(pictures))
         return logits
 

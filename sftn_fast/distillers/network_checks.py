@@ -1,4 +1,4 @@
-"""What networks that learn from each other must have in common, and what they must not."""
+"""Checks that networks can learn from each other: same classes and channels, no shared modules."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from sftn_fast.models import StagedNet
 
 
 def check_teachers(student: StagedNet, teachers: Sequence[StagedNet]) -> None:
-    """Raise unless each of ``teachers`` can be asked about the images that ``student`` learns from.
+    """Check that ``student`` can learn from each of ``teachers``.
 
-    ValueError, or TypeError for what is no :class:`~sftn_fast.models.StagedNet`.
+    Raises:
+        TypeError: One of them is no :class:`~sftn_fast.models.StagedNet`.
+        ValueError: There is no teacher, or :func:`check_pair` refuses one.
     """
     if not teachers:
         raise ValueError("teacher must be a network or several, got none")
@@ -28,26 +30,26 @@ def check_teachers(student: StagedNet, teachers: Sequence[StagedNet]) -> None:
 
 
 def check_pair(role: str, net: StagedNet, other_role: str, other: StagedNet) -> None:
-    """Raise ValueError unless both networks tell the same classes of the same images, and are apart."""
+    """Raise ValueError unless both networks have the same classes and image channels and share no module."""
     check_classes(net)
     if net.num_classes != other.num_classes:
         raise ValueError(f"{role} has {net.num_classes} classes, {other_role} has {other.num_classes}")
     if net.in_channels != other.in_channels:
-        takes = f"{role} takes images of {net.in_channels} channels, {other_role} of {other.in_channels}"
-        raise ValueError(takes)
-    check_apart(other_role, other, role, net)
+        channels = f"{role} takes images of {net.in_channels} channels, {other_role} of {other.in_channels}"
+        raise ValueError(channels)
+    check_disjoint(other_role, other, role, net)
 
 
 def check_classes(net: StagedNet) -> None:
-    """Raise ValueError for a network of one class, whose cross-entropy is always 0."""
+    """Raise ValueError for a network of one class: its cross-entropy is always 0."""
     if net.num_classes < 2:
         raise ValueError(f"{net.name or 'the network'} has {net.num_classes} class: there is nothing to learn")
 
 
-def check_apart(role: str, net: nn.Module, other_role: str, other: nn.Module) -> None:
+def check_disjoint(role: str, net: nn.Module, other_role: str, other: nn.Module) -> None:
     """Raise ValueError if the networks share a module, parameter or buffer.
 
-    One of them would change the other's mode or weights.
+    Otherwise one network would change the mode or weights of the other.
     """
     theirs = {id(part): name for name, part in _parts(other)}
     for name, part in _parts(net):
@@ -59,7 +61,7 @@ def check_apart(role: str, net: nn.Module, other_role: str, other: nn.Module) ->
 
 
 def _parts(net: nn.Module) -> Iterator[tuple[str, object]]:
-    """All that makes up ``net``, the whole first."""
+    """Yield the modules, parameters and buffers of ``net`` by name, ``net`` itself first."""
     yield from net.named_modules()
     yield from net.named_parameters()
     yield from net.named_buffers()
