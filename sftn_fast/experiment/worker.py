@@ -29,7 +29,7 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.device import is_channels_last
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.plan import Job
-from sftn_fast.utils import plugins, streams
+from sftn_fast.utils import allocator, plugins, streams
 from sftn_fast.utils.atomic import describe
 from sftn_fast.utils.checksummed import DamagedError
 
@@ -86,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     plugins.load(config.plugins)  # which this process does not know yet
     data.mute_notices()  # the parent has said them
     worker = Worker(config, root)
+    if worker.device.type == "cpu":
+        allocator.keep_freed_memory()
     while (stage := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {stage.seed} {stage.name} | "
         connection.send(_outcome(worker, stage))
