@@ -15,7 +15,7 @@ from functools import partial
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.utils import launcher, program
+from sftn_fast.utils import allocator, launcher, program
 from sftn_fast.utils.program import fail
 
 
@@ -50,11 +50,15 @@ def _main(argv: list[str]) -> int:
 
 def _run(config: Config, recipe: str, *, dry: bool) -> int:
     # Imported late: it brings torch, which --help and a refused option can do without.
+    import torch
+
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
     from sftn_fast.experiment import dry_run
     from sftn_fast.experiment.pool import JobError
     from sftn_fast.utils.checksummed import DamagedError
 
+    if config.engine.device == "cpu" or not torch.cuda.is_available():
+        allocator.keep_freed_memory()
     distributed.say(f"recipe {recipe}, output in {config.output}")
     for line in cli.describe_twins(config):
         distributed.say(line)

@@ -25,11 +25,12 @@ from sftn_fast import distillers, models
 from sftn_fast.config import EngineConfig, OptimConfig, SFTNConfig
 from sftn_fast.data.loaders import DeviceImages, TrainLoader
 from sftn_fast.engine import Schedule
+from sftn_fast.engine.averages import AverageMeter
 from sftn_fast.engine.device import resolve_device
-from sftn_fast.engine.meter import Meter
 from sftn_fast.engine.step import build_step
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, SFTNTask, Task
+from sftn_fast.utils.allocator import keep_freed_memory
 
 SPECS = {"kd": "kd=0.9", "crd": "crd=0.8", "rkd": "rkd=1"}
 
@@ -37,13 +38,15 @@ SPECS = {"kd": "kd=0.9", "crd": "crd=0.8", "rkd": "rkd=1"}
 def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Any], Callable[[Any], None]]:
     """The batches and the step that trains on one, both on the engine's device."""
     device = resolve_device(engine.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the program does
     data = DeviceImages.place(images(), MEAN, STD, device)
     loader = TrainLoader(data, seed=0, batch_size=case.batch_size, crop_padding=PADDING, flip=True)
     task = _task(case, data.labels)
     task.train()
     optim = OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, batch_size=case.batch_size)
     train_step = build_step(task, Schedule(optim, LR, len(loader), epochs=240), engine, device)
-    meter, steps = Meter(device), iter(range(len(loader) * 240))
+    meter, steps = AverageMeter(device), iter(range(len(loader) * 240))
 
     def step(batch: Any) -> None:
         meter.add(train_step(batch, next(steps)), len(batch.index))

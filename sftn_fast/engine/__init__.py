@@ -1,6 +1,7 @@
-"""The training loop and what keeps a run safe: checkpoints, signals, checks, logs.
+"""The training loop and what makes a run safe: checkpoints, signals, checks, logs.
 
-It is given a task and data, and knows no method and no network by name.
+The engine is given a task and data, whose types are in :mod:`sftn_fast.engine.protocols`. It does not know methods or
+networks.
 """
 
 from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint

@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
-``step_000000123/`` holds ``state.pt`` and ``manifest.json`` (size and SHA-256 of the former). It is written under
-another name, synced, given its manifest last, and renamed: what bears the final name is whole, or its checksum tells.
+``step_000000123/`` holds ``state.pt`` and ``manifest.json`` with its size and SHA-256. The folder is written under a
+temporary name, manifest last, synced and renamed. A folder with the final name is therefore complete, and its checksum
+detects later damage.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp_"
 NAME = re.compile(r"step_(\d{9,})")
-LARGEST = 2**50  # bytes; of a state only its manifest knows the size
-FAILURES_ALLOWED = 2  # in a row; the third ends the run, which would only lose more work from then on
+LARGEST = 2**50  # bytes of a state; its real size is in the manifest
+FAILURES_ALLOWED = 2  # in a row; the third ends the run, which could only lose more work
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that can't be written, or none that can be read."""
+    """A checkpoint can't be written, or no checkpoint can be read."""
 
 
 class FolderGoneError(CheckpointError):
-    """The folder for checkpoints was removed: what is trained from now on would be lost."""
+    """The folder for checkpoints was removed: further training would be lost."""
 
 
 class CheckpointStore:
-    """The checkpoints in ``folder``, of which the newest ``keep`` stay. One process uses it at a time."""
+    """The checkpoints in ``folder``. It keeps the newest ``keep`` of them. Only one process may use it at a time."""
 
     def __init__(self, folder: Path, *, keep: int = 2):
         self.folder, self.keep = folder, keep
@@ -51,24 +52,24 @@ class CheckpointStore:
                 remove(stale)
 
     def steps(self) -> list[int]:
-        """Steps that a checkpoint bears the name of, valid or not, newest first."""
+        """Return the steps of all checkpoints, valid or not, newest first."""
         return sorted((int(found[1]) for path in self.folder.iterdir() if (found := _named(path))), reverse=True)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of ``step`` is, or would be."""
+        """Return the path of the checkpoint of ``step``, which need not exist."""
         return self.folder / f"step_{step:09d}"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``state`` (tensors and plain Python values) as the checkpoint of ``step``, then drop what it replaces.
+        """Write ``state`` (tensors and plain Python values) as the checkpoint of ``step``, then remove old ones.
 
-        Those are all but the newest ``keep``, and any of a later step: a run that stands at ``step`` went on from
-        before them, because they are invalid or because it was told to.
+        These are all but the newest ``keep``, and all of later steps: those are invalid, since the run was resumed from
+        an earlier one.
 
         Raises:
-            CheckpointError: it can't be written. Nothing is left of the attempt, and the older ones are untouched.
+            CheckpointError: it can't be written. Nothing of it remains, and the older ones are unchanged.
         """
         final, temporary = self.path(step), self.folder / f"{TEMPORARY}{step:09d}"
-        # In memory first: a full disk is then an OSError of ours and not an abort inside torch's zip writer.
+        # In memory first: a full disk then raises an OSError instead of aborting inside torch's zip writer.
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getbuffer()
@@ -99,16 +100,16 @@ class CheckpointStore:
             remove(replaced)
         kept = [other for other in self.steps() if other <= step][: self.keep]
         for other in set(self.steps()) - set(kept):
-            # The new one is safe by now; what can't be removed is tried again behind the next.
+            # The new one is safe. If an old one can't be removed, the next save tries again.
             with contextlib.suppress(OSError):
                 remove(self._set_aside(self.path(other)))
         return final
 
     def try_save(self, step: int, state: dict[str, Any]) -> bool:
-        """:meth:`save`, but a failure is a warning, and training goes on without a checkpoint.
+        """Call :meth:`save`, but turn a failure into a warning. Return whether it succeeded.
 
         Raises:
-            CheckpointError: at the third failure in a row, or where the folder is gone.
+            CheckpointError: at the third failure in a row, or if the folder is gone.
         """
         try:
             self.save(step, state)
@@ -118,18 +119,18 @@ class CheckpointStore:
             self._failures += 1
             if self._failures > FAILURES_ALLOWED:
                 raise CheckpointError(f"{error}; given up after {self._failures} failures in a row") from error
-            logger.warning("%s; training goes on, older checkpoints are intact", error)
+            logger.warning("%s; training continues, older checkpoints are intact", error)
             return False
         self._failures = 0
         return True
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and state of the newest valid checkpoint, on the CPU; None if there is no checkpoint at all.
+        """Return step and state (on the CPU) of the newest valid checkpoint; None if there are no checkpoints.
 
-        An invalid one is named in a warning and passed over.
+        Invalid ones are skipped with a warning that names them.
 
         Raises:
-            CheckpointError: there are checkpoints, and none of them is valid.
+            CheckpointError: there are checkpoints, but none is valid.
         """
         if found := next(self.valid(), None):
             return found
@@ -138,13 +139,13 @@ class CheckpointStore:
         return None
 
     def valid(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Step and state of each checkpoint that can be read, newest first; the others are named in warnings.
+        """Yield step and state of each checkpoint that can be read, newest first.
 
-        So is what lies beside them under another name, such as a copy of one.
+        Warnings name the others, and folders beside them with similar names, such as copies.
         """
         for path in sorted(self.folder.glob("step_*")):
             if not is_checkpoint(path):
-                logger.warning("%s is no checkpoint of this run and is left alone", printable(path, 400))
+                logger.warning("%s is not a checkpoint of this run and is ignored", printable(path, 400))
         for step in self.steps():
             try:
                 yield step, read_checkpoint(self.path(step))
@@ -152,13 +153,13 @@ class CheckpointStore:
                 logger.warning("%s; trying the one before", error)
 
     def none_left(self) -> CheckpointError:
-        """The error for a folder that has checkpoints, but no valid one."""
+        """Return the error for a folder that has checkpoints, but no valid one."""
         return CheckpointError(
             f"no valid checkpoint is left in {self.folder}; remove {self.folder.parent} to train it from the start"
         )
 
     def _set_aside(self, path: Path) -> Path:
-        """Rename a checkpoint that is to be removed, so that a kill midway leaves no half of one by its name."""
+        """Rename a checkpoint before its removal, so that a kill midway leaves no partial one under its name."""
         aside = path.with_name(f"{TEMPORARY}old_{path.name}")
         with contextlib.suppress(OSError):
             remove(aside)
@@ -168,7 +169,9 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """State in the checkpoint folder ``path``, its checksum verified; unpickles nothing but tensors and plain values.
+    """Return the state in the checkpoint folder ``path`` after verifying its checksum.
+
+    Unpickles only tensors and plain values.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds something else.
@@ -185,22 +188,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except DamagedError as error:
         raise CheckpointError(f"checkpoint {path} is refused: {error}") from error
-    # Whatever is in a file that bears a checkpoint's name, the one before is to be tried.
+    # The file may hold anything. Whatever fails, the caller tries the previous checkpoint.
     except Exception as error:
         raise CheckpointError(
             f"checkpoint {path} is refused: {type(error).__name__}: {printable(error, 400)}"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {path} is refused: it holds no state by name")
+        raise CheckpointError(f"checkpoint {path} is refused: it does not hold a dict")
     return state
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether ``path`` has the name of a checkpoint, valid or not; a copy beside one has another."""
+    """Return whether ``path`` has the name of a checkpoint, valid or not; copies have other names."""
     return _named(path) is not None
 
 
 def _named(path: Path) -> re.Match[str] | None:
-    """The step in the name of a checkpoint; None of anything else, such as a copy of one."""
+    """Match the step in the name of a checkpoint; return None for anything else, such as a copy."""
     found = NAME.fullmatch(path.name)
     return found if found and path.name == f"step_{int(found[1]):09d}" else None

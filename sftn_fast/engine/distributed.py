@@ -1,13 +1,13 @@
-"""Which process this is among how many, and the few exchanges between them that the engine needs.
+"""Rank, number of ranks, and the few exchanges between ranks that the engine needs.
 
-Every exchange is a no-op at one rank, so the loop is written once. A tensor travels by the library of its device;
-numbers, flags and objects by the host's, so that they wait for no GPU.
+Every exchange is a no-op at one rank, so the loop is written once. Tensors are sent by the library of their device.
+Numbers, flags and objects are sent by the host's library, so that they don't wait for a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class PeerError(RuntimeError):
-    """Another rank failed, and says itself why."""
+    """Another rank failed. That rank reports the reason."""
 
 
 def _initialised() -> bool:
@@ -27,59 +27,59 @@ def _initialised() -> bool:
 
 
 def rank() -> int:
-    """This process's number: the process group's, else the launcher's ``RANK``, else 0."""
+    """Return the rank of this process: the process group's, else the launcher's ``RANK``, else 0."""
     return dist.get_rank() if _initialised() else launcher.rank()
 
 
 def world_size() -> int:
-    """Number of processes: the process group's, else the launcher's ``WORLD_SIZE``, else 1."""
+    """Return the number of processes: the process group's, else the launcher's ``WORLD_SIZE``, else 1."""
     return dist.get_world_size() if _initialised() else launcher.world_size()
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes files."""
+    """Return whether this is the process that prints and writes files."""
     return rank() == 0
 
 
 def say(text: str) -> None:
-    """Print ``text``, on the main rank alone."""
+    """Print ``text`` on the main rank only."""
     if is_main():
         print(text, flush=True)
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """Sum of ``value`` over all ranks, written into ``value``."""
+    """Sum ``value`` over all ranks in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
     return value
 
 
 def all_max(value: Tensor) -> Tensor:
-    """Maximum of ``value`` over all ranks, written into ``value``."""
+    """Take the maximum of ``value`` over all ranks in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
 
 
 def largest(number: int) -> int:
-    """The largest ``number`` of all ranks."""
+    """Return the largest ``number`` of all ranks."""
     return int(all_max(torch.tensor(number)))
 
 
-def gather(value: Any) -> list[Any]:
-    """Every rank's ``value`` (picklable), by rank."""
+def gather(value: T) -> list[T]:
+    """Return every rank's ``value``, which must be picklable, by rank."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
+    values: list[T | None] = [None] * world_size()
     dist.all_gather_object(values, value)
-    return values
+    return cast(list[T], values)
 
 
 def on_every_rank(call: Callable[[], T]) -> T:
-    """This rank's ``call()``, once every rank's has ended.
+    """Return this rank's ``call()`` after it has ended on every rank.
 
     Raises:
-        PeerError: it failed elsewhere. Where several fail, the first of them alone says why.
+        PeerError: it failed on another rank. If several fail, only the first raises its own error.
     """
     if world_size() == 1:
         return call()
@@ -97,10 +97,10 @@ def on_every_rank(call: Callable[[], T]) -> T:
 
 
 def on_main(call: Callable[[], T]) -> T:
-    """What ``call()`` gives on the main rank (picklable), on every rank; the others wait for it.
+    """Return on every rank what ``call()`` returns on the main rank, which must be picklable. The others wait.
 
     Raises:
-        PeerError: on the others, if it failed.
+        PeerError: it failed, on the other ranks.
     """
     result = on_every_rank(call if is_main() else lambda: cast(T, None))
     if world_size() == 1:
@@ -112,16 +112,16 @@ def on_main(call: Callable[[], T]) -> T:
 
 @torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank the main rank's buffers, as BatchNorm's statistics, which each has gathered from its own images.
+    """Copy the main rank's buffers to every rank.
 
-    The main rank's are also those in a checkpoint.
+    Each rank has collected BatchNorm statistics from its own images. A checkpoint holds the main rank's too.
     """
     if world_size() == 1:
         return
     groups: dict[torch.dtype, list[Tensor]] = {}
     for buffer in module.buffers():
         groups.setdefault(buffer.dtype, []).append(buffer)
-    # One message a dtype: a network has hundreds of buffers of a few bytes.
+    # One message for each dtype: a network has hundreds of buffers of a few bytes.
     for buffers in groups.values():
         flat = torch.cat([buffer.flatten() for buffer in buffers])
         dist.broadcast(flat, src=0)

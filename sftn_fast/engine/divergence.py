@@ -1,4 +1,4 @@
-"""Whether a training that ran to its end learned nothing, or lost what it had learned."""
+"""Signs that a finished training diverged: it learned nothing, or lost what it had learned."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections.abc import Sequence
 from typing import Any
 
 FAR = 20.0
-"""Times the cross-entropy of a constant prediction. No network that learned is so sure of so much that is wrong."""
+"""Multiple of a constant prediction's cross-entropy. A network that learned stays below it."""
 PEAK = 1000.0
-"""The same for an epoch in the middle, after which a training may have found back."""
+"""The same for an epoch in the middle, after which training may have recovered."""
 WORSE = 1.5
 """The same for the end of a training that is no better than chance."""
 CROSS_ENTROPIES = ("train_ce", "train_teacher_ce", "val_ce", "test_ce")
 
 
 def near_chance(top1: float, num_classes: int) -> bool:
-    """Whether an accuracy in percent is about that of guessing: below twice that, and for few classes closer to it."""
+    """Return whether an accuracy in percent is close to guessing: up to twice chance, for few classes less."""
     chance = 100 / num_classes
     return top1 <= chance + min(chance, (100 - chance) / 10)
 
 
 def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: int = 1) -> str | None:
-    """What is wrong with a training of these rows, in one line; None if nothing is.
+    """Return in one line how the training of these rows diverged; None if it did not.
 
-    It diverged if a cross-entropy of the last epoch is not finite or 20 times ln C, that of a constant prediction; if
-    one of any epoch was 1000 times that; or if the last epoch's, in training or test, is 1.5 times that and the
-    accuracy near chance.
+    The measure is ln C, the cross-entropy of a constant prediction. A training diverged in one of three cases:
+    a cross-entropy of the last epoch is not finite or above 20 ln C; one of any epoch is above 1000 ln C; one of the
+    last epoch is above 1.5 ln C and the accuracy is near chance.
 
     Args:
-        history: A row for each epoch, as :class:`~sftn_fast.engine.loop.FitResult` has them; its last is evaluated.
+        history: a row for each epoch, as in :class:`~sftn_fast.engine.loop.FitResult`; the last one is evaluated.
         num_classes: C.
-        networks: How many networks ``train_ce`` is the sum of.
+        networks: number of networks that ``train_ce`` is summed over.
     """
     constant = math.log(num_classes)
     last = _cross_entropies(history[-1], networks)
     everything = [(value, row["epoch"]) for row in history for value in _cross_entropies(row, networks)]
-    highest, where = max(everything, key=lambda found: _badness(found[0]))
-    end = max(last, key=_badness)
+    highest, where = max(everything, key=lambda found: _nan_as_inf(found[0]))
+    end = max(last, key=_nan_as_inf)
     at_chance = near_chance(history[-1]["test_top1"], num_classes)
     if not math.isfinite(end) or end > FAR * constant or (at_chance and end > WORSE * constant):
         what = f"its cross-entropy ends at {end:.4g}"
-    elif _badness(highest) > PEAK * constant:
+    elif _nan_as_inf(highest) > PEAK * constant:
         what = f"its cross-entropy rose to {highest:.4g} in epoch {where}"
     else:
         return None
@@ -50,8 +50,8 @@ def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: in
     )
 
 
-def _badness(value: float) -> float:
-    """The value; infinite for what is no number, which compares with nothing."""
+def _nan_as_inf(value: float) -> float:
+    """Return ``value``, or infinity for NaN, which compares with nothing."""
     return math.inf if math.isnan(value) else value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +12,18 @@ from torch import Tensor, nn
 
 from sftn_fast.engine import distributed
 from sftn_fast.engine.device import Layout
+from sftn_fast.engine.protocols import Batch
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], layout: Layout) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], layout: Layout) -> dict[str, float]:
     """Evaluate ``model`` (images ``[N, C, H, W]`` to logits ``[N, K]``) in eval mode on ``batches``.
 
-    Each image counts once, whatever the size of its batch and over all ranks together, which evaluate the main rank's
-    BatchNorm statistics. Sums stay on the device, which the host waits for once, at the end.
+    Each image counts once, for any batch size and over all ranks together. All ranks use the main rank's BatchNorm
+    statistics. Sums stay on the device, and the host waits for it once, at the end.
 
     Returns:
-        ``top1`` and, from five classes on, ``top5`` in percent, and ``ce``, the mean cross-entropy in nats.
+        ``top1`` and, for five classes or more, ``top5`` in percent, and ``ce``, the mean cross-entropy in nats.
 
     Raises:
         ValueError: there are no images.
@@ -51,28 +51,28 @@ def evaluate(model: nn.Module, batches: Iterable[Any], layout: Layout) -> dict[s
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Images of a split, counted by class; each list has one number a class."""
+    """Images of a split counted by class. Each list has one number for each class."""
 
     images: list[int]
     """Images that have the class as their label."""
     right: list[int]
-    """Those of them that the network recognises."""
+    """Those of them that the network classifies correctly."""
     predicted: list[int]
-    """Images that the network takes for the class."""
+    """Images that the network assigns to the class."""
 
     @property
     def only_class(self) -> int | None:
-        """The one class that all images are taken for; None if there are several, or only one to choose from."""
+        """The one class that all images are assigned to; None if there are several, or only one to choose from."""
         chosen = [number for number, count in enumerate(self.predicted) if count]
         return chosen[0] if len(chosen) == 1 < len(self.images) else None
 
 
 @torch.no_grad()
-def count_by_class(model: nn.Module, batches: Iterable[Any], layout: Layout, num_classes: int) -> ClassCounts:
-    """Count by class what ``model`` makes of ``batches``, over all ranks together.
+def count_by_class(model: nn.Module, batches: Iterable[Batch], layout: Layout, num_classes: int) -> ClassCounts:
+    """Count labels and predictions of ``model`` on ``batches`` by class, over all ranks together.
 
-    The counts stay on the device, which the host waits for once, at the end. Summed over the classes, ``right`` is what
-    :func:`evaluate` gives as ``top1``, where ``model``, ``batches`` and ``layout`` are the same.
+    The counts stay on the device, and the host waits for it once, at the end. Summed over the classes, ``right`` is the
+    ``top1`` of :func:`evaluate` for the same ``model``, ``batches`` and ``layout``.
     """
     counts = torch.zeros(3, num_classes, dtype=torch.int64, device=layout.device)
     distributed.share_buffers(model)
@@ -89,7 +89,7 @@ def count_by_class(model: nn.Module, batches: Iterable[Any], layout: Layout, num
 
 
 def _best(logits: Tensor) -> Tensor:
-    """The five most likely classes ``[N, 5]``, or as many as there are."""
+    """Return the five most likely classes ``[N, 5]``, or all classes if there are fewer."""
     return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
@@ -102,7 +102,7 @@ def _batch_sums(logits: Tensor, target: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each submodule's own mode again outside, since some may be frozen in eval mode."""
+    """Switch to eval mode, then restore each submodule's own mode, since some may be frozen in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

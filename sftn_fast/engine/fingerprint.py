@@ -1,4 +1,4 @@
-"""What must agree for a resumed run to be the same run."""
+"""Fingerprints of runs: the settings that must agree for a checkpoint to be resumed."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from sftn_fast.config import ConfigError
 
 ABSENT = "(absent)"
 FORMAT = "format"
-"""Field that says which fields a fingerprint has. One without it is from a time when there were fewer."""
+"""Field with the version of a fingerprint's fields. Earlier versions have fewer fields and lack this one."""
 SHOWN = 6
 DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class FingerprintMismatch(ConfigError):
-    """A checkpoint, or a result, of other settings. ``differences`` holds ``(field, its value, this run's)``."""
+    """A checkpoint or a result has other settings. ``differences`` holds ``(field, its value, this run's)``."""
 
     def __init__(self, differences: list[tuple[str, Any, Any]], what: str = "the checkpoint"):
         super().__init__(
-            f"{what} was trained with other settings ({listing(differences)}); --output NAME takes another folder, "
-            f"--resume force trains again what differs and keeps the old in the folder replaced"
+            f"{what} was trained with other settings ({listing(differences)}); use --output NAME for another folder, "
+            f"or --resume force to train what differs again and move the old results to the folder replaced"
         )
         self.differences = differences
 
 
 def listing(differences: list[tuple[str, Any, Any]]) -> str:
-    """The first of ``differences`` in words."""
+    """Return the first of ``differences`` as text."""
     fields = [DIGEST.sub(r"\1..", f"{key}: {old} -> {new}") for key, old, new in differences]
     more = [f"and {len(fields) - SHOWN} more"] if len(fields) > SHOWN else []
     return "; ".join(fields[:SHOWN] + more)
 
 
 def normalise(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """``fingerprint`` as it comes back from JSON: tuples are lists, keys are strings."""
+    """Return ``fingerprint`` after a round trip through JSON: tuples are lists, keys are strings."""
     normal: dict[str, Any] = json.loads(json.dumps(fingerprint))
     return normal
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Fields, by dotted name, in which two fingerprints differ: ``(field, old value, new value)``.
+    """Return the fields, by dotted name, in which two fingerprints differ: ``(field, old value, new value)``.
 
-    An old one without :data:`FORMAT`, where the new one has it, is compared in the fields that both have.
+    If only the new one has :data:`FORMAT`, they are compared in the fields that both have.
     """
     before, after = _flat(normalise(old)), _flat(normalise(new))
     noted = before.keys() & after.keys() if FORMAT in after and FORMAT not in before else before.keys() | after.keys()

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: found on the device, told to the host when it asks."""
+"""Checks for losses and gradients that are not finite: made on the device, read by the host when it asks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from sftn_fast.engine import distributed
 
-# Halvings in a row that bring the scaler from its initial 2^16 to below one: scaling is no cure then.
+# Halvings in a row that take the scaler from its initial 2^16 to below one. Scaling can't help then.
 FP16_PATIENCE = 20
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient that is not finite. Nothing was updated with it.
+    """A loss or gradient is not finite. Nothing was updated with it.
 
     Attributes:
         terms: the values that are not finite, by name.
-        step: the step whose batch gave them, counted from 1 as in the log.
+        step: the step that computed them, counted from 1 as in the log.
     """
 
     def __init__(self, terms: dict[str, float], step: int, where: str):
@@ -31,25 +31,29 @@ class NonFiniteError(FloatingPointError):
 
 
 class FiniteWatch:
-    """Judges each step's total loss and gradient norm on the device, without a word to the host.
+    """Check of each step's total loss and gradient norm, on the device and without waiting for it.
 
-    What is not finite on one rank is so on all: they skip the same steps and fail together.
+    If a value is not finite on one rank, all ranks skip the step and fail together.
 
-    ``patience`` steps in a row that are not finite are a failure: 1 where nothing can help, more in fp16, where the
-    scaler first gets to lower its scale. Once failed, every later step is told to skip too, so that the weights are
-    still those before the failure when the host gets to :meth:`failure`, some steps later.
+    ``patience`` steps in a row that are not finite are a failure: 1 normally, more in fp16, where the scaler first
+    lowers its scale. After a failure every later step is skipped too. The weights are then still those before the
+    failure when the host calls :meth:`failure` some steps later.
     """
 
     def __init__(self, device: torch.device, patience: int):
         self.patience = patience
-        self.streak = torch.zeros((), device=device)  # grows for ever once it has reached patience
-        self._record: Tensor | None = None  # [values..., step] of the latest step, of the failing one once failed
+        self.streak = torch.zeros((), device=device)  # keeps growing once it has reached patience
+        self._record: Tensor | None = None  # [values..., step] of the latest step, or of the one that failed
         self._names: list[str] = []
 
     def skip(self, values: dict[str, Tensor], step: Tensor) -> Tensor:
-        """1 to skip the update, else 0, as a 0-dim tensor. ``values`` are 0-dim, "total" and "grad_norm" among them.
+        """Return 1 to skip the update, else 0, as a 0-dim tensor.
 
-        What is kept from step to step is written in place, where a replayed step finds it.
+        State is written in place, so that a replayed step finds it.
+
+        Args:
+            values: 0-dim tensors by name, including "total" and "grad_norm".
+            step: number of the step, 0-dim.
         """
         self._names = list(values)
         now = torch.stack([*values.values(), step.double()])
@@ -63,9 +67,9 @@ class FiniteWatch:
         return skip.float()
 
     def failure(self) -> tuple[dict[str, float], int] | None:
-        """The values that are not finite, on whichever rank, and their step; None while all is well.
+        """Return the values that are not finite on any rank, and their step; None if there is no failure.
 
-        Waits for the device, and on failure for the other ranks.
+        Waits for the device and, after a failure, for the other ranks.
         """
         if self._record is None or self.streak < self.patience:
             return None
@@ -78,10 +82,10 @@ class FiniteWatch:
 
 
 class BufferSnapshot:
-    """The buffers of ``module`` as they were before a step, to undo what a forward pass wrote into them.
+    """Copy of the buffers of ``module`` before a step, to undo what its forward pass writes into them.
 
-    BatchNorm's running statistics are updated in the forward pass, long before anyone knows that the batch overflowed.
-    Buffers of one dtype are handled as one tensor: a few kernels a step instead of some for each buffer.
+    The forward pass updates BatchNorm's running statistics, long before an overflow is detected. Buffers of one dtype
+    are handled as one tensor: a few kernels per step instead of some for each buffer.
     """
 
     def __init__(self, module: nn.Module):
@@ -91,11 +95,11 @@ class BufferSnapshot:
         self._saved: list[Tensor] = []
 
     def take(self) -> None:
-        """Remember the buffers' present values."""
+        """Save the buffers' current values."""
         self._saved = [_flat(group) for group in self._groups]
 
     def restore_if(self, condition: Tensor) -> None:
-        """Put the remembered values back where ``condition`` (0-dim bool) holds, without asking the host."""
+        """Restore the saved values if ``condition`` (0-dim bool) is true, without waiting for the device."""
         for group, saved in zip(self._groups, self._saved, strict=True):
             chosen = torch.where(condition, saved, _flat(group)).split([buffer.numel() for buffer in group])
             torch._foreach_copy_(group, [part.view(buffer.shape) for part, buffer in zip(chosen, group, strict=True)])

@@ -1,4 +1,4 @@
-"""SGD as CRD and SFTN train with it, and its learning rate as a pure function of the step."""
+"""SGD as in CRD and SFTN, and its learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sftn_fast.config import OptimConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of each step: ``schedule(step)``, the step counted from 0 over the whole run.
+    """Learning rate of each step: ``schedule(step)``, with steps counted from 0 over the whole run.
 
-    A pure function, so a resumed run has no scheduler state to restore.
+    It is a pure function, so a resumed run has no scheduler state to restore.
     """
 
     optim: OptimConfig
     lr: float
-    """The peak, which a warm-up leads to and milestones or the cosine lead away from."""
+    """The peak: after a warm-up, before the decay by milestones or cosine."""
     steps_per_epoch: int
     epochs: int
 
     def __call__(self, step: int) -> float:
-        """Learning rate of ``step``. With milestone 150, the 150th epoch has all of it, the 151st gamma times it."""
+        """Return the learning rate of ``step``. With milestone 150, epoch 151 is the first with gamma times it."""
         warmup = round(self.optim.warmup_epochs * self.steps_per_epoch)
         if step < warmup:
             return self.lr * (0.1 + 0.9 * step / warmup)
@@ -40,20 +40,20 @@ class Schedule:
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """Epochs after which the learning rate drops: the configured ones, else 5/8, 6/8 and 7/8 of all."""
+        """Epochs after which the learning rate drops: the configured ones, else 5/8, 6/8 and 7/8 of all epochs."""
         if self.optim.milestones is not None:
             return self.optim.milestones
         return tuple(round(self.epochs * eighths / 8) for eighths in (5, 6, 7))
 
     def describe(self) -> str:
-        """One line on what the learning rate does, and where that follows from the number of epochs."""
+        """Return a line that describes the learning rate and what follows from the number of epochs."""
         optim, end = self.optim, f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         warmup = f", after {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
         if optim.schedule == "cosine":
             return f"learning rate {self.lr:g}{warmup}, down to 0 along a cosine over {end}"
         if optim.schedule == "constant":
             return f"learning rate {self.lr:g}{warmup}, constant over {end}"
-        # A milestone of 0, of which very few epochs have one, is passed when training begins.
+        # A milestone of 0, which results from very few epochs, has passed when training begins.
         drops = ", ".join(f"{epoch}" for epoch in self.milestones if epoch < self.epochs) or "no epoch"
         given = (
             ""
@@ -63,17 +63,18 @@ class Schedule:
         return f"learning rate {self.lr:g}{warmup}, times {optim.gamma:g} after epoch {drops} of {end}{given}"
 
     def epoch(self, step: int) -> int:
-        """The epoch that ``step`` belongs to, counted from 1."""
+        """Return the epoch of ``step``, counted from 1."""
         return step // self.steps_per_epoch + 1
 
 
 def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD:
-    """SGD over every parameter of ``task`` that requires grad, weight decay on all of them as in the reference code.
+    """Return an SGD for every parameter of ``task`` that requires a gradient, with weight decay on all of them.
 
-    Fused, since that is the variant that can be told on the device to skip a step (``optimizer.found_inf``).
+    Both follow the reference code. It is the fused variant, because that can skip a step by a flag on the device
+    (``optimizer.found_inf``).
 
     Raises:
-        ValueError: nothing in ``task`` requires grad.
+        ValueError: no parameter of ``task`` requires a gradient.
     """
     parameters = [p for p in task.parameters() if p.requires_grad]
     if not parameters:
@@ -81,8 +82,8 @@ def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD
     sgd = torch.optim.SGD(
         parameters, lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov, fused=True
     )
-    # Left to itself fused SGD allocates the momentum uninitialised, and if the first step is skipped it stays so.
-    # Zeros give the same first step: 0 * momentum + gradient.
+    # Fused SGD allocates uninitialised momentum, which a skipped first step would leave in place. With zeros the first
+    # step is the same: 0 * momentum + gradient.
     if optim.momentum > 0:
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -92,8 +93,8 @@ def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD
 def load_sgd(sgd: torch.optim.SGD, state: dict[str, Any]) -> None:
     """Load ``state`` into an optimizer of :func:`build_sgd`.
 
-    The fused kernel walks parameter, gradient and momentum by address, so the momentum takes the parameter's memory
-    format, whatever the checkpoint's was.
+    The fused kernel reads parameter, gradient and momentum by address. The momentum is therefore converted to the
+    parameter's memory format, whatever it is in the checkpoint.
     """
     sgd.load_state_dict(state)
     for parameter, entry in sgd.state.items():

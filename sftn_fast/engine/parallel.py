@@ -1,4 +1,4 @@
-"""One task on several ranks, each with a share of the batch and all with the same weights."""
+"""Data-parallel training: one task on several ranks with the same weights, each with a share of the batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sftn_fast.config import check
 from sftn_fast.engine import distributed
 from sftn_fast.engine.device import Layout
-from sftn_fast.engine.rehearsal import rehearsal
+from sftn_fast.engine.protocols import Batch
+from sftn_fast.engine.rollback import rollback
 
-# torch 2.14 has another name for it, and warns of the former.
+# torch 2.14 renamed the option and warns about the old name.
 _SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -26,7 +27,7 @@ _SYNC_BUFFERS = next(
 
 
 def synchronise_batchnorm(task: nn.Module, device: torch.device) -> None:
-    """Let the BatchNorms in ``task`` take their statistics from the batches of all ranks; nothing to do at one rank.
+    """Compute the BatchNorm statistics in ``task`` over the batches of all ranks. Does nothing at one rank.
 
     Raises:
         ConfigError: ``device`` is the CPU, for which PyTorch has no such layer.
@@ -37,11 +38,11 @@ def synchronise_batchnorm(task: nn.Module, device: torch.device) -> None:
 
 
 def wrap(task: nn.Module, *, find_unused: bool = False) -> nn.Module:
-    """``task`` with its gradients averaged over the ranks in the backward pass; the task itself at one rank.
+    """Wrap ``task`` so that the backward pass averages gradients over the ranks. At one rank, return it unchanged.
 
-    Every rank begins with the main rank's weights and buffers. With ``find_unused`` the graph of each step is searched
-    for parameters that get no gradient in it; without, every parameter that requires grad has to get one. Buffers go
-    their own ways, see :func:`~sftn_fast.engine.distributed.share_buffers`.
+    Every rank starts with the main rank's weights and buffers. With ``find_unused``, the graph of each step is searched
+    for parameters without a gradient. Otherwise every parameter that requires a gradient must get one. Buffers are not
+    synchronised in a step, see :func:`~sftn_fast.engine.distributed.share_buffers`.
     """
     if distributed.world_size() == 1:
         return task
@@ -50,18 +51,18 @@ def wrap(task: nn.Module, *, find_unused: bool = False) -> nn.Module:
     return DistributedDataParallel(task, **options)
 
 
-def leaves_some_unused(task: nn.Module, batch: Any, layout: Layout) -> bool:
-    """Whether a step on ``batch`` gives some parameter of ``task`` no gradient, on any of the ranks.
+def leaves_some_unused(task: nn.Module, batch: Batch, layout: Layout) -> bool:
+    """Return whether a step on ``batch`` leaves a parameter of ``task`` without a gradient on any rank.
 
-    The step leaves no trace. All ranks have to call this.
+    The step is rolled back. All ranks must call this.
     """
     task.train()
     tensors = layout.images(batch.images), layout.indices(batch.target), layout.indices(batch.index)
     learning = [p for p in task.parameters() if p.requires_grad]
     no_scaler = torch.amp.GradScaler(layout.device.type, enabled=False)
-    with _same_attributes(task), rehearsal(list(task.buffers()), no_scaler, layout.device):
+    with _same_attributes(task), rollback(list(task.buffers()), no_scaler, layout.device):
         with warnings.catch_warnings(), layout.autocast():
-            warnings.simplefilter("ignore")  # that nobody averages the gradients, which is so in this step
+            warnings.simplefilter("ignore")  # DDP warns that this step does not average gradients, which is intended
             total = task(*tensors)["total"]
         gradients = torch.autograd.grad(total, learning, allow_unused=True)
     return distributed.largest(any(gradient is None for gradient in gradients)) > 0
@@ -69,7 +70,7 @@ def leaves_some_unused(task: nn.Module, batch: Any, layout: Layout) -> bool:
 
 @contextlib.contextmanager
 def _same_attributes(task: nn.Module) -> Iterator[None]:
-    """Context after which flags and counters of the modules in ``task`` are what they were."""
+    """Restore flags and counters of the modules in ``task`` when the context ends."""
     plain = (bool, int, float, str, type(None))
     kept = [(module, {k: v for k, v in vars(module).items() if isinstance(v, plain)}) for module in task.modules()]
     try:
@@ -79,8 +80,8 @@ def _same_attributes(task: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def apart(task: nn.Module, *, until_last: bool) -> contextlib.AbstractContextManager[None]:
-    """Context in which the gradients of a wrapped ``task`` stay on their ranks, if more are to come in this step."""
-    if until_last and isinstance(task, DistributedDataParallel):
+def no_sync(task: nn.Module, *, more_to_come: bool) -> contextlib.AbstractContextManager[None]:
+    """Return a context that keeps the gradients of a wrapped ``task`` on their ranks if more follow in this step."""
+    if more_to_come and isinstance(task, DistributedDataParallel):
         return task.no_sync()
     return contextlib.nullcontext()

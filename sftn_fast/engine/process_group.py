@@ -1,4 +1,4 @@
-"""The process group of a run that torchrun started: set up and torn down here, and nowhere else."""
+"""The process group of a run under torchrun. It is created and destroyed here and nowhere else."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch.distributed as dist
 from sftn_fast.config import ConfigError, check
 from sftn_fast.utils import launcher
 
-# Ranks wait for the main one while it writes, measures and, on the first run, fetches data.
+# Ranks wait for the main one while it writes, measures and, on the first run, downloads data.
 TIMEOUT = timedelta(minutes=30)
 
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the processes that torchrun started; does nothing where there is just one.
+    """Join the processes that torchrun started. Does nothing if there is one process.
 
-    On CUDA each process takes the device of its local rank as the current one, tensors there travel by NCCL, and what
-    the host agrees on by gloo, so that no such word waits for a GPU. On the CPU gloo does both.
+    On CUDA each process makes the device of its local rank the current one. Tensors there are sent by NCCL, numbers of
+    the host by gloo, so that those don't wait for a GPU. On the CPU gloo sends both.
 
     Args:
         device: ``engine.device`` of the configuration.
@@ -39,16 +39,16 @@ def process_group(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # A wrapped task lives on in cycles that hold the group; one that outlives the interpreter aborts the process.
+        # A wrapped task stays alive in reference cycles that hold the group; if it outlives the interpreter, it aborts.
         gc.collect()
         dist.destroy_process_group()
 
 
 def backend(device: str) -> str:
-    """The communication library for ``device``, which becomes this process's own where it is a CUDA one.
+    """Return the communication library for ``device``; make the local rank's device current if it is CUDA.
 
     Raises:
-        ConfigError: See :func:`process_group`.
+        ConfigError: see :func:`process_group`.
     """
     check(":" not in device, "engine.device", device, "auto, cpu or cuda over several ranks, each of which has its own")
     if device == "cpu" or not torch.cuda.is_available():
@@ -61,10 +61,10 @@ def backend(device: str) -> str:
 
 
 def _store() -> dist.Store:
-    """The launcher's key-value store, with keys of this start's own.
+    """Return the launcher's key-value store with keys of this start only.
 
-    torchrun keeps one store over restarts, and from torch 2.13 on nothing tells one start's keys from the next one's:
-    the ranks would look for each other at addresses of processes that are dead.
+    torchrun keeps one store over restarts. From torch 2.13 on, its keys don't tell starts apart: ranks would look for
+    each other at the addresses of dead processes.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     return dist.PrefixStore(f"start{launcher.restarts()}", store)

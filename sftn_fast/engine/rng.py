@@ -1,7 +1,7 @@
-"""The global random number generators: seeding them, and taking them along in a checkpoint.
+"""The global random number generators: their seed and their state in a checkpoint.
 
-The data's order and augmentation do not come from here (they are a function of seed, epoch and step); dropout and
-whatever else a network draws does.
+They serve dropout and other random numbers of networks. The order and augmentation of data don't use them: those are a
+function of seed, epoch and step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of all global generators, made of tensors, numbers and tuples only, so that it loads without pickle."""
+    """Return the state of all global generators in tensors, numbers and tuples, so that it loads without pickle."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -32,7 +32,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put all global generators back to what :func:`rng_state` gave."""
+    """Restore all global generators from what :func:`rng_state` returned."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

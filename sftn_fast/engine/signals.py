@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first asks the loop to stop, the second ends the process.
+"""Signal handling for SIGTERM, SIGINT and SIGUSR1: the first one asks the loop to stop, a second ends the process.
 
-SIGUSR1 is what SLURM is told to send some time before the end. It may come twice, from SLURM to everyone and from
-torchrun to its children, so that it never is a second signal.
+SLURM sends SIGUSR1 some time before its limit, if so configured. It may arrive twice, from SLURM to all processes and
+from torchrun to its children. It therefore never counts as a second signal.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import Any
 
 from sftn_fast.utils.progress import CLEAR
 
-# Not every system has SIGUSR1.
+# Windows has no SIGUSR1.
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Interrupted(Exception):
-    """Training stopped at a signal, its checkpoint is safe. ``signum`` is the signal; a shell expects 128 + signum."""
+    """Training stopped by signal ``signum`` after its checkpoint was saved. A shell expects exit code 128 + signum."""
 
     def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the checkpoint is written")
+        super().__init__(f"stopped by {signal.Signals(signum).name}, checkpoint saved")
         self.signum = signum
 
 
 class StopSignals:
-    """Context in which a first signal only sets :attr:`signum`, and a second SIGTERM or SIGINT exits at once.
+    """Context in which the first signal only sets :attr:`signum` and a second SIGTERM or SIGINT exits immediately.
 
-    Outside the main thread Python can't install handlers; there it does nothing. The former handlers come back at exit.
+    Outside the main thread it does nothing, because Python can't install handlers there. It restores the previous
+    handlers at exit.
     """
 
     def __init__(self) -> None:
@@ -50,17 +51,17 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        # os.write, since print is not allowed to re-enter itself and a handler may well land inside one.
+        # os.write, because print is not reentrant and a handler may interrupt one.
         if self.signum is not None and signum not in (signal.SIGTERM, signal.SIGINT):
             return
         if self.signum is not None:
             _say("second signal: exiting now")
             os._exit(128 + signum)
         self.signum = signum
-        _say(f"{signal.Signals(signum).name}: stopping after this step; once more to exit now")
+        _say(f"{signal.Signals(signum).name}: stopping after this step; send it again to exit now")
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # nobody reads it any more; an exception here would end the step
-        # On a terminal the bar stands in this line, and behind it the ^C.
+    with suppress(OSError):  # a closed stream; an exception here would end the step
+        # On a terminal this line already shows the progress bar and ^C.
         os.write(2, f"{CLEAR if os.isatty(2) else ''}{line}\n".encode())

@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on as if it had never stopped."""
+"""The state that a run needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from sftn_fast.engine import distributed
-from sftn_fast.engine.content import check_content
-from sftn_fast.engine.meter import EPOCH, WINDOW, Meter, Stopwatch
+from sftn_fast.engine.averages import EPOCH, WINDOW, AverageMeter, Stopwatch
+from sftn_fast.engine.checkpoint_content import check_content
 from sftn_fast.engine.optim import load_sgd
 from sftn_fast.engine.rng import rng_state, set_rng_state
 from sftn_fast.engine.step import TrainStep
@@ -16,29 +16,24 @@ from sftn_fast.utils.environment import surroundings
 
 
 class TrainState:
-    """Where the run stands, and what it consists of.
+    """Position, parts and metrics of a run.
 
     Attributes:
-        epoch: the epoch under way, counted from 0.
-        step_in_epoch: steps of it that are done.
+        epoch: the current epoch, counted from 0.
+        step_in_epoch: steps done in it.
         step: steps done over the whole run.
-        history: a row of metrics for each epoch that ended.
+        history: a row of metrics for each finished epoch.
         log_offset: bytes of ``metrics.jsonl`` that a resumed run keeps.
-        threads: CPU threads that were found to be the fastest, None where none were looked for.
+        threads: CPU threads measured to be the fastest, None if not measured.
     """
 
     def __init__(self, task: nn.Module, train_step: TrainStep):
         self.task, self.train_step = task, train_step
-        self.meter, self.stopwatch = Meter(train_step.layout.device), Stopwatch()
+        self.meter, self.stopwatch = AverageMeter(train_step.layout.device), Stopwatch()
         self.epoch = self.step_in_epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.log_offset = self._epoch_log_offset = 0
+        self.log_offset = 0
         self.threads: int | None = None
-
-    def begin_epoch(self, log_offset: int) -> None:
-        """Note how long ``metrics.jsonl`` is at the epoch's start; nothing to note in the middle of one."""
-        if self.step_in_epoch == 0:
-            self._epoch_log_offset = log_offset
 
     def next_step(self) -> None:
         """Count a step."""
@@ -46,33 +41,33 @@ class TrainState:
         self.step_in_epoch += 1
 
     def next_epoch(self, row: dict[str, Any]) -> None:
-        """Count an epoch, of which ``row`` is the history."""
+        """Count an epoch and add its ``row`` to the history."""
         self.history.append(row)
         self.epoch += 1
         self.step_in_epoch = 0
 
     def window_record(self) -> dict[str, Any]:
-        """Means since the last such record, for a line of the log."""
-        means = self.meter.read(WINDOW)  # waits for the device, so that the lap is of work done, not of work queued
+        """Return the means since the last such record, for a log line."""
+        means = self.meter.read(WINDOW)  # waits for the device, so that the lap measures finished work, not queued work
         self.stopwatch.lap()
         return self._record("", means, self.stopwatch.read(WINDOW))
 
     def epoch_record(self) -> dict[str, Any]:
-        """Means over the epoch, for a row of the history; stops the clock."""
+        """Return the means over the epoch, for a row of the history; stop the clock."""
         means = self.meter.read(EPOCH)
         self.stopwatch.stop()
         return self._record("train_", means, self.stopwatch.read(EPOCH))
 
     def _record(self, prefix: str, means: dict[str, float], speed: dict[str, float]) -> dict[str, Any]:
         scaler, skipped = self.train_step.scaler, means.pop("skipped")
-        # Only a scaler skips a step and goes on; without one the watch ends the run.
+        # Only with a scaler does training continue after a skipped step.
         if scaler.is_enabled():
             means |= {"skipped": skipped, "loss_scale": scaler.get_scale()}
         position = {"epoch": self.epoch + 1, "step": self.step, "lr": self.train_step.schedule(self.step - 1)}
         return {**position, **{prefix + name: value for name, value in means.items()}, **speed}
 
     def state_dict(self, log_offset: int) -> dict[str, Any]:
-        """All of it, in tensors and plain Python values, ``metrics.jsonl`` being ``log_offset`` bytes long."""
+        """Return the state in tensors and plain Python values; ``metrics.jsonl`` is ``log_offset`` bytes long."""
         return {
             "task": self.task.state_dict(),
             "optimizer": self.train_step.optimizer.state_dict(),
@@ -82,21 +77,17 @@ class TrainState:
             "stopwatch": self.stopwatch.state_dict(),
             "position": [self.epoch, self.step_in_epoch, self.step],
             "history": self.history,
-            "log_offsets": [log_offset, self._epoch_log_offset],
+            "log_offsets": [log_offset],
             "threads": self.threads,
             "environment": surroundings(self.train_step.layout.device),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, same_run: bool = True) -> None:
-        """Go on from ``state``.
-
-        Args:
-            same_run: False for a state of another configuration. Its position inside the epoch, half-summed metrics and
-                random numbers mean nothing then: the epoch under way starts anew.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state``.
 
         Raises:
-            ValueError: it is not the state of such a run. Other errors may come of what it holds; then a part of it
-                may be loaded already.
+            ValueError: it is not the state of such a run. Damaged content may raise other errors, after a part of it
+                has been loaded.
         """
         check_content(state, self.task, self.train_step.optimizer)
         self.task.load_state_dict(state["task"])
@@ -105,12 +96,8 @@ class TrainState:
             self.train_step.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self.step = state["position"]
         self.history = state["history"]
-        self.log_offset, self._epoch_log_offset = state["log_offsets"]
+        self.log_offset = state["log_offsets"][0]  # earlier versions also kept the epoch's start
         self.threads = state.get("threads")
-        if same_run:
-            self.meter.load_state_dict(state["meter"][distributed.rank()])
-            self.stopwatch.load_state_dict(state["stopwatch"])
-            set_rng_state(state["rng"][distributed.rank()], self.train_step.layout.device)
-        else:
-            self.step_in_epoch, self.step = 0, self.epoch * self.train_step.schedule.steps_per_epoch
-            self.log_offset = self._epoch_log_offset
+        self.meter.load_state_dict(state["meter"][distributed.rank()])
+        self.stopwatch.load_state_dict(state["stopwatch"])
+        set_rng_state(state["rng"][distributed.rank()], self.train_step.layout.device)

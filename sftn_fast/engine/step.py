@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +13,29 @@ from sftn_fast.config import EngineConfig
 from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.compile import Compiled
-from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last, keep_freed_memory
+from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
-from sftn_fast.engine.graph import Recorder, Replays, recorder
+from sftn_fast.engine.graph import GraphedStep, Recorder, recorder
 from sftn_fast.engine.optim import Schedule, build_sgd
-from sftn_fast.engine.rehearsal import rehearsal
+from sftn_fast.engine.protocols import Batch, DeferredTrainData, Task, Terms, TrainData
+from sftn_fast.engine.rollback import rollback
 
 
 class TrainStep:
-    """Calls the task on a batch and updates what learns; ``step(batch, number)`` gives the named terms.
+    """One optimisation step: ``step(batch, number)`` trains the task on a batch and returns the named terms.
 
     Args:
-        task: module that gives 0-dim terms, "total" among them; moved to ``device`` already.
+        task: module that returns 0-dim terms, including "total"; already on the device.
         optimizer: a fused SGD, see :func:`~sftn_fast.engine.optim.build_sgd`.
         schedule: learning rate by step number.
-        layout: device and arithmetic; below float32 the task runs under autocast, in float16 with a gradient scaler.
+        layout: device and arithmetic. Below float32 the task runs under autocast, in float16 with a gradient scaler.
         clip_grad: largest norm of the gradient, or None.
-        accumulate: parts that a batch is computed in, one after the other.
+        accumulate: number of parts a batch is split into, which are computed one after the other.
         compile: run the task under torch.compile, see :class:`~sftn_fast.engine.compile.Compiled`.
-        record: records the step once, to replay it from then on, see :class:`~sftn_fast.engine.graph.Replays`; None for
-            steps that run as they are.
-        must_record: what can't be recorded is an error.
-        find_unused: over several ranks, look in each step for parameters that get no gradient.
+        record: records the step to replay it, see :class:`~sftn_fast.engine.graph.GraphedStep`; None for steps without
+            a graph.
+        must_record: raise an error if the step can't be recorded.
+        find_unused: over several ranks, look for parameters without a gradient in each step.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class TrainStep:
         must_record: bool = False,
         find_unused: bool = False,
     ):
-        # The wrapper is for the step alone: all else, checkpoints above all, knows the task by its own names.
-        self.task, self.optimizer, self.schedule = parallel.wrap(task, find_unused=find_unused), optimizer, schedule
+        # Only the step uses the wrapper: everything else, checkpoints above all, needs the task's own names.
+        self.module, self.optimizer, self.schedule = task, optimizer, schedule
+        self.task = parallel.wrap(task, find_unused=find_unused)
         self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
         half = layout.dtype == torch.float16
@@ -62,67 +63,70 @@ class TrainStep:
         self._buffers = list(task.buffers())
         self._snapshot = BufferSnapshot(task) if half else None
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # On the device, where a replayed step reads them. The fused update on a GPU takes float32 alone.
+        # On the device, where a replayed step reads them. The fused update on a GPU needs float32.
         cpu = layout.device.type == "cpu"
         self._lr = torch.zeros((), dtype=torch.float64 if cpu else torch.float32, device=layout.device)
         self._number = torch.zeros((), dtype=torch.float64, device=layout.device)
-        self._replays = None
+        self._graphed = None
         if record is not None:
-            self._replays = Replays(self._update, self.rehearsal, record, layout.device, must=must_record)
+            self._graphed = GraphedStep(self._update, self.rollback, record, layout.device, must=must_record)
 
-    def __call__(self, batch: Any, number: int) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch | DeferredBatch, number: int) -> Terms:
         """Train on ``batch`` as step ``number`` of the run, counted from 0.
 
         Returns:
-            The task's terms, detached, with ``grad_norm`` (before clipping) and ``skipped`` (1 where the update was
-            left out, else 0): 0-dim tensors on the device, good until the next step. Nothing here waits for a GPU.
+            The task's terms, detached, with ``grad_norm`` (before clipping) and ``skipped`` (1 if the update was
+            skipped, else 0): 0-dim tensors on the device, valid until the next step. Nothing here waits for a GPU.
 
         Raises:
             TypeError: the task's total is not a 0-dim float32 or float64 tensor.
             ConfigError: the step can't be recorded, and must be.
-            NonFiniteError: on the CPU. On a GPU :meth:`check` raises it. The update is left out on either.
+            NonFiniteError: on the CPU. On a GPU :meth:`check` raises it. Both skip the update.
         """
         self._lr.fill_(self.schedule(number))
         self._number.fill_(number)
-        terms = self._update(batch) if self._replays is None else self._replays(DeferredBatch.of(batch))
-        # Reading the verdict costs nothing here; on a GPU it would drain the queue at every step.
+        if self._graphed is not None:
+            terms = self._graphed(DeferredBatch.of(batch))
+        else:
+            terms = self._update(batch.make(*batch.tensors) if isinstance(batch, DeferredBatch) else batch)
+        # Reading the verdict is free on the CPU. On a GPU it would drain the queue at every step.
         if self.layout.device.type == "cpu":
             self.check()
         return terms
 
-    def batches(self, loader: Any, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of ``epoch`` from step ``start`` on; yet to be augmented, where replays do that as well."""
-        if self._replays is not None and hasattr(loader, "deferred_batches"):
-            return loader.deferred_batches(epoch, start)  # type: ignore[no-any-return]
-        return loader.epoch(epoch, start)  # type: ignore[no-any-return]
+    def batches(self, loader: TrainData, epoch: int, start: int) -> Iterator[Batch] | Iterator[DeferredBatch]:
+        """Return the batches of ``epoch`` from step ``start`` on; not yet augmented if replays do that as well."""
+        if self._graphed is not None and isinstance(loader, DeferredTrainData):
+            return loader.deferred_batches(epoch, start)
+        return loader.epoch(epoch, start)
 
     def forget(self) -> None:
-        """Told when the task computes otherwise than before: what was recorded is good no longer."""
-        if self._replays is not None:
-            self._replays.forget()
+        """Discard recorded steps, because the task now computes differently."""
+        if self._graphed is not None:
+            self._graphed.forget()
 
-    def rehearsal(self) -> AbstractContextManager[None]:
-        """Context whose steps leave no trace, see :func:`~sftn_fast.engine.rehearsal.rehearsal`."""
+    def rollback(self) -> AbstractContextManager[None]:
+        """Return a context that undoes the steps inside it, see :func:`~sftn_fast.engine.rollback.rollback`."""
         momenta = [value for state in self.optimizer.state.values() for value in state.values()]
         written = [*self._parameters, *self._buffers, *momenta, self.watch.streak]
-        return rehearsal(written, self.scaler, self.layout.device)
+        return rollback(written, self.scaler, self.layout.device)
 
-    def _update(self, batch: Any) -> dict[str, Tensor]:
-        """The step, as far as it is the device's: it reads nothing back, and no number that lies in no tensor."""
+    def _update(self, batch: Batch) -> Terms:
+        """Run the device's part of the step: it reads nothing back and uses no number outside of tensors."""
         if self._snapshot is not None:
             self._snapshot.take()
 
         # Over several ranks the gradients are averaged while the last part's are computed.
         self.optimizer.zero_grad(set_to_none=True)
-        terms: dict[str, Tensor] = {}
+        terms: Terms = {}
         parts = self._parts(batch)
         for number_of_part, (share, part) in enumerate(parts, start=1):
-            with parallel.apart(self.task, until_last=number_of_part < len(parts)):
+            with parallel.no_sync(self.task, more_to_come=number_of_part < len(parts)):
                 for name, term in self._backward(part, share).items():
                     terms[name] = terms[name] + term if name in terms else term
         self.scaler.unscale_(self.optimizer)
 
-        # One number, not finite as soon as one gradient is not: a single pass serves the check, the log, the clipping.
+        # Not finite if any gradient is not. One pass serves the check, the log and the clipping.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         grad_norm = get_total_norm(gradients)
         values = {**terms, "grad_norm": grad_norm}
@@ -132,8 +136,8 @@ class TrainStep:
         if self.clip_grad is not None:
             clip_grads_with_norm_(self._parameters, self.clip_grad, grad_norm)
 
-        # The fused update reads the verdict on the device. It is ours and not the scaler's, which looks at gradients
-        # only: the update is left out exactly when the buffers went back, so that a skipped step leaves no trace.
+        # The fused update reads the verdict on the device. It is ours, since the scaler's covers gradients only. The
+        # update is skipped exactly when the buffers are restored, so that a skipped step leaves no trace.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr
@@ -141,23 +145,23 @@ class TrainStep:
         self.scaler.update()
         return {**values, "skipped": skipped}
 
-    def _parts(self, batch: Any) -> list[tuple[float, tuple[Tensor, Tensor, Tensor]]]:
-        """The batch in parts of two images or more, each with its share of the images."""
+    def _parts(self, batch: Batch) -> list[tuple[float, tuple[Tensor, Tensor, Tensor]]]:
+        """Split the batch into parts of two images or more; return each with its share of the images."""
         parts = max(1, min(self.accumulate, len(batch.target) // 2))
         split = [tensor.tensor_split(parts) for tensor in (batch.images, batch.target, batch.index)]
         return [(len(part[1]) / len(batch.target), part) for part in zip(*split, strict=True)]
 
-    def _backward(self, part: tuple[Tensor, Tensor, Tensor], share: float) -> dict[str, Tensor]:
-        """Add the gradient of ``share`` times the loss of ``part``; the terms, detached, times ``share``."""
+    def _backward(self, part: tuple[Tensor, Tensor, Tensor], share: float) -> Terms:
+        """Add the gradient of ``share`` times the loss of ``part``; return the detached terms times ``share``."""
         images, target, index = part
-        # The networks in the chosen arithmetic; the losses come back in float32.
+        # Networks run in the chosen arithmetic and losses return in float32.
         with self.layout.autocast():
             terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
         self.scaler.scale(share * _checked_total(terms)).backward()
         return {name: share * term.detach() for name, term in terms.items()}
 
     def check(self) -> None:
-        """Raise :class:`NonFiniteError` if a step so far had to be given up. Waits for the device."""
+        """Raise :class:`NonFiniteError` if a step so far failed. Waits for the device."""
         failure = self.watch.failure()
         if failure is not None:
             terms, number = failure
@@ -167,33 +171,36 @@ class TrainStep:
 
 
 def build_step(
-    task: Any,
+    task: Task,
     schedule: Schedule,
     engine: EngineConfig,
     device: torch.device,
-    first_batch: Callable[[], Any] | None = None,
+    first_batch: Callable[[], Batch] | None = None,
 ) -> TrainStep:
-    """The step that trains ``task`` as ``schedule`` and ``engine`` say; moves it to ``device`` and lays it out there.
+    """Return the step that trains ``task`` by ``schedule`` and ``engine``, after moving the task to ``device``.
 
-    Over several ranks ``first_batch()`` gives a batch to find out with whether a step uses all of the task; without it
-    that is taken for granted.
+    Over several ranks, ``first_batch()`` returns a batch for finding out whether a step uses all of the task. Without
+    it, the step is assumed to.
 
     Raises:
         ConfigError: the device can't do what ``engine`` asks for.
-        ValueError: nothing in ``task`` requires grad.
+        TypeError: ``task`` is not an ``nn.Module``.
+        ValueError: no parameter of ``task`` requires a gradient.
     """
+    model = task.model
+    if not isinstance(task, nn.Module):
+        raise TypeError(f"task must be an nn.Module, got {type(task).__name__}")
     optim = schedule.optim
     task.to(device)
     if engine.sync_batchnorm:
         parallel.synchronise_batchnorm(task, device)
-    layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine.channels_last, task.model, device))
+    layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine.channels_last, model, device))
     if layout.channels_last:
         task.to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        keep_freed_memory()
     sgd = build_sgd(task, optim, schedule.lr)
-    several = first_batch is not None and distributed.world_size() > 1
-    find_unused = several and parallel.leaves_some_unused(task, first_batch(), layout)  # type: ignore[misc]
+    find_unused = False
+    if first_batch is not None and distributed.world_size() > 1:
+        find_unused = parallel.leaves_some_unused(task, first_batch(), layout)
     parts, clip = optim.accumulate, optim.clip_grad
     return TrainStep(
         task,
@@ -209,7 +216,7 @@ def build_step(
     )
 
 
-def _checked_total(terms: dict[str, Tensor]) -> Tensor:
+def _checked_total(terms: Terms) -> Tensor:
     total = terms["total"]
     if total.ndim != 0 or total.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the task's total must be a 0-dim float32 tensor, got {total.dtype} of shape {[*total.shape]}")

@@ -16,7 +16,7 @@ from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import CheckpointError, distributed, read_checkpoint
 from sftn_fast.engine.checkpoint import is_checkpoint
-from sftn_fast.engine.content import stands_somewhere
+from sftn_fast.engine.checkpoint_content import has_position
 from sftn_fast.engine.fingerprint import FingerprintMismatch, listing
 from sftn_fast.experiment import identity
 from sftn_fast.experiment.identity import Differences
@@ -217,6 +217,6 @@ def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
             state = read_checkpoint(path)
         except CheckpointError:
             continue
-        if isinstance(state.get("fingerprint"), dict) and stands_somewhere(state):
+        if isinstance(state.get("fingerprint"), dict) and has_position(state):
             return state
     return None

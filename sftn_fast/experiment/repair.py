@@ -14,7 +14,7 @@ from typing import Any
 
 from sftn_fast import models
 from sftn_fast.engine import CheckpointStore
-from sftn_fast.engine.metrics import open_log, write_summary
+from sftn_fast.engine.run_log import open_log, write_summary
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_all, write_atomically
 from sftn_fast.utils.checksummed import checksum, seal

@@ -29,7 +29,7 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.device import is_channels_last
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.plan import Job
-from sftn_fast.utils import plugins, streams
+from sftn_fast.utils import allocator, plugins, streams
 from sftn_fast.utils.atomic import describe
 from sftn_fast.utils.checksummed import DamagedError
 
@@ -86,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     plugins.load(config.plugins)  # this process has not imported them yet
     data.mute_notices()  # the parent has printed them
     worker = Worker(config, root)
+    if worker.device.type == "cpu":
+        allocator.keep_freed_memory()
     while (job := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {job.seed} {job.name} | "
         connection.send(_outcome(worker, job))

@@ -1,4 +1,4 @@
-"""Tasks: modules that a job trains, which return the named terms of their loss."""
+"""Tasks: the modules that jobs train. They return the named terms of their loss."""
 
 from sftn_fast.tasks.base import Task
 from sftn_fast.tasks.collaborate import CollaborativeTask

@@ -1,4 +1,4 @@
-"""The base class of what a job trains."""
+"""The base class of tasks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from sftn_fast.models import StagedNet
 
 
 class Task(nn.Module):
-    """The module that a stage trains. Each of its parameters that requires a gradient learns.
+    """The module that a job trains. Each of its parameters that requires a gradient learns.
+
+    It fits :class:`sftn_fast.engine.protocols.EpochTask`.
 
     Attributes:
-        model: What is evaluated and exported; in evaluation mode it gives logits [N, num_classes].
+        model: the network to evaluate and export. In evaluation mode it returns logits [N, num_classes].
     """
 
     model: StagedNet
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """Loss of one batch.
+        """Return the loss terms of one batch.
 
         Args:
             images: [N, C, H, W].
-            target: Labels [N], int64.
-            index: The images' numbers in the training data [N], int64.
+            target: labels [N], int64.
+            index: the images' numbers in the training data [N], int64.
 
         Returns:
             0-dim float32 terms by name, under autocast too. ``total`` carries the gradient, the others are detached.
@@ -30,9 +32,9 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Told by the engine before each epoch, counted from 0; whether a step computes otherwise than before it.
+        """Prepare for ``epoch``, counted from 0, and return whether steps compute differently from now on.
 
-        That is: with other numbers or tensors than those that the last step read. A step replayed from a CUDA graph
-        knows of no change but in the values of the same tensors, and is captured anew.
+        They do if they read other numbers or other tensors than the last step. A step replayed from a CUDA graph sees
+        new values of the same tensors and no other change, so it is recorded again.
         """
         return False

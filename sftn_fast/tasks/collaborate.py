@@ -1,13 +1,13 @@
-"""Networks that learn together: each from the others' predictions, none of them trained before.
+"""Networks that learn together: each from the others' predictions, and none of them trained before.
 
-Deep mutual learning (Zhang et al., CVPR 2018): each network follows each of its peers, ``CE_i + sum_j KL(p_j || p_i)``,
-at temperature 1, and a network's loss moves that network alone. The authors' code sums over the peers; others take the
-mean.
+Deep mutual learning (DML; Zhang et al., CVPR 2018): each network follows each of its peers at temperature 1,
+``CE_i + sum_j KL(p_j || p_i)``. A network's loss changes only that network. The authors' code sums over the peers,
+others use the mean. All networks see the same augmented images.
 
-Collaborative learning (KDCL; Guo et al., CVPR 2020): all follow one target made of all their logits,
-``0.5 CE_i + 0.5 T^2 KL(target || p_i)``. No code of the authors is known; weights and temperature are those of a
-re-implementation that reports CIFAR-100, which takes the mean of the logits. As there, each network crops and flips the
-images for itself; in mutual learning all see the same.
+Collaborative learning (KDCL; Guo et al., CVPR 2020): all networks follow one target, computed from all their logits,
+``0.5 CE_i + 0.5 T^2 KL(target || p_i)``. No code of the authors is known. Weights and temperature follow a
+re-implementation that reports CIFAR-100, which uses the mean of the logits. As there, each network gets its own crops
+and flips of the images.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ DEFAULTS = {"dml": _Defaults(1.0, 1.0, 1.0, False), "kdcl": _Defaults(4.0, 0.5, 
 
 
 class CollaborativeTask(Task):
-    """Trains several networks at once; terms ``total``, ``ce`` and ``kl``, the parts summed over the networks.
+    """Training of several networks at once: terms ``total``, ``ce`` and ``kl``, summed over the networks.
 
     Args:
-        networks: Two or more, of the same classes; the last one is ``model``, which is evaluated and exported.
-        config: Method and weights.
+        networks: two or more with the same classes. The last one is ``model``, which is evaluated and exported.
+        config: method and weights.
 
     Attributes:
-        views: Augmentations of each image that a batch has to hold: one for all networks, or one for each.
+        views: augmentations of each image in a batch: one for all networks, or one for each.
 
     Raises:
-        ValueError: There are fewer than two networks, they differ in their classes or channels, or share a module.
+        ValueError: there are fewer than two networks, they differ in their classes or channels, or share a module.
     """
 
     def __init__(self, networks: Sequence[StagedNet], config: CollaborateConfig) -> None:
@@ -74,7 +74,7 @@ class CollaborativeTask(Task):
         return cast(StagedNet, self.networks[-1])
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`; ``images`` [N, views, C, H, W] where each network has a view of its own."""
+        """Return the terms, see :meth:`Task.forward`; ``images`` are [N, views, C, H, W] if ``views`` is not 1."""
         views = [images] * len(self.networks) if self.views == 1 else images.unbind(1)
         logits = [network(view) for network, view in zip(self.networks, views, strict=True)]
         ce = sum(F.cross_entropy(x.float(), target) for x in logits)
@@ -84,13 +84,13 @@ class CollaborativeTask(Task):
         return {"total": total, "ce": cast(Tensor, ce).detach(), "kl": kl.detach()}
 
     def _mutual(self, logits: list[Tensor], target: Tensor) -> Tensor:
-        """Each network after each of its peers, whose predictions are taken as they are."""
+        """Compare each network with each of its peers, whose predictions carry no gradient."""
         share = 1.0 if self.config.peers == "sum" else 1 / (len(logits) - 1)
         pairs = [(own, peer.detach()) for own in logits for peer in logits if peer is not own]
         return share * cast(Tensor, sum(ops.kd_loss(own, peer, self.temperature) for own, peer in pairs))
 
     def _ensemble(self, logits: list[Tensor], target: Tensor) -> Tensor:
-        """Each network after the target that all make together."""
+        """Compare each network with the target computed from the logits of all."""
         with torch.no_grad():
             stacked = torch.stack([x.float() for x in logits])  # [networks, N, C]
             if self.config.ensemble == "minlogit":

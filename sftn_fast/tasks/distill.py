@@ -16,32 +16,33 @@ from sftn_fast.tasks.base import Task
 
 @dataclass(frozen=True)
 class Route:
-    """A teacher's way through its training, for a student to follow (Jin et al., "Knowledge Distillation via Route
-    Constrained Optimization", ICCV 2019).
+    """The snapshots of a teacher's training that a student follows, called anchors.
 
-    Each anchor, a snapshot of the teacher, teaches for an equal share of the student's epochs. The paper's choice of
-    anchors by a greedy search is not offered: give the epochs that it would find.
+    Each anchor teaches for an equal share of the student's epochs. The paper chooses anchors by a greedy search, which
+    is not implemented: give the epochs that it would find.
+
+    Source: Jin et al., "Knowledge Distillation via Route Constrained Optimization", ICCV 2019.
     """
 
     anchors: Sequence[Path]
-    """Exported snapshots, the earliest first."""
+    """Exported snapshots, earliest first."""
     epochs: int
-    """Epochs that the student trains for."""
+    """Number of epochs that the student trains for."""
 
     def anchor(self, epoch: int) -> Path:
-        """The snapshot that teaches in ``epoch``, counted from 0."""
+        """Return the snapshot that teaches in ``epoch``, counted from 0."""
         return self.anchors[min(epoch * len(self.anchors) // self.epochs, len(self.anchors) - 1)]
 
 
 class DistillTask(Task):
-    """Distillation into ``student``: the terms of ``distiller``, which holds that student.
+    """Distillation into ``student``: the terms of ``distiller``, which was built for that student.
 
-    Student and adapters in one module, as a wrapper needs them that averages gradients over processes or computes in
-    another precision. With a ``route`` the teacher's weights change as the epochs go by; what a method had trained on
-    the teacher before, as FT its paraphraser, stays that of the finished teacher.
+    Student and adapters are in one module. A wrapper that averages gradients over processes or computes in another
+    precision needs that. With a ``route``, the teacher's weights change at some epochs. Layers that a method trained on
+    the teacher earlier, such as FT's paraphraser, stay those of the finished teacher.
 
     Raises:
-        ValueError: The distiller was built for another student.
+        ValueError: the distiller was built for another student.
     """
 
     def __init__(self, student: StagedNet, distiller: Distiller, route: Route | None = None) -> None:
@@ -51,10 +52,10 @@ class DistillTask(Task):
         self.model = student
         self.distiller = distiller
         self.route = route
-        self._anchor: Path | None = None  # the one whose weights the teacher has
+        self._anchor: Path | None = None  # the anchor that the teacher's weights are from
 
     def begin_epoch(self, epoch: int) -> bool:
-        """See :meth:`Task.begin_epoch`."""
+        """Load the anchor of ``epoch`` if it is a new one, see :meth:`Task.begin_epoch`."""
         anchor = self.route.anchor(epoch) if self.route is not None else None
         moved = anchor is not None and anchor != self._anchor
         if anchor is not None and moved:
@@ -63,5 +64,5 @@ class DistillTask(Task):
         return self.distiller.begin_epoch(epoch) or moved
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`."""
+        """Return the terms, see :meth:`Task.forward`."""
         return self.distiller(images, target, index)

@@ -14,7 +14,7 @@ from sftn_fast.tasks.base import Task
 class SFTNTask(Task):
     """Student-aware training of a teacher: terms ``total``, ``teacher_ce``, ``branch_ce`` and ``branch_kl``.
 
-    See :func:`sftn_fast.ops.sftn_loss` for the formula; ``config`` has its weights.
+    See :func:`sftn_fast.ops.sftn_loss` for the formula; ``config`` has its weights and temperature.
     """
 
     def __init__(self, student_aware: StudentAwareTeacher, config: SFTNConfig) -> None:
@@ -24,11 +24,11 @@ class SFTNTask(Task):
 
     @property
     def model(self) -> StagedNet:  # type: ignore[override]
-        """The teacher without its branches. Not registered beside ``student_aware``, whose state has it."""
+        """The teacher without its branches. It is in the state of ``student_aware`` and not registered twice."""
         return self.student_aware.teacher
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`."""
+        """Return the terms, see :meth:`Task.forward`."""
         logits, branch_logits = self.student_aware.forward_branches(images)
         return ops.sftn_loss(
             logits,

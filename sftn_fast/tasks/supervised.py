@@ -1,4 +1,4 @@
-"""Training with labels alone."""
+"""Training with labels only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SupervisedTask(Task):
     """Cross-entropy with the labels: terms ``total`` and ``ce``, which are equal.
 
     Raises:
-        ValueError: The network has one class.
+        ValueError: the network has one class.
     """
 
     def __init__(self, model: StagedNet) -> None:
@@ -23,6 +23,6 @@ class SupervisedTask(Task):
         self.model = model
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`."""
+        """Return the terms, see :meth:`Task.forward`."""
         total = F.cross_entropy(self.model(images).float(), target)
         return {"total": total, "ce": total.detach()}

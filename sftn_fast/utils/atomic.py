@@ -18,7 +18,10 @@ from typing import IO
 
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp_.+", re.DOTALL)
 """Names of temporary files and folders, as a killed process leaves them."""
-NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the latter: a FIFO in a file's place blocks nobody
+NO_LINK = 0
+"""Flags to open a file that must not be a link, where the system has them. The last one keeps a FIFO from blocking."""
+for _flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):
+    NO_LINK |= getattr(os, _flag, 0)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 

@@ -117,5 +117,6 @@ class FrozenNormTask(TinyTask):
         self.model[1].eval()
         return self
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> bool:
         self.epochs_begun.append(epoch)
+        return False

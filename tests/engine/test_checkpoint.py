@@ -164,7 +164,7 @@ def test_the_third_failure_in_a_row_is_the_last(tmp_path, caplog):
     with largest_file(10_000):
         assert not store.try_save(2, state_of(2))
         assert not store.try_save(3, state_of(3))
-    assert caplog.text.count("training goes on") == 2
+    assert caplog.text.count("training continues") == 2
     assert store.try_save(4, state_of(4))  # a success forgives
     with largest_file(10_000):
         assert not store.try_save(5, state_of(5))

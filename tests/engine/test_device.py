@@ -1,14 +1,11 @@
-"""How a task lies in memory, and whether it is compiled: what the engine's options mean."""
+"""Memory format and compilation of a task: the meaning of the engine's options."""
 
 from __future__ import annotations
-
-import ctypes
 
 import pytest
 import torch
 
 from sftn_fast import models
-from sftn_fast.engine import device
 from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import is_channels_last
 
@@ -33,17 +30,8 @@ def test_channels_last(choice, network, on, expected):
     assert is_channels_last(choice, network and models.build(network), on) is expected
 
 
-@pytest.mark.parametrize("missing", [AttributeError, OSError])
-def test_another_c_library_is_left_alone(monkeypatch, missing):
-    def fail(name):
-        raise missing("no mallopt here")
-
-    monkeypatch.setattr(ctypes, "CDLL", fail)
-    device.keep_freed_memory()
-
-
 def test_what_cannot_be_compiled_trains_without(tmp_path, monkeypatch, capsys):
-    """The failure comes when part of the task has run: BatchNorm's counts are as if that had not been."""
+    """The failure comes after part of the task has run. BatchNorm's counts are restored."""
 
     def compile_and_fail(task):
         def fail(*batch):
@@ -74,6 +62,6 @@ def test_a_compiled_task_gives_the_same_terms():
         expected["total"].backward()
         for name, term in expected.items():
             torch.testing.assert_close(terms[name], term)
-    assert compiled._call is not other  # no fall back
+    assert compiled._call is not other  # no fallback
     for ours, theirs in zip(other.parameters(), task.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)

@@ -1,6 +1,6 @@
-"""A replayed step trains like one that runs as it is, whatever is trained; what can't be recorded says so and runs.
+"""Graphed steps train like others, for every task. A step that can't be recorded says so and runs without a graph.
 
-On a CPU the graph is a tape, which forgives no more than CUDA does; the same tests run on a GPU where there is one.
+On the CPU the graph is a fake one, as strict as CUDA's. The same tests run on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sftn_fast import data, distillers, models
 from sftn_fast.config import CollaborateConfig, ConfigError, DataConfig, EngineConfig, OptimConfig, SFTNConfig
 from sftn_fast.data import ImageData
 from sftn_fast.engine import Interrupted, Layout, NonFiniteError, Schedule
-from sftn_fast.engine.graph import Recorder, recorder
+from sftn_fast.engine.graph import WARM_UP, Recorder, recorder
 from sftn_fast.engine.optim import build_sgd
 from sftn_fast.engine.step import TrainStep
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, SFTNTask, SupervisedTask, Task
 
-from . import tape
+from . import fake_cuda_graph
 from .stubs import Data, StoppingLoader, TinyTask, make_task, run_fit, without_timing
 
 BATCH, TRAIN, SIZE = 8, 20, 8  # two full batches an epoch, and one of four images
@@ -70,7 +70,7 @@ def with_an_unused_layer(images: ImageData) -> Task:
 
 
 def first_of(spec: str) -> Callable[[ImageData], nn.Module]:
-    """What a method has trained beforehand."""
+    """Build what the method of ``spec`` trains before the student."""
     return lambda images: distilled(spec)(images).distiller.initialisations()[0][1].task
 
 
@@ -92,7 +92,7 @@ def train(
     epochs: int = 2,
     **options: object,
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Weights, memories and momenta after ``epochs``, and the terms of every step."""
+    """Return weights, memories and momenta after ``epochs``, and the terms of every step."""
     torch.manual_seed(3)
     images = images_on(device)
     task = build(images).train()
@@ -115,11 +115,11 @@ def train(
 
 
 def recorder_on(device: str) -> Recorder | None:
-    return tape.record if device == "cpu" else recorder(True, torch.device(device))
+    return fake_cuda_graph.record if device == "cpu" else recorder(True, torch.device(device))
 
 
 def assert_alike(device: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Equal bits on a CPU. On a GPU libraries may choose another algorithm for a recorded call."""
+    """Compare bits on a CPU. On a GPU libraries may choose another algorithm for a recorded call."""
     assert ours.keys() == theirs.keys()
     for name in ours:
         tolerance = {"rtol": 0, "atol": 0} if device == "cpu" else {"rtol": 1e-3, "atol": 1e-4}
@@ -169,9 +169,11 @@ def test_a_route_records_the_next_anchor(tmp_path: Path, device):
 
 
 @pytest.fixture
-def taped(monkeypatch) -> None:
-    """Whatever trains on the CPU replays tapes."""
-    monkeypatch.setattr("sftn_fast.engine.step.recorder", lambda choice, device: tape.record if choice else None)
+def with_graphs(monkeypatch) -> None:
+    """Replay fake graphs in all training on the CPU."""
+    monkeypatch.setattr(
+        "sftn_fast.engine.step.recorder", lambda choice, device: fake_cuda_graph.record if choice else None
+    )
 
 
 def calls_of(task: TinyTask) -> list[int]:
@@ -180,23 +182,23 @@ def calls_of(task: TinyTask) -> list[int]:
     return calls
 
 
-def test_python_runs_for_a_recording_alone(tmp_path: Path, taped):
+def test_python_runs_for_a_recording_alone(tmp_path: Path, with_graphs):
     task = make_task()
     calls = calls_of(task)
     run_fit(tmp_path, task=task)  # twenty steps of one shape
-    assert len(calls) == tape.WARM_UP + 1
+    assert len(calls) == WARM_UP + 1
 
 
-def test_a_task_that_says_nothing_of_an_epoch_is_recorded_in_each(tmp_path: Path, taped):
+def test_a_task_that_changes_in_each_epoch_is_recorded_in_each(tmp_path: Path, with_graphs):
     task = make_task()
     calls = calls_of(task)
-    task.begin_epoch = lambda epoch: None
+    task.begin_epoch = lambda epoch: True
     run_fit(tmp_path, task=task)
-    assert len(calls) == 2 * (tape.WARM_UP + 1)
+    assert len(calls) == 2 * (WARM_UP + 1)
 
 
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
-def test_stopped_and_resumed_as_an_unbroken_run(tmp_path: Path, taped, amp):
+def test_stopped_and_resumed_as_an_unbroken_run(tmp_path: Path, with_graphs, amp):
     unbroken = run_fit(tmp_path / "unbroken", engine={"amp": amp})
     interrupted = Data()
     interrupted.train = StoppingLoader(interrupted.train, 13, 15)
@@ -212,7 +214,7 @@ def without(amp: str) -> dict[str, object]:
     return {"amp": amp, "cuda_graphs": False}
 
 
-def test_what_is_not_finite_is_not_trained_on(tmp_path: Path, taped):
+def test_what_is_not_finite_is_not_trained_on(tmp_path: Path, with_graphs):
     task, broken = make_task(), Data()
     broken.train.images[broken.train.images.shape[0] // 2] = torch.inf
     before = copy.deepcopy(task.state_dict())
@@ -224,7 +226,7 @@ def test_what_is_not_finite_is_not_trained_on(tmp_path: Path, taped):
 
 
 class Reading(TinyTask):
-    """A task that looks at its loss."""
+    """A task that reads its loss on the host."""
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         terms = super().forward(images, target, index)
@@ -232,9 +234,9 @@ class Reading(TinyTask):
         return terms
 
 
-def test_what_cannot_be_recorded_says_why_and_trains_on(tmp_path: Path, taped, capsys):
+def test_what_cannot_be_recorded_says_why_and_trains_on(tmp_path: Path, with_graphs, capsys):
     torch.manual_seed(0)
-    result = run_fit(tmp_path / "taped", task=Reading())
+    result = run_fit(tmp_path / "graphed", task=Reading())
     said = capsys.readouterr().err
     assert said.count("engine.cuda_graphs: not captured, steps run without a graph; RuntimeError: operation not") == 1
     torch.manual_seed(0)
@@ -244,7 +246,7 @@ def test_what_cannot_be_recorded_says_why_and_trains_on(tmp_path: Path, taped, c
         run_fit(tmp_path / "must", task=Reading(), engine={"cuda_graphs": True})
 
 
-def test_a_wrong_task_fails_as_it_does_without_graphs(tmp_path: Path, taped):
+def test_a_wrong_task_fails_as_it_does_without_graphs(tmp_path: Path, with_graphs):
     colourless = Data()
     colourless.train.images = colourless.train.images[:, :1]
     with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):

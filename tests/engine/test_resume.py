@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from sftn_fast.config import ConfigError
 from sftn_fast.engine import CheckpointError, CheckpointStore, FingerprintMismatch, FolderError, Interrupted
 
 from .faults import flip_bit, largest_file
@@ -157,26 +158,17 @@ def test_the_loop_adds_what_a_position_depends_on(tmp_path, other):
         run_fit(tmp_path, **other)
 
 
-def test_force_goes_on_from_the_start_of_the_epoch(tmp_path):
-    with pytest.raises(Interrupted):
-        run_fit(tmp_path, data=stopping(14, signal.SIGTERM), engine={"checkpoint_every": 4})
-    data = Data(train_size=160)
-    result = run_fit(tmp_path, data=data, resume="force", epochs=3, engine={"checkpoint_every": 30})
-    assert result.resumed_from == 14
-    assert data.train.asked == [(1, 0), (2, 0)]
-    assert [row["step"] for row in result.history] == [10, 40, 60]
-    steps = [line["step"] for line in lines_of(tmp_path)]
-    assert steps == sorted(steps) and 12 not in steps  # what the second epoch had logged is gone
-    # The one it went on from stayed until there was a newer; now auto finds only the new configuration's.
-    assert run_fit(tmp_path, data=Data(train_size=160), epochs=3).resumed_from == 60
+@pytest.mark.parametrize("mode", ["force", "must"])
+def test_another_mode_is_refused_by_those_there_are(tmp_path, mode):
+    with pytest.raises(ConfigError, match=f"resume must be auto or never, got '{mode}'"):
+        run_fit(tmp_path, resume=mode)
+    assert not list(tmp_path.iterdir())
 
 
 def test_never_refuses_a_folder_that_holds_checkpoints(tmp_path):
     run_fit(tmp_path, resume="never")
     with pytest.raises(FolderError, match="resume is 'never'"):
         run_fit(tmp_path, resume="never")
-    with pytest.raises(ValueError, match="auto, never or force"):
-        run_fit(tmp_path, resume="must")
 
 
 class FillingDisk(TrainLoader):
@@ -205,7 +197,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(tmp_path, caplog, empty, 
     data.train = FillingDisk(data.train, full=3, empty=empty)
     run_fit(tmp_path / "unbroken", task=whole, epochs=1)
     run_fit(tmp_path / "full", task=task, data=data, epochs=1, engine={"checkpoint_every": 4, "keep_checkpoints": 2})
-    assert caplog.text.count("training goes on") == (1 if empty == 6 else 2)
+    assert caplog.text.count("training continues") == (1 if empty == 6 else 2)
     assert [int(path.name[5:]) for path in sorted((tmp_path / "full" / "checkpoints").iterdir())] == kept
     assert_identical(task, whole)
 

@@ -132,7 +132,7 @@ def test_the_notice_stands_on_a_line_of_its_own(terminal, monkeypatch):
     with StopSignals() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signum == signal.SIGINT
-    assert written == [f"{CLEAR if terminal else ''}SIGINT: stopping after this step; once more to exit now\n"]
+    assert written == [f"{CLEAR if terminal else ''}SIGINT: stopping after this step; send it again to exit now\n"]
 
 
 def test_a_closed_standard_error_ends_no_step(monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine import tape
+from engine import fake_cuda_graph
 from safetensors.torch import load, load_file
 from torch import Tensor
 
@@ -129,7 +129,7 @@ def test_a_replayed_step_reads_and_writes_like_any_other(usual, cached, tmp_path
     output = tmp_path / "run"
     shutil.copytree(cached, output)
     (output / "seed0" / "teacher-logits" / "teacher" / "epoch0002.safetensors").unlink()
-    monkeypatch.setattr(step, "recorder", lambda choice, device: tape.record)
+    monkeypatch.setattr(step, "recorder", lambda choice, device: fake_cuda_graph.record)
     assert run(output, "[dist]", *CACHED) == 0
     assert_equal(output, usual, "dist")
     ours, theirs = (load_file(path / "seed0/teacher-logits/teacher/epoch0002.safetensors") for path in (output, cached))

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from sftn_fast.engine.metrics import RunLog
+from sftn_fast.engine.run_log import RunLog
 from sftn_fast.utils.progress import CLEAR, INTERVAL, ProgressBar, fold
 
 from .faults import largest_file
@@ -96,7 +96,7 @@ def test_on_a_full_disk_lines_are_lost_whole_and_training_goes_on(tmp_path, capl
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 8]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
 
 
 def test_a_stdout_that_is_full_or_closed_stops_nothing(tmp_path, caplog, monkeypatch):
@@ -110,7 +110,7 @@ def test_a_stdout_that_is_full_or_closed_stops_nothing(tmp_path, caplog, monkeyp
                 stdout.close()  # or it complains once more at exit
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
 
 
 def test_a_terminal_that_goes_away_ends_the_bar_only(clock):

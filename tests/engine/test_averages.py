@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftn_fast.engine import distributed
-from sftn_fast.engine.meter import EPOCH, WINDOW, Meter
+from sftn_fast.engine.averages import EPOCH, WINDOW, AverageMeter
 
 from .ranks import SharedData, on_ranks
 from .stubs import Data, TrainLoader, run_fit, split
@@ -62,10 +62,10 @@ def test_an_epochs_mean_is_that_of_its_images(tmp_path: Path, accumulate: int) -
 
 
 def test_what_is_skipped_does_not_count() -> None:
-    meter = Meter(torch.device("cpu"))
+    meter = AverageMeter(torch.device("cpu"))
     for value, images, skipped in ((1.0, 6, 0.0), (math.nan, 100, 1.0), (4.0, 2, 0.0)):
         meter.add({"ce": torch.tensor(value), "skipped": torch.tensor(skipped)}, images)
-    again = Meter(torch.device("cpu"))
+    again = AverageMeter(torch.device("cpu"))
     again.load_state_dict(copy.deepcopy(meter.state_dict()))
     for each in (meter, again):
         assert each.read(WINDOW) == {"ce": 1.75, "skipped": 1.0}
@@ -75,7 +75,7 @@ def test_what_is_skipped_does_not_count() -> None:
 
 def unequal(_: None) -> dict[str, float]:
     """One image on one rank, three on the other."""
-    meter = Meter(torch.device("cpu"))
+    meter = AverageMeter(torch.device("cpu"))
     rank = distributed.rank()
     meter.add({"ce": torch.tensor(5.0 - 4 * rank), "skipped": torch.tensor(0.0)}, 1 + 2 * rank)
     return meter.read(EPOCH)

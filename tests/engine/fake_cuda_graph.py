@@ -1,7 +1,7 @@
 """CUDA graphs without CUDA: records every operation that a function starts, and replays them on the same memory.
 
-As with a graph nothing of Python runs in a replay, what was a number stays that number, results land where they lay
-when they were recorded, and whatever would wait for the device is refused.
+As with a graph, a replay runs no Python, recorded numbers stay the same, and results are written where they were at
+the recording. Operations that would wait for the device are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sftn_fast.engine.graph import WARM_UP
 READS = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "_unique2", "masked_select")
 
 
-class Tape(TorchDispatchMode):
+class FakeGraph(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._operations: list[tuple[Callable[..., Any], tuple, dict, Any]] = []
@@ -27,7 +27,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func.overloadpacket.__name__ in READS:
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
-        # Copies of lists, whose owner may empty them.
+        # Copies of lists, which their owner may empty.
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs or {}))
         result = func(*args, **kwargs)
         self._operations.append((func, args, kwargs, result))
@@ -47,10 +47,10 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def record(function: Callable[[], dict[str, Tensor]]) -> tuple[Callable[[], None], dict[str, Tensor]]:
-    """A recorder, see :data:`sftn_fast.engine.graph.Recorder`."""
+    """Record ``function``, see :data:`sftn_fast.engine.graph.Recorder`."""
     for _ in range(WARM_UP):
         function()
-    tape = Tape()
-    with tape:
+    graph = FakeGraph()
+    with graph:
         terms = function()
-    return tape.replay, terms
+    return graph.replay, terms

@@ -1,6 +1,6 @@
-"""What a run writes down: lines on stdout, ``metrics.jsonl``, ``summary.csv``, and TensorBoard events if asked for.
+"""Log of a run: lines on stdout, ``metrics.jsonl``, ``summary.csv`` and, if requested, TensorBoard events.
 
-None of it may stop a run: what can't be written is a warning.
+A failure to write never stops a run. It is a warning.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ _SPEED = ("images_per_second", "data_wait", "seconds")
 
 
 class RunLog:
-    """Writes a run's metrics into ``folder``.
+    """Writer of a run's metrics into ``folder``.
 
     Args:
+        folder: receives the files.
         epochs: epochs of the run, for the lines on stdout.
-        step: steps done before; TensorBoard forgets what it was told of later ones.
-        offset: bytes of ``metrics.jsonl`` that stand; a resumed run gives its checkpoint's, so that what was written
-            after that checkpoint, and will be again, goes. Where fewer are left, a line in the file says so.
-        bar: the progress bar to keep clear of, or None.
+        step: steps done before. TensorBoard drops events of later steps.
+        offset: bytes of ``metrics.jsonl`` to keep. A resumed run passes its checkpoint's, since it writes the later
+            lines again. If the file is shorter, a line in it says so.
+        bar: the progress bar to clear before printing, or None.
         tensorboard: also write TensorBoard events.
         quiet: write and print nothing; for all ranks but the first.
     """
@@ -58,9 +59,9 @@ class RunLog:
             self._open(folder / "metrics.jsonl", offset)
 
     def _open(self, path: Path, offset: int) -> None:
-        """Have the file end at ``offset``; where it can't be written, one in memory takes its place."""
+        """Open the file and truncate it to ``offset``; use one in memory if it can't be written."""
         try:
-            # Unbuffered: a line is in the file or it failed, and a failed one is not tried again at every later write.
+            # Unbuffered: a line is in the file, or it failed and later writes don't try it again.
             self._file = os.fdopen(open_log(path), "r+b", buffering=0)
             size = self._file.seek(0, os.SEEK_END)
             self._file.seek(self._file.truncate(offset if offset <= size else _end_of_last_line(self._file)))
@@ -94,21 +95,21 @@ class RunLog:
         return 0 if self._quiet else self._file.tell()
 
     def progress(self, step: int, epoch: int) -> None:
-        """Move the progress bar: ``step`` steps are done, ``epoch`` (from 0) is under way."""
+        """Update the progress bar: ``step`` steps are done, ``epoch`` (from 0) is the current one."""
         if self._bar is not None:
             self._bar.update(step, f"epoch {epoch + 1}/{self._epochs}")
 
     def train(self, record: Record) -> None:
-        """Note the means over the last steps: ``epoch``, ``step``, ``lr``, terms, ``images_per_second`` and so on."""
+        """Write the means over the last steps: ``epoch``, ``step``, ``lr``, terms, ``images_per_second`` and so on."""
         self._write({"kind": "train", **record})
         shown = {name: value for name, value in record.items() if name not in ("epoch", *_SPEED)}
         speed = f"{record['images_per_second']:.0f} images/s, {record['data_wait']:.0%} waiting for data"
         self._print(record, f"{_line(shown)}  {speed}")
 
     def epoch(self, history: list[Record]) -> None:
-        """Note the epoch that ended, the last of ``history``, and write ``summary.csv`` anew.
+        """Write the finished epoch, the last of ``history``, and rewrite ``summary.csv``.
 
-        Only an epoch that was evaluated is printed.
+        Only evaluated epochs are printed.
         """
         row = history[-1]
         self._write({"kind": "epoch", **row})
@@ -121,7 +122,7 @@ class RunLog:
         self._print(row, f"done  {_line(shown)}  {row['seconds']:.1f} s{left}")
 
     def say(self, text: str) -> None:
-        """Print a line on stdout, clear of the progress bar."""
+        """Clear the progress bar and print a line on stdout."""
         if not self._quiet:
             if self._bar is not None:
                 self._bar.clear()
@@ -145,7 +146,7 @@ class RunLog:
             if self._file.write(line) != len(line):
                 raise OSError(None, "the disk is full")
         except OSError as error:
-            with contextlib.suppress(OSError):  # which would hide the first
+            with contextlib.suppress(OSError):  # it would hide the first error
                 self._file.seek(self._file.truncate(start))
             self._warn(error)
         if self._board is not None:
@@ -170,15 +171,15 @@ class RunLog:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             reason = error.strerror or error
-            logger.warning("metrics can't be written to %s (%s); training goes on", self._folder, reason)
+            logger.warning("metrics can't be written to %s (%s); training continues", self._folder, reason)
         self._warned = True
 
 
 def write_summary(folder: Path, history: list[Record]) -> None:
-    """Write ``summary.csv``, a line for each epoch of ``history``.
+    """Write ``summary.csv`` with a line for each epoch of ``history``.
 
     Raises:
-        OSError: it can't be written; the old one stays.
+        OSError: it can't be written; the old file stays.
     """
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in history for name in row))
@@ -189,10 +190,10 @@ def write_summary(folder: Path, history: list[Record]) -> None:
 
 
 def open_log(path: Path) -> int:
-    """Open a log to go on with it; returns the descriptor. One that bears a second name elsewhere is copied first.
+    """Open a log for reading and writing, and return the descriptor. A file with several hard links is copied first.
 
     Raises:
-        OSError: it can't be opened, or it is a link or no regular file.
+        OSError: it can't be opened, or it is a link or not a regular file.
     """
     descriptor = open_in_place(path)
     if os.fstat(descriptor).st_nlink == 1:
@@ -208,12 +209,12 @@ def _end_of_last_line(file: io.FileIO | io.BytesIO) -> int:
 
 
 def _open_tensorboard(folder: Path, step: int) -> Any:
-    """A TensorBoard writer, or None and a warning that says why not and what to do."""
+    """Return a TensorBoard writer, or None after a warning that says why not and what to do."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except Exception as error:
         logger.warning(
-            "engine.tensorboard is on, but the package does not import (%s); training goes on without. "
+            "engine.tensorboard is on, but tensorboard can't be imported (%s); training continues without it. "
             "Install it with: pip install 'sftn_fast[tensorboard]'",
             error,
         )
@@ -221,12 +222,12 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
     except OSError as error:
-        logger.warning("TensorBoard's events can't be written to %s (%s); training goes on", folder, error.strerror)
+        logger.warning("TensorBoard events can't be written to %s (%s); training continues", folder, error.strerror)
         return None
 
 
 def _json_number(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""Steps that leave no trace, for whoever has to try some before training begins."""
+"""Undoing the steps of a warm-up, which are taken before training begins."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from sftn_fast.engine.rng import rng_state, set_rng_state
 
 
 @contextlib.contextmanager
-def rehearsal(tensors: list[Tensor], scaler: torch.amp.GradScaler, device: torch.device) -> Iterator[None]:
-    """Context whose steps are undone at its end, in place and however it ends.
+def rollback(tensors: list[Tensor], scaler: torch.amp.GradScaler, device: torch.device) -> Iterator[None]:
+    """Undo the steps taken inside this context, in place and also after an exception.
 
     Args:
-        tensors: what steps write to: parameters, buffers, momenta and whatever else is to be as before.
-        scaler: put back too, and so are the global random number generators, that of ``device`` included.
+        tensors: all that a step writes to: parameters, buffers, momenta and so on.
+        scaler: restored too, like the global random number generators, including that of ``device``.
+        device: where the steps run.
     """
     saved = [tensor.detach().clone() for tensor in tensors]
     scale, generators = scaler.state_dict(), rng_state(device)

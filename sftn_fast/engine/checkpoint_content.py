@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to be gone on from, whatever its checksum says: looked at before anything is loaded."""
+"""Checks on the content of a checkpoint, made before anything is loaded: a valid checksum does not cover these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sftn_fast.utils.text import printable
 
-KINDS: dict[str, type | tuple[type, ...]] = {
+PART_TYPES: dict[str, type | tuple[type, ...]] = {
     "task": Mapping,
     "optimizer": Mapping,
     "scaler": Mapping,
@@ -24,34 +24,34 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def check_content(state: Any, task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make sure that ``state`` is of a run of ``task``.
+    """Check that ``state`` belongs to a run of ``task``.
 
     Raises:
-        ValueError: a part is missing, or is of another type, shape or dtype; the message names it.
+        ValueError: a part is missing or has another type, shape or dtype. The message names it.
     """
-    for name, kind in KINDS.items():
+    for name, kind in PART_TYPES.items():
         if not isinstance(state.get(name), kind):
-            raise ValueError(f"{name!r} is missing or of another type")
-    if not stands_somewhere(state) or not _are_counts(state["log_offsets"], 2):
-        raise ValueError("it does not say where the run stood")
+            raise ValueError(f"{name!r} is missing or has another type")
+    if not has_position(state) or not _are_counts(state["log_offsets"], 1, 2):
+        raise ValueError("the run's position is missing or damaged")
     epoch, step_in_epoch, step = state["position"]
     if len(state["history"]) != epoch or step < step_in_epoch:
-        raise ValueError(f"it stands in epoch {epoch} at step {step}, with a history of {len(state['history'])} epochs")
+        raise ValueError(f"it is in epoch {epoch} at step {step}, but its history has {len(state['history'])} epochs")
     for row in state["history"]:
         if not isinstance(row, Mapping) or not {"epoch", "step"} <= row.keys():
-            raise ValueError("its history is no list of epochs")
+            raise ValueError("its history is not a list of epochs")
     _check_tensors(state["task"], task.state_dict())
     _check_momentum(state["optimizer"], optimizer)
 
 
-def stands_somewhere(state: Mapping[str, Any]) -> bool:
-    """Return whether ``state`` says in which epoch and at which steps a run stood."""
+def has_position(state: Mapping[str, Any]) -> bool:
+    """Return whether ``state`` has the epoch and the steps that a run had reached."""
     position = state.get("position")
     return isinstance(position, list) and _are_counts(position, 3)
 
 
-def _are_counts(values: list[Any], count: int) -> bool:
-    return len(values) == count and all(type(value) is int and value >= 0 for value in values)
+def _are_counts(values: list[Any], *lengths: int) -> bool:
+    return len(values) in lengths and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_tensors(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -71,9 +71,9 @@ def _check_momentum(theirs: Mapping[str, Any], optimizer: torch.optim.Optimizer)
 
 
 def _check_alike(name: str, theirs: Any, own: Any) -> None:
-    if not isinstance(own, Tensor):  # the extra state of a module, which is its own affair
+    if not isinstance(own, Tensor):  # extra state of a module, which checks it itself
         return
     if not isinstance(theirs, Tensor):
-        raise ValueError(f"{printable(name)} is no tensor")
+        raise ValueError(f"{printable(name)} is not a tensor")
     if (theirs.shape, theirs.dtype) != (own.shape, own.dtype):
         raise ValueError(f"{printable(name)} is {theirs.dtype} {[*theirs.shape]}, not {own.dtype} {[*own.shape]}")
