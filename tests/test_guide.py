@@ -43,7 +43,7 @@ NOT_RUN = {
     r".*--data\.loader dali": "starts DALI's threads; tests/test_train_on_files.py has such runs",
 }
 """Commands that are not run, and why; those of `python -m sftn_fast` are parsed."""
-ELSEWHERE = {"docs/own-loop.md": "tests/distillers/test_without_trainer.py, which starts its two processes"}
+ELSEWHERE = {"docs/guide/own-loop.md": "tests/distillers/test_without_trainer.py, which starts its two processes"}
 """Pages whose snippets another test runs."""
 MISSING_PACKAGES = ("lightning", "accelerate", "onnx", "onnxscript", "torchao")
 """Packages that snippets import and that an environment may lack; the snippet is then passed over."""
