@@ -106,6 +106,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "fit", one_epoch)
     monkeypatch.setattr(data, "build", small_batches)
     monkeypatch.setattr(shares.ShuffledShares, "__len__", lambda self: min(1, length(self)))
+    monkeypatch.setattr(threads, "AVAILABLE", 1)  # several threads wait for each other where other work runs
     monkeypatch.setattr(threads, "TIMED_STEPS", 1)
     monkeypatch.setattr(dry_run, "TIMED_STEPS", 1)
     # Processes that verify starts would import torch, each for seconds.
