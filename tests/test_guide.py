@@ -44,6 +44,7 @@ NOT_RUN = {
     r"#!/bin/bash\n#SBATCH": "needs SLURM",
     r".*cuda:0": "needs GPUs",
     r".*\bimagenet": "needs ImageNet",
+    r".*fashion_mnist_matrix": "tests/cli/test_recipes.py runs this recipe, and `matrix` is run here",
     r".*--data\.loader dali": "starts DALI's threads; tests/test_train_on_files.py has such runs",
 }
 """Patterns of commands that are not run, and the reasons. Those of `python -m sftn_fast` are parsed."""
