@@ -1,68 +1,172 @@
-"""The README's tables of speeds, written from the records: `python -m bench.readme`."""
+"""The tables of README.md and docs/benchmarks.md, written from the records: `python -m bench.readme`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from bench.cases import FAMILIES
 from bench.record import RESULTS, Row, read
 
-README = Path(__file__).parents[1] / "README.md"
-STEPS_BEGIN, STEPS_END = "<!-- steps: written by python -m bench.readme -->", "<!-- end of steps -->"
-BEGIN, END = "<!-- speeds: written by python -m bench.readme -->", "<!-- end of speeds -->"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 SHOWN = (
     "KD + CE (64, 100)",
-    "KD + CE (1024, 1000)",
     "SFTN, 3 branches (64, 100)",
-    "SFTN, 3 branches (256, 1000)",
     "CRD and its negatives, N 50,000",
-    "CRD and its negatives, N 1,281,167",
-    "CRD, N 1,281,167, bfloat16 banks",
     "RKD (64, 128)",
-    "RKD (256, 512)",
-    "SP (64, 256, 8, 8)",
-    "PKT (64, 128)",
-    "hint (64, 256, 8, 8)",
     "BatchNorm + ReLU + MSE (64, 64, 32, 32)",
-    "AT (64, 64, 32, 32)",
-    "FT (64, 256, 8, 8)",
-    "VID (64, 64, 32, 32)",
-    "AB (64, 256, 8, 8)",
     "OH (64, 64, 32, 32)",
 )
-"""Cases of the table of losses, the first and the last of their sizes; all of them are in the records."""
+"""Cases of the README's table: 64 images of CIFAR's size. docs/benchmarks.md has all cases."""
+SMALLEST_GAINS = 5
+"""Losses listed where the gain is smallest."""
+
+Conditions = dict[str, Any]
+ByCase = dict[str, dict[str, Row]]
 
 
-def table(device: str = "cpu", folder: Path = RESULTS) -> str:
-    """A row for each case in ``SHOWN``, and where they were measured on ``device``."""
-    names = ["forward + backward, float32", "authors' code", "torch.compile", "**ours**", "memory, theirs / ours"]
-    lines = [f"| {' | '.join(names)} |", "|---|---:|---:|---:|---:|"]
-    conditions = {}
-    by_case: dict[str, dict[str, Row]] = {}
+def kernels(folder: Path) -> str:
+    """Return the README's table of losses: a row for each case in ``SHOWN``, and where they were measured."""
+    conditions, cases = _losses(folder)
+    return _losses_table({case: cases[case] for case in SHOWN}, conditions)
+
+
+def losses(folder: Path) -> str:
+    """Return the table of all cases of all families of losses, and where they were measured."""
+    conditions, cases = _losses(folder)
+    return _losses_table(cases, conditions)
+
+
+def steps(folder: Path) -> str:
+    """Return the table of whole steps of training, a row for each case, and where they were measured."""
+    conditions, rows = read("training-cpu", folder)
+    names = ["a whole step", "usual loop, images/s", "ours, images/s", "times as fast", "memory, theirs / ours"]
+    lines = [
+        [
+            case,
+            f"{found['eager']['images_per_second']:.0f}",
+            f"{found['ours']['images_per_second']:.0f}",
+            f"**{found['ours']['ratio']:.2f}**",
+            _memory(found),
+        ]
+        for case, found in _by_case(rows).items()
+        if "ours" in found
+    ]
+    return f"{_markdown(names, lines)}\n\nMedians; {_where([conditions])}."
+
+
+def loaders(folder: Path) -> str:
+    """Return the table of the loaders of image files, and where they were measured."""
+    conditions, rows = read("loaders-cpu", folder)
+    names = ["loader", "images/s", "times as fast", "epochs measured"]
+    lines = [[row["loader"], f"{row['p50']:.0f}", f"**{row['ratio']:.2f}**", str(row["n"])] for row in rows]
+    return f"{_markdown(names, lines)}\n\nMedians; {_where([conditions])}."
+
+
+def limits(folder: Path) -> str:
+    """Return a list of the recorded cases in which the gain is smallest, and of those that cost more memory."""
+    gains = sorted((_gain(found), case) for case, found in _losses(folder)[1].items())
+    whole = _by_case(read("training-cpu", folder)[1])
+    trained = {case: found for case, found in whole.items() if "ours" in found}
+    heavier = [
+        f"{case}, {_memory(found)}"
+        for case, found in trained.items()
+        if found["ours"]["peak_bytes"] > found["eager"]["peak_bytes"]
+    ]
+    smallest = "; ".join(f"{case} {gain:.1f}" for gain, case in gains[:SMALLEST_GAINS])
+    step, found = min(trained.items(), key=lambda item: item[1]["ours"]["ratio"])
+    lines = [
+        "Losses with the smallest gain over the faster of the authors' code and torch.compile, as times as fast: "
+        f"{smallest}.",
+        f"Whole step with the smallest gain: {step}, {found['ours']['ratio']:.2f} times as fast.",
+        f"Whole steps that need more memory than the usual loop, theirs / ours: {'; '.join(heavier) or 'none'}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+SECTIONS: dict[str, Callable[[Path], str]] = {
+    "kernels": kernels,
+    "losses": losses,
+    "steps": steps,
+    "loaders": loaders,
+    "limits": limits,
+}
+"""Functions that write a page's section between its two marks."""
+
+
+def marks(section: str) -> tuple[str, str]:
+    """Return the lines before and behind the text of ``section`` on a page."""
+    return f"<!-- {section}: written by python -m bench.readme -->", f"<!-- end of {section} -->"
+
+
+def refreshed(text: str, folder: Path = RESULTS) -> str:
+    """Return a page's ``text`` with each of its marked sections as recorded in ``folder``.
+
+    Raises:
+        FileNotFoundError: A section has no record.
+        ValueError: A section begins and does not end, or stands there twice.
+    """
+    for section, write in SECTIONS.items():
+        begin, end = marks(section)
+        if begin in text:
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}\n\n{write(folder)}\n\n{end}{after}"
+    return text
+
+
+def _losses(folder: Path) -> tuple[list[Conditions], ByCase]:
+    conditions, cases = [], {}
     for family in FAMILIES:
-        conditions, rows = read(f"{family}-{device}", folder)
-        for row in rows:
-            by_case.setdefault(row["case"], {})[row["implementation"]] = row
-    lines += [_line(case, by_case[case]) for case in SHOWN]
-    what = "Medians of single calls, under torch.compile and with ours as times faster than the authors' code"
-    return "\n".join([*lines, "", f"{what}; {_where(conditions)}."])
+        about, rows = read(f"{family}-cpu", folder)
+        conditions.append(about)
+        cases.update(_by_case(rows))
+    return conditions, cases
 
 
-def _where(conditions: dict[str, Any]) -> str:
-    return (
-        f"{conditions['threads']} threads of {conditions['processor']} with {conditions['simd']}, "
-        f"torch {conditions['torch']}, {conditions['date']}"
+def _by_case(rows: Iterable[Row]) -> ByCase:
+    cases: ByCase = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["implementation"]] = row
+    return cases
+
+
+def _losses_table(cases: ByCase, conditions: list[Conditions]) -> str:
+    names = ["forward + backward, float32", "authors' code", "torch.compile", "ours", "times as fast"]
+    lines = []
+    for case, found in cases.items():
+        compiled = _time(found["compile"]["p50"]) if "compile" in found else "-"
+        ours = found["ours"]
+        times = [_time(found["eager"]["p50"]), compiled, _time(ours["p50"]), f"**{ours['ratio']:.1f}**"]
+        lines.append([case, *times, _memory(found)])
+    what = "Medians of single calls; times as fast as the authors' code"
+    return f"{_markdown([*names, 'memory, theirs / ours'], lines)}\n\n{what}; {_where(conditions)}."
+
+
+def _gain(found: dict[str, Row]) -> float:
+    others = [found[name]["p50"] for name in ("eager", "compile") if name in found]
+    return float(min(others) / found["ours"]["p50"])
+
+
+def _markdown(names: list[str], lines: list[list[str]]) -> str:
+    rule = f"|---|{'---:|' * (len(names) - 1)}"
+    return "\n".join([f"| {' | '.join(names)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _where(conditions: list[Conditions]) -> str:
+    places = (
+        f"{about['threads']} threads of {about['processor']} with {about['simd']}, torch {about['torch']}, "
+        f"{about['date']}"
+        for about in conditions
     )
+    return "; ".join(dict.fromkeys(places))
 
 
-def _line(case: str, found: dict[str, Row]) -> str:
-    eager, ours = found["eager"], found["ours"]
-    compiled = found.get("compile", {}).get("ratio")
-    memory = f"{_bytes(eager['peak_bytes'])} / {_bytes(ours['peak_bytes'])}"
-    cells = [case, _time(eager["p50"]), "-" if compiled is None else f"{compiled:.1f}", f"**{ours['ratio']:.1f}**"]
-    return f"| {' | '.join([*cells, memory])} |"
+def _memory(found: dict[str, Row]) -> str:
+    return f"{_bytes(found['eager']['peak_bytes'])} / {_bytes(found['ours']['peak_bytes'])}"
 
 
 def _time(microseconds: float) -> str:
@@ -73,35 +177,7 @@ def _bytes(count: float) -> str:
     return f"{count / 2**10:,.0f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
 
 
-def steps_table(folder: Path = RESULTS) -> str:
-    """A row a case of whole steps of training, and where they were measured. FileNotFoundError if nowhere yet."""
-    conditions, rows = read("training-cpu", folder)
-    names = ["a whole step", "usual loop, images/s", "**ours**, images/s", "times as fast", "memory, theirs / ours"]
-    lines = [f"| {' | '.join(names)} |", "|---|---:|---:|---:|---:|"]
-    found = {(row["case"], row["implementation"]): row for row in rows}
-    for case in dict.fromkeys(row["case"] for row in rows if row["implementation"] == "ours"):
-        usual, ours = found[case, "eager"], found[case, "ours"]
-        memory = f"{_bytes(usual['peak_bytes'])} / {_bytes(ours['peak_bytes'])}"
-        cells = [case, f"{usual['images_per_second']:.0f}", f"**{ours['images_per_second']:.0f}**"]
-        lines.append(f"| {' | '.join([*cells, format(ours['ratio'], '.2f'), memory])} |")
-    return "\n".join([*lines, "", f"Medians; {_where(conditions)}."])
-
-
-def with_table(text: str, speeds: str, begin: str = BEGIN, end: str = END) -> str:
-    """``text`` with what stands between the two marks replaced. ValueError if they are not there."""
-    before, rest = text.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}\n\n{speeds}\n\n{end}{after}"
-
-
-def refreshed(text: str, folder: Path = RESULTS) -> str:
-    """``text`` with its tables as recorded; that of whole steps where it has the marks and there is a record."""
-    text = with_table(text, table(folder=folder))
-    if STEPS_BEGIN in text and (folder / "training-cpu.json").is_file():
-        text = with_table(text, steps_table(folder), STEPS_BEGIN, STEPS_END)
-    return text
-
-
 if __name__ == "__main__":
-    README.write_text(refreshed(README.read_text()))
-    print(f"{README}: tables refreshed", file=sys.stderr)
+    for page in PAGES:
+        page.write_text(refreshed(page.read_text()))
+        print(f"{page}: tables refreshed", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The fenced blocks of README and docs/, in the order in which a reader meets them."""
+"""Fenced blocks of README.md and docs/, in the order in which a reader meets them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
 CODE = ("sh", "bash", "python")
 SIGNATURES = ("docs/architecture.md",)
-"""Pages whose blocks are signatures and trees, not code to run."""
+"""Pages with signatures and trees in their blocks, which are not code to run."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block."""
+    """A fenced block of a page."""
 
     page: str
     line: int
@@ -28,18 +28,18 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where it stands, for a message."""
+        """Page and line, for a message."""
         return f"{self.page}:{self.line}"
 
     def commands(self) -> list[str]:
-        """The command lines of a shell block, continued ones joined; a script is one command."""
+        """Return the commands of a shell block, continued lines joined. A script is one command."""
         if self.text.startswith("#!"):
             return [self.text]
         return [line for line in self.text.replace("\\\n", " ").splitlines() if shlex.split(line, comments=True)]
 
 
 def page_names() -> list[str]:
-    """README, then the pages of the guide in the order of the site's navigation."""
+    """Return README.md and the pages of docs/ in the order of the site's navigation."""
     settings = (ROOT / "mkdocs.yml").read_text()
     nav = yaml.safe_load(settings)["nav"]
     return ["README.md", *(f"docs/{page}" for page in _leaves(nav))]
@@ -53,7 +53,7 @@ def _leaves(entry: object) -> list[str]:
 
 
 def blocks(page: str) -> list[Block]:
-    """The blocks of a page, file contents and other languages among them."""
+    """Return all fenced blocks of a page, including file contents."""
     text = (ROOT / page).read_text()
     return [
         Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2], found[3])
@@ -62,7 +62,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def module_commands(module: str) -> list[tuple[str, list[str]]]:
-    """Place and arguments of each ``python -m MODULE`` on any page, in its order."""
+    """Return place and arguments of each ``python -m MODULE`` on all pages, in order."""
     found = []
     for page in page_names():
         for block in blocks(page):

@@ -145,9 +145,19 @@ def test_only_ratios_decide():
     assert [str(verdict).split()[0] for verdict in verdicts] == ["ok", "SLOWER", "MISSING"]
 
 
-def test_the_readmes_speeds_are_those_recorded():
-    text = readme.README.read_text()
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_speeds_on_a_page_are_those_recorded(page):
+    text = page.read_text()
     assert readme.refreshed(text) == text
+    assert readme.marks("kernels" if page.name == "README.md" else "losses")[0] in text
+
+
+def test_every_recorded_case_is_on_the_benchmarks_page():
+    page = readme.PAGES[1].read_text()
+    for family in bench.cases.FAMILIES:
+        for row in record.read(f"{family}-cpu")[1]:
+            assert f"| {row['case']} |" in page, row["case"]
+    assert all(readme.marks(section)[0] in page for section in readme.SECTIONS if section != "kernels")
 
 
 def test_loaders_are_measured_and_recorded(tmp_path, monkeypatch):

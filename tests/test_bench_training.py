@@ -197,7 +197,7 @@ def test_a_record_of_whole_steps(tmp_path):
     assert all(suite.line(row) in page for row in rows)
     assert "KD, ours, compile: engine.compile: not compiled" in page
     assert (tmp_path / "training-cpu.png").stat().st_size > 5000
-    assert "| KD | 100 | **150** | 1.50 | 1,024.0 MiB / 1,024.0 MiB |" in readme.steps_table(tmp_path)
+    assert "| KD | 100 | 150 | **1.50** | 1,024.0 MiB / 1,024.0 MiB |" in readme.steps(tmp_path)
     assert [verdict.regressed for verdict in compare(rows, rows_of_a_step(1.2))] == [False]
     assert [verdict.regressed for verdict in compare(rows, rows_of_a_step(1.0))] == [True]
 
@@ -245,14 +245,36 @@ def test_ranks_take_turns(monkeypatch):
     assert {one["case"], two["case"]} == {scaling.RANKS_SERIES}
 
 
-def test_the_readme_without_marks_or_record_keeps_its_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(readme, "table", lambda folder: "speeds")
-    plain = f"a {readme.BEGIN} old {readme.END} b"
-    assert readme.refreshed(plain, tmp_path) == f"a {readme.BEGIN}\n\nspeeds\n\n{readme.END} b"
-    marked = f"{plain} {readme.STEPS_BEGIN} old {readme.STEPS_END} c"
-    assert readme.refreshed(marked, tmp_path).endswith(f"{readme.STEPS_BEGIN} old {readme.STEPS_END} c")
+def test_a_page_without_marks_keeps_its_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(readme.SECTIONS, "kernels", lambda folder: "speeds")
+    begin, end = readme.marks("kernels")
+    plain = f"a {begin} old {end} b"
+    assert readme.refreshed("a b", tmp_path) == "a b"
+    assert readme.refreshed(plain, tmp_path) == f"a {begin}\n\nspeeds\n\n{end} b"
+    steps_begin, steps_end = readme.marks("steps")
+    marked = f"{plain} {steps_begin} old {steps_end} c"
+    with pytest.raises(FileNotFoundError, match="training-cpu"):
+        readme.refreshed(marked, tmp_path)
     suite.write("training-cpu", ABOUT, rows_of_a_step(1.5), tmp_path)
-    assert "**150**" in readme.refreshed(marked, tmp_path)
+    assert "**1.50**" in readme.refreshed(marked, tmp_path)
+    with pytest.raises(ValueError):
+        readme.refreshed(f"{marked} {steps_begin}", tmp_path)
+
+
+def test_losses_and_steps_with_the_smallest_gain_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "FAMILIES", ("made_up",))
+    times = {"eager": 9.0, "compile": 6.0, "ours": 3.0}
+    rows = [{"case": "A", "implementation": name, "p50": p50} for name, p50 in times.items()]
+    rows += [{"case": "B", "implementation": name, "p50": p50} for name, p50 in {"eager": 4.5, "ours": 3.0}.items()]
+    record.save("made_up-cpu", ABOUT, rows, [], tmp_path)
+    steps = rows_of_a_step(1.5)
+    suite.write("training-cpu", ABOUT, steps, tmp_path)
+    lines = readme.limits(tmp_path).splitlines()
+    assert lines[0].endswith(": B 1.5; A 2.0.")
+    assert lines[1].endswith(": KD, 1.50 times as fast.") and lines[2].endswith(": none.")
+    steps[1]["peak_bytes"] += 2**20
+    suite.write("training-cpu", ABOUT, steps, tmp_path)
+    assert readme.limits(tmp_path).endswith(": KD, 1,024.0 MiB / 1,025.0 MiB.")
 
 
 def test_the_command_records_a_suite(tmp_path, monkeypatch, capsys):

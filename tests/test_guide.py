@@ -1,10 +1,12 @@
-"""README and the guide, followed as they stand: every command and snippet, one after the other, in one folder.
+"""README and docs/, run as they are written: every command and snippet, one after the other, in one folder.
 
-What is shortened is not in the commands but in the machinery below them, so that a run checks, records and compares
-what the command says: data sets are small stand-ins, images are 8 to 27 pixels, a training takes one step, and of
-several seeds the first is trained, but for two that share runs/demo; the first run alone draws its pictures. A page's
-snippets share their names, as in one Python session; runs share the working folder, as in one checkout. A command that
-changes what an earlier one has finished fails here, and so does one that is refused because of it.
+The commands are not shortened. The machinery below them is, so that a run still checks, records and compares what the
+command says. Data sets are small stand-ins, images have 8 to 27 pixels, batches at most 16 images, and the deepest
+networks are as shallow as the shallowest of their family. A training takes one step. Of several seeds the first is
+trained, except for two that share runs/demo. Only the first run draws its pictures.
+
+The snippets of a page share their names, as in one Python session. The runs share the working folder, as in one
+checkout. The test fails if a command changes what an earlier one finished, or is refused because of it.
 """
 
 from __future__ import annotations
@@ -30,31 +32,36 @@ from sftn_fast import cli, data, engine, models, ops, report
 from sftn_fast.data import sampler, source, verify
 from sftn_fast.data.source import Images, Source
 from sftn_fast.distillers import registry
+from sftn_fast.engine import threads
+from sftn_fast.experiment import dry_run
 from sftn_fast.experiment.worker import Worker
 
 NOT_RUN = {
-    r"make \w+": "sets up a virtual environment; the recipe of `make demo` is the first command of Train",
+    r"make \w+": "sets up a virtual environment; the command of `make demo` is run first of all",
     r"source \.venv": "activates that environment",
     r"pip install": "changes the environment",
     r"torchrun ": "starts processes; tests/engine/test_torchrun.py has such runs",
     r"#!/bin/bash\n#SBATCH": "needs SLURM",
     r".*cuda:0": "needs GPUs",
     r".*\bimagenet": "needs ImageNet",
+    r".*fashion_mnist_matrix": "tests/cli/test_recipes.py runs this recipe, and `matrix` is run here",
     r".*--data\.loader dali": "starts DALI's threads; tests/test_train_on_files.py has such runs",
 }
-"""Commands that are not run, and why; those of `python -m sftn_fast` are parsed."""
-ELSEWHERE = {"docs/own-loop.md": "tests/distillers/test_without_trainer.py, which starts its two processes"}
-"""Pages whose snippets another test runs."""
+"""Patterns of commands that are not run, and the reasons. Those of `python -m sftn_fast` are parsed."""
+ELSEWHERE = {"docs/guide/own-loop.md": "tests/distillers/test_without_trainer.py, which starts its two processes"}
+"""Pages with snippets that another test runs."""
+SHALLOW = {"resnet32x4": "resnet8x4", "vgg13": "vgg8"}
+"""Networks built with the stages of another one of the same widths and fewer layers."""
 MISSING_PACKAGES = ("lightning", "accelerate", "onnx", "onnxscript", "torchao")
-"""Packages that snippets import and that an environment may lack; the snippet is then passed over."""
+"""Optional packages. A snippet that imports one is skipped if it is not installed."""
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch, forgotten_plugins):
-    """A working folder with what a reader has: images, a teacher of each kind, and small stand-ins for data sets."""
+    """Make a working folder with images, teachers of each kind, and small stand-ins for data sets and networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    threads = torch.get_num_threads()
+    number_of_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     shorten(monkeypatch)
     stand_in(monkeypatch)
@@ -66,11 +73,11 @@ def checkout(tmp_path, monkeypatch, forgotten_plugins):
     Path("trained/model.safetensors").rename("teacher.safetensors")
     Path("trained/config.json").unlink()
     yield tmp_path
-    torch.set_num_threads(threads)
+    torch.set_num_threads(number_of_threads)
 
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training takes one step, an image at most 27 pixels; of several seeds the first is trained."""
+    """Make a training take one step of at most 16 images of at most 27 pixels, and train the first seed only."""
     fit, build, length, run, draw = engine.fit, data.build, sampler.ShuffledSampler.__len__, Worker.run, report._draw
 
     def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
@@ -84,10 +91,10 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(report, "_draw", lambda folder, *_: ([], f"plot: {folder / 'report.png'}"))
         return draw(*arguments)
 
-    def small_images(config: Any, **others: Any) -> data.ImageData:
-        # Other sizes stay other sizes: up to 512 pixels become 8 to 27.
+    def small_batches(config: Any, *, batch_size: int, **others: Any) -> data.ImageData:
+        # Different sizes stay different: up to 512 pixels become 8 to 27.
         size = config.image_size and 8 + config.image_size // 26
-        return build(dataclasses.replace(config, image_size=size), **others)
+        return build(dataclasses.replace(config, image_size=size), batch_size=min(batch_size, 16), **others)
 
     def first_seed(worker: Worker, stage: Any) -> None:
         seeds, both = worker.config.seeds, worker.root.name == "demo" and len(worker.config.seeds) == 2
@@ -98,14 +105,19 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "_draw", pictures_of_the_first_run)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them, for files that nobody keeps
     monkeypatch.setattr(engine, "fit", one_epoch)
-    monkeypatch.setattr(data, "build", small_images)
+    monkeypatch.setattr(data, "build", small_batches)
     monkeypatch.setattr(sampler.ShuffledSampler, "__len__", lambda self: min(1, length(self)))
+    monkeypatch.setattr(threads, "AVAILABLE", 1)  # several threads wait for each other where other work runs
+    monkeypatch.setattr(threads, "TIMED_STEPS", 1)
+    monkeypatch.setattr(dry_run, "TIMED_STEPS", 1)
     # Processes that verify starts would import torch, each for seconds.
     monkeypatch.setattr(verify, "_faults", lambda paths, *_: map(verify.find_fault, map(str, paths)))
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets of the right classes and channels, with few images to be tested on."""
+    """Put data sets with the right classes and channels and few test images, and shallow networks, in their places."""
+    for deep, shallow in SHALLOW.items():
+        monkeypatch.setitem(models.registry._factories, deep, models.registry._factories[shallow])
     source.names()  # all are registered
     for name, classes, channels, train in (
         ("digits", 10, 1, 1000),
@@ -158,7 +170,7 @@ def test_everything_runs_in_one_checkout(checkout, monkeypatch, capsys):
 
 
 def demo_command() -> str:
-    """What `make demo` runs."""
+    """Return the command of `make demo`."""
     makefile = (pages.ROOT / "Makefile").read_text()
     found = re.search(r"^demo:.*\n\t\$\(PY\) (.*)$", makefile, flags=re.MULTILINE)
     assert found
@@ -184,7 +196,7 @@ def run_command(block: Block, command: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def forget_plugins() -> None:
-    """What a plugin registers belongs to its process; every command and every session of a reader is one."""
+    """Remove what plugins registered, as the end of a process does: each command and each session is one."""
     theirs = [name for name, factory in models.registry._factories.items() if is_foreign(factory)]
     for name in theirs:
         del models.registry._factories[name]
@@ -214,7 +226,7 @@ def imports(code: str, package: str) -> bool:
 
 
 def check_results(block: Block, command: str, checkout: Path, before: dict[str, str]) -> dict[str, str]:
-    """Every result that an earlier command left is still there, unchanged; the new ones are added."""
+    """Check that all results of earlier commands are unchanged; return their checksums and those of the new ones."""
     now = {
         str(path.relative_to(checkout)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in checkout.glob("runs/**/result.json")
@@ -235,7 +247,7 @@ def test_every_training_command_is_understood(place, argv, tmp_path, monkeypatch
 
 
 def test_what_is_not_run_is_there():
-    """A pattern that no command needs is removed, and a block of an unknown language is noticed."""
+    """Every pattern is needed by a command, and every block has a known language."""
     found = [block for page in pages.page_names() if page not in pages.SIGNATURES for block in pages.blocks(page)]
     commands = [command for block in found if block.language in ("sh", "bash") for command in block.commands()]
     for pattern in NOT_RUN:

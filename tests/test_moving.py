@@ -1,4 +1,4 @@
-"""docs/guide/moving.md: every option of the peers' scripts has a line, and what a line names here exists."""
+"""docs/moving.md: every option of the peers' scripts has a line, and what a line names here exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-PAGE = (pages.ROOT / "docs" / "guide" / "moving.md").read_text()
+PAGE = (pages.ROOT / "docs" / "moving.md").read_text()
 
 # The options of train_student.py and train_teacher.py, HobbitLong/RepDistiller at commit b84f547.
 STUDENT = words(

@@ -1,4 +1,4 @@
-"""docs/guide/troubleshooting.md has lines that the program really prints: each is provoked here."""
+"""docs/troubleshooting.md has lines that the program really prints: each is provoked here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sftn_fast import models, ops, report, train
 from sftn_fast.experiment import class_counts
 from sftn_fast.ops import _backend
 
-PAGE = (pages.ROOT / "docs" / "guide" / "troubleshooting.md").read_text()
+PAGE = (pages.ROOT / "docs" / "troubleshooting.md").read_text()
 LINES = re.findall(r"^\| `(.+?)` \|", PAGE, flags=re.MULTILINE)
 TINY = ["--data.name", "fake", "--data.train_size", "64", "--data.image_size", "8", "--epochs", "1", "--seeds", "[0]"]
 TINY += ["--optim.batch_size", "16", "--stages", "[student]", "--output", "out"]
@@ -111,7 +111,7 @@ def test_every_line_is_provoked():
 
 
 def test_deployment_names_the_normalisation_of_the_data_sets():
-    page = (pages.ROOT / "docs" / "guide" / "deployment.md").read_text()
+    page = (pages.ROOT / "docs" / "deployment.md").read_text()
     sources = "".join(path.read_text() for path in (pages.ROOT / "sftn_fast" / "data").rglob("*.py"))
     rows = re.findall(r"^\| (`\w+`.*) \| ([\d., ]+) \| ([\d., ]+) \|$", page, flags=re.MULTILINE)
     assert len(rows) == 6

@@ -44,7 +44,7 @@ def warn_if_not_averaged(student: nn.Module) -> None:
         warnings.warn(
             f"the distiller runs its student on {ranks()} processes outside of DistributedDataParallel: unless the "
             "loop averages the gradients itself, the processes train different students. Wrap student and distiller as "
-            "one module, DistillTask(student, distiller), and call that (docs/own-loop.md)",
+            "one module, DistillTask(student, distiller), and call that (docs/guide/own-loop.md)",
             stacklevel=4,
         )
 

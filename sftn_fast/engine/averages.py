@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sftn_fast.data.loaders import Recipe
+from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed
 from sftn_fast.engine.protocols import Batch
 
-B = TypeVar("B", bound=Batch | Recipe)
+B = TypeVar("B", bound=Batch | DeferredBatch)
 
 WINDOW, EPOCH, RUN = "window", "epoch", "run"
 

@@ -1,4 +1,4 @@
-"""Distillers in loops that are not ours: the code of docs/own-loop.md, run as it stands."""
+"""Distillers in loops that are not ours: the code of docs/guide/own-loop.md, run as it stands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftn_fast import distillers
 from sftn_fast.engine import distributed
 from sftn_fast.tasks import DistillTask
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "own-loop.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "guide" / "own-loop.md"
 CODE = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 # The first block with fewer and smaller images.
 SMALL = CODE[0].replace("200", "24").replace("32, 32", "8, 8").replace("image_size=32", "image_size=8")

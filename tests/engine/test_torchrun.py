@@ -147,7 +147,7 @@ def test_devices_that_ranks_can_not_have(monkeypatch, device, local_rank, messag
         backend(device)
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "many-gpus.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "many-gpus.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
 
 

@@ -202,7 +202,7 @@ def test_another_white_of_image_files_is_noticed(loader: str, tmp_path: Path) ->
 
 def test_the_page_lists_what_does_not_matter() -> None:
     whole = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
-    page = whole.partition("## What does not matter")[2]
+    page = whole.partition("## Settings that do not matter")[2]
     assert dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE)) == NEUTRAL
     others = {"stages", "methods", "seeds", "cache_teacher", "data.loader"}  # which are explained beside the table
     assert {key for key, (_, expected) in OUTCOMES.items() if expected != REFUSED} == NEUTRAL.keys() | others
