@@ -71,7 +71,7 @@ def checkout(tmp_path, monkeypatch, forgotten_plugins):
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training takes one step, an image at most 27 pixels; of several seeds the first is trained."""
-    fit, build, length, run, draw = engine.fit, data.build, shares.ShuffledShares.__len__, Worker.run, report._draw
+    fit, build, length, run, draw = engine.fit, data.build, shares.ShuffledShares.__len__, Worker.run, report.writer.draw
 
     def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
         result = fit(*arguments, epochs=1, on_epoch=on_epoch, **others)
@@ -81,7 +81,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     def pictures_of_the_first_run(*arguments: Any) -> Any:
-        monkeypatch.setattr(report, "_draw", lambda folder, *_: ([], f"plot: {folder / 'report.png'}"))
+        monkeypatch.setattr(report.writer, "draw", lambda folder, *_: ([], f"plot: {folder / 'report.png'}"))
         return draw(*arguments)
 
     def small_images(config: Any, **others: Any) -> data.ImageData:
@@ -95,7 +95,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
             run(worker, stage)
 
     monkeypatch.setattr(Worker, "run", first_seed)
-    monkeypatch.setattr(report, "_draw", pictures_of_the_first_run)
+    monkeypatch.setattr(report.writer, "draw", pictures_of_the_first_run)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them, for files that nobody keeps
     monkeypatch.setattr(engine, "fit", one_epoch)
     monkeypatch.setattr(data, "build", small_images)

@@ -1,4 +1,4 @@
-"""Names of jobs for people to read."""
+"""Readable names for the networks of an experiment."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ LABELS = {
     "distill-sftn": "student of SFTN teacher",
     "collaborate": "student among peers",
 }
-"""What a stage is called, in the order of the table."""
+"""Label for each kind of job, in the order of the table."""
 
 
 def kind(name: str) -> str:
-    """The part of a stage's name that says what it is, without its method: a key of ``LABELS``."""
+    """Return the kind of the job called ``name``, a key of ``LABELS``: its name without the method."""
     return max((key for key in LABELS if f"{name}-".startswith(f"{key}-")), key=len)
 
 
 def label(name: str) -> str:
-    """What a stage is called in a table."""
+    """Return the label of the job called ``name``, including its method if the name has one."""
     return f"{LABELS[kind(name)]}, {method_in(name)}" if method_in(name) else LABELS[kind(name)]
 
 
 def method_in(name: str) -> str:
-    """The method in a stage's name, as a folder can be called; empty where the run has only one."""
+    """Return the method in a job's name, in the spelling of folder names; empty if the run has only one method."""
     return name[len(kind(name)) + 1 :]
