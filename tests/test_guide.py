@@ -71,7 +71,13 @@ def checkout(tmp_path, monkeypatch, forgotten_plugins):
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training takes one step, an image at most 27 pixels; of several seeds the first is trained."""
-    fit, build, length, run, draw = engine.fit, data.build, shares.ShuffledShares.__len__, Worker.run, report.writer.draw
+    fit, build, length, run, draw = (
+        engine.fit,
+        data.build,
+        shares.ShuffledShares.__len__,
+        Worker.run,
+        report.writer.draw,
+    )
 
     def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
         result = fit(*arguments, epochs=1, on_epoch=on_epoch, **others)

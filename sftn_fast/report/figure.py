@@ -35,7 +35,7 @@ BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 
 
 
 def plot(rows: Sequence[Row], lines: Sequence[MethodLine], path: Path) -> None:
-    """Plot accuracy and distance from the teacher, with a row for each network or, if there are several, each method."""
+    """Plot accuracy and distance from the teacher, with a row for each network or for each of several methods."""
     plt = pyplot()
     figure = _plot_matrix(plt, rows, lines) if lines else _plot_rows(plt, rows)
     save(plt, figure, path)

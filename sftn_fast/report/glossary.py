@@ -9,8 +9,7 @@ DEFINITIONS = {
     "top-1 last %": "Top-1 accuracy on the test images after the last epoch: mean ± sample standard deviation over the "
     "seeds.",
     "top-1 best %": "Top-1 accuracy on the test images after the best epoch, the one with the highest accuracy on the "
-    "validation split. Without a validation split the best epoch is chosen on the test images themselves, which favours "
-    "the result.",
+    "validation split. Without a validation split it is chosen on the test images themselves, an optimistic choice.",
     "agreement %": "Test images for which student and teacher predict the same class, right or wrong. A student alone "
     "is compared with the standard teacher.",
     "KL(teacher, student)": "Mean Kullback-Leibler divergence KL(teacher || student) of the class probabilities on the "
@@ -23,8 +22,8 @@ DEFINITIONS = {
     "SFTN teacher": "Top-1 after the last epoch of the students of a student-friendly teacher.",
     "gain of SFTN": "Top-1 of the SFTN teacher's students minus that of the standard teacher's students, paired by "
     "seed, in points: mean ± sample standard deviation.",
-    "95 % CI": "Confidence interval of the gain by Student's t, for each method alone (not corrected). An interval that "
-    "contains 0 shows no difference. A dash for a single seed.",
+    "95 % CI": "Confidence interval of the gain by Student's t, for each method alone (not corrected). An interval "
+    "that contains 0 is no evidence of a difference. A dash for a single seed.",
     "p (Holm)": "Two-sided paired t-test of the gain against 0, Holm-corrected for the number of methods. From three "
     "seeds on.",
     "calibration error %": "Expected calibration error of the student: mean distance between confidence and accuracy "

@@ -87,7 +87,7 @@ def _published_cells(line: MethodLine) -> list[str]:
 
 
 def costs_table(rows: Sequence[Row]) -> Cells:
-    """Return a table with a row for each kind of network: time and cost of a training and of all seeds; then the total."""
+    """Return a table of time and cost with a row for each kind of network, and the total below."""
     cells = [["", "seconds", "images/s", "waiting for data", "device seconds", "of all seeds"]]
     for row in rows:
         waiting = statistics.fmean(result["data_wait_share"] for result in row.results)
@@ -141,7 +141,7 @@ def cost_sentence(rows: Sequence[Row]) -> str:
     """Return a sentence on the cost of all trainings."""
     trainings = sum(len(row.results) for row in rows)
     cost = sum(sum(row.values(COST)) for row in rows)
-    return f"Cost: {trainings} trainings, {cost:.0f} device seconds (time × number of devices)"
+    return f"Cost: {trainings} trainings, {cost:.0f} device seconds (training time times devices)"
 
 
 def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settings: Mapping[str, Any]) -> list[str]:
@@ -153,7 +153,9 @@ def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settin
             found = published.of_method(row.method or str(settings.get("distill")), settings)
         if found:
             gap = statistics.fmean(row.values(found.column)) - found.top1
-            sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)} points")
+            sentences.append(
+                f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)} points"
+            )
     if sentences or any(line.published for line in lines):
         sentences.append(published.note(settings))
     return sentences

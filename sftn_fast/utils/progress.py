@@ -19,6 +19,8 @@ CLEAR = "\r\x1b[K"
 """Escape code that erases the terminal's current line."""
 INTERVAL = 0.1
 """Seconds between redraws of a bar."""
+LINE_INTERVAL = 3.0
+"""Seconds between the plain lines of a task that is usually short."""
 
 
 class ProgressBar:

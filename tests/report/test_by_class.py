@@ -64,7 +64,9 @@ def test_one_class_for_all_images_is_the_first_thing_said(tmp_path: Path) -> Non
     add_counts(tmp_path, 0, "student", [0, 20, 0], predicted=[0, 30, 0])
     add_counts(tmp_path, 1, "student", [10, 5, 0])
     first = report.write(tmp_path).split("\n- ")[1]
-    assert first.startswith("warning: student alone, seed 0: it predicts class '<b>dog</b>' for all test images and has learned nothing")
+    assert first.startswith(
+        "warning: student alone, seed 0: it predicts class '<b>dog</b>' for all test images and has learned nothing"
+    )
     assert "warning: student alone, seed 0" in (tmp_path / "report.html").read_text()
 
 
@@ -122,7 +124,9 @@ def test_a_stage_that_learned_nothing_says_so(
         task.model.head.fc.bias[3] = 1.0
     monkeypatch.setattr(run, "task", lambda: task)
     run.finish()
-    assert "warning: it predicts class 'pattern 3' for all test images and has learned nothing" in capsys.readouterr().out
+    assert (
+        "warning: it predicts class 'pattern 3' for all test images and has learned nothing" in capsys.readouterr().out
+    )
 
 
 def tiny_stage(folder: Path, *, amp: str = "fp32", lr: float = 1e-6) -> JobRunner:

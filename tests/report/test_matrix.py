@@ -58,7 +58,9 @@ def test_another_data_set_has_no_published_numbers(folder: Path) -> None:
 def test_sentences(folder: Path) -> None:
     text = report.write(folder)
     # Over the seeds that all methods have: (1 - 1 + 0.5) / 3 and (2 + 0 + 1) / 3.
-    assert "Mean gain of SFTN over 3 methods: +0.58 ± 0.59 points, 95 % CI -4.71 to +5.88 (paired by seed, n = 2)" in text
+    assert (
+        "Mean gain of SFTN over 3 methods: +0.58 ± 0.59 points, 95 % CI -4.71 to +5.88 (paired by seed, n = 2)" in text
+    )
     assert "student alone (resnet8x4): top-1 73.00 ± 1.00 %, n = 3" in text
     assert "two-sided paired t-test, n >= 3, Holm-corrected for 2 methods" in text
     # 3 x 3 baselines and 17 students of ten seconds on two devices.
