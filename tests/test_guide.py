@@ -78,7 +78,13 @@ def checkout(tmp_path, monkeypatch, forgotten_plugins):
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a training take one step of at most 16 images of at most 27 pixels, and train the first seed only."""
-    fit, build, length, run, draw = engine.fit, data.build, sampler.ShuffledSampler.__len__, Worker.run, report._draw
+    fit, build, length, run, draw = (
+        engine.fit,
+        data.build,
+        sampler.ShuffledSampler.__len__,
+        Worker.run,
+        report.writer.draw,
+    )
 
     def one_epoch(*arguments: Any, epochs: int, on_epoch: Any = None, **others: Any) -> engine.FitResult:
         result = fit(*arguments, epochs=1, on_epoch=on_epoch, **others)
@@ -88,7 +94,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     def pictures_of_the_first_run(*arguments: Any) -> Any:
-        monkeypatch.setattr(report, "_draw", lambda folder, *_: ([], f"plot: {folder / 'report.png'}"))
+        monkeypatch.setattr(report.writer, "draw", lambda folder, *_: ([], f"plot: {folder / 'report.png'}"))
         return draw(*arguments)
 
     def small_batches(config: Any, *, batch_size: int, **others: Any) -> data.ImageData:
@@ -102,7 +108,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
             run(worker, stage)
 
     monkeypatch.setattr(Worker, "run", first_seed)
-    monkeypatch.setattr(report, "_draw", pictures_of_the_first_run)
+    monkeypatch.setattr(report.writer, "draw", pictures_of_the_first_run)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them, for files that nobody keeps
     monkeypatch.setattr(engine, "fit", one_epoch)
     monkeypatch.setattr(data, "build", small_batches)

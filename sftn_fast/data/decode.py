@@ -25,9 +25,9 @@ from sftn_fast.data import resources
 from sftn_fast.data.bit_depth import BitDepthError, check_colours, read_bit_depth, to_8_bits
 from sftn_fast.data.file_limits import FileLimitError, check_file, check_header
 from sftn_fast.data.orientation import UPRIGHT, orientation
-from sftn_fast.data.progress_lines import ProgressLines
 from sftn_fast.data.regular_files import MAX_BYTES, open_regular
 from sftn_fast.data.skip_list import SKIP_LIST
+from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
 from sftn_fast.utils.text import escape
 
 if TYPE_CHECKING:
@@ -187,8 +187,9 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | 
                 raise undecodable(paths[row], root, error) from error
         return last
 
-    progress = ProgressLines(f"reading images in {root}", len(paths))
-    with ThreadPoolExecutor(resources.cores()) as pool:
+    label = f"reading images in {root}"
+    progress = ProgressBar(len(paths), start=None, label=label, unit="images", line_interval=LINE_INTERVAL)
+    with progress, ThreadPoolExecutor(resources.cores()) as pool:
         for done in pool.map(fill, range(0, len(paths), CHUNK)):
             progress.update(done)
     return pixels

@@ -13,9 +13,9 @@ from typing import BinaryIO, Protocol
 
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.notices import print_once
-from sftn_fast.data.progress_lines import ProgressLines
 from sftn_fast.data.regular_files import open_regular
 from sftn_fast.data.source import require
+from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
 
 try:
     import fcntl
@@ -80,11 +80,12 @@ def opened_verified(path: Path, md5: str) -> Iterator[BinaryIO]:
     digest = hashlib.md5(usedforsecurity=False)
     with open_regular(path) as file:
         size, done = os.fstat(file.fileno()).st_size, 0
-        progress = ProgressLines(f"checking {path}, MB", size // 10**6)
-        while block := file.read(BLOCK):
-            digest.update(block)
-            done += len(block)
-            progress.update(done // 10**6)
+        label = f"checking {path}"
+        with ProgressBar(size // 10**6, start=None, label=label, unit="MB", line_interval=LINE_INTERVAL) as progress:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                done += len(block)
+                progress.update(done // 10**6)
         _require(path, done, digest.hexdigest(), md5)
         file.seek(0)
         yield file

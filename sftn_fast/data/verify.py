@@ -23,10 +23,10 @@ from sftn_fast.data import decoder_processes, resources
 from sftn_fast.data.decode import find_fault, pillow
 from sftn_fast.data.folders import image_files
 from sftn_fast.data.ignored_files import IgnoredFiles
-from sftn_fast.data.progress_lines import ProgressLines
 from sftn_fast.data.skip_list import SKIP_LIST, write_names
 from sftn_fast.utils import program
 from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
 from sftn_fast.utils.text import escape
 
 CHUNK = 32  # files per task of a process
@@ -49,13 +49,15 @@ def verify(root: Path, *, workers: int, white: float | None = None) -> tuple[int
     paths = image_files(root, ignored)
     ignored.report(root)
     check(bool(paths), "ROOT", str(root), "a folder with images")
-    progress = ProgressLines(f"checking images in {root}", len(paths))
+    label = f"checking images in {root}"
     faults = {}
-    for done, (path, fault) in enumerate(zip(paths, _faults(paths, workers, white), strict=True), start=1):
-        if fault is not None:
-            faults[path] = fault
-            print(escape(f"{path.relative_to(root)}: {fault}"), flush=True)
-        progress.update(done)
+    with ProgressBar(len(paths), start=None, label=label, unit="images", line_interval=LINE_INTERVAL) as progress:
+        for done, (path, fault) in enumerate(zip(paths, _faults(paths, workers, white), strict=True), start=1):
+            if fault is not None:
+                faults[path] = fault
+                progress.clear()
+                print(escape(f"{path.relative_to(root)}: {fault}"), flush=True)
+            progress.update(done)
     return len(paths), faults
 
 

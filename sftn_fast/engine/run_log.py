@@ -80,7 +80,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.clear()
+            self._bar.close()
         if not self._quiet:
             self._file.close()
         if self._board is not None:
@@ -117,7 +117,7 @@ class RunLog:
         if "test_top1" not in row:
             return
         shown = {name: value for name, value in row.items() if name.startswith(("train_total", "val_", "test_"))}
-        seconds = self._bar.left(row["step"]) if self._bar is not None else None
+        seconds = self._bar.eta(row["step"]) if self._bar is not None else None
         left = f", {duration(seconds)} left" if seconds else ""
         self._print(row, f"done  {_line(shown)}  {row['seconds']:.1f} s{left}")
 

@@ -1,6 +1,6 @@
-"""Test images by class, how many of them a network recognises: a table beside ``result.json``, which has its checksum.
+"""Per-class counts of test images and predictions: a table beside ``result.json``, which holds its checksum.
 
-A thousand classes would swell ``result.json``, so they have a table of their own.
+With a thousand classes, the counts would make ``result.json`` itself unwieldy.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ FIELDS = ("class", "name", "images", "right", "predicted")
 def write(
     folder: Path, images: Sequence[int], right: Sequence[int], predicted: Sequence[int], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the counts of a stage, a line a class, into its folder; return what ``result.json`` holds of them.
+    """Write the counts into a job's folder, a line for each class, and return the entry for ``result.json``.
 
-    ``names`` may be empty: the classes then go by their numbers.
+    Args:
+        folder: The job's folder.
+        images: Test images of each class.
+        right: Those of them that the network classifies correctly.
+        predicted: Test images of any class that the network assigns to this class.
+        names: Class names; empty to use the class numbers.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -38,6 +43,6 @@ def write(
 
 
 def only_class(result: Mapping[str, Any]) -> str | None:
-    """Return what is wrong if the network of ``result`` takes all test images for one class; else None."""
+    """Return a sentence if the network of ``result`` predicts the same class for all test images; else None."""
     only = (result.get("by_class") or {}).get("only_class")
-    return None if only is None else f"it takes all test images for one class, {only!r}, and has learned nothing"
+    return None if only is None else f"it predicts class {only!r} for all test images and has learned nothing"

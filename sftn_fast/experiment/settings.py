@@ -1,4 +1,4 @@
-"""The settings of a run, read back from the ``config.yaml`` in its folder."""
+"""The settings of a run, read from the ``config.yaml`` in its folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sftn_fast.utils.checksummed import DamagedError, read_sealed_text
 from sftn_fast.utils.text import printable
 
 LONGEST = 300
-"""Characters of a text from a file that are shown."""
+"""Characters shown of a text from a file."""
 SHAPE: dict[str, Any] = {"data": {}, "optim": {}, "sftn": {}, "route": {}, "engine": {}, "teacher": "", "student": ""}
-"""What parts of a configuration are, so that a damaged file is not taken for one."""
+"""Types of some entries of a configuration, to recognise a damaged file."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The configuration that the run left in its folder; empty if there is none, or it is damaged."""
+    """Return the configuration of the run in ``folder``; empty if it is missing or damaged."""
     return _read_settings(folder)[0]
 
 
@@ -27,23 +27,24 @@ def settings_fault(folder: Path) -> str | None:
 
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """The configuration, and what is wrong with it if anything is."""
+    """Return the configuration, and what is wrong with it or None."""
     path = folder / "config.yaml"
     if not path.exists():
         return {}, None
     try:
         settings = safe_yaml.load(read_sealed_text(path), printable(path, LONGEST))
     except (DamagedError, ConfigError) as error:
-        return {}, f"{error}; what rests on it is left out"
+        return {}, f"{error}; what depends on it is left out"
     if not isinstance(settings, dict) or not all(
         isinstance(settings.get(key, empty), type(empty)) for key, empty in SHAPE.items()
     ):
-        return {}, f"{printable(path, LONGEST)} is damaged: it is no configuration; what rests on it is left out"
+        shown = printable(path, LONGEST)
+        return {}, f"{shown} is damaged: it is not a configuration; what depends on it is left out"
     return printable_tree(settings), None
 
 
 def printable_tree(tree: Any) -> Any:
-    """``tree`` with every text in it fit to be shown."""
+    """Return ``tree`` with every text in it made safe to show."""
     if isinstance(tree, dict):
         return {printable(key, LONGEST): printable_tree(value) for key, value in tree.items()}
     if isinstance(tree, list):

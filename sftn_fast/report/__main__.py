@@ -1,16 +1,8 @@
-"""``python -m sftn_fast.report FOLDER``."""
+"""Entry point of ``python -m sftn_fast.report``."""
 
 import sys
 
-from sftn_fast.utils import program
-
-
-def main(argv: list[str]) -> int:
-    """Make the report that ``argv`` asks for; returns the exit code."""
-    from sftn_fast import report  # late, since it takes seconds in which somebody may press Ctrl-C
-
-    return report.main(argv)
-
+from sftn_fast.report import main
 
 if __name__ == "__main__":
-    sys.exit(program.run(main, None, output_matters=True))
+    sys.exit(main())

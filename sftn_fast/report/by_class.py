@@ -1,7 +1,6 @@
-"""Accuracy by class: what a finished stage writes down, and what the report says of it.
+"""Accuracy by class, read from the table that a finished job writes beside its ``result.json``.
 
-A thousand classes would swell ``result.json``, so they have a table of their own beside it. ``result.json`` holds its
-checksum: figures that were changed later are never shown.
+``result.json`` holds the checksum of that table. A table that was changed later is reported and not shown.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from sftn_fast.experiment.labels import label
 from sftn_fast.report.results import Row
 
 FEW = 20
-"""Classes up to which all of them are shown in Markdown; of more, the page shows the hardest."""
+"""Largest number of classes in ``report.md``; of more classes, the hardest."""
 PAGE = 200
-"""Classes that the page shows at most."""
+"""Largest number of classes in ``report.html``; of more classes, the hardest."""
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """One class in one stage."""
+    """Accuracy of one network on one class."""
 
     name: str
     images: int
     """Test images of the class."""
     accuracy: float | None
-    """Share of them that is recognised, in percent, mean over the seeds; None without images."""
+    """Accuracy on them in percent, mean over the seeds; None without images."""
 
 
 def read(folder: Path, row: Row) -> tuple[list[ClassAccuracy], list[str]]:
-    """Return a stage's accuracy by class, averaged over its seeds, and a sentence for each file that can't be used.
+    """Return a row's accuracy by class, mean over the seeds, and a sentence for each table that can't be used.
 
-    The list is empty for a stage of a version that counted nothing by class.
+    The list is empty for results of a version that did not count by class.
     """
     counts, problems = [], []
     for result in row.results:
@@ -49,19 +48,19 @@ def read(folder: Path, row: Row) -> tuple[list[ClassAccuracy], list[str]]:
         try:
             counts.append(_read_counts(path, known["sha256"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{label(row.name)}, seed {result['seed']}: no accuracy by class, {error}")
+            problems.append(f"{label(row.name)}, seed {result['seed']}: no accuracy by class: {error}")
     if not counts or len({len(each) for each in counts}) > 1:
         return [], problems
     return [_average(same_class) for same_class in zip(*counts, strict=True)], problems
 
 
 def _read_counts(path: Path, sha256: str) -> list[tuple[str, int, int]]:
-    """Name, images and recognised images of each class."""
+    """Return name, images and correctly classified images of each class."""
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path} is not what the stage wrote")
+        raise ValueError(f"{path} was changed after the training")
     lines = csv.DictReader(io.StringIO(content.decode("utf-8", "replace")))
     return [(line["name"], int(line["images"]), int(line["right"])) for line in lines]
 
@@ -72,26 +71,29 @@ def _average(seeds: Sequence[tuple[str, int, int]]) -> ClassAccuracy:
     return ClassAccuracy(name, images, statistics.fmean(shares) if shares else None)
 
 
-def table(stages: Mapping[str, Sequence[ClassAccuracy]], most: int) -> list[list[str]]:
-    """Return a line a class and a column a stage; of more than ``most`` classes, those that are recognised least."""
-    classes = next(iter(stages.values()))
-    order = sorted(range(len(classes)), key=lambda i: _mean(i, stages))[:most]
-    cells = [["class", "images", *stages]]
+def table(networks: Mapping[str, Sequence[ClassAccuracy]], most: int) -> list[list[str]]:
+    """Return a table with a row for each class and a column for each network.
+
+    Of more than ``most`` classes, only those with the lowest mean accuracy are in it.
+    """
+    classes = next(iter(networks.values()))
+    order = sorted(range(len(classes)), key=lambda i: _mean(i, networks))[:most]
+    cells = [["class", "images", *networks]]
     for i in sorted(order):
-        figures = [each[i].accuracy for each in stages.values()]
+        figures = [each[i].accuracy for each in networks.values()]
         texts = ["-" if figure is None else f"{figure:.1f}" for figure in figures]
         cells.append([classes[i].name, str(classes[i].images), *texts])
     return cells
 
 
-def _mean(number: int, stages: Mapping[str, Sequence[ClassAccuracy]]) -> float:
-    figures = [each[number].accuracy for each in stages.values()]
+def _mean(number: int, networks: Mapping[str, Sequence[ClassAccuracy]]) -> float:
+    figures = [each[number].accuracy for each in networks.values()]
     known = [figure for figure in figures if figure is not None]
     return statistics.fmean(known) if known else 101.0
 
 
 def hardest(name: str, classes: Sequence[ClassAccuracy], count: int = 3) -> str | None:
-    """Return a sentence that names the classes that a stage recognises least, or None where there are none."""
+    """Return a sentence that names the classes with the lowest accuracy; None with fewer than two classes."""
     known = sorted((each for each in classes if each.accuracy is not None), key=lambda each: each.accuracy or 0.0)
     if len(known) < 2:
         return None

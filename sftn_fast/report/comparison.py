@@ -1,4 +1,4 @@
-"""Several runs beside each other: the settings that differ, and the results."""
+"""Comparison of several runs: the settings that differ, and the results."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast.experiment.labels import LABELS, kind, label
-from sftn_fast.experiment.settings import read_settings as _read_settings
+from sftn_fast.experiment.settings import read_settings
 from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column, Row, read_results
 from sftn_fast.report.statistics import Paired, mean_and_deviation, paired, signed
 from sftn_fast.report.terminal import Cells, bullets, text_table
 
 IRRELEVANT = ("output", "resume")
-"""Settings that say where a run lies and not what it is."""
+"""Settings that say where a run is stored, not what it computes."""
 QUANTITIES = (TOP1, BEST, KL, SECONDS)
 
 
 def compare(folders: Sequence[Path], width: int | None = None) -> str:
     """Return the settings in which the runs in ``folders`` differ, and their results, as text.
 
-    Two runs have a column for the difference, second minus first, paired by seed.
+    For two runs there is a column with the difference, second minus first, paired by seed.
 
-    Raises :class:`ConfigError` if one of them has no finished stage.
+    Args:
+        folders: Folders of runs.
+        width: Columns of text; None for no limit.
+
+    Raises:
+        ConfigError: One of the runs has no finished training.
     """
     names = _short_names(folders)
     runs = [{row.name: row for row in read_results(folder)} for folder in folders]
-    settings = [dict(_flat(_read_settings(folder))) for folder in folders]
+    settings = [dict(_flat(read_settings(folder))) for folder in folders]
     parts = [_settings_part(names, settings, width)]
     for column in QUANTITIES:
         cells = _results(names, runs, column)
@@ -37,7 +42,7 @@ def compare(folders: Sequence[Path], width: int | None = None) -> str:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """Return the last parts of each path, as many as are needed to tell the paths apart."""
     paths = [folder.resolve() for folder in folders]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = [str(Path(*path.parts[-count:])) for path in paths]
@@ -57,7 +62,7 @@ def _flat(settings: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]
 def _settings_part(names: Sequence[str], settings: Sequence[dict[str, Any]], width: int | None) -> str:
     missing = [name for name, known in zip(names, settings, strict=True) if not known]
     if missing:
-        return f"settings are not known of {', '.join(missing)}: no config.yaml"
+        return f"no settings of {', '.join(missing)}: config.yaml is missing or damaged"
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in IRRELEVANT]
     rows = [[key, *(_shown(each, key) for each in settings)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
@@ -72,16 +77,16 @@ def _shown(settings: dict[str, Any], key: str) -> str:
 
 
 def _results(names: Sequence[str], runs: Sequence[dict[str, Row]], column: Column) -> Cells:
-    """A line a stage, a column a run."""
-    stages = dict.fromkeys(name for run in runs for name, row in run.items() if row.values(column))
+    """Return a table with a row for each kind of network and a column for each run."""
+    jobs = dict.fromkeys(name for run in runs for name, row in run.items() if row.values(column))
     order = list(LABELS)
     pair = len(runs) == 2
     cells = [[column.heading, *names, *([f"{names[1]} - {names[0]}"] if pair else [])]]
-    for stage in sorted(stages, key=lambda name: order.index(kind(name))):
-        by_seed = [run[stage].by_seed(column) if stage in run else {} for run in runs]
+    for job in sorted(jobs, key=lambda name: order.index(kind(name))):
+        by_seed = [run[job].by_seed(column) if job in run else {} for run in runs]
         figures = [_figure(list(each.values()), column) for each in by_seed]
         difference = [_difference(paired(by_seed[1], by_seed[0]), column)] if pair else []
-        cells.append([label(stage), *figures, *difference])
+        cells.append([label(job), *figures, *difference])
     return cells
 
 
@@ -100,9 +105,9 @@ def _difference(difference: Paired | None, column: Column) -> str:
 
 
 def _remarks(names: Sequence[str], runs: Sequence[dict[str, Row]]) -> list[str]:
-    remarks = ["Mean ± sample deviation over n seeds"]
+    remarks = ["Mean ± SD over n seeds"]
     if len(runs) == 2:
-        remarks[0] += "; differences are paired by seed, in brackets the 95 % interval by Student's t"
+        remarks[0] += "; differences paired by seed, with 95 % CI (Student's t)"
     data = [_data_of(run) for run in runs]
     differing = [
         key
@@ -114,12 +119,12 @@ def _remarks(names: Sequence[str], runs: Sequence[dict[str, Row]]) -> list[str]:
         values = ", ".join(f"{name} {each.get(key)}" for name, each in zip(names, data, strict=True))
         remarks.append(f"The data differ in {key}: {values}")
     if differing and not named:
-        remarks.append("The images are not the same, although their numbers are")
+        remarks.append("The images differ, although their numbers are equal")
     return remarks
 
 
 def _data_of(run: dict[str, Row]) -> dict[str, Any]:
-    """What the results say of their images."""
+    """Return what the results record about their images."""
     found: dict[str, Any] = {}
     for row in run.values():
         for result in row.results:

@@ -1,22 +1,23 @@
-"""Pictures of a run: accuracies and gains, and the curves that led there. Imports matplotlib when it draws."""
+"""Plot of the results of a run: accuracies, gains, distances. Matplotlib is imported when it is drawn."""
 
 from __future__ import annotations
 
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sftn_fast.experiment.labels import LABELS, kind, label
 from sftn_fast.report.matrix import SOURCES, MethodLine
-from sftn_fast.report.results import KL, TOP1, Column, Row, read_curves
+from sftn_fast.report.results import KL, TOP1, Column, Row
 from sftn_fast.report.statistics import Paired, signed
 from sftn_fast.utils.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = {
     "teacher": "#8a8f98",
@@ -27,32 +28,34 @@ COLORS = {
     "collaborate": "#54a24b",
 }
 LINES = {"teacher": ("#5f6570", ":"), "sftn": ("#d9822b", ":"), "student": ("#5f6570", "--")}
-"""Color and style of a baseline in the picture of a matrix."""
+"""Color and line style of each baseline in the plot of several methods."""
 BETTER, WORSE, UNDECIDED = "#3b7d4f", "#b5423c", "#5f6570"
-"""Colors of a gain."""
+"""Colors of a gain whose confidence interval is above, below or around zero."""
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 
 
 def plot(rows: Sequence[Row], lines: Sequence[MethodLine], path: Path) -> None:
-    """Draw accuracy and distance from the teacher: a line a stage, or a line a method where there are several."""
-    plt = _pyplot()
+    """Plot accuracy and distance from the teacher, with a row for each network or for each of several methods."""
+    plt = pyplot()
     figure = _plot_matrix(plt, rows, lines) if lines else _plot_rows(plt, rows)
-    _save(plt, figure, path)
+    save(plt, figure, path)
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
+def save(plt: ModuleType, figure: Figure, path: Path) -> None:
+    """Close ``figure`` and write it as a PNG file."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format="png")
     plt.close(figure)
     write_atomically(path, content.getvalue())
 
 
-def _plain(text: str) -> str:
-    """``text`` without what Matplotlib would read as a formula."""
+def plain(text: str) -> str:
+    """Return ``text`` escaped so that Matplotlib reads no formula in it."""
     return text.replace("$", r"\$")
 
 
-def _pyplot() -> Any:
+def pyplot() -> ModuleType:
+    """Import and return ``matplotlib.pyplot``, set up to draw without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,7 +64,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _plot_rows(plt: Any, rows: Sequence[Row]) -> Any:
+def _plot_rows(plt: ModuleType, rows: Sequence[Row]) -> Figure:
     students = [row for row in rows if row.values(KL)]
     panels = [(rows, TOP1, "Top-1 accuracy, last epoch (%)")]
     if students:
@@ -75,7 +78,7 @@ def _plot_rows(plt: Any, rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _plot_matrix(plt: Any, rows: Sequence[Row], lines: Sequence[MethodLine]) -> Any:
+def _plot_matrix(plt: ModuleType, rows: Sequence[Row], lines: Sequence[MethodLine]) -> Figure:
     size = (15, 0.75 * len(lines) + 2.0)
     figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[1.25, 1, 1])
     names = [line.method for line in lines]
@@ -92,7 +95,7 @@ def _plot_matrix(plt: Any, rows: Sequence[Row], lines: Sequence[MethodLine]) -> 
         axis.margins(x=0.1)
     _baselines(axes[0], rows)
     _finish(axes[0], names, "Top-1 accuracy, last epoch (%)")
-    _finish(axes[1], [""] * len(names), "Gain of SFTN (points), 95 % interval")
+    _finish(axes[1], [""] * len(names), "Gain of SFTN (points), 95 % CI")
     _finish(axes[2], [""] * len(names), "KL(teacher || student) on the test set")
     distances = [value for line in lines for source in SOURCES for value in line.values(source, KL)]
     if min(distances, default=0) > 0:
@@ -116,7 +119,7 @@ def _baselines(axis: Axes, rows: Sequence[Row]) -> None:
 def _dots(
     axis: Axes, height: float, values: Sequence[float], column: Column, color: str, *, narrow: bool = False
 ) -> None:
-    """A dot for each seed, a bar at the mean, a whisker of one deviation; ``narrow`` where two share a line."""
+    """Draw a dot for each seed, a bar at the mean and whiskers of one deviation; ``narrow`` if two share a row."""
     mean = statistics.fmean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     size, lift = (10, 0.13) if narrow else (16, 0.22)
@@ -142,7 +145,7 @@ def _interval(axis: Axes, height: float, gain: Paired) -> None:
 
 
 def _verdict(gain: Paired) -> str:
-    """Green or red where the interval leaves out zero; grey where it does not, or where there is no interval."""
+    """Return green or red if the confidence interval excludes zero; grey if it does not or if there is none."""
     if gain.interval is None:
         return UNDECIDED
     low, high = gain.interval
@@ -150,7 +153,7 @@ def _verdict(gain: Paired) -> str:
 
 
 def _log_scale(axis: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with a few plain numbers; a linear one where the values are close together."""
+    """Make the axis logarithmic with a few plain numbers; keep it linear if the values are close together."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     spread = max(values) / min(values)
@@ -158,72 +161,16 @@ def _log_scale(axis: Axes, values: Sequence[float]) -> None:
         axis.locator_params(axis="x", nbins=5)
         return
     axis.set_xscale("log")
-    # Between powers of ten numbers stand only where there is room for them.
+    # Ticks between powers of ten only where there is room for their labels.
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if spread < 40 else (1.0,), numticks=12))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _finish(axis: Axes, names: Sequence[str], title: str) -> None:
-    axis.set_yticks(range(len(names)), [_plain(name) for name in reversed(names)], fontsize=8)
+    axis.set_yticks(range(len(names)), [plain(name) for name in reversed(names)], fontsize=8)
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_title(title, fontsize=10)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
-
-
-def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
-    """Draw test accuracy by epoch, mean and deviation over the seeds: a panel a method. False if there is nothing."""
-    alone = [row for row in rows if row.name == "student"]
-    panels: dict[str, list[Row]] = {}
-    for row in rows:
-        if kind(row.name).startswith("distill-"):
-            panels.setdefault(row.method, []).append(row)
-    panels = panels or {"": []}
-    curves = {row.name: read_curves(folder, row) for row in [*alone, *(r for panel in panels.values() for r in panel)]}
-    # One evaluation is no curve.
-    if all(len(curve) < 2 for each in curves.values() for curve in each):
-        return False
-    plt = _pyplot()
-    columns = min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    size = (max(7.0, 4.4 * columns), 2.9 * lines + 0.6)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for number, (axis, (method, students)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
-        for row in [*alone, *students]:
-            _curve(axis, curves[row.name], row)
-        _cut_early(axis, [curve for row in [*alone, *students] for curve in curves[row.name]])
-        axis.set_title(_plain(method), fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        if number + columns >= len(panels):
-            axis.set_xlabel("Epoch", fontsize=9)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("Test top-1 (%)", fontsize=9)
-    handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
-    figure.legend(handles=handles.values(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _save(plt, figure, path)
-    return True
-
-
-def _curve(axis: Axes, curves: Sequence[dict[int, float]], row: Row) -> None:
-    epochs = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    values = [[curve[epoch] for curve in curves] for epoch in epochs]
-    means = [statistics.fmean(each) for each in values]
-    deviations = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
-    color, name = COLORS[kind(row.name)], LABELS[kind(row.name)]
-    axis.plot(epochs, means, color=color, linewidth=1.6, label=name)
-    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
-    axis.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
-
-
-def _cut_early(axis: Axes, curves: Sequence[dict[int, float]]) -> None:
-    """Leave out the steep beginning, beside which the differences that matter would not be seen."""
-    values = sorted(value for curve in curves for value in curve.values())
-    if not values:
-        return
-    low, high = values[len(values) // 5], values[-1]
-    axis.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)

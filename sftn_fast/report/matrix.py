@@ -1,4 +1,4 @@
-"""A run of several methods as one line a method: its students of either teacher, and what SFTN gains."""
+"""The results of a run with several methods: for each method, the students of both teachers and the gain of SFTN."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ from sftn_fast.report.results import TOP1, Column, Row
 from sftn_fast.report.statistics import Paired, holm, paired
 
 SOURCES = ("teacher", "sftn")
+"""The two teachers: standard and student-friendly."""
 
 
 @dataclass(frozen=True)
 class MethodLine:
-    """One method. ``students`` has the row of each teacher, by its name: teacher, sftn."""
+    """The results of one method."""
 
     method: str
     students: dict[str, Row]
+    """Its students by their teacher, one of ``SOURCES``."""
     gain: Paired | None
-    """Top-1 of the SFTN teacher's students less that of the standard one's, by seed."""
+    """Top-1 of the SFTN teacher's students minus that of the standard teacher's, paired by seed."""
     p: float | None
-    """Of that gain, corrected for the number of methods."""
+    """p value of the gain, corrected for the number of methods."""
     published: Published | None
-    """What was published for the standard teacher's student."""
+    """Published accuracy of the standard teacher's student."""
 
     @property
     def n(self) -> int:
-        """Seeds that both teachers' students have, or that there are of the one teacher."""
+        """Number of seeds: those that the students of both teachers have, or those of the only teacher."""
         return self.gain.n if self.gain else max(len(row.results) for row in self.students.values())
 
     @property
     def gap(self) -> float | None:
-        """Mean of the standard teacher's students less the published accuracy."""
+        """Mean top-1 of the standard teacher's students minus the published accuracy."""
         if self.published is None or "teacher" not in self.students:
             return None
         return statistics.fmean(self.students["teacher"].values(self.published.column)) - self.published.top1
 
     def values(self, source: str, column: Column) -> list[float]:
-        """A quantity of the students of one teacher; empty where there are none."""
+        """Return one quantity of one teacher's students; empty without such students."""
         return self.students[source].values(column) if source in self.students else []
 
 
 def read_matrix(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[MethodLine]:
-    """The methods in the order of ``rows``; none where the run names no methods but has just one."""
+    """Return the methods in the order of ``rows``; an empty list for a run with a single, unnamed method."""
     distilled = [row for row in rows if kind(row.name).startswith("distill-") and method_in(row.name)]
     students: dict[str, dict[str, Row]] = {}
     for row in distilled:
@@ -66,7 +68,7 @@ def _gain(students: Mapping[str, Row]) -> Paired | None:
 
 
 def average_gain(lines: Sequence[MethodLine]) -> Paired | None:
-    """Mean gain over the methods, paired by seed, of the seeds that every method has."""
+    """Return the mean gain over the methods, paired by seed, on the seeds that all methods have."""
     by_source = [
         {source: line.students[source].by_seed(TOP1) for source in SOURCES} for line in lines if line.gain is not None
     ]

@@ -1,6 +1,6 @@
-"""The page of all methods: ``python -m sftn_fast.report.methods_page > docs/methods.md``.
+"""Generator of ``docs/methods.md``: ``python -m sftn_fast.report.methods_page > docs/methods.md``.
 
-What it says is read from the methods themselves, so that the document can't say anything else.
+The page is read from the methods' classes, so that it can't disagree with them.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from sftn_fast.report.published import IMAGENET_PAIRS, PAIRS
 from sftn_fast.report.table import markdown
 
 IMAGE_SIZE, IMAGENET_SIZE = 32, 224  # pixels
-SAMPLES = 50  # how many images there are decides about no method
+SAMPLES = 50  # number of training images; no method is refused for it
 
 INTRODUCTION = """# Methods
 
-`python -m sftn_fast.report.methods_page > docs/methods.md` writes this file from the methods themselves.
+This file is generated: `python -m sftn_fast.report.methods_page > docs/methods.md`.
 
-`--method NAME` trains a method as the SFTN paper does, those on features jointly with KD; `--distill` takes any
-combination with weights and options, as in `--distill at=500:p=1,kd=1,ce=0.5`; `--methods` several of those, one stage
-each:
+`--method NAME` selects a method with the settings of the SFTN paper, where feature methods are trained jointly with KD.
+`--distill` takes any combination with weights and options, such as `--distill at=500:p=1,kd=1,ce=0.5`. `--methods`
+takes several combinations and trains a student by each:
 
 ```sh
 python -m sftn_fast.train --config resnet32x4_resnet8x4 --method crd
 python -m sftn_fast.train --config resnet32x4_resnet8x4 --methods '["kd", "crd", "at,kd=1"]'
 ```
 
-The cross-entropy with the labels, `ce`, is beside all of them; it weighs 1 where the table says nothing else.
+The cross-entropy with the labels, `ce`, is part of every combination. Its weight is 1 unless the table says otherwise.
 """
 
 ON_IMAGENET = """## On ImageNet
 
-`--config imagenet_resnet34_resnet18` and `--config imagenet_resnet50_resnet34` are recipes, `--config imagenet` is the
-base of recipes for other pairs. `--method` takes the weights above, most of which are CIFAR-100's; for ImageNet the
-authors of some name others: `--distill oh=1e-4,kd=1`, `--distill dist=2:temperature=1`.
+`--config imagenet_resnet34_resnet18` and `--config imagenet_resnet50_resnet34` are recipes. `--config imagenet` is the
+base of recipes for other pairs. `--method` uses the weights above, most of which were chosen for CIFAR-100. The authors
+of some methods give others for ImageNet: `--distill oh=1e-4,kd=1`, `--distill dist=2:temperature=1`.
 
-`resnet18` to `resnet101`, `mobilenet_v2`, `shufflenet_v2_x0_5` and the like are torchvision's networks under the names
-that they have there, made for 224 pixels; `ResNet50`, `MobileNetV2` and `ShuffleV2` are RepDistiller's for 32. A
-trained teacher is a file, or what torchvision publishes; its accuracy is measured before a student is trained:
+`resnet18` to `resnet101`, `mobilenet_v2`, `shufflenet_v2_x0_5` and similar names are torchvision's networks, for images
+of 224 pixels. `ResNet50`, `MobileNetV2` and `ShuffleV2` are RepDistiller's, for 32 pixels. A trained teacher comes from
+a file or from torchvision. Its accuracy is measured before a student is trained:
 
 ```sh
 python -m sftn_fast.train --config imagenet_resnet34_resnet18 --teacher_file torchvision:IMAGENET1K_V1
 python -m sftn_fast.train --config imagenet_resnet34_resnet18 --teacher_file resnet34.safetensors --sftn.init teacher
 ```
 
-Checkpoints of timm's and torchvision's training scripts load as they are. Of averaged weights (EMA) and plain ones the
-averaged are taken. Nothing in a file is ever run.
+Checkpoints of timm's and torchvision's training scripts can be loaded directly. If a checkpoint has averaged weights
+(EMA), they are used. No code in a file is ever run.
 """
 
-TOGETHER = """## Networks that learn together
+TOGETHER = """## Collaborative learning
 
-The stage `collaborate` trains several networks at once, from nothing or from this run's teacher: by `dml` each follows
-each of the others, by `kdcl` all follow the mean of their logits. KDCL's networks crop and flip the images each for
-itself, DML's see the same; `--collaborate.own_views` decides otherwise.
+The stage `collaborate` trains several networks at once, from random weights or from the run's teacher. With `dml` each
+network learns from each of the others; with `kdcl` all learn from the mean of their logits. KDCL crops and flips the
+images differently for each network, DML does not; `--collaborate.own_views` changes that.
 
 ```sh
 python -m sftn_fast.train --stages "[collaborate]" --collaborate.method kdcl --collaborate.networks "[resnet14,resnet8]"
@@ -72,11 +72,11 @@ python -m sftn_fast.train --stages "[collaborate]" --collaborate.method kdcl --c
 
 
 def document() -> str:
-    """The whole of ``docs/methods.md``."""
+    """Return the content of ``docs/methods.md``."""
     methods = [["method", "what it compares", "weight", "--method", "options"]]
     methods += [_line(name) for name in registry.names()]
     sources = [f"- `{name}`: {_source(registry.find(name))}" for name in registry.names()]
-    refused = [["teacher", "student", "methods refused", "why"]]
+    refused = [["teacher", "student", "method", "reason"]]
     refused += [
         [teacher, student, f"`{name}`", reason]
         for pairs, size in ((PAIRS, IMAGE_SIZE), (IMAGENET_PAIRS, IMAGENET_SIZE))
@@ -87,12 +87,12 @@ def document() -> str:
     paragraphs = [
         INTRODUCTION.rstrip(),
         markdown(methods),
-        f"Names that other code bases use are understood too: {aliases}.",
+        f"The names of other code bases work too: {aliases}.",
         "## Sources",
         "\n".join(sources),
-        "## Pairs that a method refuses",
-        "Of the 13 pairs of the literature on CIFAR-100 and the 2 on ImageNet, before anything is trained. All other "
-        "combinations build.",
+        "## Unsupported pairs",
+        "Of the 13 usual pairs on CIFAR-100 and the 2 on ImageNet, these methods refuse the following before anything "
+        "is trained. All other combinations work.",
         markdown(refused),
         ON_IMAGENET.rstrip(),
         TOGETHER.rstrip(),
@@ -112,7 +112,7 @@ def _line(name: str) -> list[str]:
 
 
 def _options(method: type[Method]) -> Iterator[str]:
-    """Each option with its default, and the choices where it has such."""
+    """Yield each option with its default and, if there are any, its choices."""
     for option in options_of(method).values():
         default = inspect.signature(method).parameters[option.name].default
         default = method.defaults_in_words.get(option.name, default)
@@ -134,8 +134,8 @@ def _paragraphs(documented: object) -> list[str]:
 
 
 def refusals(teacher: str, student: str, image_size: int = IMAGE_SIZE) -> dict[str, str]:
-    """The methods that can't serve this pair on images of that size, with what they say."""
-    # On the meta device, because some adapters are larger than the networks and nothing here looks at weights.
+    """Return the methods that refuse this pair on images of ``image_size`` pixels, with their error messages."""
+    # On the meta device, since no weights are needed and some adapters are larger than the networks.
     with torch.device("meta"):
         setup = Setup(_about(student, image_size), _about(teacher, image_size), SAMPLES, image_size)
         return dict(_refused(registry.names(), setup))

@@ -1,17 +1,17 @@
-"""Published accuracies for the usual pairs of networks, and how far a run is from them.
+"""Published accuracies for the usual pairs of networks, and the rules by which a run may be compared with them.
 
-CIFAR-100: top-1 in percent, 240 epochs, *standard* teachers, from two repositories' READMEs:
+CIFAR-100: top-1 in percent after 240 epochs, with *standard* teachers, from the READMEs of two repositories:
 
-- HobbitLong/RepDistiller: last epoch; each method without KD beside it. Teachers and students alone are its own too.
-- xuguodong03/SSKD: best epoch. Its feature methods stand one to three points above RepDistiller's, from which we
-  conclude, as it does not say, that they were trained jointly with KD.
+- HobbitLong/RepDistiller: last epoch, each method without KD; also teachers and students alone.
+- xuguodong03/SSKD: best epoch. Its README does not say whether feature methods were trained jointly with KD. Their
+  accuracies are one to three points above RepDistiller's, so we assume that they were.
 
-ImageNet: torchvision's figures for the networks that it publishes (first version of the weights, 90 epochs), and those
-of yoshitomo-matsubara/torchdistill's README for the methods whose configuration files there are settings of ours:
-100 epochs, best epoch, taught by torchvision's ResNet-34.
+ImageNet: torchvision's accuracies for its published networks (first version of the weights, 90 epochs), and those of
+the README of yoshitomo-matsubara/torchdistill (100 epochs, best epoch, teacher torchvision's ResNet-34) for methods
+whose configuration files have equivalent settings here.
 
-None of these numbers is the SFTN paper's: no table of it could be had, so a student of an SFTN teacher has nothing
-here to be compared with.
+None of these numbers is from the SFTN paper, whose tables were not available. For a student of an SFTN teacher there is
+therefore no published accuracy.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sftn_fast.report.results import BEST, TOP1, Column
 EPOCHS = {"cifar100": 240, "imagenet": 100}
 IMAGE_SIZE = {"cifar100": 32, "imagenet": 224}  # pixels
 SOURCES = {
-    "cifar100": "the READMEs of RepDistiller (last epoch, method alone) and SSKD (best epoch, probably with KD beside "
-    "the method)",
-    "imagenet": "torchvision (90 epochs) and the README of torchdistill (best of 100 epochs)",
+    "cifar100": "RepDistiller's README (last epoch, method alone) and SSKD's README (best epoch, probably jointly "
+    "with KD)",
+    "imagenet": "torchvision (90 epochs) and torchdistill's README (best of 100 epochs)",
 }
 
 PAIRS = (
@@ -48,10 +48,10 @@ PAIRS = (
     ("resnet32x4", "ShuffleV2"),
     ("wrn_40_2", "ShuffleV1"),
 )
-"""Teacher and student: seven of one family, six of two. The columns of the tables below."""
+"""Teacher and student: seven pairs of one family, six of two. They are the columns of the tables below."""
 
 IMAGENET_PAIRS = (("resnet50", "resnet34"), ("resnet34", "resnet18"))
-"""Those of ImageNet, by torchvision's names."""
+"""Teacher and student on ImageNet, by torchvision's names."""
 
 TEACHERS = {
     "wrn_40_2": 75.61,
@@ -74,7 +74,7 @@ STUDENTS = {
 }
 
 TORCHVISION = {"resnet18": 69.76, "resnet34": 73.31, "resnet50": 76.13}
-"""Teachers and students of ImageNet alone: the weights IMAGENET1K_V1."""
+"""Teachers and students alone on ImageNet, with the weights IMAGENET1K_V1."""
 
 REPDISTILLER = """
 kd      74.92 73.54 70.66 70.67 73.08 73.33 72.98  67.37 67.35 73.81 74.07 74.45 74.83
@@ -103,32 +103,32 @@ ft      75.15 74.37 71.52     -     - 75.02 73.42  69.19 69.01 73.58 74.31 74.95
 crd     76.04 75.52 71.68     -     - 75.90 74.06  68.49 70.32 74.42 75.46 75.72 75.96
 sskd    76.04 76.13 71.49     -     - 76.20 75.33  71.53 72.57 75.76 78.44 78.61 77.40
 """
-"""A method a line, in the order of ``PAIRS``; a dash where the README has no number."""
+"""A line for each method, in the order of ``PAIRS``, with a dash if the README has no number."""
 
 TORCHDISTILL = {"kd=0.5:temperature=1,ce=0.5": 71.37, "crd": 70.93}
-"""resnet34 to resnet18 by the losses that its configuration files spell out. Its attention transfer (of two stages),
-factor transfer and SSKD are left out: their settings are none of ours."""
+"""resnet34 to resnet18, by the losses in its configuration files. Its attention transfer (on two stages), factor
+transfer and SSKD are left out, because no settings here are equivalent to theirs."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A number to compare with."""
+    """An accuracy to compare with."""
 
     top1: float
     source: str
     column: Column
-    """Which epoch's accuracy it is: the last one's or the best one's."""
+    """The quantity of a run that it corresponds to: accuracy after the last or the best epoch."""
 
 
 def note(settings: Mapping[str, Any]) -> str:
-    """Whose numbers a run of this configuration is held against."""
+    """Return a sentence on the source of the published accuracies for this configuration."""
     whose = SOURCES[settings["data"]["name"]]
-    caveat = "They are not the SFTN paper's, which could not be had."
-    return f"Published numbers are those of {whose}, for standard teachers. {caveat}"
+    caveat = "They are not the SFTN paper's, which were not available."
+    return f"Published accuracies, for standard teachers: {whose}. {caveat}"
 
 
-def of_stage(kind: str, settings: Mapping[str, Any]) -> Published | None:
-    """The published accuracy of the standard teacher or of the student alone; None for all others."""
+def of_network(kind: str, settings: Mapping[str, Any]) -> Published | None:
+    """Return the published accuracy of the standard teacher or the student alone; None for other kinds of jobs."""
     data = _data_set(settings)
     if data is None or kind not in ("teacher", "student"):
         return None
@@ -140,7 +140,7 @@ def of_stage(kind: str, settings: Mapping[str, Any]) -> Published | None:
 
 
 def of_method(method: str, settings: Mapping[str, Any]) -> Published | None:
-    """The published accuracy of a student of the standard teacher by ``method``, as ``crd`` or ``at,kd=1``."""
+    """Return the published accuracy of the standard teacher's student by ``method``, such as ``crd`` or ``at,kd=1``."""
     data = _data_set(settings)
     if data is None:
         return None
@@ -148,7 +148,7 @@ def of_method(method: str, settings: Mapping[str, Any]) -> Published | None:
 
 
 def _data_set(settings: Mapping[str, Any]) -> str | None:
-    """The data set, if the tables speak of the configuration: one of the pairs, whole images and all, all epochs."""
+    """Return the data set if the configuration has a published pair, image size, training set and number of epochs."""
     data = settings.get("data", {})
     name = data.get("name")
     pairs = {"cifar100": PAIRS, "imagenet": IMAGENET_PAIRS}.get(name, ())
@@ -164,7 +164,7 @@ def _on_imagenet(method: str, settings: Mapping[str, Any]) -> Published | None:
         return None
     try:
         spec = parse(method)
-    except ConfigError:  # of a version with other methods
+    except ConfigError:  # from a version with other methods
         return None
     number = next((top1 for known, top1 in TORCHDISTILL.items() if parse(known) == spec), None)
     return None if number is None else Published(number, "torchdistill", BEST)
@@ -182,10 +182,10 @@ def _on_cifar100(method: str, settings: Mapping[str, Any]) -> Published | None:
 
 
 def _setting(method: str) -> tuple[str, bool] | None:
-    """The method's name and whether SSKD's README rather than RepDistiller's has it; None for settings of neither."""
+    """Return the method and whether SSKD's README has it, not RepDistiller's; None for settings of neither."""
     try:
         spec = parse(method)
-    except ConfigError:  # of a version with other methods
+    except ConfigError:  # from a version with other methods
         return None
     weights = {term.name: term.weight for term in spec.methods}
     if any(term.options for term in spec.methods):

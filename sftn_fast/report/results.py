@@ -1,4 +1,4 @@
-"""What finished stages left behind: their figures, their curves, the configuration of their run."""
+"""Results and learning curves of the finished jobs in a run's folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sftn_fast.utils.run_files import FILES
 from sftn_fast.utils.text import printable
 
 NAMED = 5
-"""Unfinished stages that are named."""
+"""Largest number of unfinished jobs that are listed."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity of the table: its heading, where it stands in a result, and how many digits it deserves."""
+    """One quantity of a table: its heading, how to read it from a result, and the number of decimals."""
 
     heading: str
     value: Callable[[dict[str, Any]], float | None]
@@ -45,7 +45,7 @@ COLUMNS = (TOP1, BEST, AGREEMENT, KL, CKA)
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one stage over all seeds."""
+    """The results of one job over all seeds."""
 
     name: str
     network: str
@@ -53,44 +53,46 @@ class Row:
 
     @property
     def method(self) -> str:
-        """The losses as the configuration has them; empty for a stage that does not distil."""
+        """The losses in the notation of the configuration; empty for a job that does not distil."""
         return self.results[0].get("identity", {}).get("distill") or method_in(self.name)
 
     def values(self, column: Column) -> list[float]:
-        """The quantity of each seed that has one."""
+        """Return the quantity for each seed that has it."""
         return list(self.by_seed(column).values())
 
     def by_seed(self, column: Column) -> dict[int, float]:
-        """The quantity by seed."""
+        """Return the quantity by seed, for the seeds that have it."""
         values = ((result["seed"], column.value(result)) for result in self.results)
         return {seed: value for seed, value in values if value is not None}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a run's folder holds of results, and what there is to say of the rest."""
+    """The results in a run's folder, and remarks about other files there."""
 
     results: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
-    """What was left out or is damaged, a sentence each."""
+    """A sentence for each item that is left out or damaged."""
 
 
 def read_results(folder: Path) -> list[Row]:
-    """Collect the finished stages below ``folder``, in the order of the table.
+    """Return the results of the finished jobs in ``folder``, in the order of the table.
 
-    Raises :class:`ConfigError` if nothing there has finished.
+    Raises:
+        ConfigError: No job there has finished.
     """
     return read_run(folder)[0]
 
 
 def read_run(folder: Path) -> tuple[list[Row], list[str]]:
-    """As :func:`read_results`, with what has to be said of files that are damaged, copied or not finished.
+    """Return the same as :func:`read_results`, and remarks about damaged, copied and unfinished jobs.
 
-    Raises :class:`ConfigError` if nothing there has finished.
+    Raises:
+        ConfigError: No job there has finished.
     """
     found = find_results(folder)
     if not found.results:
-        raise ConfigError("; ".join([f"no finished stage in {folder}", *found.notes]))
+        raise ConfigError("; ".join([f"no finished training in {folder}", *found.notes]))
     results = sorted(found.results, key=lambda result: result["seed"])
     names = {result["name"] for result in results}
     rows = []
@@ -103,13 +105,13 @@ def read_run(folder: Path) -> tuple[list[Row], list[str]]:
 
 
 def find_results(folder: Path) -> Found:
-    """Read the results below ``folder``, and look at every file of the jobs that they are of."""
+    """Read the results in ``folder`` and check every file of the finished jobs."""
     results, notes, unfinished, unchecked = [], [], [], 0
     for path in run_files.strangers(folder):
-        notes.append(f"{_name(path, folder)} has a name that no run gives, as a copy has, and is left out")
+        notes.append(f"left out: {_name(path, folder)}, which is not a name that a run gives (a copy?)")
     others = foreign(folder)
     if others:
-        notes.append(f"left out, since config.yaml does not name them: {', '.join(others)}")
+        notes.append(f"left out: {', '.join(others)} (not in config.yaml)")
     for job in run_files.job_folders(folder):
         if _name(job, folder) in others:
             continue
@@ -119,7 +121,7 @@ def find_results(folder: Path) -> Found:
         try:
             result = run_files.read_result(job)
         except DamagedError as error:
-            notes.append(f"{error}; its figures are left out until the run's command, given again, has made it again")
+            notes.append(f"left out: {error}; run the training command again to repeat this training")
             continue
         results.append(printable_tree(result))
         unchecked += not run_files.has_checksums(result)
@@ -127,14 +129,14 @@ def find_results(folder: Path) -> Found:
         if not run_files.has_checksums(result) and _read_curve(job) is None:
             faults["summary.csv"] = "can't be read"
         notes += [
-            f"{_name(job / name, folder)} {fault}; the figures above do not rest on it"
+            f"{_name(job / name, folder)} {fault}; the figures above do not depend on it"
             for name, fault in faults.items()
         ]
     if unfinished:
         more = f" and {len(unfinished) - NAMED} more" if len(unfinished) > NAMED else ""
-        notes.append(f"not finished, and left out: {', '.join(unfinished[:NAMED])}{more}")
+        notes.append(f"left out: {', '.join(unfinished[:NAMED])}{more} (not finished)")
     if unchecked:
-        notes.append(f"{unchecked} of {len(results)} results carry no checksums: an older version wrote them")
+        notes.append(f"{unchecked} of {len(results)} results have no checksums: they are from an older version")
     fault = settings_fault(folder)
     return Found(tuple(results), (*notes, fault) if fault else tuple(notes))
 
@@ -144,9 +146,9 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def foreign(folder: Path) -> list[str]:
-    """Return the finished stages in ``folder``, as ``seed1/student``, that are not of the run in its ``config.yaml``.
+    """Return the finished jobs in ``folder``, as ``seed1/student``, that its ``config.yaml`` does not name.
 
-    They are of an earlier command with other seeds, stages or methods, whose settings may have been others too.
+    They are from an earlier command with other seeds, stages or methods, and perhaps other settings.
     """
     known = places(read_settings(folder))
     finished = [job for job in run_files.job_folders(folder) if (job / RESULT).exists()]
@@ -154,14 +156,14 @@ def foreign(folder: Path) -> list[str]:
 
 
 def _rank(method: str, methods: Sequence[str], row: Row) -> tuple[int, str]:
-    """What all methods share comes first, then the methods in the order of the configuration."""
+    """Sort key: first the jobs that all methods share, then the methods in the order of the configuration."""
     if not method_in(row.name):
         return -1, ""
     return (methods.index(method) if method in methods else len(methods)), method
 
 
 def read_curves(folder: Path, row: Row) -> list[dict[int, float]]:
-    """Top-1 on the test set in percent by epoch, of each seed that wrote its ``summary.csv``, and has it still."""
+    """Return test top-1 in percent by epoch, for each seed with an intact ``summary.csv``."""
     curves = []
     for result in row.results:
         job = folder / f"seed{result['seed']}" / row.name
@@ -175,7 +177,7 @@ def _only(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _read_curve(job: Path) -> dict[int, float] | None:
-    """Top-1 by epoch; empty where nothing was written, None where it can't be read."""
+    """Return top-1 by epoch; empty without ``summary.csv``, None if it can't be read."""
     path = job / "summary.csv"
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Tables as cells, tables as Markdown, and the sentences under them."""
+"""Tables as cells, tables as Markdown, and the sentences below them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sftn_fast.utils.text import escape, for_markdown
 
 
 def markdown(cells: Cells) -> str:
-    """Return a Markdown table that also reads well as plain text."""
+    """Return a Markdown table that is also readable as plain text."""
     return grid([[markdown_text(cell).replace("|", "\\|") for cell in line] for line in cells])
 
 
 def markdown_text(text: str) -> str:
-    """Return ``text`` on one line, without what a Markdown viewer would take for HTML, a link or a picture."""
+    """Return ``text`` on one line, escaped so that Markdown renders no HTML, link or picture from it."""
     return for_markdown(escape(text))
 
 
 def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cells:
-    """A line a stage: mean and sample deviation over the seeds."""
+    """Return a table with a row for each kind of network: mean and sample deviation over the seeds."""
     cells = [["", "network", *(column.heading for column in columns), "n"]]
     for row in rows:
         figures = [mean_and_deviation(row.values(column), column.digits) for column in columns]
@@ -35,9 +35,9 @@ def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cell
 
 
 def matrix_table(lines: Sequence[MethodLine]) -> Cells:
-    """A line a method: both teachers' students, the gain, and how alike they are to their teachers.
+    """Return a table with a row for each method: students of both teachers, gain, and similarity to the teachers.
 
-    The columns of published numbers are there where one of the methods has one.
+    It has columns for published accuracies if there is one for any of the methods.
     """
     similar = [(column, f"{column.heading.split('(')[0]}, standard / SFTN") for column in SIMILARITY]
     headings = ["method", "standard teacher", "SFTN teacher", "n", "gain of SFTN", "95 % CI", "p (Holm)"]
@@ -87,7 +87,7 @@ def _published_cells(line: MethodLine) -> list[str]:
 
 
 def costs_table(rows: Sequence[Row]) -> Cells:
-    """A line a stage: time and cost of one run and of all, and the total."""
+    """Return a table of time and cost with a row for each kind of network, and the total below."""
     cells = [["", "seconds", "images/s", "waiting for data", "device seconds", "of all seeds"]]
     for row in rows:
         waiting = statistics.fmean(result["data_wait_share"] for result in row.results)
@@ -99,7 +99,7 @@ def costs_table(rows: Sequence[Row]) -> Cells:
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
-    """The differences that an experiment with one method is about."""
+    """Return the comparisons that an experiment with one method makes."""
     pairs = [
         ("collaborate", "student"),
         ("distill-sftn", "distill-teacher"),
@@ -110,50 +110,52 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
 
 
 def gain(rows: Sequence[Row], better: str, baseline: str) -> str | None:
-    """One sentence on the paired difference in last top-1 between two rows, over the seeds that both have."""
+    """Return a sentence on the difference in last top-1 between two rows, paired by seed; None without common seeds."""
     by_name = {row.name: row.by_seed(TOP1) for row in rows}
     difference = paired(by_name.get(better, {}), by_name.get(baseline, {}))
-    return f"{label(better)} against {label(baseline)}: {difference.in_words()}" if difference else None
+    return f"{label(better)} vs. {label(baseline)}: {difference.in_words()}" if difference else None
 
 
 def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[str]:
-    """What stands under the table of a matrix: what is printed there, the baselines, the average gain."""
+    """Return the sentences below the table of methods: its quantities, the mean gain, the baselines."""
     tested = sum(line.p is not None for line in lines)
-    corrected = f", by Holm for {tested} methods" if tested else ""
+    corrected = f", Holm-corrected for {tested} methods" if tested else ""
     sentences = [
-        "Top-1 of the last epoch in percent, mean ± sample deviation over n seeds; similarity of student and teacher "
-        "on the test set, KL in nats.",
-        "Gain: SFTN less standard, paired by seed. Its 95 % interval is by Student's t, for each method alone; p is of "
-        f"the two-sided paired t-test{corrected}, from {FEWEST_TESTED} seeds on.",
+        "Top-1 in % after the last epoch, mean ± SD over n seeds. Agreement, KL (in nats) and CKA compare student and "
+        "teacher on the test set.",
+        "Gain: SFTN minus standard, paired by seed. 95 % CI: Student's t, uncorrected. "
+        f"p: two-sided paired t-test, n >= {FEWEST_TESTED}{corrected}.",
     ]
     average = average_gain(lines)
     if average:
         methods = sum(line.gain is not None for line in lines)
-        sentences.append(f"Average over {methods} methods, SFTN against standard: {average.in_words()}")
+        sentences.append(f"Mean gain of SFTN over {methods} methods: {average.in_words()}")
     for row in rows:
         if not method_in(row.name):
             top1 = mean_and_deviation(row.values(TOP1), TOP1.digits)
-            sentences.append(f"{label(row.name)} ({row.network}): {top1}, n = {len(row.results)}")
+            sentences.append(f"{label(row.name)} ({row.network}): top-1 {top1} %, n = {len(row.results)}")
     return sentences
 
 
 def cost_sentence(rows: Sequence[Row]) -> str:
-    """What all of it took."""
-    stages = sum(len(row.results) for row in rows)
+    """Return a sentence on the cost of all trainings."""
+    trainings = sum(len(row.results) for row in rows)
     cost = sum(sum(row.values(COST)) for row in rows)
-    return f"Cost: {stages} trainings, {cost:.0f} device seconds (seconds times devices, summed over the stages)"
+    return f"Cost: {trainings} trainings, {cost:.0f} device seconds (training time times devices)"
 
 
 def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settings: Mapping[str, Any]) -> list[str]:
-    """Published numbers that the table has no column for, how far the run is from them, and whose they are."""
+    """Return sentences on published accuracies outside the table, the gaps to them, and their source."""
     sentences = []
     for row in rows:
-        found = published.of_stage(kind(row.name), settings)
+        found = published.of_network(kind(row.name), settings)
         if row.name == "distill-teacher":
             found = published.of_method(row.method or str(settings.get("distill")), settings)
         if found:
             gap = statistics.fmean(row.values(found.column)) - found.top1
-            sentences.append(f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)}")
+            sentences.append(
+                f"{label(row.name)}: {found.top1:.2f} published ({found.source}), gap {signed(gap)} points"
+            )
     if sentences or any(line.published for line in lines):
         sentences.append(published.note(settings))
     return sentences

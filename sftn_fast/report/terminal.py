@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from sftn_fast.utils.text import escape
 
 Cells = list[list[str]]
-"""A table: the headings, then a line for each row."""
+"""A table: its headings, then the cells of each row."""
 
 
 def terminal_width() -> int:
-    """Return the columns of the terminal: COLUMNS if that is set, 80 where there is no terminal."""
+    """Return the columns of the terminal: ``COLUMNS`` if it is set, 80 without a terminal."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def grid(cells: Cells) -> str:
-    """Return a table with aligned columns, which Markdown reads as one too."""
+    """Return a Markdown table with aligned columns."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
@@ -30,8 +30,8 @@ def grid(cells: Cells) -> str:
 def text_table(cells: Cells, width: int | None) -> str:
     """Return a table of at most ``width`` columns of text.
 
-    A table that is wider is cut between its columns, and every part starts with the first column. Cells that are still
-    too wide lose their end. ``width`` None leaves the table whole.
+    A wider table is split between its columns, and each part repeats the first column. Cells that are still too wide
+    are cut at the end. With ``width`` None the table is neither split nor cut.
     """
     cells = [[escape(cell) for cell in line] for line in cells]
     if width is None or _width(cells) <= width:
@@ -47,7 +47,7 @@ def text_table(cells: Cells, width: int | None) -> str:
 
 
 def bullets(sentences: Sequence[str], width: int | None) -> str:
-    """Return the sentences as a list, broken between words at ``width``."""
+    """Return the sentences as a bulleted list, wrapped between words at ``width``; not wrapped if that is None."""
     lines = [f"- {escape(sentence)}" for sentence in sentences]
     return "\n".join(lines if width is None else (_filled(line, width) for line in lines))
 

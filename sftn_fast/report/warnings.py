@@ -1,4 +1,4 @@
-"""Sentences on what makes a stage's figures doubtful or worthless."""
+"""Warnings about trainings whose results are doubtful or worthless."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sftn_fast.report.results import Row
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence for each stage that diverged or learned nothing, and for each doubt about a given teacher."""
+    """Return a sentence for each training that diverged or learned nothing, and for each doubt about its teacher."""
     return [
-        f"warning: {label(row.name)}, seed {result['seed']}: {line}"
+        f"warning: {label(row.name)}, seed {result['seed']}: {fault}"
         for row in rows
         for result in row.results
-        for line in _faults(result)
+        for fault in _faults(result)
     ]
 
 

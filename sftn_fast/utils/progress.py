@@ -1,73 +1,152 @@
-"""How far a run is and when it will be done: a line on the terminal, and the words for it in others."""
+"""Progress of a long task: a bar on a terminal, lines elsewhere, and the time that remains in words."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+import threading
 import time
-from typing import TextIO
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from sftn_fast.utils import launcher
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 CLEAR = "\r\x1b[K"
-INTERVAL = 0.1  # seconds between redraws
+"""Escape code that erases the terminal's current line."""
+INTERVAL = 0.1
+"""Seconds between redraws of a bar."""
+LINE_INTERVAL = 3.0
+"""Seconds between the plain lines of a task that is usually short."""
 
 
 class ProgressBar:
-    """Redraws one line on ``stream``, and draws nothing where ``stream`` is no terminal.
+    """Progress of a task with a known number of steps.
+
+    On a terminal tqdm redraws one line. Elsewhere, and on a terminal without escape codes (``TERM=dumb``), plain lines
+    are printed if ``line_interval`` asks for them. Of several ranks only the first shows anything.
 
     Args:
-        total: steps of the whole run.
-        start: steps done already; the rate counts from there.
+        total: Number of steps.
+        start: Steps done before the construction. None: the first :meth:`update` tells, so that the time before it does
+            not count towards the rate.
+        label: What is being done, as in "reading images". :meth:`update` may change it.
+        unit: What a step is, in the plural.
+        line_interval: Seconds between plain lines. A bar appears after the same time, so that a short task shows
+            nothing. None: a bar at once, and no lines.
+        stream: Where to write; standard error by default.
     """
 
-    def __init__(self, total: int, *, start: int = 0, stream: TextIO | None = None):
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int | None = 0,
+        label: str = "",
+        unit: str = "steps",
+        line_interval: float | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._total, self._label, self._unit = total, label, unit
         self._stream = sys.stderr if stream is None else stream
-        self._total, self._start = total, start
-        self._began = self._drawn = time.monotonic()
-        self.active = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._line_interval = line_interval
+        self._printed = time.monotonic()
+        self._first = None if start is None else (self._printed, start)  # when, and how many steps were done
+        main = launcher.rank() == 0
+        self.active = main and self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        """Whether a bar is drawn."""
+        self._prints_lines = main and not self.active and line_interval is not None
+        self._bar: tqdm | None = None
 
-    def update(self, done: int, label: str) -> None:
-        """Show ``label`` and that ``done`` steps of the run are done."""
-        now = time.monotonic()
-        if self.active and now - self._drawn >= INTERVAL:
-            self._drawn = now
-            self._write(CLEAR + self._line(done, label))
+    def __enter__(self) -> ProgressBar:
+        return self
 
-    def left(self, done: int) -> float | None:
-        """Seconds until the run is done, ``done`` of its steps being so; None before the first one of this start."""
-        gone = done - self._start
-        return (time.monotonic() - self._began) * (self._total - done) / gone if gone > 0 else None
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, done: int, label: str | None = None) -> None:
+        """Show that ``done`` steps are done, and ``label`` from now on."""
+        self._label = self._label if label is None else label
+        if self._first is None:
+            self._first = time.monotonic(), done
+        if self.active:
+            try:
+                self._draw(done, self._first[1])
+            except OSError:  # the terminal is gone; the task is not
+                self.close()
+                self.active = False
+        elif self._prints_lines:
+            self._print(done)
+
+    def eta(self, done: int) -> float | None:
+        """Return the seconds that remain after ``done`` steps; None before the first step."""
+        began, first = self._first or (0.0, done)
+        return (time.monotonic() - began) * (self._total - done) / (done - first) if done > first else None
 
     def clear(self) -> None:
-        """Make room for a line of text."""
-        if self.active:
-            self._write(CLEAR)
+        """Erase the bar to make room for a line of text; the next :meth:`update` draws it below."""
+        if self._bar is not None:
+            self._bar.clear()
 
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except OSError:  # the terminal is gone; the run is not
-            self.active = False
+    def close(self) -> None:
+        """Erase the bar for good."""
+        if self._bar is not None:
+            bar, self._bar = self._bar, None
+            try:
+                bar.close()
+            except OSError:  # nothing is left to erase
+                self.active = False
 
-    def _line(self, done: int, label: str) -> str:
-        rate = (done - self._start) / max(time.monotonic() - self._began, 1e-9)
-        seconds = self.left(done)
-        left = "?" if seconds is None else _clock(seconds)
-        text = f" {label}  step {done}/{self._total}  {rate:.1f} steps/s  {left} left"
-        columns = shutil.get_terminal_size().columns
-        width = max(0, min(30, columns - len(text) - 3))
-        filled = round(width * done / max(1, self._total))
-        return f"[{'=' * filled}{' ' * (width - filled)}]{text}"[: columns - 1]
+    def _draw(self, done: int, first: int) -> None:
+        if self._bar is None:
+            self._bar = _open_bar(self._total, first, self._unit, self._line_interval or INTERVAL, self._stream)
+        self._bar.set_description(self._label, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _print(self, done: int) -> None:
+        now, seconds = time.monotonic(), self.eta(done)
+        if seconds is None or now - self._printed < (self._line_interval or 0.0):
+            return
+        self._printed = now
+        left = f", {duration(seconds)} left" if done < self._total else ""
+        print(f"{self._label}: {done:,} of {self._total:,} {self._unit}{left}", file=self._stream, flush=True)
+
+
+def _open_bar(total: int, start: int, unit: str, delay: float, stream: TextIO) -> tqdm:
+    """Return a tqdm bar that starts neither a thread nor a process of its own."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0  # tqdm's thread would redraw a bar that is not updated for ten seconds
+
+    Bar.set_lock(threading.RLock())  # tqdm's own is shared between processes
+    return Bar(
+        total=total,
+        initial=start,
+        unit=f" {unit}",
+        file=stream,
+        delay=delay,
+        mininterval=INTERVAL,
+        miniters=1,
+        smoothing=0,  # the mean rate since the start, as in eta()
+        leave=False,
+        position=0,
+        dynamic_ncols=True,
+    )
 
 
 def fold(text: str, indent: int, *, width: int | None = None) -> str:
-    """Break a line of items, which two spaces part, where it would pass the terminal's width.
+    """Break a line between its items, which are separated by two spaces, to fit the terminal.
 
     Args:
         text: The line.
-        indent: Spaces before what is continued.
-        width: Columns; those of the terminal if not given, 80 where there is none.
+        indent: Spaces in front of each continuation line.
+        width: Columns; by default the terminal's, or 80 without one.
     """
     width = shutil.get_terminal_size((80, 24)).columns if width is None else width
     lines: list[str] = []
@@ -80,7 +159,7 @@ def fold(text: str, indent: int, *, width: int | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words that claim no more than an estimate can: ``about 12 min``."""
+    """Return a time in words, no more precise than an estimate can be: ``about 12 min``."""
     minutes = round(seconds / 60)
     if seconds < 99.5:
         return f"about {max(1, round(seconds))} s"
@@ -88,9 +167,3 @@ def duration(seconds: float) -> str:
         return f"about {minutes} min"
     hours = round(seconds / 3600)
     return f"about {minutes // 60} h {minutes % 60} min" if hours < 10 else f"about {hours} h"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -17,8 +17,8 @@ import pictures
 
 from sftn_fast.config import ConfigError
 from sftn_fast.data import verify as module
-from sftn_fast.data.progress_lines import ProgressLines
 from sftn_fast.data.skip_list import read_skip_list
+from sftn_fast.utils.progress import ProgressBar
 
 
 def run(*argv):
@@ -94,7 +94,7 @@ def test_a_check_that_is_stopped_leaves_the_older_list(tmp_path, monkeypatch, ca
     for name in ("a.png", "b.png"):
         pictures.damaged(tmp_path / name, "empty")
     (tmp_path / "skip.txt").write_text("a.png\n")
-    monkeypatch.setattr(ProgressLines, "update", stop)
+    monkeypatch.setattr(ProgressBar, "update", stop)
     assert module.main([str(tmp_path), "--workers", "1"]) == 130
     assert "stopped by SIGINT" in capsys.readouterr().err
     assert (tmp_path / "skip.txt").read_text() == "a.png\n"
@@ -113,7 +113,7 @@ def update(self, done):
     print(*(c.pid for c in multiprocessing.active_children()), forkserver._forkserver._forkserver_pid, flush=True)
     print(util.get_temp_dir(), flush=True)
     sys.stdin.read()
-verify.ProgressLines.update = update
+verify.ProgressBar.update = update
 verify.main([sys.argv[1], "--workers", "2"])
 """
 
@@ -146,15 +146,3 @@ def test_a_list_that_can_not_be_written_is_explained(tmp_path):
     (tmp_path / "skip.txt" / "held").mkdir(parents=True)  # an empty folder would give way
     with pytest.raises(ConfigError, match=r"skip.txt can't be written"):
         module.write_skip_list(tmp_path, {tmp_path / "a.png": "empty"})
-
-
-def test_progress_speaks_up_only_when_it_takes_long(capsys):
-    for interval in (0.0, 60.0):
-        progress = ProgressLines("checking images", 2000, interval=interval)
-        for done in (0, 1000, 2000):
-            progress.update(done)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.rpartition(",")[0] for line in lines] == [
-        "checking images: 1,000 of 2,000",
-        "checking images: 2,000 of 2,000",
-    ]

@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every kind of job, among them one with an initialisation, with anchors and with a peer."""
     output = tmp_path_factory.mktemp("damage") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_draw", lambda *_: ([], "no plot"))
+        patch.setattr(report.writer, "draw", lambda *_: ([], "no plot"))
         train.run(tiny(output, *STAGES))
     return output
 
@@ -234,7 +234,7 @@ def test_a_damaged_configuration_is_named_and_written_again(
 
 
 def test_what_a_report_writes_is_not_relied_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_draw", lambda *_: ([], "no plot"))
+    monkeypatch.setattr(report.writer, "draw", lambda *_: ([], "no plot"))
     text = report.write(run)
     for name in ("report.md", "report.html", "results.csv"):
         for damage in DAMAGE.values():
@@ -256,7 +256,7 @@ def test_a_run_of_an_older_version_is_reported_and_gone_on_with(
     (run / "config.yaml").write_text("".join(lines[1:-1]))
     found = find_results(run)
     assert figures(found.results) == true
-    assert found.notes == ("6 of 6 results carry no checksums: an older version wrote them",)
+    assert found.notes == ("6 of 6 results have no checksums: they are from an older version",)
     for job in JOBS:
         job_of(run, images, job).finish()
     assert capsys.readouterr().out.count("not trained again") == len(JOBS)
@@ -264,7 +264,7 @@ def test_a_run_of_an_older_version_is_reported_and_gone_on_with(
     flip_bit(run / "seed0" / "student" / "model.safetensors")
     job_of(run, images, "student").finish()
     assert "seed0/student/model.safetensors" in caplog.text
-    assert find_results(run).notes == ("5 of 6 results carry no checksums: an older version wrote them",)
+    assert find_results(run).notes == ("5 of 6 results have no checksums: they are from an older version",)
     assert json.loads((run / "seed0" / "student" / "result.json").read_text())["seconds"] >= seconds
 
 
@@ -282,7 +282,7 @@ def test_only_names_that_a_run_gives_are_read(run: Path) -> None:
 
 
 def test_what_files_hold_is_shown_and_not_obeyed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_draw", lambda *_: ([], "no plot"))
+    monkeypatch.setattr(report.writer, "draw", lambda *_: ([], "no plot"))
     path = run / "seed0" / "student" / "result.json"
     result = json.loads(path.read_text())
     evil = "<script>alert(1)</script>![p](http://x/)\x1b[2J" + 1000 * "n"
@@ -319,10 +319,10 @@ def test_a_result_of_odd_content_is_left_out(run: Path, change: dict[str, Any]) 
 
 @pytest.mark.parametrize("content", ["5", "teacher: [1]", "a: [", "\x00", "data: 7", "- 1", 3000 * "[" + 3000 * "]"])
 def test_a_configuration_of_odd_content_is_left_out(run: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_draw", lambda *_: ([], "no plot"))
+    monkeypatch.setattr(report.writer, "draw", lambda *_: ([], "no plot"))
     (run / "config.yaml").write_text(content)
     notes = find_results(run).notes
-    assert any("config.yaml" in note and "what rests on it is left out" in note for note in notes)
+    assert any("config.yaml" in note and "what depends on it is left out" in note for note in notes)
     assert notes[-1] in report.write(run)
 
 
@@ -331,4 +331,6 @@ def test_nothing_that_can_be_read_is_one_line_with_the_reason(run: Path, capsys:
         path.write_text("{")
     assert report.main([str(run)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "no finished stage" in error and "seed0/teacher/result.json is damaged" in error
+    assert (
+        error.count("\n") == 1 and "no finished training" in error and "seed0/teacher/result.json is damaged" in error
+    )

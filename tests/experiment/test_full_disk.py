@@ -84,7 +84,7 @@ def unbroken(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    monkeypatch.setattr(report, "_draw", draw)
+    monkeypatch.setattr(report.writer, "draw", draw)
     yield Disk(tmp_path / "run", monkeypatch)
 
 
@@ -129,7 +129,7 @@ def test_a_folder_that_is_removed_during_the_run_is_one_line(
             shutil.rmtree(run, ignore_errors=True)
         return original(path, flags, *arguments, **options)
 
-    monkeypatch.setattr(report, "_draw", draw)
+    monkeypatch.setattr(report.writer, "draw", draw)
     monkeypatch.setattr(os, "open", remove_first)
     assert train._run(dataclasses.replace(config, output=str(run)), "test", dry=False) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -129,7 +129,7 @@ def run(output: Path, options: str) -> int:
 def quick():
     """No pictures, which take as long as the training, and images that are built once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_draw", lambda *args: ([], "no plot"))
+        patch.setattr(report.writer, "draw", lambda *args: ([], "no plot"))
         patch.setattr(data, "build", lru_cache(maxsize=None)(data.build))
         yield
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_stages import leave
+from finished_jobs import add_job
 
 from sftn_fast import report
 from sftn_fast.config import Config, DataConfig, EngineConfig, OptimConfig
@@ -24,7 +24,7 @@ NAMES = ("cat", "<b>dog</b>", "a|b\nc")
 
 
 def add_counts(folder: Path, seed: int, name: str, right: list[int], predicted: list[int] | None = None) -> None:
-    leave(folder, name, seed, 50.0)
+    add_job(folder, name, seed, 50.0)
     stage = folder / f"seed{seed}" / name
     result = json.loads((stage / "result.json").read_text())
     result["by_class"] = class_counts.write(stage, [10, 20, 0], right, predicted or [10, 10, 10], NAMES)
@@ -49,14 +49,14 @@ def test_changed_counts_are_named_and_not_shown(tmp_path: Path) -> None:
     file = tmp_path / "seed0" / "student" / class_counts.FILE
     file.write_text(file.read_text().replace("5", "9"))
     text = report.write(tmp_path)
-    assert f"student alone, seed 0: no accuracy by class, {file} is not what the stage wrote" in text
+    assert f"student alone, seed 0: no accuracy by class: {file} was changed after the training" in text
     assert "Accuracy by class" not in (tmp_path / "report.md").read_text()
     file.unlink()
     assert f"{file} is missing" in report.write(tmp_path)
 
 
 def test_a_result_of_an_older_version_has_none_and_needs_none(tmp_path: Path) -> None:
-    leave(tmp_path, "student", 0, 50.0)
+    add_job(tmp_path, "student", 0, 50.0)
     assert "by class" not in report.write(tmp_path)
 
 
@@ -64,12 +64,14 @@ def test_one_class_for_all_images_is_the_first_thing_said(tmp_path: Path) -> Non
     add_counts(tmp_path, 0, "student", [0, 20, 0], predicted=[0, 30, 0])
     add_counts(tmp_path, 1, "student", [10, 5, 0])
     first = report.write(tmp_path).split("\n- ")[1]
-    assert first.startswith("warning: student alone, seed 0: it takes all test images for one class, '<b>dog</b>'")
+    assert first.startswith(
+        "warning: student alone, seed 0: it predicts class '<b>dog</b>' for all test images and has learned nothing"
+    )
     assert "warning: student alone, seed 0" in (tmp_path / "report.html").read_text()
 
 
 def test_a_thousand_classes_stay_beside_the_result(tmp_path: Path) -> None:
-    leave(tmp_path, "student", 0, 50.0)
+    add_job(tmp_path, "student", 0, 50.0)
     stage = tmp_path / "seed0" / "student"
     result = json.loads((stage / "result.json").read_text())
     right = [number % 50 for number in range(1000)]
@@ -122,7 +124,9 @@ def test_a_stage_that_learned_nothing_says_so(
         task.model.head.fc.bias[3] = 1.0
     monkeypatch.setattr(run, "task", lambda: task)
     run.finish()
-    assert "warning: it takes all test images for one class, 'pattern 3'" in capsys.readouterr().out
+    assert (
+        "warning: it predicts class 'pattern 3' for all test images and has learned nothing" in capsys.readouterr().out
+    )
 
 
 def tiny_stage(folder: Path, *, amp: str = "fp32", lr: float = 1e-6) -> JobRunner:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finished_stages import leave
+from finished_jobs import add_job
 
 from sftn_fast import cli, report
 
@@ -15,7 +15,7 @@ from sftn_fast import cli, report
 def make_run(folder: Path, top1: dict[str, tuple[float, ...]], *options: str, **data: object) -> Path:
     for name, figures in top1.items():
         for seed, figure in enumerate(figures):
-            leave(folder, name, seed, figure)
+            add_job(folder, name, seed, figure)
             path = folder / f"seed{seed}" / name / "result.json"
             result = json.loads(path.read_text())
             result["identity"] = {"data": {"num_train": 150, "content": "aa", **data}}
@@ -57,7 +57,7 @@ def test_other_data_are_named(tmp_path: Path) -> None:
     two = make_run(tmp_path / "two", {"teacher": (90.0,)}, num_train=300, content="bb")
     assert "The data differ in num_train: one 150, two 300" in report.compare([one, two])
     same = make_run(tmp_path / "same", {"teacher": (90.0,)}, content="cc")
-    assert "The images are not the same" in report.compare([one, same])
+    assert "The images differ, although their numbers are equal" in report.compare([one, same])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_a_run_without_configuration(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, {"teacher": (90.0,)}) for name in ("a", "b")]
     (runs[1] / "config.yaml").unlink()
-    assert "settings are not known of b: no config.yaml" in report.compare(runs)
+    assert "no settings of b: config.yaml is missing or damaged" in report.compare(runs)
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

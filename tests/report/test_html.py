@@ -10,7 +10,7 @@ import pytest
 
 from sftn_fast.report import figure, table
 from sftn_fast.report.glossary import DEFINITIONS, define
-from sftn_fast.report.html import PER_RUN, page
+from sftn_fast.report.html import PER_TRAINING, page
 from sftn_fast.report.matrix import MethodLine
 from sftn_fast.report.results import Row
 from sftn_fast.report.statistics import Paired
@@ -50,7 +50,7 @@ def test_every_heading_is_defined_below_its_table() -> None:
     rows = [make_row()]
     line = MethodLine("kd", {"teacher": rows[0]}, None, None, None)
     headings = [*table.rows_table(rows)[0], *table.matrix_table([line])[0], *table.costs_table(rows)[0]]
-    headings += [column.heading for column in PER_RUN]
+    headings += [column.heading for column in PER_TRAINING]
     undefined = [heading for heading in headings if heading and not define([heading])]
     assert not undefined
     content = make_page([("Results", table.rows_table(rows), [])])

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import yaml
-from finished_stages import METHODS, leave
+from finished_jobs import METHODS, add_job
 
 from sftn_fast import report
 
@@ -45,7 +45,7 @@ def test_published_numbers_and_gaps(folder: Path) -> None:
     assert (cells["sp,kd=1"]["published"], cells["sp,kd=1"]["gap"]) == ("74.74 (SSKD)", "-3.24")
     assert cells["at:p=1<2>,kd=1"]["published"] == "-"
     text = report.write(folder)
-    assert "standard teacher: 79.42 published (RepDistiller), gap +0.58" in text
+    assert "standard teacher: 79.42 published (RepDistiller), gap +0.58 points" in text
     assert "not the SFTN paper's" in text
 
 
@@ -58,9 +58,11 @@ def test_another_data_set_has_no_published_numbers(folder: Path) -> None:
 def test_sentences(folder: Path) -> None:
     text = report.write(folder)
     # Over the seeds that all methods have: (1 - 1 + 0.5) / 3 and (2 + 0 + 1) / 3.
-    assert "Average over 3 methods, SFTN against standard: +0.58 ± 0.59 points, paired by seed, n = 2" in text
-    assert "student alone (resnet8x4): 73.00 ± 1.00, n = 3" in text
-    assert "by Holm for 2 methods" in text
+    assert (
+        "Mean gain of SFTN over 3 methods: +0.58 ± 0.59 points, 95 % CI -4.71 to +5.88 (paired by seed, n = 2)" in text
+    )
+    assert "student alone (resnet8x4): top-1 73.00 ± 1.00 %, n = 3" in text
+    assert "two-sided paired t-test, n >= 3, Holm-corrected for 2 methods" in text
     # 3 x 3 baselines and 17 students of ten seconds on two devices.
     assert "26 trainings, 520 device seconds" in text
 
@@ -118,8 +120,8 @@ def test_a_matrix_of_one_teacher_has_no_gain(folder: Path) -> None:
 def test_a_run_of_one_method_has_its_table_of_stages_and_a_page(tmp_path: Path) -> None:
     for seed in range(3):
         for name in ("teacher", "student", "distill-teacher", "distill-sftn"):
-            leave(tmp_path, name, seed, 70.0 + seed * len(name), "kd" if "distill" in name else None)
+            add_job(tmp_path, name, seed, 70.0 + seed * len(name), "kd" if "distill" in name else None)
     text = report.write(tmp_path)
-    assert "| student of SFTN teacher " in text and "Average" not in text
-    assert "student of SFTN teacher against student of standard teacher: -3.00 ± 3.00 points" in text
+    assert "| student of SFTN teacher " in text and "Mean gain" not in text
+    assert "student of SFTN teacher vs. student of standard teacher: -3.00 ± 3.00 points" in text
     assert Page((tmp_path / "report.html").read_text()).tags["img"] == 2

@@ -17,7 +17,7 @@ from sftn_fast.report.published import (
     TORCHVISION,
     note,
     of_method,
-    of_stage,
+    of_network,
 )
 
 RESNET = cli.to_dict(cli.parse(["--config", "resnet32x4_resnet8x4"])[0])
@@ -45,7 +45,7 @@ def test_there_is_a_recipe_for_every_pair_with_the_same_numbers():
         assert (config.teacher, config.student) == (teacher, student)
         header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
         settings = cli.to_dict(config)
-        found = [of_stage("teacher", settings), of_stage("student", settings), of_method(config.distill, settings)]
+        found = [of_network("teacher", settings), of_network("student", settings), of_method(config.distill, settings)]
         expected = [each.top1 for each in found if each]
         assert [float(number) for number in re.findall(r"([\d.]+) %", header)] == expected
         assert len(expected) == (2 if teacher == "resnet50" else 3)
@@ -95,19 +95,19 @@ def test_settings_that_were_not(method):
 def test_other_runs_are_held_against_nothing(change):
     assert of_method("kd", RESNET) is not None
     assert of_method("kd", RESNET | change) is None
-    assert of_stage("teacher", RESNET | change) is None
+    assert of_network("teacher", RESNET | change) is None
 
 
 def test_the_usual_size_may_be_said():
     for settings, size in ((RESNET, 32), (IMAGENET, 224)):
-        assert of_stage("student", settings | {"data": {**settings["data"], "image_size": size}}) is not None
+        assert of_network("student", settings | {"data": {**settings["data"], "image_size": size}}) is not None
 
 
 def test_a_pair_that_the_readme_leaves_out():
     settings = RESNET | {"teacher": "resnet110", "student": "resnet20"}
     assert of_method("at,kd=1", settings) is None
     assert of_method("at", settings).top1 == 70.22
-    assert of_stage("sftn", settings) is None
+    assert of_network("sftn", settings) is None
 
 
 # ImageNet
@@ -133,8 +133,8 @@ def test_methods_on_imagenet(method, top1):
 
 
 def test_networks_alone_on_imagenet():
-    assert [of_stage(kind, IMAGENET).top1 for kind in ("teacher", "student")] == [73.31, 69.76]
+    assert [of_network(kind, IMAGENET).top1 for kind in ("teacher", "student")] == [73.31, 69.76]
     assert "torchdistill" in note(IMAGENET) and "RepDistiller" in note(RESNET)
     for file, expected in (("torchvision:IMAGENET1K_V1", 73.31), ("torchvision:IMAGENET1K_V2", None), ("a.pth", None)):
-        found = of_stage("teacher", IMAGENET | {"teacher_file": file})
+        found = of_network("teacher", IMAGENET | {"teacher_file": file})
         assert (found and found.top1) == expected

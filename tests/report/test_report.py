@@ -65,7 +65,7 @@ def test_gain_pairs_the_seeds_that_both_have(folder: Path) -> None:
     rows = report.read_results(folder)
     # Seed 0: 92 - 91, seed 1: 94 - 91; seed 10 has no partner.
     sentence = report.gain(rows, "distill-sftn", "distill-teacher")
-    assert sentence is not None and "+2.00 ± 1.41 points, paired by seed, n = 2" in sentence
+    assert sentence is not None and "+2.00 ± 1.41 points, 95 % CI -10.71 to +14.71 (paired by seed, n = 2)" in sentence
     assert report.gain(rows, "distill-sftn", "student") is None
 
 
@@ -95,7 +95,10 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     empty = tmp_path / "empty"
     empty.mkdir()
     assert report.main([str(empty)]) == 2
-    assert "no finished stage" in capsys.readouterr().err
-    assert report.main([]) == 2
+    assert "no finished training" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        report.main([])
+    assert refused.value.code == 2
+    assert "FOLDER" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         report.read_results(tmp_path / "nowhere")

@@ -16,7 +16,7 @@ TOP1 = {
 }
 
 
-def leave(folder: Path, name: str, seed: int, top1: float, method: str | None = None) -> None:
+def add_job(folder: Path, name: str, seed: int, top1: float, method: str | None = None) -> None:
     """A finished stage."""
     student = name not in ("teacher", "sftn")
     result = {
