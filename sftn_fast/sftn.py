@@ -146,7 +146,7 @@ class StudentAwareTeacher(nn.Module):
         paired = {pair.teacher_stage: pair for pair in pairing or pair_stages(teacher, student, image_size)}
         wanted = sorted(range(1, teacher.num_stages) if stages is None else stages)
         usable = 0 < len(wanted) == len(set(wanted)) and set(wanted) <= paired.keys()
-        check(usable, "sftn.stages", wanted, f"distinct stages of the teacher, of {', '.join(map(str, paired))}")
+        check(usable, "sftn.branch_stages", wanted, f"distinct stages of the teacher, of {', '.join(map(str, paired))}")
 
         self.pairs = [paired[stage] for stage in wanted]
         self.teacher = teacher

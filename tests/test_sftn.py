@@ -310,7 +310,9 @@ def test_a_pairing_of_ones_own() -> None:
 
 @pytest.mark.parametrize("stages", [[], [0], [4], [-1], [1, 1]])
 def test_stages_that_the_teacher_has_not_are_refused(stages: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"sftn\.stages must be distinct stages of the teacher, of 1, 2, 3, got"):
+    with pytest.raises(
+        ConfigError, match=r"sftn\.branch_stages must be distinct stages of the teacher, of 1, 2, 3, got"
+    ):
         StudentAwareTeacher(toy(), toy(), stages=stages)
 
 

@@ -1,7 +1,7 @@
 """What decides what a stage computes: its identity, by which a folder's stage is known to be the one that is wanted.
 
 Files count by their content. A key of the configuration is in the identity of each stage that it matters to, or in
-:data:`sftn_fast.cli.neutral_keys.NEUTRAL`; ``tests/experiment/test_identity.py`` changes each of them.
+is marked as ``Neutral``; ``tests/experiment/test_identity.py`` changes each of them.
 """
 
 from __future__ import annotations

@@ -286,7 +286,11 @@ class JobRunner:
             teacher = self._load("sftn.init", config.init)
         student = self._build(self.config.student)
         aware = StudentAwareTeacher(
-            teacher, student, image_size=self.data.image_size, stages=config.stages, share_student=config.share_student
+            teacher,
+            student,
+            image_size=self.data.image_size,
+            stages=config.branch_stages,
+            share_student=config.share_student,
         )
         for line in aware.describe():
             distributed.say(f"  {line}")

@@ -95,7 +95,7 @@ def test_every_method_with_every_network(images: ImageData, pair: tuple[str, str
         ("--stages [teacher,sftn] --teacher odd_tokens", "odd_tokens can't become a student-friendly teacher"),
         ("--stages [teacher,sftn] --student odd_tokens", "can't become a student-friendly teacher for odd_tokens: "),
         ("--stages [teacher,sftn] --student odd_one_stage", "has 1 stage; a branch needs a student of 2 or more"),
-        ("--stages [teacher,sftn] --teacher odd_one_stage", "sftn.stages must be distinct stages"),
+        ("--stages [teacher,sftn] --teacher odd_one_stage", "sftn.branch_stages must be distinct stages"),
         ("--stages [teacher] --teacher odd_deep", "odd_deep can't be trained on fake: "),
         ("--stages [student] --student odd_deep", "odd_deep can't be trained on fake: "),
         ("--stages [distill,teacher] --student odd_deep", "odd_deep can't run on images of 8 x 8 pixels"),
