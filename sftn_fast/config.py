@@ -1,257 +1,223 @@
-"""What a run is made of: frozen dataclasses, each field's meaning beside it.
+"""Settings of a run: frozen dataclasses with each field's meaning, type and limits.
 
-Imports nothing but the standard library, so that ``--help`` and a rejected configuration cost no import of torch.
-A value that can be judged alone is judged in ``__post_init__``; what needs the networks or the data is judged by
-whoever has them. Every refusal is a :class:`ConfigError` naming key, value and what is allowed.
+Imports only the standard library, so that ``--help`` and a wrong option do not have to wait for torch. The types
+carry the limits of single values (:mod:`sftn_fast.validation`); ``__post_init__`` has the rules between fields.
+Code that knows the networks or the data checks the rest. Each error is a :class:`ConfigError` with one line that names
+key, value and what is allowed.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import sys
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-STAGES = ("teacher", "sftn", "student", "distill", "collaborate")
-USUAL_STAGES = ("teacher", "sftn", "student", "distill")
-RESUME = ("auto", "must", "never", "force")
-DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake")
+from sftn_fast.validation import (
+    LONGEST_NAME,
+    LONGEST_PATH,
+    Bound,
+    ConfigError,
+    Device,
+    FilePath,
+    Neutral,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Series,
+    check,
+    check_path,
+    is_device,
+    validate,
+)
+
+__all__ = [
+    "DATASETS",
+    "FILE_DATASETS",
+    "LONGEST_NAME",
+    "LONGEST_PATH",
+    "RENAMED",
+    "RESUME",
+    "STAGES",
+    "CollaborateConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EngineConfig",
+    "OptimConfig",
+    "RouteConfig",
+    "SFTNConfig",
+    "TransferConfig",
+    "check",
+    "check_path",
+    "rename_keys",
+]
+
+Stage = Literal["teacher", "sftn", "student", "distill", "collaborate"]
+Dataset = Literal[
+    "digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake"
+]
+Resume = Literal["auto", "must", "never", "force"]
+Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
+
+STAGES: tuple[str, ...] = typing.get_args(Stage)
+DATASETS: tuple[str, ...] = typing.get_args(Dataset)
+RESUME: tuple[str, ...] = typing.get_args(Resume)
 FILE_DATASETS = ("tiny_imagenet", "imagenet", "folder")
-LOADERS = ("auto", "memory", "dali", "torchvision")
-
-
-LONGEST_NAME = 255
-"""Bytes of a name that file systems take."""
-LONGEST_PATH = 1000 if sys.platform == "darwin" else 3500
-"""Bytes of a path, which leaves some for what a run writes below it."""
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be run; the command line turns it into exit code 2 and one line."""
-
-
-def check(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Raise :class:`ConfigError` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
-
-
-def check_finite(key: str, value: float, *, minimum: float, inclusive: bool = True) -> None:
-    """Refuse NaN, infinities and values below ``minimum`` (or at it, if not ``inclusive``)."""
-    enough = value >= minimum if inclusive else value > minimum
-    bound = "at least" if inclusive else "greater than"
-    check(math.isfinite(value) and enough, key, value, f"a finite number {bound} {minimum:g}")
-
-
-def check_path(key: str, path: str) -> None:
-    """Raise :class:`ConfigError` for a ``path`` that no file can have, whatever there is on the disk."""
-    check(bool(path.strip()), key, path, "a path")
-    try:
-        encoded = os.fsencode(Path(path).expanduser())
-        encoded.decode()
-    except RuntimeError:
-        raise ConfigError(f"{key} must be a path, got {path!r}, and there is no such user") from None
-    except UnicodeEncodeError:
-        locale = f"of letters of this locale ({sys.getfilesystemencoding()}; LC_ALL=C.UTF-8 has all)"
-        raise ConfigError(f"{key} must be a path {locale}, got {path!a}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{key} must be a path in UTF-8, got {path!a}") from None
-    check("\0" not in path, key, path, "a path without the character U+0000")
-    longest = max(map(len, encoded.split(os.sep.encode())))
-    if longest > LONGEST_NAME or len(encoded) > LONGEST_PATH:
-        shown = path if len(path) <= 40 else f"{path[:20]}...{path[-17:]}"
-        raise ConfigError(
-            f"{key} must be a path of names of {LONGEST_NAME} bytes at most, {LONGEST_PATH} in all, got {shown!r}, "
-            f"with a name of {longest} and {len(encoded)} in all"
-        )
-
-
-def is_device(name: str) -> bool:
-    """Whether ``name`` is auto, cpu, cuda or cuda:N."""
-    return name in ("auto", "cpu", "cuda") or name.removeprefix("cuda:").isdecimal()
+"""Data sets that consist of image files."""
+RENAMED = {"sftn.stages": "sftn.branch_stages"}
+"""Keys by the names that they had in earlier versions."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, how many of them, and how they are augmented."""
+    """Images: which data set, how many images, how they are augmented."""
 
-    name: str = "digits"
-    """Data set: digits, fashion_mnist, cifar10, cifar100, stl10, tiny_imagenet, imagenet, fake, or folder for any
-    folder of images, ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or test)."""
-    root: str = "data"
-    """Folder that holds, or receives, the data set's files."""
-    download: bool = False
-    """Fetch the files when they are not in root."""
-    train_size: int | None = None
-    """Use only so many training images (a fixed, class-balanced choice); null for all."""
-    val_size: int = 0
-    """Hold so many training images out as a validation split."""
-    image_size: int | None = None
-    """Side of the images in pixels; null for the data set's own, which folder has not. Others are resized."""
-    loader: str = "auto"
-    """memory keeps all images on the device, decoded; dali and torchvision decode image files as they are needed, for
-    imagenet, folder and tiny_imagenet. auto: memory, but for imagenet DALI, or torchvision where there is no DALI."""
-    workers: int | None = None
-    """Threads (dali) or processes (torchvision) that decode for each rank; null for the cores that a rank has."""
-    crop_padding: int | None = None
-    """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4). Of loader memory alone: dali
-    and torchvision cut out a random part, 8 % of the image or more."""
+    name: Dataset = "digits"
+    """Data set. "folder" is any folder of images, as ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or
+    test)."""
+    root: Annotated[FilePath, Neutral("images are compared by their content")] = "data"
+    """Folder of the data set's files."""
+    download: Annotated[bool, Neutral("images are compared by their content")] = False
+    """Download the files if they are not in root."""
+    train_size: Annotated[int, Bound(2)] | None = None
+    """Number of training images to use, a fixed, class-balanced selection; null for all."""
+    val_size: NonNegativeInt = 0
+    """Number of training images to hold out as a validation split."""
+    image_size: Annotated[int, Bound(8, 512)] | None = None
+    """Height and width of the images in pixels; null for the data set's own, which "folder" does not have. Images of
+    another size are resized."""
+    loader: Literal["auto", "memory", "dali", "torchvision"] = "auto"
+    """memory: keep all decoded images on the device. dali, torchvision: decode image files during training (imagenet,
+    folder and tiny_imagenet only). auto: memory; for imagenet dali, or torchvision if DALI is not installed."""
+    workers: Annotated[PositiveInt | None, Neutral("workers only decode; they draw no random numbers")] = None
+    """Threads (dali) or processes (torchvision) per rank that decode images; null for one per core of the rank."""
+    crop_padding: Annotated[int, Bound(0, 16)] | None = None
+    """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4). For loader memory only: dali
+    and torchvision crop a random part of 8 % of the image or more."""
     flip: bool | None = None
-    """Random horizontal flip; null for the data set's own (CIFAR: yes, digits: no)."""
-    white: float | None = None
-    """Which value is white in image files of more than 8 bits that do not say it, as 4095 of 12 bits or 1 of
-    floating-point numbers; null to refuse those of which it isn't evident."""
+    """Flip images horizontally at random; null for the data set's own setting (CIFAR: true, digits: false)."""
+    white: PositiveFloat | None = None
+    """Value of white in image files of more than 8 bits that do not state it, such as 4095 for 12 bits or 1 for
+    floating-point pixels; null to refuse such files."""
 
     def __post_init__(self) -> None:
-        check(self.name in DATASETS, "data.name", self.name, "one of " + ", ".join(DATASETS))
-        check_path("data.root", self.root)
-        check(self.train_size is None or self.train_size >= 2, "data.train_size", self.train_size, "at least 2")
-        check(self.val_size >= 0, "data.val_size", self.val_size, "0 or more")
-        sized = self.image_size is None or 8 <= self.image_size <= 512
-        check(sized, "data.image_size", self.image_size, "from 8 to 512")
-        check(self.loader in LOADERS, "data.loader", self.loader, "one of " + ", ".join(LOADERS))
-        one_file = f"auto or memory for data.name={self.name}, whose images are no files of their own"
-        check(self.name in FILE_DATASETS or not self.streams, "data.loader", self.loader, one_file)
-        check(self.workers is None or self.workers >= 1, "data.workers", self.workers, "at least 1")
+        validate(self, "data.")
+        from_files = self.name in FILE_DATASETS
         check(
-            self.crop_padding is None or 0 <= self.crop_padding <= 16,
+            from_files or not self.streams,
+            "data.loader",
+            self.loader,
+            f"auto or memory for data.name={self.name}, which has no image files",
+        )
+        check(
+            self.crop_padding is None or not self.streams,
             "data.crop_padding",
             self.crop_padding,
-            "from 0 to 16",
+            f"null for data.name={self.name} with data.loader={self.loader}, which crops without padding",
         )
-        cropped = f"null, since images that are decoded as they are needed (data.name={self.name}, data.loader="
-        cropped += f"{self.loader}) are not padded"
-        check(self.crop_padding is None or not self.streams, "data.crop_padding", self.crop_padding, cropped)
-        if self.white is not None:
-            check_finite("data.white", self.white, minimum=0, inclusive=False)
-            whose = f"null for data.name={self.name}, whose images are no files of their own"
-            check(self.name in FILE_DATASETS, "data.white", self.white, whose)
+        check(
+            self.white is None or from_files,
+            "data.white",
+            self.white,
+            f"null for data.name={self.name}, which has no image files",
+        )
 
     @property
     def streams(self) -> bool:
-        """Whether images are decoded as they are needed, instead of once."""
+        """Decode images during training, rather than once at the start."""
         return self.name == "imagenet" if self.loader == "auto" else self.loader != "memory"
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD and its learning-rate schedule. Defaults are the CIFAR-100 setting of CRD and SFTN."""
+    """SGD and its learning-rate schedule. The defaults are the CIFAR-100 settings of CRD and SFTN."""
 
-    lr: float | None = None
+    lr: PositiveFloat | None = None
     """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks."""
-    momentum: float = 0.9
-    """SGD momentum."""
+    momentum: Annotated[float, Bound(0, below=1)] = 0.9
+    """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov momentum."""
-    weight_decay: float = 5e-4
-    """L2 penalty, on all that learns, as the reference code has it."""
-    batch_size: int = 64
-    """Images a step, over all ranks together."""
-    accumulate: int = 1
-    """Parts that each rank computes its share of a step in, one after the other, to save memory. The same step where a
-    loss is a mean over images; relations and BatchNorm see a part at a time."""
-    lr_scale: str = "none"
-    """none, or linear: the learning rate times batch_size / base_batch_size."""
-    base_batch_size: int = 64
-    """Batch size that the learning rate is meant for, where lr_scale is linear."""
-    schedule: str = "milestones"
-    """milestones, cosine or constant."""
-    milestones: tuple[int, ...] | None = None
-    """Epochs after which the learning rate is multiplied by gamma; null for 5/8, 6/8 and 7/8 of the epochs, which is
-    150, 180 and 210 of the usual 240."""
-    gamma: float = 0.1
+    """Use Nesterov momentum."""
+    weight_decay: NonNegativeFloat = 5e-4
+    """L2 penalty, on all parameters, as in the reference code."""
+    batch_size: Annotated[int, Bound(2)] = 64
+    """Images per step, summed over all ranks."""
+    accumulate: PositiveInt = 1
+    """Number of parts in which each rank computes its share of a step, one after the other, to save memory. Losses that
+    are means over images do not change. Relational losses and BatchNorm see one part at a time."""
+    lr_scale: Literal["none", "linear"] = "none"
+    """linear: multiply the learning rate by batch_size / base_batch_size."""
+    base_batch_size: PositiveInt = 64
+    """Batch size that lr is meant for, with lr_scale linear."""
+    schedule: Literal["milestones", "cosine", "constant"] = "milestones"
+    """Learning-rate schedule."""
+    milestones: Epochs | None = None
+    """Epochs after which the learning rate is multiplied by gamma; null for 5/8, 6/8 and 7/8 of all epochs, which is
+    150, 180 and 210 of 240."""
+    gamma: PositiveFloat = 0.1
     """Factor at each milestone."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from lr / 10."""
-    clip_grad: float | None = None
-    """Clip the gradient's norm to this; null for no clipping."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs of linear warm-up, starting at lr / 10."""
+    clip_grad: PositiveFloat | None = None
+    """Largest norm of the gradient, which is clipped to it; null for no clipping."""
 
     def __post_init__(self) -> None:
-        if self.lr is not None:
-            check_finite("optim.lr", self.lr, minimum=0, inclusive=False)
-        check_finite("optim.momentum", self.momentum, minimum=0)
-        check(self.momentum < 1, "optim.momentum", self.momentum, "less than 1")
+        validate(self, "optim.")
         check(not self.nesterov or self.momentum > 0, "optim.nesterov", self.nesterov, "false when optim.momentum is 0")
-        check_finite("optim.weight_decay", self.weight_decay, minimum=0)
-        check(self.batch_size >= 2, "optim.batch_size", self.batch_size, "at least 2")
-        check(self.accumulate >= 1, "optim.accumulate", self.accumulate, "at least 1")
         parts = self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate
         allowed = f"a divisor of optim.batch_size, {self.batch_size}, that leaves 2 images or more in each part"
         check(parts, "optim.accumulate", self.accumulate, allowed)
-        check(self.lr_scale in ("none", "linear"), "optim.lr_scale", self.lr_scale, "none or linear")
-        check(self.base_batch_size >= 1, "optim.base_batch_size", self.base_batch_size, "at least 1")
-        kinds = ("milestones", "cosine", "constant")
-        check(self.schedule in kinds, "optim.schedule", self.schedule, "one of " + ", ".join(kinds))
-        milestones = self.milestones or ()
-        increasing = all(a < b for a, b in zip((0, *milestones), milestones, strict=False))
-        check(increasing, "optim.milestones", list(milestones), "increasing epochs from 1 on")
-        check_finite("optim.gamma", self.gamma, minimum=0, inclusive=False)
-        check_finite("optim.warmup_epochs", self.warmup_epochs, minimum=0)
-        if self.clip_grad is not None:
-            check_finite("optim.clip_grad", self.clip_grad, minimum=0, inclusive=False)
 
     def scaled(self, lr: float) -> float:
-        """``lr`` for this batch size."""
+        """Return ``lr`` for this batch size."""
         return lr * self.batch_size / self.base_batch_size if self.lr_scale == "linear" else lr
 
 
 @dataclass(frozen=True)
 class SFTNConfig:
-    """Student-aware training of the teacher. Defaults are the paper's for CIFAR-100."""
+    """Student-aware training of the teacher (SFTN). The defaults are the paper's for CIFAR-100."""
 
-    teacher_weight: float = 1.0
+    teacher_weight: NonNegativeFloat = 1.0
     """Weight of the teacher's cross-entropy (lambda_T)."""
-    ce_weight: float = 1.0
+    ce_weight: NonNegativeFloat = 1.0
     """Weight of the branches' cross-entropy (lambda_CE)."""
-    kl_weight: float = 3.0
+    kl_weight: NonNegativeFloat = 3.0
     """Weight of the divergence between teacher and branches (lambda_KL)."""
-    temperature: float = 1.0
-    """Temperature of that divergence (tau)."""
-    direction: str = "teacher_to_branch"
-    """teacher_to_branch is KL(teacher || branch); branch_to_teacher the other way round."""
-    branch_reduction: str = "mean"
-    """mean or sum over the branches."""
-    stages: tuple[int, ...] | None = None
-    """Teacher stages that carry a branch, counted from 1; null for all but the last."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of the divergence (tau)."""
+    direction: Literal["teacher_to_branch", "branch_to_teacher"] = "teacher_to_branch"
+    """teacher_to_branch: KL(teacher || branch). branch_to_teacher: KL(branch || teacher)."""
+    branch_reduction: Literal["mean", "sum"] = "mean"
+    """Reduction of the losses over the branches."""
+    branch_stages: Annotated[tuple[int, ...], Series(1, "stage numbers")] | None = None
+    """Teacher stages with a branch, counted from 1; null for all but the last."""
     share_student: bool = False
-    """One copy of the student's stages serves all branches, instead of a copy of its own for each."""
-    init: str | None = None
-    """Fine-tune from a finished teacher: a file, torchvision:DEFAULT or the like, or "teacher" for this run's own; null
+    """Share one copy of the student's stages between all branches, instead of one copy per branch."""
+    init: FilePath | None = None
+    """Weights to fine-tune from: a file, torchvision:DEFAULT or the like, or "teacher" for this run's own teacher; null
     to train from scratch."""
 
     def __post_init__(self) -> None:
-        if self.init is not None:
-            check_path("sftn.init", self.init)
-        for key in ("teacher_weight", "ce_weight", "kl_weight"):
-            check_finite(f"sftn.{key}", getattr(self, key), minimum=0)
-        check_finite("sftn.temperature", self.temperature, minimum=0, inclusive=False)
-        directions = ("teacher_to_branch", "branch_to_teacher")
-        check(self.direction in directions, "sftn.direction", self.direction, "one of " + ", ".join(directions))
-        check(self.branch_reduction in ("mean", "sum"), "sftn.branch_reduction", self.branch_reduction, "mean or sum")
-        if self.stages is not None:
-            usable = len(self.stages) > 0 and len(set(self.stages)) == len(self.stages) and min(self.stages) >= 1
-            check(usable, "sftn.stages", list(self.stages), "distinct stage numbers from 1 on")
+        validate(self, "sftn.")
 
 
 @dataclass(frozen=True)
 class RouteConfig:
-    """Distil along the teacher's training (RCO): from snapshots of the teacher, the early ones first."""
+    """Distillation along the teacher's training (RCO): from snapshots of the teacher, early ones first."""
 
-    anchors: int = 0
-    """Snapshots, at equal intervals of the teacher's epochs, the last one being the finished teacher; 0 for none."""
-    epochs: tuple[int, ...] = ()
-    """Epochs of the teacher to take snapshots after, instead of equal intervals."""
+    anchors: NonNegativeInt = 0
+    """Number of snapshots, at equal intervals of the teacher's epochs; the last is the finished teacher. 0 for none."""
+    epochs: Epochs = ()
+    """Teacher epochs after which to take snapshots, instead of equal intervals."""
 
     def __post_init__(self) -> None:
-        check(self.anchors >= 0, "route.anchors", self.anchors, "0 or more")
-        increasing = all(a < b for a, b in zip((0, *self.epochs), self.epochs, strict=False))
-        check(increasing, "route.epochs", list(self.epochs), "increasing epochs from 1 on")
+        validate(self, "route.")
         check(not (self.anchors and self.epochs), "route.anchors", self.anchors, "0 beside route.epochs")
 
     def epochs_of(self, teacher_epochs: int) -> tuple[int, ...]:
-        """The epochs, counted from 1, after which a teacher that trains for ``teacher_epochs`` is kept."""
+        """Return the epochs, counted from 1, after which a teacher of ``teacher_epochs`` epochs is kept."""
         if self.epochs or not self.anchors:
             return self.epochs
         return tuple(round(teacher_epochs * (i + 1) / self.anchors) for i in range(self.anchors))
@@ -259,130 +225,114 @@ class RouteConfig:
 
 @dataclass(frozen=True)
 class CollaborateConfig:
-    """The stage "collaborate": several networks learn from each other, none of them trained before."""
+    """Stage "collaborate": several networks learn from each other, without a trained teacher."""
 
-    method: str = "dml"
-    """dml: each network learns from each of the others; kdcl: all from a target that they make together."""
+    method: Literal["dml", "kdcl"] = "dml"
+    """dml: each network learns from every other one. kdcl: all learn from a target that combines their logits."""
     networks: tuple[str, ...] = ()
-    """Networks that learn together; the last one is evaluated and exported. Empty for the teacher and the student."""
-    init: str | None = None
-    """Start the first network from a finished stage, teacher or sftn; null for all from scratch."""
-    temperature: float | None = None
+    """Networks that learn together; the last is evaluated and exported. Empty for teacher and student."""
+    init: Literal["teacher", "sftn"] | None = None
+    """Stage that the first network starts from; null to train all from scratch."""
+    temperature: PositiveFloat | None = None
     """Temperature of the divergence; null for 1 in dml and 4 in kdcl."""
-    weight: float | None = None
+    weight: NonNegativeFloat | None = None
     """Weight of the divergence; null for 1 in dml and 0.5 in kdcl."""
-    ce_weight: float | None = None
+    ce_weight: NonNegativeFloat | None = None
     """Weight of the cross-entropy; null for 1 in dml and 0.5 in kdcl."""
-    peers: str = "sum"
-    """sum, as in the authors' code of dml, or mean over a network's peers."""
-    ensemble: str = "mean"
-    """The target of kdcl: mean of the logits; minlogit, the least logit of each class less that of the label's."""
+    peers: Literal["sum", "mean"] = "sum"
+    """Reduction over a network's peers; sum is that of the DML authors' code."""
+    ensemble: Literal["mean", "minlogit"] = "mean"
+    """Target of kdcl. mean: mean of the networks' logits. minlogit: for each class, the least of the networks' logits
+    after each network's logit of the label is subtracted."""
     own_views: bool | None = None
-    """Each network crops and flips the images for itself, instead of all seeing the same; null for yes in kdcl and no
-    in dml."""
+    """Crop and flip images for each network separately; null for true in kdcl and false in dml."""
 
     def __post_init__(self) -> None:
-        check(self.method in ("dml", "kdcl"), "collaborate.method", self.method, "dml or kdcl")
+        validate(self, "collaborate.")
         check(len(self.networks) != 1, "collaborate.networks", list(self.networks), "two networks or more, or none")
-        check(self.init in (None, "teacher", "sftn"), "collaborate.init", self.init, "teacher, sftn or null")
-        check(self.peers in ("sum", "mean"), "collaborate.peers", self.peers, "sum or mean")
-        check(self.ensemble in ("mean", "minlogit"), "collaborate.ensemble", self.ensemble, "mean or minlogit")
-        for key in ("temperature", "weight", "ce_weight"):
-            value = getattr(self, key)
-            if value is not None:
-                check_finite(f"collaborate.{key}", value, minimum=0, inclusive=key != "temperature")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the training loop runs, whatever is trained."""
+    """Training loop, the same for every kind of training."""
 
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. Over several ranks not cuda:N: each takes the device of its number on its machine."""
-    amp: str = "fp32"
-    """Arithmetic of the networks: fp32, bf16 or fp16 (with a gradient scaler). The losses are float32 always."""
-    threads: int | Literal["auto"] | None = None
-    """CPU threads; null for torch's choice. One is fastest for small networks on small images. auto: each stage on the
-    CPU tries some numbers and takes the fastest, which may be another on another day, and with it the last bits."""
+    device: Annotated[Device, Neutral("the same computation up to rounding")] = "auto"
+    """Device to train on. With several ranks not cuda:N: each rank uses the GPU of its local number."""
+    amp: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the networks. fp16 uses a gradient scaler. Losses are always float32."""
+    threads: Annotated[PositiveInt | Literal["auto"] | None, Neutral("the same computation up to rounding")] = None
+    """CPU threads; null for torch's default. One is fastest for small networks on small images. auto: each stage on the
+    CPU times several numbers and uses the fastest. The choice, and with it the rounding, can vary between runs."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Lay images and convolutions out as NHWC. auto: on the CPU, but for the families that are slower so (VGG)."""
+    """Use the NHWC memory layout. auto: on the CPU, except for networks that are slower with it (VGG)."""
     compile: bool = False
-    """Run the step's forward and backward passes under torch.compile, which takes a minute or more to begin with and
-    needs a C++ compiler on the CPU. A network that it can't take is trained without, after a warning."""
-    cuda_graphs: bool | Literal["auto"] = "auto"
-    """Record a whole step, augmentation included, as a CUDA graph and replay it: one launch instead of hundreds. auto:
-    on one GPU, if the step can be recorded; a line says why where it can't. true: or else stop."""
+    """Run each step's forward and backward pass under torch.compile. Compilation takes a minute or more, and on the CPU
+    needs a C++ compiler. A network that can't be compiled is trained without, after a warning."""
+    cuda_graphs: Annotated[bool | Literal["auto"], Neutral("the same kernels in the same order")] = "auto"
+    """Record each step, with its augmentation, as a CUDA graph and replay it: one launch instead of hundreds. auto: on
+    one GPU, if the step can be recorded; otherwise a line says why not. true: stop if it can't be recorded."""
     sync_batchnorm: bool = False
-    """Over several ranks: BatchNorm's statistics are those of the whole batch. On CUDA only."""
-    eval_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    log_every: int = 50
+    """With several ranks: compute BatchNorm's statistics over the whole batch. CUDA only."""
+    eval_every: PositiveInt = 1
+    """Epochs between evaluations. The last epoch is always evaluated."""
+    log_every: Annotated[PositiveInt, Neutral("how often metrics are written")] = 50
     """Steps between lines of metrics."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; null for one at each epoch's end."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept in a run folder."""
-    tensorboard: bool = False
-    """Also write TensorBoard events, if the package is installed."""
+    checkpoint_every: Annotated[PositiveInt | None, Neutral("how often a checkpoint is saved")] = None
+    """Steps between checkpoints; null for one after each epoch."""
+    keep_checkpoints: Annotated[int, Bound(2), Neutral("how many checkpoints are kept")] = 2
+    """Number of checkpoints to keep."""
+    tensorboard: Annotated[bool, Neutral("a second copy of the metrics")] = False
+    """Write TensorBoard events too, if the package is installed."""
 
     def __post_init__(self) -> None:
-        kinds = ("fp32", "bf16", "fp16")
-        check(self.amp in kinds, "engine.amp", self.amp, "one of " + ", ".join(kinds))
-        check(is_device(self.device), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
-        counted = self.threads in (None, "auto") or int(self.threads) >= 1
-        check(counted, "engine.threads", self.threads, "at least 1, auto or null")
-        check(self.eval_every >= 1, "engine.eval_every", self.eval_every, "at least 1")
-        check(self.log_every >= 1, "engine.log_every", self.log_every, "at least 1")
-        every = self.checkpoint_every
-        check(every is None or every >= 1, "engine.checkpoint_every", every, "at least 1")
-        check(self.keep_checkpoints >= 2, "engine.keep_checkpoints", self.keep_checkpoints, "at least 2")
+        validate(self, "engine.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment: which networks, which stages of training, on which data."""
+    """Experiment: networks, stages of training, data."""
 
     teacher: str = "wrn_16_2"
-    """Name of the teacher network; an unknown one is answered with all there are. ResNet18, ResNet50
-    and MobileNetV2 are made for images of 32 pixels; resnet18, resnet50 and mobilenet_v2 are other networks,
-    torchvision's for images of 224."""
+    """Name of the teacher network. An unknown name is answered with the list of all. ResNet18, ResNet50 and MobileNetV2
+    are for images of 32 pixels; resnet18, resnet50 and mobilenet_v2 are torchvision's, for images of 224."""
     student: str = "resnet8"
     """Name of the student network."""
-    teacher_file: str | None = None
-    """A trained teacher to use instead of training the stage "teacher": a file, or torchvision's published weights by
-    their name there, as torchvision:IMAGENET1K_V1 or torchvision:DEFAULT."""
-    plugins: tuple[str, ...] = ()
-    """Python files or modules of your own, imported first, that register networks and methods."""
-    stages: tuple[str, ...] = USUAL_STAGES
-    """What to do, of: teacher, sftn, student, distill, collaborate. "distill" runs once for each teacher there is."""
+    teacher_file: FilePath | None = None
+    """Trained teacher to use instead of training one: a file, or weights published by torchvision, such as
+    torchvision:IMAGENET1K_V1 or torchvision:DEFAULT."""
+    plugins: tuple[FilePath, ...] = ()
+    """Python files or modules that register your own networks and methods. They are imported first."""
+    stages: tuple[Stage, ...] = ("teacher", "sftn", "student", "distill")
+    """Stages to run. "distill" runs once for each teacher of the run."""
     distill: str = "kd"
-    """Losses of the stage "distill" with their weights, as in kd=0.9 or kd=1:temperature=2,ce=0.5."""
+    """Losses of the stage "distill" with their weights, such as kd=0.9 or kd=1:temperature=2,ce=0.5."""
     methods: tuple[str, ...] = ()
-    """Several such losses, each distilled in a stage of its own, instead of distill."""
+    """Several such losses instead of distill. Each is distilled in a training of its own."""
     cache_teacher: bool = False
-    """Keep the teacher's logits of each epoch in files, so that the next method that is distilled from it with the same
-    seed needs no pass of the teacher; for methods that read nothing else of it. They take epochs x images x classes x
-    4 bytes of disk for each seed and teacher, or one epoch's where images are not augmented."""
-    epochs: int = 240
+    """Save the teacher's logits of each epoch to files. The next method with the same seed and teacher reads them
+    instead of running the teacher. For methods that use only the teacher's logits. Each seed and teacher takes epochs x
+    images x classes x 4 bytes of disk, or one epoch of this where images are not augmented."""
+    epochs: PositiveInt = 240
     """Epochs of each stage."""
-    stage_epochs: dict[str, int] = field(default_factory=dict)
-    """Epochs of single stages, where they differ."""
-    seeds: tuple[int, ...] = (0,)
-    """The whole list of stages runs once for each seed."""
-    output: str = "runs/experiment"
-    """Folder of the run. Where none is given it is the recipe's, runs/NAME if it has none, with what the command line
-    changes of the recipe in its name: runs/demo-epochs=4. Options that decide nothing of the training change no name,
-    nor do the seeds."""
+    stage_epochs: dict[Stage, PositiveInt] = field(default_factory=dict)
+    """Epochs of single stages, if different from epochs."""
+    seeds: Annotated[tuple[int, ...], Series(0, "numbers")] = (0,)
+    """Seeds. All stages run once per seed."""
+    output: Annotated[FilePath, Neutral("where results are written")] = "runs/experiment"
+    """Folder of the run. Default: the recipe's folder, or runs/NAME if the recipe names none, plus the options of the
+    command line that differ from the recipe: runs/demo-epochs=4. Seeds, and options that do not change the training,
+    are not in the name."""
     gather: bool = False
-    """Over several ranks: rkd, sp, pkt, cc and dist relate the images of the whole batch, not those of each rank."""
-    devices: int | Literal["all"] | tuple[str, ...] = 1
-    """Devices that train stages side by side, each in a process of its own: a number of GPUs, all, or a list as in
-    [cuda:0,cuda:1] or [cpu,cpu]. 1: everything in one process on engine.device."""
-    resume: str = "auto"
-    """auto goes on where a stopped run of the same configuration stood, or begins; must refuses to begin; never refuses
-    an output that holds a run; force trains every stage of another configuration, finished or stopped, again from the
-    start, and moves the old one to replaced/ in output. Stages of the same configuration are kept in any case. Or the
-    folder of another run of the same configuration, which is copied to output and gone on with there."""
+    """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc and dist, not those of each rank."""
+    devices: Annotated[
+        PositiveInt | Literal["all"] | tuple[str, ...], Neutral("which process runs a job; each job sets its seed")
+    ] = 1
+    """Devices that run stages side by side, one process each: a number of GPUs, all, or a list such as [cuda:0,cuda:1]
+    or [cpu,cpu]. 1: run everything in one process on engine.device."""
+    resume: Annotated[Resume | FilePath, Neutral("what happens with results that are already there")] = "auto"
+    """auto: resume if output holds a matching run, else start. must: fail unless there is one. never: fail if there is
+    one. force: train stages with other settings again and move the old ones to replaced/ in output. PATH of a run's
+    folder: copy that run to output and resume the copy. Finished stages with the same settings are always kept."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)
@@ -391,28 +341,15 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        check(
-            len(self.stages) > 0 and set(self.stages) <= set(STAGES),
-            "stages",
-            list(self.stages),
-            "of " + ", ".join(STAGES),
-        )
-        check(set(self.stage_epochs) <= set(STAGES), "stage_epochs", self.stage_epochs, "keyed by " + ", ".join(STAGES))
-        check(all(n >= 1 for n in self.stage_epochs.values()), "stage_epochs", self.stage_epochs, "at least 1 each")
-        distinct = len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds)
-        check(distinct and min(self.seeds) >= 0, "seeds", list(self.seeds), "distinct numbers from 0 on")
-        taught = min((self.epochs_of(kind) for kind in ("teacher", "sftn") if kind in self.stages), default=0)
-        if taught:
-            within = f"within the teacher's {taught} epochs"
-            check(max(self.route.epochs, default=0) <= taught, "route.epochs", list(self.route.epochs), within)
-            check(self.route.anchors <= taught, "route.anchors", self.route.anchors, within)
+        validate(self)
+        check(len(self.stages) > 0, "stages", [], "one or more of " + ", ".join(STAGES))
+        trained = min((self.epochs_of(kind) for kind in ("teacher", "sftn") if kind in self.stages), default=0)
+        if trained:
+            within = f"within the teacher's {trained} epochs"
+            check(max(self.route.epochs, default=0) <= trained, "route.epochs", list(self.route.epochs), within)
+            check(self.route.anchors <= trained, "route.anchors", self.route.anchors, within)
         fixed = not (self.route.anchors or self.route.epochs)
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
-        check(bool(self.resume.strip()), "resume", self.resume, f"{', '.join(RESUME)} or the folder of a run")
-        paths = [("output", self.output), ("resume", self.resume), *(("plugins", plugin) for plugin in self.plugins)]
-        for key, path in paths if self.teacher_file is None else [*paths, ("teacher_file", self.teacher_file)]:
-            check_path(key, path)
         self._check_devices()
         if self.optim.schedule == "milestones" and self.optim.milestones:
             last, epochs = self.optim.milestones[-1], min(map(self.epochs_of, self.stages))
@@ -423,64 +360,60 @@ class Config:
         if isinstance(devices, tuple):
             known = len(devices) > 0 and all(name != "auto" and is_device(name) for name in devices)
             check(known, "devices", list(devices), "a number, all, or a list of cpu, cuda or cuda:N")
-        elif isinstance(devices, int):
-            check(devices >= 1, "devices", devices, "at least 1")
         if devices != 1:
             check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")
 
     def epochs_of(self, stage: str) -> int:
-        """Epochs that ``stage`` trains for."""
-        return self.stage_epochs.get(stage, self.epochs)
+        """Return the number of epochs of ``stage``."""
+        return self.stage_epochs.get(cast(Stage, stage), self.epochs)
 
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """A linear classifier on the features of a trained network, all of which stays as it is."""
+    """Linear classifier on the features of a trained network, which stays frozen."""
 
-    network: str
-    """The network: a folder that training exported, as runs/demo/seed0/student."""
-    plugins: tuple[str, ...] = ()
-    """Python files or modules of your own, imported first, that register the network."""
+    network: FilePath
+    """Folder of a network that training exported, such as runs/demo/seed0/student."""
+    plugins: tuple[FilePath, ...] = ()
+    """Python files or modules that register your own network. They are imported first."""
     data: DataConfig = field(default_factory=DataConfig)
-    epochs: int = 100
-    """Epochs of training the classifier."""
-    lr: float | None = None
+    epochs: PositiveInt = 100
+    """Epochs of the classifier's training."""
+    lr: PositiveFloat | None = None
     """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks."""
-    momentum: float = 0.9
-    """SGD momentum."""
-    weight_decay: float = 0.0
+    momentum: Annotated[float, Bound(0, below=1)] = 0.9
+    """Momentum of SGD."""
+    weight_decay: NonNegativeFloat = 0.0
     """L2 penalty on the classifier."""
-    batch_size: int = 64
-    """Images a step."""
-    milestones: tuple[int, ...] | None = None
-    """Epochs after which the learning rate is multiplied by 0.1; null for 3/10, 6/10 and 9/10 of the epochs, which is
-    30, 60 and 90 of the usual 100."""
+    batch_size: Annotated[int, Bound(2)] = 64
+    """Images per step."""
+    milestones: Epochs | None = None
+    """Epochs after which the learning rate is multiplied by 0.1; null for 3/10, 6/10 and 9/10 of all epochs, which is
+    30, 60 and 90 of 100."""
     augment: bool = False
-    """Crop and flip the images anew in each epoch and run them through the network, instead of computing their
-    features once."""
-    seed: int = 0
-    """Decides the classifier's first weights, the order of the images and their augmentation."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    output: str | None = None
-    """JSON file for the result; null for transfer-DATA.json in the network's folder, with the settings that differ from
-    the defaults in its name: transfer-digits-lr=0.1.json."""
+    """Crop and flip the images in each epoch and run them through the network, instead of computing their features
+    once."""
+    seed: NonNegativeInt = 0
+    """Seed of the classifier's initial weights, the order of the images and their augmentation."""
+    device: Device = "auto"
+    """Device to train on."""
+    output: FilePath | None = None
+    """JSON file of the result; null for transfer-DATA.json in the network's folder, with settings that differ from the
+    defaults in its name: transfer-digits-lr=0.1.json."""
 
     def __post_init__(self) -> None:
-        check_path("network", self.network)
-        for key, path in (("output", self.output), *(("plugins", plugin) for plugin in self.plugins)):
-            if path is not None:
-                check_path(key, path)
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        if self.lr is not None:
-            check_finite("lr", self.lr, minimum=0, inclusive=False)
-        check_finite("momentum", self.momentum, minimum=0)
-        check(self.momentum < 1, "momentum", self.momentum, "less than 1")
-        check_finite("weight_decay", self.weight_decay, minimum=0)
-        check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        milestones = self.milestones or ()
-        increasing = all(a < b for a, b in zip((0, *milestones), (*milestones, self.epochs), strict=True))
+        validate(self)
+        milestones = list(self.milestones or ())
         allowed = f"increasing epochs from 1 to {self.epochs - 1}"
-        check(not milestones or increasing, "milestones", list(milestones), allowed)
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
-        check(is_device(self.device), "device", self.device, "auto, cpu, cuda or cuda:N")
+        check(max(milestones, default=0) < self.epochs, "milestones", milestones, allowed)
+
+
+def rename_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested ``settings`` of a run, which an earlier version may have written, with today's key names."""
+    renamed = dict(settings)
+    for old, new in RENAMED.items():
+        group, _, name = old.partition(".")
+        if isinstance(inside := renamed.get(group), dict) and name in inside:
+            today = new.rpartition(".")[2]
+            renamed[group] = {today if key == name else key: value for key, value in inside.items()}
+    return renamed

@@ -1,4 +1,4 @@
-"""The command line: recipes, options, and how refusals are worded. Imports no torch."""
+"""Command line: recipes, options and error messages. Imports no torch."""
 
 from sftn_fast.cli.parser import (
     COMMAND_LINE_ONLY,

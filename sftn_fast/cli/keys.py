@@ -1,4 +1,4 @@
-"""The keys of a configuration: its dataclasses as a flat table, and values as the table's types have them."""
+"""Configuration keys: the dataclasses of a configuration as a flat table, and values converted to the table's types."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar
+from types import NoneType
+from typing import Any, TypeVar
 from unicodedata import category
 
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import safe_yaml
+from sftn_fast.validation import (
+    Neutral,
+    Rule,
+    choices_of,
+    field_types,
+    in_choices,
+    join_words,
+    members_of,
+    unwrap,
+)
 
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
-"""Of whole numbers."""
+"""Largest whole number."""
 
 
 @dataclass(frozen=True)
@@ -25,53 +35,65 @@ class Key:
     """One value of a configuration."""
 
     name: str
-    """With the groups that it lies in, as ``optim.lr``."""
+    """Name with its group, such as ``optim.lr``."""
     type: Any
+    """Type with its ``Annotated`` limits."""
     default: Any
 
     @property
     def group(self) -> str:
-        """The groups that it lies in; empty for a key of the whole."""
+        """Group of the key; empty for a key of the whole configuration."""
         return self.name.rpartition(".")[0]
 
     @property
     def alternatives(self) -> tuple[Any, ...]:
-        """The types that its value may have."""
-        return typing.get_args(self.type) if _is_union(self.type) else (self.type,)
+        """Types that the value may have."""
+        return tuple(unwrap(member)[0] for member in members_of(self.type))
+
+    @property
+    def is_dict(self) -> bool:
+        """The value has entries, each of which is an option of its own."""
+        return typing.get_origin(self.alternatives[0]) is dict
 
 
 def keys_of(cls: type, prefix: str = "") -> dict[str, Key]:
-    """Return all keys of the dataclass ``cls`` and of those inside it, by their names."""
+    """Return all keys of the dataclass ``cls`` and of the dataclasses in it, by name."""
     return {key.name: key for key in _keys(cls, prefix)}
 
 
+def neutral_keys(cls: type) -> dict[str, str]:
+    """Return the keys of ``cls`` that do not change what is trained, with the reason."""
+    marks = ((key.name, mark) for key in keys_of(cls).values() for mark in unwrap(key.type)[1])
+    return {name: mark.reason for name, mark in marks if isinstance(mark, Neutral)}
+
+
 def groups_of(cls: type) -> dict[str, type]:
-    """Return the dataclasses inside ``cls`` by the keys that hold them, and ``cls`` itself by the empty one."""
-    hints = typing.get_type_hints(cls)
-    inside = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-    return {"": cls, **{name: hint for name, hint in inside.items() if dataclasses.is_dataclass(hint)}}  # type: ignore[misc]
+    """Return the dataclasses in ``cls`` by the names of their groups, and ``cls`` itself by the empty name."""
+    return {"": cls, **{name: kind for name, kind in field_types(cls).items() if dataclasses.is_dataclass(kind)}}  # type: ignore[misc]
 
 
 def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Return ``cls`` with ``values``, which are by the names of :func:`keys_of`; what is not there has its default.
+    """Return ``cls`` with ``values``, given by the names of :func:`keys_of`. Missing keys have their defaults.
 
-    Raises :class:`ConfigError` as the dataclasses do.
+    Raises:
+        ConfigError: Raised by the dataclasses.
     """
-    hints = typing.get_type_hints(cls)
+    types = field_types(cls)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hints[field.name]):
-            arguments[field.name] = build(hints[field.name], values, f"{name}.")  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(types[field.name]):
+            arguments[field.name] = build(types[field.name], values, f"{name}.")  # type: ignore[arg-type]
         elif name in values:
             arguments[field.name] = values[name]
     return cls(**arguments)
 
 
 def of_text(key: Key, text: str) -> Any:
-    """Return the value that ``text`` of the command line is for ``key``.
+    """Convert ``text`` from the command line to a value of ``key``.
 
-    Raises :class:`ConfigError` with one line.
+    Raises:
+        ConfigError: With one line.
     """
     if str in key.alternatives:
         value: Any = None if text == "null" and NoneType in key.alternatives else text
@@ -79,17 +101,17 @@ def of_text(key: Key, text: str) -> Any:
         try:
             value = safe_yaml.load(text, key.name)
         except safe_yaml.NotYamlError:
-            value = text  # which is none of the types, since text is none
+            value = text  # fits no type here, since text is none of them
     return of_value(key, value, shown=text)
 
 
 def of_value(key: Key, value: Any, *, shown: Any = None) -> Any:
-    """Return ``value``, as YAML has it, as ``key`` has it: a list as a tuple, a whole number as a float.
+    """Convert a ``value`` read from YAML to the type of ``key``: a list to a tuple, a whole number to a float.
 
     Args:
         key: The key.
-        value: Null, text, truth value, number, list or dict.
-        shown: What a refusal shows, if not the value.
+        value: Null, text, bool, number, list or dict.
+        shown: Value for the error message, if not ``value``.
 
     Raises:
         ConfigError: With one line.
@@ -104,22 +126,21 @@ def of_value(key: Key, value: Any, *, shown: Any = None) -> Any:
 
 
 def shorten(value: Any) -> str:
-    """Return ``value`` as a refusal shows it."""
+    """Return ``value`` as an error message shows it."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fit(kind: Any, value: Any) -> Any:
-    """Return ``value`` as the type ``kind``; raises :class:`TypeError` where it is none of that."""
-    if _is_union(kind):
-        for member in typing.get_args(kind):
+    """Return ``value`` as the type ``kind``, or raise :class:`TypeError`."""
+    kind, _ = unwrap(kind)
+    if len(members := members_of(kind)) > 1:
+        for member in members:
             with suppress(TypeError):
                 return _fit(member, value)
         raise TypeError
-    if _is_literal(kind):
-        if isinstance(value, str) and value in typing.get_args(kind):
-            return value
-        raise TypeError
+    if isinstance(value, str) and value in choices_of(kind):
+        return value
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_fit(typing.get_args(kind)[0], each) for each in value)
     if typing.get_origin(kind) is dict and isinstance(value, dict):
@@ -133,7 +154,7 @@ def _fit(kind: Any, value: Any) -> Any:
 
 
 def _faults(value: Any) -> Iterator[str]:
-    """Yield what is wrong with each part of ``value``."""
+    """Yield an error message for each invalid part of ``value``."""
     if isinstance(value, dict):
         for each in (*value.keys(), *value.values()):
             yield from _faults(each)
@@ -155,57 +176,71 @@ def _describe_letter(letter: str) -> str:
     return f"the character U+{ord(letter):04X}"
 
 
-NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", NoneType: "null"}
-IN_WORDS = {
-    int: "a whole number (int)",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "a list, as in [a,b]",
-    dict: "keys and values, as in {a: 1}",
-    NoneType: "null",
-}
+NAMES = {int: "whole number", float: "number", str: "text"}
+CHOICES: dict[Any, tuple[str, ...]] = {bool: ("true", "false"), NoneType: ("null",)}
+WORDS = {int: "a whole number (int)", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
 def in_words(kind: Any) -> str:
-    """Return what a value of the type ``kind`` is, as a refusal says it."""
-    members = typing.get_args(kind) if _is_union(kind) else (kind,)
-    literals = [str(text) for member in members if _is_literal(member) for text in typing.get_args(member)]
-    others = [IN_WORDS[typing.get_origin(member) or member] for member in members if not _is_literal(member)]
-    return " or ".join([*literals, *others])
+    """Return the values that the type ``kind`` allows, as an error message names them."""
+    members = [unwrap(member)[0] for member in members_of(kind)]
+    choices = [choice for member in members for choice in choices_of(member)]
+    others = [_in_words(member) for member in members if not choices_of(member)]
+    if not others:
+        return in_choices(choices)
+    return join_words([*choices, *others]) if others == ["null"] else " or ".join([*choices, *others])
+
+
+def _in_words(kind: Any) -> str:
+    """Return how a message names a type other than a choice or a union."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        choices = choices_of(arguments[0])
+        return "keys and values, as in {a: 1}" + (f", with keys of {', '.join(choices)}" if choices else "")
+    if origin is tuple:
+        choices = choices_of(arguments[0])
+        return "a list, as in [a,b]" + (f", of {', '.join(choices)}" if choices else "")
+    return WORDS[kind]
 
 
 def name_type(kind: Any) -> str:
-    """Return the type ``kind`` in a word or two, as a list of options has it."""
-    members = typing.get_args(kind) if _is_union(kind) else (kind,)
-    names = []
-    for member in members:
-        if _is_literal(member):
-            names += [str(text) for text in typing.get_args(member)]
-        elif typing.get_origin(member) is tuple:
-            names.append(f"list of {NAMES[typing.get_args(member)[0]]}s")
-        elif typing.get_origin(member) is dict:
-            names.append("{name: " + NAMES[typing.get_args(member)[1]] + "}")
+    """Return the values that the type ``kind`` allows, as ``--help`` lists them.
+
+    Choices are in braces if there is nothing else: ``{auto, true, false}``.
+    """
+    choices: list[str] = []
+    others: list[str] = []
+    for member in members_of(kind):
+        plain, annotations = unwrap(member)
+        if named := choices_of(plain) or CHOICES.get(plain, ()):
+            choices += named
         else:
-            names.append(NAMES[member])
-    return " or ".join(names)
+            others.append(_name(plain, [each for each in annotations if isinstance(each, Rule)]))
+    return join_words([*others, *choices]) if others else f"{{{', '.join(choices)}}}"
+
+
+def _name(kind: Any, rules: list[Rule]) -> str:
+    """Return how ``--help`` names a type other than a choice or a union."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        names = choices_of(arguments[0])
+        return f"{{{'|'.join(names) if names else 'name'}: {name_type(arguments[1])}}}"
+    if origin is tuple and not rules:
+        element = name_type(arguments[0])
+        return f"list of {element}" + "s" * (not choices_of(arguments[0]))
+    limits = " ".join(str(rule).removeprefix("a ") for rule in rules)
+    if origin is tuple:
+        return f"list of {limits}"
+    return limits if kind is str and rules else f"{NAMES[kind]} {limits}".strip()
 
 
 def _keys(cls: type, prefix: str) -> Iterator[Key]:
-    hints = typing.get_type_hints(cls)
+    types = field_types(cls)
     for field in dataclasses.fields(cls):
-        kind = hints[field.name]
+        kind = types[field.name]
         if dataclasses.is_dataclass(kind):
             yield from _keys(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
             factory = field.default_factory
             default = field.default if factory is dataclasses.MISSING else factory()
             yield Key(f"{prefix}{field.name}", kind, default)
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, UnionType)
-
-
-def _is_literal(kind: Any) -> bool:
-    return typing.get_origin(kind) is Literal

@@ -1,4 +1,4 @@
-"""Messages for names that there are not: what the user may have meant, or what there is instead."""
+"""Error messages for unknown names: what the user may have meant, or what exists instead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import PurePath
 
 from sftn_fast.cli.network_names import describe, folded
+from sftn_fast.config import RENAMED
 
 SYNONYMS = {
     **dict.fromkeys(("learning_rate", "init_lr", "base_lr"), "optim.lr"),
@@ -37,41 +38,43 @@ SYNONYMS = {
     **dict.fromkeys(("kd_t", "temperature", "tau"), "distill"),
     **dict.fromkeys(("momentum_sgd",), "optim.momentum"),
 }
-"""What other programs call a key, without its group."""
+"""Names that other programs give to a key, without its group."""
 
 ABSENT = {
     ("name", "type", "optimizer", "opt", "adam", "adamw", "betas", "solver"): "SGD is the only optimizer",
     (
         *("mixup", "cutmix", "cutout", "randaugment", "auto_augment", "autoaugment", "aa", "color_jitter"),
         *("random_erasing", "reprob", "augmentation", "augment", "transforms"),
-    ): "images are cropped and flipped, see data.crop_padding and data.flip, and not augmented otherwise",
+    ): "images are only cropped and flipped, see data.crop_padding and data.flip",
     ("label_smoothing", "smoothing"): "labels are not smoothed",
     ("ema", "model_ema", "ema_decay", "swa"): "weights are not averaged",
     ("wandb", "logger", "mlflow", "comet"): "engine.tensorboard writes TensorBoard events, and metrics.jsonl is always "
     "written",
-    ("dropout", "drop", "drop_path"): "networks have the dropout that they come with",
-    ("early_stopping", "patience"): "every stage trains all its epochs",
+    ("dropout", "drop", "drop_path"): "a network has the dropout of its definition, and no other",
+    ("early_stopping", "patience"): "every stage trains for all its epochs",
 }
-"""What other programs have and this one hasn't, and what there is instead."""
+"""Options of other programs that this one does not have, and what it has instead."""
 
 
 def refuse_argument(argument: str, names: Collection[str], *, usage: str) -> str:
-    """Return the message for an argument that is no option: what it may mean."""
+    """Return the message for an unknown argument, with the option that it may mean."""
     option = argument.partition("=")[0]
     if not option.startswith("-"):
-        return f"unknown argument {argument!r}; every value stands behind its option, usage: {usage}"
+        return f"unknown argument {argument!r}; write each value after its option, usage: {usage}"
     hint = suggest(option.lstrip("-").removesuffix("+"), names, prefix="--")
     return f"unknown option {option}{hint or '; --help lists all'}"
 
 
 def suggest(name: str, names: Collection[str], *, prefix: str = "") -> str:
-    """Return what to say of ``name``, which is none of ``names``: what it may mean, or what there is instead.
+    """Return a hint for an unknown ``name``, to be added to a message: what it may mean, or what exists instead.
 
     Args:
-        name: A key or an option, with its group.
-        names: What there is.
-        prefix: What stands before a name where it is an option.
+        name: Key or option, with its group.
+        names: Known names.
+        prefix: Prefix of names in the hint, ``--`` for options.
     """
+    if name in RENAMED and RENAMED[name] in names:
+        return f", which is now called {prefix}{RENAMED[name]}"
     group, _, last = name.lower().replace("-", "_").rpartition(".")
     of_group = [other for other in names if group and other.startswith(f"{group}.")]
     if not group and (inside := [other for other in names if other.startswith(f"{last}.")]):
@@ -84,7 +87,7 @@ def suggest(name: str, names: Collection[str], *, prefix: str = "") -> str:
     if (instead := _absent(group, last)) is not None:
         return f", which is not available here: {instead}"
     elsewhere = _nearest(last, [other for other in names if other not in of_group])
-    if elsewhere and last not in ("name", "type"):  # which mean another thing in each group
+    if elsewhere and last not in ("name", "type"):  # these mean something else in each group
         return f"; did you mean {' or '.join(prefix + each for each in elsewhere)}?"
     return f"; {group} has {', '.join(other.removeprefix(f'{group}.') for other in of_group)}" if of_group else ""
 
@@ -97,7 +100,7 @@ def _absent(group: str, last: str) -> str | None:
 
 
 def _nearest(last: str, names: Collection[str]) -> list[str]:
-    """Return the names that end in ``last``, else those that look like it; those in no group, if there are any."""
+    """Return the names that end in ``last``, else similar ones. Names without a group are preferred."""
     ends = {other: other.rpartition(".")[2] for other in names}
     found = [other for other, end in ends.items() if folded(end) == folded(last)]
     if not found:
@@ -107,7 +110,7 @@ def _nearest(last: str, names: Collection[str]) -> list[str]:
 
 
 def refuse_network(key: str, name: str, known: Collection[str]) -> str:
-    """Return the message for a network that is none of ``known``: those whose names are near, then all."""
+    """Return the message for an unknown network, with all ``known`` ones and those of a similar name."""
     by_folded: dict[str, list[str]] = {}
     for other in known:
         by_folded.setdefault(folded(other), []).append(other)
@@ -119,7 +122,7 @@ def refuse_network(key: str, name: str, known: Collection[str]) -> str:
 
 
 def refuse_name(key: str, name: str, known: Collection[str], *, kind: str = "one of") -> str:
-    """Return the message for a name that is none of ``known``."""
+    """Return the message for an unknown name, with all ``known`` ones and a similar one."""
     near = _nearest(PurePath(name).stem.lower(), known)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{key} must be {kind} {', '.join(known)}, got {name!r}{hint}"

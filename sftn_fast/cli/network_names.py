@@ -1,4 +1,4 @@
-"""The names of the networks, for a refusal that costs no import of torch; a test holds them to the registry."""
+"""Names of the networks, known without importing torch. A test compares them with the registry."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ SMALL_IMAGES = (
     ),
     *("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
 )
-"""RepDistiller's networks, for images of 32 pixels or so."""
+"""RepDistiller's networks, for images of about 32 pixels."""
 
 IMAGENET = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),
     *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
 )
-"""torchvision's networks, for images of 224 pixels or so."""
+"""torchvision's networks, for images of about 224 pixels."""
 
 OTHERS = ("MobileNetV1",)
-"""For images of 224 pixels as well, and not torchvision's."""
+"""Networks for images of about 224 pixels that are not torchvision's."""
 
 NETWORKS = SMALL_IMAGES + IMAGENET + OTHERS
 
 
 def describe(name: str) -> str:
-    """Return ``name`` with what tells it from a network whose name looks the same."""
+    """Return ``name`` with the image size that it is for, since some names differ only in their spelling."""
     if name in IMAGENET:
         return f"{name} (torchvision's, for images of 224 pixels)"
     pixels = 32 if name in SMALL_IMAGES else 224 if name in OTHERS else None
@@ -42,11 +42,11 @@ def describe(name: str) -> str:
 
 
 def twin_of(name: str) -> str | None:
-    """Return the other network whose name differs from ``name`` only in capitals and underscores, if there is one."""
+    """Return the network whose name differs from ``name`` only in capitals and underscores, or None."""
     same = (other for other in NETWORKS if folded(other) == folded(name) and other != name)
     return next(same, None) if name in NETWORKS else None
 
 
 def folded(name: str) -> str:
-    """Return ``name`` without what people write differently: capitals, underscores, hyphens."""
+    """Return ``name`` in lower case without underscores and hyphens, which people write differently."""
     return name.lower().replace("_", "").replace("-", "")

@@ -1,4 +1,4 @@
-"""The command line of a program: an option for each key of its configuration, and some of its own."""
+"""Command line of a program: one option for each configuration key, and some of the program's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import inspect
 import re
 import shutil
 import textwrap
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,31 +24,31 @@ HELP = ("-h", "--help")
 
 @dataclass(frozen=True)
 class Option:
-    """An option that is no key of the configuration."""
+    """Option that is not a configuration key."""
 
     names: tuple[str, ...]
     help: str
     flag: bool = False
-    """It has no value."""
+    """The option takes no value."""
     many: bool = False
-    """It may be given more than once, and its value is a list."""
+    """The option may be given several times; its value is a list."""
 
     @property
     def name(self) -> str:
-        """What its value is stored under."""
+        """Name under which the value is stored."""
         return self.names[-1].lstrip("-")
 
 
 class CommandLine:
-    """The options of a program whose configuration is the dataclass ``cls``.
+    """Parser of a program's options, with a dataclass as its configuration.
 
     Args:
-        cls: Its fields, and those of the dataclasses in it, are the keys.
-        usage: The line that says how the program is called.
-        description: What stands above the options.
-        options: Those that are no keys.
-        common: Names of the options that most people need, which ``--help`` shows first.
-        positional: A key that is given without its name.
+        cls: Dataclass with the keys: its fields, and those of the dataclasses in it.
+        usage: Usage line.
+        description: Text above the options in ``--help``.
+        options: Options that are not keys.
+        common: Names of the options that ``--help`` shows first.
+        positional: Key that is given without its name.
     """
 
     def __init__(
@@ -67,11 +66,11 @@ class CommandLine:
         self.keys = keys_of(cls)
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Return what ``argv`` gives, keys by their whole names, and an entry of a dict by that and its own.
+        """Return the values that ``argv`` gives, by key. An entry of a dict has the name ``KEY.ENTRY``.
 
         Raises:
-            ConfigError: With one line for whatever is wrong.
-            SystemExit: After the help, where ``argv`` asks for it.
+            ConfigError: With one line for any wrong argument.
+            SystemExit: After printing the help, if ``argv`` asks for it.
         """
         if any(part in HELP for part in argv):
             print(self.help(), end="")
@@ -83,18 +82,17 @@ class CommandLine:
         while others:
             name, has_value, text = others.pop(0).partition("=")
             key = self.keys.get(name.removeprefix("--").rpartition(".")[0])
-            if key is None or typing.get_origin(key.type) is not dict:
+            if key is None or not key.is_dict:
                 raise ConfigError(refuse_argument(name + has_value + text, self._names(), usage=self.usage))
             if not has_value and not others:
                 raise ConfigError(f"option {name} needs a value")
             entry = name.rpartition(".")[2]
-            given |= {
-                f"{key.name}.{entry}": of_text(key, f"{{{entry}: {text if has_value else others.pop(0)}}}")[entry]
-            }
+            entries = of_text(key, f"{{{entry}: {text if has_value else others.pop(0)}}}")
+            given |= {f"{key.name}.{each}": value for each, value in entries.items()}
         return given
 
     def merge(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``values`` with what :meth:`parse` found in their stead."""
+        """Return ``values``, overridden by the values that :meth:`parse` returned."""
         merged = {**values}
         for name, value in given.items():
             key, _, entry = name.rpartition(".")
@@ -121,10 +119,10 @@ class CommandLine:
         return [*self.keys, *(name.lstrip("-") for option in self.options for name in option.names if name[:2] == "--")]
 
     def help(self) -> str:
-        """Return the text of ``--help``: the common options, then all others, group by group."""
+        """Return the text of ``--help``: the common options, then all others in their groups."""
         documents, own = _field_documents(self.cls), {option.name: option for option in self.options}
         lines = [f"usage: {self.usage}", "", *_wrap(self.description.strip()), "", "common options:"]
-        lines += _entry("-h, --help", "show this help and leave")
+        lines += _entry("-h, --help", "Show this help and exit.")
         for name in self.common:
             lines += _option_entry(own[name]) if name in own else _key_entry(self.keys[name], documents)
         for group, cls in groups_of(self.cls).items():
@@ -139,7 +137,7 @@ class CommandLine:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Python's own, with its refusals as :class:`ConfigError`."""
+    """Python's own parser, with its errors raised as :class:`ConfigError`."""
 
     def error(self, message: str) -> NoReturn:
         if found := re.search(r"argument (\S+): expected one argument", message):
@@ -174,7 +172,7 @@ def _first_paragraph(cls: type) -> str:
 
 
 def _field_documents(cls: type) -> dict[str, str]:
-    """Return the text below each field of the dataclass ``cls`` and of those in it, by the key's name."""
+    """Return the docstring of each field of ``cls`` and of the dataclasses in it, by key."""
     documents = {}
     for group, each in groups_of(cls).items():
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body

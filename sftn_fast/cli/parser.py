@@ -1,4 +1,4 @@
-"""The command line: YAML recipes, overridden by options, checked before anything heavy is imported."""
+"""Parser of the command line: YAML recipes, overridden by options, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -34,46 +34,49 @@ COMMAND_LINE_ONLY = {
     "config": BASE,
     "print_config": None,
 }
-"""Options that are no keys of a configuration, and the key that a recipe has instead."""
+"""Options that are not configuration keys, with the key to use in a recipe."""
 ALIASES = {"compile": "engine.compile"}
 
 USAGE = "python -m sftn_fast.train [--config RECIPE] [--KEY VALUE ...]"
 DESCRIPTION = """
-Train student-friendly teachers and distil students from them. Without --config the recipe "demo" is the base; every
-option overrides one of its keys. The defaults below are for keys that the recipe leaves out: --print_config shows what
-comes of all. --dry-run says what a run would cost. docs/methods.md lists the methods.
+Train student-friendly teachers and distil students from them. Settings come from a recipe (without --config the recipe
+"demo"), and each option overrides one key of it. The defaults below apply to keys that the recipe does not set;
+--print_config shows the final values. --dry-run estimates time and memory. docs/methods.md lists the methods.
 """
 COMMON = ("config", "teacher", "student", "method", "epochs", "seeds", "data.name", "data.root", "output", "dry_run")
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def recipe_path(name: str, *, key: str = "config") -> Path:
-    """The file of a recipe: one of the package's by its name, or a path to one of the user's own.
+    """Return the file of a recipe: one of the package's by its name, or the user's own by its path.
 
-    A pair of the paper's networks, as ``vgg13_vgg8``, stands for its recipe on CIFAR-100. Raises :class:`ConfigError`
-    that blames ``key`` if there is neither.
+    A pair of the paper's networks, such as ``vgg13_vgg8``, is short for its CIFAR-100 recipe.
+
+    Raises:
+        ConfigError: There is neither. The message begins with ``key``.
     """
     for known in (name, f"{PAIR_PREFIX}{name}"):
-        if known in recipe_names():  # rather than a file by that name, which might lead out of the folder
+        if known in recipe_names():  # not the path of a file, which might lead out of the folder
             return RECIPES / f"{known}.yaml"
     try:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a NUL
         pass
-    raise ConfigError(refuse_name(key, name, recipe_names(), kind="a YAML file that is there, or one of"))
+    raise ConfigError(refuse_name(key, name, recipe_names(), kind="an existing YAML file, or one of"))
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Turn command-line arguments into a checked :class:`Config` and the name of the recipe it rests on.
+    """Turn command-line arguments into a checked :class:`Config` and the name of its recipe.
 
-    Raises :class:`ConfigError` with one line for whatever is wrong. ``--help`` and ``--print_config`` print and leave
-    by ``SystemExit``.
+    Raises:
+        ConfigError: With one line for any wrong argument or recipe.
+        SystemExit: After printing, for ``--help`` and ``--print_config``.
     """
     line = _command_line()
     given = line.parse(argv)
@@ -98,9 +101,9 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
 
 
 def check_names(config: Config) -> None:
-    """Raise :class:`ConfigError` for a network or method that there is not; needs no import of torch.
+    """Raise :class:`ConfigError` for an unknown network or method, without importing torch.
 
-    What ``plugins`` may bring is known only after they have run, which they do only where something is trained.
+    With ``plugins`` nothing is checked: their names are known only after they have run, when the training starts.
     """
     if not config.plugins:
         check_networks(config, NETWORKS)
@@ -108,26 +111,26 @@ def check_names(config: Config) -> None:
 
 
 def check_networks(config: Config, known: Collection[str]) -> None:
-    """Raise :class:`ConfigError` for a network that is none of ``known``."""
+    """Raise :class:`ConfigError` for a network that is not in ``known``."""
     for key, name in networks_in(config):
         if name not in known:
             raise ConfigError(refuse_network(key, name, known))
 
 
 def networks_in(config: Config) -> list[tuple[str, str]]:
-    """Return the networks that ``config`` names, each behind its key."""
+    """Return pairs of key and network for each network that ``config`` names."""
     several = [("collaborate.networks", name) for name in config.collaborate.networks]
     return [("teacher", config.teacher), ("student", config.student), *several]
 
 
 def describe_twins(config: Config) -> list[str]:
-    """Return a line for each network that another one's name could be taken for."""
+    """Return a line for each network whose name is easily confused with another one's."""
     twins = {name: twin for _, name in networks_in(config) if (twin := twin_of(name)) is not None}
-    return [f"{describe(name)} is another network than {describe(twin)}" for name, twin in twins.items()]
+    return [f"{describe(name)} is not the same network as {describe(twin)}" for name, twin in twins.items()]
 
 
 def check_distill(config: Config) -> None:
-    """Raise :class:`ConfigError` for a method or an option that there is not, or that ``cache_teacher`` can't serve."""
+    """Raise :class:`ConfigError` for an unknown method or option, or a method that can't use ``cache_teacher``."""
     for distill in (config.distill, *config.methods):
         parse_distill(distill)
     if config.cache_teacher and "distill" in config.stages:
@@ -141,36 +144,37 @@ def _check_logits_suffice(distill: str) -> None:
     methods = {term.name: registry.find(term.name) for term in parse_distill(distill).methods}
     taught = {name: method for name, method in methods.items() if not method.only_initialises}
     for name, method in taught.items():
-        allowed = f"false with {distill}, since {name} reads more of the teacher than its logits"
+        allowed = f"false with {distill}, since {name} needs more of the teacher than its logits"
         check(not method.needs_features, "cache_teacher", True, allowed)
-    check(bool(taught), "cache_teacher", True, f"false with {distill}, which needs no teacher while the student learns")
+    check(bool(taught), "cache_teacher", True, f"false with {distill}, which needs no teacher during training")
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without ``--dry-run``, and whether it was among them."""
+    """Return the arguments without ``--dry-run``, and whether it was among them."""
     others = [part for part in argv if part not in DRY_RUN]
     return others, len(others) < len(argv)
 
 
 def load(path: Path) -> Config:
-    """Read the configuration that a run left in its folder."""
+    """Load the configuration that a run wrote to its folder."""
     return parse(["--config", str(path)])[0]
 
 
 def dump(config: Config) -> str:
-    """The whole configuration as YAML, in the order of its fields."""
+    """Return the whole configuration as YAML, in the order of its fields."""
     return safe_yaml.dump(to_dict(config))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as plain dicts, lists and scalars."""
+    """Return a configuration dataclass as plain dicts, lists and scalars."""
     return safe_yaml.plain(dataclasses.asdict(config))
 
 
 def parse_transfer(argv: Sequence[str], description: str) -> TransferConfig:
     """Turn the command line of :mod:`sftn_fast.transfer` into a checked :class:`TransferConfig`.
 
-    Raises :class:`ConfigError` with one line for whatever is wrong.
+    Raises:
+        ConfigError: With one line for any wrong argument.
     """
     line = CommandLine(
         TransferConfig,
@@ -183,7 +187,7 @@ def parse_transfer(argv: Sequence[str], description: str) -> TransferConfig:
 
 
 def _with_bases(recipe: str, reader: Reader) -> list[tuple[Path, dict[str, Any]]]:
-    """Return a recipe's file and values, behind those of the recipe that its key ``base`` names."""
+    """Return file and values of a recipe, after those of the recipes that its key ``base`` leads to."""
     path = recipe_path(recipe)
     found = [(path, reader.read(path))]
     while (base := found[0][1].get(BASE)) is not None:
@@ -192,19 +196,19 @@ def _with_bases(recipe: str, reader: Reader) -> list[tuple[Path, dict[str, Any]]
         except ConfigError as error:
             raise ConfigError(f"{found[0][0]}: {error}") from None
         if any(path == other for other, _ in found):
-            raise ConfigError(f"base of {found[0][0]} leads back to itself")
+            raise ConfigError(f"base of {found[0][0]} leads back to itself; remove one of the keys base")
         found.insert(0, (path, reader.read(path)))
     return found
 
 
 def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return the run's folder where the command line has none; see :mod:`sftn_fast.cli.output_folder`.
+    """Return the default folder of a run; see :mod:`sftn_fast.cli.output_folder`.
 
     Args:
         recipe: Name of the last recipe.
-        own: Its own values, without those of its base.
-        before: All settings by the recipes.
-        after: Those of the run.
+        own: Values of that recipe, without those of its base.
+        before: All settings, from the recipes alone.
+        after: All settings, with the command line.
     """
     given = str(own.get("output", ""))
     base = Path(given if given.strip() else f"runs/{recipe_path(recipe).stem}")
@@ -212,17 +216,17 @@ def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after:
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the value of every key, in the order of the configuration."""
+    """Return the values of all keys, in the order of the configuration."""
     return {name: values.get(name, key.default) for name, key in _command_line().keys.items()}
 
 
 def _resolve_distill(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``distill`` that ``--method`` or RepDistiller's ``-r``, ``-a`` and ``-b`` stand for."""
+    """Return the ``distill`` that ``--method``, or RepDistiller's ``-r``, ``-a`` and ``-b``, is short for."""
     weights = [_weight(given, option, key) for option, key in (("-r", "gamma"), ("-a", "alpha"), ("-b", "beta"))]
     weighted = any(weight is not None for weight in weights)
     method, distill = given.get("method"), given.get("distill")
     if method and (distill or weighted):
-        raise ConfigError("method already says what distill, -r, -a and -b would; give one of the two")
+        raise ConfigError("method can't be combined with distill, -r, -a or -b; give one of the two")
     if weighted and not distill:
         raise ConfigError("-r, -a and -b need --distill with the name of a method")
     if method:
@@ -232,8 +236,8 @@ def _resolve_distill(given: dict[str, Any]) -> dict[str, Any]:
     if distill is None:
         return {}
     if "methods" in given:
-        raise ConfigError("methods already says what distill or method would; give one of the two")
-    # A recipe's list of methods gives way to the one that was asked for.
+        raise ConfigError("methods can't be combined with distill or method; give one of the two")
+    # Drop the recipe's list of methods in favour of the one on the command line.
     return {"distill": distill, "methods": ()}
 
 
@@ -245,7 +249,7 @@ def _weight(given: dict[str, Any], option: str, key: str) -> float | None:
 
 
 def _origin(message: str, given: Collection[str], files: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Return the file that gave the key which ``message`` begins with; nothing if the command line did, or nobody."""
+    """Return the recipe, with a colon, that gave the key at the start of ``message``; empty if no recipe did."""
     key = message.partition(" ")[0].rstrip(":")
     of_files = [path for path, values in files if key in values]
     return f"{of_files[-1]}: " if of_files and key not in given else ""
@@ -254,13 +258,20 @@ def _origin(message: str, given: Collection[str], files: list[tuple[Path, dict[s
 @cache
 def _command_line() -> CommandLine:
     options = [
-        Option(("--config",), f"a YAML file, or one of: {', '.join(recipe_names())}", many=True),
-        Option(("--method",), "a method as the SFTN paper trains it, instead of --distill: those on features with KD"),
-        Option(("-r", "--gamma"), "with --distill METHOD, as in RepDistiller: weight of the cross-entropy, else 1"),
-        Option(("-a", "--alpha"), "likewise: weight of KD"),
-        Option(("-b", "--beta"), "likewise: weight of the method"),
-        Option(DRY_RUN, "say what the run would train, hold and take, and train nothing", flag=True),
-        Option(("--compile",), "the same as --engine.compile true", flag=True),
-        Option(("--print_config",), "print the whole configuration as a recipe and leave", flag=True),
+        Option(("--config",), f"Recipe: a YAML file, or one of {', '.join(recipe_names())}.", many=True),
+        Option(
+            ("--method",),
+            "Method with the SFTN paper's settings (methods on features are combined with KD), instead of --distill.",
+        ),
+        Option(
+            ("-r", "--gamma"), "With --distill METHOD, as in RepDistiller: weight of the cross-entropy (default: 1)."
+        ),
+        Option(("-a", "--alpha"), "Likewise: weight of KD."),
+        Option(("-b", "--beta"), "Likewise: weight of the method."),
+        Option(
+            DRY_RUN, "Print what the run would train and estimate its time and memory, but train nothing.", flag=True
+        ),
+        Option(("--compile",), "Same as --engine.compile true.", flag=True),
+        Option(("--print_config",), "Print the whole configuration as a recipe and exit.", flag=True),
     ]
     return CommandLine(Config, usage=USAGE, description=DESCRIPTION, options=options, common=COMMON)

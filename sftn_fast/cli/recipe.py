@@ -1,4 +1,4 @@
-"""A recipe's keys and values, checked: a recipe is data, and nothing in it is ever imported."""
+"""Reader of recipes: YAML files with keys and values. A recipe is data; nothing in it is ever imported."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from sftn_fast.config import ConfigError
 from sftn_fast.utils import safe_yaml
 
 BASE = "base"
-"""The key that names another recipe, whose keys this one overrides."""
+"""Key that names another recipe. Its keys are the defaults of this one."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads recipes for a configuration of ``keys``."""
+    """Reader of recipes for a configuration with ``keys``."""
 
     keys: Mapping[str, Key]
     aliases: Mapping[str, str]
     """Other names of keys."""
     command_line: Mapping[str, str | None]
-    """Options that no recipe has, with the key that it has instead if there is one."""
+    """Options that are not allowed in a recipe, with the key to use instead, if there is one."""
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return the values that the recipe ``path`` gives, ``base`` among them, by the whole names of their keys.
+        """Return the values in the recipe ``path``, including ``base``, by the full names of their keys.
 
         Raises:
             ConfigError: With one line that names the file and the key.
@@ -52,12 +52,12 @@ class Reader:
                 yield name, value
             elif any(key.startswith(f"{name}.") for key in self.keys):
                 if not isinstance(value, dict):
-                    raise ConfigError(f"{name} is a group, and must hold keys and values, got {shorten(value)}")
+                    raise ConfigError(f"{name} is a group and must hold keys and values, got {shorten(value)}")
                 yield from self._flat(value, f"{name}.")
             elif name in self.command_line:
                 instead = self.command_line[name]
                 raise ConfigError(
-                    f"{name} is for the command line" + (f"; a recipe has {instead} instead" if instead else "")
+                    f"{name} is for the command line" + (f"; in a recipe use {instead}" if instead else "")
                 )
             else:
                 raise ConfigError(f"unknown key {shorten(name)}{suggest(name, list(self.keys))}")

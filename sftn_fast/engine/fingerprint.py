@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from sftn_fast.config import ConfigError
+from sftn_fast.config import ConfigError, rename_keys
 
 ABSENT = "(absent)"
 FORMAT = "format"
@@ -44,7 +44,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
 
     If only the new one has :data:`FORMAT`, they are compared in the fields that both have.
     """
-    before, after = _flat(normalise(old)), _flat(normalise(new))
+    before, after = _flat(normalise(rename_keys(old))), _flat(normalise(new))
     noted = before.keys() & after.keys() if FORMAT in after and FORMAT not in before else before.keys() | after.keys()
     return [
         (key, before.get(key, ABSENT), after.get(key, ABSENT))

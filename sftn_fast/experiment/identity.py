@@ -1,7 +1,7 @@
 """The identity of a job: everything that decides what it computes.
 
 A job in a run's folder is reused only if its identity is the wanted one. Files count by their content. Every key of the
-configuration is in the identity of the jobs that it affects, or in :data:`sftn_fast.cli.neutral_keys.NEUTRAL`;
+configuration is in the identity of the jobs that it affects, or marked as ``Neutral`` in its type;
 ``tests/experiment/test_identity.py`` changes each of them.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sftn_fast.config import ConfigError
+from sftn_fast.config import ConfigError, rename_keys
 from sftn_fast.utils import safe_yaml
 from sftn_fast.utils.checksummed import DamagedError, read_sealed_text
 from sftn_fast.utils.text import printable
@@ -40,7 +40,7 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
     ):
         shown = printable(path, LONGEST)
         return {}, f"{shown} is damaged: it is not a configuration; what depends on it is left out"
-    return printable_tree(settings), None
+    return printable_tree(rename_keys(settings)), None
 
 
 def printable_tree(tree: Any) -> Any:

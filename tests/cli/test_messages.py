@@ -43,7 +43,7 @@ def refusal(*argv: str) -> str:
         ("--optim.name", "not available here: SGD is the only optimizer"),
         ("--optim.type", "not available here: SGD is the only optimizer"),
         ("--optimizer", "not available here: SGD is the only optimizer"),
-        ("--data.mixup", "not available here: images are cropped and flipped"),
+        ("--data.mixup", "not available here: images are only cropped and flipped"),
         ("--data.cutmix", "not available here"),
         ("--label_smoothing", "not available here"),
         ("--ema", "not available here"),
@@ -52,6 +52,7 @@ def refusal(*argv: str) -> str:
         ("--optim.foo", "optim has lr, momentum, "),
         ("--nothing.like.it", "--help lists all"),
         ("--base", "unknown option --base"),
+        ("--sftn.stages", "unknown option --sftn.stages, which is now called --sftn.branch_stages"),
     ],
 )
 def test_an_unknown_option(option: str, says: str) -> None:
@@ -74,10 +75,11 @@ def test_an_unknown_option(option: str, says: str) -> None:
         ("optim:\n  lr: -1\n", "optim.lr must be a finite number"),
         ("teacher: ResNet34\n", "did you mean resnet34"),
         ("distill: kdd\n", "unknown method 'kdd'"),
-        ("base: demoo\n", "base must be a YAML file that is there, or one of"),
-        ("config: demo\n", "config is for the command line; a recipe has base instead"),
+        ("base: demoo\n", "base must be an existing YAML file, or one of"),
+        ("config: demo\n", "config is for the command line; in a recipe use base"),
         ("print_config: true\n", "print_config is for the command line"),
         ("help: true\n", "unknown key 'help'"),
+        ("sftn:\n  stages: [1]\n", "unknown key 'sftn.stages', which is now called sftn.branch_stages"),
     ],
 )
 def test_a_recipe_is_named_with_its_key(text: str, says: str, tmp_path: Path) -> None:
@@ -158,17 +160,17 @@ def test_networks_that_look_the_same() -> None:
     assert describe("mine") == "mine" and twin_of("mine") is None
     for name, other in (("ResNet50", "resnet50"), ("resnet50", "ResNet50")):
         (line,) = cli.describe_twins(cli.parse(["--teacher", name])[0])
-        assert line == f"{describe(name)} is another network than {describe(other)}"
+        assert line == f"{describe(name)} is not the same network as {describe(other)}"
     assert cli.describe_twins(cli.parse([])[0]) == []
 
 
 def test_an_unknown_recipe() -> None:
     message = refusal("--config", "nofile.yaml")
-    assert "config must be a YAML file that is there" in message and "'nofile.yaml'" in message
+    assert "config must be an existing YAML file" in message and "'nofile.yaml'" in message
     assert "did you mean fashion_mnist" in refusal("--config", "fashionmnist")
     assert "did you mean imagenet" in refusal("--config", "recipes/ImageNet.yaml")
     for name in ("", "a" * 5000, "~nosuchuser/a.yaml", "a\0b"):
-        assert "config must be a YAML file" in refusal("--config", name)
+        assert "config must be an existing YAML file" in refusal("--config", name)
 
 
 def test_suggestions_name_keys_that_there_are() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from sftn_fast import cli
 from sftn_fast.cli import output_folder
-from sftn_fast.cli.neutral_keys import NEUTRAL
+from sftn_fast.cli.keys import neutral_keys
 from sftn_fast.config import Config
 
 
@@ -79,7 +79,7 @@ def test_two_commands_share_no_folder() -> None:
 
 def test_what_decides_nothing_changes_no_name() -> None:
     plain = cli.to_dict(Config())
-    for key in NEUTRAL:
+    for key in neutral_keys(Config):
         group, _, name = key.rpartition(".")
         other = {**plain, group: {**plain[group], name: "other"}} if group else {**plain, name: "other"}
         assert output_folder.changes(plain, other) == {}, key
@@ -94,4 +94,4 @@ def test_print_config_shows_the_name(capsys: pytest.CaptureFixture[str]) -> None
 def test_every_recipe_has_a_folder_of_its_own() -> None:
     folders = [output("--config", name) for name in cli.recipe_names()]
     assert len(set(folders)) == len(folders)
-    assert {field.name for field in dataclasses.fields(Config)} >= {key.split(".")[0] for key in NEUTRAL}
+    assert {field.name for field in dataclasses.fields(Config)} >= {key.split(".")[0] for key in neutral_keys(Config)}

@@ -43,7 +43,7 @@ def test_a_recipe_overrides_its_base() -> None:
 
 def test_a_dumped_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
     config, _ = cli.parse(
-        ["--seeds", "[4, 5]", "--stage_epochs", '{"sftn": 7}', "--sftn.stages", "[1]", "--optim.lr", "1e-3"]
+        ["--seeds", "[4, 5]", "--stage_epochs", '{"sftn": 7}', "--sftn.branch_stages", "[1]", "--optim.lr", "1e-3"]
     )
     path = tmp_path / "with space ü.yaml"
     path.write_text(cli.dump(config))
@@ -239,7 +239,7 @@ def test_repdistillers_options_and_the_papers_settings(options, distill):
         ("-r 1", "need --distill"),
         ("--distill kd=1,crd -b 2", "must be one method of"),
         ("--distill kd -r much", "invalid float value: 'much'"),
-        ("--method crd --methods [kd]", "methods already says"),
+        ("--method crd --methods [kd]", "methods can't be combined with distill or method"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, message):

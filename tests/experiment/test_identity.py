@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftn_fast import cli, data, engine, report, train
-from sftn_fast.cli.neutral_keys import NEUTRAL
+from sftn_fast.cli.keys import neutral_keys
 from sftn_fast.config import Config, ConfigError, DataConfig
 from sftn_fast.engine import CheckpointStore, distributed
 from sftn_fast.engine.fingerprint import FingerprintMismatch
@@ -78,7 +78,7 @@ OUTCOMES = {
     "sftn.temperature": ("2", REFUSED),
     "sftn.direction": ("branch_to_teacher", REFUSED),
     "sftn.branch_reduction": ("sum", REFUSED),
-    "sftn.stages": ("[1]", REFUSED),
+    "sftn.branch_stages": ("[1]", REFUSED),
     "sftn.share_student": ("true", REFUSED),
     "sftn.init": ("teacher", REFUSED),
     "route.anchors": ("2", REFUSED),
@@ -203,9 +203,11 @@ def test_another_white_of_image_files_is_noticed(loader: str, tmp_path: Path) ->
 def test_the_page_lists_what_does_not_matter() -> None:
     whole = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
     page = whole.partition("## Settings that do not matter")[2]
-    assert dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE)) == NEUTRAL
+    assert dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE)) == neutral_keys(Config)
     others = {"stages", "methods", "seeds", "cache_teacher", "data.loader"}  # which are explained beside the table
-    assert {key for key, (_, expected) in OUTCOMES.items() if expected != REFUSED} == NEUTRAL.keys() | others
+    assert {key for key, (_, expected) in OUTCOMES.items() if expected != REFUSED} == neutral_keys(
+        Config
+    ).keys() | others
     for key in others:
         assert f"`{key}`" in page, key
 

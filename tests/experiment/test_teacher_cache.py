@@ -202,11 +202,11 @@ def refusal(capsys: pytest.CaptureFixture[str], output: Path) -> str:
 
 
 REFUSED = {
-    "feature maps": ("[kd,'at,kd=1']", (), "with at,kd=1, since at reads more of the teacher than its logits"),
+    "feature maps": ("[kd,'at,kd=1']", (), "with at,kd=1, since at needs more of the teacher than its logits"),
     "pooled vectors": ("[crd]", (), "since crd reads"),
     "pre-activations": ("[oh]", (), "since oh reads"),
     "images of its own": ("[sskd]", (), "since sskd reads"),
-    "no teacher": ("[ab]", (), "which needs no teacher while the student learns"),
+    "no teacher": ("[ab]", (), "which needs no teacher during training"),
     "a route": ("[kd]", ("--route.anchors", "2"), "beside route"),
 }
 

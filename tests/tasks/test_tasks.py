@@ -115,7 +115,7 @@ def test_a_label_out_of_range_is_an_error(label: int) -> None:
         SFTNConfig(teacher_weight=0.5, ce_weight=2.0, kl_weight=0.25, temperature=4.0),
         SFTNConfig(direction="branch_to_teacher", temperature=2.0),
         SFTNConfig(branch_reduction="sum"),
-        SFTNConfig(stages=(3,)),
+        SFTNConfig(branch_stages=(3,)),
     ],
     ids=["paper", "weights", "direction", "sum", "last-stage"],
 )

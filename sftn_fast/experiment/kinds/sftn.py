@@ -75,7 +75,7 @@ class SFTN(Kind):
             teacher,
             runner.build(runner.config.student),
             image_size=runner.data.image_size,
-            branch_stages=config.stages,
+            branch_stages=config.branch_stages,
             share_student=config.share_student,
         )
         for line in student_aware.describe():

@@ -1,0 +1,110 @@
+"""``--help``: every key with its meaning, type, limits and default, in an order that never changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from sftn_fast import cli
+from sftn_fast.cli.keys import keys_of, name_type, neutral_keys
+from sftn_fast.config import Config, TransferConfig
+from sftn_fast.utils import safe_yaml
+
+PROGRAMS = {
+    "train": (Config, lambda: cli.parse(["--help"])),
+    "transfer": (TransferConfig, lambda: cli.parse_transfer(["--help"], "Train a classifier.")),
+}
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """A program's keys, and a function that prints its help."""
+    cls, show = PROGRAMS[request.param]
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def printed() -> str:
+        with pytest.raises(SystemExit) as left:
+            show()
+        assert left.value.code == 0
+        return capsys.readouterr().out
+
+    return keys_of(cls), printed
+
+
+def entries(text: str) -> dict[str, str]:
+    """The text below each option, in one line."""
+    found = re.findall(r"^  (-.+)\n((?: {8}.+\n)+)", text, re.MULTILINE)
+    assert len(found) == len(dict(found))
+    return {head: " ".join(body.split()) for head, body in found}
+
+
+def test_every_key_has_its_meaning_type_and_default(program: tuple[dict, Callable[[], str]]) -> None:
+    keys, show = program
+    shown = entries(show())
+    for name, key in keys.items():
+        if name == "network":  # given without its name
+            continue
+        about = shown[f"--{name} {name.rpartition('.')[2].upper()}"]
+        meaning, _, rest = about.rpartition(" (")
+        assert rest == f"{name_type(key.type)}; default: {safe_yaml.inline(key.default)})"
+        assert len(meaning) > 10 and meaning.endswith("."), meaning
+
+
+def test_the_order_is_that_of_the_configuration(program: tuple[dict, Callable[[], str]]) -> None:
+    keys, show = program
+    first, second = show(), show()
+    assert first == second
+    options = re.findall(r"^  --([\w.]+) ", first.partition("\nother options:")[2], re.MULTILINE)
+    options = [name for name in options if name in keys]
+    groups = list(dict.fromkeys(key.group for key in sorted(keys.values(), key=lambda key: bool(key.group))))
+    places = {name: (groups.index(key.group), number) for number, (name, key) in enumerate(keys.items())}
+    assert len(options) > 10 and options == sorted(options, key=lambda name: places[name])
+
+
+def test_no_line_is_wider_than_the_terminal(program: tuple[dict, Callable[[], str]]) -> None:
+    assert max(map(len, program[1]().splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("epochs", "whole number at least 1"),
+        ("seeds", "list of distinct numbers from 0 on"),
+        ("stages", "list of {teacher, sftn, student, distill, collaborate}"),
+        ("stage_epochs", "{teacher|sftn|student|distill|collaborate: whole number at least 1}"),
+        ("plugins", "list of paths"),
+        ("methods", "list of texts"),
+        ("output", "path"),
+        ("teacher_file", "path or null"),
+        ("teacher", "text"),
+        ("devices", "whole number at least 1, list of texts or all"),
+        ("resume", "path, auto, must, never or force"),
+        ("data.image_size", "whole number from 8 to 512 or null"),
+        ("data.download", "{true, false}"),
+        ("data.flip", "{true, false, null}"),
+        ("optim.lr", "number greater than 0 or null"),
+        ("optim.momentum", "number at least 0 and less than 1"),
+        ("optim.milestones", "list of increasing epochs from 1 on or null"),
+        ("sftn.direction", "{teacher_to_branch, branch_to_teacher}"),
+        ("engine.device", "auto, cpu, cuda or cuda:N"),
+        ("engine.threads", "whole number at least 1, auto or null"),
+        ("engine.channels_last", "{true, false, auto}"),
+    ],
+)
+def test_how_a_type_is_shown(name: str, shown: str) -> None:
+    assert name_type(keys_of(Config)[name].type) == shown
+
+
+def test_entries_of_a_dict_are_options() -> None:
+    config = cli.parse(["--stage_epochs.teacher", "3", "--stage_epochs.sftn=4"])[0]
+    assert config.stage_epochs == {"teacher": 3, "sftn": 4}
+    config = cli.parse(["--stage_epochs.'teacher'", "3"])[0]
+    assert config.stage_epochs == {"teacher": 3}
+
+
+def test_neutral_keys_are_keys() -> None:
+    assert neutral_keys(Config).keys() < keys_of(Config).keys()
+    assert {"output", "data.root", "engine.threads"} < neutral_keys(Config).keys()
+    assert not {"epochs", "seeds", "stages", "optim.lr"} & neutral_keys(Config).keys()
