@@ -133,7 +133,7 @@ def validate(config: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: With one line that names field, value and what is allowed.
     """
-    for name, kind in field_types(type(config)).items():
+    for name, kind in field_types(type(config)).items():  # type: ignore[arg-type]
         if not is_dataclass(kind):
             _check_value(f"{prefix}{name}", getattr(config, name), kind)
 

@@ -72,7 +72,8 @@ def test_the_range_of_whole_steps_is_that_of_the_record():
 
 def test_the_number_of_faults_is_that_of_the_table():
     reliability = (pages.ROOT / "docs" / "reliability.md").read_text()
-    assert f"lists {len(re.findall(r'^\| [0-9]+ \|', reliability, re.MULTILINE))} faults" in README.replace("\n", " ")
+    faults = len(re.findall(r"^\| [0-9]+ \|", reliability, re.MULTILINE))
+    assert f"lists {faults} faults" in README.replace("\n", " ")
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():

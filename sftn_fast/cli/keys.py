@@ -78,7 +78,7 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     Raises:
         ConfigError: Raised by the dataclasses.
     """
-    types = field_types(cls)
+    types = field_types(cls)  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         name = f"{prefix}{field.name}"

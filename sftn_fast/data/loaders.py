@@ -42,7 +42,7 @@ class DeferredBatch:
     @classmethod
     def of(cls, batch: Batch | DeferredBatch) -> DeferredBatch:
         """Return ``batch`` itself if it is deferred, else wrap it."""
-        if isinstance(batch, cls):
+        if isinstance(batch, DeferredBatch):
             return batch
         return cls(batch.index, (batch.images, batch.target, batch.index), Batch)
 

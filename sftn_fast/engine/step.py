@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sftn_fast.config import EngineConfig
+from sftn_fast.data import loaders
 from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.compile import Compiled
@@ -86,7 +88,7 @@ class TrainStep:
         self._lr.fill_(self.schedule(number))
         self._number.fill_(number)
         if self._graphed is not None:
-            terms = self._graphed(DeferredBatch.of(batch))
+            terms = self._graphed(DeferredBatch.of(cast(loaders.Batch | DeferredBatch, batch)))
         else:
             terms = self._update(batch.make(*batch.tensors) if isinstance(batch, DeferredBatch) else batch)
         # Reading the verdict is free on the CPU. On a GPU it would drain the queue at every step.

@@ -109,7 +109,8 @@ def test_fewer_bits_in_16_are_refused_or_come_out_right(bits, tmp_path):
     for path in sixteen_bits(tmp_path, values):
         with pytest.raises(
             DecodeError,
-            match=r"16-bit values is .*; save it with 8 bits, or give the value of white \(for example --data.white 4095\)",
+            match=r"16-bit values is .*; save it with 8 bits, or give the value of white "
+            r"\(for example --data.white 4095\)",
         ):
             decode(path)
         with pytest.raises(DecodeError, match=r"data.white"):

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from sftn_fast import cli, engine
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.experiment import run as experiment
-from sftn_fast.experiment.plan import needs
 from sftn_fast.experiment.worker import PrefixedLines
 from sftn_fast.train import run as run_experiment
 
@@ -155,7 +154,7 @@ def test_a_refused_configuration_comes_back_as_such(together: tuple[Path, str]) 
 
 def test_each_stage_waits_for_what_it_reads() -> None:
     config, _ = cli.parse(["--seeds", "[3]", "--sftn.init", "teacher", "--methods", '["kd", "at,kd=1"]'])
-    waits = {stage.name: needs(config, stage) for stage in experiment.plan(config)}
+    waits = {stage.name: stage.behaviour.needs(config, stage) for stage in experiment.plan(config)}
     assert waits == {
         "teacher": set(),
         "sftn": {"teacher"},
@@ -167,7 +166,7 @@ def test_each_stage_waits_for_what_it_reads() -> None:
     }
     options = ["--seeds", "[3]", "--stages", "[sftn, collaborate]", "--collaborate.init", "sftn"]
     peers, _ = cli.parse(options)
-    assert [needs(peers, stage) for stage in experiment.plan(peers)] == [set(), {"sftn"}]
+    assert [stage.behaviour.needs(peers, stage) for stage in experiment.plan(peers)] == [set(), {"sftn"}]
 
 
 @pytest.mark.parametrize(
