@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sftn_fast import models, ops, report, train
-from sftn_fast.experiment import class_counts
+from sftn_fast.experiment import class_accuracy
 from sftn_fast.ops import _backend
 
 PAGE = (pages.ROOT / "docs" / "troubleshooting.md").read_text()
@@ -47,8 +47,8 @@ def other_network() -> None:
 
 
 def one_class() -> None:
-    result = {"by_class": class_counts.write(Path(), [5, 5], [5, 0], [10, 0], ("cat", "dog"))}
-    print(f"warning: {class_counts.only_class(result)}")
+    result = {"by_class": class_accuracy.write(Path(), [5, 5], [5, 0], [10, 0], ("cat", "dog"))}
+    print(f"warning: {class_accuracy.only_class(result)}")
 
 
 def finished_twice() -> None:

@@ -17,7 +17,7 @@ from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed, divergence
 from sftn_fast.engine.device import is_channels_last
-from sftn_fast.experiment import class_counts, job_state, repair, similarity, teacher_check
+from sftn_fast.experiment import class_accuracy, job_state, repair, similarity, teacher_check
 from sftn_fast.experiment.clock import SECONDS, Clock
 from sftn_fast.experiment.identity import trained_digest
 from sftn_fast.experiment.kinds.base import EndOfEpoch
@@ -222,8 +222,8 @@ class JobRunner:
         names = teacher_check.class_names(self.data)
         meta |= {"class_names": names} if names else {}
         models.save(network, self.folder, meta=meta)
-        result["by_class"] = class_counts.write(self.folder, counts.images, counts.right, counts.predicted, names)
-        if warning := class_counts.only_class(result):
+        result["by_class"] = class_accuracy.write(self.folder, counts.images, counts.right, counts.predicted, names)
+        if warning := class_accuracy.only_class(result):
             print(f"  warning: {warning}", flush=True)
         write_atomically(self.folder / RESULT, seal(result | {run_files.FILES: run_files.checksums(self.folder)}))
 

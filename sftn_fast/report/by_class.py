@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftn_fast.experiment.class_counts import FILE
+from sftn_fast.experiment.class_accuracy import FILE
 from sftn_fast.experiment.labels import label
 from sftn_fast.report.results import Row
 

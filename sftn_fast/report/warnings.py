@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sftn_fast.experiment.class_counts import only_class
+from sftn_fast.experiment.class_accuracy import only_class
 from sftn_fast.experiment.labels import label
 from sftn_fast.report.results import Row
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sftn_fast.experiment.class_counts import FILE
+from sftn_fast.experiment.class_accuracy import FILE
 from sftn_fast.experiment.labels import label
 from sftn_fast.experiment.settings import read_settings
 from sftn_fast.report import by_class, curves, figure, html, table

@@ -14,7 +14,7 @@ from sftn_fast import report
 from sftn_fast.config import Config, DataConfig, EngineConfig, OptimConfig
 from sftn_fast.data import build
 from sftn_fast.engine import Layout, count_by_class
-from sftn_fast.experiment import class_counts
+from sftn_fast.experiment import class_accuracy
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.plan import Job
 from sftn_fast.models import StagedNet, load
@@ -27,7 +27,7 @@ def add_counts(folder: Path, seed: int, name: str, right: list[int], predicted: 
     add_job(folder, name, seed, 50.0)
     stage = folder / f"seed{seed}" / name
     result = json.loads((stage / "result.json").read_text())
-    result["by_class"] = class_counts.write(stage, [10, 20, 0], right, predicted or [10, 10, 10], NAMES)
+    result["by_class"] = class_accuracy.write(stage, [10, 20, 0], right, predicted or [10, 10, 10], NAMES)
     (stage / "result.json").write_text(json.dumps(result))
 
 
@@ -46,7 +46,7 @@ def test_accuracies_are_means_over_the_seeds(tmp_path: Path) -> None:
 
 def test_changed_counts_are_named_and_not_shown(tmp_path: Path) -> None:
     add_counts(tmp_path, 0, "student", [10, 5, 0])
-    file = tmp_path / "seed0" / "student" / class_counts.FILE
+    file = tmp_path / "seed0" / "student" / class_accuracy.FILE
     file.write_text(file.read_text().replace("5", "9"))
     text = report.write(tmp_path)
     assert f"student alone, seed 0: no accuracy by class: {file} was changed after the training" in text
@@ -75,7 +75,7 @@ def test_a_thousand_classes_stay_beside_the_result(tmp_path: Path) -> None:
     stage = tmp_path / "seed0" / "student"
     result = json.loads((stage / "result.json").read_text())
     right = [number % 50 for number in range(1000)]
-    result["by_class"] = class_counts.write(stage, [50] * 1000, right, [50] * 1000, ())
+    result["by_class"] = class_accuracy.write(stage, [50] * 1000, right, [50] * 1000, ())
     (stage / "result.json").write_text(json.dumps(result, indent=2))
     assert len((stage / "result.json").read_text()) < 3000
     report.write(tmp_path)
@@ -85,7 +85,7 @@ def test_a_thousand_classes_stay_beside_the_result(tmp_path: Path) -> None:
     assert "The 200 hardest of 1000 classes" in page
     lines = page[page.index("<h2>Accuracy by class") :].split("</tbody>")[0].count("<tr><td>")
     assert lines == by_class.PAGE
-    with (stage / class_counts.FILE).open() as file:
+    with (stage / class_accuracy.FILE).open() as file:
         assert len(list(csv.DictReader(file))) == 1000
 
 
@@ -94,7 +94,7 @@ def test_a_stage_counts_what_its_accuracy_says(amp: str, tmp_path: Path) -> None
     run = tiny_stage(tmp_path, amp=amp, lr=0.05)
     run.finish()
     result = json.loads((run.folder / "result.json").read_text())
-    with (run.folder / class_counts.FILE).open() as file:
+    with (run.folder / class_accuracy.FILE).open() as file:
         lines = list(csv.DictReader(file))
     images, right = (sum(int(line[key]) for line in lines) for key in ("images", "right"))
     assert images == run.data.test.num_samples
