@@ -2,6 +2,7 @@
 # make test   set up, then run the tests
 # make check  the tests, and ruff, mypy, clang-format, the ABI audit, the user guide as a site
 # make docs   the user guide as a site, in build/site
+# make wheel  a wheel for all GPUs in dist/, installed and tried in an environment of its own
 # make bench  measure kernels and whole training steps against plain PyTorch, and how cost grows
 #
 # Everything lives in .venv; a second call reuses what stands.
@@ -17,7 +18,7 @@ CLANGED := $(SOURCES) $(shell find tests/simt -name '*.cpp' -o -name '*.h' -o -n
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check lint docs bench setup clean
+.PHONY: demo test check lint docs wheel bench setup clean
 
 demo: setup
 	$(PY) -m sftn_fast.train
@@ -38,6 +39,14 @@ lint: setup
 	@if [ -x $(BIN)/torch-abi-audit ]; then $(BIN)/torch-abi-audit --check torch sftn_fast/_C*.so; \
 	else echo "torch-abi-audit needs Python 3.11: not run"; fi
 
+wheel: setup
+	rm -rf build/wheel && mkdir -p build/wheel dist
+	SFTN_CUDA=1 $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision build/wheel/*.whl
+	cd build/wheel && venv/bin/python $(CURDIR)/tests/smoke.py
+	mv build/wheel/*.whl dist/
+
 bench: setup
 	$(PY) -m bench
 	$(PY) -m bench.readme
@@ -56,7 +65,7 @@ $(VENV)/installed: $(VENV)/created constraints.txt
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
-	@echo "== building the C++ and CUDA libraries and installing the remaining packages (a minute or two)"
+	@echo "== building the C++ library, and CUDA kernels for this machine's GPU if it has one, and installing the remaining packages"
 	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
 	@$(PY) -m sftn_fast.info
 	@touch $@

@@ -3,8 +3,10 @@
 sftn_fast/_C        schemas and CPU kernels. Needs a C++17 compiler; without one the package is pure Python.
 sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but no GPU.
 
-SFTN_CUDA=0 leaves CUDA out, SFTN_CUDA=1 makes a missing nvcc an error. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST mean
-what they do elsewhere. Build in place with `python setup.py build_ext --inplace`.
+CUDA kernels are built for what the machine needs: none without a GPU, its own architecture with one, all of
+ARCHITECTURES for a wheel. SFTN_CUDA=1 builds all in any case and makes a missing nvcc an error, SFTN_CUDA=0 builds
+none. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST have their usual meaning. Build in place with
+`python setup.py build_ext --inplace`.
 
 With pip's --no-build-isolation the environment must have torch and setuptools 77 or newer; ninja makes it faster, and
 wheel is not needed.
@@ -39,6 +41,9 @@ CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno",
 NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
 
 
+# Of a wheel: A100, H100 and H200, B200, and RTX 50 with what comes after it.
+ARCHITECTURES = "8.0 9.0 10.0 12.0+PTX"
+
 # glibc 2.X, and the newest symbols of libstdc++ in the distributions that have it, as the manylinux policies say.
 LIBSTDCXX = {17: 19, 24: 22, 26: 24, 27: 24, 28: 24, 31: 28, 34: 29, 35: 30, 39: 33}
 
@@ -69,13 +74,32 @@ def find_toolkit() -> Path | None:
     return next((top for top in usable if (top / "include" / "cuda_runtime.h").exists()), None)
 
 
+def architectures(wanted: str) -> str | None:
+    """Return the architectures to build CUDA kernels for, as TORCH_CUDA_ARCH_LIST spells them; None for no kernels.
+
+    ``wanted`` is the value of SFTN_CUDA.
+    """
+    if wanted == "0":
+        return None
+    if wanted == "1" or "bdist_wheel" in sys.argv:
+        return ARCHITECTURES
+    if not torch.cuda.is_available():
+        return None
+    own = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return " ".join(f"{major}.{minor}" for major, minor in sorted(own))
+
+
 def cuda_toolkit() -> Path | None:
-    """The toolkit to build with, None to leave CUDA out."""
+    """Return the toolkit to build CUDA kernels with, None to build none. Sets TORCH_CUDA_ARCH_LIST."""
     wanted = os.environ.get("SFTN_CUDA", "")
     if wanted not in ("", "0", "1"):
         raise SystemExit(f"sftn_fast: SFTN_CUDA must be 0, 1 or unset, got {wanted!r}")
-    if wanted == "0":
+    needed = architectures(wanted)
+    if needed is None:
+        if wanted != "0":
+            say("no GPU was found: building the CPU library only (SFTN_CUDA=1 builds the CUDA kernels too)")
         return None
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", needed)
     toolkit = find_toolkit() if torch.version.cuda else None
     if toolkit is None:
         missing = "no nvcc with its headers was found" if torch.version.cuda else "this torch was built without CUDA"
@@ -123,7 +147,6 @@ class TaggedWheel(bdist_wheel):
 
 def cuda_extension(toolkit: Path) -> Extension:
     os.environ["CUDA_HOME"] = str(toolkit)  # read when torch.utils.cpp_extension is imported
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0 10.0 12.0+PTX")
     from torch.utils.cpp_extension import CUDAExtension
 
     extension = CUDAExtension(

@@ -1,4 +1,4 @@
-"""What setup.py decides to build: which nvcc it finds, and what it says when something is missing."""
+"""Decisions of setup.py: which nvcc it finds, for which architectures it builds, and its words for what is missing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def setup_py(monkeypatch):
-    """setup.py as a module, on a machine without any CUDA toolkit and with a CUDA build of torch."""
+    """setup.py as a module, on a machine with a CUDA build of torch and an H200, but without a CUDA toolkit."""
     spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "editable_wheel"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     monkeypatch.setattr(module.sysconfig, "get_path", lambda name: "/nowhere")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -99,6 +104,44 @@ def test_cuda_can_be_left_out(setup_py, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SFTN_CUDA", "yes")
     with pytest.raises(SystemExit, match="SFTN_CUDA must be 0, 1 or unset, got 'yes'"):
         setup_py.cuda_toolkit()
+
+
+def test_a_gpu_gets_its_own_architecture(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    assert setup_py.cuda_toolkit() == tmp_path / "home"
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0"
+
+
+def test_different_gpus_get_an_architecture_each(setup_py, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), (8, 6), (9, 0))[index])
+    assert setup_py.architectures("") == "8.6 9.0"
+
+
+def test_without_a_gpu_the_cpu_library_is_built_and_one_line_says_so(setup_py, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert setup_py.cuda_toolkit() is None
+    assert capsys.readouterr().err.splitlines() == [
+        "sftn_fast: no GPU was found: building the CPU library only (SFTN_CUDA=1 builds the CUDA kernels too)"
+    ]
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("bdist_wheel", ""), ("editable_wheel", "1")])
+def test_a_wheel_and_sftn_cuda_build_all_architectures(setup_py, tmp_path, monkeypatch, command, wanted):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    monkeypatch.setenv("SFTN_CUDA", wanted)
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert setup_py.cuda_toolkit() == tmp_path / "home"
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == setup_py.ARCHITECTURES
+
+
+def test_given_architectures_are_kept(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home")))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.9")
+    setup_py.cuda_toolkit()
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.9"
 
 
 def test_without_a_compiler_the_package_is_pure_python(tmp_path):
