@@ -162,7 +162,7 @@ def outcome(config: Config, root: Path) -> str:
     except ConfigError as error:
         assert "--resume force" in str(error) and "--output" in str(error) and "\n" not in str(error)
         return REFUSED
-    assert not any(each.differing for each in prepared.standings.values())
+    assert not any(each.differing for each in prepared.states.values())
     return KEPT if all(prepared.states[stage].kept for stage in prepared.jobs) else JOINS
 
 
