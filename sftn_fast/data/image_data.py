@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, tensor
 
 from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files
 from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.notices import print_once
+from sftn_fast.data.preprocessing import Preprocessing
 from sftn_fast.data.source import Images, load
 from sftn_fast.data.splits import train_val_indices
 
@@ -38,6 +40,7 @@ class ImageData:
     files: str | None = None  # digest of the files' contents, if they are decoded on demand
     white: float | None = None  # data.white, if files are decoded on demand
     class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
+    preprocessing: Preprocessing | None = None  # from an image file to the input of a network
 
     @property
     def train_labels(self) -> Tensor:
@@ -123,6 +126,7 @@ def build(
         test=EvalLoader(test, **share),
         content=_digest(splits),
         class_names=source.class_names,
+        preprocessing=Preprocessing(size, size, tuple(source.mean), tuple(source.std), config.white),
     )
 
 
@@ -148,6 +152,9 @@ def _build_stream(
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
         white=config.white,
         class_names=tuple(files.class_names),
+        preprocessing=Preprocessing(
+            round(files.size * RESIZED), files.size, image_format.mean, image_format.std, config.white
+        ),
     )
 
 

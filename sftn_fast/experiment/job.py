@@ -218,9 +218,15 @@ class JobRunner:
     def _write(self, network: StagedNet, result: dict[str, Any], counts: engine.ClassCounts) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.folder))
-        meta = {"top1": result["last"]["top1"], "image_size": self.data.image_size}
         names = teacher_check.class_names(self.data)
-        meta |= {"class_names": names} if names else {}
+        meta = {
+            "top1": result["last"]["top1"],
+            "image_size": self.data.image_size,
+            **({"class_names": names} if names else {}),
+            **({"preprocessing": self.data.preprocessing.to_json()} if self.data.preprocessing else {}),
+            "data": self.data.name,
+            "trained_as": self.behaviour.describe(self.config, self.job),
+        }
         models.save(network, self.folder, meta=meta)
         result["by_class"] = class_accuracy.write(self.folder, counts.images, counts.right, counts.predicted, names)
         if warning := class_accuracy.only_class(result):

@@ -1,0 +1,55 @@
+"""``sftn VERB ...`` and ``python -m sftn_fast VERB ...``: one command for all programs of the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import sftn_fast
+from sftn_fast.config import ConfigError
+from sftn_fast.utils import program
+
+VERBS = {
+    "train": ("sftn_fast.train", "main", "train teachers and students by a recipe"),
+    "report": ("sftn_fast.report", "main", "write and print the report of a run"),
+    "compare": ("sftn_fast.report.command", "compare_main", "hold several runs against each other"),
+    "predict": ("sftn_fast.predict.command", "main", "classify images by an exported network"),
+    "export": ("sftn_fast.export.command", "main", "write a network as ONNX, PT2, TorchScript or state dict"),
+    "transfer": ("sftn_fast.transfer", "main", "train a linear classifier on a network's features"),
+    "verify": ("sftn_fast.data.verify", "main", "find image files that can't be decoded"),
+    "info": ("sftn_fast.info", "main", "print versions, kernels and devices"),
+}
+"""Module, function and purpose of each verb. A verb is also a program of its own: ``python -m sftn_fast.VERB``."""
+
+
+def usage() -> str:
+    """Return the text of ``--help``."""
+    lines = "\n".join(f"  {verb:<10}{purpose}" for verb, (_, _, purpose) in VERBS.items())
+    return f"usage: sftn VERB ...\n\n{lines}\n\nsftn VERB --help lists the options of a verb. sftn --version prints the version."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that ``argv`` begins with; return its exit code. 2: there is no such verb."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else None
+    if verb in VERBS:
+        module, function, _ = VERBS[verb]
+        return int(program.run(lambda rest: getattr(import_module(module), function)(rest), arguments[1:]))
+    return program.run(_without_verb, arguments)
+
+
+def _without_verb(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"sftn_fast {sftn_fast.__version__}")
+        return 0
+    from sftn_fast.cli.messages import suggest
+
+    raise ConfigError(f"{arguments[0]!r} is not a verb of sftn{suggest(arguments[0], VERBS)}; use {', '.join(VERBS)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

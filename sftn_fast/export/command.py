@@ -1,0 +1,48 @@
+"""The command ``python -m sftn_fast.export STUDENT --format FORMAT``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sftn_fast.config import check
+from sftn_fast.export import FORMATS
+from sftn_fast.utils import program
+
+DESCRIPTION = """\
+Write an exported network as a file for deployment. The file takes pixels [N, C, H, W] from 0 to 1, of any batch size,
+normalises them itself and returns logits; a state_dict holds the tensors alone, under the network's original names. The
+file is read back, and the largest difference of its logits is printed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``; return the exit code. 2: the network can't be read or written in this format."""
+    return program.run(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sftn_fast.export", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="format of the file")
+    parser.add_argument("--output", metavar="FILE", help="file to write (default: deployed.SUFFIX in STUDENT)")
+    parser.add_argument("--plugins", nargs="*", default=[], help="Python files or modules that register the network")
+    given = parser.parse_args(argv)
+    # Imported late: they bring torch, which --help and a refused option can do without.
+    from sftn_fast.export.deployed import Deployed
+    from sftn_fast.export.formats import WRITERS, write
+    from sftn_fast.predict.classifier import load
+    from sftn_fast.utils import plugins
+
+    plugins.load(given.plugins)
+    network, preprocessing, _ = load(given.student)
+    default = Path(given.student).expanduser() / f"deployed{WRITERS[given.format].suffix}"
+    file = Path(given.output).expanduser() if given.output else default
+    check(file.parent.is_dir() and not file.is_dir(), "--output", str(file), "a file in an existing folder")
+    deployed = Deployed(network, preprocessing).eval()
+    difference = write(given.format, deployed, preprocessing.crop, file)
+    if difference is None:
+        print(f"{file}: not compared with the network, because onnxruntime is not installed")
+    else:
+        print(f"{file}: largest difference of a logit {difference.largest:.2g}, of logits up to {difference.scale:.2g}")
+    return 0

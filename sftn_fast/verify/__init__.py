@@ -1,0 +1,1 @@
+"""``python -m sftn_fast.verify ROOT``: find image files that can't be decoded."""
