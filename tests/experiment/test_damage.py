@@ -146,7 +146,7 @@ def test_a_damaged_file_of_a_finished_job(
         if "/anchors/" in file:  # can't be had again: named each time, and refused where it is needed
             assert file in caplog.text
             with pytest.raises((DamagedError, ConfigError), match="epoch0001"):
-                job_of(run, images, f"distill-{job}")._route()
+                job_of(run, images, f"distill-{job}").route()
             if path.is_dir():
                 path.rmdir()
             path.write_bytes(intact)
@@ -179,7 +179,7 @@ def test_an_intact_exported_student_is_never_replaced_by_a_damaged_one(
 ) -> None:
     intact = models.read_files(run / "student")
     damage(run / "seed0" / "collaborate" / name)
-    with pytest.raises(DamagedError, match=f"left as it is: .*{name}"):
+    with pytest.raises(DamagedError, match=f"left unchanged: .*{name}"):
         experiment._export_student(list(whole_plan()[1].values()), run)
     assert models.read_files(run / "student") == intact
 

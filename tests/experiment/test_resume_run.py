@@ -108,7 +108,7 @@ def test_what_is_no_run_is_refused(stopped, unbroken, tmp_path, capsys):
         assert words in refusal(capsys)
     shutil.copytree(unbroken, tmp_path / "other")
     assert run(tmp_path / "other", "--resume", str(stopped)) == 2
-    assert "holds a run already" in refusal(capsys)
+    assert "holds another run, which was not resumed from" in refusal(capsys)
     assert run(tmp_path / "run", "--resume", str(stopped), "--optim.weight_decay", "0.1") == 2
     assert "weight_decay" in refusal(capsys)
 
@@ -191,7 +191,7 @@ def test_another_command_after_a_killed_copy_removes_what_is_left(stopped, tmp_p
     assert run(output, "--stages", "[student]", "--epochs", "1") == 0
     assert not (output / ".tmp_resume").exists() and not (output / "seed0" / "teacher").exists()
     assert run(output, "--stages", "[student]", "--epochs", "1", "--resume", str(stopped)) == 2
-    assert "holds a run already" in refusal(capsys)
+    assert "holds another run, which was not resumed from" in refusal(capsys)
 
 
 def test_the_command_of_a_killed_copy_goes_on(stopped, unbroken, tmp_path, monkeypatch, capsys):

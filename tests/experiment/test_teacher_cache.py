@@ -203,9 +203,9 @@ def refusal(capsys: pytest.CaptureFixture[str], output: Path) -> str:
 
 REFUSED = {
     "feature maps": ("[kd,'at,kd=1']", (), "with at,kd=1, since at needs more of the teacher than its logits"),
-    "pooled vectors": ("[crd]", (), "since crd reads"),
-    "pre-activations": ("[oh]", (), "since oh reads"),
-    "images of its own": ("[sskd]", (), "since sskd reads"),
+    "pooled vectors": ("[crd]", (), "since crd needs"),
+    "pre-activations": ("[oh]", (), "since oh needs"),
+    "images of its own": ("[sskd]", (), "since sskd needs"),
     "no teacher": ("[ab]", (), "which needs no teacher during training"),
     "a route": ("[kd]", ("--route.anchors", "2"), "beside route"),
 }
@@ -233,7 +233,7 @@ def test_a_plugins_method_is_refused_unless_it_says_that_logits_suffice(tmp_path
         "@distillers.register('mine')\nclass Mine(Method):\n    '''Mine.'''\n"
     )
     assert run(tmp_path / "run", "[mine]", "--plugins", f"[{plugin}]", *CACHED) == 2
-    assert "since mine reads" in refusal(capsys, tmp_path / "run")
+    assert "since mine needs" in refusal(capsys, tmp_path / "run")
 
 
 def test_images_that_nobody_says_can_be_had_again_are_refused(tmp_path, monkeypatch, capsys):

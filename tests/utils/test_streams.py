@@ -18,7 +18,7 @@ from sftn_fast.utils import program, streams
 CHILD = """
 import sys
 from pathlib import Path
-from sftn_fast import program
+from sftn_fast.utils import program
 
 def work(argv):
     for number in range(3):
