@@ -26,7 +26,8 @@ VERBS = {
 def usage() -> str:
     """Return the text of ``--help``."""
     lines = "\n".join(f"  {verb:<10}{purpose}" for verb, (_, _, purpose) in VERBS.items())
-    return f"usage: sftn VERB ...\n\n{lines}\n\nsftn VERB --help lists the options of a verb. sftn --version prints the version."
+    more = "sftn VERB --help lists the options of a verb. sftn --version prints the version."
+    return f"usage: sftn VERB ...\n\n{lines}\n\n{more}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,8 +96,8 @@ def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]
     meta = config.get("meta", {})
     if "preprocessing" not in meta:
         raise ConfigError(
-            f"STUDENT {printable(folder, 300)} does not say how images are normalised, because an older version exported "
-            "it: train it again"
+            f"STUDENT {printable(folder, 300)} does not say how images are normalised: an older version exported it; "
+            "train it again"
         )
     preprocessing = Preprocessing.from_json(meta["preprocessing"])
     if len(preprocessing.mean) != network.in_channels:

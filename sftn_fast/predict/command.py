@@ -14,8 +14,8 @@ from sftn_fast.utils import program
 from sftn_fast.utils.text import escape
 
 DESCRIPTION = """\
-Classify images by a network that training exported. Prints the likeliest classes of each image; for a folder, a CSV with
-a line for each image in it. Nothing is printed or written unless all images can be decoded."""
+Classify images by a network that training exported. Prints the likeliest classes of each image; for a folder, a CSV
+with a line for each image in it. Nothing is printed or written unless all images can be decoded."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,104 @@
+"""Files for deployment: each format, its check, its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sftn_fast import data, models
+from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data.preprocessing import Preprocessing
+from sftn_fast.export import FORMATS, formats
+from sftn_fast.export.command import main
+from sftn_fast.export.deployed import Deployed
+
+PREPROCESSING = Preprocessing(32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+ONE_OF_EACH_FAMILY = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV1", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+
+
+def deployed(name: str, size: int = 32) -> Deployed:
+    torch.manual_seed(0)
+    network = models.build(name, num_classes=7)
+    with torch.no_grad():
+        network(torch.randn(8, 3, size, size))  # statistics of BatchNorm that are not the defaults
+    return Deployed(network, PREPROCESSING).eval()
+
+
+def test_names_are_those_of_the_writers():
+    assert tuple(formats.WRITERS) == FORMATS
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_every_family_in_every_format(format_name, name, tmp_path):
+    if format_name.startswith("onnx"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    file = tmp_path / f"net{formats.WRITERS[format_name].suffix}"
+    difference = formats.write(format_name, deployed(name), 32, file)
+    assert difference is not None and difference.largest <= 1e-4 * difference.scale
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_onnxruntime_classifies_the_digits_as_we_do(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    images = data.build(DataConfig("digits"), seed=0, batch_size=8, device="cpu")
+    torch.manual_seed(0)
+    network = models.build("resnet8", num_classes=10, in_channels=1)
+    models.save(network, tmp_path, meta={"preprocessing": images.preprocessing.to_json()})
+    assert main([str(tmp_path), "--format", "onnx"]) == 0
+    session = onnxruntime.InferenceSession(str(tmp_path / "deployed.onnx"), providers=["CPUExecutionProvider"])
+    pixels = images.test.data.pixels.float() / 255
+    theirs = session.run(None, {"pixels": pixels.numpy()})[0].argmax(1)
+    with torch.no_grad():
+        ours = torch.cat([models.load(tmp_path)(batch.images) for batch in images.test]).argmax(1)
+    assert np.array_equal(theirs, ours.numpy())
+
+
+class Odd(nn.Module):
+    """Computes something else in every call."""
+
+    num_classes, in_channels, name = 7, 3, "odd"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)).repeat(1, 3)[:, :7] + torch.rand(())
+
+
+def test_other_logits_leave_no_file(tmp_path):
+    (tmp_path / "net.pt2").write_bytes(b"the one before")
+    with pytest.raises(ConfigError, match="the pt2 file computes other logits than the network, by .*; it was removed"):
+        formats.write("pt2", Deployed(Odd(), PREPROCESSING).eval(), 32, tmp_path / "net.pt2")
+    assert (tmp_path / "net.pt2").read_bytes() == b"the one before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class NoSymbol(Odd):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:  # a branch on values
+            return x.mean((2, 3))
+        return x.amax((2, 3))
+
+
+def test_what_a_format_can_not_hold_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="^this network can't be written as pt2: [^\n]+$"):
+        formats.write("pt2", Deployed(NoSymbol(), PREPROCESSING).eval(), 32, tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--format onnx needs the package onnx: pip install onnx"):
+        formats.write("onnx", deployed("resnet8"), 32, tmp_path / "net.onnx")
+
+
+def test_refusals(tmp_path: Path, capsys):
+    assert main([str(tmp_path), "--format", "pt2"]) == 2
+    assert "STUDENT must be the folder of an exported network" in capsys.readouterr().err
+    models.save(models.build("resnet8", num_classes=7), tmp_path, meta={"preprocessing": PREPROCESSING.to_json()})
+    assert main([str(tmp_path), "--format", "pt2", "--output", str(tmp_path / "none" / "x.pt2")]) == 2
+    assert "--output must be a file in an existing folder" in capsys.readouterr().err
