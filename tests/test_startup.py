@@ -26,5 +26,11 @@ def test_what_needs_no_network_imports_no_torch(options):
     assert not found & HEAVY
 
 
+def test_a_report_imports_no_torch():
+    found = imported("import sftn_fast.report")
+    assert {"sftn_fast", "jinja2"} <= found
+    assert not found & HEAVY
+
+
 def test_the_ops_add_nothing_to_torch():
     assert imported("import sftn_fast.ops") - imported("import torch") == {"sftn_fast"}

@@ -126,7 +126,7 @@ def test_every_end_is_one_line(error: BaseException, code: int, line: str, capsy
     assert capsys.readouterr().err == f"{line}\n"
 
 
-@pytest.mark.parametrize("module", ["train", "transfer", "info", "data.verify"])
+@pytest.mark.parametrize("module", ["train", "transfer", "report", "info", "data.verify"])
 def test_every_program_starts_by_it(module: str) -> None:
     """With its output on a full device: a line, where it has output at all, and no traceback."""
     argv = {"train": ["--print_config"], "info": []}.get(module, ["--help"])
