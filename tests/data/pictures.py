@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +56,18 @@ def tiff(width, height, raw, tags, order="<"):
     return head + b"".join(rows) + bytes(4) + raw
 
 
+@cache
 def bomb(side):
     """A square black PNG of one bit a pixel: small as a file, not when it is decoded."""
     return png(side, side, bits=1, colour_type=0, raw=bytes(side * -(-side // 8)))
+
+
+@cache
+def encoded(name):
+    """A picture of noise in the format ``name``."""
+    file = io.BytesIO()
+    noise((64, 64)).save(file, name)
+    return file.getvalue()
 
 
 def damaged(path, kind):
@@ -66,19 +77,15 @@ def damaged(path, kind):
     if kind == "link to nowhere":
         path.symlink_to(path.parent / "gone")
         return path
-    good = {}
-    for extension in ("jpg", "png"):
-        file = write(path.with_name(f"good.{extension}"), noise((64, 64)))
-        good[extension] = file.read_bytes()
-        file.unlink()
-    middle = len(good["png"]) // 2
+    good = {name: encoded(name) for name in ("JPEG", "PNG")}
+    middle = len(good["PNG"]) // 2
     contents = {
         "empty": b"",
         "text": b"<html>404 not found</html>\n" * 20,
-        "truncated jpg": good["jpg"][: len(good["jpg"]) // 2],
-        "truncated png": good["png"][:middle],
-        "header only": good["jpg"][:20],
-        "one bit of a png": good["png"][:middle] + bytes((good["png"][middle] ^ 1,)) + good["png"][middle + 1 :],
+        "truncated jpg": good["JPEG"][: len(good["JPEG"]) // 2],
+        "truncated png": good["PNG"][:middle],
+        "header only": good["JPEG"][:20],
+        "one bit of a png": good["PNG"][:middle] + bytes((good["PNG"][middle] ^ 1,)) + good["PNG"][middle + 1 :],
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
         "bomb": bomb(8_001),
         "floating point": b"Pf\n2 2\n-1.0\n" + np.ones(4, np.float32).tobytes(),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import select
-import signal
-import subprocess
 import sys
 import threading
 from itertools import chain
@@ -269,43 +266,6 @@ def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
         list(batches)
     assert "\n" not in str(error.value)
     assert nothing_left()
-
-
-LEFT_ALONE = """
-import multiprocessing, sys, torch
-from pathlib import Path
-from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, ImageFormat
-from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
-form = ImageFormat(16, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
-files = FileSplit(sys.argv[1:], torch.zeros(len(sys.argv) - 1, dtype=torch.int64))
-batches = iter(FileEvalLoader(files, TorchvisionDecoder(form, workers=2, root=Path("/"))))
-next(batches)
-print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-print(multiprocessing.util.get_temp_dir(), flush=True)
-sys.stdin.read()
-"""
-
-
-def test_workers_survive_signals_but_not_their_parent(photographs):
-    command = [sys.executable, "-c", LEFT_ALONE, *map(str, photographs * 22)]  # 528: a third batch keeps them busy
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    workers = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    for worker in workers:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.pidfd_send_signal(worker, number)
-    assert not select.select(workers, [], [], 0.2)[0]
-    scratch = Path(parent.stdout.readline().strip())
-    assert scratch.is_dir()
-    parent.kill()
-    gone = [bool(select.select([worker], [], [], 30)[0]) for worker in workers]
-    for worker, is_gone in zip(workers, gone, strict=True):
-        if not is_gone:
-            signal.pidfd_send_signal(worker, signal.SIGKILL)
-        os.close(worker)
-    parent.communicate()
-    assert all(gone), "a worker outlived its parent"
-    assert not scratch.exists()
 
 
 # The choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,10 +30,24 @@ def block(orientation=6):
     return exif.tobytes()
 
 
-def jpeg(exif):
+@cache
+def plain_jpeg():
     file = io.BytesIO()
-    pictures.noise((24, 16)).save(file, "JPEG", exif=exif)
+    pictures.noise((24, 16)).save(file, "JPEG")
     return file.getvalue()
+
+
+def jpeg(exif):
+    """A JPEG with a block of EXIF behind its first segment, as Pillow writes it."""
+    content = plain_jpeg()
+    end = 4 + int.from_bytes(content[4:6], "big")
+    return content[:end] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[end:]
+
+
+def test_the_blocks_are_put_where_pillow_puts_them():
+    file = io.BytesIO()
+    pictures.noise((24, 16)).save(file, "JPEG", exif=block())
+    assert jpeg(block()) == file.getvalue()
 
 
 def test_the_tag_is_found():
@@ -75,7 +90,8 @@ def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
                 ImageOps.exif_transpose(image)
             except Exception:  # it reads and writes all of the EXIF
                 odd += 1
-        shapes = {np.asarray(decode(path)).shape, (read_encoded(str(path)).height, read_encoded(str(path)).width, 3)}
+        encoded = read_encoded(str(path))
+        shapes = {np.asarray(decode(path)).shape, (encoded.height, encoded.width, 3)}
         assert len(shapes) == 1
         if theirs in (5, 6, 7, 8):
             turned += 1
