@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from sftn_fast.utils import file_lock
+
 LACKING = {
     "sftn_fast.data.files",
     "sftn_fast.data.decoder_processes",
@@ -23,6 +25,7 @@ LACKING = {
 def windows(monkeypatch):
     """Python without what only POSIX, or only Linux, has."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(file_lock, "fcntl", None)
     monkeypatch.delattr(signal, "SIGUSR1")
     for name in ("pidfd_open", "sched_getaffinity", "sysconf", "O_NOFOLLOW", "O_NONBLOCK"):
         monkeypatch.delattr(os, name)
@@ -56,7 +59,7 @@ def test_without_file_locks_a_folder_is_used_unlocked_and_a_notice_says_so(windo
             (scratch / "half").write_text("written")
         assert not scratch.exists() and other.is_dir()
     warning = capsys.readouterr().err
-    assert warning.startswith(f"warning: {tmp_path} is not locked, because this system has no fcntl")
+    assert warning.startswith(f"warning: {tmp_path} can't be locked (")
     assert warning.count("\n") == 1
 
 
