@@ -14,7 +14,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A folder and the address under which a web server on this machine serves it."""
+    """A folder, and the address at which a local web server serves it."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     monkeypatch.setenv("no_proxy", "127.0.0.1")

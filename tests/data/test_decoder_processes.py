@@ -1,4 +1,4 @@
-"""Processes that decode: what they survive, and that they end with the one they work for, however it ends."""
+"""Worker processes that decode: they ignore the signals that stop a run, and end with the process that they serve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pictures
 
 from sftn_fast.data import decoder_processes, verify
 
-# A process with two workers that decode batches, and two that check files. It says which, and waits to be killed.
+# A process with two workers that decode batches and two that check files. It prints their ids and waits to be killed.
 BUSY = """
 import multiprocessing, sys, torch
 from multiprocessing import forkserver, util
@@ -54,7 +54,7 @@ verify.main([sys.argv[1], "--workers", "2"])
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """What became of the processes of one that was killed, the decoders of which were sent signals before."""
+    """The fate of a process's workers: signals are sent to those that decode, then the process is killed."""
     root = tmp_path_factory.mktemp("images")
     for i in range(3 * verify.CHUNK):
         pictures.write(root / f"{i}.jpg")
@@ -108,7 +108,7 @@ def answer(scratch: str, questions: Connection, has_pidfd: bool) -> None:
 
 @pytest.mark.parametrize("has_pidfd", [True, False])
 def test_the_folder_stays_while_the_parent_closes_its_pipes(has_pidfd, tmp_path):
-    """multiprocessing closes the pipe that stands for the parent first, and then removes the folder itself."""
+    """multiprocessing first closes the pipe that represents the parent, then removes the folder itself."""
     context = decoder_processes.start_context(["sftn_fast.data.torchvision_decoder", "torchvision.io"])
     ours, theirs = context.Pipe()
     scratch = tmp_path / "scratch"
@@ -123,14 +123,14 @@ def test_the_folder_stays_while_the_parent_closes_its_pipes(has_pidfd, tmp_path)
         ours.send(True)
         assert ours.recv()
     ours.send(False)
-    multiprocessing.process._children.discard(child)  # or Python would wait for it by the pipe that is closed
+    multiprocessing.process._children.discard(child)  # or Python would wait for it at exit, through the closed pipe
 
 
-# Where the system knows no pidfd
+# Systems without pidfd
 
 
 class Parent:
-    """A process whose pipe is closed already, so that waiting for it by that pipe ends at once."""
+    """A process whose pipe is already closed, so that join() returns at once."""
 
     def __init__(self, pid):
         self.pid, self.joined = pid, False
@@ -172,7 +172,7 @@ def test_a_parent_that_is_gone_already_is_not_waited_for(no_pidfd):
 
 
 def test_on_windows_the_parent_is_sent_no_signal(monkeypatch):
-    """There os.kill ends a process whatever the signal, and waiting by multiprocessing waits for the process itself."""
+    """On Windows os.kill ends the process whatever the signal, and join() waits for the process itself."""
     monkeypatch.delattr(os, "pidfd_open")
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("sent"))

@@ -1,4 +1,4 @@
-"""Image folders: which files, which classes, and what is refused."""
+"""Image folders: the files and classes found, and the errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refusal(root, **options):
 
 
 def colours_of(images):
-    """The colour and the label of each image, which is of one colour."""
+    """Return the colour and the label of each image of a single colour."""
     return [(tuple(pixels[:, 4, 4].tolist()), int(label)) for pixels, label in zip(*vars(images).values(), strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Systems other than Linux: what they lack costs a feature, never the import."""
+"""Systems other than Linux: a missing function costs a feature, never the import."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LACKING = {
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Python without what only POSIX, or only Linux, has."""
+    """Python without the functions that only POSIX or only Linux has."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setattr(file_lock, "fcntl", None)
     monkeypatch.delattr(signal, "SIGUSR1")
@@ -32,7 +32,7 @@ def windows(monkeypatch):
 
 
 def imported_afresh(name, monkeypatch):
-    """Another copy of a module, so that the first one keeps what it has found."""
+    """Import a second copy of a module; the first one stays unchanged."""
     copy = importlib.util.spec_from_file_location(f"{name}_afresh", importlib.util.find_spec(name).origin)
     module = importlib.util.module_from_spec(copy)
     monkeypatch.setitem(sys.modules, copy.name, module)
@@ -52,7 +52,7 @@ def test_workers_ignore_the_signals_that_there_are(windows, monkeypatch):
 
 def test_without_file_locks_a_folder_is_used_unlocked_and_a_notice_says_so(windows, monkeypatch, tmp_path, capsys):
     exclusive = imported_afresh("sftn_fast.data.files", monkeypatch).exclusive
-    other = tmp_path / ".unfinished-of-another-run"  # which may be alive
+    other = tmp_path / ".unfinished-of-another-run"  # it may still be running
     other.mkdir()
     for _ in range(2):
         with exclusive(tmp_path) as scratch:

@@ -1,4 +1,4 @@
-"""The check of image files, as a command and as it is used by the sources."""
+"""The check of image files, as a command and as a function."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_is_found_is_listed_and_then_left_out(tmp_path, capsys):
     for path, kind in zip(bad, pictures.FAULTS, strict=True):
         pictures.damaged(path, kind)
     pictures.damaged(root / ".hidden" / "bad.jpg", "empty")
-    for _ in range(2):  # the second time with the list there
+    for _ in range(2):  # the second time, the list exists
         code, printed = check(root, "--workers", 2)
         assert code == 1
         *lines, summary = printed.splitlines()
@@ -114,6 +114,6 @@ def test_ctrl_c_is_answered_by_one_process(tmp_path, monkeypatch):
 
 
 def test_a_list_that_can_not_be_written_is_explained(tmp_path):
-    (tmp_path / "skip.txt" / "held").mkdir(parents=True)  # an empty folder would give way
+    (tmp_path / "skip.txt" / "held").mkdir(parents=True)  # an empty folder would be replaced
     with pytest.raises(ConfigError, match=r"skip.txt can't be written"):
         module.write_skip_list(tmp_path, {tmp_path / "a.png": "empty"})
