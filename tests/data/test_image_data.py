@@ -61,7 +61,7 @@ def test_resizing_is_torchvisions(size):
     for split in ("train", "test"):
         before, after = (getattr(images, split).data.pixels for images in (original, resized))
         expected = resize(before.double(), [size, size], antialias=True)
-        # Bytes are resized with 8-bit weights, hence the one level above the rounding.
+        # Bytes are resized with 8-bit weights, so the result may be one level off.
         assert (after.double() - expected).abs().max() <= 1.5
 
 
