@@ -64,7 +64,7 @@ def test_usage(argv, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("root", "message"),
     [
-        ("~nosuchuser/images", "ROOT must be a path, got '~nosuchuser/images', and there is no such user"),
+        ("~nosuchuser/images", "ROOT must be a path, got '~nosuchuser/images', which names an unknown user"),
         ("a\0b", "ROOT must be a path without the character U+0000, got 'a\\x00b'"),
         (" ", "ROOT must be a path, got ' '"),
     ],
