@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,13 @@ verify.main([sys.argv[1], "--workers", "2"])
 """
 
 
+PATIENCE = 180  # seconds; a loaded machine takes long to unload torch from the server
+
+
+def ends_before(deadline, process):
+    return bool(select.select([process], [], [], max(0, deadline - time.monotonic()))[0])
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """The fate of a process's workers: signals are sent to those that decode, then the process is killed."""
@@ -74,9 +82,10 @@ def killed(tmp_path_factory):
     found = SimpleNamespace(signalled=len(decoders), ended_by_signals=ended_by_signals, scratch=scratch)
     found.scratch_was_there = scratch.is_dir()
     parent.kill()
+    deadline = time.monotonic() + PATIENCE
     found.gone = {}
     for name, processes in {"decoders": decoders, "checkers": checkers, "server": server}.items():
-        found.gone[name] = [bool(select.select([process], [], [], 30)[0]) for process in processes]
+        found.gone[name] = [ends_before(deadline, process) for process in processes]
         for process, is_gone in zip(processes, found.gone[name], strict=True):
             if not is_gone:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
