@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from models.networks import probed_once
 from torch import Tensor, nn
 
 from sftn_fast import distillers, models
@@ -65,7 +66,8 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 def nets() -> tuple[StagedNet, StagedNet]:
     """A student and a teacher."""
     torch.manual_seed(0)
-    return models.build("resnet8", num_classes=CLASSES), models.build("wrn_16_2", num_classes=CLASSES)
+    student, teacher = (models.build(name, num_classes=CLASSES) for name in ("resnet8", "wrn_16_2"))
+    return probed_once(student), probed_once(teacher)
 
 
 def build(spec: str, nets: tuple[StagedNet, StagedNet]) -> Distiller:

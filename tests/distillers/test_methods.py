@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from models.networks import probed_once
 
 from sftn_fast import distillers, models
 from sftn_fast.distillers import registry
@@ -26,7 +27,7 @@ def spec_of(name):
 
 def build(spec, student="resnet8", teacher="wrn_16_2", size=SIZE, labels=True):
     torch.manual_seed(0)
-    networks = [models.build(name, num_classes=CLASSES) for name in (student, teacher)]
+    networks = [probed_once(models.build(name, num_classes=CLASSES)) for name in (student, teacher)]
     return distillers.build(
         spec,
         student=networks[0],
@@ -143,8 +144,8 @@ def test_networks_of_other_families(name, pair):
 def test_with_kd(name):
     if name == "kd":
         pytest.skip("that is itself")
-    terms = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ()))(*batch())
-    weights = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ())).weights
+    distiller = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ()))
+    terms, weights = distiller(*batch()), distiller.weights
     total = sum(weights[term] * value for term, value in terms.items() if term != "total")
     torch.testing.assert_close(terms["total"].detach(), total)
     assert weights["kd"] == 2 and weights["ce"] == 1

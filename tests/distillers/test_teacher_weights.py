@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from engine.ranks import on_ranks
+from models.networks import probed_once
 from torch import Tensor, nn
 
 from sftn_fast import distillers, models, ops
@@ -15,6 +16,7 @@ from sftn_fast.distillers.distiller import Distiller
 from sftn_fast.engine import distributed
 from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 from sftn_fast.models import StagedNet
+from sftn_fast.models.staged import Head
 from sftn_fast.tasks import DistillTask
 
 SIZE, CLASSES, BATCH = 8, 4, 8
@@ -22,7 +24,7 @@ SIZE, CLASSES, BATCH = 8, 4, 8
 
 def build(spec: str = "kd", *, labels: bool = True) -> Distiller:
     torch.manual_seed(0)
-    student, teacher = (models.build(name, num_classes=CLASSES) for name in ("resnet8", "resnet14"))
+    student, teacher = (probed_once(models.build(name, num_classes=CLASSES)) for name in ("resnet8", "resnet14"))
     truth = torch.arange(BATCH) % CLASSES if labels else None
     return distillers.build(
         spec, student=student, teacher=teacher, num_samples=BATCH, image_size=SIZE, labels=truth
@@ -94,7 +96,7 @@ WRITERS: dict[str, Callable[[StagedNet], None]] = {
 
 def copied(distiller: Distiller) -> Distiller:
     """A distiller that never saw earlier weights: of a copy of the teacher, with the same adapters."""
-    teacher = models.build(distiller.teacher.name, num_classes=CLASSES)
+    teacher = probed_once(models.build(distiller.teacher.name, num_classes=CLASSES))
     teacher.load_state_dict(distiller.teacher.state_dict())
     spec = ",".join(f"{name}={weight}" for name, weight in distiller.weights.items())
     fresh = distillers.build(
@@ -236,8 +238,16 @@ def test_weights_that_a_collective_writes() -> None:
     assert first == same == now != other
 
 
+def tiny(name: str) -> StagedNet:
+    """A network of one stage, with a BatchNorm: each block more takes the compiler half a second."""
+    stage = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    return StagedNet(nn.Identity(), [stage], Head(4, CLASSES), num_classes=CLASSES, in_channels=3, name=name)
+
+
 def test_a_compiled_task_reads_the_present_weights() -> None:
-    distiller = build("kd=1,ce=0")
+    torch.manual_seed(0)
+    networks = {"student": tiny("student"), "teacher": tiny("teacher")}
+    distiller = distillers.build("kd=1,ce=0", **networks, num_samples=BATCH, image_size=SIZE).train()
     distiller.student.eval()
     task = torch.compile(DistillTask(distiller.student, distiller), backend="aot_eager")
     first = task(*batch())["kd"]
