@@ -40,8 +40,8 @@ def torchvision_models() -> Any:
     except Exception as error:
         version = torch.__version__.partition("+")[0]  # without a suffix such as +cu130, which not every index has
         raise ModuleNotFoundError(
-            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the one "
-            f"that belongs to this torch: pip install torch=={version} torchvision"
+            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the version "
+            f"for this torch: pip install torch=={version} torchvision"
         ) from error
 
 

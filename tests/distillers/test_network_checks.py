@@ -100,7 +100,7 @@ def test_what_is_shared_is_refused(make: Callable[[], tuple[StagedNet, StagedNet
     student, teacher = make()
     student.train()
     modes = [module.training for module in student.modules()]
-    with pytest.raises(ValueError, match=r"must share nothing, but .*: give a copy"):
+    with pytest.raises(ValueError, match=r"must share nothing, but .*: pass a copy"):
         ENTRIES[entry](student, teacher)
     assert [module.training for module in student.modules()] == modes
 

@@ -182,7 +182,7 @@ def test_maps_as_wide_as_they_have_channels(first):
 
 def test_what_nobody_can_tell_is_refused():
     module = nn.Sequential(OneSize(), To(0, 2, 3, 1), Last(3, 16, 2), Last(16, 8, 2), Classifier(8))
-    with pytest.raises(ValueError, match=r"'2' gives \[N, 16, 16, 16\] for images of 32 x 32, and nothing tells"):
+    with pytest.raises(ValueError, match=r"'2' gives \[N, 16, 16, 16\] for images of 32 x 32, and it is unclear"):
         models.as_staged(module, ["2", "3"], "4")
 
 

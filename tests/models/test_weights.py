@@ -188,8 +188,8 @@ def test_a_truncated_file_is_refused(length, tmp_path):
         (torch.zeros(3), "it is a Tensor"),
         ({}, "it is a dict"),
         ({"model": {}}, "holds no weights by name"),
-        ({0: torch.zeros(3)}, "holds other things than weights by name, such as 0"),
-        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "holds other things than weights by name, such as 'epoch'"),
+        ({0: torch.zeros(3)}, "holds no weights by name, only other values, such as 0"),
+        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "holds no weights by name, only other values, such as 'epoch'"),
         ({"epoch": 3, "weights": {"a": torch.zeros(1)}}, "does not fit resnet8 .*; the file has under 'weights' a:"),
     ],
 )
