@@ -16,7 +16,7 @@ from sftn_fast.models import StagedNet
 from sftn_fast.models.staged import Head, Shape
 from sftn_fast.sftn import BranchEntry, FeatureTransform, StudentAwareTeacher, branch_entries
 
-# One network for each list of stage sizes in the zoo; test_families_cover_the_zoo holds the others against them.
+# One network for each list of stage sizes in the zoo; test_families_cover_the_zoo checks that there are no others.
 FAMILIES = ("resnet8", "resnet8x4", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2", "ShuffleV1", "ShuffleV2")
 FAMILIES += ("resnet18", "shufflenet_v2_x0_5")
 SIZES = (8, 9, 15, 28, 31, 32, 33, 47, 48, 64)
@@ -24,7 +24,7 @@ SIZES = (8, 9, 15, 28, 31, 32, 33, 47, 48, 64)
 
 @torch.no_grad()
 def shapes_of(net: StagedNet, size: int) -> list[Shape]:
-    """Shapes of the stages' outputs, by a pass, which costs less than ``feature_shapes``."""
+    """Return the shapes of the stages' outputs, by a pass, which costs less than ``feature_shapes``."""
     return [tuple(stage.shape[1:]) for stage in net.eval().forward_features(torch.zeros(1, 3, size, size)).stages]
 
 
@@ -41,7 +41,7 @@ def shapes(nets: dict[str, StagedNet]) -> dict[tuple[str, int], list[Shape]]:
 
 
 def net_of(shapes: list[Shape], name: str = "") -> StagedNet:
-    """The part of a network that branch_entries reads."""
+    """Return the part of a network that branch_entries reads."""
     return SimpleNamespace(name=name, feature_shapes=lambda image_size: shapes)  # type: ignore[return-value]
 
 
@@ -50,7 +50,7 @@ def maps(*sizes: int) -> list[Shape]:
 
 
 def toy(widths: tuple[int, ...] = (4, 6, 8), *, num_classes: int = 5, stride: int = 2, name: str = "toy") -> StagedNet:
-    """A network of a few hundred parameters; each stage but the first divides the map by ``stride``."""
+    """Return a network of a few hundred parameters; each stage but the first divides the map by ``stride``."""
 
     def layer(inputs: int, outputs: int, stride: int) -> nn.Module:
         convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1)

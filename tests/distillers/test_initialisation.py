@@ -19,7 +19,7 @@ TINY += ["--stages", "[teacher,distill]", "--engine.checkpoint_every", "1"]
 
 
 class Crash(Exception):
-    """Stands for a power cut."""
+    """Simulated power cut."""
 
 
 class WarmTask(InitTask):

@@ -48,7 +48,7 @@ def shallow(monkeypatch):
 @pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.parametrize("way", [script, trace, export])
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and in use
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, but still used
 def test_every_family(way, name):
     net, x = build(name).eval(), torch.randn(2, 3, 16, 16)
     with torch.no_grad():

@@ -24,7 +24,7 @@ def shuffle(*widths):
     return ((24, 56), *zip(widths, (28, 14, 7), strict=True))
 
 
-# (channels, size) of stem and stages at 224 pixels, width of the pooled vector, of the BatchNorms before the ReLUs.
+# (channels, size) of stem and stages at 224 pixels; length of the pooled vector; widths of the BatchNorms.
 NETWORKS = {
     **dict.fromkeys(("resnet18", "resnet34"), (BASIC, 512, [64, 128, 256, 512])),
     **dict.fromkeys(("resnet50", "resnet101"), (BOTTLENECK, 2048, [256, 512, 1024, 2048])),
@@ -79,7 +79,7 @@ def test_small_images(name, classes, channels, sizes):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("mode", [True, False])
 def test_it_is_torchvisions_network(name, mode):
-    """The same parameters from the same seed, and the same bits from there on, statistics included."""
+    """Give the same parameters for the same seed, and the same bits in a pass, statistics included."""
     torch.manual_seed(0)
     original = torchvision_models.get_model(name, weights=None, num_classes=5).train(mode)
     torch.manual_seed(0)

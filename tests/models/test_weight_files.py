@@ -1,4 +1,4 @@
-"""Files of weights as other projects leave them, and files that no weights should be taken from."""
+"""Files of weights from other projects, and files that must not be loaded as weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME, CLASSES = "resnet8", 5
 def network(seed: int = 0, *, name: str = NAME, num_classes: int = CLASSES) -> models.StagedNet:
     torch.manual_seed(seed)
     net = models.build(name, num_classes=num_classes)
-    net(torch.randn(4, 3, 16, 16))  # so that its counters are no zeros
+    net(torch.randn(4, 3, 16, 16))  # so that its counters are not zero
     return net.eval()
 
 
@@ -35,7 +35,7 @@ def before(prefix, state):
 
 
 def load(content, tmp_path: Path, **options) -> tuple[models.StagedNet, list[str]]:
-    """A network with what a file of ``content`` holds, and what was said of it."""
+    """Load a file of ``content`` into a network; return the network and the messages."""
     torch.save(content, tmp_path / "w.pth")
     net, said = network(1), []
     models.load_weights(net, tmp_path / "w.pth", say=said.append, **options)
@@ -319,7 +319,7 @@ class Dangerous:
 
 @pytest.mark.parametrize("name", ["numpy.core.multiarray.scalar", "numpy.dtype", "pathlib.PosixPath"])
 def test_stand_ins_run_nothing(name, tmp_path, capsys):
-    """A file whose NumPy scalar is made of code, in the pickle's own words."""
+    """Return a pickle in which code takes the place of a NumPy scalar."""
     module, _, attribute = name.rpartition(".")
     inner = pickle.dumps(Dangerous(), protocol=2)
     calls = b"c" + module.encode() + b"\n" + attribute.encode() + b"\n" + b"(" + inner[2:-1] + b"tR"
@@ -384,7 +384,7 @@ def test_a_mismatch_shows_the_files_own_names_first(tmp_path):
 
 
 def _timm_mobilenet():
-    """Names of timm's mobilenetv2_100, a layer's at a time, in the order in which it runs."""
+    """Return the names of timm's mobilenetv2_100, layer by layer in the order of execution."""
     yield from ("conv_stem", "bn1")
     for row, depth in enumerate((1, 2, 3, 4, 3, 3, 1)):
         for block in range(depth):

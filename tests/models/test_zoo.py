@@ -1,4 +1,4 @@
-"""Every network against the sizes published with RepDistiller, and the ranges it must work in."""
+"""Every network against the sizes published with RepDistiller, over image sizes, classes and channels."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_all_networks_are_listed():
 def test_sizes(name):
     count, maps, width, norms = ZOO[name]
     net = blank(name)
-    net.probe = functools.cache(net.probe)  # for all shapes one pass without data
+    net.probe = functools.cache(net.probe)  # one probe for all shapes
     assert sum(p.numel() for p in net.parameters()) == count
     assert (net.name, net.num_classes, net.in_channels, net.num_stages) == (name, 100, 3, len(maps) - 1)
     shapes = [(channels, size, size) for channels, size in maps]
