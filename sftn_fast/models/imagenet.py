@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +29,7 @@ from sftn_fast.models.staged import PreactModule, Stage, StagedNet
 from sftn_fast.models.wrap import WrappedHead, names_in
 
 
-def torchvision_models() -> Any:
+def torchvision_models() -> ModuleType:
     """Import and return ``torchvision.models``.
 
     Raises:
