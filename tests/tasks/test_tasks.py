@@ -28,7 +28,7 @@ def batch(n: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sftn_task(config: SFTNConfig) -> SFTNTask:
-    aware = StudentAwareTeacher(net("wrn_16_1"), net("resnet8"), image_size=SIZE, branch_stages=config.stages)
+    aware = StudentAwareTeacher(net("wrn_16_1"), net("resnet8"), image_size=SIZE, branch_stages=config.branch_stages)
     return SFTNTask(aware, config)
 
 
