@@ -21,5 +21,5 @@ def test_a_loader_in_memory_defers_its_batches_and_a_plain_one_does_not() -> Non
     images = data.build(DataConfig("fake", train_size=8, image_size=8), seed=0, batch_size=4, device="cpu")
     assert isinstance(images.train, DeferredTrainData)
     assert not isinstance(Data().train, DeferredTrainData)
-    made, deferred = next(images.train.epoch(0)), next(images.train.recipes(0))
+    made, deferred = next(images.train.epoch(0)), next(images.train.deferred_batches(0))
     assert torch.equal(deferred.make(*deferred.tensors).images, made.images)
