@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from types import TracebackType
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -95,10 +94,6 @@ class Train:
         self._reader.start()
         self.pid = int(self._report.readline())
         self.returncode: int | None = None
-
-    def lines(self) -> Iterator[str]:
-        """Yield the lines of standard output as they come."""
-        yield from self.stdout
 
     def communicate(self) -> tuple[str, str]:
         """Wait for the end; return what is left of standard output, and all of standard error."""

@@ -52,7 +52,7 @@ def stop_in(stage: str, root: Path, output: Path, *options: str) -> tuple[int | 
     """Start the run and send SIGTERM to all its processes after it has trained some steps of ``stage``."""
     metrics = output / "seed0" / stage / "metrics.jsonl"
     with programs.Train(*command(root, output, *options)) as process:
-        for _ in process.lines():
+        for _ in process.stdout:
             if metrics.is_file() and metrics.stat().st_size:
                 os.killpg(process.pid, signal.SIGTERM)
                 break
