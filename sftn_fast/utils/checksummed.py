@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from sftn_fast.utils.strict_json import finite_or_null
 from sftn_fast.utils.text import printable
 
 DIGEST = "digest"
@@ -27,9 +28,9 @@ class DamagedError(RuntimeError):
 
 
 def seal(content: dict[str, Any]) -> str:
-    """Return ``content`` as indented JSON that holds its own checksum."""
-    rest = {key: value for key, value in content.items() if key != DIGEST}
-    return json.dumps(rest | {DIGEST: _digest(rest)}, indent=2) + "\n"
+    """Return ``content`` as indented JSON that holds its own checksum, with null for numbers that are not finite."""
+    rest = finite_or_null({key: value for key, value in content.items() if key != DIGEST})
+    return json.dumps(rest | {DIGEST: _digest(rest)}, indent=2, allow_nan=False) + "\n"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
