@@ -105,7 +105,7 @@ def test_ctrl_c_where_nothing_is_trained_is_one_line_too(
 ) -> None:
     monkeypatch.setattr(data, "build", lambda *args, **options: os.kill(os.getpid(), signal.SIGINT))
     assert train_module.main([*TINY, "--output", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on from here\n"
+    assert capsys.readouterr().err == "stopped by SIGINT; run the same command to resume\n"
 
 
 def test_the_report_closes_the_run(unbroken: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_reader_that_leaves(done: Path, tell: bool) -> None:
         child.stdout.close()
         errors = child.stderr.read().decode()
     assert child.returncode == 0
-    assert ("standard output can't be written to (Broken pipe): going on without it\n" in errors) == tell
+    assert ("standard output can't be written to (Broken pipe): continuing without it\n" in errors) == tell
     assert "Traceback" not in errors and "Exception ignored" not in errors and errors.count("warning") == 3
 
 
@@ -113,7 +113,7 @@ def test_what_somebody_else_has_put_in_place_stays(capsys: pytest.CaptureFixture
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"),
             1,
-            "error: x: No space left on device; make room, and give the same command again",
+            "error: x: No space left on device; free some space, then run the same command again",
         ),
         (BrokenPipeError(), 1, "error: BrokenPipeError"),
     ],
