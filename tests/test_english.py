@@ -46,7 +46,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *so
 
 def of_python(source: str) -> Iterator[tuple[int, str]]:
     """Yield the comments, joined where they follow each other, and the strings, each with its first line."""
-    comment, first, last = "", 0, 0
+    comment, first, last = "", 0, -1
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             if token.start[0] != last + 1:

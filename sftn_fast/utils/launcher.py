@@ -25,9 +25,7 @@ def check() -> None:
     # Some launchers don't set the number of processes per machine.
     bound = local_ranks if os.environ.get("LOCAL_WORLD_SIZE") else ranks
     if not (1 <= local_ranks <= ranks and 0 <= local < bound):
-        raise ConfigError(
-            f"LOCAL_RANK is {local} of LOCAL_WORLD_SIZE {local_ranks}, but WORLD_SIZE is {ranks}: {CURE}"
-        )
+        raise ConfigError(f"LOCAL_RANK is {local} of LOCAL_WORLD_SIZE {local_ranks}, but WORLD_SIZE is {ranks}: {CURE}")
     if ranks > 1 and not 0 < _number("MASTER_PORT", 0) < 2**16:
         raise ConfigError(f"MASTER_PORT must be from 1 to 65535, got {os.environ['MASTER_PORT']!r}: {CURE}")
     _number("TORCHELASTIC_RESTART_COUNT", 0)
