@@ -27,7 +27,9 @@ def test_what_needs_no_network_imports_no_torch(options):
 
 
 def test_the_ops_add_nothing_to_torch():
-    assert imported("import sftn_fast.ops") - imported("import torch") == {"sftn_fast"}
+    code = "import torch\nbefore = set(sys.modules)\nimport sftn_fast.ops\nadded = set(sys.modules) - before"
+    packages = "added = {name.partition('.')[0] for name in added} - {name.partition('.')[0] for name in before}"
+    imported(f"{code}\n{packages}\nassert added == {{'sftn_fast'}}, added")
 
 
 ELSEWHERE = """
