@@ -32,7 +32,7 @@ def throughput_of(family: str) -> Callable[..., None]:
             synchronize(device)
 
         with ops.backend("fused"):
-            # built anew for each: a call may leave its mark on a state that the next one starts from
+            # built again for each: a call may change the state that the next one starts from
             expected = case.steps(device)["eager"]()
             step = case.steps(device)[implementation]
             torch.testing.assert_close(step().squeeze(), expected.squeeze(), **LOOSE)  # some of theirs are [1]
