@@ -39,7 +39,7 @@ class Plain(nn.Module):
 
 
 def twins(*args, **options) -> tuple[AdaptedHint, Plain]:
-    """The same weights in both."""
+    """Build both with the same weights."""
     torch.manual_seed(0)
     hint = AdaptedHint(*args, **options)
     with torch.no_grad():

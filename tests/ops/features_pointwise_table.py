@@ -1,4 +1,4 @@
-"""Hint, AB, OH and VID under one signature, `run(module, student, teacher, channel)`, and once more in float64.
+"""Hint, AB, OH and VID under one signature, `run(module, student, teacher, channel)`, with an oracle in float64.
 
 `module` is `sftn_fast.ops`, `sftn_fast.ops.reference` or this module, which has the formulas as their authors write
 them, with masks, for the tests to hold all backends against.
@@ -72,7 +72,7 @@ class Result:
 
 
 def differentiate(loss: Loss, module: Any, student: Tensor, teacher: Tensor, channel: Tensor) -> Result:
-    """The loss, and all its gradients for a grad_output that is not one."""
+    """Return the loss and all its gradients, for a grad_output that is not one."""
     student = student.detach().requires_grad_()
     teacher = teacher.detach().requires_grad_(loss.teacher_grad)
     channel = channel.detach().requires_grad_(loss.channel_grad)

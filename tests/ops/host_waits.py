@@ -79,7 +79,7 @@ def _faults(node: ast.AST, scope: Scope) -> Iterator[str]:
 
 
 def _tests(node: ast.AST) -> Iterator[ast.expr]:
-    """What Python takes the truth of at this node."""
+    """Return the expressions converted to bool at this node."""
     if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
         yield node.test
     elif isinstance(node, ast.BoolOp):

@@ -43,7 +43,7 @@ def check(op: Op, dtype: torch.dtype, n: int, width: int, device: str) -> None:
 
 
 def failures(names: list[str], dtypes: list[str], device: str) -> Iterator[str | None]:
-    """What went wrong at each case, None where nothing did."""
+    """Yield the error of each case, None if there is none."""
     for name in names:
         for dtype in dtypes:
             for n, width in SIZES:

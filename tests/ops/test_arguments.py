@@ -153,7 +153,7 @@ def float_arguments():
 
 @pytest.mark.parametrize(("name", "key"), float_arguments())
 def test_every_number_is_refused_or_computed_with(backend, name, key):
-    """An error that names the argument, or the value and gradients of float64."""
+    """Every number raises an error that names the argument, or gives the value and gradients of float64."""
     op = TABLE[name]
     accepted = 0
     for number in NUMBERS:
@@ -201,7 +201,7 @@ FLOATING = [pytest.param(name, key, id=f"{name}-{key}") for name, op in TABLE.it
 
 
 def refuse(name, key, change, error):
-    """The call raises `error`, whose message names the argument."""
+    """Assert that the call raises `error` with a message that names the argument."""
     arguments = TABLE[name].arguments()
     with pytest.raises(error, match=rf"\b{key}\b"):
         TABLE[name].call(ops, arguments | {key: change(arguments[key])})
@@ -227,7 +227,7 @@ def test_wrong_numbers_of_dimensions_are_refused(name, key):
 
 
 BESIDES = [p for p in ARGUMENTS if p.values[1] != next(iter(TABLE[p.values[0]].arguments()))]
-"""All but the first argument, which is the measure of the others."""
+"""All but the first argument, with which the others must agree."""
 
 
 @pytest.mark.parametrize(("name", "key"), BESIDES)

@@ -66,7 +66,7 @@ def make(shape, dtype, device, memory_format=torch.contiguous_format, *, offset=
 
 
 def differentiate(loss, arguments: Arguments, **options) -> Result:
-    """The loss, its gradients for a grad_output that is not one, and the running statistics after it."""
+    """Return the loss, its gradients for a grad_output that is not one, and the running statistics after it."""
     leaves = [None if x is None else x.detach().requires_grad_() for x in arguments.leaves]
     mean, var = (None if x is None else x.clone() for x in (arguments.mean, arguments.var))
     result = loss(*leaves, mean, var, **options)
@@ -75,7 +75,7 @@ def differentiate(loss, arguments: Arguments, **options) -> Result:
 
 
 def plain(features, teacher, weight, bias, mean, var, *, training=True, momentum=0.1, eps=1e-5) -> Tensor:
-    """The three steps as PyTorch has them."""
+    """Compute the three steps in PyTorch."""
     return F.mse_loss(F.relu(F.batch_norm(features, mean, var, weight, bias, training, momentum, eps)), teacher)
 
 

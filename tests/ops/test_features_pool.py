@@ -24,7 +24,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 @pytest.fixture
 def raw(backend):
-    """The namespace of the kernels."""
+    """Return the namespace of the kernels."""
     if not backend.fused:
         pytest.skip("plain PyTorch has no kernels")
     return kernels(backend.device)

@@ -11,7 +11,7 @@ from sftn_fast.ops._autograd import savable
 
 
 def made_there(arguments, keys):
-    """The arguments, with the tensors of ``keys`` made again under inference mode."""
+    """Return the arguments, with the tensors of ``keys`` created in inference mode."""
     with torch.inference_mode():
         return arguments | {key: arguments[key].clone() for key in keys}
 

@@ -1,4 +1,4 @@
-"""RKD: backends, dtypes, shapes and layouts against float64, and RepDistiller's own code."""
+"""RKD over backends, dtypes, shapes and layouts, compared with float64 and with RepDistiller's code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make(b: int, d: int, other: int, *, dtype: torch.dtype, device: str, mean: f
     return student, teacher
 
 
-# Of the largest gradient. Half precision rounds once, when the gradient is stored.
+# Relative to the largest gradient. Half precision rounds once, when the gradient is stored.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
 
 
@@ -63,7 +63,7 @@ def check(loss: str, student: Tensor, teacher: Tensor) -> None:
     for grad, true, x in zip(actual.grads, right.grads, (student, teacher), strict=True):
         assert grad.dtype == x.dtype
         assert grad.shape == x.shape
-        # Of two rows, or one column, the true gradient is 0, and weights of up to 50 multiply what ours rounds.
+        # For two rows, or one column, the true gradient is 0, and weights of up to 50 multiply rounding errors.
         bound = TOLERANCE[x.dtype] * true.abs().max().item() + of_value
         torch.testing.assert_close(grad.double(), true, rtol=0, atol=bound)
 
@@ -86,7 +86,7 @@ def test_large(backend, dtype, shape):
 
 
 def test_repdistillers_own_values(backend):
-    """What RepDistiller's RKDLoss gives in float64 for these embeddings."""
+    """The values are those of RepDistiller's RKDLoss in float64."""
 
     def steps(n: int) -> Tensor:
         return torch.arange(n, dtype=torch.float64, device=backend.device)
@@ -144,7 +144,7 @@ def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
     assert teacher.grad.dtype == teacher_dtype
 
 
-# ---- what may be asked for ----
+# ---- terms and gradients ----
 
 
 def test_terms_add_up_and_only_total_has_a_gradient(backend):
@@ -210,14 +210,14 @@ def nearer_duplicates(generator: torch.Generator) -> Tensor:
 
 
 def clusters(generator: torch.Generator) -> Tensor:
-    """Few tight clusters, which is what well-trained features look like."""
+    """Return a few tight clusters, like well-trained features."""
     return torch.randn(4, 64, generator=generator).repeat(12, 1) + 0.1 * torch.randn(48, 64, generator=generator)
 
 
 @pytest.mark.parametrize("make_student", [far_from_the_origin, near_duplicates, nearer_duplicates, clusters])
 @pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
 def test_accurate_whatever_the_distances(backend, loss, make_student):
-    """As accurate as where all distances are alike, to a few roundings of the largest gradient.
+    """Any distances give the accuracy of equal distances, to a few roundings of the largest gradient.
 
     A difference of two rows is rounded once, however close they are, and a relation of float32 differences is as
     accurate as its sums over features and rows.

@@ -60,7 +60,7 @@ def make(shapes, *, dtype=torch.float32, device="cpu", scale=1.0, mean=0.0, seed
 
 
 def differentiate(loss: Loss, module: Any, student: Tensor, teacher: Tensor) -> list[Tensor]:
-    """The loss, and both gradients for a grad_output that is not one."""
+    """Return the loss and both gradients, for a grad_output that is not one."""
     student, teacher = student.detach().requires_grad_(), teacher.detach().requires_grad_()
     value = loss.run(module, student, teacher)
     value.backward(torch.full_like(value, -1.7))

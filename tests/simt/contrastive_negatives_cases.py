@@ -68,7 +68,7 @@ def marked(seed: int, below: int, count: int) -> set[int]:
 
 
 def oracle(key: Tensor, index: Tensor, labels: Tensor, count: int) -> Tensor:
-    """What the op should give, row by row."""
+    """Compute the expected result, row by row."""
     rows = []
     for row, position in enumerate(index.tolist()):
         others = (labels != labels[position]).nonzero().squeeze(1).tolist()
@@ -84,7 +84,7 @@ def oracle(key: Tensor, index: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def run_case(case: Case) -> None:
-    """The emulated kernel, number for number."""
+    """Compare the emulated kernel with the oracle, number by number."""
     key, index, labels = case.inputs()
     ours = torch.ops.sftn_fast_emulated.sample_negatives(key, index, labels, case.negatives, case.as_int32)
     assert ours.dtype == (torch.int32 if case.as_int32 else torch.int64)

@@ -52,7 +52,7 @@ class Case:
 
 
 def run_raw(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Tensor]:
-    """The loss and the gradients of student, teacher and, for VID, channel by the emulated kernels."""
+    """Compute the loss and the gradients of student, teacher and, for VID, channel by the emulated kernels."""
     ops = torch.ops.sftn_fast_emulated
     total, stats = ops.features_pointwise_forward(*inputs, *case.scalars)
     upstream = torch.full_like(total, UPSTREAM)
@@ -61,7 +61,7 @@ def run_raw(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Te
 
 
 def oracle(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Tensor]:
-    """The same in float64 by autograd, from the values that the kernels were given."""
+    """Compute the same in float64 by autograd, from the kernels' inputs."""
     student, teacher, channel = (None if x is None else x.detach().double().requires_grad_() for x in inputs)
     parameter, scale = PARAMETER[case.kind], case.scalars[2]
     wide = None if channel is None else channel.view(-1, *[1] * (student.dim() - 2))

@@ -97,7 +97,7 @@ def divergence(teacher: Tensor, student: Tensor, case: Case) -> Tensor:
 
 
 def oracle(case: Case, teacher: Tensor, students: list[Tensor], target: Tensor | None) -> Result:
-    """The same in float64 by autograd, from the values that the kernels were given."""
+    """Compute the same in float64 by autograd, from the kernels' inputs."""
     leaves = [x.detach().double().requires_grad_() for x in (teacher, *students)]
     _, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale, *_ = case.options
     rows = torch.stack([divergence(leaves[0], s, case) for s in leaves[1:]]).sum(0)
@@ -132,7 +132,7 @@ def check(case: Case, ours: Result, right: Result) -> None:
 
 
 def run_case(case: Case) -> list[Tensor]:
-    """Checks the kernels against float64; what they gave, the same bits under every schedule."""
+    """Compare the kernels with float64 and return their results, which must have the same bits for every schedule."""
     inputs = case.inputs()
     ours = run_raw(case, *inputs)
     check(case, ours, oracle(case, *inputs))

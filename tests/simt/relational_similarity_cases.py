@@ -33,7 +33,7 @@ class Case:
         return ",".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in named.items()) or "default"
 
     def features(self) -> list[Tensor]:
-        """The student's and the teacher's, rounded to the case's dtype."""
+        """Make the student's and the teacher's matrices, rounded to the case's dtype."""
         generator = torch.Generator().manual_seed(self.batch)
         sides = []
         for width in (self.width, self.width + 3):
@@ -74,7 +74,7 @@ def gram_of(rows: Tensor, pad: int) -> Tensor:
 
 
 def run_raw(case: Case, features: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss and both gradients of the emulated kernels, None where not asked for."""
+    """Compute the loss and both gradients by the emulated kernels, None where not requested."""
     dtype = DOUBLE if case.dtype == DOUBLE else SINGLE
     rows = [x.to(dtype) for x in features]
     grams = [gram_of(x, case.pad) for x in rows]
