@@ -140,7 +140,7 @@ def test_inputs_stay_as_they_are(backend):
 
 
 def test_labels_that_change_in_place(backend):
-    """Nothing is kept from one call to the next, whoever writes to the labels."""
+    """Nothing is kept between calls, so that writes to the labels take effect."""
     labels = LABELS.clone().to(backend.device)
     ops.sample_negatives(INDEX.to(backend.device), labels, 12)
     labels.data.copy_((LABELS + torch.arange(60) // 30) % 6)
@@ -289,7 +289,7 @@ def test_traced_whole():
 
 @pytest.mark.skipif(not (torch.cuda.is_available() and _library.CUDA.loaded), reason="no GPU, or no CUDA kernels")
 def test_cuda_graph():
-    """Each replay draws anew."""
+    """Each replay draws new negatives."""
     index, labels = INDEX.cuda(), LABELS.cuda()
     ops.sample_negatives(index, labels, 12)
     graph = torch.cuda.CUDAGraph()

@@ -1,9 +1,9 @@
 """The cases of every family on the emulated device, found by file name.
 
-A module ``<stem>_cases.py`` in this folder has ``CASES``, small cases with a readable ``str()``, and ``run_case(case)``.
-That runs the raw ops ``torch.ops.sftn_fast_emulated.*`` forward and backward and raises AssertionError where they differ
-from float64. The tensors it returns must not depend on the order in which blocks, warps and lanes run; None skips that
-comparison.
+A module ``<stem>_cases.py`` in this folder has ``CASES``, small cases with a readable ``str()``, and a function
+``run_case(case)``. It runs the raw ops ``torch.ops.sftn_fast_emulated.*`` forward and backward and raises
+AssertionError where they differ from float64. The tensors it returns must not depend on the order in which blocks,
+warps and lanes run; None skips that comparison.
 """
 
 from __future__ import annotations

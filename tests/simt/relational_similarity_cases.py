@@ -94,7 +94,7 @@ def run_case(case: Case) -> None:
     loss, grads = run_raw(case, features)
     leaves = [x.double().requires_grad_() for x in features]
     right = ORACLES[case.loss](*leaves)
-    single = 2e-6 * (1 + abs(case.mean)) ** 4  # a mean takes digits from the Gram matrix, whoever computes it
+    single = 2e-6 * (1 + abs(case.mean)) ** 4  # a mean costs digits of any Gram matrix
     tolerance = 1e-10 if case.dtype == DOUBLE else single
     torch.testing.assert_close(loss.double(), right.detach(), rtol=10 * tolerance, atol=1e-9)
     right_grads = torch.autograd.grad(right, leaves)

@@ -28,7 +28,7 @@ struct Context {
 
 #if defined(__x86_64__)
 // Saves the callee-saved registers on one stack and restores them from the other; ucontext would also make two system
-// calls for the signal mask. `noipa`, lest the compiler see that it touches no memory: other threads do meanwhile.
+// calls for the signal mask. `noipa` hides that it touches no memory: other threads do meanwhile.
 __attribute__((naked, noipa)) inline void swap_stacks(void** /*from*/, void** /*to*/) {
   asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15\n"
       "mov %rsp, (%rdi); mov (%rsi), %rsp\n"

@@ -33,7 +33,7 @@ T exchange(unsigned mask, T value, F source, const Site& site) {
   const unsigned lane = source(static_cast<int>(block.lane()));
   if (lane >= warp.barrier.members) block.fail(site.text() + " reads a lane that does not exist");
   std::memcpy(&value, warp.slots[lane], sizeof value);
-  block.arrive_and_wait(warp.barrier, site);  // nobody deposits anew before all have read
+  block.arrive_and_wait(warp.barrier, site);  // no lane deposits again before all have read
   return value;
 }
 
