@@ -1,4 +1,4 @@
-"""Contrastive distillation under PyTorch's compilers, where what it writes to the memory must not be lost."""
+"""Contrastive distillation under PyTorch's compilers, which must keep its writes to the memory."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_constants_are_no_part_of_the_graph(backend, name, key):
 @fused
 @each_loss
 def test_second_derivatives_are_refused(backend, name):
-    """A gradient penalty raises. It does not go on without its penalty."""
+    """A gradient penalty raises instead of continuing without the penalty."""
     op = TABLE[name]
     for key in op.differentiable:
         arguments = double(op, backend)
@@ -98,7 +98,7 @@ def test_second_derivatives_are_refused(backend, name):
 @fused
 @each_loss
 def test_functorch_is_refused(backend, name):
-    """Its transforms hide what asks for a gradient: the raw ops would take it for a constant."""
+    """The transforms hide which input requires a gradient: the raw ops would treat it as a constant."""
     op = TABLE[name]
     key = op.differentiable[0]
     arguments = double(op, backend)

@@ -118,7 +118,9 @@ def test_mixed_dtypes(backend, name, pair):
     assert_close(actual, truth(op, mixed()))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "crd-first"])  # normalisers are as the banks are
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name != "crd-first"]
+)  # its normalisers have the banks' dtype
 def test_float64_beside_float32(backend, name):
     """One argument is float64, or all but one: the whole result is as exact as float64."""
     op = TABLE[name]
@@ -194,7 +196,7 @@ def test_smallest_sizes(backend, name, n, width):
     arguments, same = (op.arguments(device=backend.device, n=n, width=width) for _ in range(2))
     outcome = evaluate(op, arguments)
     assert all(x.isfinite().all() for x in outcome.tensors)
-    if not (op.function == "pkt_loss" and n > width == 1):  # cosines of 1 and -1 alone, where its logarithm has a pole
+    if not (op.function == "pkt_loss" and n > width == 1):  # only cosines of 1 and -1, at a pole of its logarithm
         assert_close(outcome, truth(op, same), slack=1.0)
 
 

@@ -1,4 +1,4 @@
-"""The adapted hint loss over backends, dtypes, shapes and layouts, against BatchNorm, ReLU and MSE in float64."""
+"""The adapted hint loss over backends, dtypes, shapes and layouts, compared with BatchNorm, ReLU and MSE in float64."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def plain(features, teacher, weight, bias, mean, var, *, training=True, momentum
     return F.mse_loss(F.relu(F.batch_norm(features, mean, var, weight, bias, training, momentum, eps)), teacher)
 
 
-# Of the largest gradient. Half precision rounds once, when the gradient is stored.
+# Relative to the largest gradient. Half precision rounds once, when the gradient is stored.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def check(arguments: Arguments, *, slack: float = 1.0, **options) -> Result:
-    """Against float64, on the very values that the backend is given."""
+    """Compare with float64, on the values that the backend gets."""
     actual = differentiate(ops.adapted_hint_loss, arguments, **options)
     true = differentiate(plain, arguments.map(Tensor.double), **options)
     dtype = torch.promote_types(arguments.features.dtype, arguments.teacher.dtype)
@@ -92,7 +92,7 @@ def check(arguments: Arguments, *, slack: float = 1.0, **options) -> Result:
     assert actual.loss.shape == ()
     close = slack * TOLERANCE[accumulator(dtype)]
     torch.testing.assert_close(actual.loss.double(), true.loss, rtol=close, atol=0)
-    # The terms of the features' gradient may cancel; the teacher's do not, and are of the same size.
+    # Terms of the features' gradient may cancel; those of the teacher's do not and have the same size.
     terms = true.grads[1].abs().max().item()
     for leaf, grad, right in zip(arguments.leaves, actual.grads, true.grads, strict=True):
         assert (grad is None) == (leaf is None)
@@ -154,7 +154,7 @@ def test_mixed_dtypes(backend, features, teacher):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
 def test_all_in_half_precision(backend, dtype):
-    """A module after ``.half()``: running statistics and parameters are halves too."""
+    """A module after ``.half()``: running statistics and parameters are in half precision too."""
     arguments = make((3, 4, 4, 3), dtype, backend.device).map(lambda x: x.to(dtype))
     actual = differentiate(ops.adapted_hint_loss, arguments)
     true = differentiate(plain, arguments.map(Tensor.double))
@@ -200,7 +200,7 @@ def test_large_mean(backend, offset, memory_format):
 
 @formats
 def test_outlier(backend, memory_format):
-    """One value far from all others, first or last, where sums of squares would lose the rest."""
+    """One value is far from all others, first or last: sums of squares would lose the rest."""
     for where in (0, -1):
         arguments = make((8, 3, 9, 9), torch.float32, backend.device, memory_format)
         arguments.features[where, :, where, where] = 1e5
@@ -273,7 +273,7 @@ def test_layouts(backend, of_features, of_teacher):
 @needs_kernels
 @formats
 def test_memory_is_one_map(memory_format):
-    """No copy of either layout, nothing kept for the backward pass: the gradient, in the features' layout."""
+    """No copy in either layout and no saved map: only the gradient, in the features' layout."""
     arguments = make((16, 32, 16, 16), torch.float32, "cpu", memory_format)
     features = arguments.features.requires_grad_()
 

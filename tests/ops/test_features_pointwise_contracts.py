@@ -1,4 +1,4 @@
-"""What hint, AB, OH and VID owe beside values: gradients where asked, the same bits, no copies, compilers, errors."""
+"""Contracts of hint, AB, OH and VID besides values: requested gradients, bits, copies, compilers, errors."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_threads_do_not_change_the_bits(loss, shape):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_is_copied_or_kept(name, last):
-    """Beyond the gradient, which is one map, sums of a few kilobytes."""
+    """Only the gradient, one map, and sums of a few kilobytes are allocated."""
     student, teacher, channel = make((16, 64, 32, 32), dtype=torch.float32, device="cpu")
     if last:
         student, teacher = channels_last(student), channels_last(teacher)

@@ -1,4 +1,4 @@
-"""The pooling under the losses whose maps differ in size, against PyTorch's in float64."""
+"""The pooling for maps of different sizes, compared with PyTorch's in float64."""
 
 from __future__ import annotations
 

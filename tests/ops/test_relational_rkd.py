@@ -249,7 +249,7 @@ def test_batch_without_pairs(backend, loss, dtype, b):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 def test_equal_rows(backend, loss, dtype):
-    """In the student, in the teacher and in both: finite, as float64 has it."""
+    """Equal rows in the student, in the teacher and in both give the finite results of float64."""
     student, teacher = make(20, 6, 5, dtype=dtype, device=backend.device)
     student[3] = student[7] = student[0]
     teacher[7] = teacher[3] = teacher[15] = teacher[2]
@@ -271,7 +271,7 @@ def test_all_rows_equal(backend, loss):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
 def test_half_precision_of_large_norm(backend, dtype):
-    """Rows of norm 320, whose squares float16 could not hold."""
+    """Rows of norm 320: float16 could not hold the squares."""
     student, teacher = (20 * x for x in make(20, 256, 256, dtype=dtype, device=backend.device))
     assert student.float().norm(dim=1).min() > 280
     check("rkd", student, teacher)

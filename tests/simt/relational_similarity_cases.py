@@ -1,4 +1,4 @@
-"""Cases of the raw ops of SP and PKT on the emulated device, and their float64 oracle. Imports no package's kernels."""
+"""Cases of the raw ops of SP and PKT on the emulated device, and their float64 oracle. Imports no kernels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sp": sp_loss, "pkt": 
 
 
 def gram_of(rows: Tensor, pad: int) -> Tensor:
-    """``[B, B]``, its rows apart."""
+    """Return a copy ``[B, B]`` with gaps between rows."""
     wide = torch.full((len(rows), len(rows) + pad), torch.nan, dtype=rows.dtype)
     return wide[:, : len(rows)].copy_(rows @ rows.t())
 
@@ -89,7 +89,7 @@ def run_raw(case: Case, features: list[Tensor]) -> tuple[Tensor, list[Tensor | N
 
 
 def run_case(case: Case) -> None:
-    """AssertionError where the kernels differ from float64."""
+    """Compare the kernels with float64. AssertionError where they differ."""
     features = case.features()
     loss, grads = run_raw(case, features)
     leaves = [x.double().requires_grad_() for x in features]
