@@ -1,4 +1,4 @@
-"""Decisions of setup.py: which nvcc it finds, for which architectures it builds, and its messages about missing tools."""
+"""Decisions of setup.py: the nvcc it finds, the architectures it builds for, and messages about missing tools."""
 
 from __future__ import annotations
 
