@@ -129,8 +129,8 @@ def test_every_end_is_one_line(error: BaseException, code: int, line: str, capsy
 PROGRAMS = """
 import os, runpy, sys
 full = os.open("/dev/full", os.O_WRONLY)
-PROGRAMS = ("train", "--print_config"), ("transfer", "--help"), ("info",), ("data.verify", "--help"), ("report", "--help")
-for module, *argv in PROGRAMS:
+helps = (("transfer", "--help"), ("data.verify", "--help"), ("report", "--help"))
+for module, *argv in (("train", "--print_config"), ("info",), *helps):
     os.dup2(full, 1)
     print(f"== {module}", file=sys.stderr, flush=True)
     sys.argv = [module, *argv]
