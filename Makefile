@@ -1,6 +1,6 @@
 # make demo   set up, then train a teacher, a student-friendly teacher and their students on handwritten digits
 # make test   set up, then run the tests
-# make check  the tests, and ruff, mypy, clang-format, the ABI audit, the user guide as a site
+# make check  the tests, and ruff, codespell, mypy, clang-format, the ABI audit, the user guide as a site
 # make docs   the user guide as a site, in build/site
 # make wheel  a wheel for all GPUs in dist/, installed and tried in an environment of its own
 # make bench  measure kernels and whole training steps against plain PyTorch, and how cost grows
@@ -34,6 +34,7 @@ docs: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CLANGED)
 	@if [ -x $(BIN)/torch-abi-audit ]; then $(BIN)/torch-abi-audit --check torch sftn_fast/_C*.so; \

@@ -1,1 +1,1 @@
-"""Throughput of the ops against the PyTorch code that the methods' authors ship."""
+"""Throughput of the ops, compared with the PyTorch code of the methods' authors."""

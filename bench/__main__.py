@@ -1,8 +1,8 @@
-"""Measure kernels and whole training, and record the figures with their machine: `python -m bench [FAMILY ...]`.
+"""Measure kernels and whole training, and record the results with their machine: `python -m bench [FAMILY ...]`.
 
-Families are those of the kernels; `training`, whole steps; `loaders`, those of image files; `scaling`, cost as the
+Families are those of the kernels; `training`, whole steps; `loaders`, loaders of image files; `scaling`, cost as the
 work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png. With --check it writes
-nothing: it fails if a speed over the authors' code, or over the usual loop, has fallen below what is recorded there.
+nothing and fails if a speedup over the authors' code, or over the usual loop, is below the recorded one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory is not the subject
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silence the profiler, which only counts memory
 
 import torch
 
@@ -29,7 +29,7 @@ from sftn_fast import ops
 
 
 class Suite(Protocol):
-    """What measures something, row by row, and knows how its rows are to be shown."""
+    """A measurement that yields rows and knows how to show them."""
 
     def header(self, device: str) -> str: ...
     def line(self, row: Row) -> str: ...
@@ -44,19 +44,23 @@ SUITES: dict[str, Suite] = {
     "scaling": scaling,
 }
 CPU_ONLY = ("loaders", "scaling")
-"""Those that are measured on the CPU whatever there is; no speed of theirs is held against a record either."""
+"""Suites that are measured on the CPU only. --check does not compare them."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     names = ", ".join(SUITES)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {names} (default: all that --device has)")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"any of {names} (default: all of --device)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--turns", type=int, default=50, help="turns of each implementation (default: 50)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="a case may take, roughly (default: 20)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile makes of the code")
-    parser.add_argument("--check", action="store_true", help=f"compare with the record; at most {TOLERANCE:.0%}% less")
-    parser.add_argument("--folder", type=Path, default=record.RESULTS, help="of the records (default: bench/results)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="approximate seconds for each case (default: 20)")
+    parser.add_argument("--no-compile", action="store_true", help="skip the authors' code under torch.compile")
+    parser.add_argument(
+        "--check", action="store_true", help=f"compare with the record; fail if {TOLERANCE:.0%}% slower"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=record.RESULTS, help="folder of records (default: bench/results)"
+    )
     args = parser.parse_args()
     unknown = sorted(set(args.families) - SUITES.keys())
     if unknown:
@@ -69,7 +73,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(family: str, device: str, effort: Effort) -> tuple[dict[str, Any], list[Row]]:
-    """The conditions and the rows, each printed as soon as there is one."""
+    """Measure a family and return its conditions and rows. Each row is printed as soon as it is measured."""
     suite, about, rows = SUITES[family], record.conditions(device), []
     print(f"\n# {family}", *(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(f"\n{suite.header(device)}")
@@ -81,7 +85,7 @@ def run(family: str, device: str, effort: Effort) -> tuple[dict[str, Any], list[
 
 
 def check(family: str, name: str, device: str, effort: Effort, folder: Path) -> bool:
-    """Whether nothing of a family has become slower, compared with the authors' code."""
+    """Return whether no case of a family has become slower, compared with the authors' code."""
     try:
         _, recorded = record.read(name, folder)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A measurement as a picture: how many times as fast as the authors' code each implementation is."""
+"""Charts of measurements: the speedup of each implementation over the authors' code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COLOURS = {"eager": "#8c8c8c", "compile": "#b5b5b5", "reference": "#7f9fbf", "li
 COLOURS |= {"ours, int32": "#e3a79c", "ours, drawing alone": "#e3a79c"}
 COLOURS |= {"ours, NCHW": "#e3a79c", "ours, float32": "#e3a79c", "ours, bf16": "#7d2a1d"}
 COLOURS |= {"ours, no graphs": "#b98a5e", "ours, compile": "#4d6b47"}
-"""Of every implementation that any suite has, in the order of the bars."""
+"""The colour of every implementation of any suite, in the order of the bars."""
 
-LOG_ABOVE = 12.0  # a linear axis that long leaves nothing to see of the others
+LOG_ABOVE = 12.0  # on a longer linear axis, short bars could not be seen
 GAP = 0.7  # between cases, in bars
 
 
 def place(about: dict[str, Any]) -> str:
-    """Where and when it was measured."""
+    """Return where and when a measurement was made."""
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
     return f"{about['processor']}, {threads}, torch {about['torch']}, {about['date']}"
 
@@ -33,7 +33,7 @@ def place(about: dict[str, Any]) -> str:
 def draw(
     path: Path, family: str, about: dict[str, Any], rows: list[Row], *, of_what: str = "the authors' PyTorch code"
 ) -> None:
-    """One group of bars a case, which begin at 1, the baseline: what is slower points to the left. None: no picture."""
+    """Draw a group of bars for each case. Bars begin at 1, the baseline; slower ones point left. Skip empty charts."""
     ratios = {(row["case"], row["implementation"]): row["ratio"] for row in rows if "ratio" in row}
     cases = list(dict.fromkeys(case for case, _ in ratios))
     shown = [name for name in COLOURS if name != "eager" and any((case, name) in ratios for case in cases)]
@@ -66,7 +66,7 @@ def draw(
 
 
 def _set_scale(axes: Any, ratios: list[float]) -> str:
-    """Linear, or logarithmic where the ratios ask for it; what to say of it."""
+    """Choose a linear axis, or a logarithmic one for large ratios, and return a note about it."""
     least, most = min(ratios), max(ratios)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     if most <= LOG_ABOVE:

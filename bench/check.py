@@ -1,4 +1,4 @@
-"""Whether the kernels are as much faster than the authors' code as they were when it was recorded."""
+"""Comparison of the kernels' speedups over the authors' code with the recorded ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from bench.record import Row
 
 TOLERANCE = 0.3
-"""A ratio may fall by this part of what it was. Ratios within one run drift by a tenth or two on a shared machine;
-absolute times, which drift far more, are never compared."""
+"""The part of its recorded value by which a ratio may fall. On a shared machine ratios drift by 10 to 20 %. Absolute
+times drift far more and are never compared."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     case: str
     recorded: float
-    measured: float | None  # None: the case is gone
+    measured: float | None  # None if the case no longer exists
 
     @property
     def regressed(self) -> bool:
@@ -29,7 +29,7 @@ class Verdict:
 
 
 def compare(recorded: list[Row], measured: list[Row]) -> list[Verdict]:
-    """One verdict for each recorded case, about our implementation. New cases have nothing to be held against."""
+    """Return a verdict on our implementation for each recorded case. New cases have no record and are skipped."""
     now = _ratios(measured)
     return [Verdict(case, ratio, now.get(case)) for case, ratio in _ratios(recorded).items()]
 

@@ -1,4 +1,4 @@
-"""A family of kernels as a suite: every implementation's time, memory and launches, case by case."""
+"""The suite of a family of kernels: time, memory and launches of every implementation, case by case."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Kernels:
             yield from measure_case(case, about["device"], effort, 1e9 * about["copy GB/s"])
 
     def write(self, name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
-        """The record under ``folder``: rows, page and picture."""
+        """Write the record under ``folder``: rows, page and picture."""
         sample = "the mean of a turn's calls" if about["device"] == "cuda" else "a call each"
         how = (
             f"float32; {record.facts(about)}. Forward and backward. Implementations take turns of {TURN_MS:g} ms; n "
@@ -58,13 +58,13 @@ class Kernels:
 
 
 def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> Iterator[Row]:
-    """A row for each implementation; ``bandwidth`` in bytes a second."""
+    """Yield a row for each implementation. ``bandwidth`` is in bytes per second."""
     steps = case.steps(device)
     failures: dict[str, str] = {}
     if effort.compile and isinstance(steps["eager"], Step):
         try:
             steps = {"eager": steps["eager"], "compile": compiled(steps["eager"]), **steps}
-        except Exception as error:  # no compiler, or code that torch.compile cannot take: the others go on
+        except Exception as error:  # no compiler, or code that torch.compile can't compile: measure the others
             failures["compile"] = first_line(error)
     for step in steps.values():
         step()
@@ -83,8 +83,8 @@ def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> I
 
 
 def compiled(eager: Step) -> Step:
-    """The authors' loss under torch.compile, with the compilation behind it."""
-    torch._dynamo.reset()  # else the cases, which share their code, would use up the limit of recompilations
+    """Return the authors' loss under torch.compile, already compiled."""
+    torch._dynamo.reset()  # the cases share code and would reach the limit of recompilations
     step = dataclasses.replace(eager, loss=torch.compile(eager.loss, dynamic=False))
     for _ in range(2):
         step()
@@ -92,7 +92,7 @@ def compiled(eager: Step) -> Step:
 
 
 def share(case: Case, microseconds: float, bandwidth: float) -> float | None:
-    """What part of a copy's bandwidth the bytes that must move make; above 1 where caches hold them."""
+    """Return the bandwidth of the necessary bytes as a part of a copy's. Above 1 if caches hold them."""
     if case.bytes_moved is None:
         return None
     return round(case.bytes_moved / (microseconds / 1e6) / bandwidth, 3)

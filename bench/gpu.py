@@ -1,10 +1,10 @@
-"""All that wants a GPU, in one go: `python -m bench.gpu OUTPUT_FOLDER [--device cpu] [--parts PART ...]`.
+"""Run everything that needs a GPU: `python -m bench.gpu OUTPUT_FOLDER [--device cpu] [--parts PART ...]`.
 
-Builds the kernels for the GPU that is there, compares every loss with float64, runs the tests on CUDA,
-compute-sanitizer's four tools, the benchmarks of kernels and of whole training steps, Nsight Compute and a real
-training. Each part is a process of its own with a time limit: one that fails, hangs or misses a tool costs only its own
-line in the table at the end. All together end within --minutes; what there was no time for is named there, for --parts
-the next time. The raw output is in OUTPUT_FOLDER. `--device cpu` runs what a CPU can, as a trial of this program.
+Builds the kernels for the installed GPU and compares every loss with float64. Runs the tests on CUDA, the four tools of
+compute-sanitizer, the benchmarks of kernels and of whole training steps, Nsight Compute and a real training. Each part
+is a separate process with a time limit. A part that fails, hangs or lacks a tool affects only its own line in the table
+at the end. All parts together end within --minutes; the table names parts that had no time, to pass to --parts the next
+time. The raw output is in OUTPUT_FOLDER. `--device cpu` runs the parts that a CPU can run, as a test of this program.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from bench.ncu import summary as ncu_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 WORTHWHILE = 2.0
-"""Seconds, under which a part is not begun."""
+"""Seconds below which no part is started."""
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command, how long it may take, and how to say in a line what came of it."""
+    """A command with a time limit and a function that sums up its log in a line."""
 
     name: str
     command: list[str]
     limit: float  # seconds
     environment: dict[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()  # programs, and modules of Python as "module:NAME"
+    needs: tuple[str, ...] = ()  # programs, and Python modules as "module:NAME"
     gpu_only: bool = False
     detail: Callable[[str], str] = lambda log: last_line(log)
 
@@ -63,7 +63,7 @@ def last_line(log: str) -> str:
 
 
 def missing(part: Part, device: str) -> str | None:
-    """Why a part can't be run here, None if it can."""
+    """Return the reason why a part can't run here, None if it can."""
     if part.gpu_only and device != "cuda":
         return "for a GPU"
     for need in part.needs:
@@ -75,7 +75,7 @@ def missing(part: Part, device: str) -> str | None:
 
 
 def run(part: Part, folder: Path, device: str, left: float = math.inf) -> Outcome:
-    """Runs a part into ``folder/<name>.log``, for ``left`` seconds at most. Its whole process group ends with it."""
+    """Run a part for at most ``left`` seconds, with output in ``folder/<name>.log``, then kill its process group."""
     reason = missing(part, device) or ("no time left" if left < WORTHWHILE else None)
     if reason:
         return Outcome(part.name, "not run", 0.0, reason)
@@ -107,7 +107,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def sanitizer_detail(log: str) -> str:
-    """The tool's summary, and whether any error was in a kernel of ours: PyTorch's own are not on trial."""
+    """Return the tool's summary and whether any error was in one of our kernels, not in PyTorch's."""
     said = [line.strip("= \n") for line in log.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
     ours = any("sftn" in line for line in log.splitlines() if line.startswith("=========") and " at " in line)
     return f"{said[-1] if said else last_line(log)}; in our kernels: {'YES' if ours else 'none'}"
@@ -118,20 +118,20 @@ def parts(device: str, folder: Path) -> list[Part]:
     on_gpu = device == "cuda"
     table = [python, "tests/ops/on_cuda.py", "--device", device]
     build_for = {"SFTN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture()} if on_gpu else {"SFTN_CUDA": "0"}
-    # Each allocation of its own, or an overrun would land in another tensor of the same block unnoticed.
+    # Without caching, so that an overrun can't land unnoticed in another tensor of the same block.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     short = [] if on_gpu else ["--turns", "3", "--seconds", "0.5", "--no-compile"]
     bench = [python, "-m", "bench", "--device", device, "--folder", str(folder)]
     few_turns = ["--seconds", "4"] if on_gpu else ["--seconds", "0", "--no-compile"]
     few = [] if on_gpu else ["--epochs", "2", "--seeds", "[0]"]
-    # What can't be imported for want of a package costs its own file alone.
+    # A test file that can't be imported because a package is missing fails alone.
     options = ["-q", "-o", "addopts=-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-k", device]
     tests = [python, "-m", "pytest", "tests/ops", "tests/engine", *options]
     demo = [python, "-m", "sftn_fast.train", "--config", "demo"]
     sanitizers = [
         Part(
             tool,
-            # A filter would hide from initcheck what PyTorch's kernels have written.
+            # initcheck gets no filter: it must see the writes of PyTorch's kernels.
             ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
             + ([] if tool == "initcheck" else ["--kernel-regex", "kns=sftn"])
             + [*table, "--dtypes", "float32", "bfloat16"],
@@ -169,7 +169,7 @@ def parts(device: str, folder: Path) -> list[Part]:
 
 
 def architecture() -> str:
-    """The compute capability of the GPU that is there, as TORCH_CUDA_ARCH_LIST takes it."""
+    """Return the compute capability of the installed GPU in the form of TORCH_CUDA_ARCH_LIST."""
     import torch
 
     return ".".join(map(str, torch.cuda.get_device_capability()))
@@ -177,14 +177,14 @@ def architecture() -> str:
 
 def main() -> int:
     names = [part.name for part in parts("cpu", Path())]
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="all that wants a GPU, in one go")
-    parser.add_argument("folder", type=Path, help="where logs and figures go")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="run everything that needs a GPU")
+    parser.add_argument("folder", type=Path, help="folder for logs and results")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time limit of all parts together (default: 9.5)")
     parser.add_argument("--parts", nargs="+", default=names, choices=names, metavar="PART", help=", ".join(names))
     args = parser.parse_args()
     if args.device == "cuda" and not has_gpu():
-        parser.error("PyTorch finds no GPU; --device cpu runs what a CPU can")
+        parser.error("PyTorch finds no GPU; use --device cpu for the parts that a CPU can run")
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     outcomes, end_at = [], time.monotonic() + 60 * args.minutes

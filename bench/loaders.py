@@ -1,6 +1,6 @@
-"""Images a second of the loaders of image files, and of what PyTorch's example for ImageNet does.
+"""Images per second of the loaders of image files and of the loader in PyTorch's ImageNet example.
 
-`python -m bench loaders`. The files are made up: of ImageNet's usual sizes in pixels, and as many bytes for them.
+Run `python -m bench loaders`. The files are generated, with ImageNet's usual sizes in pixels and bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sftn_fast.info import version_of
 
 FILES, BATCH, SIZE = 512, 64, 224
 SHAPES = ((500, 375), (500, 375), (375, 500), (500, 333))  # width, height
-BLOTS = ((4, 96), (16, 64), (64, 42), (256, 64))  # how many across, and how strong: energy at every scale
+BLOTS = ((4, 96), (16, 64), (64, 42), (256, 64))  # number across and strength: energy at every scale
 QUALITY = 94
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EAGER = "DataLoader with PIL"
@@ -38,7 +38,7 @@ Loader = Callable[[int], Iterable[int]]
 
 
 def make_files(folder: Path, count: int) -> list[Path]:
-    """JPEGs of about 100 kB; the first tenth are made, the rest are copies of them, since only reading would differ."""
+    """Write JPEGs of about 100 kB. The first tenth are distinct; the rest are copies, because only reading matters."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def make_files(folder: Path, count: int) -> list[Path]:
 
 
 def loaders(paths: Sequence[Path], workers: int) -> dict[str, Loader]:
-    """For each loader a function of the epoch that gives the size of each batch, once it is there."""
+    """Return, for each loader, a function from the epoch to the sizes of its batches."""
     form = ImageFormat(SIZE, MEAN, STD, torch.device("cpu"))
     files = FileSplit([str(path) for path in paths], torch.zeros(len(paths), dtype=torch.int64))
 
@@ -80,7 +80,7 @@ def loaders(paths: Sequence[Path], workers: int) -> dict[str, Loader]:
 
 
 def eager_loader(files: FileSplit, workers: int) -> DataLoader[Any]:
-    """As in PyTorch's example for ImageNet."""
+    """Build the loader of PyTorch's ImageNet example."""
     from torchvision import transforms
 
     parts = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
@@ -103,7 +103,7 @@ class EagerFiles(Dataset[Any]):
 
 
 def decode_only(paths: Sequence[Path], workers: int) -> Iterator[int]:
-    """The floor: whole files decoded by libjpeg-turbo in as many threads, and thrown away."""
+    """Decode whole files by libjpeg-turbo in as many threads and discard them: the floor of a loader's time."""
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
     with ThreadPoolExecutor(workers) as pool:
@@ -112,7 +112,7 @@ def decode_only(paths: Sequence[Path], workers: int) -> Iterator[int]:
 
 
 def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
-    """Whole epochs of each loader in turn, its start included, as a run has it; a row for each."""
+    """Measure whole epochs of each loader in turn, including its start, and yield a row for each."""
     workers, turns = default_workers(), max(MIN_TURNS, min(TURNS, round(effort.seconds / SECONDS_A_TURN)))
     with tempfile.TemporaryDirectory() as folder:
         paths = make_files(Path(folder), FILES)
@@ -124,7 +124,7 @@ def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
                 start = time.perf_counter()
                 count = sum(epoch(turn))
                 assert count == len(paths), f"{name}: {count} images of {len(paths)}"
-                if turn:  # the first starts servers and fills caches
+                if turn:  # the first turn starts servers and fills caches
                     speeds[name].append(count / (time.perf_counter() - start))
     spreads = {name: Spread.of(found) for name, found in speeds.items()}
     for name, spread in spreads.items():
@@ -143,7 +143,7 @@ def line(row: Row) -> str:
 
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The record under ``folder``: rows and page."""
+    """Write the record under ``folder``: rows and page."""
     packages = (("DALI", "nvidia.dali"), ("torchvision", "torchvision"))
     about = about | {key: version_of(module) for key, module in packages}
     how = (

@@ -1,4 +1,4 @@
-"""Time and cost of steps that are compared: in turns, so that a slow moment of the machine hits them all."""
+"""Time and cost of steps to compare. Steps take turns, so that a slow moment of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Step = Callable[[], object]
 
 
 TURN_MS = 20.0
-"""How long an implementation runs before it is the next one's turn: long enough to be in its own caches mostly."""
+"""Length of a turn: long enough for an implementation to run mostly from its own caches."""
 
 MIN_TURNS = 3
-"""However little time there is: quantiles of fewer samples say nothing."""
+"""Least number of turns: quantiles of fewer samples are meaningless."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure, and what."""
+    """How long to measure, and whether to measure under torch.compile."""
 
     turns: int
-    seconds: float  # a case may take, roughly
+    seconds: float  # approximate time of a case
     compile: bool
 
 
@@ -41,27 +41,26 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        # inclusive: the other method goes beyond the least of three samples, to what nobody measured
+        # inclusive: the other method extrapolates below the least of three samples
         p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
         return cls(len(samples), p20, statistics.median(samples), p80)
 
     def row(self, digits: int = 2, *, scale: float = 1.0) -> dict[str, float]:
-        """Its entries of a table's row, in units of 1 / ``scale``."""
+        """Return the entries for a table's row, in units of 1 / ``scale``."""
         return {"n": self.n, **{key: round(scale * getattr(self, key), digits) for key in ("p20", "p50", "p80")}}
 
 
 def interleaved(
     steps: dict[str, Step], *, turns: int = 50, seconds: float = float("inf"), device: str = "cpu"
 ) -> dict[str, Spread]:
-    """Microseconds of a call: each step in turn, `turns` times, each time for about `TURN_MS` after one that is not
-    counted.
+    """Measure microseconds per call. Steps take turns, `turns` times, each for about `TURN_MS` after an uncounted call.
 
-    A sample is a call; on a GPU it is the mean of a turn's calls, since to time each the queue would have to run dry
-    between them. There are fewer turns, but at least `MIN_TURNS`, where they would take more than about `seconds`.
+    A sample is a call. On a GPU it is the mean of a turn's calls, because timing each call would drain the queue. If
+    all turns would take more than about `seconds`, there are fewer, but at least `MIN_TURNS`.
     """
     fastest = {name: _fastest(step, device) for name, step in steps.items()}
     calls = {name: max(1, round(TURN_MS / 1e3 / time)) for name, time in fastest.items()}
-    uncounted = {name: int(calls[name] > 1) for name in steps}  # a call longer than a turn fills its caches by itself
+    uncounted = {name: int(calls[name] > 1) for name in steps}  # a call longer than a turn needs no warm-up
     one_turn = sum((calls[name] + uncounted[name]) * time for name, time in fastest.items())
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(max(MIN_TURNS, int(min(turns, seconds / one_turn)))):
@@ -73,13 +72,13 @@ def interleaved(
 
 
 def _fastest(step: Step, device: str) -> float:
-    """The best of five calls, or of one if that is slow."""
+    """Return the time of the fastest of five calls, or of one call if it is slow."""
     first = _one(step, device)
     return first if first > 5 * TURN_MS / 1e3 else min(_seconds(step, 5, device))
 
 
 def _seconds(step: Step, calls: int, device: str) -> list[float]:
-    """Time of each call; on a GPU, the mean alone."""
+    """Return the time of each call; on a GPU, only the mean."""
     if device == "cuda":
         return [_one(lambda: [step() for _ in range(calls)], device) / calls]
     return [_one(step, device) for _ in range(calls)]
@@ -100,22 +99,22 @@ def synchronize(device: str) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call takes beside time. ``peak_bytes`` includes its results; ``launches`` as :func:`cost` says."""
+    """Cost of a call besides time. ``peak_bytes`` includes its results; :func:`cost` defines ``launches``."""
 
     peak_bytes: int
     launches: int
 
 
 def cost(step: Step, device: str = "cpu") -> Cost:
-    """Of one call of a step that has run before.
+    """Return the cost of one call of a step that has run before.
 
-    ``launches`` are, on a GPU, the kernels launched, on a CPU the ops that Python and autograd dispatch.
+    ``launches`` counts kernel launches on a GPU, and the ops dispatched by Python and autograd on a CPU.
     """
     on_gpu = device == "cuda"
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
     if on_gpu:
-        for leaf in getattr(step, "leaves", ()):  # or gradients of the call before would count as there already
+        for leaf in getattr(step, "leaves", ()):  # free the gradients of the previous call
             leaf.grad = None
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -129,7 +128,7 @@ def cost(step: Step, device: str = "cpu") -> Cost:
 
 
 def peak_memory(step: Step, device: str = "cpu") -> int:
-    """Bytes that a step has allocated at its worst moment, its results included, at its second call."""
+    """Return the peak of bytes allocated by a step's second call, including its results."""
     step()
     return cost(step, device).peak_bytes
 
@@ -138,7 +137,7 @@ def _peak(events: list[Any]) -> int:
     held = lowest = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
-        lowest = min(lowest, held)  # a step begins by freeing the gradients of the one before
+        lowest = min(lowest, held)  # a step begins by freeing the gradients of the previous one
         peak = max(peak, held - lowest)
     return peak
 
@@ -152,13 +151,13 @@ def _dispatched(events: list[Any]) -> int:
     ops = [event for event in events if event.name().startswith(("aten::", "sftn_fast::"))]
     count, end = 0, -1
     for event in sorted(ops, key=lambda event: (event.start_ns(), -event.duration_ns())):
-        if event.start_ns() >= end:  # not inside the op before, which called it
+        if event.start_ns() >= end:  # not called by the previous op
             count, end = count + 1, event.end_ns()
     return count
 
 
 def copy_bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
-    """Bytes a second, read and written, of a copy that no cache holds."""
+    """Return the bytes per second, read and written, of a copy too large for caches."""
     source = torch.ones(megabytes * 2**18, device=device)
     target = torch.empty_like(source)
     target.copy_(source)

@@ -1,4 +1,4 @@
-"""What Nsight Compute is asked for, and its answer as a short table."""
+"""Arguments of Nsight Compute, and a short table of its results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARGUMENTS = [
 
 
 def summary(source: Path, target: Path) -> str | None:
-    """Writes the medians of each kernel and grid as a table; returns a line about it, None if there is nothing."""
+    """Write the medians of each kernel and grid as a table. Return a line about it, None if there are no kernels."""
     kernels = read(source.read_text(errors="replace")) if source.exists() else {}
     if not kernels:
         return None
@@ -37,7 +37,7 @@ def summary(source: Path, target: Path) -> str | None:
 
 
 def read(text: str) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Samples by (kernel, grid) and metric. Lines of the program and the tool, before the table, are skipped."""
+    """Return samples by (kernel, grid) and metric. Skip lines of the program and the tool before the table."""
     lines = text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     kernels: dict[tuple[str, str], dict[str, list[float]]] = {}

@@ -1,4 +1,4 @@
-"""Runs our implementation of each case twice, for a profiler to look at: `python -m bench.once [FAMILY ...]`."""
+"""Run our implementation of each case twice, for a profiler: `python -m bench.once [FAMILY ...]`."""
 
 from __future__ import annotations
 

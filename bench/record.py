@@ -1,4 +1,4 @@
-"""What a measurement leaves under bench/results: the raw rows as JSON, a page that shows them, and where it was."""
+"""Records of measurements under bench/results: the raw rows as JSON, a page that shows them, and the conditions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.measure import copy_bandwidth
 RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
-"""Of a table: what was measured, and the figures."""
+"""A row of a table: what was measured, and the results."""
 
 
 def processor(device: str) -> str:
@@ -41,7 +41,7 @@ def conditions(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "sftn_fast": sftn_fast.__version__,
-        "load": round(os.getloadavg()[0], 1),  # before the start: others' work, and a reason to doubt the figures
+        "load": round(os.getloadavg()[0], 1),  # before the start: load by others, which makes results doubtful
     }
 
 
@@ -50,18 +50,18 @@ def facts(about: dict[str, Any]) -> str:
 
 
 def failed(row: Row) -> str:
-    """The line of an implementation that could not be measured; Markdown fills the other columns with nothing."""
+    """Return the line of an implementation that could not be measured. Markdown leaves the other columns empty."""
     return f"| {row['case']} | {row['implementation']} | {row['error'].replace('|', '/')} |"
 
 
 def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], folder: Path = RESULTS) -> None:
-    """The raw rows, and ``text`` as the page that shows them."""
+    """Write the raw rows, and ``text`` as the page that shows them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
     (folder / f"{name}.md").write_text("\n".join(text) + "\n")
 
 
 def read(name: str, folder: Path = RESULTS) -> tuple[dict[str, Any], list[Row]]:
-    """The conditions and rows of a recorded measurement. FileNotFoundError if there is none."""
+    """Return the conditions and rows of a recorded measurement. FileNotFoundError if there is none."""
     recorded = json.loads((folder / f"{name}.json").read_text())
     return recorded["conditions"], recorded["results"]

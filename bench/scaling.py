@@ -1,7 +1,7 @@
 """Cost and memory as the work grows: batch, classes, CRD's bank, SFTN's branches, ranks.
 
-Each series grows one size and leaves the others. Between neighbours stands the exponent e of time ~ size^e: 1 where
-cost follows the size, 0 where it does not depend on it.
+Each series grows one size and keeps the others. Between neighbours it gives the exponent e of time ~ size^e: 1 if the
+cost is proportional to the size, 0 if it does not depend on it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NOTES = (
 )
 SHOWN = ("eager", "ours", "ours, drawing alone")
 ROOM = 2
-"""Times the banks' own size that has to be free: one is drawn in float32 before it is half as large."""
+"""Free memory needed, in multiples of the banks' size: a bank is drawn in float32 before it is converted."""
 
 
 def _crd(num_samples: int) -> Mapping[str, Callable[[], object]]:
@@ -86,8 +86,8 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-"""Runs a command and prints the KiB of its largest process. For that a process in between: Linux lets a process begin
-with the peak of the one that starts it, and ours has had the banks."""
+"""A program that runs a command and prints the KiB of its largest process. It is a process in between, because on Linux
+a process starts with the peak of its parent, and this one has held the banks."""
 
 
 def header(device: str) -> str:
@@ -101,7 +101,7 @@ def line(row: Row) -> str:
 
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The record under ``folder``: rows, page and picture."""
+    """Write the record under ``folder``: rows, page and picture."""
     how = f"{record.facts(about)}. {NOTES}"
     text = ["# scaling: time and memory as the work grows", "", how, "", f"![scaling]({name}.png)", ""]
     grown = {key: f" {value:.2f} |" for key, value in exponents(rows).items()}
@@ -112,7 +112,7 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
 
 
 def _draw(path: Path, about: dict[str, Any], rows: list[Row]) -> None:
-    """A panel a series, both axes logarithmic: a straight line is a power, a bend is a change of what bounds it."""
+    """Draw a panel for each series, both axes logarithmic: a line is a power, a bend a change of the bottleneck."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, panels = plt.subplots(2, len(cases), figsize=(3.6 * len(cases), 6), layout="constrained", squeeze=False)
     for case, (above, below) in zip(cases, panels.T, strict=True):
@@ -137,7 +137,7 @@ def _draw(path: Path, about: dict[str, Any], rows: list[Row]) -> None:
 
 
 def _label(axes: Axes, what: str, sizes: list[int]) -> None:
-    """The sizes that were measured as ticks, and at least a decade upwards, or a small change would fill the panel."""
+    """Label the measured sizes, and show at least a decade of y, so that a small change does not fill the panel."""
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda size, _: _short(round(size)))
@@ -159,7 +159,7 @@ def _short(size: int) -> str:
 
 
 def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
-    """Rows of all series, each size for about a quarter of the seconds of a case; nothing here is compiled."""
+    """Yield rows of all series, each size measured for about a quarter of a case's seconds, without torch.compile."""
     for series, (build, sizes) in SERIES.items():
         for size in sizes:
             if build is _crd and not _fits(size):
@@ -180,7 +180,7 @@ def _rows(series: str, build: Build, size: int, seconds: float) -> Iterator[Row]
 
 
 def _ranks() -> Iterator[Row]:
-    """Training on one rank and on two, of one thread each; time is that of a step, all ranks' images in it."""
+    """Yield rows of training on one rank and on two, one thread each. Time is of a step with all ranks' images."""
     step_us: dict[int, list[float]] = {ranks: [] for ranks in RANKS}
     peaks = dict.fromkeys(RANKS, 0)
     for _ in range(RANK_TURNS):
@@ -194,7 +194,7 @@ def _ranks() -> Iterator[Row]:
 
 
 def _train(ranks: int) -> tuple[float, int]:
-    """Images a second of all ranks together, and the resident bytes of the largest process at its worst moment."""
+    """Return the images per second of all ranks together, and the peak of resident bytes of the largest process."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         options = {
@@ -224,7 +224,7 @@ def _train(ranks: int) -> tuple[float, int]:
 
 
 def exponents(rows: list[Row]) -> dict[tuple[str, str, int], float]:
-    """For each row but a series' first: e of time ~ size^e since the size before."""
+    """Return, for each row except a series' first, e of time ~ size^e relative to the previous size."""
     found = {}
     last: dict[tuple[str, str], Row] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""A family's cases as a test under pytest-benchmark."""
+"""Tests of a family's cases under pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.measure import synchronize
 from sftn_fast import ops
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-SLOW = 0.2  # seconds a call, from which on three rounds have to do
+SLOW = 0.2  # seconds; a slower call gets three rounds only
 LOOSE = {"rtol": 2e-3, "atol": 1e-5}  # the authors' float32 formulas cancel
 
 
 def throughput_of(family: str) -> Callable[..., None]:
-    """The test of a family: each case, implementation and device, after a check that all compute the same."""
+    """Build the test of a family: every case, implementation and device, after a check that results agree."""
 
     @pytest.mark.parametrize("implementation", ["eager", "reference", "ours"])
     @pytest.mark.parametrize("case", of_family(family), ids=lambda case: case.name)
@@ -32,7 +32,7 @@ def throughput_of(family: str) -> Callable[..., None]:
             synchronize(device)
 
         with ops.backend("fused"):
-            # built anew for each: a call may leave its mark on a state that the next one starts from
+            # built again for each: a call may change the state that the next one starts from
             expected = case.steps(device)["eager"]()
             step = case.steps(device)[implementation]
             torch.testing.assert_close(step().squeeze(), expected.squeeze(), **LOOSE)  # some of theirs are [1]

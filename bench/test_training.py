@@ -14,7 +14,7 @@ from bench.training.worker import training
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("device", DEVICES)
 def test_step(benchmark, device, case, implementation):
-    """In one process, where ours has set the allocator for both: `python -m bench training` keeps them apart."""
+    """Both run in one process, where ours sets the allocator for both; `python -m bench training` separates them."""
     benchmark.group = f"{case.name} on {device}"
     batches, step = training(case, implementation, device)
 

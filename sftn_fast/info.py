@@ -1,7 +1,7 @@
-"""What this installation is: ``python -m sftn_fast.info``.
+"""Description of this installation: ``python -m sftn_fast.info``.
 
-Versions, the compiled libraries and the exact reason for one that is not loaded, devices and threads: what a report of
-a problem should hold.
+Prints versions, the compiled libraries (with the exact reason if one is not loaded), devices and threads. Add it to
+the report of a problem.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoa
 
 
 def version_of(module: str) -> str:
-    """Version of an optional package, or why there is none."""
+    """Return the version of an optional package, or the reason why it can't be used."""
     try:
         return str(importlib.import_module(module).__version__)
     except ModuleNotFoundError as error:
         return f"not installed ({error})"
-    except Exception as error:  # broken, in whatever way
+    except Exception as error:  # a broken package may raise anything
         return f"broken ({type(error).__name__}: {error})"
 
 
 def describe(library: _library.Library) -> str:
-    """Where a library was loaded from, or why it was not."""
+    """Return the path that a library was loaded from, or the reason why it was not loaded."""
     return f"loaded from {library.path}" if library.loaded else f"not loaded: {library.error}"
 
 
 def devices() -> Iterator[tuple[str, str]]:
-    """Name and description of each device."""
+    """Yield name and description of each device."""
     yield "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         yield "cuda", "no GPU"
@@ -48,7 +48,7 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def lines() -> Iterator[tuple[str, str]]:
-    """All of it, as names and values."""
+    """Yield all facts about the installation, as names and values."""
     yield "sftn_fast", sftn_fast.__version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
@@ -60,7 +60,7 @@ def lines() -> Iterator[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print it; returns the exit code."""
+    """Print all facts about the installation and return the exit code."""
     return program.run(_main, argv, output_matters=True)
 
 

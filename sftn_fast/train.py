@@ -1,10 +1,14 @@
-"""``python -m sftn_fast.train``: parse, run, and leave with an exit code that says how it ended.
+"""Training program: ``python -m sftn_fast.train``.
 
-Under torchrun every process is one of these, and torchrun itself ends with 1 whatever their code. What fails on all
-ranks is said by the first.
+Exit codes:
 
-0: done. 2: the command line, the configuration or a file it names can't be used. 128 + n: stopped by signal n, after a
-checkpoint was written. 1: the training itself went wrong, in one line where that was foreseen, else in a traceback.
+- 0: done.
+- 1: the training failed, with one line for an expected error, else a traceback.
+- 2: the command line, the configuration or a file in it can't be used.
+- 128 + n: stopped by signal n, after a checkpoint was saved.
+
+Under torchrun each process runs this program, and torchrun itself exits with 1 for any other code than 0. An error on
+all ranks is printed by the first.
 """
 
 from __future__ import annotations
@@ -20,17 +24,17 @@ from sftn_fast.utils.program import fail
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiment that ``argv`` describes; returns the exit code."""
-    # By Ctrl-C where nothing is trained: while it imports, reads images, writes the report.
-    return program.run(_main, argv, stopped="; the same command goes on from here", tell_of_readers=True)
+    """Run the experiment that ``argv`` describes and return the exit code."""
+    # For Ctrl-C outside of training: while importing, reading images or writing the report.
+    return program.run(_main, argv, stopped="; run the same command to resume", tell_of_readers=True)
 
 
 def run(config: Config) -> None:
     """Train the jobs of ``config``, print the report and export the student.
 
     Raises:
-        ConfigError: The user can mend it.
-        Interrupted: After a signal, once a checkpoint is saved.
+        ConfigError: A setting or a file can't be used.
+        Interrupted: A signal stopped the training. A checkpoint was saved.
     """
     from sftn_fast import report
     from sftn_fast.experiment.run import run as run_experiment
@@ -49,7 +53,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _run(config: Config, recipe: str, *, dry: bool) -> int:
-    # Imported late: it brings torch, which --help and a refused option can do without.
+    # Imported late, since --help and a wrong option need no torch.
     import torch
 
     from sftn_fast.engine import CheckpointError, Interrupted, NonFiniteError, PeerError, distributed
@@ -66,15 +70,15 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
         dry_run.run(config) if dry else run(config)
     except Interrupted as interrupted:
         if launcher.rank() == 0:
-            print(f"{interrupted}; the same command goes on from here", file=sys.stderr)
+            print(f"{interrupted}; run the same command to resume", file=sys.stderr)
         return 128 + interrupted.signum
-    except NonFiniteError as error:  # agreed on by all ranks
+    except NonFiniteError as error:  # all ranks raise it
         return fail(error, 1) if launcher.rank() == 0 else 1
     except ConfigError as error:
         return fail(error, 2)
     except (CheckpointError, JobError, DamagedError) as error:
         return fail(error, 1)
-    except OSError as error:  # a full disk, a folder that was removed
+    except OSError as error:  # a full disk, a removed folder
         return fail(error, 1)
     except PeerError:
         return 1

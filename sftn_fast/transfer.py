@@ -12,7 +12,6 @@ light networks), batches of 64 and three milestones, as in the transfer script o
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -35,7 +34,7 @@ from sftn_fast.engine.divergence import verdict
 from sftn_fast.engine.optim import build_sgd
 from sftn_fast.experiment import file_digest
 from sftn_fast.models import StagedNet
-from sftn_fast.utils import launcher, plugins, program
+from sftn_fast.utils import launcher, plugins, program, strict_json
 from sftn_fast.utils.atomic import write_atomically
 
 INITIAL_STD = 0.01
@@ -86,7 +85,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-    write_atomically(Path(str(config.output)), json.dumps(result, indent=2) + "\n")
+    write_atomically(Path(str(config.output)), strict_json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -1,6 +1,6 @@
 """Every module of ``sftn_fast.nn`` and every class of ``compat.repdistiller`` at a small size, as one table.
 
-What holds for all of them is tested once, over this table; the functions of ``sftn_fast.ops`` are in `ops/every_op.py`.
+Properties of all of them are tested once, over this table; the functions of ``sftn_fast.ops`` are in `ops/every_op.py`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ EMBEDDING = {"s_dim": 5, "t_dim": 8, "feat_dim": 4, "n_data": SAMPLES, "nce_k": 
 
 @dataclass(frozen=True)
 class Loss:
-    """How a module is built and what it is called with. The first argument is the student's, and asks for gradients."""
+    """Constructor and arguments of a module. The first argument is the student's, and requires a gradient."""
 
     build: Callable[[], nn.Module]
-    inputs: Callable[[Any], tuple[Any, ...]]  # of a function that draws values of a shape
+    inputs: Callable[[Any], tuple[Any, ...]]  # called with a function that draws values of a shape
 
     def arguments(self, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-        """The same values whenever they are asked for, rounded to a dtype."""
+        """Return the arguments, with the same values in each call, rounded to a dtype."""
         generator = torch.Generator().manual_seed(0)
         return self.inputs(lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of a result or an argument, however nested."""
+    """Yield the tensors of a nested result or argument."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -43,7 +43,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest, of changed tensors."""
+    """Return the same nested value with changed tensors."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):
@@ -52,7 +52,7 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def total(result: Any) -> Tensor:
-    """What carries the gradient: the first of several terms, the sum of a list."""
+    """Return the value that carries the gradient: the total of several terms, or the sum of a list."""
     if isinstance(result, Tensor):
         return result.sum()
     if isinstance(result, list):
@@ -154,7 +154,7 @@ EVERY |= {f"compat.{name}": loss for name, loss in COMPAT.items()}
 
 
 def with_norm_of_another_kind(hint: losses.AdaptedHint) -> losses.AdaptedHint:
-    """A hint whose BatchNorm is called, as a synchronised one is."""
+    """Give ``hint`` another class of BatchNorm, so that it is called, like a synchronised one."""
 
     class Norm(nn.BatchNorm2d):
         pass

@@ -1,4 +1,4 @@
-"""Losses with layers of their own, held against float64 from those layers' outputs on.
+"""Comparison of losses that have layers with float64, from the layers' outputs on.
 
 Under autocast a convolution computes in half precision, as those of the networks do. What a loss makes of its output is
 to be as exact as float32: so a run in half precision records what the layers gave, and one in float64 is given that.
@@ -19,7 +19,7 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.
 
 @contextmanager
 def recorded(module: nn.Module, layers: Sequence[type[nn.Module]] = LAYERS) -> Iterator[list[Tensor]]:
-    """Inside, what the layers give is cut off and kept in the list: tensors that ask for gradients."""
+    """Detach the layers' outputs inside the context, and collect them in the list, with gradients required."""
     kept: list[Tensor] = []
 
     def keep(output: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def recorded(module: nn.Module, layers: Sequence[type[nn.Module]] = LAYERS) -> I
 def replayed(
     module: nn.Module, outputs: Sequence[Tensor], layers: Sequence[type[nn.Module]] = LAYERS
 ) -> Iterator[None]:
-    """Inside, the layers give what stands in ``outputs``, in the order of their calls."""
+    """Let the layers return ``outputs`` inside the context, in the order of their calls."""
     given = iter(outputs)
     with _replaced(module, layers, lambda _: next(given).clone()):
         yield
@@ -65,12 +65,12 @@ def _outermost(module: nn.Module, layers: tuple[type[nn.Module], ...]) -> Iterat
 
 
 def leaves_of(value: Any) -> Any:
-    """The same nest, of tensors that ask for gradients where they may."""
+    """Return the same nested value, with gradients required of all floating-point tensors."""
     return changed(value, lambda x: x.detach().requires_grad_() if x.is_floating_point() else x)
 
 
 def gradients(value: Tensor, *nests: Any) -> list[Tensor]:
-    """Of the floating-point tensors in the nests, zeros where there is none."""
+    """Return gradients of the tensors in the nested values that require one; zeros where there is none."""
     leaves = [x for nest in nests for x in tensors_in(nest) if x.requires_grad]
     grads = torch.autograd.grad(value, leaves, allow_unused=True)
     return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(leaves, grads, strict=True)]

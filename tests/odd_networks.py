@@ -1,4 +1,4 @@
-"""Networks that are not made for distillation, registered where a test imports this."""
+"""Networks that are unusual for distillation, registered on import."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def staged(name: str, stages: list[nn.Module], head: nn.Module, classes: int, ch
 
 
 class Tokens(nn.Module):
-    """From a map [N, C, H, W] to tokens [N, H * W, C]."""
+    """Turns a map [N, C, H, W] into tokens [N, H * W, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2).transpose(1, 2)
 
 
 class Layer(nn.Module):
-    """Tokens that look at each other."""
+    """Self-attention between tokens."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TokenHead(nn.Module):
 
 
 class WithUnused(StagedNet):
-    """Has a layer that no pass calls."""
+    """A network with a layer that no pass calls."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def odd_weight_norm(*, num_classes: int = 100, in_channels: int = 3) -> StagedNe
 
 @models.register("odd_qat")
 def odd_qat(*, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
-    """Computes as its quantised self would."""
+    """Build a network for quantisation-aware training."""
     from torch.ao import quantization
 
     stages: list[nn.Module] = [block(8, 8), block(8, 16), block(16, 16)]
@@ -98,14 +98,14 @@ def odd_qat(*, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
 
 @models.register("odd_deep")
 def odd_deep(*, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
-    """For images of 40 pixels or more."""
+    """Build a network for images of 40 pixels or more."""
     stages: list[nn.Module] = [nn.Conv2d(8, 8, 20), nn.Conv2d(8, 8, 20)]
     return staged("odd_deep", stages, Head(8, num_classes), num_classes, in_channels)
 
 
 @models.register("odd_classes")
 def odd_classes(*, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
-    """Answers with two classes more than it is asked for."""
+    """Build a network with two classes more than requested."""
     stages: list[nn.Module] = [block(8, 8), block(8, 16), block(16, 16)]
     return staged("odd_classes", stages, Head(16, num_classes + 2), num_classes + 2, in_channels)
 

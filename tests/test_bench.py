@@ -1,4 +1,4 @@
-"""The benchmark's own code: what it counts, what it writes, and when it calls a kernel slower."""
+"""The benchmark's own code: counts, records, and the verdict that a kernel is slower."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def test_quantiles_stay_among_what_was_measured(samples):
 def test_ops_and_memory_are_counted():
     x = torch.ones(1000)
     assert cost(lambda: x + 1).launches == 1
-    assert cost(lambda: (x + 1).softmax(0)).launches == 2  # softmax, whatever it calls inside
+    assert cost(lambda: (x + 1).softmax(0)).launches == 2  # softmax counts once, with all it calls
     assert peak_memory(x.clone) == 4000
 
 
 def test_memory_on_a_gpu_includes_the_gradients(monkeypatch):
-    """What the call before has left lies there as well, and would hide as much of the next one's peak."""
+    """Memory left by the previous call must not hide a part of the next call's peak."""
     leaf = torch.ones(1000, requires_grad=True)
     step = Step([leaf], lambda: leaf.sum())
     step()

@@ -1,4 +1,4 @@
-"""The benchmarks of whole steps and of growth: that both loops train the same thing, and what is written."""
+"""The benchmarks of whole steps and of growth: both loops train the same, and records are complete."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_both_loops_take_the_same_step(method, few_images, monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=5e-4)
 
 
-@pytest.mark.parametrize("method", ["kd", "crd", "sftn"])  # RKD's has sizes that depend on values
+@pytest.mark.parametrize("method", ["kd", "crd", "sftn"])  # RKD's loop has sizes that depend on values
 def test_the_usual_loop_leaves_nothing_on_the_host(method, few_images, monkeypatch):
-    """On the device that computes nothing, but refuses tensors of another as a GPU does."""
+    """Run on the meta device, which computes nothing but refuses tensors of other devices, as a GPU does."""
     updates = []
     monkeypatch.setattr(torch.Tensor, "item", lambda self: 1.0)
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: updates.append(self.param_groups[0]["params"]))
@@ -103,7 +103,7 @@ def test_steps_are_timed_one_by_one_or_together(monkeypatch):
 
 
 class FakeTrainer:
-    """Takes steps of a hundredth of a second; ``ends`` says at which turn, counted from 1, its process does."""
+    """A trainer with steps of a hundredth of a second. Its process ends at turn ``ends``, counted from 1."""
 
     ends: ClassVar[dict[str, int]] = {}
 

@@ -1,4 +1,4 @@
-"""`python -m bench.gpu`, as far as a machine without a GPU can try it: what it makes of parts that go wrong."""
+"""`python -m bench.gpu` without a GPU: its handling of parts that fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_part_may_fail(tmp_path):
 
 
 def test_a_part_may_hang(tmp_path):
-    """Its children end with it."""
+    """The children of a part end with it."""
     code = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '600'])"
     start = time.monotonic()
     outcome = run(python(code, limit=2), tmp_path, "cpu")

@@ -28,6 +28,15 @@ WORDS = {
         "foo_loss": "the op to be written",
         "-ffast-math": "an option of compilers",
     },
+    "docs/architecture.md": {
+        "_C_cuda": "built, not in the repository",
+        "crd": "a method",
+        "init-NAME/": "a folder for each method that initialises",
+        "(seed, e, s)": "a formula",
+        "(logits, [branch logits])": "a value",
+        "weights_only=True": "an option of torch.load",
+        "register_autograd": "a function of torch.library",
+    },
 }
 """For each document, names that nothing here defines, with the reason."""
 
@@ -91,7 +100,8 @@ def is_file(name: str, document: str) -> bool:
     bases = (ROOT, (ROOT / document).parent, ROOT / "sftn_fast", torch_headers)
     if any(next(base.glob(name.rstrip("/")), None) for base in bases):
         return True
-    return "/" not in name and any(Path(path).name == name for path in files())
+    name = name.rstrip("/")
+    return "/" not in name and any(name in path.split("/") for path in files())
 
 
 def is_importable(dotted: str) -> bool:
@@ -136,7 +146,7 @@ def exists(name: str, document: str) -> bool:
     if name.startswith("python "):
         return runs(name, document)
     if re.fullmatch(r"\.\w+", name):
-        return any(path.endswith(name) for path in files())
+        return any(path.endswith(name) for path in files()) or is_importable(f"sftn_fast{name}")
     if re.fullmatch(r"[A-Z][A-Z0-9_]+(=\S*)?", name) and "=" in name:
         return name.split("=")[0] in (ROOT / "setup.py").read_text()
     if name.startswith("--"):

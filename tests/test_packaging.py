@@ -94,11 +94,20 @@ def test_a_source_distribution_has_all_that_is_compiled(packed: set[str]) -> Non
 
 def test_a_source_distribution_has_the_package_and_no_more(packed: set[str]) -> None:
     package = {
-        str(path.relative_to(ROOT)) for pattern in ("*.py", "*.yaml", "py.typed") for path in PACKAGE.rglob(pattern)
+        str(path.relative_to(ROOT))
+        for pattern in ("*.py", "*.yaml", "*.j2", "py.typed")
+        for path in PACKAGE.rglob(pattern)
     }
     assert package <= packed
     assert {"setup.py", "pyproject.toml", "README.md", "SECURITY.md", "LICENSE", "constraints.txt"} <= packed
     assert not [name for name in packed if name.startswith(("tests/", "bench/", "runs/", ".")) or name.endswith(".so")]
+
+
+def test_a_wheel_has_every_file_of_the_package_that_is_not_a_module() -> None:
+    patterns = project()["tool"]["setuptools"]["package-data"]["sftn_fast"]
+    declared = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    data = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")}
+    assert data == declared and {path.name for path in data} >= {"demo.yaml", "page.html.j2", "py.typed"}
 
 
 @pytest.fixture(scope="module")

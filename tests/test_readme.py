@@ -19,7 +19,7 @@ README = (pages.ROOT / "README.md").read_text()
 RESULTS = (pages.ROOT / "docs" / "results.md").read_text()
 MAKEFILE = (pages.ROOT / "Makefile").read_text()
 REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "demo")}
-PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", *pages.page_names())
+PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
 BANNED = (
     *("anew", "beforehand", "hence", "lest", "thereby", "whoever", "whosoever", "goes on with", "go on with"),
     *("goes on from", "gone on with", "behind the last", "save for", "is to be", "there is none that"),

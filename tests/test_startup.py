@@ -26,5 +26,35 @@ def test_what_needs_no_network_imports_no_torch(options):
     assert not found & HEAVY
 
 
+def test_a_report_imports_no_torch():
+    found = imported("import sftn_fast.report")
+    assert {"sftn_fast", "jinja2"} <= found
+    assert not found & HEAVY
+
+
 def test_the_ops_add_nothing_to_torch():
-    assert imported("import sftn_fast.ops") - imported("import torch") == {"sftn_fast"}
+    code = "import torch\nbefore = set(sys.modules)\nimport sftn_fast.ops\nadded = set(sys.modules) - before"
+    packages = "added = {name.partition('.')[0] for name in added} - {name.partition('.')[0] for name in before}"
+    imported(f"{code}\n{packages}\nassert added == {{'sftn_fast'}}, added")
+
+
+ELSEWHERE = """
+import os, signal, ssl, subprocess, multiprocessing.util, tempfile, asyncio  # whose own imports need the names below
+for module, names in {
+    os: ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "sched_getaffinity", "fork", "setsid", "fchmod", "renameat2"),
+    signal: ("SIGUSR1", "SIGKILL", "SIGHUP"),
+}.items():
+    for name in names:
+        module.__dict__.pop(name, None)
+sys.modules["fcntl"] = sys.modules["resource"] = sys.modules["termios"] = None
+"""
+
+
+@pytest.mark.parametrize("module", ["atomic", "checksummed", "format", "launcher", "plugins", "program", "run_files"])
+def test_the_utilities_import_where_unix_is_not(module):
+    """Names that only Unix has are looked up where they are used."""
+    assert "sftn_fast" in imported(f"{ELSEWHERE}\nimport sftn_fast.utils.{module}")
+
+
+def test_help_works_where_unix_is_not():
+    imported(f"{ELSEWHERE}\n{TRAIN.format(options=['--help'])}\nexcept SystemExit: pass")

@@ -1,4 +1,4 @@
-"""``python -m sftn_fast.train`` as a process: exit codes, signals, kills, and what is left behind."""
+"""``python -m sftn_fast.train``: exit codes, signals, kills, and what is left behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def environment() -> dict[str, str]:
 
 def train(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(output, *options), capture_output=True, text=True, env=environment())
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def train_here(capsys: pytest.CaptureFixture[str]) -> Here:
+    """The program in this process, which has imported torch already."""
+
+    def run(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = train_module.main([*TINY, "--output", str(output), *options])
+        return subprocess.CompletedProcess(options, code, *capsys.readouterr())
+
+    return run
 
 
 def stop(output: Path, signum: int, stage: str) -> tuple[int, str]:
@@ -105,17 +121,17 @@ def test_ctrl_c_where_nothing_is_trained_is_one_line_too(
 ) -> None:
     monkeypatch.setattr(data, "build", lambda *args, **options: os.kill(os.getpid(), signal.SIGINT))
     assert train_module.main([*TINY, "--output", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on from here\n"
+    assert capsys.readouterr().err == "stopped by SIGINT; run the same command to resume\n"
 
 
-def test_the_report_closes_the_run(unbroken: Path) -> None:
-    done = train(unbroken)
+def test_the_report_closes_the_run(unbroken: Path, train_here: Here) -> None:
+    done = train_here(unbroken)
     assert done.returncode == 0
     assert "student of SFTN teacher" in done.stdout and "exported student" in done.stdout
 
 
-def test_another_configuration_is_exit_code_2_and_one_line(unbroken: Path) -> None:
-    done = train(unbroken, "--optim.weight_decay", "0.1")
+def test_another_configuration_is_exit_code_2_and_one_line(unbroken: Path, train_here: Here) -> None:
+    done = train_here(unbroken, "--optim.weight_decay", "0.1")
     assert done.returncode == 2
     assert "weight_decay" in done.stderr and done.stderr.count("\n") == 1
 
@@ -130,38 +146,40 @@ class Payload:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_pickle_as_teacher_never_runs(tmp_path: Path) -> None:
+def test_a_pickle_as_teacher_never_runs(tmp_path: Path, train_here: Here) -> None:
     marker, file = tmp_path / "ran", tmp_path / "teacher.pth"
     file.write_bytes(pickle.dumps(Payload(marker)))
-    done = train(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
+    done = train_here(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
     assert done.returncode == 2
     assert "teacher.pth" in done.stderr and done.stderr.count("\n") == 1
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("kind", ["missing", "another network"])
-def test_a_teacher_file_that_does_not_fit_is_exit_code_2(unbroken: Path, tmp_path: Path, kind: str) -> None:
+def test_a_teacher_file_that_does_not_fit_is_exit_code_2(
+    unbroken: Path, tmp_path: Path, kind: str, train_here: Here
+) -> None:
     file = tmp_path / "nowhere.pth" if kind == "missing" else unbroken / "seed0" / "student" / "model.safetensors"
-    done = train(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
+    done = train_here(tmp_path / "run", "--teacher_file", str(file), "--stages", "[distill]")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and file.name in done.stderr
     assert not (tmp_path / "run").exists(), "both are noticed before anything is written"
 
 
-def test_a_loss_that_explodes_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", "--optim.lr", "1e30", "--stages", "[student]")
+def test_a_loss_that_explodes_is_exit_code_1_and_one_line(tmp_path: Path, train_here: Here) -> None:
+    done = train_here(tmp_path / "run", "--optim.lr", "1e30", "--stages", "[student]")
     assert done.returncode == 1
     assert "not finite" in done.stderr and "step" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path, train_here: Here) -> None:
     output = tmp_path / "run"
     long = command(output, "--epochs", "500")  # not done before the second is there
     first = subprocess.Popen(long, stdout=subprocess.PIPE, text=True, env=environment())
     try:
         assert first.stdout is not None
         next(line for line in first.stdout if line.startswith("[1/"))
-        second = train(output)
+        second = train_here(output)
     finally:
         first.kill()
         first.communicate()
@@ -169,9 +187,9 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     assert "run" in second.stderr and second.stderr.count("\n") == 1
 
 
-def test_a_read_only_output_is_refused_before_training() -> None:
+def test_a_read_only_output_is_refused_before_training(train_here: Here) -> None:
     # /proc takes no files of anybody's, where root may write into every folder that is merely closed.
-    done = train(Path("/proc/a run"), "--stages", "[student]")
+    done = train_here(Path("/proc/a run"), "--stages", "[student]")
     assert done.returncode == 2, done.stderr
     assert "/proc/a run can't be written to" in done.stderr and done.stderr.count("\n") == 1
     assert "epoch" not in done.stdout

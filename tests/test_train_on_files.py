@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 from PIL import Image
 from test_train import losses, weights
@@ -24,7 +26,7 @@ OPTIONS += ["--engine.checkpoint_every", "1", "--engine.log_every", "1", "--data
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 + 6 images of two classes, of several sizes, and one that is no image and listed in skip.txt."""
+    """Return a folder of 24 + 6 images of two classes and several sizes. One more is no image and is in skip.txt."""
     root, draws = tmp_path_factory.mktemp("Bilder für ImageNet"), np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 3)):
         for name, colour in (("n01", 60), ("n02", 190)):
@@ -42,29 +44,39 @@ def command(root: Path, output: Path, *options: str) -> list[str]:
     return [*OPTIONS, "--data.root", str(root), "--output", str(output), *options]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def train(root: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return programs.train(*command(root, output, *options))
 
 
-def train(root: Path, output: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", *launcher, "sftn_fast.train", *command(root, output, *options)]
-    return subprocess.run(argv, capture_output=True, text=True, env=environment())
-
-
-def stop_in(stage: str, root: Path, output: Path, *options: str) -> tuple[int, str]:
-    """Start the job and send SIGTERM to all its processes once it has trained some steps of ``stage``."""
-    argv = [sys.executable, "-m", "sftn_fast.train", *command(root, output, *options)]
+def stop_in(stage: str, root: Path, output: Path, *options: str) -> tuple[int | None, str]:
+    """Start the run and send SIGTERM to all its processes after it has trained some steps of ``stage``."""
     metrics = output / "seed0" / stage / "metrics.jsonl"
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
-    ) as process:
-        assert process.stdout is not None
+    with programs.Train(*command(root, output, *options)) as process:
         for _ in process.stdout:
             if metrics.is_file() and metrics.stat().st_size:
                 os.killpg(process.pid, signal.SIGTERM)
                 break
         _, errors = process.communicate()
     return process.returncode, errors
+
+
+def train_on_two_ranks(root: Path, output: Path, *options: str) -> str:
+    """Train as under torchrun, whose variables each process is given; return the standard output of both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told = ""
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(programs.Train(*command(root, output, *options), RANK=rank, LOCAL_RANK=rank, **shared))
+            for rank in ("0", "1")
+        ]
+        for process in ranks:
+            out, errors = process.communicate()
+            assert process.returncode == 0, errors
+            told += out
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +103,7 @@ def assert_equal_runs(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
 def test_a_stopped_run_goes_on_to_the_same_end(loader: str, root: Path, unbroken: Path, tmp_path: Path) -> None:
-    """On the CPU both loaders decode ordinary JPEGs to the same bits, so there is one end for both."""
+    """Resume with either loader. On the CPU both decode ordinary JPEGs to the same bits, so both end the same."""
     output = tmp_path / "run"
     returncode, errors = stop_in("distill-teacher", root, output, "--data.loader", loader)
     assert returncode == 143, errors
@@ -110,13 +122,10 @@ def test_another_loader_is_another_run(root: Path, unbroken: Path) -> None:
 
 
 def test_two_ranks_resume_in_mid_epoch(root: Path, tmp_path: Path) -> None:
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     options = ("--stages", "[student]", "--data.loader", "dali")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = train(root, whole, *options, launcher=launcher)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("images are decoded on demand") == 1
-    # What a run killed in the second epoch has left: a checkpoint in its middle.
+    assert train_on_two_ranks(root, whole, *options).count("images are decoded on demand") == 1
+    # A run killed in the second epoch leaves a checkpoint in the middle of it.
     kept = whole / "seed0" / "student" / "checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == ["step_000000005", "step_000000006"]
     whole.replace(broken)
@@ -125,9 +134,7 @@ def test_two_ranks_resume_in_mid_epoch(root: Path, tmp_path: Path) -> None:
     (broken / "seed0" / "student" / "model.safetensors").unlink()
     for path in sorted((broken / "seed0" / "student" / "checkpoints" / "step_000000006").iterdir()):
         path.unlink()
-    done = train(root, broken, *options, launcher=launcher)
-    assert done.returncode == 0, done.stderr
-    assert "resumed from step 5" in done.stdout
+    assert "resumed from step 5" in train_on_two_ranks(root, broken, *options)
     after = weights(broken), losses(broken)
     assert after[1] == before[1]
     assert all((after[0]["student"][name] == tensor).all() for name, tensor in before[0]["student"].items())  # type: ignore[attr-defined]

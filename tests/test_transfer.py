@@ -1,4 +1,4 @@
-"""The linear probe: what it learns from, what it leaves alone, what it writes."""
+"""The linear probe: its training data, the frozen network, its output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAKE = DataConfig("fake", train_size=70, image_size=16, crop_padding=0)  # 64 + 
 
 @pytest.fixture(scope="module")
 def network() -> models.StagedNet:
-    """An untrained network whose BatchNorm statistics are not those of a new one."""
+    """An untrained network with the BatchNorm statistics of a batch."""
     torch.manual_seed(0)
     net = models.build("resnet8", num_classes=4)
     net(torch.randn(32, 3, 16, 16))
@@ -44,7 +44,7 @@ def images_for(config: TransferConfig) -> data.ImageData:
 
 
 def by_hand(network: models.StagedNet, config: TransferConfig, lrs: list[float]) -> torch.nn.Linear:
-    """The probe in the plainest PyTorch: images through the frozen network, step by step."""
+    """Train the probe in plain PyTorch: each step runs its images through the frozen network."""
     images = images_for(config)
     classifier = transfer.new_classifier(64, images.num_classes, config.seed)
     sgd = torch.optim.SGD(classifier.parameters(), lr=1.0, momentum=0.9, weight_decay=config.weight_decay)
@@ -67,12 +67,12 @@ def test_it_is_the_plain_loop(augment: bool, crop_padding: int, network, exporte
     images = images_for(config)
     found = transfer.new_classifier(64, images.num_classes, config.seed)
     transfer.train(found, transfer.feature_epochs(network, images, config), config)
-    # Features that are computed once are those of the images as they are.
+    # Features that are computed once are those of unaugmented images.
     seen = config if augment else dataclasses.replace(config, data=dataclasses.replace(FAKE, flip=False))
     expected = by_hand(network, seen, lrs=[0.1, 0.1, 0.01])
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.bias, expected.bias, rtol=1e-5, atol=1e-6)
-    if crop_padding:  # the two ways differ, so the comparison above tells them apart
+    if crop_padding:  # both ways must differ, or the comparison above proves nothing
         other = dataclasses.replace(config, augment=not augment)
         unlike = transfer.new_classifier(64, images.num_classes, config.seed)
         transfer.train(unlike, transfer.feature_epochs(network, images, other), other)
@@ -126,7 +126,7 @@ def test_what_is_written(exported) -> None:
 
 
 OTHERS = {
-    "plugins": ("[json]", False),  # the network's own, whose content the result has
+    "plugins": ("[json]", False),  # the network's; the result has a digest of their content
     "epochs": ("7", True),
     "lr": ("0.3", True),
     "momentum": ("0.5", True),
@@ -135,7 +135,7 @@ OTHERS = {
     "milestones": ("[2]", True),
     "augment": ("true", True),
     "seed": ("3", True),
-    "device": ("cpu", False),  # the same computation but for rounding
+    "device": ("cpu", False),  # the same computation up to rounding
     "data.name": ("stl10", True),
     "data.train_size": ("9", True),
     "data.root": ("elsewhere", False),
@@ -271,7 +271,7 @@ def test_on_the_command_line(exported, tmp_path: Path) -> None:
 
 
 def test_an_epochs_mean_is_that_of_its_images(network, exported, capsys) -> None:
-    """A last, smaller batch counts less: 64 images and 6."""
+    """Weight the last, smaller batch by its images: 64 and 6."""
     config = config_for(exported, lr=1e-30, epochs=1)
     images = images_for(config)
     classifier = transfer.new_classifier(64, images.num_classes, config.seed)

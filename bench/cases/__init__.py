@@ -1,6 +1,6 @@
-"""What is measured, one module a family: each has `CASES`, a list of :class:`~bench.cases.case.Case`.
+"""The measured cases, one module for each family, with a list `CASES` of :class:`~bench.cases.case.Case`.
 
-A module whose figures ask for a word to go with them has it as `NOTE`.
+A module may have a `NOTE` that explains its results.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def of_family(family: str) -> list[Case]:
 
 
 def note_on(family: str) -> str:
-    """What the record of ``family`` has to say beyond what holds for all."""
+    """Return the note for the record of ``family``, or an empty string."""
     return str(getattr(importlib.import_module(f"bench.cases.{family}"), "NOTE", ""))

@@ -1,4 +1,4 @@
-"""What a case is: a loss at a size, as functions that run forward and backward once."""
+"""The definition of a case: a loss at a size, as functions that run forward and backward once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """Forward and backward of a loss; calling it returns the loss. ``loss()`` gives it, alone or first in a tuple."""
+    """Forward and backward of a loss. A call returns the loss; ``loss()`` returns it alone or first in a tuple."""
 
     leaves: list[Tensor]
     loss: Callable[[], Any]
@@ -33,7 +33,7 @@ def step(leaves: list[Tensor], loss: Callable[[], Any]) -> Step:
 
 
 def float_bytes(shape: Sequence[int], times: int) -> int:
-    """Of a float32 tensor that is read or written so many times."""
+    """Return the bytes moved by reading or writing a float32 tensor so many times."""
     return 4 * math.prod(shape) * times
 
 
@@ -41,8 +41,8 @@ def float_bytes(shape: Sequence[int], times: int) -> int:
 class Case:
     """A loss at a size. `build(device)` gives the implementations by name, "eager" first, all on the same tensors.
 
-    Each is a :class:`Step`, or a plain function where there is nothing to differentiate and nothing for torch.compile.
-    `bytes_moved` is what any implementation must read and write, forward and backward, however well it is written.
+    Each is a :class:`Step`, or a plain function if there is nothing to differentiate or compile. `bytes_moved` is the
+    number of bytes that any implementation must read and write, forward and backward.
     """
 
     name: str

@@ -24,7 +24,7 @@ NOTE = (
 def _crd(num_samples: int, bank_dtype: torch.dtype, device: str) -> dict[str, Step]:
     embeddings = [F.normalize(torch.randn(BATCH, DIM, device=device)).requires_grad_() for _ in range(2)]
     index = torch.randint(num_samples, (BATCH,), device=device)
-    # distinct and ascending, as ops.sample_negatives hands them out
+    # distinct and ascending, as from ops.sample_negatives
     step_size = num_samples // NEGATIVES
     first = torch.arange(NEGATIVES, device=device) * step_size
     negatives = first + torch.randint(step_size, (BATCH, NEGATIVES), device=device)
@@ -42,7 +42,7 @@ def _crd(num_samples: int, bank_dtype: torch.dtype, device: str) -> dict[str, St
 
 
 def _crd_with_negatives(num_samples: int, classes: int, device: str) -> dict[str, Step]:
-    """Ours draws negatives in every step as well. The authors' are drawn by loader processes, which is not counted."""
+    """Build a case in which ours also draws negatives. The authors' are drawn by uncounted loader processes."""
     steps = _crd(num_samples, torch.float32, device)
     labels = torch.randint(classes, (num_samples,), device=device)
     index = torch.randint(num_samples, (BATCH,), device=device)

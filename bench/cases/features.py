@@ -15,7 +15,7 @@ from sftn_fast.ops import reference
 
 Shape = tuple[int, int, int, int]
 
-# ---- element by element: hint, AB, OH, VID ----
+# ---- elementwise: hint, AB, OH, VID ----
 
 
 def _pair(shape: Shape, device: str, *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def _vid(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str,
 
 
 def _pointwise(name: str, build: Callable[..., dict[str, Step]], shape: Shape, **options: bool) -> Case:
-    """Both maps are read forward and backward, the gradient is written."""
+    """Build a case that reads both maps forward and backward and writes the gradient."""
     layout = " channels last" if options else ""
     return Case(f"{name} {shape}{layout}", partial(build, shape, **options), float_bytes(shape, 5))
 
@@ -118,7 +118,7 @@ _SMALL_MAP, _LARGE_MAP = (64, 256, 8, 8), (64, 64, 32, 32)
 def _attentive(
     name: str, build: Callable[..., dict[str, Step]], student: Shape, teacher: Shape, **options: bool
 ) -> Case:
-    """The student's map is read forward and backward and its gradient written; the teacher's is read once."""
+    """Build a case that reads the student's map twice and the teacher's once, and writes the student's gradient."""
     bytes_moved = float_bytes(student, 3) + float_bytes(teacher, 1)
     return Case(name, partial(build, student, teacher, **options), bytes_moved)
 
@@ -133,7 +133,7 @@ ATTENTION_CASES = [
 ]
 
 
-# ---- behind a BatchNorm ----
+# ---- after a BatchNorm ----
 
 
 def _adapted_hint(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str, Step]:
@@ -152,7 +152,7 @@ def _adapted_hint(shape: Shape, device: str, *, channels_last: bool = False) -> 
 
 
 def _behind_norm(shape: Shape, **options: bool) -> Case:
-    """The map is read for its statistics, for the loss and backward, the teacher's twice, the gradient is written."""
+    """Build a case that reads the map three times and the teacher's twice, and writes the gradient."""
     layout = " channels last" if options else ""
     name = f"BatchNorm + ReLU + MSE {shape}{layout}"
     return Case(name, partial(_adapted_hint, shape, **options), float_bytes(shape, 6))

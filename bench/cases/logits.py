@@ -45,7 +45,7 @@ def sftn(n: int, c: int, device: str, *, num_branches: int = 3) -> dict[str, Ste
 
 
 def _bytes(n: int, c: int, tensors: int, gradients: int) -> int:
-    """Each tensor is read forward and backward, each gradient written."""
+    """Return the bytes moved if each tensor is read forward and backward and each gradient written."""
     return float_bytes((n, c), 2 * tensors + gradients)
 
 

@@ -1,4 +1,4 @@
-"""Negatives for contrastive losses. The baseline draws on the CPU whatever the device: it is a data loader's work."""
+"""Negatives for contrastive losses. The baseline always draws on the CPU, as a data loader does."""
 
 from __future__ import annotations
 

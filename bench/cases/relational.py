@@ -14,7 +14,7 @@ from sftn_fast.ops import reference
 
 
 def _similarity(name: str, authors: type[torch.nn.Module], shape: tuple[int, ...], device: str) -> dict[str, Step]:
-    student: Tensor = torch.randn(shape, device=device).relu_().requires_grad_()  # as behind a ReLU
+    student: Tensor = torch.randn(shape, device=device).relu_().requires_grad_()  # as after a ReLU
     teacher = torch.randn(shape, device=device).relu_()
     losses = {"eager": authors(), "reference": getattr(reference, name), "ours": getattr(ops, name)}
     return {key: step([student], partial(loss, student, teacher)) for key, loss in losses.items()}

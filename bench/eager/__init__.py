@@ -1,1 +1,1 @@
-"""The baselines: the losses as their authors write them in PyTorch, one module a family."""
+"""The baselines: the losses as their authors write them in PyTorch, one module for each family."""

@@ -1,4 +1,4 @@
-"""Contrastive distillation as RepDistiller computes it: gather, product, exponential, both ways, then the update."""
+"""Contrastive distillation as in RepDistiller: gather, product and exponential for both sides, then the update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ContrastMemory(nn.Module):
-    """Both banks, with the scores of a batch against them: ``[B, 1 + K]`` a side, the positive first."""
+    """Both banks, and the scores of a batch against them: ``[B, 1 + K]`` for each side, the positive first."""
 
     def __init__(self, num_samples: int, dim: int, *, temperature: float = 0.07, momentum: float = 0.5) -> None:
         super().__init__()

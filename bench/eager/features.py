@@ -1,4 +1,4 @@
-"""The losses between feature maps as their authors, or RepDistiller, write them."""
+"""The losses between feature maps as written by their authors or by RepDistiller."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# ---- element by element: hint, AB, OH, VID ----
+# ---- elementwise: hint, AB, OH, VID ----
 
 
 class HintLoss(nn.MSELoss):
-    """RepDistiller's, behind its regressor."""
+    """RepDistiller's, after its regressor."""
 
 
 class ABLoss(nn.Module):
-    """RepDistiller's for one layer, which is the authors': both sides of the boundary, each with its mask."""
+    """RepDistiller's and the authors' for one layer: both sides of the boundary, each with its mask."""
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OHLoss(nn.Module):
 
 
 class VIDLoss(nn.Module):
-    """RepDistiller's behind its regressor, with what it learns a channel."""
+    """RepDistiller's after its regressor, with the learned variance of each channel."""
 
     def __init__(self, channels: int, initial_variance: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class VIDLoss(nn.Module):
 
 
 class Attention(nn.Module):
-    """AT of one stage as RepDistiller has it."""
+    """AT of one stage as in RepDistiller."""
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = _pooled_alike(student, teacher)
@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 
 class FactorTransfer(nn.Module):
-    """FT as RepDistiller has it."""
+    """FT as in RepDistiller."""
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = _pooled_alike(student, teacher)
@@ -71,7 +71,7 @@ class FactorTransfer(nn.Module):
 
 
 class PaperFactorTransfer(nn.Module):
-    """FT as its authors have it."""
+    """FT as in the authors' code."""
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.l1_loss(F.normalize(student.flatten(1)), F.normalize(teacher.flatten(1)))

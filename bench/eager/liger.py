@@ -1,4 +1,4 @@
-"""A peer: Liger-Kernel's divergence, in Triton, where it is installed. For CUDA only."""
+"""Another project's kernel for comparison: Liger-Kernel's divergence in Triton, if installed. For CUDA only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def installed() -> bool:
 
 
 def kd_with_cross_entropy(student: Tensor, teacher: Tensor, target: Tensor) -> Callable[[], Tensor]:
-    """KD by Liger's kernel. Its cross-entropy writes the gradient into the logits, so that one stays PyTorch's."""
+    """Return KD by Liger's kernel with PyTorch's cross-entropy; Liger's writes its gradient into the logits."""
     from liger_kernel.transformers import LigerKLDIVLoss
 
     divergence = LigerKLDIVLoss(reduction="batchmean")

@@ -1,4 +1,4 @@
-"""The losses on logits as RepDistiller and the SFTN paper write them."""
+"""The losses on logits as in RepDistiller and the SFTN paper."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class DistillKL(nn.Module):
-    """KD as RepDistiller has it, with `reduction="sum"` for the `size_average=False` that PyTorch has since renamed."""
+    """KD as in RepDistiller, with `reduction="sum"` for `size_average=False`, which PyTorch has since renamed."""
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class DistillKL(nn.Module):
 
 
 class KDWithCrossEntropy(nn.Module):
-    """RepDistiller's sum of both, with its weights."""
+    """RepDistiller's weighted sum of both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class KDWithCrossEntropy(nn.Module):
 
 
 class SFTN(nn.Module):
-    """The student-friendly teacher's loss, term by term."""
+    """The loss of a student-friendly teacher, term by term."""
 
     def __init__(self) -> None:
         super().__init__()

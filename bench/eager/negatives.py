@@ -20,7 +20,7 @@ class InstanceSample:
         self.negatives = {c: np.flatnonzero(self.labels != c) for c in classes}
 
     def __call__(self, index: Tensor) -> Tensor:
-        """What a loader collates of the batch's samples, [B, K]."""
+        """Return the negatives that a loader collates for a batch, [B, K]."""
         return torch.stack([torch.from_numpy(self._of_sample(position)) for position in index.tolist()])
 
     def _of_sample(self, position: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The losses on relations within a batch as RepDistiller writes them."""
+"""The losses on relations within a batch as in RepDistiller."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Similarity(nn.Module):
 
 
 class PKT(nn.Module):
-    """PKT, in place where RepDistiller is."""
+    """PKT, with in-place operations as in RepDistiller."""
 
     def forward(self, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         p_student, p_teacher = self.probabilities(student, eps), self.probabilities(teacher, eps)

@@ -1,9 +1,9 @@
-"""A step of training as the methods' published scripts write it: the baseline of `python -m bench training`.
+"""A training step as in the methods' published scripts: the baseline of `python -m bench training`.
 
-Images go through PIL and torchvision's transforms one by one in loader processes, which for CRD draw the negatives
-too; the teacher runs in evaluation mode under no_grad; losses are the authors'; SGD is torch's default. On a GPU
-batches come from pinned memory by copies that nothing waits for, which is better than what the scripts do, and cuDNN
-may try its algorithms, as they let it.
+Loader processes pass images one by one through PIL and torchvision's transforms, and for CRD also draw the negatives.
+The teacher runs in evaluation mode under no_grad. Losses are the authors'; SGD is torch's default. On a GPU, batches
+are copied asynchronously from pinned memory, which is faster than in the scripts, and cuDNN benchmarks its algorithms,
+as in the scripts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DIM, NEGATIVES = 128, 16384
 
 
 class AugmentedImages(Dataset):
-    """Images one by one, with CRD's negatives if there are to be any."""
+    """Images one by one, with CRD's negatives if requested."""
 
     def __init__(self, num_negatives: int = 0) -> None:
         data = images()
@@ -79,7 +79,7 @@ class Embed(nn.Sequential):
 
 
 def training(case: TrainingCase, device: str = "cpu") -> tuple[Iterator[list[Tensor]], Callable[[list[Tensor]], None]]:
-    """The batches, on the host, and the step that trains on one on ``device``."""
+    """Return the batches, on the host, and the step that trains on one of them on ``device``."""
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
     teacher, student = (models.build(name, num_classes=NUM_CLASSES).to(device) for name in (case.teacher, case.student))

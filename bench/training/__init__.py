@@ -1,1 +1,1 @@
-"""Whole steps of training, data to update: ours against the usual loop, each in a process of its own."""
+"""Whole training steps, from data to update: ours and the usual loop, each in a separate process."""

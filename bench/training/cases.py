@@ -1,4 +1,4 @@
-"""What is trained: the method, the networks, the batch."""
+"""The measured trainings: method, networks and batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NUM_SAMPLES, NUM_CLASSES, SIZE = 50_000, 100, 32  # CIFAR-100's
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 PADDING = 4
 LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
-BRANCHES = (1, 2, 3)  # teacher's stages that carry one, in SFTN
+BRANCHES = (1, 2, 3)  # teacher stages with a branch, in SFTN
 WORKERS = min(8, resources.cores())
-"""Loader processes of the usual loop: RepDistiller's 8, where there are processors for them."""
+"""Loader processes of the usual loop: RepDistiller's 8, or fewer on a machine with fewer processors."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ CASES = [
 
 
 def images() -> Images:
-    """As many images as CIFAR-100 has, of noise: what they show costs no time."""
+    """Return as many images as CIFAR-100 has, of noise: their content does not affect the time."""
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randint, generator=generator)
     pixels = draw(256, (NUM_SAMPLES, 3, SIZE, SIZE), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A step of training as `python -m sftn_fast.train` takes it."""
+"""A training step as in `python -m sftn_fast.train`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SPECS = {"kd": "kd=0.9", "crd": "crd=0.8", "rkd": "rkd=1"}
 
 
 def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Any], Callable[[Any], None]]:
-    """The batches and the step that trains on one, both on the engine's device."""
+    """Return the batches and the step that trains on one of them, both on the engine's device."""
     device = resolve_device(engine.device)
     if device.type == "cpu":
         keep_freed_memory()  # as the program does

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by clocks around what any loop calls."""
+"""The parts of a step's time, by clocks around functions that every loop calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sftn_fast.models.wrn import WideResNet
 from sftn_fast.sftn import StudentAwareTeacher
 
 PARTS = ("data", "frozen forward", "forward", "backward", "optimizer", "rest")
-"""The forward passes are those of the networks; losses, their adapters and all else outside autograd are the rest."""
+"""Forward passes are those of the networks. The rest is losses, adapters and everything else outside autograd."""
 
 
 class Split:
@@ -26,7 +26,7 @@ class Split:
         self._inside = False
 
     def watch_networks(self) -> None:
-        """Put clocks around forward and backward passes and updates, in this process for good."""
+        """Put clocks around forward and backward passes and updates, permanently in this process."""
         for owner, name in (
             (StagedNet, "forward"),
             (StagedNet, "forward_features"),
@@ -38,7 +38,7 @@ class Split:
         torch.optim.SGD.step = self.timed("optimizer", torch.optim.SGD.step)  # type: ignore[method-assign]
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, its time counted as ``part``; not where it is called inside another that counts."""
+        """Wrap ``function`` to count its time as ``part``, except when called inside another counted function."""
 
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Any:
@@ -63,6 +63,6 @@ class Split:
         return call
 
     def take(self, total: float) -> dict[str, float]:
-        """Seconds of each part, of ``total`` in all."""
+        """Return and reset the seconds of each part, which add up to ``total``."""
         seconds, self._seconds = self._seconds, Counter()
         return {**seconds, "rest": total - sum(seconds.values())}

@@ -1,4 +1,4 @@
-"""Measures whole steps of training, implementations in turns, and records them."""
+"""Measurement of whole training steps. Implementations take turns."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from bench.training.cases import CASES, WORKERS, TrainingCase
 from bench.training.split import PARTS
 from bench.training.worker import OURS
 
-ALWAYS = ("eager", "ours")  # the other implementations are for the first case alone
+ALWAYS = ("eager", "ours")  # the other implementations run in the first case only
 TURN = 1.0
-"""Seconds that an implementation trains, roughly, before it is the next one's turn."""
+"""Approximate seconds of an implementation's turn."""
 
 UNCOUNTED = {"cpu": 1, "cuda": 2 * WORKERS}
-"""Steps that go before it. On a GPU as many as there are batches that loader processes have got ready meanwhile; on a
-CPU, where that would take longer than the turns, the usual loop has them for free."""
+"""Uncounted steps before a turn. On a GPU they use up the batches that loader processes prepared in the meantime. On a
+CPU that would take longer than the turns, so the usual loop gets those batches for free."""
 
 
 class Trainer:
-    """An implementation in a process of its own, so that neither's allocator, threads or memory touch the other's.
+    """An implementation in a separate process, so that allocators, threads and memory do not affect each other.
 
-    RuntimeError, with the last line that it said, from here or from :meth:`turn`, where the process has ended.
+    The constructor and :meth:`turn` raise RuntimeError, with the process's last line, if the process has ended.
     """
 
     def __init__(self, case: TrainingCase, implementation: str, device: str) -> None:
         what = (device, case.method, case.teacher, case.student, str(case.batch_size), implementation)
         command = [sys.executable, "-m", "bench.training.worker", *what]
         pipe = subprocess.PIPE
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # for close; a pipe that nobody reads fills up
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in close(); an unread pipe would fill up
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
         self._uncounted = UNCOUNTED[device]
         self.first_step: float = self._answer()["first_step"]
@@ -51,7 +51,7 @@ class Trainer:
         self._steps(self._uncounted - 1, 1)
 
     def turn(self) -> None:
-        """Train for about :data:`TURN`, after steps that do not count."""
+        """Train for about :data:`TURN` seconds, after uncounted steps."""
         answer = self._steps(self._uncounted, max(1, round(TURN / self.step_seconds)))
         self.seconds += answer["seconds"]
         self.split += answer["split"]
@@ -77,7 +77,7 @@ class Trainer:
         return answer
 
     def close(self) -> None:
-        """End the process, and keep what the engine said that it goes without: no figure tells that."""
+        """End the process, and keep the engine's messages about features it could not use."""
         self._process.communicate()
         self._errors.seek(0)
         self.said = [line.strip() for line in self._errors if line.startswith("engine.")]
@@ -99,7 +99,7 @@ def line(row: Row) -> str:
     if "error" in row:
         return record.failed(row)
     cells = [row[key] for key in ("case", "implementation", "p20", "p50", "p80", "n")]
-    if "ratio" in row:  # else a start, which has no more to it
+    if "ratio" in row:  # else the row of a program start, which has no more columns
         memory = f"{row['peak_bytes'] / 2**20:,.0f}"
         cells += [row["images_per_second"], f"{row['ratio']:.2f}", memory, row["first_step"]]
         cells += ["" if ms is None else ms for ms in row["split"].values()]
@@ -131,7 +131,7 @@ HOW = {
 
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The record under ``folder``: rows, page and picture."""
+    """Write the record under ``folder``: rows, page and picture."""
     how = (
         f"{record.facts(about)}. A step from the data to the updated weights, images of 32 x 32 in 100 classes. Each "
         f"implementation trains in a process of its own, in turns of about {TURN:g} s. {HOW[about['device']]} The last "
@@ -145,7 +145,7 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
 
 
 def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
-    """Rows of all cases, each of which trains for about the effort's seconds, starts not counted."""
+    """Yield rows of all cases. Each trains for about the effort's seconds, starts not counted."""
     device = about["device"]
     further = [name for name in OURS[device] if name != "ours" and (effort.compile or name != "ours, compile")]
     for number, case in enumerate(CASES):
@@ -154,7 +154,7 @@ def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
 
 
 def starts() -> Iterator[Row]:
-    """How long Python takes to do next to nothing with the package, and with torch alone."""
+    """Measure how long Python takes to start, with the package and with torch alone."""
     commands = {
         "import torch": ["-c", "import torch"],
         "import sftn_fast.ops": ["-c", "import sftn_fast.ops"],
@@ -169,14 +169,14 @@ def starts() -> Iterator[Row]:
 
 
 def measure_case(case: TrainingCase, implementations: list[str], seconds: float, device: str = "cpu") -> Iterator[Row]:
-    """A row each, with an error where one can't be measured; all stand beside "eager", without which there are none."""
+    """Yield a row or an error for each implementation. Rows compare with "eager"; without it there are none."""
     trainers: dict[str, Trainer] = {}
     failures: dict[str, str] = {}
     try:
         for name in implementations:
             try:
                 trainers[name] = Trainer(case, name, device)
-            except RuntimeError as error:  # as without a C++ compiler; the others go on
+            except RuntimeError as error:  # for example no C++ compiler: measure the others
                 failures[name] = first_line(error)
         if "eager" in trainers:
             _take_turns(trainers, failures, seconds)
@@ -193,7 +193,7 @@ def measure_case(case: TrainingCase, implementations: list[str], seconds: float,
 
 
 def _take_turns(trainers: dict[str, Trainer], failures: dict[str, str], seconds: float) -> None:
-    """Turns for about ``seconds``; an implementation whose process ends is done, and among the ``failures``."""
+    """Let implementations take turns for about ``seconds``. Add one with an ended process to ``failures``."""
     start = time.perf_counter()
     turns = 0
     while turns < MIN_TURNS or time.perf_counter() - start < seconds:

@@ -1,8 +1,8 @@
-"""One implementation of one case, in a process of its own, which takes steps when it is told to.
+"""One implementation of one case in a separate process, which takes steps on request.
 
-`python -m bench.training.worker DEVICE METHOD TEACHER STUDENT BATCH IMPLEMENTATION` answers each line of two numbers,
-steps that do not count and steps that do, by a line of JSON; the first answer, unasked, comes when the first step is
-done. Stops when its input ends.
+Run `python -m bench.training.worker DEVICE METHOD TEACHER STUDENT BATCH IMPLEMENTATION`. It answers each input line of
+two numbers, uncounted and counted steps, with a line of JSON. It writes the first answer without a request, after the
+first step. It stops at the end of its input.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
         "ours, compile": {**ON_GPU, "compile": True},
     },
 }
-"""What ours is run with on each device, as options of the configuration's `engine`."""
+"""Options of the configuration's `engine` for each implementation of ours, on each device."""
 
 Train = Callable[[], object]
 
 
 def training(case: TrainingCase, implementation: str, device: str) -> tuple[Iterator[Any], Callable[[Any], None]]:
-    """Batches and the step that trains on one."""
+    """Return the batches and the step that trains on one of them."""
     torch.manual_seed(0)
     if implementation == "eager":
         from bench.eager import training as eager
@@ -55,7 +55,7 @@ def training(case: TrainingCase, implementation: str, device: str) -> tuple[Iter
 
 
 def step_by_step(train: Train, count: int, split: Split | None) -> dict[str, list[Any]]:
-    """The time of each step, and of its parts where there are clocks."""
+    """Measure the time of each step, and of its parts where there are clocks."""
     seconds, parts = [], []
     for _ in range(count):
         if split is not None:
@@ -69,7 +69,7 @@ def step_by_step(train: Train, count: int, split: Split | None) -> dict[str, lis
 
 
 def all_at_once(train: Train, count: int, device: str) -> dict[str, list[Any]]:
-    """The mean time of a step, as it is on a GPU that is waited for once, when all are queued."""
+    """Measure the mean time of a step on a GPU, with one wait after all steps are queued."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(count):
@@ -79,7 +79,7 @@ def all_at_once(train: Train, count: int, device: str) -> dict[str, list[Any]]:
 
 
 def peak_resident() -> int:
-    """Bytes of this process; not what getrusage says, which begins with the peak of the process that started this."""
+    """Return the peak memory of this process in bytes. getrusage would start with the parent's peak."""
     status = Path("/proc/self/status").read_text()
     kilobytes = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
     return 1024 * int(kilobytes)
@@ -94,7 +94,7 @@ def main() -> None:
     device, method, teacher, student, batch_size, implementation = sys.argv[1:]
     ops.set_backend("fused")
     split = None
-    if device == "cpu" and implementation != "ours, compile":  # whose compiler would stumble over the clocks
+    if device == "cpu" and implementation != "ours, compile":  # its compiler can't trace the clocks
         split = Split()
         split.watch_networks()
     batches, step = training(TrainingCase(method, teacher, student, int(batch_size)), implementation, device)

@@ -31,10 +31,7 @@ FULL = 2**16 - 1
 # TIFF tags, and values of two of them.
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, SAMPLE_FORMAT, SMAX_SAMPLE = 258, 262, 281, 339, 341
 WHITE_IS_0, SIGNED = 0, 2
-CODESTREAM, COMPONENT = (
-    b"\xff\x4f\xff\x51",
-    42,
-)  # first bytes of JPEG 2000's codestream, offset of its first component's depth
+CODESTREAM, COMPONENT = b"\xff\x4f\xff\x51", 42  # start of JPEG 2000's codestream, offset of a component's depth
 REMEDY = "save it with 8 bits, or give the value of white (for example --data.white 4095)"
 
 
@@ -56,7 +53,7 @@ class BitDepth:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether the pixels are unsigned, with 8 bits or fewer."""
+        """True if the pixels are unsigned, with 8 bits or fewer."""
         return not self.is_grey and not self.is_signed and self.bits <= 8
 
 

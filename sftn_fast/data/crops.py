@@ -38,7 +38,7 @@ class Sample:
     key: tuple[int | str, ...] | None = None
     """Key of the random numbers; None for the central crop."""
     flip: bool = False
-    """Whether random crops are mirrored with probability 1/2."""
+    """Mirror random crops with probability 1/2."""
 
     def crop(self, height: int, width: int, size: int) -> Crop:
         """Return the crop of ``size`` x ``size`` pixels of this image, which has ``height`` x ``width``."""

@@ -63,7 +63,7 @@ class _Prepared:
 
 
 class DaliDecoder:
-    """See :class:`~sftn_fast.data.file_loaders.Decoder`.
+    """A :class:`~sftn_fast.data.file_loaders.Decoder` that uses DALI.
 
     Args:
         image_format: Format of the batches.

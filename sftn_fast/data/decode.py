@@ -103,8 +103,8 @@ def decode(file: str | Path | BinaryIO, white: float | None = None) -> Image:
         white: ``data.white``; see :mod:`sftn_fast.data.bit_depth`.
 
     Raises:
-        DecodeError: There is none, it is truncated or damaged, it is too large, which is judged before anything is
-            decoded, or it has more than 8 bits and it is not known which value is white.
+        DecodeError: The file is not an image, or is truncated or damaged; it is too large, which is checked before
+            anything is decoded; or it has more than 8 bits and the value of white is unknown.
     """
     with opened(file) as image:
         depth = read_bit_depth(image, cast(BinaryIO, image.fp))

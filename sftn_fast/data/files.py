@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,12 @@ from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.notices import print_once
 from sftn_fast.data.regular_files import open_regular
 from sftn_fast.data.source import require
+from sftn_fast.utils.file_lock import try_lock
 from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 BLOCK = 2**22  # bytes hashed at a time
 MAX_BYTES = 2**30  # of a file that is read as a whole; the largest published one has a quarter of that
+LOCK_INTERVAL = 0.1  # seconds between attempts to lock a folder
 SCRATCH = ".unfinished-"  # prefix of temporary folders
 
 NOT_A_LINK_OR_PIPE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # flags, where the system has them
@@ -125,8 +123,8 @@ def download(published: PublishedArchive, folder: Path, name: str) -> Path:
 def exclusive(folder: Path) -> Iterator[Path]:
     """Lock ``folder`` as a context, against other ranks and other runs; create it if it does not exist.
 
-    Without file locks, as on Windows, the folder is not locked and a notice says so. Downloads by several processes
-    then cost time but are still safe, because each has a temporary folder of its own.
+    If the file system has no locks, the folder is not locked and a notice says so. Downloads by several processes then
+    cost time but are still safe, because each has a temporary folder of its own.
 
     Yields:
         A temporary folder inside ``folder``. Files that are written there and moved when complete never appear half
@@ -141,15 +139,24 @@ def exclusive(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"data.root must be a folder that can be written to, got {folder} ({error})") from error
     try:
-        if fcntl is None:
-            print_once(
-                f"warning: {folder} is not locked, because this system has no fcntl; let one run at a time download"
-            )
-        else:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _wait_for_lock(lock, folder):
             for unfinished in folder.glob(f"{SCRATCH}*"):  # of a killed run: no live one has the lock
                 shutil.rmtree(unfinished, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             yield Path(scratch)
     finally:
         os.close(lock)
+
+
+def _wait_for_lock(lock: int, folder: Path) -> bool:
+    """Lock the open file ``lock`` of ``folder``; return False, after a notice, if there are no locks."""
+    while True:
+        try:
+            try_lock(lock)
+        except BlockingIOError:
+            time.sleep(LOCK_INTERVAL)
+        except OSError as error:
+            print_once(f"warning: {folder} can't be locked ({error}); let only one run at a time download")
+            return False
+        else:
+            return True

@@ -101,7 +101,7 @@ def build(
     share = {"rank": rank, "world_size": world_size}
     step = {"seed": seed, "batch_size": batch_size, **share}
     if config.streams:
-        return _build_stream(config, torch.device(device), channels_last, step, share)
+        return _build_from_files(config, torch.device(device), channels_last, step, share)
     source = load(config)
     size = config.image_size or source.train.pixels.shape[-1]
     train_index, val_index = _choose(config, source.train.labels, source.held_out, batch_size)
@@ -130,7 +130,7 @@ def build(
     )
 
 
-def _build_stream(
+def _build_from_files(
     config: DataConfig, device: torch.device, channels_last: bool, step: dict[str, int], share: dict[str, int]
 ) -> ImageData:
     files = find(config)

@@ -30,7 +30,7 @@ class ImageFiles:
     train: LabelledFiles
     test: LabelledFiles
     class_names: list[str]  # in the order of their labels
-    size: int  # pixels a side
+    size: int  # side in pixels
     held_out: int = 0
     """Number of the images held out by ``data.val_size`` that are already in ``test``."""
 

@@ -35,7 +35,7 @@ class Batch:
 class DeferredBatch:
     """A batch that is not computed yet: its inputs, and the function that computes it without a synchronisation."""
 
-    index: Tensor  # [B] int64, index of the batch
+    index: Tensor  # [B] int64, as in the batch
     tensors: tuple[Tensor, ...]
     make: Callable[..., Batch]
 
@@ -107,7 +107,7 @@ class TrainLoader(ShuffledSampler):
 
     @property
     def augments(self) -> bool:
-        """Whether the pixels of an image differ between epochs."""
+        """True if the pixels of an image differ between epochs."""
         return bool(self.crop_padding or self.flip)
 
     def augmentation(self) -> dict[str, str | int]:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class TorchvisionDecoder:
-    """See :class:`~sftn_fast.data.file_loaders.Decoder`.
+    """A :class:`~sftn_fast.data.file_loaders.Decoder` that uses torchvision.
 
     Workers have no state: they receive files and crops and return pixels. They are forked from a server without
     threads, because locks that a thread of this process holds would stay locked in them. They exit when they are no

@@ -56,7 +56,7 @@ def check_disjoint(role: str, net: nn.Module, other_role: str, other: nn.Module)
         if id(part) in theirs:
             shared = f"{name or 'the whole network'} of the one is {theirs[id(part)] or 'the whole'} of the other"
             raise ValueError(
-                f"{role} and {other_role} must share nothing, but {shared}: give a copy, as copy.deepcopy({role})"
+                f"{role} and {other_role} must share nothing, but {shared}: pass a copy, as copy.deepcopy({role})"
             )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import logging
-import math
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sftn_fast.utils import strict_json
 from sftn_fast.utils.atomic import open_in_place, write_atomically
 from sftn_fast.utils.progress import ProgressBar, duration, fold
 
@@ -138,9 +137,7 @@ class RunLog:
     def _write(self, record: Record) -> None:
         if self._quiet:
             return
-        line = (
-            json.dumps({name: _json_number(value) for name, value in record.items()}, allow_nan=False).encode() + b"\n"
-        )
+        line = strict_json.dumps(record).encode() + b"\n"
         start = self._file.tell()
         try:
             if self._file.write(line) != len(line):
@@ -224,11 +221,6 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     except OSError as error:
         logger.warning("TensorBoard events can't be written to %s (%s); training continues", folder, error.strerror)
         return None
-
-
-def _json_number(value: Any) -> Any:
-    """Return None for NaN and infinity, which JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(record: Record) -> str:

@@ -75,7 +75,7 @@ def find_candidates(
     if not sources:
         stranger = next((key for key, value in payload.items() if not isinstance(value, Mapping)), None)
         such = "" if stranger is None else f", such as {stranger!r}"
-        raise WeightsError(f"{escape(path)} holds no weights by name: it holds other things than weights by name{such}")
+        raise WeightsError(f"{escape(path)} holds no weights by name, only other values{such}")
     needed = sum(name.rpartition(".")[2] != COUNTER for name in own)
     found = []
     for source in sources:
@@ -83,7 +83,9 @@ def find_candidates(
             if prefix is None or prefix.rstrip(".") in (before.rstrip("."), f"{source.key}.{before}".strip(".")):
                 found.append(_candidate(source, before, net, own, payload))
     if not found:
-        raise WeightsError(f"{escape(path)} holds no weights behind {prefix!r}, but {listed(list(sources[0].tensors))}")
+        raise WeightsError(
+            f"{escape(path)} holds no weights with the prefix {prefix!r}, but {listed(list(sources[0].tensors))}"
+        )
     return sorted(found, key=lambda each: (-each.matches, len(each.label)))
 
 
@@ -101,14 +103,14 @@ def prefer(fitting: Sequence[Candidate], path: str | Path) -> Candidate | None:
     if len(different) > 1:
         labels = [repr(printable(each.label)) for each in different]
         raise WeightsError(
-            f"{escape(path)} holds {len(different)} networks that fit, {' and '.join(labels[:4])}: save the one that "
-            f"is meant by itself, or name it, as load_weights(..., prefix={labels[0]})"
+            f"{escape(path)} holds {len(different)} networks that fit, {' and '.join(labels[:4])}: save the one to use "
+            f"in a file of its own, or name it, as in load_weights(..., prefix={labels[0]})"
         )
     if not different:
         return None
     (chosen,) = different
     if averaged and len(averaged) < len(fitting):
-        chosen.remarks.insert(0, f"the averaged weights, {printable(chosen.label)!r}, are taken")
+        chosen.remarks.insert(0, f"using the averaged weights, {printable(chosen.label)!r}")
     return chosen
 
 
@@ -164,9 +166,9 @@ def _candidate(
     left_out += [
         printable(name) for name in payload if name not in source.tensors and name != source.key.partition(".")[0]
     ]
-    remarks = [f"the prefix {before!r} is taken off"] if before else []
+    remarks = [f"removed the prefix {before!r}"] if before else []
     if left_out:
-        remarks.append(f"passed over: {', '.join(left_out[:12])}{' ...' if len(left_out) > 12 else ''}")
+        remarks.append(f"ignored: {', '.join(left_out[:12])}{' ...' if len(left_out) > 12 else ''}")
     tensors = {name: source.tensors[other] for name, other in kept}
     matches = len(tensors.keys() & own.keys())
     label = f"{source.key}.{before}".strip(".")

@@ -7,7 +7,7 @@ spectral_norm store such a tensor in each layer, and replace it in the next forw
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from types import MethodType
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+Hook = Callable[..., object]
 
 NESTED = 4
 """Depth to which tensors are searched in lists and dicts; bounded, since a list may hold itself."""
@@ -53,11 +54,11 @@ def _copy(net: M, memo: dict[int, Any]) -> M:
     return copy.deepcopy(net, memo)
 
 
-def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+def _hooks(module: nn.Module) -> tuple[dict[int, Hook], dict[int, Hook]]:
     return module._forward_pre_hooks, module._forward_hooks
 
 
-def _is_needed(hook: Any, inside: set[nn.Module]) -> bool:
+def _is_needed(hook: Hook, inside: set[nn.Module]) -> bool:
     if isinstance(hook, MethodType) and isinstance(hook.__self__, nn.Module):
         return hook.__self__ in inside
     return type(hook).__module__.startswith("torch.")
@@ -70,7 +71,7 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
         yield from _within([value for key, value in vars(module).items() if key != "_modules"])
 
 
-def _within(value: Any, depth: int = 0) -> Iterator[Tensor]:
+def _within(value: object, depth: int = 0) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)) and depth < NESTED:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +29,7 @@ from sftn_fast.models.staged import PreactModule, Stage, StagedNet
 from sftn_fast.models.wrap import WrappedHead, names_in
 
 
-def torchvision_models() -> Any:
+def torchvision_models() -> ModuleType:
     """Import and return ``torchvision.models``.
 
     Raises:
@@ -40,8 +41,8 @@ def torchvision_models() -> Any:
     except Exception as error:
         version = torch.__version__.partition("+")[0]  # without a suffix such as +cu130, which not every index has
         raise ModuleNotFoundError(
-            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the one "
-            f"that belongs to this torch: pip install torch=={version} torchvision"
+            f"the networks {', '.join(CUTS)} are torchvision's, which can't be imported ({error}); install the version "
+            f"for this torch: pip install torch=={version} torchvision"
         ) from error
 
 

@@ -62,7 +62,7 @@ def assign(
     kept = [name for name in own if name not in values and not _is_counter(name)]
     if kept:
         classes = f"{len(chosen.tensors[kept[0]])} classes, this network {len(own[kept[0]])}"
-        remarks.insert(0, f"everything but the classifier ({listed(kept)}) is loaded: the file has {classes}")
+        remarks.insert(0, f"loaded all but the classifier ({listed(kept)}): the file has {classes}")
     net.load_state_dict(values, strict=False)
     remarks = [*chosen.remarks, *remarks]
     if remarks:
@@ -107,7 +107,7 @@ def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, pat
     name = net.name if isinstance(net, StagedNet) else type(net).__name__
     what = f"{name} with {net.num_classes} classes" if isinstance(net, StagedNet) else name
     if not _differences(own, nearest, _num_classes(net)):
-        what += " (all but the classifier does: sftn.init takes such a file, and load_weights(..., keep_head=True))"
+        what += " (all but the classifier does: sftn.init accepts such a file, and load_weights(..., keep_head=True))"
     twins = [other for other in names() if other != name and other.lower() == name.lower()]
     what += "".join(f" ({twin} is another network)" for twin in twins)
     lines = "".join(f"\n  {line}" for line in _differences(own, nearest))
@@ -131,13 +131,13 @@ def _values(own: Mapping[str, Tensor], found: Candidate, path: str | Path) -> tu
             if fault:
                 faults.append(f"{printable(found.named(name))} {fault}")
             elif given.dtype != tensor.dtype:
-                converted.add(f"{_dtype(given)} weights are held as {_dtype(tensor)}")
+                converted.add(f"converted {_dtype(given)} weights to {_dtype(tensor)}")
             values[name] = given
     if faults:
         raise WeightsError(f"{escape(path)} holds what can't be weights, so nothing was loaded: {listed(faults, '; ')}")
     remarks = sorted(converted)
     if missing:
-        remarks.append(f"{len(missing)} counters {COUNTER}, which the file lacks, are 0")
+        remarks.append(f"set {len(missing)} counters {COUNTER}, which the file lacks, to 0")
     return values, remarks
 
 

@@ -1,1 +1,1 @@
-"""Files, text, streams and launchers: what the rest of the package stands on and that knows nothing of it."""
+"""Files, text, streams and launchers: helpers that know nothing about the rest of the package."""

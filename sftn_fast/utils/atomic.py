@@ -1,38 +1,46 @@
-"""Files that are either there as a whole or not at all, and that are never written through a link.
+"""Atomic writing of files: a file has its old content or all of the new, and is never written through a link.
 
-A link in a folder of ours may lead to a file of somebody else's. What is replaced is therefore the link itself, and
-what must be opened in place is refused where it is a link.
+A link in a run's folder may lead to a file that belongs to somebody else. Writing therefore replaces the link itself,
+and opening a file in place fails if it is a link.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import operator
 import os
 import re
 import shutil
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp_.+", re.DOTALL)
-"""Names of temporary files and folders, as a killed process leaves them."""
-NO_LINK = 0
-"""Flags to open a file that must not be a link, where the system has them. The last one keeps a FIFO from blocking."""
-for _flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):
-    NO_LINK |= getattr(os, _flag, 0)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Names of temporary files and folders that a killed process has not removed."""
+FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
 CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that, also after a power cut, ``path`` holds the old content or all of the new.
+def open_flags(*names: str) -> int:
+    """Return the flags of ``os.open`` with these names. Flags that this system lacks are 0."""
+    return functools.reduce(operator.or_, (getattr(os, name, 0) for name in names))
 
-    An empty folder in its place gives way.
+
+# O_NONBLOCK: a FIFO in place of the file does not block.
+NO_LINK = open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY")
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file such that ``path`` holds the old content or all of the new, even after a power cut.
+
+    An empty folder in its place is removed.
 
     Raises:
-        OSError: it can't be written; the old content stays, and no temporary file.
+        OSError: The file can't be written. The old content stays, and no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,16 +49,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             path.rmdir()
         temporary.replace(path)
     finally:
-        with suppress(OSError):  # which would hide the first
+        with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def write_synced(path: Path, content: bytes | memoryview) -> None:
-    """Write a new file and wait until the disk has its content. What bore its name before is removed, not written to.
+    """Write a new file and wait until its content is on the disk. An old file of this name is removed first.
 
     Raises:
-        OSError: it can't be written.
+        OSError: The file can't be written.
     """
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
@@ -58,16 +66,16 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
         write_all(descriptor, content)
         os.fsync(descriptor)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # the kernel's own names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the kernel's error has no file name
     finally:
         os.close(descriptor)
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """Write all of ``content``, however many calls it takes.
+    """Write all of ``content``, in several calls if necessary.
 
     Raises:
-        OSError: there is no room; a part of it may be written.
+        OSError: The disk is full. A part of the content may be written.
     """
     rest = memoryview(content)
     while rest:
@@ -78,14 +86,16 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
 
 
 def describe(error: OSError) -> str:
-    """Return in one line what could not be done to which file."""
+    """Return the message for ``error``: the file, the reason, and what to do about a full disk."""
     where = f"{error.filename}: " if error.filename else ""
     what = f"{where}{error.strerror or error}"
-    return f"{what}; make room, and give the same command again" if error.errno in FULL else what
+    return f"{what}; free some space, then run the same command again" if error.errno in FULL else what
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``, as they are after a rename."""
+    """Wait until the names in ``folder`` are on the disk, for example after a rename."""
+    if os.name == "nt":  # a folder can't be opened there, and a rename needs no sync
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -96,10 +106,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_in_place(path: Path) -> int:
-    """Open a file to read and write it where it is, made if need be; returns the descriptor.
+    """Open a file for reading and writing in place, and return its descriptor. A missing file is created.
 
     Raises:
-        OSError: it can't be opened, or it is a link or no regular file.
+        OSError: The file can't be opened, or is a link or not a regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
@@ -109,27 +119,27 @@ def open_in_place(path: Path) -> int:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{path.name} is no regular file: remove it", str(path))
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file: remove it", str(path))
     return descriptor
 
 
 def open_lock(path: Path) -> IO[str]:
-    """Open a file that is there to be locked; its content is of no account.
+    """Open a file that serves as a lock. Its content does not matter.
 
     Raises:
-        OSError: it can't be opened, or it is a link or no regular file.
+        OSError: The file can't be opened, or is a link or not a regular file.
     """
     return os.fdopen(open_in_place(path), "r+", errors="replace")
 
 
 def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Give ``folder`` files that belong together, so that nobody ever sees some new and some old ones.
+    """Write several files to ``folder`` at once, so that no reader sees some new and some old ones.
 
-    They are written into another folder, which then takes the place of the old one. What else the old one holds is
-    moved along.
+    The files are written to a temporary folder, which then replaces the old one. Other files of the old folder are
+    moved to the new one.
 
     Raises:
-        OSError: they can't be written; the old ones stay.
+        OSError: The files can't be written. The old ones stay.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     remove(temporary)
@@ -144,12 +154,12 @@ def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
         _exchange(temporary, folder)
         sync_folder(folder.parent)
     finally:
-        with suppress(OSError):  # which would hide the first
+        with suppress(OSError):  # it would hide the first error
             remove(temporary)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; no link is followed. Nothing there is no error."""
+    """Remove a file, a link, or a folder with its content. Links are not followed. A missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -165,18 +175,18 @@ def _take_along(path: Path, target: Path) -> None:
         with suppress(OSError):
             os.link(path, target, follow_symlinks=False)
             return
-        shutil.copy2(path, target, follow_symlinks=False)  # a disk without hard links
+        shutil.copy2(path, target, follow_symlinks=False)  # this disk has no hard links
     else:
         shutil.copytree(path, target, symlinks=True)
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Give ``new`` the name of ``old``, and the other way if there is one; at once where the system can do it."""
+    """Exchange the names of ``new`` and ``old``, atomically on Linux. If there is no old folder, rename the new one."""
     if old.is_dir() and not old.is_symlink():
-        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
         if rename is not None and not rename(CURRENT_FOLDER, bytes(new), CURRENT_FOLDER, bytes(old), EXCHANGE):
             return
-        # Between these two steps there is nothing by that name, never a mixture.
+        # Between these two renames no folder has the old name. A reader never sees a mixture.
         aside = new.with_name(f".old{new.name}")
         remove(aside)
         old.rename(aside)

@@ -1,7 +1,7 @@
-"""Files that hold their own checksum, so that a flipped bit or a changed digit in them is noticed; and those of others.
+"""Files that contain their own checksum, so that a damaged or edited file is detected, and checksums of other files.
 
-A JSON object has it under the key ``digest``, text in a comment at its end. A file without one is from an older
-version, or not ours, and is taken as it is.
+A JSON object has the checksum under the key ``digest``, a text in a comment at its end. A file without a checksum,
+from an older version or another program, is read without this check.
 """
 
 from __future__ import annotations
@@ -13,35 +13,37 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from sftn_fast.utils.atomic import open_flags
+from sftn_fast.utils.strict_json import finite_or_null
 from sftn_fast.utils.text import printable
 
 DIGEST = "digest"
 LARGEST = 64 * 2**20
-"""Bytes of a JSON or YAML file that are read; ours hold some kilobytes."""
+"""Largest size of a JSON or YAML file in bytes. A run's own files have some kilobytes."""
 FIRST_LINE = "# written by a run; the last line has the checksum of those above it\n"
 LAST_LINE = "# sha256 "
 
 
 class DamagedError(RuntimeError):
-    """A file of a run that is not what the run wrote; the message names it and says what is wrong."""
+    """File of a run that is not what the run wrote. The message names the file and the fault."""
 
 
 def seal(content: dict[str, Any]) -> str:
-    """Return ``content`` as indented JSON that holds its own checksum."""
-    rest = {key: value for key, value in content.items() if key != DIGEST}
-    return json.dumps(rest | {DIGEST: _digest(rest)}, indent=2) + "\n"
+    """Return ``content`` as indented JSON that holds its own checksum, with null for numbers that are not finite."""
+    rest = finite_or_null({key: value for key, value in content.items() if key != DIGEST})
+    return json.dumps(rest | {DIGEST: _digest(rest)}, indent=2, allow_nan=False) + "\n"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``, with its ``digest`` if it has one.
 
     Raises:
-        DamagedError: it is no JSON object, or its checksum is another; or it can't be read.
+        DamagedError: The file is not a JSON object, has a wrong checksum, or can't be read.
     """
     try:
         content = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{_shown(path)} is damaged: it is no JSON ({printable(error)})") from error
+        raise DamagedError(f"{_shown(path)} is damaged: it is not JSON ({printable(error)})") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{_shown(path)} is damaged: it holds no JSON object")
     if DIGEST in content and content[DIGEST] != _digest({k: v for k, v in content.items() if k != DIGEST}):
@@ -50,21 +52,21 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def seal_text(text: str) -> str:
-    """Return ``text`` between two comments of YAML, of which the last has its checksum."""
+    """Return ``text`` between two YAML comments. The last one has the checksum."""
     whole = f"{FIRST_LINE}{text}" + "\n" * (not text.endswith("\n"))
     return f"{whole}{LAST_LINE}{hashlib.sha256(whole.encode()).hexdigest()}\n"
 
 
 def read_sealed_text(path: Path) -> str:
-    """Return the text in ``path``, checked if it holds its checksum.
+    """Return the text in ``path``, after comparing it with its checksum, if it has one.
 
     Raises:
-        DamagedError: it is no text, or its checksum is another; or it can't be read.
+        DamagedError: The file is not text, has a wrong checksum, or can't be read.
     """
     try:
         text = read_regular(path).decode()
     except ValueError as error:
-        raise DamagedError(f"{_shown(path)} is damaged: it is no text ({printable(error)})") from error
+        raise DamagedError(f"{_shown(path)} is damaged: it is not text ({printable(error)})") from error
     whole, mark, found = text.rpartition(LAST_LINE)
     sealed = mark or text.startswith(FIRST_LINE)
     if not text or "\0" in text or (sealed and found != f"{hashlib.sha256(whole.encode()).hexdigest()}\n"):
@@ -76,10 +78,10 @@ def read_regular(path: Path, largest: int = LARGEST) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        DamagedError: there is none, a folder or something else is in its place, it is too large, or can't be read.
+        DamagedError: The file is missing, not a regular file, too large, or can't be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(path, open_flags("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -99,7 +101,7 @@ def checksum(path: Path) -> dict[str, Any]:
     """Return size and SHA-256 of a file, as ``bytes`` and ``sha256``.
 
     Raises:
-        OSError: it can't be read.
+        OSError: The file can't be read.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest_of(file)
@@ -107,14 +109,14 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def fault_of(path: Path, expected: dict[str, Any]) -> str | None:
-    """Return what is wrong with a file that had the :func:`checksum` ``expected``; None if nothing is."""
+    """Compare a file with the :func:`checksum` ``expected``. Return the fault in words, or None."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             return f"is {_kind(status.st_mode)}, not a file"
         if status.st_size != expected["bytes"]:
             return f"has {status.st_size:,} bytes, not {expected['bytes']:,}"
-        return None if checksum(path) == expected else "has another content than it was given"
+        return None if checksum(path) == expected else "has changed since it was written"
     except FileNotFoundError:
         return "is gone"
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The environment of a training: versions, device, threads, for its result."""
+"""Environment of a training: versions, device and threads, recorded in its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftn_fast.ops import _library
 
 
 def processor() -> str:
-    """Name of the CPU, as far as the system tells it."""
+    """Return the name of the CPU, or of its architecture if the system does not know the name."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -23,12 +23,12 @@ def processor() -> str:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a training on ``device`` that ends now was made with, for its result."""
+    """Return the :func:`surroundings` of a training on ``device`` that ends now, with the time."""
     return {**surroundings(device), "finished": datetime.now().astimezone().isoformat(timespec="seconds")}
 
 
 def surroundings(device: torch.device) -> dict[str, str]:
-    """Return what a training on ``device`` is made with: versions, device, threads."""
+    """Return versions, device and threads of a training on ``device``."""
     on_gpu = device.type == "cuda"
     return {
         "sftn_fast": sftn_fast.__version__,

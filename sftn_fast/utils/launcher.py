@@ -1,4 +1,4 @@
-"""What torchrun told this process: which one it is, of how many. Needs no torch, so that a refusal costs no import."""
+"""Environment variables of torchrun: the number of this process and of all. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 from sftn_fast.config import ConfigError
 
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that each of several processes needs beside WORLD_SIZE."""
+"""Variables that each of several processes needs, besides WORLD_SIZE."""
 CURE = "start with torchrun, or unset them to run as one process"
 
 
 def check() -> None:
-    """Raise :class:`ConfigError` unless the launcher's variables are all there, or none that matters, and agree."""
+    """Raise :class:`ConfigError` if the launcher's variables are incomplete or contradict each other."""
     numbers = {name: _number(name, default) for name, default in DEFAULTS.items()}
     rank, ranks = numbers["RANK"], numbers["WORLD_SIZE"]
     missing = [name for name in NEEDED if not os.environ.get(name)]
@@ -22,22 +22,20 @@ def check() -> None:
         where = "" if os.environ.get("WORLD_SIZE") else ", which is not set"
         raise ConfigError(f"RANK is {rank}, which must be from 0 to below WORLD_SIZE, {ranks}{where}: {CURE}")
     local, local_ranks = numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"]
-    # Not every launcher says how many processes a machine has.
+    # Some launchers don't set the number of processes per machine.
     bound = local_ranks if os.environ.get("LOCAL_WORLD_SIZE") else ranks
     if not (1 <= local_ranks <= ranks and 0 <= local < bound):
-        raise ConfigError(
-            f"LOCAL_RANK is {local} of LOCAL_WORLD_SIZE {local_ranks}, with WORLD_SIZE {ranks}, which can't be: {CURE}"
-        )
+        raise ConfigError(f"LOCAL_RANK is {local} of LOCAL_WORLD_SIZE {local_ranks}, but WORLD_SIZE is {ranks}: {CURE}")
     if ranks > 1 and not 0 < _number("MASTER_PORT", 0) < 2**16:
         raise ConfigError(f"MASTER_PORT must be from 1 to 65535, got {os.environ['MASTER_PORT']!r}: {CURE}")
     _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def check_alone(program: str) -> None:
-    """Raise :class:`ConfigError` where several processes run ``program``, which would each do the whole work."""
+    """Raise :class:`ConfigError` if several processes run ``program``. Each would do all the work."""
     check()
     if world_size() > 1:
-        raise ConfigError(f"{program} is one process, and WORLD_SIZE is {world_size()}: start it without torchrun")
+        raise ConfigError(f"{program} runs in one process, but WORLD_SIZE is {world_size()}: start it without torchrun")
 
 
 DEFAULTS = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
@@ -51,17 +49,17 @@ def _number(name: str, default: int) -> int:
 
 
 def rank() -> int:
-    """Return this process's number among all, 0 without a launcher."""
+    """Return the number of this process among all; 0 without a launcher."""
     return _number("RANK", 0)
 
 
 def local_rank() -> int:
-    """Return its number among those on this machine."""
+    """Return the number of this process among those on this machine."""
     return _number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
-    """Return the number of processes, on all machines together."""
+    """Return the number of processes on all machines."""
     return _number("WORLD_SIZE", 1)
 
 
@@ -71,5 +69,5 @@ def local_world_size() -> int:
 
 
 def restarts() -> int:
-    """Return how often the launcher has started the processes again after one of them died."""
+    """Return how often the launcher has restarted the processes because one of them died."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)

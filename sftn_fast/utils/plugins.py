@@ -1,4 +1,4 @@
-"""Networks and methods of the user's own: Python that is run before a configuration's names are looked up."""
+"""Plugins: Python files or modules with the user's own networks and methods, imported before names are looked up."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from sftn_fast.utils.text import one_line
 
 
 def load(plugins: Iterable[str]) -> None:
-    """Import what each of ``plugins`` names, once a process: a file ``PATH.py``, or a module that Python finds.
+    """Import each of ``plugins``, a file ``PATH.py`` or the name of a module, once per process.
 
-    What they register (:func:`sftn_fast.models.register`, :func:`sftn_fast.distillers.register`) is known from then on.
+    Plugins register networks and methods by :func:`sftn_fast.models.register` and
+    :func:`sftn_fast.distillers.register`.
 
     Raises:
-        ConfigError: One is not there, or raised an exception while it ran.
+        ConfigError: A plugin does not exist, or raised an exception while it ran.
     """
     for plugin in plugins:
         try:
             _load_file(Path(plugin).expanduser()) if plugin.endswith(".py") else importlib.import_module(plugin)
-        # Whatever a plugin does wrong, the user is told which one it was.
+        # A plugin may raise anything. The message names the plugin.
         except (Exception, SystemExit) as error:
             reason = one_line(f"{type(error).__name__}: {error}")
             raise ConfigError(f"plugins: {plugin} can't be imported: {reason}") from error
@@ -35,12 +36,12 @@ def _load_file(path: Path) -> None:
         return
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
-    # Not under its stem, which may be another module's name.
+    # The stem alone may be the name of another module.
     name = f"sftn_fast_plugin_{path.stem}_{len(sys.modules)}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # as import does, for dataclasses and pickle
+    sys.modules[name] = module  # as import does; dataclasses and pickle need it
     try:
         spec.loader.exec_module(module)
     except BaseException:

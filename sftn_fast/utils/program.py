@@ -1,15 +1,18 @@
-"""How every program of the package starts and ends: its streams, its exit code, its errors in one line."""
+"""Start and end of every program of the package: streams, exit codes, errors in one line."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import launcher, streams
 from sftn_fast.utils.atomic import describe
 from sftn_fast.utils.text import printable_lines
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def run(
@@ -20,14 +23,15 @@ def run(
     output_matters: bool = False,
     tell_of_readers: bool = False,
 ) -> int:
-    """Return the exit code of a program.
+    """Run ``work`` and return the exit code of the program.
 
     Args:
-        work: Does what the command line says, and returns the exit code. A :class:`ConfigError` of its own is 2.
-        argv: The command line, null for the process's own.
-        stopped: What is said after "stopped by SIGINT".
-        output_matters: The program is there for what it prints, so that it has failed where that can't be written.
-        tell_of_readers: Say so where the reader of the output leaves, because the program goes on for long.
+        work: Function that does what the command line says and returns the exit code. A :class:`ConfigError` is code 2,
+            an ``OSError`` code 1, Ctrl-C code 130, each with one line.
+        argv: Command line; None for that of the process.
+        stopped: Text after "stopped by SIGINT".
+        output_matters: Return 1 if the output can't be written, for programs whose only result is their output.
+        tell_of_readers: Report a closed pipe, for programs that run for a long time.
     """
     with streams.lasting() as lasting:
         lasting.tell_of_readers = tell_of_readers
@@ -37,22 +41,38 @@ def run(
             code = fail(error, 2)
         except KeyboardInterrupt:
             print(f"stopped by SIGINT{stopped}", file=sys.stderr)
-            code = 128 + signal.SIGINT
-        except OSError as error:  # of the machine, which has its own words for it
+            code = INTERRUPTED
+        except OSError as error:  # from the system, which has its own messages
             code = fail(error, 1)
         sys.stdout.flush()
         return code or int(output_matters and lasting.failed)
 
 
 def fail(error: Exception, code: int) -> int:
-    """Print ``error``, with the number of this process where there are several; returns ``code``."""
+    """Print ``error``, with the rank of this process if there are several, and return ``code``."""
     message = describe(error) if isinstance(error, OSError) else str(error)
     print(f"{_rank()}error: {printable_lines(message or type(error).__name__)}", file=sys.stderr)
     return code
 
 
+def exit_on_interrupt() -> None:
+    """Make Ctrl-C exit with one line and code 130 until :func:`run` takes over.
+
+    ``python -m sftn_fast.PROGRAM`` imports the package of the program, and with it torch, before the program's own
+    code can catch an exception.
+    """
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped by SIGINT", file=sys.stderr)
+        raise SystemExit(INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
+
+
 def _rank() -> str:
     try:
         return f"rank {launcher.rank()}: " if launcher.rank() else ""
-    except ConfigError:  # which is what is said
+    except ConfigError:  # the error to print is about the rank
         return ""

@@ -1,8 +1,7 @@
-"""What the jobs of a run leave in its folder, one job a trained network: which names are a run's own, and whether the
-files of a finished job are still what they were when it ended.
+"""Files in a run's folder: the names that belong to a run, and the check that a finished job's files are unchanged.
 
-A finished job's ``result.json`` holds its figures, size and SHA-256 of its other files, and its own checksum. It is
-written last, so that its presence says that the job is finished.
+A job is one training. The ``result.json`` of a finished job has its figures, the size and SHA-256 of its other files,
+and its own checksum. It is written last, so a job with this file is finished.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from sftn_fast.utils.checksummed import DIGEST, DamagedError, checksum, fault_of
 from sftn_fast.utils.text import printable
 
 RESULT = "result.json"
-"""Figures of a finished job, in its folder. Written last: its presence says that the job is finished."""
+"""File with a finished job's figures. It is written last, so a job with this file is finished."""
 FILES = "files"
 """Key in ``result.json`` of the checksums of the job's other files, by their names in its folder."""
 KINDS = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn", "collaborate")
-"""What a job's name is, or begins with; its method follows behind a hyphen."""
+"""Names of jobs, or the part before a hyphen and the method."""
 SEED = re.compile(r"seed(0|-?[1-9]\d*)")
 """Name of a seed's folder."""
 NETWORK = ("model.safetensors", "config.json")
@@ -39,19 +38,19 @@ OWN = (
     "resumed-from",
     ".lock",
 )
-"""Files of the run as a whole, none of which a job reads."""
+"""Files and folders of the whole run. No job reads them."""
 STUDENT = "student"
-"""Folder of the run as a whole: the network that it is about."""
+"""Folder with the exported student of the whole run."""
 COPY = ".tmp_resume"
-"""Temporary folder of a run that is copied from another; whoever copies knows what becomes of it."""
+"""Temporary folder while a run is copied from another. Only the code that copies removes it."""
 CLASSES = "by_class.csv"
 CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in ("anchors/epoch*", "peer*") for file in NETWORK))
 CHECKED += tuple(f"init-*/{file}" for file in LOGS)
-"""Which files of a finished job have a checksum."""
+"""Patterns of the files of a finished job that have a checksum."""
 
 
 def seed_folders(root: Path) -> list[Path]:
-    """Return the folders of the run's seeds; a copy beside them, as ``seed0.bak``, is none."""
+    """Return the folders of the run's seeds, without copies such as ``seed0.bak``."""
     return sorted(path for path in root.glob("seed*") if SEED.fullmatch(path.name) and path.is_dir())
 
 
@@ -61,13 +60,13 @@ def job_folders(root: Path) -> list[Path]:
 
 
 def is_job(path: Path) -> bool:
-    """Return whether ``path`` is a folder with a name that a job can have."""
+    """Return whether ``path`` is a folder with the name of a job."""
     distilled = tuple(f"{kind}-" for kind in KINDS if "-" in kind)  # only these have a method in their name
     return (path.name in KINDS or path.name.startswith(distilled)) and path.is_dir()
 
 
 def strangers(root: Path) -> list[Path]:
-    """Return what looks as if a run had made it but bears none of its names: copies of seeds and of jobs."""
+    """Return folders that look like a run's but have none of its names: copies of seeds and of jobs."""
     seeds = seed_folders(root)
     alike = [path for path in sorted(root.glob("seed*")) if path.is_dir() or SEED.fullmatch(path.name)]
     found = [path for path in alike if path not in seeds]
@@ -80,47 +79,47 @@ def checksums(folder: Path) -> dict[str, Any]:
     """Return the checksums of the files in a job's folder, by name.
 
     Raises:
-        OSError: one of them can't be read.
+        OSError: A file can't be read.
     """
     found = sorted({path for pattern in CHECKED for path in folder.glob(pattern) if path.is_file()})
     return {path.relative_to(folder).as_posix(): checksum(path) for path in found}
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Return what the ``result.json`` of a job says.
+    """Return the content of a job's ``result.json``.
 
     Raises:
-        DamagedError: there is none, or it is damaged, or it is that of another job.
+        DamagedError: The file is missing or damaged, or belongs to another job.
     """
     path = folder / RESULT
     result = read_sealed(path)
     if FILES in result and DIGEST not in result:
-        raise DamagedError(f"{printable(path, 400)} is damaged: its checksum is gone")
+        raise DamagedError(f"{printable(path, 400)} is damaged: its checksum is missing")
     wrong = _first_wrong(result)
     if wrong:
         raise DamagedError(f"{printable(path, 400)} is damaged: {wrong}")
     if (result["name"], f"seed{result['seed']}") != (folder.name, folder.parent.name):
         of = f"{printable(result['name'])} of seed {result['seed']}"
-        raise DamagedError(f"{printable(path, 400)} is that of another job, {of}: a copy, or a folder that was renamed")
+        raise DamagedError(f"{printable(path, 400)} belongs to another job, {of}: the folder was copied or renamed")
     return result
 
 
 def faults(folder: Path, result: dict[str, Any]) -> dict[str, str]:
-    """Return what is wrong with the files of a finished job by their names; nothing of one without checksums."""
+    """Return the faults of a finished job's files by name. A result without checksums has none."""
     expected = result.get(FILES, {})
     found = {name: fault_of(folder / name, expected[name]) for name in sorted(expected)}
     return {name: fault for name, fault in found.items() if fault}
 
 
 def has_checksums(result: dict[str, Any]) -> bool:
-    """Return whether a job's result says what its files were; those of older versions do not."""
+    """Return whether a job's result has checksums of its files. Older versions wrote none."""
     return FILES in result
 
 
 def refuse_links(root: Path) -> None:
-    """Raise :class:`ConfigError` for a link among a run's own names that leads out of its folder, or to a folder.
+    """Raise :class:`ConfigError` for a link in a run's folder that leads out of it, or to a folder.
 
-    To write there would be to write to a file of somebody else's, or of another job.
+    Writing through such a link would change a file of another owner or job.
     """
     for path in _own_paths(root):
         if path.is_symlink() and (path.is_dir() or _leads_out(path, root)):
@@ -130,10 +129,10 @@ def refuse_links(root: Path) -> None:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove the temporary files of killed runs. Only for the run that holds the folder's lock.
+    """Remove the temporary files of killed runs. The caller must hold the folder's lock.
 
     Raises:
-        OSError: one of them can't be removed.
+        OSError: A file can't be removed.
     """
     for path in list(_own_paths(root)):
         if LEFTOVER.fullmatch(path.name) and path.name != COPY:
@@ -141,7 +140,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def _own_paths(root: Path) -> Iterator[Path]:
-    """All that bears a name that a run gives, and what is below; what a link leads to is not looked into."""
+    """Yield all paths with the names of a run, and the paths below them. Links are not followed."""
     for path in sorted(root.iterdir()):
         if path.name in (*OWN, STUDENT) or SEED.fullmatch(path.name) or LEFTOVER.fullmatch(path.name):
             yield path
@@ -163,7 +162,7 @@ def _leads_out(path: Path, root: Path) -> bool:
 
 
 def _first_wrong(result: dict[str, Any]) -> str | None:
-    """What is wrong with the figures of a result, if anything is."""
+    """Return the first fault of a result's figures, or None."""
     for key, kind in (("name", str), ("network", str), ("seed", int), ("parameters", int), ("epochs", int)):
         if not isinstance(result.get(key), kind) or isinstance(result[key], bool):
             return f"{key!r} is missing or wrong"
@@ -177,7 +176,7 @@ def _first_wrong(result: dict[str, Any]) -> str | None:
     for key in ("agreement", "agreement5", "kl", "cka", "calibration_error"):
         if result.get(key) is not None and not isinstance(result[key], float | int):
             return f"{key!r} is wrong"
-    result.setdefault("agreement", None)  # which no version left out, but which tables read
+    result.setdefault("agreement", None)  # tables read both; no version left them out
     result.setdefault("kl", None)
     for key in ("identity", "environment", FILES):
         if not isinstance(result.get(key, {}), dict):

@@ -1,4 +1,4 @@
-"""YAML as plain data, whoever wrote it: no tags, no key given twice, bounded in size, depth and repetition."""
+"""YAML as plain data, safe for files from others: no tags, no key twice, bounded in size, depth and repetition."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sftn_fast.config import ConfigError
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 MAX_NODES = 5_000
-"""Values of a file, those behind an alias counted each time that it stands for them."""
+"""Largest number of values in a file. Those behind an alias count each time it is used."""
 MAX_DIGITS = 18
-"""Digits of a whole number, all of which fit into 64 bits."""
+"""Largest number of digits of a whole number, which then fits into 64 bits."""
 
 INT, FLOAT, BOOL, NULL = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null"))
 # YAML 1.1 reads 010 as 8 and 1:30 as 90, and 1e-3 as text.
@@ -29,12 +29,13 @@ RESOLVERS = (
 
 
 def read(path: Path) -> Any:
-    """Return what the YAML file ``path`` holds.
+    """Return the content of the YAML file ``path``.
 
-    Raises :class:`ConfigError` with one line that names the file: no regular file, not UTF-8, not YAML, or beyond a
-    bound.
+    Raises:
+        ConfigError: The file is not a regular file, not UTF-8, not YAML, or exceeds a limit. The message is one line
+            that names the file.
     """
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe could block
         raise ConfigError(f"{path} is not a file")
     try:
         with path.open("rb") as file:
@@ -48,18 +49,18 @@ def read(path: Path) -> Any:
 
 
 def load(text: str, where: str) -> Any:
-    """Return what the YAML document ``text`` holds.
+    """Return the content of the YAML document ``text``.
 
     Args:
         text: One document.
-        where: Its name in a message.
+        where: Name of the document for messages.
 
     Raises:
-        NotYamlError: It is not YAML.
-        ConfigError: It is, but beyond a bound. Both are one line, with the line of the text that is meant.
+        NotYamlError: The text is not YAML.
+        ConfigError: The text is YAML but exceeds a limit. Both messages are one line, with the line in the text.
     """
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"{where} is larger than {MAX_BYTES // 1024} KiB, which is all that is read of YAML")
+        raise ConfigError(f"{where} is larger than {MAX_BYTES // 1024} KiB, the limit for YAML")
     try:
         loader = _Loader(text)
         try:
@@ -75,14 +76,14 @@ def load(text: str, where: str) -> Any:
         raise NotYamlError(f"{where} is not a YAML file{place}: {problem}") from None
     except yaml.reader.ReaderError as error:
         raise NotYamlError(
-            f"{where} is not a YAML file: character {error.position} is U+{error.character:04X}, which is no text"
+            f"{where} is not a YAML file: character {error.position} is U+{error.character:04X}, not allowed in YAML"
         ) from None
     except yaml.YAMLError as error:
         raise NotYamlError(f"{where} is not a YAML file: {' '.join(str(error).split())}") from None
 
 
 def dump(value: Any) -> str:
-    """Return ``value`` as YAML, which :func:`load` reads back as it was but for tuples, which become lists."""
+    """Return ``value`` as YAML. :func:`load` returns the same value, with lists in place of tuples."""
     return yaml.dump(plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -93,18 +94,18 @@ def inline(value: Any) -> str:
 
 
 class NotYamlError(ConfigError):
-    """A text that is not YAML at all, as against one that is beyond a bound."""
+    """Text that is not YAML, unlike one that exceeds a limit."""
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with lists for its tuples."""
+    """Return ``value`` with lists in place of tuples."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 class _Refused(Exception):
-    """What YAML allows and a recipe doesn't."""
+    """YAML that is valid but not allowed in a recipe."""
 
     def __init__(self, message: str, mark: yaml.Mark) -> None:
         super().__init__(message)
@@ -112,7 +113,7 @@ class _Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with bounds that are checked as the text is read, before anything is built of it."""
+    """PyYAML's safe loader with limits, which are checked while the text is parsed, before values are built."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
@@ -129,7 +130,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             node: Any = super().compose_node(parent, index)
             if node not in self._extent:
-                raise _Refused("an alias stands inside what it names", mark)
+                raise _Refused("an alias is inside the value that it refers to", mark)
         else:
             self._depth += 1
             self._read += 1
@@ -148,7 +149,7 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(f"nested more than {MAX_DEPTH} levels deep", mark)
 
     def _measure(self, node: Any) -> tuple[int, int]:
-        """Check a node that has just been read, and return how many values and levels it has."""
+        """Check the keys of a node that has just been parsed, and return its number of values and levels."""
         children = [child for pair in node.value for child in pair] if node.id == "mapping" else []
         children += node.value if node.id == "sequence" else []
         if node.id == "mapping":
@@ -171,16 +172,16 @@ def _check_keys(keys: list[Any]) -> None:
     lines: dict[str, int] = {}
     for key in keys:
         if key.id != "scalar":
-            raise _Refused("a key is no text", key.start_mark)
+            raise _Refused("a key is not text", key.start_mark)
         if key.value == "<<":
-            raise _Refused("<< is not allowed; a recipe takes another one's keys by base", key.start_mark)
+            raise _Refused("<< is not allowed; use the key base to inherit from another recipe", key.start_mark)
         if key.value in lines:
             raise _Refused(f"key {key.value} is given twice, first in line {lines[key.value]}", key.start_mark)
         lines[key.value] = key.start_mark.line + 1
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also quotes the texts that only :class:`_Loader` takes for something else."""
+    """PyYAML's safe dumper, which also quotes texts that only :class:`_Loader` would read as another type."""
 
 
 for _class in (_Loader, _Dumper):

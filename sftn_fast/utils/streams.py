@@ -1,4 +1,4 @@
-"""Standard output and standard error that outlive their readers: a run goes on when nobody can read it any more."""
+"""Standard output and standard error that never fail: a run continues when its output can't be written any more."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ NAMES = {1: "standard output", 2: "standard error"}
 
 
 class Lasting:
-    """What has become of a program's two streams."""
+    """State of a program's two output streams."""
 
     def __init__(self) -> None:
         self.tell_of_readers = False
-        """Say also of a reader that has left, which is no fault of a short output: ``| head -1``."""
+        """Report a closed pipe as well. For short output this is normal: ``| head -1``."""
         self.lost: dict[int, OSError] = {}
-        """Why a stream, by its file descriptor, is written to no more."""
+        """Errors that ended writing to a stream, by its file descriptor."""
 
     @property
     def failed(self) -> bool:
-        """Whether output that somebody waits for has not reached them."""
+        """Output was lost that a reader is waiting for."""
         return 1 in self.lost and self.lost[1].errno != errno.EPIPE
 
     def give_up(self, descriptor: int, error: OSError) -> None:
-        """Drop all that is still written to ``descriptor``, by whatever code or child, and say so on the other one."""
+        """Discard all further output to ``descriptor``, also of child processes, and report it on the other stream."""
         self.lost[descriptor] = error
         with suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
         if error.errno != errno.EPIPE or self.tell_of_readers:
-            line = f"{NAMES[descriptor]} can't be written to ({error.strerror}): going on without it\n"
+            line = f"{NAMES[descriptor]} can't be written to ({error.strerror}): continuing without it\n"
             with suppress(OSError):
                 os.write(3 - descriptor, line.encode())
 
 
 class _LastingFile(io.FileIO):
-    """A standard stream's file, whose writes never fail."""
+    """File of a standard stream that never fails to write."""
 
     def __init__(self, descriptor: int, lasting: Lasting) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._lasting = lasting
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Write ``data``, or drop it where that can't be done."""
+        """Write ``data``, or discard it if it can't be written."""
         while self.fileno() not in self._lasting.lost:
             try:
                 written = super().write(data)
@@ -58,18 +58,18 @@ class _LastingFile(io.FileIO):
             else:
                 if written is not None:
                     return written
-                select.select([], [self], [])  # somebody has made it non-blocking, and it is full
+                select.select([], [self], [])  # another process has made it non-blocking, and it is full
         return len(data)
 
 
 @contextmanager
 def lasting() -> Iterator[Lasting]:
-    """Context in which writing to ``sys.stdout`` and ``sys.stderr`` never fails, whatever becomes of them.
+    """Return a context in which writing to ``sys.stdout`` and ``sys.stderr`` never fails.
 
-    Neither a reader that leaves, nor a full disk, nor a letter that the encoding has not raises an exception.
+    A closed pipe, a full disk or a character that the encoding lacks raises no exception.
 
-    A stream that was closed from the start is opened to nowhere, since the next file would take its place and receive
-    its text. Streams that somebody else has replaced are left as they are.
+    A stream that was closed at the start is connected to the null device. Otherwise the next file to be opened would
+    get its descriptor and receive its text. Streams that other code has replaced stay unchanged.
     """
     state = Lasting()
     _open_missing()
@@ -91,7 +91,7 @@ def _open_missing() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)  # the lowest that is free
+            opened = os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)  # the lowest free one
             os.set_inheritable(opened, True)
 
 
@@ -101,5 +101,5 @@ def _stream(descriptor: int, former: TextIO | None, state: Lasting) -> TextIO:
             former.flush()
     file = io.BufferedWriter(_LastingFile(descriptor, state))  # type: ignore[type-var]
     encoding = former.encoding if former is not None else "utf-8"
-    # Lines at once, since a log is read while it grows; and a name that this encoding has not costs no run.
+    # Line by line, since a log is read while it grows. A character that the encoding lacks is escaped.
     return io.TextIOWrapper(file, encoding=encoding, errors="backslashreplace", line_buffering=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from sftn_fast import cli, models, train
+from sftn_fast.data.sources import fake
 from sftn_fast.report import methods_page
 from sftn_fast.report.published import IMAGENET_PAIRS
 from sftn_fast.sftn import StudentAwareTeacher
@@ -18,16 +20,30 @@ TWO_STEPS += ["--optim.batch_size", "4", "--optim.milestones", "null", "--epochs
 # ImageNet's networks are too large for a test of seconds, and bfloat16 is slow on most CPUs: a test of their own builds
 # the pairs, and these do the steps of all three recipes, which differ in nothing else.
 LIGHT = ["--teacher", "resnet18", "--student", "shufflenet_v2_x0_5", "--data.image_size", "32", "--engine.amp", "fp32"]
+# A recipe for a pair differs from its base in the networks alone. These two stages build, train and evaluate both of
+# them, which costs seconds a network: the stages that train one of them alone are left to the base.
+PAIRS = [name for name in cli.recipe_names() if name.startswith("cifar100_")]
+BOTH_NETWORKS = ["--stages", "[sftn,distill]"]
 
 
 @pytest.mark.parametrize("recipe", [name for name in cli.recipe_names() if not name.startswith("imagenet_")])
-def test_recipe_runs_for_two_steps(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    networks = LIGHT if recipe == "imagenet" else []
-    config, _ = cli.parse(["--config", recipe, *TWO_STEPS, *networks, "--output", str(tmp_path / "run")])
+def test_recipe_runs_for_two_steps(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fake, "TEST_IMAGES", 32)  # the evaluation of 256 takes longer than the steps
+    options = LIGHT if recipe == "imagenet" else BOTH_NETWORKS if recipe in PAIRS else []
+    config, _ = cli.parse(["--config", recipe, *TWO_STEPS, *options, "--output", str(tmp_path / "run")])
     train.run(config)
     printed = capsys.readouterr().out
     assert "student of SFTN teacher" in printed
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("recipe", [name for name in cli.recipe_names() if name.startswith(("cifar100_", "imagenet_"))])
+def test_a_recipe_for_a_pair_differs_from_its_base_in_the_networks_alone(recipe: str) -> None:
+    config, base = (cli.parse(["--config", name])[0] for name in (recipe, recipe.partition("_")[0]))
+    assert recipe.endswith(f"_{config.teacher}_{config.student}") and config.output == f"runs/{recipe}"
+    assert dataclasses.replace(base, teacher=config.teacher, student=config.student, output=config.output) == config
 
 
 @pytest.mark.parametrize("recipe", cli.recipe_names())

@@ -1,4 +1,4 @@
-"""The drop-in criteria give what RepDistiller's own classes give: values that those computed in float64."""
+"""The drop-in criteria give the values that RepDistiller's own classes computed in float64."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_vid_with_given_convolutions():
 
 
 def test_crd_as_the_original_computes_it():
-    """Two steps, with given negatives, against the original's arithmetic written out."""
+    """Two steps with given negatives, compared with the original's arithmetic."""
     torch.manual_seed(0)
     n, k, b = 20, 5, 4
     options = SimpleNamespace(s_dim=6, t_dim=9, feat_dim=8, n_data=n, nce_k=k, nce_t=0.07, nce_m=0.5)
@@ -136,7 +136,7 @@ def test_fsp_refuses_other_channels():
 
 
 def test_a_training_loop_runs_on():
-    """The lines of a step as scripts of RepDistiller have them, on a toy."""
+    """The lines of a step in RepDistiller's scripts, on a toy problem."""
     torch.manual_seed(0)
     student, teacher = (nn.Conv2d(3, width, 3, padding=1) for width in (4, 6))
     images = torch.randn(8, 3, 5, 5)

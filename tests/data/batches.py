@@ -1,4 +1,4 @@
-"""What several batches hold together, whichever loader gave them, and what a loader must leave alone."""
+"""Comparison of batches from any loader, and the random state that a loader must not change."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 
 def joined(batches):
-    """Images, targets and indices of several batches, one after the other."""
+    """Concatenate images, targets and indices of several batches."""
     parts = [(batch.images, batch.target, batch.index) for batch in batches]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def same(first, second):
-    """Whether the batches of both hold the same bits."""
+    """Return whether both sequences of batches are bit-identical."""
     return all(torch.equal(a, b) for a, b in zip(joined(first), joined(second), strict=True))
 
 
 def rng_states():
-    """The states of the global random generators."""
+    """Return the states of the global random generators."""
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002

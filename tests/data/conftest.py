@@ -5,6 +5,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import torch
 
 
 class SilentHandler(SimpleHTTPRequestHandler):
@@ -12,9 +13,18 @@ class SilentHandler(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors gain nothing from threads, which spin while they wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A folder and the address under which a web server on this machine serves it."""
+    """A folder, and the address at which a local web server serves it."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     monkeypatch.setenv("no_proxy", "127.0.0.1")

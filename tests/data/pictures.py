@@ -1,9 +1,11 @@
-"""Small image files: coloured ones that can be told apart, and damaged ones."""
+"""Small image files: coloured ones that are easy to tell apart, and damaged ones."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ def noise(size=(12, 12), seed=0):
 
 
 def write(path, image=None, **options):
-    """Write an image, in the format of its name unless another is given; folders are made."""
+    """Write an image in the format of its extension, unless another is given; create its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     (draw() if image is None else image).save(path, **options)
@@ -29,7 +31,7 @@ def write(path, image=None, **options):
 
 
 def png(width, height, *, bits, colour_type, raw, extra=()):
-    """A PNG from its unfiltered rows, for what Pillow does not write; ``extra`` chunks come before them."""
+    """Build a PNG from unfiltered rows, for variants that Pillow can't write; ``extra`` chunks precede the rows."""
     rows = np.frombuffer(raw, np.uint8).reshape(height, -1)
     filtered = np.pad(rows, ((0, 0), (1, 0))).tobytes()
     chunks = [
@@ -45,7 +47,7 @@ def png(width, height, *, bits, colour_type, raw, extra=()):
 
 
 def tiff(width, height, raw, tags, order="<"):
-    """An uncompressed grey TIFF of one strip, for what Pillow does not write; ``tags`` are of shorts, by number."""
+    """Build an uncompressed grey TIFF of one strip, for variants that Pillow can't write; ``tags`` have type short."""
     entries = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(raw)} | tags
     entries[273] = 8 + 2 + 12 * len(entries) + 4
     rows = [struct.pack(f"{order}HHLHH", tag, 3, 1, value, 0) for tag, value in sorted(entries.items())]
@@ -54,31 +56,36 @@ def tiff(width, height, raw, tags, order="<"):
     return head + b"".join(rows) + bytes(4) + raw
 
 
+@cache
 def bomb(side):
-    """A square black PNG of one bit a pixel: small as a file, not when it is decoded."""
+    """Build a square black PNG of one bit per pixel: small as a file, large once decoded."""
     return png(side, side, bits=1, colour_type=0, raw=bytes(side * -(-side // 8)))
 
 
+@cache
+def encoded(name):
+    """Return an image of noise in the format ``name``."""
+    file = io.BytesIO()
+    noise((64, 64)).save(file, name)
+    return file.getvalue()
+
+
 def damaged(path, kind):
-    """Put a file at ``path`` that is named like an image and is none."""
+    """Write a file to ``path`` that has an image's name and can't be decoded."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "link to nowhere":
         path.symlink_to(path.parent / "gone")
         return path
-    good = {}
-    for extension in ("jpg", "png"):
-        file = write(path.with_name(f"good.{extension}"), noise((64, 64)))
-        good[extension] = file.read_bytes()
-        file.unlink()
-    middle = len(good["png"]) // 2
+    good = {name: encoded(name) for name in ("JPEG", "PNG")}
+    middle = len(good["PNG"]) // 2
     contents = {
         "empty": b"",
         "text": b"<html>404 not found</html>\n" * 20,
-        "truncated jpg": good["jpg"][: len(good["jpg"]) // 2],
-        "truncated png": good["png"][:middle],
-        "header only": good["jpg"][:20],
-        "one bit of a png": good["png"][:middle] + bytes((good["png"][middle] ^ 1,)) + good["png"][middle + 1 :],
+        "truncated jpg": good["JPEG"][: len(good["JPEG"]) // 2],
+        "truncated png": good["PNG"][:middle],
+        "header only": good["JPEG"][:20],
+        "one bit of a png": good["PNG"][:middle] + bytes((good["PNG"][middle] ^ 1,)) + good["PNG"][middle + 1 :],
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
         "bomb": bomb(8_001),
         "floating point": b"Pf\n2 2\n-1.0\n" + np.ones(4, np.float32).tobytes(),

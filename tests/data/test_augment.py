@@ -9,7 +9,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 def by_torchvision(image, top, left, flipped, padding, mean, std):
-    """One image the usual way: RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, with the draws given."""
+    """Augment one image with RandomCrop, RandomHorizontalFlip, ToTensor and Normalize, with given random draws."""
     transforms = pytest.importorskip("torchvision.transforms.functional")
     height, width = image.shape[1:]
     picture = transforms.pad(transforms.to_pil_image(image), padding)

@@ -1,4 +1,4 @@
-"""Images of every mode and of every depth: as bright as they are, or refused, and never black."""
+"""Images of every mode and bit depth: decoded with the right brightness or refused, and never black."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sftn_fast.data.torchvision_decoder import TorchvisionDecoder  # noqa: E402
 GREY_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "F")
 GREYS = np.arange(256, dtype=np.uint16).reshape(16, 16)
-LEVELS = {8: 1, 10: 4, 12: 16, 14: 64}  # bits, and how far apart the grey levels are then
+LEVELS = {8: 1, 10: 4, 12: 16, 14: 64}  # step between the 256 grey levels, by number of bits
 
 
 def loaded(name, paths, white=None):
-    """The images [N, 3, 16, 16] that a loader gives, from 0 to 255."""
+    """Return the images [N, 3, 16, 16] from a loader, with values from 0 to 255."""
     if name == "memory":
         return read_images(paths, 16, root=Path("/"), white=white).float()
     form = ImageFormat(16, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"), white=white)
@@ -39,7 +39,7 @@ def loaded(name, paths, white=None):
 
 
 def of_mode(mode, level):
-    """A picture that is all of grey ``level``, as much of it as ``mode`` has."""
+    """Return an image of uniform grey ``level`` in ``mode``, as far as the mode can express it."""
     if mode == "I":
         return Image.fromarray(np.full((16, 16), level * 257, np.int32))
     if mode in GREY_OF_16_BITS:
@@ -54,17 +54,17 @@ def of_mode(mode, level):
 
 
 def everything_pillow_writes(folder):
-    """A grey picture in every mode and format that Pillow writes."""
+    """Write a grey image in every mode and format that Pillow supports; return the paths."""
     Image.init()
     paths = {}
     for mode in (*MODES, *GREY_OF_16_BITS):
-        # Other writers clip them to 8 bits before they write.
+        # The other formats' writers clip these modes to 8 bits.
         deep = mode in ("I", "F", *GREY_OF_16_BITS)
         for name in ("PNG", "PPM", "TIFF", "JPEG2000") if deep else FORMATS:
             path = folder / f"{mode.replace(';', '_')}.{name.lower()}"
             try:
                 of_mode(mode, 200).save(path, format=name)
-            except (OSError, ValueError, KeyError):  # a mode that the format does not have
+            except (OSError, ValueError, KeyError):  # the format does not support the mode
                 path.unlink(missing_ok=True)
                 continue
             paths[mode, name] = path
@@ -92,7 +92,7 @@ def test_every_mode_that_pillow_writes_through_every_loader(tmp_path):
 
 
 def sixteen_bits(folder, values, **tags):
-    """Grey ``values`` of 16 bits, in every format that holds such."""
+    """Write 16-bit grey ``values`` in every format that supports them; return the paths."""
     image = Image.fromarray(values)
     raw = values.tobytes()
     (folder / "big.tif").write_bytes(pictures.tiff(16, 16, values.astype(">u2").tobytes(), {}, order=">"))
@@ -122,7 +122,7 @@ def test_fewer_bits_in_16_are_refused_or_come_out_right(bits, tmp_path):
 
 
 def test_16_bits_are_16_bits(tmp_path):
-    dark = np.where(GREYS < 100, GREYS * 257, 0).astype(np.uint16)  # 8 bits that became 16
+    dark = np.where(GREYS < 100, GREYS * 257, 0).astype(np.uint16)  # 8 bits scaled up to 16
     for number, (values, greys) in enumerate(
         [(GREYS << 8 | 0x7B, GREYS), (GREYS * 257, GREYS), (dark, dark // 257), (dark * 0, dark * 0)]
     ):
@@ -138,7 +138,7 @@ def test_16_bits_are_16_bits(tmp_path):
 def test_a_tiff_that_says_which_value_is_white(tags, bits, tmp_path):
     path = pictures.write(tmp_path / "a.tif", Image.fromarray(GREYS * LEVELS[bits]), tiffinfo=tags)
     assert (np.asarray(decode(path)) == GREYS[..., None]).all()
-    assert (np.asarray(decode(path, 65535)) == GREYS[..., None]).all()  # what the file says comes first
+    assert (np.asarray(decode(path, 65535)) == GREYS[..., None]).all()  # the file's statement has priority
 
 
 def test_the_largest_value_of_a_tiff_is_no_depth(tmp_path):
@@ -164,7 +164,7 @@ def test_a_tiff_in_which_0_is_white(tmp_path):
 @pytest.mark.parametrize("bits", LEVELS)
 def test_a_png_that_says_how_many_bits_are_significant(bits, tmp_path):
     extra = [(b"sBIT", bytes((bits,)))]
-    for values in (GREYS * LEVELS[bits], GREYS * 257):  # as many bits as are said, or spread over all 16
+    for values in (GREYS * LEVELS[bits], GREYS * 257):  # in the significant bits, or scaled up to all 16
         raw = values.astype(">u2").tobytes()
         (tmp_path / "a.png").write_bytes(pictures.png(16, 16, bits=16, colour_type=0, raw=raw, extra=extra))
         assert (np.asarray(decode(tmp_path / "a.png")) == GREYS[..., None]).all()
@@ -183,7 +183,7 @@ def test_a_pgm_says_it_by_its_largest_value(kind, bits, tmp_path):
 
 @pytest.mark.parametrize("colour_type", [2, 4, 6])
 def test_16_bit_colours(colour_type, tmp_path):
-    """Grey and transparency, colours, and both, of a PNG."""
+    """A PNG of grey and transparency, of colours, and of both."""
     channels = {2: 3, 4: 2, 6: 4}[colour_type]
     opaque = np.full((16, 16), 2**16 - 1)
     for values, is_clear in ((GREYS * 257, True), (GREYS * 16, False), (GREYS, False)):
@@ -264,7 +264,7 @@ def test_white_in_the_configuration(tmp_path):
 
 
 def test_sixteen_bit_bmps_are_of_8_bits(tmp_path):
-    """Of 5 and 6 bits a channel, which the name of Pillow's decoder might be taken for 16 of."""
+    """They have 5 or 6 bits per channel, although the name of Pillow's decoder contains 16."""
     header = struct.pack("<2sLHHLLllHHLLllLL", b"BM", 54 + 512, 0, 0, 54, 40, 16, 16, 1, 16, 0, 512, 0, 0, 0, 0)
     (tmp_path / "a.bmp").write_bytes(header + struct.pack("<H", 0b0_00011_00011_00011) * 256)
     assert np.abs(np.asarray(decode(tmp_path / "a.bmp")).astype(int) - 24).max() <= 1

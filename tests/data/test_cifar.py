@@ -33,7 +33,7 @@ def batch_names(name):
 
 
 def make_batches(name, labels=None):
-    """Contents of small batch files in the published format, by file name; the position of a file seeds its images."""
+    """Return small batch files in the published format, by name; a file's position is the seed of its images."""
     labels = list(range(COUNT)) if labels is None else labels
     return {
         batch: pickle.dumps({"data": pixels(position), LABELS_KEY[name]: labels})
@@ -54,7 +54,7 @@ def make_archive(name, batches, extra=()):
 
 
 def publish(monkeypatch, name, batches, archive=b""):
-    """Have torchvision list the checksums of these files."""
+    """Make torchvision list the checksums of these files."""
     published = PUBLISHED[name]
     for attribute in ("train_list", "test_list"):
         listed = [[batch, md5(batches[batch])] for batch, _ in getattr(published, attribute)]
@@ -189,7 +189,7 @@ def test_a_damaged_batch_is_refused(damage, position, tmp_path, monkeypatch):
 
 
 class Payload:
-    """A pickle that makes a file when it is read."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""What a run on a folder of images says of its classes, and folders that hold no split of their own."""
+"""Notices about the classes of a folder of images, and folders without a test split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftn_fast.data.sources.fake import load_fake
 
 
 def make(root, counts, test=None, split="train"):
-    """Images of each class, as many as ``counts`` says."""
+    """Write ``counts`` images of each class."""
     for part, numbers in ((split, counts), *([("val", test)] if test else [])):
         for name, count in numbers.items():
             for i in range(count):
@@ -136,7 +136,7 @@ def test_as_many_names_as_classes():
 
 
 def test_the_recipe_for_a_folder_suits_a_small_one(tmp_path):
-    """As it stands: 120 images of three classes, and nothing of the demo's."""
+    """Unchanged, it trains on 120 images of three classes, without settings left over from the demo."""
     config, _ = cli.parse(["--config", "folder", "--data.root", str(tmp_path)])
     assert config.data.name == "folder" and config.data.train_size is None
     assert config.optim.batch_size <= 120 // 4 and config.epochs >= 30 and config.data.image_size >= 32

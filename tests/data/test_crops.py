@@ -1,4 +1,4 @@
-"""Which part of an image is seen: bounds, distribution, and torchvision's rounding."""
+"""Crops of an image: bounds, distribution, and torchvision's rounding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_area_ratio_place_and_flip_are_spread_over_all_that_is_allowed():
     ratio = np.log(boxes[:, 3] / boxes[:, 2])
     assert AREA[0] - 0.001 < area.min() < 0.1 and 0.95 < area.max() <= AREA[1]
     assert math.log(ASPECT[0]) - 0.02 < ratio.min() < -0.27 and 0.27 < ratio.max() < math.log(ASPECT[1]) + 0.02
-    assert abs(ratio[area < 0.3].mean()) < 0.02  # small parts of every ratio fit, so that none is preferred
+    assert abs(ratio[area < 0.3].mean()) < 0.02  # small crops of every ratio fit, so that no ratio is preferred
     for place, room in ((boxes[:, 0], 375 - boxes[:, 2]), (boxes[:, 1], 500 - boxes[:, 3])):
         share = (place / np.maximum(room, 1))[room > 50]
         assert abs(share.mean() - 0.5) < 0.03 and share.min() < 0.02 and share.max() > 0.98
@@ -65,7 +65,9 @@ def test_the_centre_is_torchvisions(height, width, size):
     functional = pytest.importorskip("torchvision.transforms.v2.functional")
     view = center_crop(height, width, size)
     if max(height, width) > LONGEST * min(height, width):
-        assert max(view.box[2:]) == LONGEST * min(height, width)  # a resized 2000 x 3 would be huge
+        assert max(view.box[2:]) == LONGEST * min(
+            height, width
+        )  # resizing a 2000 x 3 image without cutting would be huge
         height, width = view.box[2:]
     resized = functional.resize(torch.empty(1, height, width), [round(size * 256 / 224)])
     assert view.resized == tuple(resized.shape[1:])

@@ -1,4 +1,4 @@
-"""What image files hold in practice comes out as upright 8-bit RGB; what can't be used is refused."""
+"""Decoding of the image files that occur in practice to upright 8-bit RGB; unusable files are refused."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [10_000, 20_000])  # Pillow warns of the one and refuses the other by itself
+@pytest.mark.parametrize("side", [10_000, 20_000])  # Pillow itself warns of the first and refuses the second
 def test_larger_bombs(side, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(pictures.bomb(side))
@@ -137,7 +137,7 @@ def test_larger_bombs(side, tmp_path):
 @pytest.mark.parametrize("size", [8, 12, 48])
 @pytest.mark.parametrize("shape", [(24, 24), (48, 24), (24, 72)])
 def test_resizing_and_cutting_are_torchvisions(shape, size, tmp_path):
-    """Where the longer side and the window's corner are whole pixels, to which torchvision rounds them."""
+    """At sizes where torchvision's rounding of the longer side and of the window's corner changes nothing."""
     image = pictures.noise(shape)
     found = read_square(pictures.write(tmp_path / "a.png", image), size)
     resized = transforms.center_crop(transforms.resize(image, [size], antialias=True), [size, size])

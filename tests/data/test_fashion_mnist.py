@@ -16,7 +16,7 @@ from sftn_fast.data.sources.fashion_mnist import SYSTEM_FOLDER, read_idx
 
 
 def idx(array, shape=None):
-    """An idx file of uint8 whose header declares ``shape``, by default the array's own."""
+    """Build an idx file of uint8 whose header declares ``shape``, by default the array's own."""
     shape = array.shape if shape is None else shape
     return bytes((0, 0, 8, len(shape))) + np.array(shape, ">u4").tobytes() + array.tobytes()
 
@@ -26,7 +26,7 @@ def pixels(count):
 
 
 def write_files(folder, **replaced):
-    """A small data set in ``folder``; ``replaced`` gives other contents by name, dashes as underscores."""
+    """Write a small data set to ``folder``; ``replaced`` has other contents by name, with underscores for dashes."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {}
     for split, count in (("train", 40), ("t10k", 20)):
@@ -45,7 +45,7 @@ def no_system_folder(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
-    """What the files must hold, which `write_files` makes what it writes."""
+    """Make the files of `write_files` the published ones."""
     monkeypatch.setattr(fashion_mnist, "SHA256", dict(fashion_mnist.SHA256))
 
 
@@ -125,7 +125,7 @@ def test_download(tmp_path, monkeypatch, mirror):
 @pytest.mark.parametrize("name", fashion_mnist.FILES)
 @pytest.mark.parametrize("folder", ["root/FashionMNIST/raw", "system"])
 def test_other_content_of_the_right_form_is_refused(folder, name, zipped, tmp_path):
-    """As row by row of random pixels, or labels of another order, would be."""
+    """For example random pixels, or labels in another order."""
     write_files(tmp_path / folder)
     path = tmp_path / folder / name
     content = path.read_bytes()

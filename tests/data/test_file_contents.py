@@ -1,4 +1,4 @@
-"""What identifies image files that are decoded on demand."""
+"""The checksum that identifies image files which are decoded on demand."""
 
 from __future__ import annotations
 

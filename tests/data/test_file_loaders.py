@@ -1,12 +1,9 @@
-"""Images that are decoded on demand: the same contract as images in memory, whoever decodes them."""
+"""Images that are decoded on demand: the same contract as images in memory, with every decoder."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import select
-import signal
-import subprocess
 import sys
 import threading
 from itertools import chain
@@ -47,7 +44,7 @@ def dali():
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """JPEGs of several sizes, of blots of several sizes as photographs are."""
+    """JPEGs of several sizes, with coarse and fine blobs like a photograph's."""
     folder, draws = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     paths = []
     for i in range(24):
@@ -144,7 +141,7 @@ def test_channels_last(name, photographs):
 
 
 def theirs(path, size):
-    """As torchvision's example for ImageNet evaluates."""
+    """Load an image as torchvision's ImageNet example does in evaluation."""
     v1 = pytest.importorskip("torchvision.transforms")
     shorter = round(size * 256 / 224)
     parts = [v1.Resize(shorter), v1.CenterCrop(size), v1.ToTensor(), v1.Normalize(MEAN, STD)]
@@ -152,7 +149,7 @@ def theirs(path, size):
 
 
 def test_all_decoders_see_the_same(photographs):
-    for size in (16, 48):  # the larger ones: some images grow
+    for size in (16, 48):  # at 48 some images are enlarged
         train = {name: joined(loader(name, photographs, size=size).epoch(0))[0] for name in DECODERS}
         evaluated = {
             name: joined(FileEvalLoader(split_of(photographs), decoder_of(name, size)))[0] for name in DECODERS
@@ -161,7 +158,7 @@ def test_all_decoders_see_the_same(photographs):
             assert torch.equal(images["dali"], images["torchvision"])
             difference = (images["dali, all of it"] - images["dali"]).abs()
             assert difference[:, :, 1:-1, 1:-1].max() < 2.1 * LEVEL and difference.mean() < 0.4 * LEVEL
-            # At the edge DALI repeats the last pixel where torch and Pillow look at fewer.
+            # At the edge DALI repeats the last pixel, while torch and Pillow average fewer pixels.
             assert difference.max() < 8.1 * LEVEL
         expected = torch.stack([theirs(path, size) for path in photographs])
         difference = (evaluated["dali"] - expected).abs()
@@ -187,11 +184,11 @@ def test_all_decoders_give_the_same_accuracy(photographs):
 
 
 def odd_files(folder):
-    """Files of one picture that need care, each of which must look like the first."""
+    """Write one picture in unusual ways; every file must look like the first."""
     picture = Image.new("RGB", (40, 24), (200, 200, 200))
     picture.paste((60, 60, 60), (0, 0, 20, 12))  # a dark corner: top left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    exif[0x0112] = 6  # rotate clockwise by 90 degrees
     sixteen = (np.asarray(picture.convert("L")).astype(">u2") * 257).tobytes()
     write = pictures.write
     (folder / "sixteen.png").write_bytes(pictures.png(40, 24, bits=16, colour_type=0, raw=sixteen))
@@ -217,14 +214,14 @@ def test_odd_files_look_the_same(name, tmp_path):
     for path, image in zip(paths, images, strict=True):
         assert (image - images[0]).abs().max() < 8 * LEVEL, path.name
     whole = np.asarray(decode(paths[4]))
-    assert whole.shape == (24, 40, 3) and whole[2, 2].max() < 80  # so that the rotated one is no trivial case
+    assert whole.shape == (24, 40, 3) and whole[2, 2].max() < 80  # so that the rotation is visible
 
 
 # Faults
 
 
 def broken_huffman_table(path):
-    """A JPEG whose header can be read and whose pixels can't."""
+    """Write a JPEG with a readable header and undecodable pixels."""
     content = bytearray(pictures.write(path, pictures.noise((64, 64))).read_bytes())
     table = content.index(b"\xff\xc4")
     content[table + 5 : table + 21] = b"\xff" * 16
@@ -259,7 +256,7 @@ def test_a_loader_that_is_left_in_mid_epoch_leaves_nothing_behind(name, photogra
 
 def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
     wait = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
-    monkeypatch.setattr(wait, "__defaults__", (0.05,))  # seconds until torch looks whether its workers live
+    monkeypatch.setattr(wait, "__defaults__", (0.05,))  # seconds between torch's checks that its workers are alive
     batches = loader("torchvision", photographs, batch_size=2).epoch(0)
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -269,43 +266,6 @@ def test_a_worker_that_dies_is_an_error_in_one_line(photographs, monkeypatch):
         list(batches)
     assert "\n" not in str(error.value)
     assert nothing_left()
-
-
-LEFT_ALONE = """
-import multiprocessing, sys, torch
-from pathlib import Path
-from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, ImageFormat
-from sftn_fast.data.torchvision_decoder import TorchvisionDecoder
-form = ImageFormat(16, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
-files = FileSplit(sys.argv[1:], torch.zeros(len(sys.argv) - 1, dtype=torch.int64))
-batches = iter(FileEvalLoader(files, TorchvisionDecoder(form, workers=2, root=Path("/"))))
-next(batches)
-print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-print(multiprocessing.util.get_temp_dir(), flush=True)
-sys.stdin.read()
-"""
-
-
-def test_workers_survive_signals_but_not_their_parent(photographs):
-    command = [sys.executable, "-c", LEFT_ALONE, *map(str, photographs * 22)]  # 528: a third batch keeps them busy
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    workers = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    for worker in workers:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.pidfd_send_signal(worker, number)
-    assert not select.select(workers, [], [], 0.2)[0]
-    scratch = Path(parent.stdout.readline().strip())
-    assert scratch.is_dir()
-    parent.kill()
-    gone = [bool(select.select([worker], [], [], 30)[0]) for worker in workers]
-    for worker, is_gone in zip(workers, gone, strict=True):
-        if not is_gone:
-            signal.pidfd_send_signal(worker, signal.SIGKILL)
-        os.close(worker)
-    parent.communicate()
-    assert all(gone), "a worker outlived its parent"
-    assert not scratch.exists()
 
 
 # The choice

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import threading
 
 import pytest
 
@@ -16,6 +17,19 @@ def test_the_folder_is_held_until_the_end_and_nothing_is_left(tmp_path):
     with (folder / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_another_run_holds_is_waited_for(tmp_path):
+    def enter():
+        with exclusive(tmp_path):
+            entered.set()
+
+    entered, waiting = threading.Event(), threading.Thread(target=enter)
+    with exclusive(tmp_path):
+        waiting.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(30)
+    waiting.join()
 
 
 def test_an_error_releases_the_folder(tmp_path):

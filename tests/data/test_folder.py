@@ -1,10 +1,8 @@
-"""Image folders: which files, which classes, and what is refused."""
+"""Image folders: the files and classes found, and the errors."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ pytest.importorskip("PIL.Image")
 datasets = pytest.importorskip("torchvision.datasets")
 import pictures  # noqa: E402
 
-from sftn_fast import data  # noqa: E402
+from sftn_fast import data, train  # noqa: E402
 from sftn_fast.config import ConfigError, DataConfig  # noqa: E402
 from sftn_fast.data.source import load  # noqa: E402
 
@@ -42,7 +40,7 @@ def refusal(root, **options):
 
 
 def colours_of(images):
-    """The colour and the label of each image, which is of one colour."""
+    """Return the colour and the label of each image of a single colour."""
     return [(tuple(pixels[:, 4, 4].tolist()), int(label)) for pixels, label in zip(*vars(images).values(), strict=True)]
 
 
@@ -180,17 +178,16 @@ def test_built_for_training(tmp_path):
     assert images.fingerprint() != again.fingerprint()
 
 
-def test_trained_on_through_the_command_line(tmp_path):
+def test_trained_on_through_the_command_line(tmp_path, capsys):
     root = make(tmp_path / "my images", count=4)
-    command = [sys.executable, "-m", "sftn_fast.train", "--data.name", "folder", "--data.root", str(root)]
     options = {"data.train_size": "null", "stages": "[student]", "epochs": 1, "seeds": "[0]", "optim.batch_size": 4}
     given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    given += ["--output", str(tmp_path / "run"), "--student", "resnet8"]
-    refused = subprocess.run([*command, *given], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1 and "data.image_size must be given" in refused.stderr
+    given += ["--data.name", "folder", "--data.root", str(root), "--output", str(tmp_path / "run")]
+    given += ["--student", "resnet8"]
+    assert train.main(given) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and "data.image_size must be given" in refused
 
-    done = subprocess.run([*command, *given, "--data.image_size", "8"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert train.main([*given, "--data.image_size", "8"]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "run" / "seed0" / "student" / "result.json").read_text())
     assert np.isfinite(result["last"]["top1"]) and result["identity"]["data"]["num_train"] == 12

@@ -1,4 +1,4 @@
-"""Which files are taken for images, and what is said of those that are not."""
+"""Files that count as images, and the notice about those that do not."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_folders_of_a_system_are_left_out_and_named(place, tmp_path, capsys):
     line = capsys.readouterr().err
     assert "ignored folders #recycle, $RECYCLE.BIN, .ipynb_checkpoints, .thumb, @Recycle and 3 more" in line
     assert verify_module.verify(tmp_path, workers=1)[0] == 4
-    assert "ignored folders #recycle" not in capsys.readouterr().err  # said once by a process
+    assert "ignored folders #recycle" not in capsys.readouterr().err  # printed once per process
 
 
 @pytest.mark.parametrize("name", ["@home", "#1", "~old", "$dollar", "recycle", "thumbs", "_private", "-dash", "a b "])
@@ -125,7 +125,7 @@ def test_folders_nested_too_deep(tmp_path, capsys):
 
 
 def test_links_that_lead_to_millions_of_places(tmp_path):
-    """Thirty folders, each with two links to the next: a billion paths without a circle."""
+    """Thirty folders, each with two links to the next, have a billion paths without a cycle."""
     for number in range(30):
         folder = tmp_path / "farm" / str(number)
         folder.mkdir(parents=True)
@@ -150,7 +150,7 @@ def test_one_rank_says_it(tmp_path, monkeypatch, capsys):
 
 
 def test_discovery_asks_the_system_nothing_of_a_plain_file(tmp_path, monkeypatch):
-    """A stat for each of a million files would take minutes on a network's disk."""
+    """A stat of each of a million files would take minutes on a network drive."""
     for number in range(50):
         (tmp_path / "train" / "cat" / f"{number}.png").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")

@@ -61,7 +61,7 @@ def test_resizing_is_torchvisions(size):
     for split in ("train", "test"):
         before, after = (getattr(images, split).data.pixels for images in (original, resized))
         expected = resize(before.double(), [size, size], antialias=True)
-        # Bytes are resized with 8-bit weights, hence the one level above the rounding.
+        # Bytes are resized with 8-bit weights, so the result may be one level off.
         assert (after.double() - expected).abs().max() <= 1.5
 
 
@@ -160,5 +160,5 @@ def test_several_views_of_an_image():
     assert images.with_views(1) is images
     assert next(images.with_views(2).train.epoch(0)).images.shape == (32, 2, 3, 32, 32)
     other = dataclasses.replace(images, train=object())
-    with pytest.raises(ConfigError, match="own_views must be false for fake, whose loader makes one view of an image"):
+    with pytest.raises(ConfigError, match="own_views must be false for fake, whose loader gives one view per image"):
         other.with_views(2)

@@ -25,7 +25,7 @@ def loader(count=50, batch_size=8, seed=0, padding=2, flip=True, **ranks):
 
 
 def one_image(count):
-    """The same image ``count`` times: what differs is the augmentation."""
+    """Return the same image ``count`` times, so that only the augmentation differs."""
     data = images(1)
     return DeviceImages(data.pixels.expand(count, -1, -1, -1), data.labels.expand(count), data.mean, data.std)
 

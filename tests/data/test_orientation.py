@@ -1,8 +1,9 @@
-"""Which way up an image is: by one tag of its EXIF, and whatever else is there refuses no image."""
+"""Image orientation from one EXIF tag; nothing else in the EXIF data makes an image unusable."""
 
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from sftn_fast.data.encoded_image import read_encoded  # noqa: E402
 from sftn_fast.data.orientation import read_orientation  # noqa: E402
 
 MUTATIONS = 600
-TAG = bytes((1, 0x12, 0, 3, 0, 0, 0, 1, 0, 6))  # as a block in big-endian order has it
+TAG = bytes((1, 0x12, 0, 3, 0, 0, 0, 1, 0, 6))  # its bytes in a big-endian block
 
 
 def block(orientation=6):
-    """A block of EXIF as a camera writes it, with directories, texts and fractions."""
+    """Build a block of EXIF data as cameras write it, with directories, texts and fractions."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Model of a camera", orientation
     exif[0x011A], exif[0x011B], exif[0x0128], exif[0x0132] = 72.0, 72.0, 2, "2026:01:01 00:00:00"
@@ -29,10 +30,24 @@ def block(orientation=6):
     return exif.tobytes()
 
 
-def jpeg(exif):
+@cache
+def plain_jpeg():
     file = io.BytesIO()
-    pictures.noise((24, 16)).save(file, "JPEG", exif=exif)
+    pictures.noise((24, 16)).save(file, "JPEG")
     return file.getvalue()
+
+
+def jpeg(exif):
+    """Build a JPEG with a block of EXIF data after its first segment, where Pillow writes it."""
+    content = plain_jpeg()
+    end = 4 + int.from_bytes(content[4:6], "big")
+    return content[:end] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[end:]
+
+
+def test_the_blocks_are_put_where_pillow_puts_them():
+    file = io.BytesIO()
+    pictures.noise((24, 16)).save(file, "JPEG", exif=block())
+    assert jpeg(block()) == file.getvalue()
 
 
 def test_the_tag_is_found():
@@ -55,14 +70,14 @@ def test_what_is_no_orientation_is_upright(value):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of odd EXIF
 def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
-    """And whatever else is odd, the tag counts where it is still there."""
+    """And the tag counts wherever it survives, whatever else is odd."""
     draws, exif, path = np.random.default_rng(0), block(), tmp_path / "a.jpg"
     upright = (16, 24, 3)
     odd = turned = 0
     for number in range(MUTATIONS):
         changed = bytearray(exif)
         for _ in range(draws.integers(1, 9)):
-            # Behind "Exif", without which there is none; a value at random, or one that sizes and offsets dislike.
+            # After "Exif", without which there is no EXIF; a random value, or an extreme size or offset.
             place = draws.integers(6, len(exif))
             changed[place] = draws.choice([draws.integers(256), 0, 255, 128])
         if number % 7 == 0:
@@ -75,14 +90,15 @@ def test_odd_exif_refuses_nothing_that_pillow_opens(tmp_path):
                 ImageOps.exif_transpose(image)
             except Exception:  # it reads and writes all of the EXIF
                 odd += 1
-        shapes = {np.asarray(decode(path)).shape, (read_encoded(str(path)).height, read_encoded(str(path)).width, 3)}
+        encoded = read_encoded(str(path))
+        shapes = {np.asarray(decode(path)).shape, (encoded.height, encoded.width, 3)}
         assert len(shapes) == 1
         if theirs in (5, 6, 7, 8):
             turned += 1
             assert shapes == {(24, 16, 3)}, changed
-        elif TAG not in changed:  # Pillow may have lost it with others that came before
+        elif TAG not in changed:  # Pillow may lose it together with damaged tags before it
             assert shapes == {upright}, changed
-    assert odd > 3 and turned > 100  # so that both are tried
+    assert odd > 3 and turned > 100  # both cases must occur
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -101,7 +117,7 @@ def test_odd_exif_of_other_formats(ending, tmp_path):
         try:
             with Image.open(path) as image:
                 image.load()
-        except Exception:  # not the EXIF alone was hit
+        except Exception:  # more than the EXIF data was damaged
             continue
         assert sorted(np.asarray(decode(path)).shape) == [3, 16, 24]
 

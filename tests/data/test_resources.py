@@ -1,4 +1,4 @@
-"""What the system says of the machine, also where it says little."""
+"""Cores and memory, also on systems that tell little about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def unknown(name):
 
 @pytest.fixture(params=["no such call", "an unknown name"])
 def macos(request, monkeypatch):
-    """No affinity, and perhaps no word on memory."""
+    """A system without CPU affinity, where asking for the memory fails in one of two ways."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     if request.param == "no such call":
@@ -34,7 +34,7 @@ def macos(request, monkeypatch):
         monkeypatch.setattr(os, "sysconf", unknown)
 
 
-def test_without_affinity_all_goes_on(macos, tmp_path, capsys):
+def test_without_affinity_everything_works(macos, tmp_path, capsys):
     assert resources.cores() == 3
     assert decoder_choice.describe_loader(DataConfig("imagenet", loader="torchvision")).endswith("in 3 processes")
     path = pictures.write(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""skip.txt: what `verify` lists is what training leaves out, whatever the names and whoever edited it since."""
+"""skip.txt: training skips exactly the files that `verify` lists, whatever their names, also after edits by a user."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_verify_lists_training_leaves_out(tmp_path, capsys):
     make(tmp_path)
     for name in ODD:
         pictures.damaged(tmp_path / "train" / "cat" / "whole.png", "empty").rename(tmp_path / "train" / "cat" / name)
-    # At the top, too, where a name begins its line.
+    # Also in ROOT itself, where the line begins with the name.
     for name in ODD:
         pictures.damaged(tmp_path / "whole.png", "empty").rename(tmp_path / name)
     assert verify_module.main([str(tmp_path), "--workers", "1"]) == 1

@@ -26,7 +26,7 @@ FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
 
 
 def pixels(split):
-    """Images as they are seen, [N, 3, 96, 96]."""
+    """Return upright images [N, 3, 96, 96]."""
     return np.random.default_rng(COUNTS[split]).integers(256, size=(COUNTS[split], 3, 96, 96), dtype=np.uint8)
 
 
@@ -51,7 +51,7 @@ def make_archive(files, *, first=None, last=b"unlabelled"):
 
 
 def publish(monkeypatch, files, archive=b""):
-    """Have torchvision list the checksums of these files."""
+    """Make torchvision list the checksums of these files."""
     for attribute in ("train_list", "test_list"):
         listed = [[name, hashlib.md5(files.get(name, b"")).hexdigest()] for name, _ in getattr(PUBLISHED, attribute)]
         monkeypatch.setattr(PUBLISHED, attribute, listed)
@@ -117,7 +117,7 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
     [*itertools.product(ELSEWHERE, (tarfile.REGTYPE, *LINKS)), *itertools.product(["stl10_binary/train_X.bin"], LINKS)],
 )
 def test_an_archive_writes_nowhere_else(name, kind, tmp_path, monkeypatch):
-    """Members that would lie elsewhere, and links under a name that is looked for, come first and are passed over."""
+    """Members outside the folder, and links with the name of a wanted file, come first and are ignored."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.mkdir()
     (outside / "secret").write_bytes(b"untouched")
@@ -177,7 +177,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path, monkeypatch):
     publish(monkeypatch, contents(), archive)
     (tmp_path / "stl10_binary.tar.gz").write_bytes(archive)
     child = os.fork()
-    if child == 0:  # is killed in the midst of unpacking
+    if child == 0:  # killed while unpacking
         with exclusive(tmp_path) as scratch:
             (scratch / "train_X.bin").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Tiny ImageNet in the layout in which it is published."""
+"""Tiny ImageNet in its published layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_from(root, **options):
 
 
 def brightest(images):
-    """The channel that is brightest, of each image."""
+    """Return the brightest channel of each image."""
     return images.pixels.float().mean((2, 3)).argmax(1).tolist()
 
 

@@ -1,14 +1,10 @@
-"""The check of image files, as a command and as it is used by the sources."""
+"""The check of image files, as a command and as a function."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import select
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,18 +17,12 @@ from sftn_fast.data.skip_list import read_skip_list
 from sftn_fast.utils.progress import ProgressBar
 
 
-def run(*argv):
-    command = [sys.executable, "-m", "sftn_fast.data.verify", *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, done.stdout
-
-
 def crash(path, white):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_is_found_is_listed_and_then_left_out(tmp_path, capsys):
-    def in_this_process(*argv):
+    def check(*argv):
         return module.main([*map(str, argv)]), capsys.readouterr().out
 
     root = tmp_path / "with a space ü"
@@ -42,7 +32,7 @@ def test_what_is_found_is_listed_and_then_left_out(tmp_path, capsys):
     for path, kind in zip(bad, pictures.FAULTS, strict=True):
         pictures.damaged(path, kind)
     pictures.damaged(root / ".hidden" / "bad.jpg", "empty")
-    for check in (in_this_process, run):  # the second time with the list there
+    for _ in range(2):  # the second time, the list exists
         code, printed = check(root, "--workers", 2)
         assert code == 1
         *lines, summary = printed.splitlines()
@@ -54,7 +44,7 @@ def test_what_is_found_is_listed_and_then_left_out(tmp_path, capsys):
 
     for path in bad:
         path.unlink()
-    assert in_this_process(root) == (0, "64 images, 0 can't be decoded\n")
+    assert check(root) == (0, "64 images, 0 can't be decoded\n")
     assert not (root / "skip.txt").exists()
 
 
@@ -69,6 +59,19 @@ def test_usage(argv, tmp_path, monkeypatch, capsys):
         code = left.code
     assert code == 2
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("~nosuchuser/images", "ROOT must be a path, got '~nosuchuser/images', which names an unknown user"),
+        ("a\0b", "ROOT must be a path without the character U+0000, got 'a\\x00b'"),
+        (" ", "ROOT must be a path, got ' '"),
+    ],
+)
+def test_a_root_that_is_no_path(root, message, capsys):
+    assert module.main([root]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_name_that_is_no_utf8(tmp_path, capfd):
@@ -105,44 +108,12 @@ def handler(_, white):
     return str(signal.getsignal(signal.SIGINT))
 
 
-BUSY = """
-import multiprocessing, sys
-from multiprocessing import forkserver, util
-from sftn_fast.data import verify
-def update(self, done):
-    print(*(c.pid for c in multiprocessing.active_children()), forkserver._forkserver._forkserver_pid, flush=True)
-    print(util.get_temp_dir(), flush=True)
-    sys.stdin.read()
-verify.ProgressBar.update = update
-verify.main([sys.argv[1], "--workers", "2"])
-"""
-
-
-def test_processes_end_with_a_check_that_is_killed(tmp_path):
-    for i in range(3 * module.CHUNK):
-        pictures.write(tmp_path / f"{i}.png")
-    command = [sys.executable, "-c", BUSY, str(tmp_path)]
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    children = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
-    scratch = Path(parent.stdout.readline().strip())
-    assert len(children) == 3 and scratch.is_dir()  # two, and the server that they were forked from
-    parent.kill()
-    gone = [bool(select.select([child], [], [], 30)[0]) for child in children]
-    for child, is_gone in zip(children, gone, strict=True):
-        if not is_gone:
-            signal.pidfd_send_signal(child, signal.SIGKILL)
-        os.close(child)
-    parent.communicate()
-    assert all(gone), "a process outlived the check"
-    assert not scratch.exists()
-
-
 def test_ctrl_c_is_answered_by_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_fault", handler)
     assert list(module._faults([tmp_path], 1)) == [str(signal.SIG_IGN)]
 
 
 def test_a_list_that_can_not_be_written_is_explained(tmp_path):
-    (tmp_path / "skip.txt" / "held").mkdir(parents=True)  # an empty folder would give way
+    (tmp_path / "skip.txt" / "held").mkdir(parents=True)  # an empty folder would be replaced
     with pytest.raises(ConfigError, match=r"skip.txt can't be written"):
         module.write_skip_list(tmp_path, {tmp_path / "a.png": "empty"})

@@ -1,4 +1,4 @@
-"""Every method, with its variants, in half precision: what it makes of features and of its layers' outputs is float32.
+"""Every method and variant in half precision: everything after the features and its layers' outputs is float32.
 
 Held against float64 on the same half-precision numbers, under autocast and without.
 """
@@ -12,20 +12,20 @@ import torch
 from every_loss import changed
 from layers import LAYERS, gradients, leaves_of, recorded, replayed
 from precision import assert_rounded_once
-from test_methods import NAMES, NETWORKS, ONLY_BEFOREHAND, OPTIONS, batch, build
+from test_methods import NAMES, NETWORKS, ONLY_INITIALISE, OPTIONS, batch, build
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers.methods.reviewkd import Fusion
 from sftn_fast.models import Features
 
 VARIANTS = ["kd:temperature=1", "at:p=1", "ft:variant=paper", "dkd:warmup=0:temperature=2", "dist:inter=2:intra=0.5"]
-SPECS = [OPTIONS.get(name, name) for name in NAMES if name not in ONLY_BEFOREHAND] + VARIANTS
+SPECS = [OPTIONS.get(name, name) for name in NAMES if name not in ONLY_INITIALISE] + VARIANTS
 ADAPTERS = (*LAYERS, Fusion)
-ARITHMETIC = 2e-4  # of the largest gradient: float32, through as many sums as the largest method has
+ARITHMETIC = 2e-4  # of the largest gradient: float32 rounding in the sums of the largest method
 
 
 def parts(features):
-    """The tensors of a network's features, as one nest."""
+    """Return the tensors of a network's features as one nested list."""
     preacts = list(features.preacts or [])
     return [features.stem, list(features.stages), preacts, features.pooled, features.logits]
 
@@ -36,7 +36,7 @@ def joined(nest):
 
 
 def features_of(distiller, method, dtype):
-    """What both networks say of a batch, rounded to a dtype."""
+    """Return both networks' features of a batch, rounded to a dtype, and the batch."""
     images, target, index = batch(6)
     more = method.extra_images(images)
     seen = images if more is None else torch.cat([images, more])
@@ -47,7 +47,7 @@ def features_of(distiller, method, dtype):
 
 
 def test_every_method_is_here():
-    assert {spec.split(":")[0] for spec in SPECS} == set(NAMES) - ONLY_BEFOREHAND
+    assert {spec.split(":")[0] for spec in SPECS} == set(NAMES) - ONLY_INITIALISE
 
 
 @pytest.mark.parametrize("spec", SPECS)

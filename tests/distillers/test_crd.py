@@ -1,4 +1,4 @@
-"""CRD's memory as a method: labels known or learned, and the state of a run."""
+"""CRD as a method: labels given or collected, and the memory in the state of a run."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_one_of_the_same_class_is_any_of_it():
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_the_relaxed_positive(labels, monkeypatch):
-    """The loss is of the positives drawn; what the memory takes in stands at the images' own rows."""
+    """Compute the loss of the drawn positives, but update the memory at the images' own rows."""
     distiller = build("crd:negatives=4:mode=relax,ce=0", labels=labels).train()
     distiller.student.eval()
     images, target, index = batch()
-    distiller.eval()(images, target, index)  # sets the normalisers, and tells the labels
+    distiller.eval()(images, target, index)  # sets the normalisers and collects the labels
     method = distiller.methods[0]["crd"]
     others = torch.arange(SAMPLES).view(-1, CLASSES)[:, target].T[:, 3].contiguous()
     fixed = ((index[:, None] + torch.arange(1, 5)) % SAMPLES).sort().values

@@ -1,4 +1,4 @@
-"""What a distiller does for every method: passes, weights, terms, and a teacher that stays as it was."""
+"""The distiller's part for every method: passes, weights, terms, and a teacher that does not change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from models.networks import probed_once
 from torch import Tensor, nn
 
 from sftn_fast import distillers, models
@@ -53,9 +54,9 @@ class Preacts(Method):
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy methods, registered for the time of one test."""
+    """Register the toy methods for one test."""
     for name in registry.names():
-        registry.find(name)  # a file is imported once: what it registers must not be undone with the toys
+        registry.find(name)  # import all files now, so that their registrations are not undone with the toys'
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     registry.register("match")(Match)
     registry.register("preacts")(Preacts)
@@ -65,7 +66,8 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 def nets() -> tuple[StagedNet, StagedNet]:
     """A student and a teacher."""
     torch.manual_seed(0)
-    return models.build("resnet8", num_classes=CLASSES), models.build("wrn_16_2", num_classes=CLASSES)
+    student, teacher = (models.build(name, num_classes=CLASSES) for name in ("resnet8", "wrn_16_2"))
+    return probed_once(student), probed_once(teacher)
 
 
 def build(spec: str, nets: tuple[StagedNet, StagedNet]) -> Distiller:
@@ -262,7 +264,7 @@ class Dropped(Method):
 
 @pytest.fixture
 def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One more file where the methods are looked for."""
+    """Add a file to the folders of methods."""
     (tmp_path / "dropped.py").write_text(DROPPED)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     yield
@@ -288,7 +290,7 @@ def test_without_its_file_the_method_is_gone(nets: tuple[StagedNet, StagedNet]) 
 
 
 class Flipped(Method):
-    """Toy: compares the logits of mirrored images, which it asks for."""
+    """Toy: compares the logits of mirrored images, which it adds to the batch."""
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         n = len(batch.target)
@@ -301,7 +303,7 @@ class Flipped(Method):
 
 def test_images_of_a_methods_own(nets: tuple[StagedNet, StagedNet]) -> None:
     registry.register("flipped")(Flipped)
-    student, teacher = (net.eval() for net in nets)  # without BatchNorm's statistics, images do not see each other
+    student, teacher = (net.eval() for net in nets)  # so that images do not affect each other through BatchNorm
     images, target, index = batch()
     terms = build("flipped,kd,match", nets)(images, target, index)
     torch.testing.assert_close(terms["ce"], F.cross_entropy(student(images), target).detach())
@@ -314,7 +316,7 @@ def test_images_of_a_methods_own(nets: tuple[StagedNet, StagedNet]) -> None:
 
 
 def test_several_teachers(nets: tuple[StagedNet, StagedNet]) -> None:
-    """A term is the mean over the teachers; each has its adapters."""
+    """Average each term over the teachers, each of which has its own adapters."""
     student, first = nets
     second = models.build("resnet14", num_classes=CLASSES)
     both = build("kd,match", (student.eval(), [first, second]))

@@ -1,4 +1,4 @@
-"""The losses that are no op of their own, against their definitions written out."""
+"""The losses that are not ops, against their definitions written out."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ def test_rotations_of_an_image_stand_one_batch_apart():
 
 
 def leading(matrix, n):
-    """The n largest singular values, of length 1 together, and as many right vectors of a matrix [H W, C]."""
-    # PyTorch's, because a vector's sign is free and decides about its differences to the next stage's.
+    """Return the n largest singular values, normalised, and right singular vectors of a matrix [H W, C]."""
+    # PyTorch's SVD, since the arbitrary sign of a vector changes its difference from the next stage's.
     _, values, vectors = (x.numpy() for x in torch.linalg.svd(matrix, full_matrices=False))
     return values[:n] / np.linalg.norm(values[:n]), vectors[:n]
 
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_kdsvd(k):
-    """By loops over images, stages and vectors."""
+    """Compute the loss by loops over images, stages and vectors."""
     generator = torch.Generator().manual_seed(2)
     shapes = [(3, 6, 8, 8), (3, 7, 4, 4), (3, 5, 4, 4)]
     student, teacher = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
@@ -152,9 +152,9 @@ def test_kdsvd_is_float32_under_autocast():
 
 
 def test_kdsvds_gradient():
-    """Of maps of full rank that of the definition; of maps with dead pixels and channels none is NaN."""
+    """Check the gradient for maps of full rank, and that dead pixels and channels give no NaN."""
     generator = torch.Generator().manual_seed(2)
-    for shape in ((2, 3, 2, 3), (2, 5, 2, 2)):  # more pixels than channels, and the other way
+    for shape in ((2, 3, 2, 3), (2, 5, 2, 2)):  # more pixels than channels, and fewer
         maps = [torch.randn(shape, generator=generator).double().requires_grad_() for _ in range(2)]
         teacher = [torch.randn(shape, generator=generator).double() for _ in range(2)]
         assert torch.autograd.gradcheck(lambda *x, teacher=teacher: KDSVDLoss(1)(x, teacher)[0], maps)

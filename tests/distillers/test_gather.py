@@ -1,4 +1,4 @@
-"""Methods that look at more than their own rank's images: several ranks against one with the whole batch."""
+"""Methods that relate images of all ranks: several ranks against one with the whole batch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SPECS = (*RELATIONAL, "crd:negatives=8", "sp,rkd=0.5,crd:negatives=8")
 
 
 def negatives_by_index(index: Tensor, labels: Tensor, count: int, **_: Any) -> Tensor:
-    """Samples of the next classes: which rank draws makes no difference."""
+    """Return samples of the next classes, the same on every rank."""
     return ((index[:, None] + 1 + torch.arange(count) % (CLASSES - 1)) % SAMPLES).sort().values
 
 
 def train(spec: str, gather: bool) -> dict[str, Any]:
-    """Three steps: the gradients of each, and the buffers at the end."""
+    """Run three steps; return the gradients of each, and the buffers at the end."""
     rank, ranks = distributed.rank(), distributed.world_size()
     torch.manual_seed(0)
     student, teacher = (models.build(name, num_classes=CLASSES) for name in ("resnet8", "resnet14"))
@@ -42,7 +42,7 @@ def train(spec: str, gather: bool) -> dict[str, Any]:
         gather=gather,
     )
     task = DistillTask(student, distiller).train()
-    student.eval()  # BatchNorm as it is: its own statistics would tell the ranks apart
+    student.eval()  # batch statistics would differ between the ranks
     forward = parallel.wrap(task)
     sgd = torch.optim.SGD(task.parameters(), lr=1e-5)
     ops.sample_negatives = negatives_by_index
@@ -65,7 +65,7 @@ def train_all(gather: bool) -> dict[str, Any]:
 
 @lru_cache
 def runs(ranks: int, gather: bool) -> list[dict[str, Any]]:
-    """All methods in one set of processes, which are what takes the time."""
+    """Run all methods in one set of processes, since starting them takes most of the time."""
     return on_ranks(ranks, train_all, gather)
 
 
@@ -76,7 +76,7 @@ def test_ranks_equal_one_with_the_whole_batch(spec, ranks):
     together = [run[spec] for run in runs(ranks, gather=True)]
     for run in together:
         for ours, theirs in zip(run["gradients"], alone["gradients"], strict=True):
-            # Against the largest gradient: what is nought for one rank is rounding for several.
+            # Relative to the largest gradient: a zero on one rank may be rounding on several.
             scale = max(float(gradient.abs().max()) for gradient in theirs)
             for mine, reference in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(mine, reference, rtol=1e-4, atol=2e-6 * scale)
@@ -104,7 +104,7 @@ def rows_and_gradients(dtype: torch.dtype) -> tuple[list[float], list[float]]:
     own = torch.tensor([[1.0 + rank], [10.0 + rank]], dtype=dtype)
     if not dtype.is_floating_point:
         return whole_batch(own).flatten().tolist(), []
-    # Laid out otherwise than row by row, and with a gradient that reaches every rank's rows.
+    # Not contiguous, and with a gradient to every rank's rows.
     own = own.expand(2, 3).T.contiguous().T.requires_grad_()
     whole = whole_batch(own)
     (whole.float().square().sum() / 2).backward()

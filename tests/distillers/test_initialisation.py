@@ -1,4 +1,4 @@
-"""Methods that have something trained before the student, and runs that stop in the middle of that."""
+"""Methods with a training before the student's, and runs that stop in the middle of it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TINY += ["--stages", "[teacher,distill]", "--engine.checkpoint_every", "1"]
 
 
 class Crash(Exception):
-    """Stands for a power cut."""
+    """Simulated power cut."""
 
 
 class WarmTask(InitTask):
-    """Toy: an adapter that learns to predict the teacher's pooled vector; the student's head is frozen for the time."""
+    """Toy: an adapter that learns to predict the teacher's pooled vector, while the student's head is frozen."""
 
     crash_at: int | None = None
 
@@ -58,13 +58,21 @@ class Warm(Method):
         return Initialisation(WarmTask(self.adapter, student, teacher), epochs=2, lr=0.01)
 
 
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def toys():
     for name in registry.names():
         registry.find(name)
-    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
-    monkeypatch.setattr(WarmTask, "crash_at", None)
-    registry.register("warm")(Warm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_methods", dict(registry._methods))
+        registry.register("warm")(Warm)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder of a run that was not stopped, and its student."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(folder)
 
 
 def run(output: Path) -> dict[str, torch.Tensor]:
@@ -73,20 +81,17 @@ def run(output: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_stopped_inside_the_initialisation_and_gone_on(tmp_path, step):
-    unbroken = run(tmp_path / "unbroken")
-    WarmTask.crash_at = step
-    with pytest.raises(Crash):
+def test_stopped_inside_the_initialisation_and_resumed(tmp_path, monkeypatch, capsys, unbroken, step):
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(WarmTask, "crash_at", step)
         run(tmp_path / "broken")
-    WarmTask.crash_at = None
-    resumed = run(tmp_path / "broken")
-    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
-
-
-def test_the_initialisation_is_trained_and_undone(tmp_path, capsys):
-    run(tmp_path / "run")
     assert "initialisation of warm, 2 epochs" in capsys.readouterr().out
-    lines = (tmp_path / "run" / "seed0" / "distill-teacher" / "init-warm" / "summary.csv").read_text().splitlines()
+    resumed = run(tmp_path / "broken")
+    assert all(torch.equal(resumed[name], value) for name, value in unbroken[1].items())
+
+
+def test_the_initialisation_is_trained_and_undone(unbroken):
+    lines = (unbroken[0] / "seed0" / "distill-teacher" / "init-warm" / "summary.csv").read_text().splitlines()
     assert len(lines) == 3
     assert "test_top1" not in lines[0]
 

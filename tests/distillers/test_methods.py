@@ -1,4 +1,4 @@
-"""What holds for every method: it builds, it learns, and gradients reach what should learn and nothing else."""
+"""Properties of every method: it builds, its loss falls, and gradients reach exactly what should learn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from models.networks import probed_once
 
 from sftn_fast import distillers, models
 from sftn_fast.distillers import registry
@@ -16,7 +17,7 @@ SIZE, CLASSES, SAMPLES = 16, 6, 48
 OPTIONS = {"crd": "crd:negatives=20", "fsp": "fsp:variant=joint"}
 NETWORKS = {"fsp": ("resnet8", "resnet14"), "kdsvd": ("resnet8", "resnet14")}
 PAIRS = [("resnet8", "wrn_16_2"), ("vgg8", "resnet8x4"), ("ShuffleV1", "resnet14"), ("MobileNetV2", "vgg8")]
-ONLY_BEFOREHAND = {"ab"}  # methods that have no loss once they are initialised
+ONLY_INITIALISE = {"ab"}  # methods that have no loss once they are initialised
 NAMES = registry.names()
 
 
@@ -26,7 +27,7 @@ def spec_of(name):
 
 def build(spec, student="resnet8", teacher="wrn_16_2", size=SIZE, labels=True):
     torch.manual_seed(0)
-    networks = [models.build(name, num_classes=CLASSES) for name in (student, teacher)]
+    networks = [probed_once(models.build(name, num_classes=CLASSES)) for name in (student, teacher)]
     return distillers.build(
         spec,
         student=networks[0],
@@ -44,7 +45,7 @@ def batch(n=12, size=SIZE):
 
 
 def initialise(distiller, steps=1):
-    """The methods' initialisations, cut short; the losses of each."""
+    """Run a few steps of the methods' initialisations; return the losses of each."""
     history = []
     for _, first in distiller.initialisations():
         task = first.task.train()
@@ -73,9 +74,9 @@ def test_its_own_loss_falls(name):
     distiller = build(f"{spec_of(name)},ce=0", *NETWORKS.get(name, ()))
     for losses in initialise(distiller, steps=12):
         assert losses[-1] < losses[0]
-    distiller.train(name != "crd")  # whose memory moves in training, and the loss with it
+    distiller.train(name != "crd")  # CRD's memory changes in training, and its loss with it
     distiller.student.train()
-    if name in ONLY_BEFOREHAND:
+    if name in ONLY_INITIALISE:
         return
     optimizer = torch.optim.Adam(learning(distiller), 1e-3)
     losses = [minimise(optimizer, lambda: distiller(*batch())["total"]) for _ in range(12)]
@@ -87,7 +88,7 @@ def test_its_own_loss_falls(name):
     [("ab", {"ce"}, 0), ("fsp", {"ce"}, 0), ("fsp,ab", {"ce"}, 0), ("fsp:variant=joint", {"ce", "fsp"}, 1),
      ("ab,kd", {"ce", "kd"}, 1), ("ab,at", {"ce", "at"}, 1)],
 )  # fmt: skip
-def test_what_only_works_beforehand_costs_no_teacher_later(spec, terms, teacher_passes):
+def test_methods_that_only_initialise_cost_no_teacher_later(spec, terms, teacher_passes):
     distiller = build(spec, "resnet8", "resnet14")
     initialise(distiller)
     passes = []
@@ -101,7 +102,7 @@ def test_what_only_works_beforehand_costs_no_teacher_later(spec, terms, teacher_
 @pytest.mark.parametrize("student", ["resnet8", "wrn_16_1", "vgg8", "ShuffleV1"])
 @pytest.mark.parametrize("name", ["ab", "ft", "fsp", "sskd"])
 def test_all_that_an_initialisation_does_not_freeze_gets_a_gradient(name, student):
-    """Over several processes they would wait for each other's otherwise."""
+    """Leave no parameter without gradient, which other processes would wait for."""
     distiller = build(name, student, student if name == "fsp" else "resnet14")
     (_, first), *_ = distiller.initialisations()
     first.task.train()(*batch())["total"].backward()
@@ -127,7 +128,7 @@ def test_gradients_reach_what_learns_and_nothing_else(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_networks_of_other_families(name, pair):
-    """A pair is served, or refused with what does not fit."""
+    """Train a pair, or refuse it and say what does not fit."""
     try:
         distiller = build(spec_of(name), *pair, size=32)
     except ValueError as error:
@@ -136,15 +137,15 @@ def test_networks_of_other_families(name, pair):
     initialise(distiller)
     terms = distiller(*batch(4, size=32))
     assert terms["total"].isfinite()
-    assert set(terms) == {"total", "ce", name} - ONLY_BEFOREHAND
+    assert set(terms) == {"total", "ce", name} - ONLY_INITIALISE
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_kd(name):
     if name == "kd":
         pytest.skip("that is itself")
-    terms = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ()))(*batch())
-    weights = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ())).weights
+    distiller = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ()))
+    terms, weights = distiller(*batch()), distiller.weights
     total = sum(weights[term] * value for term, value in terms.items() if term != "total")
     torch.testing.assert_close(terms["total"].detach(), total)
     assert weights["kd"] == 2 and weights["ce"] == 1

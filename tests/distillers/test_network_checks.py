@@ -1,4 +1,4 @@
-"""Networks that can't learn from each other are refused where they meet, and left in the mode in which they were."""
+"""Networks that can't learn from each other: refused, and left in their mode."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def the_same() -> tuple[StagedNet, StagedNet]:
 
 
 def a_wrapped_one() -> tuple[StagedNet, StagedNet]:
-    """Two staged networks around the modules of one."""
+    """Return two staged networks that share modules."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     module.append(nn.Linear(8, CLASSES))
     return models.as_staged(module, ["1", "2"], head="5"), models.as_staged(module, ["0", "2"], head="5")
@@ -82,7 +82,7 @@ def a_shared_buffer() -> tuple[StagedNet, StagedNet]:
 
 
 def a_shared_dropout() -> tuple[StagedNet, StagedNet]:
-    """The teacher's evaluation mode would turn the student's dropout off."""
+    """Refuse a shared dropout, which the teacher's evaluation mode would switch off for the student."""
     dropout = nn.Dropout()
     nets = []
     for _ in range(2):
@@ -100,7 +100,7 @@ def test_what_is_shared_is_refused(make: Callable[[], tuple[StagedNet, StagedNet
     student, teacher = make()
     student.train()
     modes = [module.training for module in student.modules()]
-    with pytest.raises(ValueError, match=r"must share nothing, but .*: give a copy"):
+    with pytest.raises(ValueError, match=r"must share nothing, but .*: pass a copy"):
         ENTRIES[entry](student, teacher)
     assert [module.training for module in student.modules()] == modes
 

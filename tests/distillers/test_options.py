@@ -1,4 +1,4 @@
-"""What a method's constructor says of its options, and the values read from text."""
+"""Options declared by a method's constructor, and their values read from text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Toy:
         variant: Literal["paper", "authors"] = "paper",
         tag: str = "",
     ) -> None:
-        """Takes one option of each kind."""
+        """A method with one option of each kind."""
 
 
 @pytest.mark.parametrize(

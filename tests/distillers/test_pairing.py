@@ -1,4 +1,4 @@
-"""Which stages stand beside each other."""
+"""Pairs of student and teacher stages."""
 
 from __future__ import annotations
 

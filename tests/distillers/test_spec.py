@@ -1,4 +1,4 @@
-"""The language of ``--distill``: what it means, and what it refuses."""
+"""Specifications of ``--distill``: what they mean, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher's answers are those of its present weights, whatever wrote them, and its mode is evaluation meanwhile."""
+"""A teacher runs with its current weights, however they were written, and in evaluation mode."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from engine.ranks import on_ranks
+from models.networks import probed_once
 from torch import Tensor, nn
 
 from sftn_fast import distillers, models, ops
@@ -15,6 +16,7 @@ from sftn_fast.distillers.distiller import Distiller
 from sftn_fast.engine import distributed
 from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 from sftn_fast.models import StagedNet
+from sftn_fast.models.staged import Head
 from sftn_fast.tasks import DistillTask
 
 SIZE, CLASSES, BATCH = 8, 4, 8
@@ -22,7 +24,7 @@ SIZE, CLASSES, BATCH = 8, 4, 8
 
 def build(spec: str = "kd", *, labels: bool = True) -> Distiller:
     torch.manual_seed(0)
-    student, teacher = (models.build(name, num_classes=CLASSES) for name in ("resnet8", "resnet14"))
+    student, teacher = (probed_once(models.build(name, num_classes=CLASSES)) for name in ("resnet8", "resnet14"))
     truth = torch.arange(BATCH) % CLASSES if labels else None
     return distillers.build(
         spec, student=student, teacher=teacher, num_samples=BATCH, image_size=SIZE, labels=truth
@@ -93,8 +95,8 @@ WRITERS: dict[str, Callable[[StagedNet], None]] = {
 
 
 def copied(distiller: Distiller) -> Distiller:
-    """A distiller that never saw earlier weights: of a copy of the teacher, with the same adapters."""
-    teacher = models.build(distiller.teacher.name, num_classes=CLASSES)
+    """Return a distiller with a copy of the teacher and the same adapters, which never saw earlier weights."""
+    teacher = probed_once(models.build(distiller.teacher.name, num_classes=CLASSES))
     teacher.load_state_dict(distiller.teacher.state_dict())
     spec = ",".join(f"{name}={weight}" for name, weight in distiller.weights.items())
     fresh = distillers.build(
@@ -117,7 +119,7 @@ SEVERAL = "at=1,oh=1e-3,rkd=1,ce=1"
 )
 def test_terms_are_those_of_the_present_weights(spec: str, writer: str) -> None:
     distiller = build(spec)
-    distiller.student.eval()  # whose BatchNorms would else move on from call to call
+    distiller.student.eval()  # so that its BatchNorm statistics do not change between calls
     distiller.eval()
     before = distiller(*batch())
     WRITERS[writer](distiller.teacher)
@@ -131,7 +133,7 @@ def test_terms_are_those_of_the_present_weights(spec: str, writer: str) -> None:
 
 @pytest.mark.parametrize("writer", ["by_fused_sgd", "by_data", "in_inference_mode"])
 def test_within_one_autocast_context(writer: str) -> None:
-    """Autocast remembers what it made of a weight that requires grad for as long as its context lasts."""
+    """Ignore autocast's cache, which keeps casts of weights that require grad until its context ends."""
     distiller = build("kd=1,ce=0")
     distiller.student.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -167,7 +169,7 @@ def test_initialisations_too(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["kd", "at"])
 def test_a_teacher_that_trains_elsewhere_goes_on_so(spec: str) -> None:
-    """It answers in evaluation mode, its statistics stay, and afterwards each module is in the mode it was in."""
+    """Run it in evaluation mode, keep its statistics, and restore the mode of each module."""
     distiller = build(spec)
     teacher = distiller.teacher.train()
     teacher.stages[0].eval()
@@ -219,7 +221,7 @@ def test_kept_logits_of_other_weights_are_not_used(tmp_path, caplog, augmented: 
 
 
 def broadcast(_: None = None) -> tuple[float, float]:
-    """Each rank has a teacher of its own, until the first one's is broadcast."""
+    """Return losses before and after rank 0's teacher is broadcast to the others."""
     distiller = build("kd=1,ce=0")
     distiller.student.eval()
     with torch.no_grad():
@@ -236,8 +238,16 @@ def test_weights_that_a_collective_writes() -> None:
     assert first == same == now != other
 
 
+def tiny(name: str) -> StagedNet:
+    """Return a network of one stage with a BatchNorm; each further block would compile for half a second."""
+    stage = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    return StagedNet(nn.Identity(), [stage], Head(4, CLASSES), num_classes=CLASSES, in_channels=3, name=name)
+
+
 def test_a_compiled_task_reads_the_present_weights() -> None:
-    distiller = build("kd=1,ce=0")
+    torch.manual_seed(0)
+    networks = {"student": tiny("student"), "teacher": tiny("teacher")}
+    distiller = distillers.build("kd=1,ce=0", **networks, num_samples=BATCH, image_size=SIZE).train()
     distiller.student.eval()
     task = torch.compile(DistillTask(distiller.student, distiller), backend="aot_eager")
     first = task(*batch())["kd"]

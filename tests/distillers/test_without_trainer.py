@@ -1,4 +1,4 @@
-"""Distillers in loops that are not ours: the code of docs/guide/own-loop.md, run as it stands."""
+"""Distillers in other training loops: runs the code blocks of docs/guide/own-loop.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sftn_fast.tasks import DistillTask
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "guide" / "own-loop.md"
 CODE = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-# The first block with fewer and smaller images.
+# The first block, with fewer and smaller images.
 SMALL = CODE[0].replace("200", "24").replace("32, 32", "8, 8").replace("image_size=32", "image_size=8")
 SMALL = SMALL.replace("batch_size=50", "batch_size=12")
 
@@ -38,7 +38,7 @@ def snippet(word: str) -> str:
 
 
 def watched(names: dict[str, Any]) -> set[torch.dtype]:
-    """The types that the student's last layer computes in from now on."""
+    """Record the dtypes in which the student's last layer computes."""
     seen: set[torch.dtype] = set()
     names["student"].head.fc.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     return seen
@@ -53,16 +53,16 @@ def test_bare_loop() -> None:
 
 
 def train(code: str, small: str = SMALL) -> tuple[dict[str, torch.Tensor], set[torch.dtype], list[str]]:
-    """What is trained by ``code`` on this rank, what its student computed in, and the warnings."""
+    """Run ``code`` on this rank; return what it trained, the student's dtypes, and the warnings."""
     names = run(small)
     seen = watched(names)
-    with torch.no_grad():  # whatever a rank begins with, all are to end with the same
+    with torch.no_grad():  # ranks start with different weights, and must end with the same
         names["student"].head.fc.weight.add_(0.1 * distributed.rank())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exec(code, names)
     learned = {**names["student"].state_dict(), **names["distiller"].state_dict()}
-    statistics = ("running_mean", "running_var", "num_batches_tracked")  # of a rank's own images
+    statistics = ("running_mean", "running_var", "num_batches_tracked")  # differ, since each rank has its own images
     kept = {name: tensor for name, tensor in learned.items() if not name.endswith(statistics)}
     return kept, seen, [str(warning.message) for warning in caught]
 
@@ -77,12 +77,12 @@ def assert_equal_ranks(results: list[Any], dtype: torch.dtype = torch.bfloat16) 
 
 
 def test_two_processes() -> None:
-    # CRD's memories are those of all images on each process, and equal too.
+    # CRD's memory covers all images on each process, and is equal too.
     assert_equal_ranks(on_ranks(2, train, snippet("DistributedSampler(data)").replace("batch_size=25", "batch_size=6")))
 
 
 def student_alone(_: None = None) -> tuple[bool, list[str]]:
-    """The wrapper around the wrong module: whether the ranks differ then, and what is said of it."""
+    """Wrap the wrong module; return whether the ranks differ, and the warnings."""
     torch.manual_seed(0)
     names = run(SMALL)
     student, distiller = names["student"], names["distiller"]
@@ -140,7 +140,7 @@ def test_accelerate_on_two_processes() -> None:
 
 
 def on_cpu(code: str) -> str:
-    """Accelerate takes a GPU if there is one, and asks for an address although the processes have met already."""
+    """Accelerate uses a GPU if there is one, and needs an address although the processes are connected already."""
     address = "import os\nos.environ |= {'MASTER_ADDR': 'localhost', 'MASTER_PORT': '0'}\n"
     return address + code.replace("Accelerator(", "Accelerator(cpu=True, ")
 

@@ -1,4 +1,4 @@
-"""Real faults for the engine's tests, and processes to have them in."""
+"""Real faults for the engine's tests, and processes to run them in."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-# Children fork from a server that has torch imported already: a fresh interpreter for each would take seconds.
+# Children fork from a server that has imported torch. A fresh interpreter for each would take seconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["torch", "sftn_fast.engine", "sftn_fast.distillers.distiller", "torch._dynamo"])
 
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Writing past ``size`` bytes of any file fails inside, as it does on a full disk (EFBIG for ENOSPC)."""
+    """Make writes past ``size`` bytes of any file fail inside, as on a full disk (EFBIG for ENOSPC)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -27,10 +27,10 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def mount_disk(folder: Path, kilobytes: int) -> None:
-    """Put a disk of its own, in memory, under ``folder`` for this process alone, which must have one thread.
+    """Mount a small disk, in memory, on ``folder``, visible to this process only, which must have one thread.
 
     Raises:
-        OSError: the machine does not let it.
+        OSError: the machine does not allow it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     new_mounts, new_user, private = 0x20000, 0x10000000, 0x4000 | 0x40000

@@ -24,9 +24,9 @@ TESTS = Path(__file__).parents[1]
 
 
 def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)`` gives on each of ``count`` processes that share a gloo group, by rank.
+    """Return the results of ``function(*arguments)`` on ``count`` processes of one gloo group, by rank.
 
-    Whatever an argument or a result is made of must be picklable. A failure in any of them is an AssertionError here.
+    Arguments and results must be picklable. A failure in any process is an AssertionError here.
     """
     with tempfile.TemporaryDirectory() as folder:
         pipes = [processes.Pipe(duplex=False) for _ in range(count)]
@@ -63,7 +63,7 @@ def _child(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     try:
-        # As bytes: torch would have its tensors fetched from a process that is gone by then.
+        # As bytes: torch would fetch tensors later, from a process that has ended.
         report.send_bytes(pickle.dumps((True, function(*arguments))))
         dist.barrier()
     except Exception:
@@ -72,19 +72,19 @@ def _child(
 
 
 def torchrun(count: int, *program: str, restarts: int = 0) -> list[str]:
-    """The command that runs ``program``, as in ``-m package.module --option``, in ``count`` processes."""
+    """Return the command that runs ``program``, such as ``-m package.module --option``, in ``count`` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     return [*launcher, f"--max-restarts={restarts}", *program]
 
 
 def environment() -> dict[str, str]:
-    """This process's, in which the tests' own modules can be imported too."""
+    """Return this process's environment, with the tests' own modules importable."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class SharedTrainLoader(TrainLoader):
-    """This rank's contiguous share of each of the stub's batches."""
+    """Loader of this rank's contiguous share of each of the stub's batches."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         share = self.batch_size // distributed.world_size()
@@ -94,7 +94,7 @@ class SharedTrainLoader(TrainLoader):
 
 
 class SharedData(Data):
-    """The stub's data, cut up; the shards of the 23 test images differ by one."""
+    """The stub's data divided among the ranks. The shares of the 23 test images differ by one."""
 
     def __init__(self, *, train_size: int, batch_size: int = BATCH):
         super().__init__(train_size=train_size)
@@ -106,7 +106,7 @@ class SharedData(Data):
 
 
 class FrozenNormTask(TinyTask):
-    """Without what makes a sample's gradient depend on the others of its rank, or on the rank's random numbers."""
+    """Task in which a sample's gradient does not depend on the others of its rank or on random numbers."""
 
     def __init__(self) -> None:
         super().__init__(dropout=0.0, classes=CLASSES)

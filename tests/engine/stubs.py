@@ -1,4 +1,4 @@
-"""A tiny task and data set for the engine's tests: BatchNorm, dropout and augmentation in a millisecond a step."""
+"""A tiny task and data set for the engine's tests: BatchNorm, dropout and augmentation, one millisecond a step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def split(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class TrainLoader:
-    """Order and noise are a pure function of (epoch, step)."""
+    """Loader with order and noise that are a pure function of (epoch, step)."""
 
     def __init__(self, images: Tensor, target: Tensor, batch_size: int = BATCH):
         self.images, self.target, self.batch_size = images, target, batch_size
@@ -54,7 +54,7 @@ class TrainLoader:
 
 
 class StoppingLoader:
-    """``loader`` that sends a signal, or crashes, when step ``at`` of the run (from 1) is asked for."""
+    """``loader`` that sends a signal, or crashes, when step ``at`` of the run (from 1) is requested."""
 
     def __init__(self, loader: Any, at: int, how: int | type[Exception]):
         self.loader, self.at, self.how = loader, at, how
@@ -119,7 +119,7 @@ def make_task(seed: int = 0, **options: Any) -> TinyTask:
 
 
 def run_fit(folder: Path, *, task: nn.Module | None = None, data: Any = None, **options: Any) -> FitResult:
-    """``fit`` with small defaults; ``engine`` and ``optim`` are dicts of what differs."""
+    """Call ``fit`` with small defaults. ``engine`` and ``optim`` are dicts of options that differ."""
     engine = EngineConfig(**{"device": "cpu", "log_every": 3, **options.pop("engine", {})})
     optim = OptimConfig(**{"lr": 0.05, "batch_size": BATCH, **options.pop("optim", {})})
     arguments: dict[str, Any] = {"epochs": 2, "fingerprint": {"optim": {"batch_size": optim.batch_size}}, "seed": 3}

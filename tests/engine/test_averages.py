@@ -1,4 +1,4 @@
-"""Means over images, whatever the sizes of the batches, parts and shares that they came in."""
+"""Means over images, for batches, parts and shares of any size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT, BATCH = 34, 32
 
 
 class LastBatchLoader(TrainLoader):
-    """Keeps the last, smaller batch."""
+    """Loader that keeps the smaller last batch."""
 
     def __len__(self) -> int:
         return -(-len(self.target) // self.batch_size)
@@ -39,7 +39,7 @@ class Fixed(nn.Module):
         self.other = nn.Parameter(torch.zeros(()))
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        # Of the index, and not of the images, to which the loader adds noise.
+        # Computed from the index, because the loader adds noise to the images.
         ce = F.cross_entropy(self.model[1].weight[:, index % 3].T, target)
         return {"total": ce + self.other.square(), "ce": ce.detach()}
 
@@ -74,7 +74,7 @@ def test_what_is_skipped_does_not_count() -> None:
 
 
 def unequal(_: None) -> dict[str, float]:
-    """One image on one rank, three on the other."""
+    """Return the means of one image on one rank and three on the other."""
     meter = AverageMeter(torch.device("cpu"))
     rank = distributed.rank()
     meter.add({"ce": torch.tensor(5.0 - 4 * rank), "skipped": torch.tensor(0.0)}, 1 + 2 * rank)
@@ -86,7 +86,7 @@ def test_shares_of_unequal_size() -> None:
 
 
 class FirstUnused(nn.Module):
-    """A layer that no step uses, or ``by_main`` the main rank's alone."""
+    """Task with a layer that no step uses or, with ``by_main``, only the main rank's steps."""
 
     def __init__(self, *, by_main: bool) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def train_unused(folder: Path, by_main: bool) -> tuple[dict[str, Tensor], int, l
 
 @pytest.mark.parametrize("by_main", [False, True])
 def test_a_layer_that_steps_do_not_use(tmp_path: Path, by_main: bool) -> None:
-    """Over several ranks the others' gradients are averaged all the same; finding out leaves no trace."""
+    """Average the other gradients over several ranks. The search for unused layers is rolled back."""
     (first, calls, history), (second, _, _) = on_ranks(2, train_unused, tmp_path, by_main)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["steps"] == calls == 4 and len(history) == 2

@@ -41,7 +41,7 @@ def test_what_was_saved_comes_back(tmp_path):
 def test_the_newest_are_kept(tmp_path, saved, keep, left):
     store = save_all(tmp_path, saved, keep)
     assert store.steps() == left
-    assert len(list(tmp_path.iterdir())) == len(left)  # nothing lies about
+    assert len(list(tmp_path.iterdir())) == len(left)  # nothing else is there
     assert all(read_checkpoint(store.path(step))["step"] == step for step in left)
 
 
@@ -142,7 +142,7 @@ def fill_a_disk(folder: Path, report: Connection) -> None:
 
 
 def test_a_disk_that_is_really_full(tmp_path):
-    """As above, on a file system that has no space left."""
+    """Do the same on a file system that has no space left."""
     folder = tmp_path / "folder"
     folder.mkdir()
     here, there = processes.Pipe(duplex=False)
@@ -165,7 +165,7 @@ def test_the_third_failure_in_a_row_is_the_last(tmp_path, caplog):
         assert not store.try_save(2, state_of(2))
         assert not store.try_save(3, state_of(3))
     assert caplog.text.count("training continues") == 2
-    assert store.try_save(4, state_of(4))  # a success forgives
+    assert store.try_save(4, state_of(4))  # a success resets the count
     with largest_file(10_000):
         assert not store.try_save(5, state_of(5))
         assert not store.try_save(6, state_of(6))
@@ -204,7 +204,7 @@ def test_kill_9_at_any_moment_of_a_save_leaves_a_valid_checkpoint(tmp_path):
 
         store = CheckpointStore(tmp_path)
         step, state = store.load_newest()
-        assert step >= reported  # what save() returned from is there
+        assert step >= reported  # a save that returned is there
         assert torch.equal(state["weights"], torch.full((300_000,), float(step)))
         assert len(store.steps()) >= 2
         assert not any(path.name.startswith(".tmp_") for path in tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""When a training is said to have diverged, and when not."""
+"""Trainings that count as diverged, and others that do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sftn_fast.engine.divergence import near_chance, verdict
 
 
 def rows(*values: tuple[float, float, float]) -> list[dict[str, float]]:
-    """Training and test cross-entropy and accuracy of each epoch."""
+    """Return rows of training and test cross-entropy and accuracy, one for each epoch."""
     return [
         {"epoch": epoch, "train_ce": train, "test_ce": test, "test_top1": top1}
         for epoch, (train, test, top1) in enumerate(values, start=1)
@@ -22,7 +22,7 @@ def rows(*values: tuple[float, float, float]) -> list[dict[str, float]]:
     [
         ([(2.5, 2.2, 20), (1.0, 1.2, 60)], None),
         ([(2.9, 2.4, 10)], None),  # one epoch that has not learned yet
-        ([(0.01, 3.9, 62)], None),  # overfitted and sure of it, but not by chance
+        ([(0.01, 3.9, 62)], None),  # overfitted and confident, but above chance
         ([(3e9, 1e10, 10)], "ends at 1e+10"),
         ([(2.0, math.inf, 40)], "ends at inf"),
         ([(2.0, math.nan, 40)], "ends at nan"),

@@ -1,4 +1,4 @@
-"""What is not finite never reaches the weights, the BatchNorm statistics or a checkpoint."""
+"""Values that are not finite never reach the weights, the BatchNorm statistics or a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class InfiniteGradient(torch.autograd.Function):
-    """Nothing forward, an infinite gradient backward."""
+    """Identity with an infinite gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class InfiniteGradient(torch.autograd.Function):
 
 
 class FaultyTask(TinyTask):
-    """Commits ``fault`` at the calls whose numbers, from 1, are in ``when``."""
+    """Task that makes the error ``fault`` at the calls, counted from 1, in ``when``."""
 
     def __init__(self, fault: str, when: set[int]):
         super().__init__()
@@ -155,9 +155,9 @@ def test_a_step_skipped_in_fp16_leaves_no_trace(fault, when):
 
 
 def test_a_skipped_first_step_leaves_no_uninitialised_momentum(monkeypatch, request):
-    """Compared with never having had that step; torch's own fused SGD goes on from whatever the memory held.
+    """Compare with a run without that step. torch's own fused SGD would continue from uninitialised memory.
 
-    Deterministic algorithms fill fresh memory with NaN, so that this does not pass by luck.
+    Deterministic algorithms fill new memory with NaN, so that this does not pass by luck.
     """
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))

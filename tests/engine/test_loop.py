@@ -63,7 +63,7 @@ def test_means_are_over_the_steps_since_the_last_line(tmp_path):
 
 
 def test_speed_is_that_of_training_alone(tmp_path, monkeypatch):
-    """On a clock that only the loaders move: 0.5 s for each batch waited for, a day for an evaluation."""
+    """Use a clock that only loaders and steps advance: 0.5 s to wait for a batch, a day for an evaluation."""
     now, data = [0.0], Data()
 
     def slow(batches, seconds):
@@ -147,6 +147,37 @@ class RowLoss(TinyTask):
 def test_a_total_that_is_no_float32_number_is_refused(tmp_path, task: nn.Module):
     with pytest.raises(TypeError, match="total must be a 0-dim float32 tensor"):
         run_fit(tmp_path, task=task)
+
+
+class Asked(TinyTask):
+    """A task that returns ``answer`` when an epoch begins."""
+
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+        self.epochs: list[int] = []
+
+    def begin_epoch(self, epoch: int) -> object:
+        self.epochs.append(epoch)
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_task_is_told_of_each_epoch(tmp_path, answer):
+    task = Asked(answer)
+    run_fit(tmp_path, task=task, epochs=3)
+    assert task.epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize("answer", [None, 1, "no"])
+def test_begin_epoch_returns_a_bool_and_nothing_else(tmp_path, answer):
+    with pytest.raises(TypeError, match=rf"Asked\.begin_epoch must return a bool, got {answer!r}"):
+        run_fit(tmp_path, task=Asked(answer))
+
+
+def test_a_task_that_is_no_module_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"task must be an nn\.Module, got SimpleNamespace"):
+        run_fit(tmp_path, task=SimpleNamespace(model=None))
 
 
 def test_fewer_images_than_a_batch_is_refused(tmp_path):

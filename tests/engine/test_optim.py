@@ -64,7 +64,7 @@ def test_the_other_schedules(optim, step, expected):
     ids=lambda options: next(iter(options), "default"),
 )
 def test_the_step_is_torchs_sgd(options, channels_last):
-    """Against float64 and the plain optimizer: every parameter decays, adapter, bias and BatchNorm included."""
+    """Compare with float64 and the plain optimizer: every parameter decays, including adapter, bias and BatchNorm."""
     optim = OptimConfig(lr=0.05, schedule="constant", **options)
     ours, reference = make_task(dropout=0.0), make_task(dropout=0.0).double()
     if channels_last:

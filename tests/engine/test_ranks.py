@@ -1,4 +1,4 @@
-"""One run on several ranks: the weights of one rank, equal steps, and what goes wrong goes wrong on all of them."""
+"""One run on several ranks: the same weights and steps as on one rank, and failures that all ranks share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .faults import processes
 from .ranks import FrozenNormTask, SharedData, SharedTrainLoader, on_ranks
 from .stubs import Batch, TinyTask, make_task, run_fit, without_timing
 
-BATCH = 12  # of which 1, 2, 3 and 4 ranks get equal shares
+BATCH = 12  # divides among 1, 2, 3 and 4 ranks
 
 
 def train_frozen(folder: Path, optim: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict], list[int]]:
-    torch.manual_seed(distributed.rank())  # whatever the others built, the main rank's weights count
+    torch.manual_seed(distributed.rank())  # the main rank's weights replace the others'
     task = FrozenNormTask()
     optim = {"batch_size": BATCH, "clip_grad": 0.5, **optim}
     result = run_fit(folder, task=task, data=SharedData(train_size=84, batch_size=BATCH), optim=optim)
@@ -61,7 +61,7 @@ def test_any_division_of_a_step_trains_to_the_same_weights(tmp_path, alone, rank
 
 
 class Signalled(SharedTrainLoader):
-    """Sends SIGTERM to rank ``rank`` when step ``at`` of the run is asked for."""
+    """Loader that sends SIGTERM to rank ``rank`` when step ``at`` of the run is requested."""
 
     def __init__(self, loader: SharedTrainLoader, at: int, rank: int):
         super().__init__(loader.images, loader.target, loader.batch_size)
@@ -79,7 +79,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def stop_and_resume(folder: Path) -> dict[str, Any]:
-    """Forty steps with dropout, unbroken and then with a stop behind the thirteenth."""
+    """Train forty steps with dropout, once unbroken and once with a stop after the thirteenth."""
     data, whole, task = SharedData(train_size=160), make_task(), make_task(seed=99)
     run_fit(folder / "unbroken", task=whole, data=data)
     rng = torch.get_rng_state()
@@ -149,7 +149,7 @@ def test_ranks_that_would_train_different_things_do_not_begin(tmp_path):
 
 
 class Poisoned(SharedTrainLoader):
-    """An image with a NaN for one rank at one step of the run."""
+    """Loader with a NaN in an image of one rank at one step of the run."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for step, batch in enumerate(super().epoch(epoch, start), start=1 + start + epoch * len(self)):
@@ -159,7 +159,7 @@ class Poisoned(SharedTrainLoader):
 
 
 class SplitLossTask(TinyTask):
-    """A total that is not finite although its gradient is, which only the rank that computes it can tell."""
+    """Task with a finite gradient and a total that is not finite, which only the rank that computes it sees."""
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         terms = super().forward(images.nan_to_num(), target, index)
@@ -186,7 +186,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_before_the_update(tmp_path, pl
 
 
 class Waiting(SharedTrainLoader):
-    """The last rank gets its sixth batch only when the first has asked for the seventh or can't get there."""
+    """Loader that delays the last rank's sixth batch until the first rank has requested its own."""
 
     def __init__(self, loader: SharedTrainLoader, ahead: Event):
         super().__init__(loader.images, loader.target)

@@ -1,4 +1,4 @@
-"""A run that stopped goes on as if it had not."""
+"""A stopped run resumes as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def optimizer_of(folder: Path) -> list[torch.Tensor]:
 @pytest.mark.parametrize("amp", CPU_AMP)
 @pytest.mark.parametrize("stop_at", [1, 13, 20, 21, 39, 40])
 def test_stopped_and_resumed_equals_unbroken_bit_for_bit(tmp_path, amp, stop_at):
-    """Forty steps in two epochs, with dropout, BatchNorm, a validation split, a warm-up, clipping."""
+    """Train forty steps in two epochs, with dropout, BatchNorm, a validation split, a warm-up and clipping."""
     options = {
         "engine": {"amp": amp},
         "optim": {"warmup_epochs": 0.5, "clip_grad": 1.0, "schedule": "cosine"},
@@ -69,7 +69,7 @@ def test_stopped_and_resumed_equals_unbroken_bit_for_bit(tmp_path, amp, stop_at)
     broken = tmp_path / "broken"
     with pytest.raises(Interrupted):
         run_fit(broken, data=stopping(stop_at, signal.SIGTERM, train_size=160, with_val=True), **options)
-    task = make_task(seed=99)  # whatever it was built with, the checkpoint is what counts
+    task = make_task(seed=99)  # resuming replaces these weights
     torch.rand(7)
     result = run_fit(broken, task=task, data=Data(train_size=160, with_val=True), **options)
 
@@ -172,9 +172,9 @@ def test_never_refuses_a_folder_that_holds_checkpoints(tmp_path):
 
 
 class FillingDisk(TrainLoader):
-    """The disk is full from step ``full`` on, and empty again from step ``empty`` on.
+    """Loader with a disk that is full from step ``full`` to step ``empty``.
 
-    Not a context manager: a run that fails leaves this generator suspended, to be closed nobody knows when.
+    It is not a context manager: a run that fails leaves this generator suspended, and it may be closed much later.
     """
 
     def __init__(self, loader: TrainLoader, full: int, empty: int):
@@ -261,7 +261,7 @@ WRONG = {
 
 
 def change_newest(folder: Path, change) -> Path:
-    """Change what the newest checkpoint holds, its checksum made to fit; returns its folder."""
+    """Change the newest checkpoint and give it a valid checksum; return its folder."""
     newest = max((folder / "checkpoints").glob("step_*"))
     state = torch.load(newest / "state.pt", weights_only=True)
     change(state)
@@ -287,7 +287,7 @@ def test_a_valid_checkpoint_of_wrong_content_is_refused_by_name_for_the_one_befo
     before = torch.load(min((folder / "checkpoints").glob("step_*")) / "state.pt", weights_only=True)["task"]
     newest = change_newest(folder, change)
     task = make_task()
-    monkeypatch.setattr("sftn_fast.engine.loop._train", lambda *_: None)  # only where it would go on from matters
+    monkeypatch.setattr("sftn_fast.engine.loop._train", lambda *_: None)  # only the position matters
     assert run_fit(folder, task=task, engine={"threads": 1}).resumed_from == 10
     assert f"{newest} is refused" in caplog.text
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
@@ -314,3 +314,12 @@ def test_a_copy_beside_the_checkpoints_is_left_alone(tmp_path, two_epochs, caplo
     assert store.steps() == [20, 10]
     store.save(30, {"step": 30})
     assert all((folder / "checkpoints" / name).is_dir() for name in copies)
+
+
+def test_a_checkpoint_of_a_version_that_kept_two_lengths_of_the_log_is_resumed(tmp_path, two_epochs):
+    """Earlier versions also kept the length at the epoch's start."""
+    folder = Path(shutil.copytree(two_epochs, tmp_path / "run"))
+    logged = lines_of(folder)
+    change_newest(folder, with_value(lambda lengths: [*lengths, 0], "log_offsets"))
+    assert run_fit(folder, engine={"threads": 1}).resumed_from == 20
+    assert lines_of(folder) == logged

@@ -1,5 +1,5 @@
-"""Real methods on real data sets: stopped after 13 of 40 steps and gone on with, they end with the bits of an unbroken
-run, and so do their memories."""
+"""Real methods on real data sets: stopped after 13 of 40 steps and resumed, they end with the bits of an unbroken run,
+including those of their memories."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sftn_fast.tasks import DistillTask, SFTNTask, Task
 from .stubs import StoppingLoader, without_timing
 
 BATCH, STEPS_AN_EPOCH = 8, 20
-NOT_COMPARED = ("history", "stopwatch", "log_offsets")  # their figures depend on the clock
+NOT_COMPARED = ("history", "stopwatch", "log_offsets")  # they depend on the clock
 
 
 def crops_and_flips(root: Path) -> DataConfig:
@@ -88,7 +88,7 @@ def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tm
     with pytest.raises(Interrupted):
         train("broken", stopping, seed=0)
     assert read_checkpoint(tmp_path / "broken" / "checkpoints" / "step_000000013")["position"] == [0, 13, 13]
-    resumed = train("broken", images, seed=99)  # whatever it was built with, the checkpoint is what counts
+    resumed = train("broken", images, seed=99)  # resuming replaces these weights
 
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
@@ -102,7 +102,7 @@ def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tm
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
-    """Equal in all that a checkpoint may hold."""
+    """Compare everything that a checkpoint may hold."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys()
         ours, theirs = list(ours.values()), list(theirs.values())

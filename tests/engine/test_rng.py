@@ -26,7 +26,7 @@ def test_a_seed_fixes_every_generator():
 
 def test_the_state_goes_through_a_checkpoint():
     seed_everything(1)
-    draws()  # leaves half a Gaussian pair behind in Python's and NumPy's
+    draws()  # Python's and NumPy's generators keep half of a Gaussian pair
     buffer = io.BytesIO()
     torch.save(rng_state(CPU), buffer)
     expected = draws() + draws()

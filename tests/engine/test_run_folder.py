@@ -65,7 +65,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 @pytest.fixture
 def ordinary_user(request):
-    """Permissions mean nothing to root: be nobody for a while."""
+    """Become nobody for the test, because permissions don't stop root."""
     if os.geteuid() == 0:
         os.seteuid(65534)
         request.addfinalizer(lambda: os.seteuid(0))

@@ -77,7 +77,7 @@ def test_a_stdout_that_is_full_or_closed_stops_nothing(tmp_path, caplog, monkeyp
             monkeypatch.setattr("sys.stdout", stdout)
             log.train({**RECORD, "step": number})
             with contextlib.suppress(OSError):
-                stdout.close()  # or it complains once more at exit
+                stdout.close()  # else it fails again at exit
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
     assert caplog.text.count("training continues") == 1

@@ -1,4 +1,4 @@
-"""The number of threads that a stage finds to be the fastest."""
+"""The number of threads that a job measures to be the fastest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stubs import Data, StoppingLoader, make_task, run_fit, without_timing
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
-    """torch takes whatever number it is told for granted, and computes with one: tests share their processors."""
+    """Let torch report the number it is given but compute with one thread, because tests share their processors."""
     told = [1]
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: told[-1])
@@ -24,7 +24,7 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds a step by number of threads; the steps are taken all the same."""
+    """Set the measured seconds a step by number of threads. The steps still run."""
     seconds: dict[int, float] = {}
     take = threads._seconds_a_step
 
@@ -47,7 +47,7 @@ def test_the_fewest_that_are_as_good_as_the_best(seconds, chosen, tmp_path: Path
     tried = run_fit(tmp_path / "tried", engine={"threads": "auto"})
     assert f"engine.threads: {chosen} (images a second with 1: {8 / seconds[1]:.0f}, 2: " in capsys.readouterr().out
     assert torch.get_num_threads() == chosen
-    # Trying left no trace: the run is the one that was given the number.
+    # Measuring changes nothing: the run equals one that was given the number.
     given = run_fit(tmp_path / "given", engine={"threads": chosen})
     assert [without_timing(row) for row in tried.history] == [without_timing(row) for row in given.history]
 

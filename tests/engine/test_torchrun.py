@@ -157,7 +157,7 @@ def test_the_commands_of_the_page_are_understood():
     assert len(found) == len(BLOCKS) == 3
     for launcher_options, options in found:
         cli.parse(shlex.split(options))
-        # As the shell would leave them, but for the numbers that SLURM fills in.
+        # As the shell would pass them, with numbers in place of SLURM's variables.
         words = shlex.split(re.sub(r"\$SLURM_\w+", "2", launcher_options))
         assert get_args_parser().parse_args([*words, "-m", "sftn_fast.train"]).training_script == "sftn_fast.train"
 

@@ -18,7 +18,7 @@ from .stubs import Batch, make_task, run_fit
 
 
 class Dying(SharedTrainLoader):
-    """Rank 1 is killed when it asks for its fourteenth batch, in the first start of the processes."""
+    """Loader that kills rank 1 when it requests its fourteenth batch, in the first start of the processes."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for step, batch in enumerate(super().epoch(epoch, start), start=1 + start + epoch * len(self)):
@@ -28,7 +28,7 @@ class Dying(SharedTrainLoader):
 
 
 def train(folder: Path, mode: str = "") -> None:
-    """Forty steps in two epochs, a checkpoint every four; or for ever."""
+    """Train forty steps in two epochs with a checkpoint every four; or for ever."""
     data = SharedData(train_size=160)
     if mode == "die":
         data.train = Dying(data.train.images, data.train.target)
@@ -43,7 +43,7 @@ def main(folder: str, mode: str = "") -> int:
         try:
             train(Path(folder), mode)
         except Interrupted as stop:
-            # In one piece: two ranks write to one pipe.
+            # In one write: two ranks share the pipe.
             sys.stdout.write(f"rank {launcher.rank()} stopped by {stop.signum}\n")
             sys.stdout.flush()
             return 128 + stop.signum

@@ -116,7 +116,7 @@ def test_ctrl_c_stops_all_and_the_run_goes_on_to_the_same_end(alone: Path, tmp_p
             break
     _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors and "Traceback" not in errors
+    assert "run the same command to resume" in errors and "Traceback" not in errors
     assert len(list(output.glob("seed*/*/result.json"))) < 6, "stopped too late to test anything"
     assert list(output.glob("seed*/*/checkpoints/*"))
     run_experiment(configured(output, *often))

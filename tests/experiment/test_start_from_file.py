@@ -40,7 +40,7 @@ def test_a_start_of_other_classes_is_taken_but_for_its_head(fits, tmp_path, caps
     lines = [line for line in capsys.readouterr().out.splitlines() if "t.ckpt: " in line]
     assert len(lines) == 1
     assert f"(head.fc.weight, head.fc.bias) is loaded: the file has 1000 classes, this network {classes}" in lines[0]
-    assert "the prefix 'model.' is taken off" in lines[0]
+    assert "removed the prefix 'model.'" in lines[0]
     trained = models.load(tmp_path / "run" / "seed0" / "sftn")
     weight = "stages.0.0.conv1.weight"
     assert torch.allclose(trained.state_dict()[weight], start.state_dict()[weight], atol=1e-6)
@@ -51,7 +51,7 @@ def test_a_teacher_of_other_classes_is_refused_with_what_to_do(fits, tmp_path, c
     assert train.main(options(tmp_path, "--stages", "[distill]", "--teacher_file", str(tmp_path / "t.pth"))) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: teacher_file: ") and "Traceback" not in error
-    assert "all but the classifier does: sftn.init takes such a file" in error
+    assert "all but the classifier does: sftn.init accepts such a file" in error
 
 
 @pytest.mark.parametrize("fault", ["network", "NaN"])

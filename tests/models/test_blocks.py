@@ -11,7 +11,7 @@ from sftn_fast.models import mobilenet, resnet, shufflenet_v1, shufflenet_v2, vg
 
 
 class Reference:
-    """Layers of ``block`` as functions, taken from its state by name."""
+    """Return the layers of ``block`` as functions, made from its state dict."""
 
     def __init__(self, block: nn.Module) -> None:
         self.state = block.state_dict()
@@ -29,7 +29,7 @@ class Reference:
 
 
 def shuffle(x, groups):
-    """Channel i of group g goes to place i * groups + g."""
+    """Move channel i of group g to position i * groups + g."""
     width = x.shape[1] // groups
     return torch.stack([x[:, g * width + i] for i in range(width) for g in range(groups)], 1)
 
@@ -94,7 +94,7 @@ def shuffle_v2(r, x):
     return shuffle(torch.cat([passed, right], 1), 2)
 
 
-# Block, channels it takes, its definition.
+# Block, input channels, definition.
 CASES = {
     "basic": (lambda: resnet.BasicBlock(8, 8, 1), 8, lambda r, x: basic(r, x, 1, False)),
     "basic, halving": (lambda: resnet.BasicBlock(8, 12, 2), 8, lambda r, x: basic(r, x, 2, True)),
@@ -139,6 +139,6 @@ def test_block_is_its_definition(case):
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.5 if tensor.dim() == 1 else torch.randn_like(tensor))
     x = torch.randn(2, channels, 8, 8, dtype=torch.float64)
-    # What passes through a ShuffleNet V2 unit has been through a ReLU before.
+    # The half that passes a ShuffleNet V2 unit is the output of a ReLU.
     x = x.relu() if case == "shuffle v2" else x
     torch.testing.assert_close(block(x), definition(Reference(block), x), rtol=1e-10, atol=1e-10)

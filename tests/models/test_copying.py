@@ -1,4 +1,4 @@
-"""Networks on whose layers something hangs: they are copied, saved and distilled as any other."""
+"""Networks with pruned or normalised weights, hooks or saved maps: copied, saved and distilled like any other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def on_convolutions(change):
 
 
 def with_saved_maps(net):
-    """Each convolution keeps its last map, graph and all, in a list and in a buffer."""
+    """Let each convolution store its last map, with its graph, in a list and in a buffer."""
     for convolution in convolutions(net):
         convolution.saved = []
         convolution.register_buffer("last", None, persistent=False)
@@ -46,7 +46,7 @@ def with_saved_maps(net):
 
 
 class Owner:
-    """A stranger with a lock, which can't be copied."""
+    """An object with a lock, which can't be copied."""
 
     def __init__(self):
         self.lock, self.calls = threading.Lock(), 0
@@ -62,7 +62,7 @@ def with_a_strangers_hook(net):
 
 
 def shared(net):
-    """The last stage's second half is the same block twice."""
+    """Use the same block twice in the last stage's second half."""
     last = net.stages[-1]
     net.stages[-1] = models.staged.Stage(last[0], models.build("resnet14", num_classes=2).stages[2][1])
     net.stages[-1].append(net.stages[-1][1])
@@ -92,10 +92,10 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def net(request) -> models.StagedNet:
-    """A network that was through a training step, with tensors that have a graph."""
+    """A network after a training step, with tensors that have a graph."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the old ways are deprecated
+        warnings.simplefilter("ignore")  # the old functions are deprecated
         changed = KINDS[request.param](models.build("resnet8", num_classes=CLASSES))
     changed.train()(torch.randn(4, 3, SIZE, SIZE)).sum().backward()
     return changed

@@ -1,4 +1,4 @@
-"""Networks on disk: the round trip, and damage of every kind."""
+"""Networks on disk: the round trip, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAMILIES = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV
 
 
 def trained(name: str = "resnet8", **options: int) -> models.StagedNet:
-    """A network whose statistics have seen a batch."""
+    """Return a network with the statistics of a batch."""
     torch.manual_seed(0)
     net = models.build(name, **{"num_classes": 5, "in_channels": 1, **options})
     net(torch.randn(4, net.in_channels, 16, 16))
@@ -33,7 +33,7 @@ def custom() -> models.StagedNet:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """An export of ``trained()``, in a folder whose name is no plain word."""
+    """An export of ``trained()``, in a folder with spaces in its name."""
     folder = tmp_path / "a run, ünïcode"
     models.save(trained(), folder, meta={"accuracy": 71.25, "image_size": 16})
     return folder
@@ -93,7 +93,7 @@ def test_the_home_of_nobody_is_no_place():
 
 @torch.no_grad()
 def test_weights_beside_the_configuration_of_another_library(folder):
-    """As Hugging Face keeps timm's networks: both files are called as ours are."""
+    """Accept the files of timm's networks on Hugging Face, which have the same names as ours."""
     net = models.load(folder)
     (folder / CONFIG).write_text(json.dumps({"architecture": "resnet8", "num_classes": 5, "global_pool": "avg"}))
     x = torch.randn(2, 1, 16, 16)
@@ -133,7 +133,7 @@ def test_one_flipped_bit_is_noticed(folder, position):
 
 
 def test_safetensors_itself_does_not_notice_a_flipped_bit(folder):
-    """The reason for the checksum; without it this file would load."""
+    """Show why there is a checksum: without it this file would load."""
     flip_bit(folder / WEIGHTS, -1)
     (folder / CONFIG).unlink()
     models.load(folder / WEIGHTS, name="resnet8", num_classes=5, in_channels=1)
@@ -180,7 +180,7 @@ def test_a_wrong_config_is_noticed(folder, change, message):
     file = folder / CONFIG
     config = json.loads(change(file.read_text()))
     del config["digest"]
-    file.write_text(json.dumps(config))  # as older versions wrote it, without a checksum of its own
+    file.write_text(json.dumps(config))  # as in older versions, which wrote no checksum of config.json
     with pytest.raises(ValueError, match=message):
         models.load(folder)
 

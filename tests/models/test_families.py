@@ -1,4 +1,4 @@
-"""Each family of torchvision's classifiers by as_staged: right axes, or a refusal."""
+"""as_staged on each family of torchvision's classifiers: the right axes, or a refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REGNET = ([f"trunk_output.block{i}" for i in (1, 2, 3, 4)], "fc")
 SWIN = (["features.1", "features.3", "features.5", "features.7"], "head")
 NO_AUX = {"aux_logits": False, "init_weights": False}
 
-# Modules to cut behind, and the shapes of their maps at the first size of images that the network takes of 64 and 224.
+# Modules to cut after, and the shapes of their maps for images of 64 pixels, or of 224 for LARGE.
 FAMILIES = {
     "alexnet": (["features.2", "features.5", "features.12"], "classifier", [(64, 7), (192, 3), (256, 1)]),
     "convnext_tiny": (SWIN[0], "classifier", [(96, 16), (192, 8), (384, 4), (768, 2)]),
@@ -57,7 +57,7 @@ FAMILIES = {
     "vgg11_bn": (["features.7", "features.14", "features.28"], "classifier", [(128, 16), (256, 8), (512, 2)]),
     "wide_resnet50_2": (*RESNET, [(256, 16), (512, 8), (1024, 4), (2048, 2)]),
 }
-LARGE = {"inception_v3", "maxvit_t"}  # which take no images of 64 pixels
+LARGE = {"inception_v3", "maxvit_t"}  # networks that do not accept 64 pixels
 
 
 def network(name: str, device: str = "meta") -> nn.Module:
@@ -112,7 +112,7 @@ def test_tokens_are_refused_with_what_works():
     with pytest.raises(ValueError, match=r"gives tokens \[N, 17, 16\] and no map.*as_staged\(nn.Sequential") as caught:
         models.as_staged(vit(), stages, "heads", stem="encoder.dropout")
     assert "\n" not in str(caught.value)
-    # The line of the message, as it stands:
+    # The line of the message:
     net = vit()
     teacher = models.as_staged(nn.Sequential(nn.Identity(), net), ["0"], head="1")
     assert teacher.num_classes == 7
@@ -122,7 +122,7 @@ def test_tokens_are_refused_with_what_works():
 
 
 class Last(nn.Module):
-    """A stage whose maps lie channels last."""
+    """A stage with maps [N, H, W, C]."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class To(nn.Module):
 
 
 class OneSize(nn.Module):
-    """Takes images of 32 pixels alone."""
+    """Accepts images of 32 pixels only."""
 
     def forward(self, x):
         if x.shape[2:] != (32, 32):
@@ -160,7 +160,7 @@ class OneSize(nn.Module):
 
 
 class Looking(nn.Module):
-    """Looks at values, which tensors without data don't have."""
+    """Reads values, which tensors on the meta device don't have."""
 
     def forward(self, x):
         return x if x.sum() > -1e9 else -x
@@ -168,7 +168,7 @@ class Looking(nn.Module):
 
 @pytest.mark.parametrize("first", [nn.Identity, OneSize, Looking])
 def test_maps_as_wide_as_they_have_channels(first):
-    """16 channels of 16 x 16 pixels: nothing but the module tells."""
+    """Find the axes of 16 channels of 16 x 16 pixels, which one shape alone does not show."""
     torch.manual_seed(0)
     module = nn.Sequential(first(), To(0, 2, 3, 1), Last(3, 8, 2), Last(8, 16, 2), Classifier(16)).eval()
     net = models.as_staged(module, ["2", "3"], "4")
@@ -182,7 +182,7 @@ def test_maps_as_wide_as_they_have_channels(first):
 
 def test_what_nobody_can_tell_is_refused():
     module = nn.Sequential(OneSize(), To(0, 2, 3, 1), Last(3, 16, 2), Last(16, 8, 2), Classifier(8))
-    with pytest.raises(ValueError, match=r"'2' gives \[N, 16, 16, 16\] for images of 32 x 32, and nothing tells"):
+    with pytest.raises(ValueError, match=r"'2' gives \[N, 16, 16, 16\] for images of 32 x 32, and it is unclear"):
         models.as_staged(module, ["2", "3"], "4")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import pytest
 import torch
+from networks import blank
 from torch import nn
 
 from sftn_fast import distillers, models, train
@@ -22,7 +24,7 @@ def shuffle(*widths):
     return ((24, 56), *zip(widths, (28, 14, 7), strict=True))
 
 
-# (channels, size) of stem and stages at 224 pixels, width of the pooled vector, of the BatchNorms before the ReLUs.
+# (channels, size) of stem and stages at 224 pixels; length of the pooled vector; widths of the BatchNorms.
 NETWORKS = {
     **dict.fromkeys(("resnet18", "resnet34"), (BASIC, 512, [64, 128, 256, 512])),
     **dict.fromkeys(("resnet50", "resnet101"), (BOTTLENECK, 2048, [256, 512, 1024, 2048])),
@@ -36,11 +38,6 @@ NETWORKS = {
 FAMILIES = ["resnet18", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5"]
 
 
-def on_meta(name, **options):
-    with torch.device("meta"):
-        return models.build(name, **{"num_classes": 1000, **options})
-
-
 def test_all_are_listed():
     assert NETWORKS.keys() == imagenet.CUTS.keys()
 
@@ -48,7 +45,9 @@ def test_all_are_listed():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sizes(name):
     maps, width, norms = NETWORKS[name]
-    net = on_meta(name)
+    with torch.device("meta"):
+        net = models.build(name, num_classes=1000).eval()
+    net.probe = functools.cache(net.probe)
     published = torchvision_models.get_model_weights(name).DEFAULT.meta["num_params"]
     assert sum(p.numel() for p in net.parameters()) == published
     assert (net.name, net.num_classes, net.in_channels, net.default_lr) == (name, 1000, 3, 0.1)
@@ -69,17 +68,18 @@ def test_sizes(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("classes", "channels", "sizes"), [(200, 3, (64, 96)), (2, 1, (8, 9))])
+@torch.no_grad()
 def test_small_images(name, classes, channels, sizes):
-    net = on_meta(name, num_classes=classes, in_channels=channels)
+    net = blank(name, num_classes=classes, in_channels=channels)
     for size in sizes:
-        seen = net.forward_features(torch.empty(2, channels, size, size, device="meta"), preact=True)
+        seen = net.forward_features(torch.zeros(2, channels, size, size), preact=True)
         assert seen.logits.shape == (2, classes)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("mode", [True, False])
 def test_it_is_torchvisions_network(name, mode):
-    """The same parameters from the same seed, and the same bits from there on, statistics included."""
+    """Give the same parameters for the same seed, and the same bits in a pass, statistics included."""
     torch.manual_seed(0)
     original = torchvision_models.get_model(name, weights=None, num_classes=5).train(mode)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Weights on their way back: by the names of the project, or of the module, that a network is from."""
+"""Export of weights under the names of the project or module that a network comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes, out of torch.hub's folder or fetched into it."""
+"""Weights that torchvision publishes, from torch.hub's cache or downloaded into it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = torchvision_models.get_model_weights(NAME).IMAGENET1K_V1.value
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """An empty folder of torch.hub."""
+    """An empty cache of torch.hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -31,7 +31,7 @@ def original(num_classes=10):
 
 
 def publish(monkeypatch, folder, state, digest=None):
-    """Put ``state`` where the weights are fetched from, under a name with its checksum or another."""
+    """Publish ``state`` at the URL of the weights, under a name with its checksum or another one."""
     file = folder / "weights.pth"
     torch.save(state, file)
     digest = digest or hashlib.sha256(file.read_bytes()).hexdigest()[:10]
@@ -64,7 +64,7 @@ def test_what_is_not_the_published_file_is_refused_and_not_kept(hub, monkeypatch
 
 
 class Payload:
-    """Code in a file of weights."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self):
         return print, ("the payload ran",)
@@ -101,7 +101,7 @@ def test_published_weights_are_required_without_being_fetched(hub):
     assert list(hub.iterdir()) == []
 
 
-# From the command line
+# Command line
 
 
 def command(tmp_path, *more):

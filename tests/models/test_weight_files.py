@@ -1,4 +1,4 @@
-"""Files of weights as other projects leave them, and files that no weights should be taken from."""
+"""Files of weights from other projects, and files that must not be loaded as weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME, CLASSES = "resnet8", 5
 def network(seed: int = 0, *, name: str = NAME, num_classes: int = CLASSES) -> models.StagedNet:
     torch.manual_seed(seed)
     net = models.build(name, num_classes=num_classes)
-    net(torch.randn(4, 3, 16, 16))  # so that its counters are no zeros
+    net(torch.randn(4, 3, 16, 16))  # so that its counters are not zero
     return net.eval()
 
 
@@ -35,7 +35,7 @@ def before(prefix, state):
 
 
 def load(content, tmp_path: Path, **options) -> tuple[models.StagedNet, list[str]]:
-    """A network with what a file of ``content`` holds, and what was said of it."""
+    """Load a file of ``content`` into a network; return the network and the messages."""
     torch.save(content, tmp_path / "w.pth")
     net, said = network(1), []
     models.load_weights(net, tmp_path / "w.pth", say=said.append, **options)
@@ -53,27 +53,27 @@ FOREIGN = {
     "Lightning": ({"state_dict": before("model.", STATE), "epoch": 3, "optimizer_states": [{}]}, "'model.'"),
     "Lightning of a distiller": (
         {"state_dict": before("student.", STATE) | before("teacher.", LARGER)},
-        "passed over: teacher (92 tensors)",
+        "ignored: teacher (92 tensors)",
     ),
     "mdistiller": (
         {"epoch": 9, "model": before("module.student.", STATE) | before("module.teacher.", LARGER), "best_acc": 1.0},
-        "the prefix 'module.student.' is taken off; passed over: module.teacher (92 tensors), epoch, best_acc",
+        "removed the prefix 'module.student.'; ignored: module.teacher (92 tensors), epoch, best_acc",
     ),
     "MMRazor": ({"state_dict": before("architecture.", STATE), "meta": {"epoch": 1}}, "'architecture.'"),
     "compiled, wrapped twice": (before("_orig_mod.module.net.", STATE), "'_orig_mod.module.net.'"),
     "a name of its own": ({"backbone_weights": before("my_encoder.", STATE)}, "'my_encoder.'"),
     "averaged alone": ({"ema": STATE}, ""),
-    "averaged beside": ({"ema": STATE, "model": OTHER}, "the averaged weights, 'ema', are taken; passed over: model"),
+    "averaged beside": ({"ema": STATE, "model": OTHER}, "using the averaged weights, 'ema'; ignored: model"),
     "averaged by a prefix": (before("ema_model.", STATE) | before("model.", OTHER), "'ema_model'"),
     "averaged, nested": ({"ema_state_dict": {"module": STATE}, "state_dict": OTHER}, "'ema_state_dict.module'"),
-    "SWA": ({"n_averaged": torch.tensor(3)} | before("module.", STATE), "passed over: n_averaged"),
+    "SWA": ({"n_averaged": torch.tensor(3)} | before("module.", STATE), "ignored: n_averaged"),
     "thop": (
         STATE | {f"{m}total_{w}": torch.zeros(1) for m in ("", "stem.", "head.fc.") for w in ("ops", "params")},
-        "passed over: total_ops (3 tensors), total_params (3 tensors)",
+        "ignored: total_ops (3 tensors), total_params (3 tensors)",
     ),
     "NumPy": ({"model": STATE, "acc": np.float64(3), "table": np.zeros(3), "n": np.int64(2)}, "acc, table, n"),
     "beside the weights": ({**STATE, "epoch": 3, "path": Path("x"), "best": np.float32(1), "name": "a"}, "epoch, path"),
-    "the same twice": ({"model": STATE, "state_dict": dict(STATE)}, "passed over"),
+    "the same twice": ({"model": STATE, "state_dict": dict(STATE)}, "ignored"),
     "in order": (OrderedDict(STATE), ""),
 }
 
@@ -95,7 +95,7 @@ def test_nothing_is_said_of_plain_weights_and_a_log_line_takes_the_rest(tmp_path
         models.load_weights(network(), tmp_path / "plain.pth")
         assert not caplog.messages
         models.load(tmp_path / "w.pth", name=NAME, num_classes=CLASSES)
-    assert caplog.messages == [f"{tmp_path / 'w.pth'}: the prefix 'model.' is taken off"]
+    assert caplog.messages == [f"{tmp_path / 'w.pth'}: removed the prefix 'model.'"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_two_networks_that_fit_are_refused_unless_one_is_named(content, labels, 
     assert "\n" not in str(caught.value)
     assert is_equal(load(content, tmp_path, prefix=labels[0])[0], network())
     assert is_equal(load(content, tmp_path, prefix=labels[1] + ".")[0], network(2))
-    with pytest.raises(models.WeightsError, match="no weights behind 'nothing'"):
+    with pytest.raises(models.WeightsError, match="no weights with the prefix 'nothing'"):
         load(content, tmp_path, prefix="nothing")
 
 
@@ -131,7 +131,7 @@ def test_missing_counters_are_zero(tmp_path):
     names = [name for name in STATE if name.endswith("num_batches_tracked")]
     net, said = load({name: tensor for name, tensor in STATE.items() if name not in names}, tmp_path)
     assert all(net.state_dict()[name] == 0 for name in names)
-    assert f"{len(names)} counters num_batches_tracked, which the file lacks, are 0" in said[0]
+    assert f"set {len(names)} counters num_batches_tracked, which the file lacks, to 0" in said[0]
     net, _ = load({name: tensor for name, tensor in STATE.items() if name != names[0]}, tmp_path)
     assert [int(net.state_dict()[name]) for name in names[:2]] == [0, 1]
     reference = network(1)
@@ -145,7 +145,7 @@ def test_weights_of_another_precision(dtype, tmp_path):
     net, said = load({name: tensor.to(dtype) for name, tensor in STATE.items()}, tmp_path)
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32, torch.int64}
     name = str(dtype).removeprefix("torch.")
-    assert f"{name} weights are held as float32" in said[0]
+    assert f"converted {name} weights to float32" in said[0]
     expected = network()
     expected.load_state_dict({name: tensor.to(dtype) for name, tensor in STATE.items()})
     assert is_equal(net, expected)
@@ -319,7 +319,7 @@ class Dangerous:
 
 @pytest.mark.parametrize("name", ["numpy.core.multiarray.scalar", "numpy.dtype", "pathlib.PosixPath"])
 def test_stand_ins_run_nothing(name, tmp_path, capsys):
-    """A file whose NumPy scalar is made of code, in the pickle's own words."""
+    """Return a pickle in which code takes the place of a NumPy scalar."""
     module, _, attribute = name.rpartition(".")
     inner = pickle.dumps(Dangerous(), protocol=2)
     calls = b"c" + module.encode() + b"\n" + attribute.encode() + b"\n" + b"(" + inner[2:-1] + b"tR"
@@ -351,8 +351,7 @@ def test_all_but_the_classifier(tmp_path):
         assert torch.equal(tensor, head[name] if name in head else net.state_dict()[name])
     assert len(said) == 1
     assert (
-        "everything but the classifier (head.fc.weight, head.fc.bias) is loaded: the file has 1000 classes, this "
-        "network 5"
+        "loaded all but the classifier (head.fc.weight, head.fc.bias): the file has 1000 classes, this network 5"
     ) in said[0]
 
 
@@ -385,7 +384,7 @@ def test_a_mismatch_shows_the_files_own_names_first(tmp_path):
 
 
 def _timm_mobilenet():
-    """Names of timm's mobilenetv2_100, a layer's at a time, in the order in which it runs."""
+    """Return the names of timm's mobilenetv2_100, layer by layer in the order of execution."""
     yield from ("conv_stem", "bn1")
     for row, depth in enumerate((1, 2, 3, 4, 3, 3, 1)):
         for block in range(depth):

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: what is understood, and what is refused."""
+"""Weights from other projects: what is loaded, and what is refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_older_format_of_torch_save(tmp_path):
 
 
 def in_repdistiller_names(state):
-    """A resnet8's state as RepDistiller names it."""
+    """Return the state of a resnet8 under RepDistiller's names."""
     names = {"stem.0": "conv1", "stem.1": "bn1", "head.fc": "fc", "shortcut": "downsample"}
     for i in range(3):
         names[f"stages.{i}"] = f"layer{i + 1}"
@@ -161,7 +161,7 @@ def test_a_payload_never_runs(wrap, save, tmp_path):
         with pytest.raises(models.WeightsError, match=r"nothing was loaded.*torch.save\(model.state_dict"):
             load()
         assert not marker.exists()
-    pickle.loads(pickle.dumps(payload))  # the payload is live: unpickled, it leaves its mark
+    pickle.loads(pickle.dumps(payload))  # unpickling the payload does run its code
     assert marker.exists()
 
 
@@ -188,8 +188,8 @@ def test_a_truncated_file_is_refused(length, tmp_path):
         (torch.zeros(3), "it is a Tensor"),
         ({}, "it is a dict"),
         ({"model": {}}, "holds no weights by name"),
-        ({0: torch.zeros(3)}, "holds other things than weights by name, such as 0"),
-        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "holds other things than weights by name, such as 'epoch'"),
+        ({0: torch.zeros(3)}, "holds no weights by name, only other values, such as 0"),
+        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "holds no weights by name, only other values, such as 'epoch'"),
         ({"epoch": 3, "weights": {"a": torch.zeros(1)}}, "does not fit resnet8 .*; the file has under 'weights' a:"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_text_file_is_refused(tmp_path):
         models.load_weights(network(), file)
 
 
-# What torchvision's and timm's files hold, by their own names.
+# Files of torchvision and timm, with their own names.
 
 
 def test_a_file_of_torchvisions_names(tmp_path):
@@ -234,7 +234,7 @@ def test_a_file_of_torchvisions_names(tmp_path):
 
 
 def test_another_architecture_is_refused_by_the_names_that_differ(tmp_path):
-    """As timm's resnet18d, whose stem has three convolutions."""
+    """Refuse timm's resnet18d, which has a stem of three convolutions."""
     pytest.importorskip("torchvision")
     net = models.build("resnet18", num_classes=5)
     theirs = {other: net.state_dict()[own] for other, own in net.wrapped_names.items()}

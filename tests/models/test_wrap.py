@@ -1,6 +1,8 @@
-"""Networks of a user's own: torchvision's, and small ones that can or can't be cut."""
+"""Users' networks: torchvision's, and small ones that can or can't be cut."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import pytest
 import torch
@@ -87,7 +89,7 @@ def test_logits_equal_those_of_the_wrapped_network(case, mode):
 def test_a_wrapped_network_is_a_staged_one(case, shapes, stem, pooled):
     torch.manual_seed(0)
     _, net, (channels, size) = CASES[case]()
-    net.eval()
+    net.eval().probe = cache(net.probe)  # one probe for all shapes
     assert (net.in_channels, net.num_classes) == (channels, 5 if case == "functional" else 11)
     assert net.feature_shapes(size) == shapes
     assert net.input_shape(1, size) == stem
@@ -267,7 +269,7 @@ def test_in_place_steps_within_a_stage_are_kept():
     class Steps(Base):
         def forward(self, x):
             x = self.conv1(x) * 1
-            x.clamp_(min=0)  # nobody takes its result
+            x.clamp_(min=0)  # its result is not used
             x = self.fc(self.conv2(x).mean((2, 3)))
             x.mul_(2)
             return x
@@ -292,7 +294,7 @@ def test_buffers_and_constants_of_the_forward_function(mode):
     attributes = set(vars(module))
     net = models.as_staged(module, ["conv1", "conv2"], "fc")
     assert set(vars(module)) == attributes
-    module.mean.fill_(0.5)  # it is shared, as parameters are
+    module.mean.fill_(0.5)  # buffers are shared, like parameters
     assert torch.equal(net(x), module(x))
     assert net.double()(x.double()).dtype == torch.float64
     assert net.feature_shapes(8) == [(4, 8, 8), (4, 8, 8)]

@@ -1,4 +1,4 @@
-"""The hint loss with its regressor, against the plain modules: convolution, BatchNorm, ReLU and MSE."""
+"""The hint loss with its regressor, compared with plain modules: convolution, BatchNorm, ReLU and MSE."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONVOLUTIONS = {
 
 
 class Plain(nn.Module):
-    """RepDistiller's regressor, around another's modules, and its loss."""
+    """RepDistiller's regressor and loss, built from another module's layers."""
 
     def __init__(self, hint: AdaptedHint) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Plain(nn.Module):
 
 
 def twins(*args, **options) -> tuple[AdaptedHint, Plain]:
-    """The same weights in both."""
+    """Build both with the same weights."""
     torch.manual_seed(0)
     hint = AdaptedHint(*args, **options)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_no_convolution(student, teacher):
 
 
 def test_names_are_those_of_repdistillers_regressor():
-    """ConvReg's weights load, and there are no others."""
+    """ConvReg's weights load, and there are no other parameters."""
     names = [f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
     hint, plain = twins((6, 8, 8), (4, 4, 4))
     assert list(hint.state_dict()) == ["conv.weight", "conv.bias", *names]
@@ -131,7 +131,7 @@ def test_evaluation_changes_nothing(backend):
 
 
 def test_a_frozen_batchnorm_stays_frozen():
-    """``bn.eval()`` inside a training module, as when statistics are no longer to move."""
+    """``bn.eval()`` inside a training module freezes the statistics."""
     hint, plain = twins((6, 4, 4), (4, 4, 4))
     for module in (hint, plain):
         module.bn.eval()
@@ -141,7 +141,7 @@ def test_a_frozen_batchnorm_stays_frozen():
 
 
 def test_another_batchnorm_is_called():
-    """As after ``convert_sync_batchnorm``: only the module knows how its statistics come about."""
+    """Another norm, as after ``convert_sync_batchnorm``, is called: it computes its statistics in its own way."""
 
     class Shifted(nn.BatchNorm2d):
         def forward(self, x):

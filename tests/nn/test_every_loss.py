@@ -1,4 +1,4 @@
-"""What every module and every class of RepDistiller's names promises, over the table of `every_loss`."""
+"""Contracts of every module and every class with RepDistiller's names, over the table of `every_loss`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sftn_fast.compat import repdistiller
 
 each = pytest.mark.parametrize("name", EVERY)
 HALF = [torch.bfloat16, torch.float16]
-ARITHMETIC = 5e-5  # of the largest gradient: float32
+ARITHMETIC = 5e-5  # relative to the largest gradient, for float32
 CONDITION = {"compat.KDSVD": 20, "nn.KDSVDLoss": 20}  # of singular vectors, by the gaps between singular values
 
 
@@ -45,10 +45,10 @@ def build(name):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
 def test_half_precision_is_computed_in_float32(name, kind, dtype, autocast):
-    """From half-precision inputs, and what layers make of them, on: as exact as float32, under autocast or not."""
+    """Half-precision inputs, and outputs of layers, are computed as exactly as float32, with and without autocast."""
     module = build(name)
     with ops.backend(kind):
-        for layer in [] if autocast else module.modules():  # without it their weights must be of the inputs' dtype
+        for layer in [] if autocast else module.modules():  # without autocast, weights must have the inputs' dtype
             if isinstance(layer, LAYERS):
                 layer.to(dtype)
         wide = copy.deepcopy(module).double()
@@ -72,7 +72,7 @@ def test_half_precision_is_computed_in_float32(name, kind, dtype, autocast):
 
 
 def test_nst_of_near_maps_under_autocast():
-    """Kernels whose difference is a thousandth of themselves, which half-precision products would lose."""
+    """Kernels that differ by a thousandth of their size, which half-precision products would lose."""
     torch.manual_seed(0)
     student = torch.randn(4, 16, 8, 8).bfloat16()
     teacher = (student + 0.05 * torch.randn_like(student)).bfloat16()
@@ -87,7 +87,7 @@ def test_nst_of_near_maps_under_autocast():
 @each
 @pytest.mark.parametrize("kind", ["fused", "reference"])
 def test_what_inference_mode_made_is_taken(name, kind):
-    """A teacher's outputs, targets and indices from ``torch.inference_mode()``: value and gradients as ever."""
+    """A teacher's outputs, targets and indices from ``torch.inference_mode()`` give the usual values and gradients."""
     outcomes = []
     for made_there in (False, True):
         module = build(name)

@@ -1,4 +1,4 @@
-"""CRD once more, in float64 and as the paper writes it: what the tests hold all backends against."""
+"""CRD in float64, written as in the paper: the oracle for all backends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Result:
 
 
 def crd(student, teacher, index, negatives, memory, grad_output=1.0) -> Result:
-    """Everything that a call of crd_loss gives or changes, from the memory as it is before."""
+    """Return everything that a call of crd_loss returns or changes, from the memory before the call."""
     leaves = [x.detach().double().requires_grad_() for x in (student, teacher)]
     banks = [bank.double() for bank in (memory.student_bank, memory.teacher_bank)]
     n = memory.num_samples

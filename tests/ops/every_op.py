@@ -1,7 +1,7 @@
-"""Every public loss at a small size, as one table: what holds for all of them is tested once, over this table.
+"""A table of every public loss at a small size. Properties that all losses share are tested once, over this table.
 
-An :class:`Op` is one way to call a function of ``sftn_fast.ops``. Its arguments are drawn anew for each call, so that
-two calls start from the same bits even where a call changes a state.
+An :class:`Op` is one way to call a function of ``sftn_fast.ops``. Its arguments are drawn for each call, so that two
+calls start from the same bits even if a call changes a state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sftn_fast import ops
 
 @dataclass(frozen=True)
 class Draw:
-    """Reproducible values. ``spread`` is the deviation of whatever may be of any size: logits, features, embeddings."""
+    """Reproducible values. ``spread`` is the standard deviation of logits, features and embeddings."""
 
     dtype: torch.dtype
     device: str
@@ -49,20 +49,20 @@ Build = Callable[[Draw, int, int], dict[str, Any]]  # of a batch of n and a widt
 
 @dataclass(frozen=True)
 class Op:
-    """A function, how its arguments are made, and which of them take gradients or are changed."""
+    """A function with a builder of its arguments, and the roles of these: differentiable, refused, state, constant."""
 
     function: str
     build: Build
     differentiable: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    refused: tuple[str, ...] = ()  # floating-point arguments that may not ask for a gradient: an error says so
+    refused: tuple[str, ...] = ()  # floating-point arguments that raise if they require a gradient
     state: tuple[str, ...] = ()  # arguments that a call changes: tensors, or a module with its buffers
-    constant: tuple[str, ...] = ()  # floating-point arguments that are taken as constants, by their documentation
+    constant: tuple[str, ...] = ()  # floating-point arguments documented as constants
     optional: tuple[str, ...] = ()  # arguments that may be None
-    smooth: bool = True  # False: the value depends on the inputs in a way that the gradient leaves out on purpose
-    shows_nan: bool = True  # False: the formula gives a row with NaN in it no weight
-    long_products: bool = False  # of matrices, by PyTorch, whose order of summation depends on the number of threads
-    traceable: bool = True  # False: the arguments are not for torch.compile, which takes no torch.Generator
+    smooth: bool = True  # False: the gradient leaves out a dependency of the value on purpose
+    shows_nan: bool = True  # False: the formula gives a row with NaN no weight
+    long_products: bool = False  # PyTorch's matrix products sum in an order that depends on the number of threads
+    traceable: bool = True  # False: torch.compile can't take the arguments, a torch.Generator
 
     def arguments(
         self,
@@ -73,17 +73,17 @@ class Op:
         width: int = 9,
         spread: float = 1.5,
     ) -> dict[str, Any]:
-        """Keyword arguments; the same bits whenever it is asked for the same."""
+        """Return keyword arguments, with the same bits for the same options."""
         generator = torch.Generator().manual_seed(0)
         return self.build(Draw(dtype, device, spread, generator), n, width)
 
     def call(self, module: Any, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The function's results, the one that carries the gradient first."""
+        """Call the function and return its results, the differentiable one first."""
         result = getattr(module, self.function)(**arguments, **self.options)
         return tuple(result) if isinstance(result, tuple) else (result,)
 
     def states(self, arguments: dict[str, Any]) -> list[Tensor]:
-        """Copies of what a call may change."""
+        """Return copies of the tensors that a call may change."""
         states = [arguments[name] for name in self.state]
         tensors = [[x] if isinstance(x, Tensor) else list(x.buffers()) for x in states]
         return [x.detach().clone() for group in tensors for x in group]
@@ -91,7 +91,7 @@ class Op:
 
 @dataclass
 class Outcome:
-    """What a call left behind."""
+    """Results, gradients and states after a call."""
 
     results: tuple[Tensor, ...]
     grads: dict[str, Tensor]
@@ -103,7 +103,7 @@ class Outcome:
 
 
 def upstream(total: Tensor) -> Tensor:
-    """A grad_output that is neither one nor uniform."""
+    """Return a grad_output that is neither one nor uniform."""
     if total.dim() == 0:
         return torch.full_like(total, -1.5)
     return torch.linspace(-1.5, 2.5, max(total.numel(), 1), device=total.device, dtype=total.dtype)[: total.numel()]
@@ -112,7 +112,7 @@ def upstream(total: Tensor) -> Tensor:
 def evaluate(
     op: Op, arguments: dict[str, Any], *, module: Any = ops, call: Callable[..., tuple[Tensor, ...]] | None = None
 ) -> Outcome:
-    """Forward and backward, with a gradient asked for wherever one is given. ``call`` stands in for ``op.call``."""
+    """Run forward and backward, with all possible gradients. ``call`` replaces ``op.call``."""
     torch.manual_seed(0)
     leaves = {name: arguments[name].detach().requires_grad_() for name in op.differentiable}
     arguments = {**arguments, **leaves}
@@ -125,19 +125,19 @@ def evaluate(
 
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
-"""Of the largest value. Half precision rounds once, when the gradient is stored."""
+"""Tolerances relative to the largest value. Half precision rounds once, when the gradient is stored."""
 
 
 def bound(true: Tensor, dtype: torch.dtype, slack: float = 0.0) -> float:
-    """How far from ``true`` a tensor of a dtype may lie."""
+    """Return the allowed distance of a tensor of a dtype from ``true``."""
     largest = true.abs().max().item() if true.numel() else 0.0
     return TOLERANCE[dtype] * (largest + slack) + (6e-8 if dtype == torch.float16 else 1e-12)  # half's smallest step
 
 
 def assert_close(actual: Outcome, true: Outcome, slack: float = 0.0) -> None:
-    """Results, gradients and states near the float64 ones, each as its dtype allows.
+    """Assert that results, gradients and states are near the float64 ones, each within the tolerance of its dtype.
 
-    ``slack`` is for inputs whose terms cancel, a zero that is the difference of numbers of about that size.
+    ``slack`` is for inputs with terms that cancel, a zero that is the difference of numbers of about that size.
     """
     named = [("result", x, y) for x, y in zip(actual.results, true.results, strict=True)]
     named += [(f"gradient of {name}", grad, true.grads[name]) for name, grad in actual.grads.items()]
@@ -154,18 +154,18 @@ def assert_close(actual: Outcome, true: Outcome, slack: float = 0.0) -> None:
 
 
 def bits(x: Tensor) -> Tensor:
-    """The memory of a tensor, in which -0 is not 0 and a NaN equals itself."""
+    """Return the memory of a tensor as bytes, in which -0 differs from 0 and a NaN equals itself."""
     return x.contiguous().view(-1).view(torch.uint8)
 
 
 def assert_same_bits(a: Outcome, b: Outcome) -> None:
-    """Every tensor of both, bit for bit."""
+    """Assert that all tensors of both are equal, bit for bit."""
     for i, (x, y) in enumerate(zip(a.tensors, b.tensors, strict=True)):
         assert torch.equal(bits(x), bits(y)), f"tensor {i} of {len(a.tensors)} differs"
 
 
 def tensors_of(arguments: dict[str, Any], *, without: tuple[str, ...] = ()) -> Iterator[Tensor]:
-    """Every tensor among the arguments, a module's buffers included."""
+    """Yield every tensor among the arguments, including a module's buffers."""
     for key, x in arguments.items():
         if key in without:
             continue
@@ -176,7 +176,7 @@ def tensors_of(arguments: dict[str, Any], *, without: tuple[str, ...] = ()) -> I
 
 
 def widened(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same values in float64, modules' buffers included."""
+    """Convert values to float64, including modules' buffers."""
     return {
         name: x.double() if isinstance(x, torch.nn.Module) or (isinstance(x, Tensor) and x.is_floating_point()) else x
         for name, x in arguments.items()
@@ -252,7 +252,7 @@ def _maps(draw: Draw, n: int, width: int) -> dict[str, Any]:
 
 
 def _other_maps(draw: Draw, n: int, width: int) -> dict[str, Any]:
-    """Other channels, and a student's map twice as large."""
+    """Draw maps with different channels, the student's twice as large."""
     return {"student_features": draw.normal(n, width + 2, 6, 8), "teacher_features": draw.normal(n, width, 3, 4)}
 
 

@@ -1,10 +1,10 @@
-"""What the tests of the families share: dtypes, layouts, threads, refusals. What all ops share is in `every_op.py`."""
+"""Helpers of the tests of single families: dtypes, layouts, threads, refusals. `every_op.py` has those of all ops."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sftn_fast.ops import _library
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -19,13 +20,18 @@ ids = {"ids": lambda value: str(value).removeprefix("torch.")}
 needs_kernels = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 
+def shapes_for(backend: Any, shapes: list[S]) -> list[S]:
+    """Return every shape for kernels, and every third for plain PyTorch, which has one path for all sizes."""
+    return shapes if backend.fused else shapes[::3]
+
+
 def accumulator(*dtypes: torch.dtype) -> torch.dtype:
-    """What a loss of inputs of these dtypes is."""
+    """Return the dtype of a loss of inputs of these dtypes."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def wave(shape: tuple[int, ...], step: float, start: float = 0.0, function: Callable = torch.sin) -> Tensor:
-    """The inputs, in float64, of the values that the authors' code gave."""
+    """Return the float64 inputs for which the authors' code gave the golden values."""
     return function(torch.arange(math.prod(shape), dtype=torch.float64) * step + start).reshape(shape)
 
 
@@ -34,7 +40,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def offset(x: Tensor) -> Tensor:
-    """The same values one element into an allocation."""
+    """Return the same values, one element into an allocation."""
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 
 
@@ -48,11 +54,11 @@ MAP_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded": lambda x: x[:1].expand(x.shape),
     "channels last": channels_last,
 }
-"""Of maps ``[N, C, H, W]``: the same values, but for "expanded"."""
+"""Changes of layout of maps ``[N, C, H, W]``. All but "expanded" keep the values."""
 
 
 def on_threads(call: Callable[[], T]) -> list[T]:
-    """What a call gives on 1, 2 and 5 threads."""
+    """Return the results of a call on 1, 2 and 5 threads."""
     threads = torch.get_num_threads()
     results = []
     try:
@@ -65,7 +71,7 @@ def on_threads(call: Callable[[], T]) -> list[T]:
 
 
 def refusals(error: type[Exception], table: dict[str, tuple[Callable[[], object], str]]) -> Callable[..., None]:
-    """A test of a table's calls: each raises ``error``, with a message that its pattern is found in."""
+    """Build a test of a table's calls: each must raise ``error`` with a message that matches its pattern."""
 
     @pytest.mark.parametrize(("call", "message"), table.values(), ids=table.keys())
     def test(call: Callable[[], object], message: str) -> None:

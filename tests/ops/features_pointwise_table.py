@@ -1,4 +1,4 @@
-"""Hint, AB, OH and VID under one signature, `run(module, student, teacher, channel)`, and once more in float64.
+"""Hint, AB, OH and VID under one signature, `run(module, student, teacher, channel)`, with an oracle in float64.
 
 `module` is `sftn_fast.ops`, `sftn_fast.ops.reference` or this module, which has the formulas as their authors write
 them, with masks, for the tests to hold all backends against.
@@ -45,7 +45,7 @@ def of_channel(vector, features):
 @dataclass(frozen=True)
 class Loss:
     run: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-    teacher_grad: bool = True  # what there is a gradient by, beside the student
+    teacher_grad: bool = True  # differentiable arguments besides the student
     channel_grad: bool = False
 
 
@@ -72,7 +72,7 @@ class Result:
 
 
 def differentiate(loss: Loss, module: Any, student: Tensor, teacher: Tensor, channel: Tensor) -> Result:
-    """The loss, and all its gradients for a grad_output that is not one."""
+    """Return the loss and all its gradients, for a grad_output that is not one."""
     student = student.detach().requires_grad_()
     teacher = teacher.detach().requires_grad_(loss.teacher_grad)
     channel = channel.detach().requires_grad_(loss.channel_grad)
@@ -82,19 +82,19 @@ def differentiate(loss: Loss, module: Any, student: Tensor, teacher: Tensor, cha
 
 
 def expected(loss: Loss, student: Tensor, teacher: Tensor, channel: Tensor) -> Result:
-    """Differentiated in float64, on the very values that the backend is given."""
+    """Differentiate in float64, on the values that the backend gets."""
     return differentiate(loss, ORACLE, student.double(), teacher.double(), channel.double())
 
 
 def make(shape: tuple[int, ...], *, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(student, teacher, channel) with reproducible values; the channel as the maps' arithmetic has it."""
+    """Return (student, teacher, channel) with reproducible values, the channel in the accumulator's dtype."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     channel = torch.randn(shape[1], generator=generator, dtype=torch.float64)
     return student.to(dtype).to(device), teacher.to(dtype).to(device), channel.to(accumulator(dtype)).to(device)
 
 
-# Of the largest gradient. Half precision rounds once, when the gradient is stored.
+# Relative to the largest gradient. Half precision rounds once, when the gradient is stored.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
 
 

@@ -1,4 +1,4 @@
-"""Finds Python that makes the host wait for the GPU: a CUDA graph cannot hold it, and a training step stalls at it.
+"""A search for Python that makes the host wait for the GPU, which CUDA graphs can't capture and which stalls training.
 
 A reading of the source, not of types: parameters annotated ``Tensor`` and comparisons of them are taken for tensors. It
 finds the usual ways to wait, not every way.
@@ -23,7 +23,7 @@ TRUTH = {"any", "all"}
 
 @dataclass(frozen=True)
 class Wait:
-    """Where and why. ``function`` is the innermost enclosing one, "" at the top of a module."""
+    """Place and reason of a wait. ``function`` is the innermost enclosing one, "" at the top of a module."""
 
     function: str
     line: int
@@ -35,12 +35,12 @@ class Scope:
     """A function's names, as far as its source tells."""
 
     name: str = ""
-    tensors: set[str] = field(default_factory=set)  # parameters annotated so
+    tensors: set[str] = field(default_factory=set)  # parameters annotated as tensors
     masks: set[str] = field(default_factory=set)  # assigned from a comparison
 
 
 def find_waits(source: str) -> list[Wait]:
-    """Every wait in a module's source."""
+    """Return every wait in a module's source."""
     return list(_visit(ast.parse(source), Scope()))
 
 
@@ -79,7 +79,7 @@ def _faults(node: ast.AST, scope: Scope) -> Iterator[str]:
 
 
 def _tests(node: ast.AST) -> Iterator[ast.expr]:
-    """What Python takes the truth of at this node."""
+    """Return the expressions converted to bool at this node."""
     if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
         yield node.test
     elif isinstance(node, ast.BoolOp):
@@ -95,7 +95,7 @@ def _is_tensor(annotation: ast.expr) -> bool:
 
 
 def _is_value(node: ast.expr, scope: Scope) -> bool:
-    """Whether an expression is a tensor whose value is not on the host."""
+    """Return whether an expression is a tensor with a value on the device."""
     if isinstance(node, ast.Name):
         return node.id in scope.tensors | scope.masks
     if isinstance(node, ast.Subscript):
@@ -118,7 +118,7 @@ def _compares_tensors(node: ast.Compare, scope: Scope) -> bool:
 
 
 def _is_mask(node: ast.expr, scope: Scope) -> bool:
-    """Whether an expression is a boolean tensor, if it is a tensor at all."""
+    """Return whether an expression, if a tensor, is a boolean one."""
     if isinstance(node, ast.Name):
         return node.id in scope.masks
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr, ast.BitXor)):

@@ -1,4 +1,4 @@
-"""The losses on logits once more, in float64 and written for reading: what the tests hold all backends against.
+"""The losses on logits in float64, written to be read: the oracle for all backends.
 
 A probability of 0 contributes nothing to a divergence, whatever stands against it.
 """
@@ -54,7 +54,7 @@ def sftn_loss(
 
 
 def divergence(p, q, temperature):
-    """KL(softmax(p / T) || softmax(q / T)) of each row."""
+    """Compute KL(softmax(p / T) || softmax(q / T)) of each row."""
     p_log, q_log = F.log_softmax(p.double() / temperature, 1), F.log_softmax(q.double() / temperature, 1)
     weight = p_log.exp()
     return (weight * torch.where(weight == 0, 0, p_log - q_log)).sum(1)

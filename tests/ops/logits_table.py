@@ -1,6 +1,6 @@
-"""The losses on logits under one signature, `run(module, teacher, students, target)`, so that a table can hold them.
+"""The losses on logits under one signature for a table, `run(module, teacher, students, target)`.
 
-`module` is anything that has the losses: `sftn_fast.ops`, `sftn_fast.ops.reference` or the float64 `logits_oracle`.
+`module` is anything with the losses: `sftn_fast.ops`, `sftn_fast.ops.reference` or the float64 `logits_oracle`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Result:
 
 
 def differentiate(loss: Loss, module: Any, teacher: Tensor, students: list[Tensor], target: Tensor) -> Result:
-    """The loss, and its gradients for a grad_output that is neither one nor uniform."""
+    """Return the loss and its gradients, for a grad_output that is neither one nor uniform."""
     teacher = teacher.detach().requires_grad_()
     students = [student.detach().requires_grad_() for student in students]
     total = loss.total(module, teacher, students, target)
@@ -65,7 +65,7 @@ def differentiate(loss: Loss, module: Any, teacher: Tensor, students: list[Tenso
 
 
 def make(loss: Loss, n: int, c: int, *, dtype: torch.dtype, device: str, spread: float = 3.0, seed: int = 0) -> Any:
-    """(teacher, students, target) with reproducible values."""
+    """Return (teacher, students, target) with reproducible values."""
     generator = torch.Generator().manual_seed(seed)
     logits = [
         spread * torch.randn(n, c, generator=generator, dtype=torch.float64) for _ in range(1 + loss.num_students)
@@ -74,7 +74,7 @@ def make(loss: Loss, n: int, c: int, *, dtype: torch.dtype, device: str, spread:
     return teacher, students, torch.randint(c, (n,), generator=generator).to(device)
 
 
-# Of the largest gradient. Half precision rounds once, when the gradient is stored.
+# Relative to the largest gradient. Half precision rounds once, when the gradient is stored.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
 
 

@@ -1,4 +1,4 @@
-"""A program: the table of :mod:`every_op` on a GPU against float64 on the CPU.
+"""A program that compares the table of :mod:`every_op` on a GPU with float64 on the CPU.
 
 It needs nothing but torch and this repository, no pytest, so that compute-sanitizer can run it.
 
@@ -34,7 +34,7 @@ def on_cpu(outcome: Outcome) -> Outcome:
 
 
 def check(op: Op, dtype: torch.dtype, n: int, width: int, device: str) -> None:
-    """AssertionError where the kernels differ from float64."""
+    """Compare the kernels with float64. AssertionError where they differ."""
     actual = evaluate(op, op.arguments(dtype=dtype, device=device, n=n, width=width))
     same = widened(op.arguments(dtype=dtype, device="cpu", n=n, width=width))
     with ops.backend("reference"):
@@ -43,13 +43,13 @@ def check(op: Op, dtype: torch.dtype, n: int, width: int, device: str) -> None:
 
 
 def failures(names: list[str], dtypes: list[str], device: str) -> Iterator[str | None]:
-    """What went wrong at each case, None where nothing did."""
+    """Yield the error of each case, None if there is none."""
     for name in names:
         for dtype in dtypes:
             for n, width in SIZES:
                 try:
                     check(TABLE[name], getattr(torch, dtype), n, width, device)
-                except Exception as error:  # of whatever kind: the next case still runs
+                except Exception as error:  # of any kind: the next case must still run
                     lines = str(error).strip().splitlines() or ["no message"]
                     yield f"{name} {dtype} ({n}, {width}): {type(error).__name__}: {' '.join(lines)[:300]}"
                 else:

@@ -1,4 +1,4 @@
-"""What the losses refuse: each message names the argument, what it got and what it takes."""
+"""Errors of the losses: each message names the argument, the accepted values and the value it got."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_class_out_of_range(backend, wrong, needs_grad):
 
 
 def test_numbers_of_other_types():
-    """NumPy's scalars and integers are numbers too."""
+    """NumPy scalars and integers count as numbers."""
     np = pytest.importorskip("numpy")
     plain = kd(X + 1, X, 2.0)
     for temperature in (2, np.float32(2), np.int64(2)):
@@ -143,7 +143,7 @@ NUMBERS += [1e-3, 1e-12, 1e-18, 1e-30, 1e-38, 1e-320, -1e-320, 5e-324]
 
 
 def float_arguments():
-    """(name of an op, its argument) for each number that a function takes."""
+    """Yield (name of an op, its argument) for each number that a function takes."""
     first = {op.function: name for name, op in reversed(TABLE.items())}
     for function, name in first.items():
         for key, parameter in inspect.signature(getattr(ops, function)).parameters.items():
@@ -153,7 +153,7 @@ def float_arguments():
 
 @pytest.mark.parametrize(("name", "key"), float_arguments())
 def test_every_number_is_refused_or_computed_with(backend, name, key):
-    """An error that names the argument, or the value and gradients of float64."""
+    """Every number raises an error that names the argument, or gives the value and gradients of float64."""
     op = TABLE[name]
     accepted = 0
     for number in NUMBERS:
@@ -187,7 +187,7 @@ def test_every_number_of_a_memory(key, numbers):
 
 
 def tensor_arguments(names):
-    """(name, argument) for each tensor among the arguments of each op."""
+    """Return (name, argument) for each tensor among the arguments of each op."""
     return [
         pytest.param(name, key, id=f"{name}-{key}")
         for name in names
@@ -201,7 +201,7 @@ FLOATING = [pytest.param(name, key, id=f"{name}-{key}") for name, op in TABLE.it
 
 
 def refuse(name, key, change, error):
-    """The call raises `error`, whose message names the argument."""
+    """Assert that the call raises `error` with a message that names the argument."""
     arguments = TABLE[name].arguments()
     with pytest.raises(error, match=rf"\b{key}\b"):
         TABLE[name].call(ops, arguments | {key: change(arguments[key])})
@@ -227,7 +227,7 @@ def test_wrong_numbers_of_dimensions_are_refused(name, key):
 
 
 BESIDES = [p for p in ARGUMENTS if p.values[1] != next(iter(TABLE[p.values[0]].arguments()))]
-"""All but the first argument, which is the measure of the others."""
+"""All but the first argument, with which the others must agree."""
 
 
 @pytest.mark.parametrize(("name", "key"), BESIDES)

@@ -1,4 +1,4 @@
-"""Decisions of setup.py: which nvcc it finds, for which architectures it builds, and its words for what is missing."""
+"""Decisions of setup.py: the nvcc it finds, the architectures it builds for, and messages about missing tools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def toolkit(folder: Path) -> Path:
 
 
 def wrapper(file: Path, top: Path) -> str:
-    """An nvcc that is a script far from its toolkit, as distributions have them."""
+    """Write an nvcc that is a script outside its toolkit, as in some distributions."""
     file.write_text(f"#!/bin/sh\necho '#$ TOP={top}/bin/..' >&2\n")
     file.chmod(0o755)
     return str(file)

@@ -13,12 +13,12 @@ from families import DTYPES, accumulator, ids, offset, on_threads, wave
 
 from sftn_fast import ops
 
-# of the largest gradient; half precision rounds once, when the gradient is stored
+# relative to the largest gradient; half precision rounds once, when the gradient is stored
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
 
 
 def make(n=50, b=5, k=33, d=16, *, dtype=torch.float32, bank_dtype=torch.float32, device="cpu", seed=0, **options):
-    """(student, teacher, index, negatives, memory); negatives distinct and ascending, where there are enough."""
+    """Return (student, teacher, index, negatives, memory), with distinct, ascending negatives if there are enough."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = [F.normalize(torch.randn(b, d, generator=generator, dtype=torch.float64)) for _ in range(2)]
     index = torch.randperm(n, generator=generator)[:b]
@@ -46,7 +46,7 @@ def run(student, teacher, index, negatives, memory, grad_output=1.0, **options) 
 
 
 def assert_close(actual, true, dtype, bank_dtype):
-    # Z is stored in float32 beside banks that are not float64, and the loss and gradient are those of the stored one
+    # Z is stored in float32 unless the banks are float64; loss and gradient use the stored value
     stored = TOLERANCE[accumulator(bank_dtype)]
     assert actual.loss.dim() == 0
     assert actual.loss.dtype == accumulator(dtype, bank_dtype)
@@ -98,7 +98,7 @@ def test_repdistillers_contrast_memory(backend):
 
 
 def test_repdistillers_nce_loss(backend):
-    """Scores exp(f)/20 of 20 samples: bank rows that hold f, embeddings that pick a column, Z = 20."""
+    """Scores exp(f) / 20 of 20 samples: bank rows hold f, embeddings select a column, Z = 20."""
     scores = wave((4, 6), 0.4, 0.2)
     memory = ops.CRDMemory(20, 4, temperature=1.0, dtype=torch.float64)
     for bank in (memory.student_bank, memory.teacher_bank):
@@ -171,7 +171,7 @@ def test_layouts(backend):
     }
     for arguments in views.values():
         other = run(*arguments, copy.deepcopy(memory))
-        exact = 0 if backend.fused else 1e-5  # PyTorch's products have their own ways with strides
+        exact = 0 if backend.fused else 1e-5  # PyTorch's products depend on strides
         for a, b in zip(other.tensors, dense.tensors, strict=True):
             torch.testing.assert_close(a, b, rtol=exact, atol=exact)
     shared = negatives[:1].expand(6, 37)
@@ -193,7 +193,7 @@ def test_gradcheck(backend, bank_dtype):
         12, 3, 5, 4, dtype=torch.float64, bank_dtype=bank_dtype, device=backend.device, temperature=0.5
     )
     leaves = [student.requires_grad_(), teacher.requires_grad_()]
-    ops.crd_loss(*leaves, index, negatives, memory, update=False)  # sets Z, which is a constant from then on
+    ops.crd_loss(*leaves, index, negatives, memory, update=False)  # sets Z, which then stays constant
     assert torch.autograd.gradcheck(
         lambda s, t: ops.crd_loss(s, t, index, negatives, memory, update=False), leaves, eps=1e-6, atol=1e-6
     )
@@ -307,7 +307,7 @@ def test_zero_embeddings_poison_nothing(backend, bank_dtype):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 def test_broken_embeddings_poison_nothing(backend, bad):
-    """The loss shows them; the memory stays as it is, and the next batch is as if it were the first."""
+    """The loss shows them. The memory does not change, and the next batch counts as the first."""
     student, teacher, index, negatives, memory = make(device=backend.device)
     broken = student.clone()
     broken[2, 3] = bad
@@ -321,7 +321,7 @@ def test_broken_embeddings_poison_nothing(backend, bad):
 
 
 def test_large_scores_stay_finite(backend):
-    """Embeddings that were not normalised, once Z is set: what overflows in exp(x) does not in softplus(x)."""
+    """Embeddings that are not normalised, after Z is set: exp(x) overflows, softplus(x) does not."""
     student, teacher, index, negatives, memory = make(dtype=torch.float16, device=backend.device)
     run(student, teacher, index, negatives, memory, update=False)
     result = run(student * 320, teacher, index, negatives, memory, update=False)
@@ -365,7 +365,7 @@ def test_same_inputs_same_bits(backend):
     assert all(torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True))
 
 
-@pytest.mark.parametrize("k", [2000, 200])  # shares of every tile; few rows here and there
+@pytest.mark.parametrize("k", [2000, 200])  # a share of every tile; a few scattered rows
 def test_threads_do_not_change_the_bits(k):
     *inputs, memory = make(n=3000, b=11, k=k, d=100)
     results = on_threads(lambda: run(*inputs, copy.deepcopy(memory)))
@@ -387,7 +387,7 @@ def test_inference_mode_and_autocast(backend):
 
 @pytest.mark.parametrize("bad", [-1, 50, 2**40])
 def test_rows_out_of_range(backend, bad):
-    """Named, and nothing is written."""
+    """The error names the row, and nothing is written."""
     if backend.device == "cuda":
         pytest.skip("a device-side assertion, which ends the process's use of the GPU")
     student, teacher, index, negatives, memory = make(device=backend.device)
@@ -402,6 +402,6 @@ def test_rows_out_of_range(backend, bad):
         ops.crd_loss(student, teacher, wrong, negatives, memory)
     with pytest.raises(ValueError, match=f"index must hold rows from 0 to 49, got {bad}"):
         memory.update(student, teacher, wrong)
-    if backend.name != "emulated":  # which stops where it is, as a GPU does
+    if backend.name != "emulated":  # the emulator stops, as a GPU does
         for name, value in memory.state_dict().items():
             torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Contrastive distillation under PyTorch's compilers, where what it writes to the memory must not be lost."""
+"""Contrastive distillation under PyTorch's compilers, which must keep its writes to the memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def test_opcheck(bank_dtype, wanted):
     torch.library.opcheck(namespace.contrastive_update.default, (student, teacher, index, *banks, 0.5))
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("kind", ["fused", "reference"])
+@pytest.mark.parametrize(("kind", "compiler"), [("fused", "aot_eager"), ("reference", "inductor")])
 def test_traced_whole(kind, compiler):
     """No graph break; loss, gradients and memory of three steps are those of eager calls."""
     if kind == "fused" and not _library.CPU.loaded:

@@ -1,4 +1,4 @@
-"""Contrastive distillation by way of every row of the banks: what gathering the negatives gives, on a CPU."""
+"""Contrastive distillation that scores every bank row on a CPU: the same results as with gathered negatives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ choose = module._dense
 
 @pytest.fixture(autouse=True)
 def dense(backend, monkeypatch):
-    """Every row, whatever it costs."""
+    """Score every row, at any cost."""
     monkeypatch.setattr(module, "_dense", lambda *sizes: True)
 
 
@@ -93,7 +93,7 @@ def test_gradcheck():
         12, 3, 5, 4, dtype=torch.float64, bank_dtype=torch.float64, temperature=0.5
     )
     leaves = [student.requires_grad_(), teacher.requires_grad_()]
-    ops.crd_loss(*leaves, index, negatives, memory, update=False)  # sets Z, which is a constant from then on
+    ops.crd_loss(*leaves, index, negatives, memory, update=False)  # sets Z, which then stays constant
     assert torch.autograd.gradcheck(
         lambda s, t: ops.crd_loss(s, t, index, negatives, memory, update=False), leaves, eps=1e-6, atol=1e-6
     )
@@ -149,7 +149,7 @@ def test_threads_do_not_change_the_bits():
 @pytest.mark.parametrize("bad", [-1, 50, 2**40])
 def test_rows_out_of_range(sort, bad):
     student, teacher, index, negatives, memory = make()
-    memory.z_student.fill_(50.0)  # or the normalisers find the row first
+    memory.z_student.fill_(50.0)  # so that the normalisers do not find the row first
     memory.z_teacher.fill_(50.0)
     before = {name: value.clone() for name, value in memory.state_dict().items()}
     negatives[3, 20] = bad
@@ -162,7 +162,7 @@ def test_rows_out_of_range(sort, bad):
 
 
 def test_the_choice():
-    """By shapes and device, towards the product where banks are small."""
+    """Shapes and device decide: the product for small banks."""
     assert choose("cpu", 64, 16384, 2000)
     assert choose("cpu", 64, 16384, 20000)
     assert not choose("cpu", 64, 16384, 50000)

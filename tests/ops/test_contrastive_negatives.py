@@ -18,7 +18,10 @@ LABELS = torch.arange(60) % 6
 INDEX = torch.tensor([0, 7, 59, 7])
 
 
-GOLDEN = {3: [[2, 10, 26], [2, 29, 52]], 6: [[1, 17, 26, 46, 49, 56], [2, 6, 10, 11, 28, 30]]}  # draws alone, coins too
+GOLDEN = {
+    3: [[2, 10, 26], [2, 29, 52]],
+    6: [[1, 17, 26, 46, 49, 56], [2, 6, 10, 11, 28, 30]],
+}  # draws only; coins and draws
 
 
 def seeded(seed, device="cpu"):
@@ -26,7 +29,7 @@ def seeded(seed, device="cpu"):
 
 
 def sample(backend, index=INDEX, labels=LABELS, count=12, seed=0, **options):
-    """By a seed of its own, back on the CPU."""
+    """Sample with a given seed and return the result on the CPU."""
     index, labels = index.to(backend.device), labels.to(backend.device)
     generator = seeded(seed, index.device)
     return ops.sample_negatives(index, labels, count, generator=generator, **options).cpu()
@@ -53,14 +56,14 @@ def test_same_numbers_everywhere(backend, case: Case, monkeypatch):
 
 
 def test_splitmix64s_own_values():
-    """The first outputs of the state 0, as its authors' C code prints them."""
+    """The first outputs of the state 0 are those of the authors' C code."""
     words = reference._random_words(torch.zeros(1, dtype=torch.int64), 0, 3).tolist()
     assert [word % 2**64 for word in words] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
 @pytest.mark.parametrize("count", GOLDEN)
 def test_golden(backend, count, monkeypatch):
-    """A run that is resumed with another version should not see other negatives."""
+    """A run resumed with another version must draw the same negatives."""
     monkeypatch.setattr(reference, "draw_key", lambda device, generator: torch.tensor([2026], device=device))
     negatives = ops.sample_negatives(INDEX[:2].to(backend.device), LABELS.to(backend.device), count)
     assert negatives.tolist() == GOLDEN[count]
@@ -140,7 +143,7 @@ def test_inputs_stay_as_they_are(backend):
 
 
 def test_labels_that_change_in_place(backend):
-    """Nothing is kept from one call to the next, whoever writes to the labels."""
+    """Nothing is kept between calls, so that writes to the labels take effect."""
     labels = LABELS.clone().to(backend.device)
     ops.sample_negatives(INDEX.to(backend.device), labels, 12)
     labels.data.copy_((LABELS + torch.arange(60) // 30) % 6)
@@ -181,7 +184,7 @@ def test_rows_do_not_depend_on_the_batch(backend):
     whole = sample(backend, index)
     for size in (1, 5):
         assert torch.equal(sample(backend, index[:size]), whole[:size])
-    assert not torch.equal(whole[0], whole[6])  # of the same class: a row's place counts too
+    assert not torch.equal(whole[0], whole[6])  # of the same class: the row's number counts too
 
 
 @needs_kernels
@@ -208,12 +211,12 @@ def test_as_many_as_imagenet():
 
 
 def z_scores(counts, trials, probability):
-    """How many standard deviations each of the counts is off."""
+    """Return the deviation of each count from its expectation, in standard deviations."""
     return (counts - trials * probability) / math.sqrt(trials * probability * (1 - probability))
 
 
 def draw_rows(candidates, count, rows, seed):
-    """[rows, candidates] of 0 and 1: which candidates each of many independent rows took."""
+    """Return [rows, candidates] of 0 and 1: the candidates taken by each of many independent rows."""
     labels = torch.ones(candidates + 3, dtype=torch.int64)
     labels[[0, candidates // 2, candidates + 2]] = 0
     negatives = ops.sample_negatives(torch.zeros(rows, dtype=torch.int64), labels, count, generator=seeded(seed))
@@ -242,7 +245,7 @@ def test_samples_and_pairs_are_as_likely_as_any_other(candidates, count):
     rows, share = 20_000, count / candidates
     taken = draw_rows(candidates, count, rows, seed=candidates + count)
     assert z_scores(taken.sum(0), rows, share).abs().max() < 4.5
-    centred = taken - share  # of a pair, so that what its two samples do alone does not count
+    centred = taken - share  # so that only the dependence within a pair counts
     pairs = (centred.T @ centred)[tuple(torch.triu_indices(candidates, candidates, offset=1))] / rows
     both = share * (count - 1) / (candidates - 1)
     mean = both - share**2
@@ -254,7 +257,7 @@ def test_samples_and_pairs_are_as_likely_as_any_other(candidates, count):
 
 @needs_kernels
 def test_rows_and_calls_are_independent():
-    """How many negatives two rows share is hypergeometric: neighbours in a batch, and the same row of two calls."""
+    """The number of negatives that neighbours, or the same row of two calls, share is hypergeometric."""
     candidates, count, rows = 200, 50, 20_000
     first, second = (draw_rows(candidates, count, rows, seed) for seed in (1, 2))
     share = count / candidates
@@ -289,7 +292,7 @@ def test_traced_whole():
 
 @pytest.mark.skipif(not (torch.cuda.is_available() and _library.CUDA.loaded), reason="no GPU, or no CUDA kernels")
 def test_cuda_graph():
-    """Each replay draws anew."""
+    """Each replay draws new negatives."""
     index, labels = INDEX.cuda(), LABELS.cuda()
     ops.sample_negatives(index, labels, 12)
     graph = torch.cuda.CUDAGraph()

@@ -37,13 +37,13 @@ def test_nothing_waits(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_captured(name):
-    """A replay gives the bits of a call, also for the states that it changes."""
+    """A replay gives the bits of a call, including the states it changes."""
     op = TABLE[name]
     expected = evaluate(op, op.arguments(device="cuda"))
     arguments = op.arguments(device="cuda")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is set up at first use must not be captured
+    with torch.cuda.stream(side):  # one-time initialisation must not be captured
         for _ in range(3):
             evaluate(op, arguments)
     torch.cuda.current_stream().wait_stream(side)

@@ -1,4 +1,4 @@
-"""Derivatives of every loss in the table of :mod:`every_op`: right where there are some, else refused."""
+"""Derivatives of every loss in the table of :mod:`every_op`: right, or an error where there are none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_gradcheck(backend, name):
     op = TABLE[name]
     leaves = [double(op, backend, n=3, width=4)[key].requires_grad_() for key in op.differentiable]
 
-    def total(*values):  # anew each time: a call may change its state
+    def total(*values):  # build arguments for every call, which may change a state
         arguments = double(op, backend, n=3, width=4)
         return op.call(ops, arguments | dict(zip(op.differentiable, values, strict=True)))[0]
 
@@ -32,7 +32,7 @@ def test_gradcheck(backend, name):
 
 @each_loss
 def test_gradients_only_where_asked(backend, name):
-    """Each input alone, where the others need none: the same gradient, and nothing for the others."""
+    """Each input alone gets the same gradient as with the others, and the others get none."""
     op = TABLE[name]
     full = evaluate(op, double(op, backend))
     for wanted in op.differentiable:
@@ -47,7 +47,7 @@ def test_gradients_only_where_asked(backend, name):
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if not TABLE[name].state])
 def test_activation_checkpointing(backend, name):
-    """What a loss saves can be computed again for the backward pass, which gets it once."""
+    """Saved tensors can be recomputed for the backward pass, which reads them once."""
     op = TABLE[name]
 
     def recomputed(module, arguments):
@@ -84,7 +84,7 @@ def test_constants_are_no_part_of_the_graph(backend, name, key):
 @fused
 @each_loss
 def test_second_derivatives_are_refused(backend, name):
-    """A gradient penalty raises. It does not go on without its penalty."""
+    """A gradient penalty raises instead of continuing without the penalty."""
     op = TABLE[name]
     for key in op.differentiable:
         arguments = double(op, backend)
@@ -98,7 +98,7 @@ def test_second_derivatives_are_refused(backend, name):
 @fused
 @each_loss
 def test_functorch_is_refused(backend, name):
-    """Its transforms hide what asks for a gradient: the raw ops would take it for a constant."""
+    """The transforms hide which input requires a gradient: the raw ops would treat it as a constant."""
     op = TABLE[name]
     key = op.differentiable[0]
     arguments = double(op, backend)

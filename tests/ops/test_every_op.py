@@ -1,6 +1,4 @@
-"""What every loss promises, over the table of :mod:`every_op`: its dtypes, layouts and edges, and that it leaves alone
-what is not its own.
-"""
+"""Contracts of every loss, over the table of :mod:`every_op`: dtypes, layouts, edge cases and unchanged inputs."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ def test_reference_has_the_same_signature(function):
 
 @each
 def test_table_names_what_takes_gradients(name):
-    """Each floating-point tensor takes a gradient or refuses to: there is no third, which would be a silent zero."""
+    """Each floating-point tensor takes a gradient or raises: anything else would be a silent zero."""
     arguments = TABLE[name].arguments()
     floating = {key for key, x in arguments.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
     assert floating == {*TABLE[name].differentiable, *TABLE[name].refused, *TABLE[name].constant}
@@ -67,7 +65,7 @@ def test_table_names_what_takes_gradients(name):
 
 
 def truth(op: Op, arguments) -> Outcome:
-    """The reference in float64, on the very values that the backend is given."""
+    """Evaluate the reference in float64, on the values that the backend gets."""
     return evaluate(op, widened(arguments), module=reference)
 
 
@@ -94,7 +92,7 @@ def test_values_and_gradients(backend, name, dtype):
 @each_loss
 @pytest.mark.parametrize("dtype", HALF, **ids)
 def test_half_precision_is_rounded_once(backend, name, dtype):
-    """Inputs of half precision, arithmetic of float32, and one rounding of what is stored."""
+    """Inputs in half precision, arithmetic in float32, and one rounding when results are stored."""
     op = TABLE[name]
     same = {"dtype": dtype, "device": backend.device, "n": 16, "width": 24}
     ours, true = evaluate(op, op.arguments(**same)), truth(op, op.arguments(**same))
@@ -105,11 +103,11 @@ def test_half_precision_is_rounded_once(backend, name, dtype):
 @each_loss
 @pytest.mark.parametrize("pair", [HALF, [torch.bfloat16, torch.float32], [torch.float64, torch.float16]], **ids)
 def test_mixed_dtypes(backend, name, pair):
-    """The first argument of one dtype, the others of another: each gets a gradient of its own dtype."""
+    """The first argument has one dtype, the others another: each gets a gradient of its own dtype."""
     op = TABLE[name]
 
     def mixed():
-        widest = torch.float64 if torch.float64 in pair else torch.bfloat16  # the memory's, where there is one
+        widest = torch.float64 if torch.float64 in pair else torch.bfloat16  # of the memory, for crd_loss
         arguments = op.arguments(dtype=widest, device=backend.device)
         dtypes = dict.fromkeys(op.differentiable, pair[1]) | {op.differentiable[0]: pair[0]}
         return arguments | {key: arguments[key].to(dtype) for key, dtype in dtypes.items()}
@@ -120,9 +118,11 @@ def test_mixed_dtypes(backend, name, pair):
     assert_close(actual, truth(op, mixed()))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "crd-first"])  # normalisers are as the banks are
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name != "crd-first"]
+)  # its normalisers have the banks' dtype
 def test_float64_beside_float32(backend, name):
-    """One argument of float64, or all but one: all of the result is as exact as float64."""
+    """One argument is float64, or all but one: the whole result is as exact as float64."""
     op = TABLE[name]
     keys = [*op.differentiable, *(key for key in op.refused if key not in op.state)]
     for key, others in ((key, others) for key in keys for others in (False, True)):
@@ -135,7 +135,7 @@ def test_float64_beside_float32(backend, name):
         if not any(arguments[k].dtype == torch.float64 for k in keys):
             continue
         if op.function == "ab_loss" and arguments["student_preact"].dtype != torch.float64:
-            continue  # whose teacher gives signs alone
+            continue  # of the teacher only the signs matter
         actual = evaluate(op, arguments)
         assert actual.results[0].dtype == torch.float64, key
         assert_close(actual, truth(op, mixed()))
@@ -162,7 +162,7 @@ def test_layouts(backend, name, dtype, layout):
     op = TABLE[name]
     arguments, expected = (op.arguments(dtype=dtype, device=backend.device, n=6, width=37) for _ in range(2))
     tensors = [key for key, x in arguments.items() if isinstance(x, torch.Tensor) and key not in op.state]
-    if layout == "expanded":  # rows of integers have to differ
+    if layout == "expanded":  # rows of integers must differ
         tensors = [key for key in tensors if arguments[key].is_floating_point()]
     change = LAYOUTS[layout]
     if change is None:
@@ -196,14 +196,14 @@ def test_smallest_sizes(backend, name, n, width):
     arguments, same = (op.arguments(device=backend.device, n=n, width=width) for _ in range(2))
     outcome = evaluate(op, arguments)
     assert all(x.isfinite().all() for x in outcome.tensors)
-    if not (op.function == "pkt_loss" and n > width == 1):  # cosines of 1 and -1 alone, where its logarithm has a pole
+    if not (op.function == "pkt_loss" and n > width == 1):  # only cosines of 1 and -1, at a pole of its logarithm
         assert_close(outcome, truth(op, same), slack=1.0)
 
 
 @each_loss
 @pytest.mark.parametrize("dtype", HALF, **ids)
 def test_large_half_precision_values_stay_finite(backend, name, dtype):
-    """Vectors of norm 320 and more, whose squares float16 cannot hold."""
+    """Vectors of norm 320 and more: float16 can't hold the squares."""
     arguments = TABLE[name].arguments(dtype=dtype, device=backend.device, spread=100.0)
     outcome = evaluate(TABLE[name], arguments)
     assert all(result.isfinite().all() for result in outcome.results)
@@ -224,7 +224,7 @@ def test_equal_rows_stay_finite(backend, name):
 @pytest.mark.parametrize("name", [name for name in LOSSES if TABLE[name].shows_nan])
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 def test_nan_shows(backend, name, dtype):
-    """A NaN anywhere makes the loss NaN: training stops at it instead of going on with half a loss."""
+    """A NaN anywhere makes the loss NaN, so that training stops at it instead of continuing with a partial loss."""
     for key in TABLE[name].differentiable:
         arguments = TABLE[name].arguments(dtype=dtype, device=backend.device)
         arguments[key].view(-1)[-1] = torch.nan
@@ -232,7 +232,7 @@ def test_nan_shows(backend, name, dtype):
         assert total.isnan().any(), key
 
 
-# ---- conduct ----
+# ---- contracts ----
 
 
 @each
@@ -274,7 +274,7 @@ def test_autocast_leaves_the_loss_alone(backend, name, dtype):
 
     plain = evaluate(op, op.arguments(dtype=dtype, device=backend.device))
     outcomes = [evaluate(op, op.arguments(dtype=dtype, device=backend.device), call=in_autocast)]
-    if backend.fused:  # the backward pass too, where PyTorch's own would compute in half precision
+    if backend.fused:  # the backward pass too, which PyTorch would run in half precision
         with torch.autocast(backend.device, dtype=torch.bfloat16):
             outcomes.append(evaluate(op, op.arguments(dtype=dtype, device=backend.device)))
     for cast in outcomes:
@@ -285,7 +285,7 @@ def test_autocast_leaves_the_loss_alone(backend, name, dtype):
 
 @each
 def test_without_gradients(backend, name):
-    """The same values where nobody asks for a gradient, whether the inputs require one or not."""
+    """The values are the same without gradients, whether the inputs require one or not."""
     op = TABLE[name]
     expected = evaluate(op, op.arguments(device=backend.device))
     for mode in (torch.no_grad, torch.inference_mode):

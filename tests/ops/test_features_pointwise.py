@@ -1,4 +1,4 @@
-"""Hint, AB, OH and VID: one table over backends, dtypes, shapes and layouts, against float64."""
+"""Hint, AB, OH and VID over backends, dtypes, shapes and layouts, compared with float64."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_repdistillers_hint(backend):
 
 
 def test_repdistillers_ab(backend):
-    """Its own loss has 3/1000 and a weight a stage."""
+    """RepDistiller's own loss has a factor of 3/1000 and a weight for each stage."""
     golden = [0.19590431899577115, 0.392650955597854, 0.7858076144383164]
     for student, teacher, weight, value in zip(*stages(backend.device), (0.25, 0.5, 1), golden, strict=True):
         assert weight * 3 / 1000 * ops.ab_loss(student, teacher).item() == pytest.approx(value, rel=1e-13)
 
 
 def test_repdistillers_vid(backend):
-    """Its own loss has the regressor in it, and begins with a variance of 5."""
+    """RepDistiller's own loss includes the regressor, and starts with a variance of 5."""
     student = wave((4, 6, 4, 4), 0.37, 0).to(backend.device)
     teacher = wave((4, 8, 4, 4), 0.23, 0.5, torch.cos).to(backend.device)
     first, second, third = (0.3 * wave((8, inputs, 1, 1), 0.11, 0.4).to(backend.device) for inputs in (6, 8, 8))
@@ -116,7 +116,7 @@ def test_margin_of_any_batchnorm_is_finite(dtype):
 
 
 def test_boundaries_of_ab(backend):
-    """At the margin and at a teacher of 0, which counts as inactive."""
+    """Values at the margin, and a teacher of 0, which counts as inactive."""
     student = torch.tensor([[-1.0, 1.0, 0.0, 0.0, -2.0, 2.0]], device=backend.device, requires_grad=True)
     teacher = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1.0, -1.0]], device=backend.device)
     total = ops.ab_loss(student, teacher)
@@ -126,7 +126,7 @@ def test_boundaries_of_ab(backend):
 
 
 def test_boundaries_of_oh(backend):
-    """A negative target that the student is below is left out; a teacher at or below the margin has no gradient."""
+    """A student below a negative target does not count; a teacher at or below the margin has no gradient."""
     margin = torch.tensor([-1.0], device=backend.device)
     student = torch.tensor([[-2.0], [-1.0], [0.0], [-3.0], [3.0]], device=backend.device, requires_grad=True)
     teacher = torch.tensor([[-5.0], [-5.0], [-1.0], [2.0], [-0.5]], device=backend.device, requires_grad=True)
@@ -158,7 +158,7 @@ def test_large_half_precision_is_finite(backend, loss, dtype):
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-30, 1e-40])
 def test_tiny_values_are_theirs_or_zero(backend, scale):
-    """Squares that underflow may count as nothing; gradients that are normal numbers are there."""
+    """Squares that underflow may count as 0; gradients that are normal numbers may not."""
     student, teacher, _ = make((2, 3, 8, 8), dtype=torch.float32, device=backend.device)
     student, teacher = (scale * student).requires_grad_(), scale * teacher
     total = ops.hint_loss(student, teacher)

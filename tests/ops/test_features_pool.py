@@ -1,4 +1,4 @@
-"""The pooling under the losses whose maps differ in size, against PyTorch's in float64."""
+"""The pooling for maps of different sizes, compared with PyTorch's in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 @pytest.fixture
 def raw(backend):
-    """The namespace of the kernels."""
+    """Return the namespace of the kernels."""
     if not backend.fused:
         pytest.skip("plain PyTorch has no kernels")
     return kernels(backend.device)

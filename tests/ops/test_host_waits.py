@@ -1,4 +1,4 @@
-"""Nothing on the way to a kernel waits for the GPU, as far as the source tells. `test_cuda_graphs.py` asks a GPU."""
+"""No source code before a kernel launch waits for the GPU. `test_cuda_graphs.py` tests this on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sftn_fast import ops
 
 FILES = sorted(Path(ops.__file__).parent.glob("*.py"))
 
-# (file, function): why it may wait. A line here needs a reason that holds on a GPU.
+# (file, function): the reason why it may wait, which must hold on a GPU.
 ALLOWED = {
     ("memory.py", "check_rows"): "called once the CPU kernel has raised, to say what is wrong",
     ("validation.py", "check_classes"): "called once the CPU kernel has raised, to say what is wrong",

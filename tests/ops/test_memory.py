@@ -1,4 +1,4 @@
-"""The memory of contrastive distillation: what it holds, keeps and refuses."""
+"""The memory of contrastive distillation: contents, dtypes, states and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_another_size_is_refused():
 
 
 def test_normalizers_keep_their_precision():
-    """Of the order of N exp(1/T), which half precision has no number for."""
+    """Normalisers are of the order of N exp(1 / T), beyond the range of half precision."""
     memory = ops.CRDMemory(20, 5)
     memory.z_student.fill_(123456.78)
     before = memory.z_student.clone()
@@ -80,7 +80,7 @@ def test_repr():
 
 
 def test_inside_a_network():
-    """Moves, saves and loads with the module that holds it."""
+    """The memory moves, saves and loads with the module that holds it."""
     holder = torch.nn.ModuleDict({"memory": ops.CRDMemory(10, 4)})
     assert "memory.z_teacher" in holder.half().state_dict()
     assert holder["memory"].z_teacher.dtype == torch.float32

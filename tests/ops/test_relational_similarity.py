@@ -1,4 +1,4 @@
-"""SP and PKT: one table over backends, dtypes, shapes and layouts, against the authors' formulas in float64."""
+"""SP and PKT over backends, dtypes, shapes and layouts, compared with the authors' formulas in float64."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def make(shapes, *, dtype=torch.float32, device="cpu", scale=1.0, mean=0.0, seed
 
 
 def differentiate(loss: Loss, module: Any, student: Tensor, teacher: Tensor) -> list[Tensor]:
-    """The loss, and both gradients for a grad_output that is not one."""
+    """Return the loss and both gradients, for a grad_output that is not one."""
     student, teacher = student.detach().requires_grad_(), teacher.detach().requires_grad_()
     value = loss.run(module, student, teacher)
     value.backward(torch.full_like(value, -1.7))
     return [value.detach(), student.grad, teacher.grad]
 
 
-# Of the largest gradient. Half precision rounds once, when the gradient is stored.
+# Relative to the largest gradient. Half precision rounds once, when the gradient is stored.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
 
 
@@ -108,7 +108,7 @@ def test_many_rows(backend, dtype):
 
 
 def test_golden_values(backend):
-    """What RepDistiller's classes give in float64."""
+    """The values are those of RepDistiller's classes in float64."""
 
     maps = wave((4, 6, 4, 4), 0.37, 0), wave((4, 8, 4, 4), 0.23, 0.5, torch.cos)
     vectors = wave((4, 6), 0.9, 0.3), wave((4, 8), 0.5, 0.1, torch.cos)
@@ -123,7 +123,7 @@ def test_golden_values(backend):
 @pytest.mark.parametrize("mean", [0.5, 3.0, 10.0])
 @pytest.mark.parametrize("name", ["sp", "pkt"])
 def test_cosines_near_one(backend, name, mean):
-    """Features whose mean outweighs their differences, as behind a ReLU: what is lost is what rounding must lose.
+    """Features with a mean larger than their differences, as after a ReLU, lose no more than rounding must.
 
     An entry of a normalised Gram matrix is off by `off` of its size, however little the entries differ. What follows is
     how much that is of the loss and of each row's gradient; a few percent of it is what is seen.
@@ -154,7 +154,7 @@ def test_cosines_near_one(backend, name, mean):
 
 @pytest.mark.parametrize("name", ["sp", "pkt"])
 def test_student_close_to_its_teacher(backend, name):
-    """The end of training: the loss is of second order in a difference that is small already."""
+    """At the end of training, the loss is of second order in a small difference."""
     if not backend.fused and name == "pkt":
         pytest.skip("the authors' formula cancels")
     student, teacher = make(((24, 40), (24, 40)), device=backend.device)
@@ -215,7 +215,7 @@ def test_gradients_lie_as_their_maps_do(backend):
 
 @needs_kernels
 def test_maps_are_not_copied():
-    """Nothing of the maps' size is taken but the gradient, in either layout."""
+    """In either layout, the gradient is the only allocation of the maps' size."""
     student, teacher = (x.contiguous(memory_format=torch.channels_last) for x in make(2 * [(4, 16, 32, 32)]))
     student.requires_grad_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -288,7 +288,7 @@ def test_batch_of_one_and_no_features(backend):
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 @pytest.mark.parametrize("side", [0, 1])
 def test_rows_of_zeros(backend, dtype, side):
-    """A sample without features: finite, and its neighbours' gradients are the authors'."""
+    """A sample with all features zero gives finite results, and its neighbours have the authors' gradients."""
     for loss in (LOSSES["sp"], LOSSES["pkt"]):
         features = make(((6, 5), (6, 7)), dtype=dtype, device=backend.device)
         features[side][2] = 0
@@ -303,7 +303,7 @@ def test_rows_of_zeros(backend, dtype, side):
 @pytest.mark.parametrize("size", [1e-45, 1e-41, 1e-38, 1e-30, 1e-22, 1e-12])
 @pytest.mark.parametrize("side", [0, 1])
 def test_pkt_of_rows_whose_squares_underflow(backend, side, size):
-    """As in float64, where eps is what such a row is divided by; a row of zeros beside it has no gradient."""
+    """Small rows give the results of float64, which divides them by eps; a row of zeros beside them has no gradient."""
     features = make(((6, 5), (6, 7)), device=backend.device)
     features[side][2] *= size
     features[side][4] = 0
@@ -325,7 +325,7 @@ def test_all_zeros(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
 def test_features_below_eps(backend, dtype):
-    """Rows of the Gram matrix whose norm is under 1e-12 are divided by that, and some that are just above."""
+    """Rows of the Gram matrix with norms below 1e-12, which are divided by 1e-12, and some with norms just above."""
     student, teacher = make(((8, 5), (8, 7)), dtype=dtype, device=backend.device, scale=2e-7)
     student[::2] *= 4
     norms = (student.double() @ student.t().double()).norm(dim=1)
@@ -364,7 +364,7 @@ def test_sp_propagates_nan(backend, side):
 
 
 def test_opposite_rows(backend):
-    """A similarity of 0, where eps is all that keeps the logarithm finite."""
+    """A similarity of 0: only eps keeps the logarithm finite."""
     student, teacher = make(((3, 4), (3, 4)), dtype=torch.float64, device=backend.device)
     student[1], teacher[2] = -student[0], -teacher[1]
     for loss in (LOSSES["pkt"], LOSSES["pkt-eps"]):
@@ -373,7 +373,7 @@ def test_opposite_rows(backend):
 
 
 def test_rounding_below_zero(backend):
-    """Opposite rows whose cosine is rounded below -1: no logarithm of what is negative, however small eps is."""
+    """Opposite rows with a cosine rounded below -1: no logarithm of a negative number, for any eps."""
     (half,) = make(((30, 5),), device=backend.device)
     student, teacher = torch.cat([half, -3 * half]).requires_grad_(), torch.cat([half, 7 * half])
     value = ops.pkt_loss(student, teacher, eps=1e-12)
@@ -403,7 +403,7 @@ def test_same_inputs_same_bits(backend, loss):
 @needs_kernels
 @pytest.mark.parametrize("eps", [(), (1e-7,)], ids=["sp", "pkt"])
 def test_threads_do_not_change_the_bits(eps):
-    """Of the kernels: matrix products are PyTorch's."""
+    """This tests the kernels only: matrix products are PyTorch's."""
     features = make(((259, 30), (259, 40)))
     inputs = [x @ x.t() for x in features]
     inputs += [x.norm(dim=1) for x in features] if eps else []
@@ -416,7 +416,7 @@ def test_threads_do_not_change_the_bits(eps):
 @needs_kernels
 @pytest.mark.parametrize("batch", [5, 20])
 def test_addresses_do_not_change_the_bits(batch):
-    """Of the kernels: what else is asked for, and so where the results lie, is of no account."""
+    """The bits of a kernel's result do not depend on the other requested results, nor on its address."""
     for seed in range(100):
         features = make(((batch, 6), (batch, 4)), dtype=torch.float64, seed=seed)
         inputs = [*(x @ x.t() for x in features), *(x.norm(dim=1) for x in features), 0.25]
@@ -449,9 +449,8 @@ def test_opcheck(dtype, grads):
 
 
 @pytest.mark.parametrize("kind", ["fused", "reference"])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_traced_whole(loss, kind, autocast):
-    """No graph break, and the values of the eager call; channels last for maps."""
+def test_traced_whole_under_autocast(loss, kind):
+    """No graph break, and the values of the eager call; channels last for maps. `test_compile.py` has no autocast."""
     if kind == "fused" and not _library.CPU.loaded:
         pytest.skip(f"no CPU kernels: {_library.CPU.error}")
     inputs = make(loss.shapes[-1])
@@ -460,7 +459,7 @@ def test_traced_whole(loss, kind, autocast):
     torch._dynamo.reset()
     compiled = torch.compile(lambda s, t: loss.run(ops, s, t), fullgraph=True, backend="aot_eager")
     traced = Loss([], lambda _, s, t: compiled(s, t))
-    with ops.backend(kind), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with ops.backend(kind), torch.autocast("cpu", torch.bfloat16):
         for a, b in zip(differentiate(traced, ops, *inputs), differentiate(loss, ops, *inputs), strict=True):
             torch.testing.assert_close(a, b)
 

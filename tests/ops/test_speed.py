@@ -1,4 +1,4 @@
-"""That the kernels are worth having: ratios in one run, with generous bounds. `bench/` has the figures."""
+"""The kernels are faster than the authors' code: ratios within one run, with generous bounds. See `bench/`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sftn_fast.ops import _library
 pytestmark = pytest.mark.skipif(not _library.CPU.loaded, reason=f"no CPU kernels: {_library.CPU.error}")
 
 CASES = {case.name: case for family in FAMILIES for case in of_family(family)}
-# How many times faster than the authors' code at the least: some two fifths of what a quiet machine shows.
+# Least speedups over the authors' code: about two fifths of those on a quiet machine.
 FASTER = {
     "KD + CE (64, 100)": 1.25,
     "KD + CE (256, 1000)": 2.5,
@@ -43,9 +43,9 @@ def one_thread():
 
 
 def fastest(steps, seconds=0.75):
-    """The best of the calls that each has time for, in turns: what other processes take hardly touches it.
+    """Return the time of each step's fastest call, in turns, so that other processes hardly affect it.
 
-    One call is no measure: the first one of CRD, which touches its banks, takes five times as long as the others.
+    One call is not enough: CRD's first call, which touches its banks, takes five times as long as the others.
     """
     best = dict.fromkeys(steps, float("inf"))
     left = dict.fromkeys(steps, seconds)

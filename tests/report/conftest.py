@@ -1,4 +1,4 @@
-"""A finished run of several methods."""
+"""A finished run with several methods."""
 
 from __future__ import annotations
 

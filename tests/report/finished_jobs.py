@@ -1,4 +1,4 @@
-"""Finished stages as a run leaves them, for the report's tests."""
+"""Finished jobs, written as a run writes them, for the report's tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 METHODS = ("sp,kd=1", "kd", "at:p=1<2>,kd=1")
-"""In an order of their own; the last one as no folder could be called, with what HTML would take for a tag."""
+"""Not in alphabetical order. The last one is no possible folder name, and has something like an HTML tag in it."""
 
 TOP1 = {
-    # method: (standard, SFTN), a figure a seed
+    # method: (standard, SFTN), one figure per seed
     "sp,kd=1": ((70.0, 71.0, 72.0), (71.0, 73.0, 75.0)),
     "kd": ((70.0, 70.0, 70.0), (69.0, 70.0, 69.5)),
     "at:p=1<2>,kd=1": ((60.0, 61.0, 62.0), (60.5, 62.0)),
@@ -17,7 +17,7 @@ TOP1 = {
 
 
 def add_job(folder: Path, name: str, seed: int, top1: float, method: str | None = None) -> None:
-    """A finished stage."""
+    """Write the results of a finished job."""
     student = name not in ("teacher", "sftn")
     result = {
         "name": name,
@@ -39,8 +39,8 @@ def add_job(folder: Path, name: str, seed: int, top1: float, method: str | None 
         "environment": {"torch": "9.9", "device": "A & B <GPU>", "finished": "2026-01-01T00:00:00"},
         "identity": {"distill": method} if method else {},
     }
-    stage = folder / f"seed{seed}" / name
-    stage.mkdir(parents=True)
-    (stage / "result.json").write_text(json.dumps(result))
+    job = folder / f"seed{seed}" / name
+    job.mkdir(parents=True)
+    (job / "result.json").write_text(json.dumps(result))
     lines = [f"{epoch},{top1 * epoch / 240}" for epoch in range(60, 241, 60)]
-    (stage / "summary.csv").write_text("\n".join(["epoch,test_top1", *lines, ""]))
+    (job / "summary.csv").write_text("\n".join(["epoch,test_top1", *lines, ""]))

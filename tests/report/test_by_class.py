@@ -1,4 +1,4 @@
-"""Accuracy by class: counted, written, checked, shown; and the warning where all images are taken for one class."""
+"""Accuracy by class: counted, written, checked and shown; and the warning if one class is predicted for all images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NAMES = ("cat", "<b>dog</b>", "a|b\nc")
 
 def add_counts(folder: Path, seed: int, name: str, right: list[int], predicted: list[int] | None = None) -> None:
     add_job(folder, name, seed, 50.0)
-    stage = folder / f"seed{seed}" / name
-    result = json.loads((stage / "result.json").read_text())
-    result["by_class"] = class_accuracy.write(stage, [10, 20, 0], right, predicted or [10, 10, 10], NAMES)
-    (stage / "result.json").write_text(json.dumps(result))
+    job = folder / f"seed{seed}" / name
+    result = json.loads((job / "result.json").read_text())
+    result["by_class"] = class_accuracy.write(job, [10, 20, 0], right, predicted or [10, 10, 10], NAMES)
+    (job / "result.json").write_text(json.dumps(result))
 
 
 def test_accuracies_are_means_over_the_seeds(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_one_class_for_all_images_is_the_first_thing_said(tmp_path: Path) -> Non
 
 def test_a_thousand_classes_stay_beside_the_result(tmp_path: Path) -> None:
     add_job(tmp_path, "student", 0, 50.0)
-    stage = tmp_path / "seed0" / "student"
-    result = json.loads((stage / "result.json").read_text())
+    job = tmp_path / "seed0" / "student"
+    result = json.loads((job / "result.json").read_text())
     right = [number % 50 for number in range(1000)]
-    result["by_class"] = class_accuracy.write(stage, [50] * 1000, right, [50] * 1000, ())
-    (stage / "result.json").write_text(json.dumps(result, indent=2))
-    assert len((stage / "result.json").read_text()) < 3000
+    result["by_class"] = class_accuracy.write(job, [50] * 1000, right, [50] * 1000, ())
+    (job / "result.json").write_text(json.dumps(result, indent=2))
+    assert len((job / "result.json").read_text()) < 3000
     report.write(tmp_path)
     markdown = (tmp_path / "report.md").read_text()
     assert "the 20 hardest of 1000 classes" in markdown and "| 950   | 50     | 0.0" in markdown
@@ -85,13 +85,13 @@ def test_a_thousand_classes_stay_beside_the_result(tmp_path: Path) -> None:
     assert "The 200 hardest of 1000 classes" in page
     lines = page[page.index("<h2>Accuracy by class") :].split("</tbody>")[0].count("<tr><td>")
     assert lines == by_class.PAGE
-    with (stage / class_accuracy.FILE).open() as file:
+    with (job / class_accuracy.FILE).open() as file:
         assert len(list(csv.DictReader(file))) == 1000
 
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
-def test_a_stage_counts_what_its_accuracy_says(amp: str, tmp_path: Path) -> None:
-    run = tiny_stage(tmp_path, amp=amp, lr=0.05)
+def test_a_job_counts_what_its_accuracy_says(amp: str, tmp_path: Path) -> None:
+    run = tiny_job(tmp_path, amp=amp, lr=0.05)
     run.finish()
     result = json.loads((run.folder / "result.json").read_text())
     with (run.folder / class_accuracy.FILE).open() as file:
@@ -112,10 +112,10 @@ def test_a_stage_counts_what_its_accuracy_says(amp: str, tmp_path: Path) -> None
         assert counts.predicted[number] == int((chosen == number).sum())
 
 
-def test_a_stage_that_learned_nothing_says_so(
+def test_a_job_that_learned_nothing_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny_stage(tmp_path)
+    run = tiny_job(tmp_path)
     task = run.task()
     assert isinstance(task.model, StagedNet)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_stage_that_learned_nothing_says_so(
     )
 
 
-def tiny_stage(folder: Path, *, amp: str = "fp32", lr: float = 1e-6) -> JobRunner:
+def tiny_job(folder: Path, *, amp: str = "fp32", lr: float = 1e-6) -> JobRunner:
     config = Config(
         student="resnet8",
         stages=("student",),

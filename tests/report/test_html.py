@@ -1,16 +1,17 @@
-"""The page of a report takes text for text."""
+"""The page of a report escapes all text, defines its headings and colors its gains."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from sftn_fast.report import figure, table
 from sftn_fast.report.glossary import DEFINITIONS, define
-from sftn_fast.report.html import PER_TRAINING, page
+from sftn_fast.report.html import PER_TRAINING, TEMPLATE, page
 from sftn_fast.report.matrix import MethodLine
 from sftn_fast.report.results import Row
 from sftn_fast.report.statistics import Paired
@@ -32,6 +33,23 @@ def test_text_is_shown_as_text(tmp_path: Path) -> None:
     )
     assert content.count("<script") == 1
     assert content.count("&lt;script&gt;") == 11
+
+
+@pytest.mark.parametrize("character", ["<", ">", "&", '"', "'"])
+def test_no_character_leaves_its_attribute_or_element(character: str, tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"any")
+    text = f"here{character}there"
+    texts = {"title": text, "subtitle": text, "settings": text, "costs": [[text], [text]]}
+    content = page(tables=[(text, [[text]], [text])], pictures=[(text, tmp_path / "picture.png")], rows=[], **texts)
+    assert text not in content and text.capitalize() not in content
+    assert len(re.findall("(?i)here&#?[a-z0-9]+;there", content)) == 11
+
+
+def test_the_template_is_a_file_of_the_package() -> None:
+    template = resources.files("sftn_fast.report").joinpath(TEMPLATE).read_text("utf-8")
+    assert "<!DOCTYPE html>" in template
+    for off in ("safe", "autoescape", "Markup"):
+        assert not re.search(rf"{{[{{%].*\b{off}\b", template), f"{off} switches escaping off"
 
 
 def make_row() -> Row:

@@ -1,4 +1,4 @@
-"""The report of several methods: the table, the sentences, the page."""
+"""The report on several methods: table, sentences, page."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_sentences(folder: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Counts the tags and refuses what a self-contained page has not."""
+    """Parser that counts tags and fails on anything that a self-contained page must not have."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_a_matrix_of_one_teacher_has_no_gain(folder: Path) -> None:
     assert (cells["SFTN teacher"], cells["gain of SFTN"], cells["standard teacher"]) == ("-", "-", "70.00 ± 0.00")
 
 
-def test_a_run_of_one_method_has_its_table_of_stages_and_a_page(tmp_path: Path) -> None:
+def test_a_run_of_one_method_has_a_table_of_its_networks_and_a_page(tmp_path: Path) -> None:
     for seed in range(3):
         for name in ("teacher", "student", "distill-teacher", "distill-sftn"):
             add_job(tmp_path, name, seed, 70.0 + seed * len(name), "kd" if "distill" in name else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from sftn_fast import report
 from sftn_fast.config import ConfigError
+from sftn_fast.utils import atomic
 
 
 def result(name: str, seed: int, top1: float, kl: float | None = None) -> dict[str, Any]:
@@ -79,6 +82,23 @@ def test_everything_is_written(folder: Path) -> None:
         lines = list(csv.DictReader(file))
     assert len(lines) == 7
     assert {line["top1_last"] for line in lines if line["name"] == "teacher"} == {"95.0", "97.0"}
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html", "report.png", "results.csv"])
+def test_a_full_disk_leaves_the_older_file(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_synced = atomic.write_synced
+
+    def fail_at_name(path: Path, content: bytes) -> None:
+        if name in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_synced(path, content)
+
+    monkeypatch.setattr(atomic, "write_synced", fail_at_name)
+    (folder / name).write_bytes(b"older")
+    with pytest.raises(OSError, match="No space left"):
+        report.write(folder)
+    assert (folder / name).read_bytes() == b"older"
+    assert not list(folder.glob(".*"))
 
 
 def test_a_missing_matplotlib_costs_the_plot_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Builds what tests/simt needs, on demand: the CUDA kernels on the emulator and the emulator's native test program."""
+"""On-demand builds for tests/simt: the CUDA kernels on the emulator and the emulator's native test program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = {"plain": ("sftn_emulated", "simt"), "asan": ("sftn_emulated_asan", "s
 
 
 def find_tool(name: str) -> str:
-    """A program beside the running Python, else on PATH. RuntimeError if there is none."""
+    """Find a program beside the running Python, else on PATH. RuntimeError if there is none."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -28,7 +28,7 @@ def find_tool(name: str) -> str:
 
 
 def find_compiler() -> str:
-    """The C++ compiler of the configured build."""
+    """Return the C++ compiler of the configured build."""
     line = next(
         x for x in (CMAKE_DIR / "CMakeCache.txt").read_text().splitlines() if x.startswith("CMAKE_CXX_COMPILER:")
     )
@@ -37,7 +37,7 @@ def find_compiler() -> str:
 
 @contextmanager
 def build_lock() -> Iterator[None]:
-    """One build at a time, whatever the number of test processes."""
+    """Allow one build at a time, for any number of test processes."""
     CMAKE_DIR.mkdir(parents=True, exist_ok=True)
     with (CMAKE_DIR / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -45,14 +45,14 @@ def build_lock() -> Iterator[None]:
 
 
 def run(*command: str) -> None:
-    """Runs a command silently. RuntimeError with its output if it fails."""
+    """Run a command silently. RuntimeError with its output if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}")
 
 
 def configured() -> bool:
-    """Whether the build folder stands and belongs to the running Python."""
+    """Return whether the build folder is configured for the running Python."""
     cache_file = CMAKE_DIR / "CMakeCache.txt"
     if not (cache_file.exists() and (CMAKE_DIR / "build.ninja").exists()):
         return False
@@ -61,7 +61,7 @@ def configured() -> bool:
 
 @cache
 def build_target(target: str) -> None:
-    """Configures where needed and builds one CMake target. What is up to date is left alone."""
+    """Configure if needed and build one CMake target. Up-to-date parts are not rebuilt."""
     with build_lock():
         cmake = find_tool("cmake")
         if not configured():
@@ -72,7 +72,7 @@ def build_target(target: str) -> None:
 
 
 def ensure_built(variant: str = "plain") -> Path:
-    """The folder of the emulated kernels' module ``sftn_emulated``, built if it is missing or older than its sources.
+    """Return the folder of the emulated kernels' module ``sftn_emulated``. Build it if missing or out of date.
 
     Args:
         variant: "plain", or "asan" for AddressSanitizer and UBSan, whose runtime must be preloaded to import it.
@@ -88,7 +88,7 @@ def ensure_built(variant: str = "plain") -> Path:
 
 
 def load(variant: str = "plain") -> ModuleType:
-    """Imports the emulator's controls; ``torch.ops.sftn_fast_emulated`` exists from then on."""
+    """Import the emulator's controls. Afterwards ``torch.ops.sftn_fast_emulated`` exists."""
     import torch  # noqa: F401  the module's libraries come with it
 
     folder = str(ensure_built(variant))

@@ -1,9 +1,9 @@
 """The cases of every family on the emulated device, found by file name.
 
-A module ``<stem>_cases.py`` in this folder has ``CASES``, small ones whose ``str()`` reads well, and
-``run_case(case)``, which runs the raw ops ``torch.ops.sftn_fast_emulated.*`` forward and backward and raises
-AssertionError where they differ from float64. What it returns, a list of tensors, must not depend on the order in which
-blocks, warps and lanes run; None compares nothing.
+A module ``<stem>_cases.py`` in this folder has ``CASES``, small cases with a readable ``str()``, and a function
+``run_case(case)``. It runs the raw ops ``torch.ops.sftn_fast_emulated.*`` forward and backward and raises
+AssertionError where they differ from float64. The tensors it returns must not depend on the order in which blocks,
+warps and lanes run; None skips that comparison.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ STEMS = tuple(sorted(path.name.removesuffix(SUFFIX) for path in Path(__file__).p
 
 
 def cases_of(stem: str) -> Sequence[Any]:
-    """The cases of a family."""
+    """Return the cases of a family."""
     return importlib.import_module(f"{__package__}.{stem}_cases").CASES
 
 
 def run_shuffled(
     emulator: ModuleType, stem: str, case: Any, *, seed: int, multiprocessors: int | None = None
 ) -> Sequence[Tensor] | None:
-    """One case under one schedule, on a device of the emulator's usual size or of another.
+    """Run one case under one schedule, on a device of the emulator's default size or of another.
 
     Raises:
-        AssertionError: the kernels differ from float64; the message names the schedule.
+        AssertionError: if the kernels differ from float64; the message names the schedule.
     """
     emulator.reset()
     emulator.set_seed(seed)

@@ -12,7 +12,7 @@ from .build import load
 
 @pytest.fixture
 def emulator() -> Iterator[ModuleType]:
-    """The emulator's controls, as new."""
+    """Return the emulator's controls, reset."""
     module = load()
     module.reset()
     yield module

@@ -40,7 +40,7 @@ class Case:
         return self.bank_dtype == torch.float64
 
     def placed(self, values: Tensor, dtype: torch.dtype, pad: int = 0) -> Tensor:
-        """The values in a larger allocation: `offset` elements before, `pad` after each row."""
+        """Place values in a larger allocation: `offset` elements before them, `pad` after each row."""
         rows, columns = values.shape
         flat = torch.zeros(self.offset + rows * (columns + pad), dtype=dtype)
         return flat[self.offset :].view(rows, columns + pad)[:, :columns].copy_(values)
@@ -53,7 +53,7 @@ def normalized(generator: torch.Generator, rows: int, columns: int) -> Tensor:
 def oracle(
     case: Case, embeddings: list[Tensor], banks: list[Tensor], z: list[Tensor], rows: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Loss and gradients by autograd, and the normalisers, in float64 from the values that the kernels were given."""
+    """Compute loss and gradients by autograd, and the normalisers, in float64 from the kernels' inputs."""
     leaves = [x.detach().double().requires_grad_() for x in embeddings]
     noise = case.negatives / case.samples
     loss, normalizers = torch.zeros((), dtype=torch.float64), []
@@ -78,7 +78,7 @@ def updated(case: Case, bank: Tensor, embedding: Tensor, index: Tensor) -> Tenso
 
 
 def run_case(case: Case) -> None:
-    """The emulated kernels against the oracle. AssertionError where they differ."""
+    """Compare the emulated kernels with the oracle. AssertionError where they differ."""
     ops = torch.ops.sftn_fast_emulated
     generator = torch.Generator().manual_seed(case.samples * 1000 + case.dim)
     embeddings = [normalized(generator, case.batch, case.dim).to(case.dtype) for _ in range(2)]
@@ -116,7 +116,7 @@ def run_case(case: Case) -> None:
 
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
-# Each line differs from the default in what it is there for.
+# Each line differs from the default in what it tests.
 CASES = [
     *(Case(bank_dtype=dtype) for dtype in (SINGLE, HALF, BRAIN)),
     *(Case(dtype=DOUBLE, bank_dtype=dtype) for dtype in (SINGLE, HALF, BRAIN, DOUBLE)),

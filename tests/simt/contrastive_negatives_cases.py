@@ -40,7 +40,7 @@ class Case:
 
 
 def random_word(seed: int, counter: int) -> int:
-    """SplitMix64 by Python's integers."""
+    """Compute SplitMix64 with Python's integers."""
     z = (seed + 0x9E3779B97F4A7C15 * (counter + 1)) & MASK
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
     z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
@@ -48,7 +48,7 @@ def random_word(seed: int, counter: int) -> int:
 
 
 def coins(seed: int, below: int, count: int) -> set[int]:
-    """Each number on its own: the eight bits that belong to it are a fraction, compared to one a little small."""
+    """Toss each rank's coin by itself: compare the fraction of its eight bits with a probability slightly too small."""
     words = -(-below // 64)
     digits = [[random_word(seed, i * words + w) for w in range(words)] for i in range(8)]
     fractions = (sum((digits[i][x // 64] >> x % 64 & 1) << i for i in range(8)) for x in range(below))
@@ -56,7 +56,7 @@ def coins(seed: int, below: int, count: int) -> set[int]:
 
 
 def marked(seed: int, below: int, count: int) -> set[int]:
-    """Coins if there are many, then one draw after the other, until there are enough or no longer too many."""
+    """Toss coins if many are wanted, then draw one by one until the number of marks is right."""
     tossed = 16 * count >= below
     found = coins(seed, below, count) if tossed else set()
     counter = 8 * -(-below // 64) if tossed else 0
@@ -68,7 +68,7 @@ def marked(seed: int, below: int, count: int) -> set[int]:
 
 
 def oracle(key: Tensor, index: Tensor, labels: Tensor, count: int) -> Tensor:
-    """What the op should give, row by row."""
+    """Compute the expected result, row by row."""
     rows = []
     for row, position in enumerate(index.tolist()):
         others = (labels != labels[position]).nonzero().squeeze(1).tolist()
@@ -84,7 +84,7 @@ def oracle(key: Tensor, index: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def run_case(case: Case) -> None:
-    """The emulated kernel, number for number."""
+    """Compare the emulated kernel with the oracle, number by number."""
     key, index, labels = case.inputs()
     ours = torch.ops.sftn_fast_emulated.sample_negatives(key, index, labels, case.negatives, case.as_int32)
     assert ours.dtype == (torch.int32 if case.as_int32 else torch.int64)

@@ -31,7 +31,7 @@ class Case:
         return ",".join(f"{k}={v.removeprefix('torch.')}" for k, v in values.items())
 
     def map(self, generator: torch.Generator, mean: float) -> Tensor:
-        """A dense map in the case's layout, inside a larger allocation where it is offset."""
+        """Make a dense map in the case's layout, inside a larger allocation if the case has an offset."""
         n, c, h, w = self.shape
         values = torch.randn(self.shape, generator=generator, dtype=DOUBLE) + mean
         flat = torch.zeros(self.offset + values.numel(), dtype=self.dtype)[self.offset :]
@@ -86,7 +86,7 @@ def run_raw(case: Case, inputs: list[Tensor | None]) -> tuple[Tensor, Tensor, li
 
 
 def oracle(case: Case, inputs: list[Tensor | None]) -> tuple[Tensor, dict[int, Tensor], list[Tensor]]:
-    """The loss, the rows of stats that mean something outside, and the maps' gradients."""
+    """Return the loss, the public rows of stats, and the maps' gradients."""
     features, teacher, weight, bias, mean, var = (None if x is None else x.detach().double() for x in inputs)
     channels = case.shape[1]
     weight = torch.ones(channels).double() if weight is None else weight

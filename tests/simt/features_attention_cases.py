@@ -34,7 +34,7 @@ class Case:
         return ",".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in named.items()) or "default"
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's, each inside an allocation that ends where it does."""
+        """Make the student's and the teacher's map, each at the end of its allocation."""
         generator = torch.Generator().manual_seed(self.channels * 1000 + self.height)
         teacher_channels = self.teacher_channels if self.power > 0 else self.channels
         return (
@@ -58,7 +58,7 @@ def row(features: Tensor, power: float) -> Tensor:
 
 
 def oracle(case: Case, student: Tensor, teacher: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The loss and its gradients in float64, from the values that the kernels are given."""
+    """Compute the loss and its gradients in float64, from the kernels' inputs."""
     leaves = [x.detach().double().requires_grad_() for x in (student, teacher)]
     apart = F.normalize(row(leaves[0], case.power)) - F.normalize(row(leaves[1], case.power))
     loss = (apart.abs() if case.absolute else apart.square()).mean()

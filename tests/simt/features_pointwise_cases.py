@@ -52,7 +52,7 @@ class Case:
 
 
 def run_raw(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Tensor]:
-    """The loss and the gradients of student, teacher and, for VID, channel by the emulated kernels."""
+    """Compute the loss and the gradients of student, teacher and, for VID, channel by the emulated kernels."""
     ops = torch.ops.sftn_fast_emulated
     total, stats = ops.features_pointwise_forward(*inputs, *case.scalars)
     upstream = torch.full_like(total, UPSTREAM)
@@ -61,7 +61,7 @@ def run_raw(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Te
 
 
 def oracle(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Tensor]:
-    """The same in float64 by autograd, from the values that the kernels were given."""
+    """Compute the same in float64 by autograd, from the kernels' inputs."""
     student, teacher, channel = (None if x is None else x.detach().double().requires_grad_() for x in inputs)
     parameter, scale = PARAMETER[case.kind], case.scalars[2]
     wide = None if channel is None else channel.view(-1, *[1] * (student.dim() - 2))
@@ -82,7 +82,7 @@ def oracle(case: Case, inputs: tuple[Tensor, Tensor, Tensor | None]) -> list[Ten
 
 
 def run_case(case: Case) -> None:
-    """AssertionError where the kernels differ from float64: by a rounding of what they store, and of float32 sums."""
+    """Compare the kernels with float64, up to rounding. AssertionError where they differ."""
     inputs = case.inputs()
     accumulator = 1e-12 if case.dtype == torch.float64 else 2e-5
     stored = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(case.dtype, accumulator)
@@ -99,7 +99,7 @@ def run_case(case: Case) -> None:
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (HALF, BRAIN, SINGLE, DOUBLE)
 
-# Each line is there for a way through the kernels: packs or single elements, runs or columns, one block or several.
+# Each line tests one path through the kernels: packs or single elements, runs or columns, one block or several.
 CASES = [
     *(Case(kind, dtype=dtype) for kind in KINDS for dtype in DTYPES),
     *(Case(kind, (2, 3, 7, 9), dtype) for kind in KINDS for dtype in DTYPES),

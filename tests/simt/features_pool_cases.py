@@ -1,4 +1,4 @@
-"""Cases of the raw pooling ops on the emulated device, against PyTorch's in float64. Imports no package's kernels."""
+"""Cases of the raw pooling ops on the emulated device, compared with PyTorch's in float64. Imports no kernels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Case:
         return ",".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in named.items()) or "default"
 
     def map(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Reproducible values in an allocation that ends where they do."""
+        """Make reproducible values at the end of their allocation."""
         generator = torch.Generator().manual_seed(size[0])
         values = torch.randn(self.n, self.channels, *size, generator=generator, dtype=torch.float64)
         values = values.permute(0, 2, 3, 1) if self.channels_last else values
@@ -36,7 +36,7 @@ class Case:
 
 
 def run_case(case: Case) -> None:
-    """Forward and backward on the emulated kernels. AssertionError where they differ from float64."""
+    """Run the emulated kernels forward and backward. AssertionError where they differ from float64."""
     ops = torch.ops.sftn_fast_emulated
     accumulator = torch.float64 if case.dtype == torch.float64 else torch.float32
     features, upstream = case.map(case.size, case.dtype), case.map(case.out, accumulator)
@@ -64,7 +64,7 @@ SIZES = (
     ((12, 40), (3, 10)),
 )
 
-# Each line differs from the default in what it is there for.
+# Each line differs from the default in what it tests.
 CASES = [
     *(
         Case(size=size, out=out, dtype=dtype, channels_last=last)

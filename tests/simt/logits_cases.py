@@ -1,4 +1,4 @@
-"""Cases of the raw logits ops on the emulated device, and their float64 oracle. Imports the kernels of no package."""
+"""Cases of the raw logits ops on the emulated device, and their float64 oracle. Imports no kernels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def options(self) -> tuple:
-        """The raw ops' scalars, in their order; weights that tell the terms apart."""
+        """Return the raw ops' scalars in order, with weights that distinguish the terms."""
         teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale = 0.7, 1.3, 2.0, 0.5, 1.5 / max(self.rows, 1)
         scales = (self.temperature, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale)
         return (*scales, self.student_to_teacher, self.by_row, IGNORE, self.smoothing)
@@ -72,7 +72,7 @@ def upstream(case: Case) -> Tensor:
 
 
 def run_raw(case: Case, teacher: Tensor, students: list[Tensor], target: Tensor | None) -> Result:
-    """Forward and backward of the emulated kernels."""
+    """Run the emulated kernels forward and backward."""
     ops = torch.ops.sftn_fast_emulated
     total, parts, stats = ops.logits_forward(teacher, students, target, *case.options)
     grad = upstream(case).to(total.dtype)
@@ -87,7 +87,7 @@ def cross_entropy(logits: Tensor, target: Tensor | None, smoothing: float) -> Te
 
 
 def divergence(teacher: Tensor, student: Tensor, case: Case) -> Tensor:
-    """KL a row [N], where 0 * inf = 0."""
+    """Compute KL for each row, [N], with 0 * inf = 0."""
     log_t = (teacher / case.temperature).log_softmax(1)
     log_s = (student / case.temperature).log_softmax(1)
     log_p, log_q = (log_s, log_t) if case.student_to_teacher else (log_t, log_s)
@@ -97,7 +97,7 @@ def divergence(teacher: Tensor, student: Tensor, case: Case) -> Tensor:
 
 
 def oracle(case: Case, teacher: Tensor, students: list[Tensor], target: Tensor | None) -> Result:
-    """The same in float64 by autograd, from the values that the kernels were given."""
+    """Compute the same in float64 by autograd, from the kernels' inputs."""
     leaves = [x.detach().double().requires_grad_() for x in (teacher, *students)]
     _, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale, *_ = case.options
     rows = torch.stack([divergence(leaves[0], s, case) for s in leaves[1:]]).sum(0)
@@ -117,7 +117,7 @@ def oracle(case: Case, teacher: Tensor, students: list[Tensor], target: Tensor |
 
 
 def check(case: Case, ours: Result, right: Result) -> None:
-    """Values to the accumulator's precision, gradients to the precision of the dtype they are stored in."""
+    """Compare values at the accumulator's precision, and gradients at the precision of their dtype."""
     accumulator = 1e-12 if case.dtype == torch.float64 else 2e-5
     stored = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(case.dtype, accumulator)
     torch.testing.assert_close(ours.total.double(), right.total, rtol=accumulator, atol=accumulator)
@@ -132,7 +132,7 @@ def check(case: Case, ours: Result, right: Result) -> None:
 
 
 def run_case(case: Case) -> list[Tensor]:
-    """Checks the kernels against float64; what they gave, the same bits under every schedule."""
+    """Compare the kernels with float64 and return their results, which must have the same bits for every schedule."""
     inputs = case.inputs()
     ours = run_raw(case, *inputs)
     check(case, ours, oracle(case, *inputs))
@@ -142,7 +142,7 @@ def run_case(case: Case) -> list[Tensor]:
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (HALF, BRAIN, SINGLE, DOUBLE)
 
-# Each line differs from the default in what it is there for.
+# Each line differs from the default in what it tests.
 CASES = [
     *(Case(dtype=dtype) for dtype in DTYPES),
     *(Case(classes=classes, students=2) for classes in (1, 2, 31, 33, 100, 257, 1024)),

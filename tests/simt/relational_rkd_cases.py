@@ -1,4 +1,4 @@
-"""Cases of the raw RKD ops on the emulated device, against float64. Imports the kernels of no package."""
+"""Cases of the raw RKD ops on the emulated device, compared with float64. Imports no kernels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Case:
 
 
 def oracle(case: Case, embeddings: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """(total, distance, angle) and the gradients for a grad_total of 1.7, in float64 by autograd."""
+    """Compute (total, distance, angle) and the gradients for a grad_total of 1.7, in float64 by autograd."""
     leaves = [x.detach().double().requires_grad_() for x in embeddings]
     b = case.rows
     distances, cosines = [], []
@@ -75,7 +75,7 @@ def oracle(case: Case, embeddings: list[Tensor]) -> tuple[list[Tensor], list[Ten
 
 
 def run_case(case: Case) -> None:
-    """Forward and backward of the emulated kernels. AssertionError where they are not the oracle's."""
+    """Run the emulated kernels forward and backward. AssertionError where they differ from the oracle."""
     ops = torch.ops.sftn_fast_emulated
     embeddings = case.inputs()
     total, parts, *pairs = ops.relational_rkd_forward(*embeddings, *case.scalars)
@@ -98,7 +98,7 @@ def run_case(case: Case) -> None:
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Each line differs from the default in what it is there for.
+# Each line differs from the default in what it tests.
 CASES = [
     *(Case(dtype=dtype) for dtype in DTYPES),
     *(Case(rows=rows) for rows in (2, 3, 15, 16, 17, 31, 32, 33, 49)),

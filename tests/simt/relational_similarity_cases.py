@@ -1,4 +1,4 @@
-"""Cases of the raw ops of SP and PKT on the emulated device, and their float64 oracle. Imports no package's kernels."""
+"""Cases of the raw ops of SP and PKT on the emulated device, and their float64 oracle. Imports no kernels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Case:
         return ",".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in named.items()) or "default"
 
     def features(self) -> list[Tensor]:
-        """The student's and the teacher's, rounded to the case's dtype."""
+        """Make the student's and the teacher's matrices, rounded to the case's dtype."""
         generator = torch.Generator().manual_seed(self.batch)
         sides = []
         for width in (self.width, self.width + 3):
@@ -68,13 +68,13 @@ ORACLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sp": sp_loss, "pkt": 
 
 
 def gram_of(rows: Tensor, pad: int) -> Tensor:
-    """``[B, B]``, its rows apart."""
+    """Return a copy ``[B, B]`` with gaps between rows."""
     wide = torch.full((len(rows), len(rows) + pad), torch.nan, dtype=rows.dtype)
     return wide[:, : len(rows)].copy_(rows @ rows.t())
 
 
 def run_raw(case: Case, features: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss and both gradients of the emulated kernels, None where not asked for."""
+    """Compute the loss and both gradients by the emulated kernels, None where not requested."""
     dtype = DOUBLE if case.dtype == DOUBLE else SINGLE
     rows = [x.to(dtype) for x in features]
     grams = [gram_of(x, case.pad) for x in rows]
@@ -89,12 +89,12 @@ def run_raw(case: Case, features: list[Tensor]) -> tuple[Tensor, list[Tensor | N
 
 
 def run_case(case: Case) -> None:
-    """AssertionError where the kernels differ from float64."""
+    """Compare the kernels with float64. AssertionError where they differ."""
     features = case.features()
     loss, grads = run_raw(case, features)
     leaves = [x.double().requires_grad_() for x in features]
     right = ORACLES[case.loss](*leaves)
-    single = 2e-6 * (1 + abs(case.mean)) ** 4  # a mean takes digits from the Gram matrix, whoever computes it
+    single = 2e-6 * (1 + abs(case.mean)) ** 4  # a mean costs digits of any Gram matrix
     tolerance = 1e-10 if case.dtype == DOUBLE else single
     torch.testing.assert_close(loss.double(), right.detach(), rtol=10 * tolerance, atol=1e-9)
     right_grads = torch.autograd.grad(right, leaves)

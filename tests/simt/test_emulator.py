@@ -1,4 +1,4 @@
-"""The emulator itself: what it computes, and that it finds the faults that are planted in native/cases.cu."""
+"""The emulator itself: its results, and the faults planted in native/cases.cu, which it must find."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NATIVE = Path(__file__).parent / "native"
 
 
 def read_cases() -> list[tuple[str, str, str]]:
-    """(variant, case, what it must say) of each line of cases.txt and each of its variants."""
+    """Return (variant, case, expected message) of each line of cases.txt and each of its variants."""
     lines = [line for line in (NATIVE / "cases.txt").read_text().splitlines() if not line.startswith("#")]
     fields = [[field.strip() for field in line.split("|")] for line in lines]
     return [(variant, case, message) for case, variants, message in fields for variant in variants.split()]

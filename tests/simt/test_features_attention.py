@@ -1,4 +1,4 @@
-"""What is particular to the kernels on attention; every case is run with all other kernels'."""
+"""Tests of the attention kernels alone. All cases also run in `test_schedules.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The logits kernels on the emulator: values that no case of logits_cases.py has, launches, what is refused."""
+"""The logits kernels on the emulator: values beyond logits_cases.py, launches, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_one_launch_a_direction(emulator: ModuleType, students: int, classes: in
 @pytest.mark.parametrize("case", [Case(rows=4, classes=12), Case(rows=4, classes=1200)], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_impossible_classes(emulator: ModuleType, case: Case, reverse: bool) -> None:
-    """Classes at -inf in both networks: no contribution, no gradient, no NaN. So are whole warps of a long row."""
+    """Classes at -inf in both networks, also in whole warps of a long row: no contribution, no gradient, no NaN."""
     case = replace(case, student_to_teacher=reverse)
     teacher, students, target = case.inputs()
     dead = torch.arange(case.classes) % 3 == 1

@@ -1,4 +1,4 @@
-"""Every family's kernels on the emulator: right, and the same bits, whatever the schedule and the device's size."""
+"""Every family's kernels on the emulator: right, with the same bits, for any schedule and any device size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_right_and_the_same_bits_whatever_the_schedule(emulator: ModuleType, ste
             torch.testing.assert_close(list(results), list(in_order), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 7, 132])
+@pytest.mark.parametrize("multiprocessors", [1, 132])  # the tests above have the usual number, between the two
 @pytest.mark.parametrize(("stem", "case"), ALL)
 def test_right_whatever_the_size_of_the_device(
     emulator: ModuleType, stem: str, case: Any, multiprocessors: int

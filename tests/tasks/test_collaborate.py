@@ -1,4 +1,4 @@
-"""Networks that learn together: the losses by hand, and who moves whom."""
+"""Networks that learn together: their losses computed by hand, and which network each loss changes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert models.load(tmp_path / "run" / "student").name == "resnet8"
     assert models.load(tmp_path / "run" / "seed0" / "collaborate" / "peer2").name == "wrn_16_1"
     assert "student among peers" in capsys.readouterr().out
-    assert [x.shape for x in seen] == [(4, 3, 3, 8, 8), *[(8, 3, 3, 8, 8)] * 4]  # behind the trial's
+    assert [x.shape for x in seen] == [(4, 3, 3, 8, 8), *[(8, 3, 3, 8, 8)] * 4]  # after the trial's
     trained = seen[1:]
     assert all(x[:, number].stride(1) == 1 for x in trained for number in range(3))  # NHWC
     assert not any(

@@ -1,4 +1,4 @@
-"""What the stages of training compute, and the contract that the engine relies on."""
+"""The losses of the tasks, and the contract that the engine relies on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batch(n: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sftn_task(config: SFTNConfig) -> SFTNTask:
-    aware = StudentAwareTeacher(net("wrn_16_1"), net("resnet8"), image_size=SIZE, branch_stages=config.stages)
+    aware = StudentAwareTeacher(net("wrn_16_1"), net("resnet8"), image_size=SIZE, branch_stages=config.branch_stages)
     return SFTNTask(aware, config)
 
 
@@ -149,7 +149,7 @@ def test_sftn_is_its_formula(config: SFTNConfig) -> None:
 
 
 def test_sftn_reaches_the_teacher_through_its_branches() -> None:
-    """The divergence and the branches' cross-entropy alone move the teacher: that is what makes it student-aware."""
+    """Check that divergence and branches' cross-entropy each change the teacher: this makes it student-aware."""
     torch.manual_seed(0)
     for config in (SFTNConfig(0, 1, 0), SFTNConfig(0, 0, 1)):
         task = sftn_task(config)

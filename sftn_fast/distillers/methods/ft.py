@@ -65,7 +65,7 @@ class FT(Method):
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation:
         """See :meth:`Method.initialisation`."""
         distance = F.mse_loss if self.variant == "repdistiller" else F.l1_loss
-        # RepDistiller uses 0.01 for resnet and wrn students, and the student's rate for others.
+        # RepDistiller uses 0.01 for resnet and wrn students; others use the student's rate (light ones: 0.01).
         small = student.name.startswith(("resnet", "wrn"))
         lr = 0.1 if self.variant == "paper" else 0.01 if small else None
         return Initialisation(Rebuild(self.paraphraser, teacher, distance), self.init_epochs, lr)

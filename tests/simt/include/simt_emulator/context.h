@@ -1,4 +1,4 @@
-// Switching between stacks: one context a CUDA thread, and one for the scheduler.
+// Switches between stacks: one context for each CUDA thread, and one for the scheduler.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ struct Context {
 
 #if defined(__x86_64__)
 // Saves the callee-saved registers on one stack and restores them from the other; ucontext would also make two system
-// calls for the signal mask. `noipa`, lest the compiler see that it touches no memory: other threads do meanwhile.
+// calls for the signal mask. `noipa` hides that it touches no memory: other threads do meanwhile.
 __attribute__((naked, noipa)) inline void swap_stacks(void** /*from*/, void** /*to*/) {
   asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15\n"
       "mov %rsp, (%rdi); mov (%rsi), %rsp\n"
@@ -41,7 +41,7 @@ inline void prepare_context(Context& context, char* stack, std::size_t bytes, vo
   context.stack_bytes = bytes;
   context.fake_stack = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(stack, bytes);  // a thread's last frame is left, never returned from
+  __asan_unpoison_memory_region(stack, bytes);  // a thread leaves its last frame without returning
 #endif
 #if defined(__x86_64__)
   constexpr int kSavedRegisters = 6;
@@ -74,7 +74,7 @@ inline void switch_context(Context& from, Context& to) {
 #endif
 }
 
-// The first thing that a new context does: learns the stack of the context that started it.
+// The first action of a new context: read the stack of the context that started it.
 inline void enter_context([[maybe_unused]] Context& starter) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &starter.stack, &starter.stack_bytes);

@@ -22,7 +22,7 @@ inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE_ARGUMENTS) {
 
 namespace simt_emulator {
 
-// A warp collective: every lane deposits its value, then reads that of lane source(own lane).
+// A warp collective: every lane stores its value, then reads the value of lane source(own lane).
 template <class T, class F>
 T exchange(unsigned mask, T value, F source, const Site& site) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "shuffles take 4 or 8 bytes");
@@ -33,7 +33,7 @@ T exchange(unsigned mask, T value, F source, const Site& site) {
   const unsigned lane = source(static_cast<int>(block.lane()));
   if (lane >= warp.barrier.members) block.fail(site.text() + " reads a lane that does not exist");
   std::memcpy(&value, warp.slots[lane], sizeof value);
-  block.arrive_and_wait(warp.barrier, site);  // nobody deposits anew before all have read
+  block.arrive_and_wait(warp.barrier, site);  // no lane stores again before all have read
   return value;
 }
 
@@ -83,7 +83,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE_ARGUMENTS)
 
 #undef SIMT_SITE_ARGUMENTS
 
-// Fibers never run at once, so that plain arithmetic is atomic.
+// Fibers never run at the same time, so plain arithmetic is atomic.
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
   const unsigned old = *address;
   *address += value;

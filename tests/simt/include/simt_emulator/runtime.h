@@ -17,7 +17,7 @@ inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, 
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 
 namespace simt_emulator {
-// Few, so that small tests too give a block several rows and a grid several blocks.
+// Few, so that even small tests have blocks with several rows and grids with several blocks.
 constexpr int kMultiprocessors = 2;
 inline int multiprocessors = kMultiprocessors;
 }  // namespace simt_emulator

@@ -21,7 +21,7 @@
 
 namespace simt_emulator {
 
-// What tests set and read.
+// Controls and counters of the tests.
 struct Schedule {
   unsigned seed = 0;  // 0: blocks, warps and lanes in order; else all three are shuffled
 };
@@ -31,7 +31,7 @@ struct Counters {
 inline Schedule schedule;
 inline Counters counters;
 
-// Where a thread waits, for messages and to tell one barrier from another.
+// The place where a thread waits, for messages and to distinguish barriers.
 struct Site {
   const char* what;
   const char* file;
@@ -56,7 +56,7 @@ struct Thread {
 
 struct Warp {
   Barrier barrier;
-  unsigned char slots[32][8];  // what each lane hands to a collective
+  unsigned char slots[32][8];  // each lane's value in a collective
 };
 
 class Block {
@@ -89,7 +89,8 @@ class Block {
   std::vector<unsigned> lanes_;  // the order in which lanes run
   std::unique_ptr<char[]> stacks_;
   std::size_t stacks_bytes_ = 0;
-  std::map<const void*, std::vector<unsigned char>> shared_;  // an allocation each: AddressSanitizer guards their ends
+  std::map<const void*, std::vector<unsigned char>>
+      shared_;  // separate allocations: AddressSanitizer guards their ends
   dim3 shape_;
   Barrier barrier_;
   unsigned live_ = 0;
@@ -177,7 +178,7 @@ inline void Block::thread_main() {
     block.error_ = std::current_exception();
   }
   switch_context(self.context, block.scheduler_);
-  std::terminate();  // nobody resumes a thread that is done
+  std::terminate();  // a finished thread is never resumed
 }
 
 // Runs a warp until all its lanes wait for other warps or are done. Returns whether any lane ran.

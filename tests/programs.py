@@ -1,0 +1,123 @@
+"""Programs of the package as processes that start at once: forked from a server that has imported torch already.
+
+A fresh interpreter spends more time on importing than these tests on training. A forked one is a program all the same:
+it has its own process group, standard streams, environment, signals and exit code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from types import TracebackType
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+SERVER = """
+import importlib, io, json, os, runpy, signal, socket, sys
+
+for name in ("torch._dynamo", "sftn_fast.train", "sftn_fast.experiment.run", "sftn_fast.experiment.dry_run",
+             "sftn_fast.report", "sftn_fast.distillers.methods"):
+    importlib.import_module(name)
+
+def run(argv, environment, streams):
+    os.setsid()
+    for target, stream in enumerate(streams, start=1):
+        os.dup2(stream, target)
+        os.close(stream)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(target, "w", closefd=False), write_through=True)
+                              for target in (1, 2))
+    os.environ.update(environment)
+    importlib.import_module("torch").set_num_threads(1)
+    sys.argv = ["sftn_fast.train", *argv]
+    sys.exit(importlib.import_module("sftn_fast.train").main())
+
+assert len(os.listdir("/proc/self/task")) == 1, "a process with threads can't be forked"
+connection = socket.socket(fileno=int(sys.argv[1]))
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while True:
+    message, descriptors, _, _ = socket.recv_fds(connection, 2**20, 3)
+    if not message:
+        break
+    *streams, report = descriptors
+    if os.fork():
+        for descriptor in (*streams, report):
+            os.close(descriptor)
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.close()
+    program = os.fork()
+    if not program:
+        os.close(report)
+        run(**json.loads(message), streams=streams)
+    for stream in streams:
+        os.close(stream)
+    os.write(report, f"{program}\\n".encode())
+    os.write(report, f"{os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])}\\n".encode())
+    os._exit(0)
+"""
+
+
+@functools.cache
+def _server() -> socket.socket:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    argv = [sys.executable, "-c", SERVER, str(there.fileno())]
+    server = subprocess.Popen(argv, pass_fds=[there.fileno()], env={**os.environ, **ONE_THREAD})
+    there.close()
+
+    def stop() -> None:
+        server.kill()
+        server.wait()
+        here.close()
+
+    atexit.register(stop)
+    return here
+
+
+class Train:
+    """``python -m sftn_fast.train`` with ``options``, as a running process. As a context it is killed at the end."""
+
+    def __init__(self, *options: str, **environment: str) -> None:
+        pipes = [os.pipe() for _ in range(3)]
+        message = json.dumps({"argv": options, "environment": environment})
+        socket.send_fds(_server(), [message.encode()], [there for _, there in pipes])
+        for _, there in pipes:
+            os.close(there)
+        self.stdout, self._stderr, self._report = (os.fdopen(here) for here, _ in pipes)
+        self._errors: list[str] = []
+        self._reader = threading.Thread(target=lambda: self._errors.append(self._stderr.read()))
+        self._reader.start()
+        self.pid = int(self._report.readline())
+        self.returncode: int | None = None
+
+    def communicate(self) -> tuple[str, str]:
+        """Wait for the end; return what is left of standard output, and all of standard error."""
+        rest = self.stdout.read()
+        self._reader.join()
+        self.returncode = int(self._report.readline())
+        for stream in (self.stdout, self._stderr, self._report):
+            stream.close()
+        return rest, self._errors[0]
+
+    def __enter__(self) -> Train:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.returncode is None:
+            os.killpg(self.pid, 9)
+            self.communicate()
+
+
+def train(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m sftn_fast.train`` with ``options`` to its end."""
+    with Train(*options, **environment) as program:
+        out, errors = program.communicate()
+        assert program.returncode is not None
+        return subprocess.CompletedProcess(["sftn_fast.train", *options], program.returncode, out, errors)
