@@ -11,21 +11,21 @@ from sftn_fast.config import ConfigError
 from sftn_fast.utils import program
 
 VERBS = {
-    "train": ("sftn_fast.train", "main", "train teachers and students by a recipe"),
-    "report": ("sftn_fast.report", "main", "write and print the report of a run"),
-    "compare": ("sftn_fast.report.command", "compare_main", "hold several runs against each other"),
-    "predict": ("sftn_fast.predict.command", "main", "classify images by an exported network"),
-    "export": ("sftn_fast.export.command", "main", "write a network as ONNX, PT2, TorchScript or state dict"),
-    "transfer": ("sftn_fast.transfer", "main", "train a linear classifier on a network's features"),
-    "verify": ("sftn_fast.data.verify", "main", "find image files that can't be decoded"),
-    "info": ("sftn_fast.info", "main", "print versions, kernels and devices"),
+    "train": ("sftn_fast.train", "train teachers and students by a recipe"),
+    "report": ("sftn_fast.report", "write and print the report of a run"),
+    "compare": ("sftn_fast.compare", "compare several runs"),
+    "predict": ("sftn_fast.predict", "classify images by an exported network"),
+    "export": ("sftn_fast.export", "write a network as ONNX, PT2, TorchScript or state dict"),
+    "transfer": ("sftn_fast.transfer", "train a linear classifier on a network's features"),
+    "verify": ("sftn_fast.verify", "find image files that can't be decoded"),
+    "info": ("sftn_fast.info", "print versions, kernels and devices"),
 }
-"""Module, function and purpose of each verb. A verb is also a program of its own: ``python -m sftn_fast.VERB``."""
+"""Module and purpose of each verb. A module is also a program of its own: ``python -m sftn_fast.VERB``."""
 
 
 def usage() -> str:
     """Return the text of ``--help``."""
-    lines = "\n".join(f"  {verb:<10}{purpose}" for verb, (_, _, purpose) in VERBS.items())
+    lines = "\n".join(f"  {verb:<10}{purpose}" for verb, (_, purpose) in VERBS.items())
     more = "sftn VERB --help lists the options of a verb. sftn --version prints the version."
     return f"usage: sftn VERB ...\n\n{lines}\n\n{more}"
 
@@ -33,10 +33,9 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that ``argv`` begins with; return its exit code. 2: there is no such verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = arguments[0] if arguments else None
+    verb = arguments[0] if arguments else ""
     if verb in VERBS:
-        module, function, _ = VERBS[verb]
-        return int(program.run(lambda rest: getattr(import_module(module), function)(rest), arguments[1:]))
+        return program.run(lambda rest: int(import_module(VERBS[verb][0]).main(rest)), arguments[1:])
     return program.run(_without_verb, arguments)
 
 

@@ -1,1 +1,5 @@
-"""``python -m sftn_fast.compare RUN RUN ...``: hold several runs against each other."""
+"""``python -m sftn_fast.compare RUN RUN ...``: compare several runs."""
+
+from sftn_fast.report.command import compare_main as main
+
+__all__ = ["main"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from sftn_fast.report.command import compare_main
+from sftn_fast.compare import main
 
 if __name__ == "__main__":
-    sys.exit(compare_main())
+    sys.exit(main())

@@ -1,4 +1,5 @@
 """Files for deployment, made of an exported network, see :func:`sftn_fast.export.formats.write`."""
 
-FORMATS = ("onnx", "onnx-legacy", "pt2", "torchscript", "state_dict")
-"""Names of the formats."""
+from sftn_fast.export.command import FORMATS, main
+
+__all__ = ["FORMATS", "main"]

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sftn_fast.config import check
-from sftn_fast.export import FORMATS
 from sftn_fast.utils import program
 
 DESCRIPTION = """\
 Write an exported network as a file for deployment. The file takes pixels [N, C, H, W] from 0 to 1, of any batch size,
 normalises them itself and returns logits; a state_dict holds the tensors alone, under the network's original names. The
 file is read back, and the largest difference of its logits is printed."""
+
+FORMATS = ("onnx", "onnx-legacy", "pt2", "torchscript", "state_dict")
+"""Names of the formats; :data:`sftn_fast.export.formats.WRITERS` has what writes them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,7 +96,7 @@ def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]
     meta = config.get("meta", {})
     if "preprocessing" not in meta:
         raise ConfigError(
-            f"STUDENT {printable(folder, 300)} does not say how images are normalised: an older version exported it; "
+            f"STUDENT {printable(folder, 300)} does not tell how images are normalised: an older version exported it; "
             "train it again"
         )
     preprocessing = Preprocessing.from_json(meta["preprocessing"])
