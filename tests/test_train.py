@@ -120,7 +120,11 @@ def test_ctrl_c_where_nothing_is_trained_is_one_line_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(data, "build", lambda *args, **options: os.kill(os.getpid(), signal.SIGINT))
-    assert train_module.main([*TINY, "--output", str(tmp_path / "run")]) == 130
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        assert train_module.main([*TINY, "--output", str(tmp_path / "run")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert capsys.readouterr().err == "stopped by SIGINT; run the same command to resume\n"
 
 

@@ -218,14 +218,14 @@ def one_step_in_two_parts() -> dict[str, bool]:
     task = make_task(dropout=0.0)
     forward = parallel.wrap(task)
     batch = torch.randn(4, 3, 6, 6) + distributed.rank(), torch.arange(4), torch.arange(4)
-    with parallel.apart(forward, until_last=True):
+    with parallel.no_sync(forward, more_to_come=True):
         forward(*batch)["total"].backward()
     own = [p.grad.clone() for p in task.parameters()]
-    with parallel.apart(forward, until_last=False):
+    with parallel.no_sync(forward, more_to_come=False):
         forward(*batch)["total"].backward()
     everyones = [torch.stack(distributed.gather(grad)) for grad in own]
     return {
-        "apart first": any(not torch.equal(*grads) for grads in everyones),
+        "separate at first": any(not torch.equal(*grads) for grads in everyones),
         "averaged then": all(
             torch.allclose(p.grad, 2 * grads.mean(0), rtol=1e-4, atol=1e-6)
             for p, grads in zip(task.parameters(), everyones, strict=True)

@@ -58,7 +58,9 @@ def test_weights_are_fetched_once_and_checked(hub, monkeypatch, tmp_path):
 
 def test_what_is_not_the_published_file_is_refused_and_not_kept(hub, monkeypatch, tmp_path):
     publish(monkeypatch, tmp_path, original().state_dict(), digest="0123456789")
-    with pytest.raises(models.WeightsError, match=r"invalid hash value.*put it there by hand"):
+    with pytest.raises(
+        models.WeightsError, match=r"invalid hash value.*download file:.*remove that file and try again"
+    ):
         models.load("torchvision:DEFAULT", name=NAME, num_classes=10)
     assert list(hub.iterdir()) == []
 

@@ -459,7 +459,10 @@ TYPE_ERRORS = {
     "integers": (lambda: ops.at_loss(X, X.long()), "teacher_features must be float16, bfloat16, .* got torch.int64"),
     "complex": (lambda: ops.ft_loss(X.cfloat(), X), "student_factor must be float16, .* got torch.complex64"),
     "p text": (lambda: ops.at_loss(X, X, p="2"), "p must be a number, got str"),
-    "p learned": (lambda: ops.at_loss(X, X, p=torch.ones((), requires_grad=True)), "p must be a number: there is no"),
+    "p learned": (
+        lambda: ops.at_loss(X, X, p=torch.ones((), requires_grad=True)),
+        "p must be a number: the loss has no",
+    ),
 }
 
 VALUE_ERRORS = {
