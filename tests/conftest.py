@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pytest
-import torch
+# Processes side by side share the cores. More threads than cores wait for each other in spin loops: some tests took
+# ten times as long.
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if PROCESSES > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))
 
-from sftn_fast import ops
-from sftn_fast.ops import _backend, _library
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from sftn_fast import ops  # noqa: E402
+from sftn_fast.ops import _backend, _library  # noqa: E402
 
 BACKENDS = ("reference", "cpu", "emulated", "cuda")
 

@@ -31,6 +31,8 @@ WORDS = {
     "docs/architecture.md": {
         "_C_cuda": "built, not in the repository",
         "crd": "a method",
+        "sftn VERB": "stands for every verb",
+        "python -m sftn_fast.VERB": "stands for every verb",
         "init-NAME/": "a folder for each method that initialises",
         "(seed, e, s)": "a formula",
         "(logits, [branch logits])": "a value",

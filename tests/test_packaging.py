@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sftn_fast"
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow", "nvidia": "nvidia-dali-cuda130"}
 """Names on the package index, where they are others than the module's."""
-OPTIONAL = {"torchvision": "vision", "nvidia": "dali", "tensorboard": "tensorboard"}
+OPTIONAL = {"torchvision": "vision", "nvidia": "dali", "tensorboard": "tensorboard", "onnxruntime": "onnx"}
 """Modules that are imported where somebody asks for them, and the extra that brings them."""
 
 
@@ -60,7 +60,7 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     assert names(project()["project"]["dependencies"]) == needed
     extras = project()["project"]["optional-dependencies"]
     for name in OPTIONAL.keys() & found.keys():
-        assert names(extras[OPTIONAL[name]]) == {DISTRIBUTIONS.get(name, name)}
+        assert DISTRIBUTIONS.get(name, name) in names(extras[OPTIONAL[name]])
     assert found["torchvision"] and found["nvidia"], "the walk sees imports by name"
 
 
