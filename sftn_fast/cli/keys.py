@@ -89,8 +89,17 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     return cls(**arguments)
 
 
+def is_series(key: Key) -> bool:
+    """Return whether ``key`` is a list of whole numbers or choices, whose elements hold no comma."""
+    tuples = [unwrap(member)[0] for member in members_of(key.type)]
+    elements = [typing.get_args(kind)[0] for kind in tuples if typing.get_origin(kind) is tuple]
+    return any(element is int or choices_of(element) for element in elements)
+
+
 def of_text(key: Key, text: str) -> Any:
     """Convert ``text`` from the command line to a value of ``key``.
+
+    A list of numbers or choices needs no brackets: ``0,1,2`` is ``[0,1,2]``, and ``0`` is ``[0]``.
 
     Raises:
         ConfigError: With one line.
@@ -102,6 +111,8 @@ def of_text(key: Key, text: str) -> Any:
             value = safe_yaml.load(text, key.name)
         except safe_yaml.NotYamlError:
             value = text  # fits no type here, since text is none of them
+        if is_series(key) and isinstance(value, int | str) and not isinstance(value, bool):
+            value = [safe_yaml.load(part, key.name) for part in text.split(",")]
     return of_value(key, value, shown=text)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from sftn_fast.cli.keys import Key, groups_of, keys_of, name_type, of_text
+from sftn_fast.cli.keys import Key, groups_of, is_series, keys_of, name_type, of_text
 from sftn_fast.cli.messages import refuse_argument
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import safe_yaml
@@ -75,7 +75,7 @@ class CommandLine:
         if any(part in HELP for part in argv):
             print(self.help(), end="")
             raise SystemExit(0)
-        texts, others = self._parser.parse_known_args(list(argv))
+        texts, others = self._parser.parse_known_args(self._join_numbers(argv))
         given: dict[str, Any] = {}
         for name, text in vars(texts).items():
             given[name] = of_text(self.keys[name], text) if name in self.keys else text
@@ -90,6 +90,20 @@ class CommandLine:
             entries = of_text(key, f"{{{entry}: {text if has_value else others.pop(0)}}}")
             given |= {f"{key.name}.{each}": value for each, value in entries.items()}
         return given
+
+    def _join_numbers(self, argv: Sequence[str]) -> list[str]:
+        """Return ``argv`` with the numbers after an option for a list as one argument: ``--seeds 0 1`` as ``0,1``."""
+        joined: list[str] = []
+        open_list = False
+        for part in argv:
+            if open_list and part.isdecimal() and joined[-1].replace(",", "").isdecimal():
+                joined[-1] += f",{part}"
+                continue
+            open_list = open_list and part.isdecimal()
+            if part.startswith("--") and (key := self.keys.get(part[2:])) is not None:
+                open_list = is_series(key)
+            joined.append(part)
+        return joined
 
     def merge(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``values``, overridden by the values that :meth:`parse` returned."""

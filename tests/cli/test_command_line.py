@@ -9,7 +9,7 @@ import pytest
 
 from sftn_fast import cli
 from sftn_fast.cli.keys import keys_of, name_type, neutral_keys
-from sftn_fast.config import Config, TransferConfig
+from sftn_fast.config import Config, ConfigError, TransferConfig
 from sftn_fast.utils import safe_yaml
 
 PROGRAMS = {
@@ -108,3 +108,33 @@ def test_neutral_keys_are_keys() -> None:
     assert neutral_keys(Config).keys() < keys_of(Config).keys()
     assert {"output", "data.root", "engine.threads"} < neutral_keys(Config).keys()
     assert not {"epochs", "seeds", "stages", "optim.lr"} & neutral_keys(Config).keys()
+
+
+@pytest.mark.parametrize("typed", ["--seeds 0 1 2", "--seeds 0,1,2", "--seeds [0,1,2]", "--seeds=0,1,2"])
+def test_numbers_as_people_type_them(typed: str) -> None:
+    assert cli.parse(typed.split())[0].seeds == (0, 1, 2)
+
+
+def test_lists_without_brackets_elsewhere() -> None:
+    argv = "--optim.milestones 150,180,210 --stages teacher,distill --seeds 7 --epochs 240 --route.epochs 1 2"
+    config = cli.parse(argv.split())[0]
+    assert config.optim.milestones == (150, 180, 210) and config.stages == ("teacher", "distill")
+    assert config.seeds == (7,) and config.epochs == 240 and config.route.epochs == (1, 2)
+    config = cli.parse(["--stages", "student", "--methods", "[kd=1,at=1000]", "--optim.milestones", "null"])[0]
+    assert config.stages == ("student",) and config.optim.milestones is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--seeds 0,x", "seeds must be"),
+        ("--seeds 0,1 teacher", "teacher"),
+        ("--epochs 2 3", "3"),
+        ("--seeds 0 0", "seeds must be distinct"),
+        ("--stages teacher,studnt", "stages must be"),
+        ("--seeds 0,,1", "seeds must be"),
+    ],
+)
+def test_lists_that_are_refused(argv: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cli.parse(argv.split())

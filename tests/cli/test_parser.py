@@ -85,7 +85,7 @@ def test_a_dumped_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
         (["--lr", "0.1"], ["unknown option --lr", "--optim.lr"]),
         (["--seed=3"], ["unknown option --seed", "--seeds"]),
         (["--nothing.like.it", "3"], ["--nothing.like.it", "--help"]),
-        (["--seeds", "3"], ["seeds must be a list", "'3'"]),
+        (["--seeds", "three"], ["seeds must be a list", "'three'"]),
         (["--optim.lr", "0,1"], ["optim.lr must be a number or null, got '0,1'"]),
         (["--stage_epochs", "teacher=3"], ["stage_epochs must be keys and values", "teacher=3"]),
         (["--devices", "some"], ["devices must be all or a whole number", "or a list"]),
