@@ -15,6 +15,7 @@ import torch
 
 PACKAGE = Path(__file__).resolve().parent.parent
 REBUILD = "`pip install --no-build-isolation -e .` in the source tree builds it"
+REBUILD_CUDA = "on a machine without a GPU, `SFTN_CUDA=1 pip install --no-build-isolation -e .` builds it"
 F = TypeVar("F", bound=Callable)
 
 
@@ -35,7 +36,8 @@ class Library:
 def _load(name: str) -> Library:
     path = next((p for p in sorted(PACKAGE.glob(f"{name}.*")) if p.suffix in (".so", ".pyd", ".dylib")), None)
     if path is None:
-        return Library(name, None, f"sftn_fast/{name}.so was not built; {REBUILD}")
+        rebuild = REBUILD_CUDA if name == "_C_cuda" and not torch.cuda.is_available() else REBUILD
+        return Library(name, None, f"sftn_fast/{name}.so was not built; {rebuild}")
     try:
         torch.ops.load_library(path)
     except Exception as error:  # a broken file, a missing symbol or another torch: the outcome is the same

@@ -66,7 +66,7 @@ network learns from each of the others; with `kdcl` all learn from the mean of t
 images differently for each network, DML does not; `--collaborate.own_views` changes that.
 
 ```sh
-python -m sftn_fast.train --stages "[collaborate]" --collaborate.method kdcl --collaborate.networks "[resnet14,resnet8]"
+python -m sftn_fast.train --stages collaborate --collaborate.method kdcl --collaborate.networks "[resnet14,resnet8]"
 ```
 """
 
