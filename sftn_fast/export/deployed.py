@@ -15,6 +15,9 @@ class Deployed(nn.Module):
         Pixels [N, C, H, W] from 0 to 1, to logits [N, num_classes].
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.network = network

@@ -156,8 +156,8 @@ def test_preprocessing_of_a_strange_file_is_refused(wrong):
 def test_verbs(capsys):
     assert verbs.main([]) == 2 and "usage: sftn VERB" in capsys.readouterr().out
     assert verbs.main(["--version"]) == 0 and capsys.readouterr().out.startswith("sftn_fast ")
-    assert verbs.main(["trian"]) == 2
-    assert "'trian' is not a verb of sftn; did you mean train?" in capsys.readouterr().err
+    assert verbs.main(["trai"]) == 2
+    assert "'trai' is not a verb of sftn; did you mean train?" in capsys.readouterr().err
     for verb, (module, _) in verbs.VERBS.items():
         assert callable(importlib.import_module(module).main), verb
         assert module == f"sftn_fast.{verb}"
