@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else ""
     if verb in VERBS:
-        return program.run(lambda rest: int(import_module(VERBS[verb][0]).main(rest)), arguments[1:])
+        program.exit_on_interrupt()  # until the program itself has been imported, and takes over
+        return int(import_module(VERBS[verb][0]).main(arguments[1:]))
     return program.run(_without_verb, arguments)
 
 

@@ -16,9 +16,6 @@ from sftn_fast.data.augment import resize_cut_flip
 from sftn_fast.data.crops import center_crop
 from sftn_fast.data.decode import decode, pillow, read_square
 
-GREY = np.array((19595, 38470, 7471), np.uint32)
-"""Weights of red, green and blue in 1/65536 (ITU-R 601-2), as Pillow uses them. Equal channels keep their value."""
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -48,7 +45,7 @@ class Preprocessing:
             top, left, height, width = wanted.box
             square = resize_cut_flip(image[:, top : top + height, left : left + width], wanted, self.crop)
         if len(self.mean) == 1:
-            square = ((np.tensordot(GREY, square.astype(np.uint32), 1) + 2**15) >> 16).astype(np.uint8)[None]
+            square = np.array(pillow()[0].fromarray(square.transpose(1, 2, 0).copy()).convert("L"))[None]
         return from_numpy(np.ascontiguousarray(square)).float() / 255
 
     def normalize(self, pixels: Tensor) -> Tensor:

@@ -101,6 +101,10 @@ def write_skip_list(root: Path, faults: dict[Path, str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the folder that ``argv`` names, and return the exit code."""
+    return program.run(_main, argv, output_matters=True)
+
+
+def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sftn_fast.data.verify", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("root", metavar="ROOT", help="folder of images, in any layout")
     parser.add_argument(
@@ -127,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main, None, output_matters=True))
+    sys.exit(main())

@@ -295,11 +295,12 @@ class JobRunner:
             return None
 
     def _compare_again(self) -> None:
-        """Compare a finished student alone again, if the standard teacher was trained again since."""
-        if not self.behaviour.compared_again:
+        """Compare a finished network again, if one that it did not learn from was trained again since."""
+        source = self.behaviour.compared_with(self.job)
+        if source is None or source in self.behaviour.learns_from(self.config, self.job):
             return
         result = distributed.on_main(partial(run_files.read_result, self.folder))
-        teacher = trained_digest(self.seed_folder / str(self.behaviour.compared_with(self.job)))
+        teacher = trained_digest(self.seed_folder / source)
         if teacher is None or result.get(COMPARED, teacher) == teacher:
             return
         distributed.say("  compared again, with the present teacher")

@@ -26,5 +26,9 @@ class Deployed(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits of ``pixels``."""
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        logits: Tensor = self.network(self.normalize(pixels))
         return logits
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return what the network takes."""
+        return (pixels - self.mean) / self.std

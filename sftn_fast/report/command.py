@@ -27,26 +27,22 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m sftn_fast.compare",
-        description="Compare several runs: settings that differ, and results.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folders", metavar="RUN", nargs="+", type=Path, help="a run's folder, such as runs/demo")
-    folders = [folder.expanduser() for folder in parser.parse_args(argv).folders]
+    folders = _folders(argv, "compare", "RUN", "Compare several runs: settings that differ, and results.")
     check(len(folders) > 1, "RUN", str(folders[0]), "two folders or more")
     print(compare(folders, terminal_width()), end="")
     return 0
 
 
 def _main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m sftn_fast.report",
-        description="Write and print the report of a run, or compare several runs.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="a run's folder, such as runs/demo")
-    folders = [folder.expanduser() for folder in parser.parse_args(argv).folders]
+    folders = _folders(argv, "report", "FOLDER", "Write and print the report of a run, or compare several runs.")
     width = terminal_width()
     print(write(folders[0], width=width) if len(folders) == 1 else compare(folders, width), end="")
     return 0
+
+
+def _folders(argv: list[str], program_name: str, metavar: str, description: str) -> list[Path]:
+    """Return the run folders that ``argv`` names."""
+    prog = f"python -m sftn_fast.{program_name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("folders", metavar=metavar, nargs="+", type=Path, help="a run's folder, such as runs/demo")
+    return [folder.expanduser() for folder in parser.parse_args(argv).folders]

@@ -2,8 +2,7 @@
 
 import sys
 
-from sftn_fast.data.verify import main
-from sftn_fast.utils import program
+from sftn_fast.verify import main
 
 if __name__ == "__main__":
-    sys.exit(program.run(main, None, output_matters=True))
+    sys.exit(main())

@@ -130,7 +130,7 @@ PROGRAMS = """
 import os, runpy, sys
 full = os.open("/dev/full", os.O_WRONLY)
 helps = (("transfer", "--help"), ("data.verify", "--help"), ("report", "--help"))
-for module, *argv in (("train", "--print_config"), ("info",), *helps):
+for module, *argv in (("train", "--print_config"), ("info",), ("__main__", "info"), *helps):
     os.dup2(full, 1)
     print(f"== {module}", file=sys.stderr, flush=True)
     sys.argv = [module, *argv]
@@ -147,8 +147,9 @@ def test_every_program_starts_by_it() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAMS], stderr=subprocess.PIPE, text=True)
     assert run.returncode == 0, run.stderr
     parts = dict(part.split("\n", 1) for part in run.stderr.removeprefix("== ").split("== "))
-    assert parts.keys() == {"train", "transfer", "info", "data.verify", "report"}
+    assert parts.keys() == {"train", "transfer", "info", "__main__", "data.verify", "report"}
     for said in parts.values():
         line, end = said.splitlines()
         assert "standard output can't be written to" in line and end.startswith("exit ")
     assert parts["info"].endswith("exit 1\n")  # its output is all that it is for
+    assert parts["__main__"].endswith("exit 1\n")  # as `sftn info`

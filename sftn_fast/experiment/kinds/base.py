@@ -46,8 +46,6 @@ class Kind(ABC):
     """Whether students learn from the network."""
     exports_student: ClassVar[bool] = False
     """Whether the network is a student, which the run exports."""
-    compared_again: ClassVar[bool] = False
-    """Whether a finished job is compared again when the network it is compared with was trained again."""
 
     def is_planned(self, config: Config) -> bool:
         """Return whether the experiment has jobs of this kind."""

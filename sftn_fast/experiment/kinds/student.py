@@ -19,7 +19,6 @@ class Student(Kind):
     name = "student"
     labels: ClassVar = {"student": "student alone"}
     exports_student = True
-    compared_again = True
 
     def networks(self, config: Config) -> tuple[str, ...]:
         """See :meth:`Kind.networks`."""
