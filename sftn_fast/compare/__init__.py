@@ -1,5 +1,5 @@
 """``python -m sftn_fast.compare RUN RUN ...``: compare several runs."""
 
-from sftn_fast.report.command import compare_main as main
+from sftn_fast.compare.command import main
 
 __all__ = ["main"]

@@ -14,7 +14,7 @@ from torch import Tensor, tensor
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
-from sftn_fast.data.file_contents import digest_of_files
+from sftn_fast.data.file_contents import digest_of_files, digest_of_sizes
 from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
@@ -37,6 +37,7 @@ class ImageData:
     val: EvalLoader | FileEvalLoader | None
     test: EvalLoader | FileEvalLoader
     content: str  # digest of the splits: of the pixels, or of the files' names
+    test_content: str  # digest of the test images whatever their preprocessing: of pixels, or of files' names and sizes
     files: str | None = None  # digest of the files' contents, if they are decoded on demand
     white: float | None = None  # data.white, if files are decoded on demand
     class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
@@ -125,6 +126,7 @@ def build(
         val=EvalLoader(val, **share) if len(val) else None,
         test=EvalLoader(test, **share),
         content=_digest(splits),
+        test_content=_digest([source.test]),
         class_names=source.class_names,
         preprocessing=Preprocessing(size, size, tuple(source.mean), tuple(source.std), config.white),
     )
@@ -149,6 +151,7 @@ def _build_from_files(
         val=FileEvalLoader(val, decoder, **share) if len(val) else None,
         test=FileEvalLoader(test, decoder, **share),
         content=_digest_of_names([train, val, test], files.root),
+        test_content=_digest_of_names([test], files.root) + digest_of_sizes(test.paths),
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
         white=config.white,
         class_names=tuple(files.class_names),

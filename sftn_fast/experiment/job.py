@@ -206,6 +206,7 @@ class JobRunner:
             "devices": engine.distributed.world_size(),
             "environment": environment(self.device),
             "identity": identity,
+            "test_content": self.data.test_content,
         }
         distributed.on_main(partial(self._write, network, result, counts))
 

@@ -1,4 +1,4 @@
-"""Comparison of several runs: the settings that differ, and the results."""
+"""Comparison of several runs: the settings that differ, the results, and their differences from the first run."""
 
 from __future__ import annotations
 
@@ -7,48 +7,64 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast.experiment.labels import LABELS, kind, label
-from sftn_fast.experiment.settings import read_settings
-from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column, Row, read_results
-from sftn_fast.report.statistics import Paired, mean_and_deviation, paired, signed
+from sftn_fast.report.compared_runs import ComparedRun, read_runs
+from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column
+from sftn_fast.report.statistics import (
+    FEWEST_TESTED,
+    Paired,
+    confidence_interval,
+    format_p,
+    holm,
+    mean_and_deviation,
+    paired,
+    signed,
+)
 from sftn_fast.report.terminal import Cells, bullets, text_table
 
 IRRELEVANT = ("output", "resume")
 """Settings that say where a run is stored, not what it computes."""
 QUANTITIES = (TOP1, BEST, KL, SECONDS)
+CHECKSUMS = ("content", "files")
+"""What the identity of a job records about its images that says nothing to people."""
+NOT_OF_TESTS = (SECONDS,)
+"""Quantities that runs on different test images may be compared in."""
 
 
 def compare(folders: Sequence[Path], width: int | None = None) -> str:
     """Return the settings in which the runs in ``folders`` differ, and their results, as text.
 
-    For two runs there is a column with the difference, second minus first, paired by seed.
+    The differences from the first run are paired by seed. There are none between runs that were tested on different
+    images.
 
     Args:
         folders: Folders of runs.
         width: Columns of text; None for no limit.
 
     Raises:
-        ConfigError: One of the runs has no finished training.
+        ConfigError: Fewer than two different runs have a finished training.
     """
-    names = _short_names(folders)
-    runs = [{row.name: row for row in read_results(folder)} for folder in folders]
-    settings = [dict(_flat(read_settings(folder))) for folder in folders]
-    parts = [_settings_part(names, settings, width)]
+    runs, left_out = read_runs(folders)
+    return describe_runs(runs, [f"left out: {sentence}" for sentence in left_out], width)
+
+
+def describe_runs(runs: Sequence[ComparedRun], remarks: Sequence[str] = (), width: int | None = None) -> str:
+    """Return the comparison of ``runs`` as text, with ``remarks`` at its end."""
+    parts = [_settings_part(runs, width)]
     for column in QUANTITIES:
-        cells = _results(names, runs, column)
+        cells = _results(runs, column)
         if len(cells) > 1:
             parts.append(text_table(cells, width))
-    parts.append(bullets(_remarks(names, runs), width))
+        if column is TOP1:
+            tables = (_intervals(runs), _differences(runs))
+            parts += [text_table(cells, width) for cells in tables if len(cells) > 1]
+    parts.append(bullets([*_remarks(runs), *remarks], width))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Return the last parts of each path, as many as are needed to tell the paths apart."""
-    paths = [folder.resolve() for folder in folders]
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = [str(Path(*path.parts[-count:])) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            break
-    return names
+def jobs_of(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the names of the jobs that any of the runs has finished, in the order of the tables."""
+    order = list(LABELS)
+    return sorted(dict.fromkeys(name for run in runs for name in run.rows), key=lambda name: order.index(kind(name)))
 
 
 def _flat(settings: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,13 +75,15 @@ def _flat(settings: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]
             yield f"{group}{key}", value
 
 
-def _settings_part(names: Sequence[str], settings: Sequence[dict[str, Any]], width: int | None) -> str:
-    missing = [name for name, known in zip(names, settings, strict=True) if not known]
+def _settings_part(runs: Sequence[ComparedRun], width: int | None) -> str:
+    missing = [run.name for run in runs if not run.settings]
     if missing:
         return f"no settings of {', '.join(missing)}: config.yaml is missing or damaged"
+    settings = [dict(_flat(run.settings)) for run in runs]
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in IRRELEVANT]
     rows = [[key, *(_shown(each, key) for each in settings)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
+    names = [run.name for run in runs]
     return text_table([["setting", *names], *differing], width) if differing else "the settings are the same"
 
 
@@ -76,17 +94,48 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _results(names: Sequence[str], runs: Sequence[dict[str, Row]], column: Column) -> Cells:
-    """Return a table with a row for each kind of network and a column for each run."""
-    jobs = dict.fromkeys(name for run in runs for name, row in run.items() if row.values(column))
-    order = list(LABELS)
-    pair = len(runs) == 2
+def _results(runs: Sequence[ComparedRun], column: Column) -> Cells:
+    """Return a table with a row for each kind of network and a column for each run; of two runs, their difference."""
+    names = [run.name for run in runs]
+    pair = len(runs) == 2 and (column in NOT_OF_TESTS or runs[1].has_same_tests(runs[0]))
     cells = [[column.heading, *names, *([f"{names[1]} - {names[0]}"] if pair else [])]]
-    for job in sorted(jobs, key=lambda name: order.index(kind(name))):
-        by_seed = [run[job].by_seed(column) if job in run else {} for run in runs]
-        figures = [_figure(list(each.values()), column) for each in by_seed]
-        difference = [_difference(paired(by_seed[1], by_seed[0]), column)] if pair else []
-        cells.append([label(job), *figures, *difference])
+    for job in jobs_of(runs):
+        by_seed = [_by_seed(run, job, column) for run in runs]
+        if any(by_seed):
+            figures = [_figure(list(each.values()), column) for each in by_seed]
+            difference = [_difference(paired(by_seed[1], by_seed[0]), column)] if pair else []
+            cells.append([label(job), *figures, *difference])
+    return cells
+
+
+def _by_seed(run: ComparedRun, job: str, column: Column) -> dict[int, float]:
+    return run.rows[job].by_seed(column) if job in run.rows else {}
+
+
+def _intervals(runs: Sequence[ComparedRun]) -> Cells:
+    """Return a table of the confidence intervals of the mean top-1; only headings if no run has two seeds."""
+    cells = [[f"{TOP1.heading}, 95 % CI", *(run.name for run in runs)]]
+    for job in jobs_of(runs):
+        found = [confidence_interval(list(_by_seed(run, job, TOP1).values())) for run in runs]
+        if any(found):
+            cells.append([label(job), *(f"{each[0]:.2f} to {each[1]:.2f}" if each else "-" for each in found)])
+    return cells
+
+
+def _differences(runs: Sequence[ComparedRun]) -> Cells:
+    """Return a table of the differences in top-1 from the first run, paired by seed."""
+    first, *others = runs
+    found = [
+        (f"{label(job)}, {run.name} - {first.name}", difference)
+        for job in jobs_of(runs)
+        for run in others
+        if run.has_same_tests(first)
+        and (difference := paired(_by_seed(run, job, TOP1), _by_seed(first, job, TOP1))) is not None
+    ]
+    cells = [["difference in top-1 last", "points", "95 % CI", "p (Holm)", "n"]]
+    for (name, difference), p in zip(found, holm([each.p for _, each in found]), strict=True):
+        interval = " to ".join(map(signed, difference.interval)) if difference.interval else "-"
+        cells.append([name, str(difference), interval, "-" if p is None else format_p(p), str(difference.n)])
     return cells
 
 
@@ -104,29 +153,37 @@ def _difference(difference: Paired | None, column: Column) -> str:
     return signed(difference.mean) + interval
 
 
-def _remarks(names: Sequence[str], runs: Sequence[dict[str, Row]]) -> list[str]:
-    remarks = ["Mean ± SD over n seeds"]
-    if len(runs) == 2:
-        remarks[0] += "; differences paired by seed, with 95 % CI (Student's t)"
-    data = [_data_of(run) for run in runs]
+def _remarks(runs: Sequence[ComparedRun]) -> list[str]:
+    first, *others = runs
+    same = [run for run in others if run.has_same_tests(first)]
+    remarks = ["Mean ± SD over n seeds. 95 % CI: Student's t"]
+    if same:
+        remarks.append(
+            f"Differences are paired by seed. p: two-sided paired t-test, n >= {FEWEST_TESTED}, Holm-corrected for all "
+            "differences in the table"
+        )
+    if same and len(_differences(runs)) == 1:
+        remarks.append("No differences: no two runs have finished the same training for the same seed")
+    for run in others:
+        if run not in same:
+            remarks.append(f"{run.name} - {first.name}: no difference, because they were tested on different images")
+    remarks += [f"{run.name}: {note}" for run in runs for note in run.notes]
+    return remarks + _data_remarks(runs)
+
+
+def _data_remarks(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return a sentence for each property in which the runs' images differ."""
+    data = [run.data for run in runs]
     differing = [
         key
         for key in dict.fromkeys(key for each in data for key in each)
         if len({str(each.get(key)) for each in data}) > 1
     ]
-    named = [key for key in differing if key != "content"]
+    named = [key for key in differing if key not in CHECKSUMS]
+    remarks = []
     for key in named:
-        values = ", ".join(f"{name} {each.get(key)}" for name, each in zip(names, data, strict=True))
+        values = ", ".join(f"{run.name} {each.get(key)}" for run, each in zip(runs, data, strict=True))
         remarks.append(f"The data differ in {key}: {values}")
     if differing and not named:
         remarks.append("The images differ, although their numbers are equal")
     return remarks
-
-
-def _data_of(run: dict[str, Row]) -> dict[str, Any]:
-    """Return what the results record about their images."""
-    found: dict[str, Any] = {}
-    for row in run.values():
-        for result in row.results:
-            found |= result.get("identity", {}).get("data") or {}
-    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftn_fast.experiment.labels import LABELS, kind
-from sftn_fast.report.figure import COLORS, plain, pyplot, save
+from sftn_fast.report.figure import COLORS, Color, plain, pyplot, save
 from sftn_fast.report.results import Row, read_curves
 
 if TYPE_CHECKING:
@@ -40,11 +40,9 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
         axis.set_visible(False)
     for number, (axis, (method, students)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
         for row in [*alone, *students]:
-            _curve(axis, curves[row.name], row)
-        _cut_early(axis, [curve for row in [*alone, *students] for curve in curves[row.name]])
-        axis.set_title(plain(method), fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+            draw_curve(axis, curves[row.name], COLORS[kind(row.name)], LABELS[kind(row.name)])
+        cut_early(axis, [curve for row in [*alone, *students] for curve in curves[row.name]])
+        finish(axis, method)
         if number + columns >= len(panels):
             axis.set_xlabel("Epoch", fontsize=9)
     for axis in axes[:, 0]:
@@ -55,21 +53,30 @@ def plot_curves(folder: Path, rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
-def _curve(axis: Axes, curves: Sequence[dict[int, float]], row: Row) -> None:
+def draw_curve(axis: Axes, curves: Sequence[dict[int, float]], color: Color, name: str) -> None:
+    """Draw the mean of the seeds' curves as a line called ``name``, and a band of one deviation around it."""
     epochs = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[epoch] for curve in curves] for epoch in epochs]
     means = [statistics.fmean(each) for each in values]
     deviations = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
-    color, name = COLORS[kind(row.name)], LABELS[kind(row.name)]
-    axis.plot(epochs, means, color=color, linewidth=1.6, label=name)
+    # A single evaluation makes no line.
+    axis.plot(epochs, means, color=color, linewidth=1.6, label=name, marker="o" if len(epochs) == 1 else None)
     low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
     axis.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
 
 
-def _cut_early(axis: Axes, curves: Sequence[dict[int, float]]) -> None:
+def finish(axis: Axes, title: str) -> None:
+    """Give a panel its title and grid."""
+    axis.set_title(plain(title), fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def cut_early(axis: Axes, curves: Sequence[dict[int, float]]) -> None:
     """Cut off the steep first epochs, on whose scale the final differences would be invisible."""
-    values = sorted(value for curve in curves for value in curve.values())
-    if not values:
+    known = [sorted(curve.values()) for curve in curves if curve]
+    if not known:
         return
-    low, high = values[len(values) // 5], values[-1]
+    # By curve: a curve below all others, or of fewer epochs, must not be cut off as a whole.
+    low, high = min(values[len(values) // 5] for values in known), max(values[-1] for values in known)
     axis.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Color = str | tuple[float, float, float, float]
 COLORS = {
     "teacher": "#8a8f98",
     "sftn": "#d9822b",
@@ -44,7 +46,9 @@ def plot(rows: Sequence[Row], lines: Sequence[MethodLine], path: Path) -> None:
 def save(plt: ModuleType, figure: Figure, path: Path) -> None:
     """Close ``figure`` and write it as a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=150, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in a script that the font lacks
+        figure.savefig(content, dpi=150, format="png")
     plt.close(figure)
     write_atomically(path, content.getvalue())
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from sftn_fast.experiment.settings import LONGEST, printable_tree, read_settings
 from sftn_fast.utils import run_files
 from sftn_fast.utils.checksummed import DamagedError, read_regular
 from sftn_fast.utils.run_files import FILES
-from sftn_fast.utils.text import printable
+from sftn_fast.utils.text import listed, printable
 
 NAMED = 5
-"""Largest number of unfinished jobs that are listed."""
+"""Largest number of unfinished jobs, or of notes in an error, that are listed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Found:
     results: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
     """A sentence for each item that is left out or damaged."""
+    unfinished: tuple[str, ...] = ()
+    """Jobs that have begun, as ``seed1/student``."""
 
 
 def read_results(folder: Path) -> list[Row]:
@@ -91,17 +94,35 @@ def read_run(folder: Path) -> tuple[list[Row], list[str]]:
         ConfigError: No job there has finished.
     """
     found = find_results(folder)
+    notes = list(found.notes)
+    if found.unfinished:
+        notes.append(f"left out: {listed(found.unfinished, shown=NAMED)} (not finished)")
     if not found.results:
-        raise ConfigError("; ".join([f"no finished training in {folder}", *found.notes]))
+        more = [f"and {len(notes) - NAMED} more like these"] if len(notes) > NAMED else []
+        raise ConfigError("; ".join([f"no finished training in {folder}{_why_none(folder)}", *notes[:NAMED], *more]))
+    return rows_of(found, read_settings(folder)), notes
+
+
+def rows_of(found: Found, settings: Mapping[str, Any]) -> list[Row]:
+    """Return the results in ``found`` by job, in the order of the table."""
     results = sorted(found.results, key=lambda result: result["seed"])
     names = {result["name"] for result in results}
     rows = []
     for name in names:
         chosen = tuple(result for result in results if result["name"] == name)
         rows.append(Row(name, chosen[0]["network"], chosen))
-    order, methods = list(LABELS), [str(method) for method in read_settings(folder).get("methods") or ()]
+    order, methods = list(LABELS), [str(method) for method in settings.get("methods") or ()]
     rows.sort(key=lambda row: (*_rank(row.method, methods, row), order.index(kind(row.name))))
-    return rows, list(found.notes)
+    return rows
+
+
+def _why_none(folder: Path) -> str:
+    """Return why a path can't hold results, to be put behind it; empty for the folder of a run."""
+    if not os.path.lexists(folder):
+        return ", which does not exist"
+    if not folder.is_dir():
+        return ", which is not a folder"
+    return "" if run_files.seed_folders(folder) else ", which is not the folder of a run: it has no seed folders"
 
 
 def find_results(folder: Path) -> Found:
@@ -132,13 +153,10 @@ def find_results(folder: Path) -> Found:
             f"{_name(job / name, folder)} {fault}; the figures above do not depend on it"
             for name, fault in faults.items()
         ]
-    if unfinished:
-        more = f" and {len(unfinished) - NAMED} more" if len(unfinished) > NAMED else ""
-        notes.append(f"left out: {', '.join(unfinished[:NAMED])}{more} (not finished)")
     if unchecked:
         notes.append(f"{unchecked} of {len(results)} results have no checksums: they are from an older version")
     fault = settings_fault(folder)
-    return Found(tuple(results), (*notes, fault) if fault else tuple(notes))
+    return Found(tuple(results), (*notes, fault) if fault else tuple(notes), tuple(unfinished))
 
 
 def _name(path: Path, folder: Path) -> str:

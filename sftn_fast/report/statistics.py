@@ -20,6 +20,11 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of the mean by Student's t; None for fewer than two or for equal values."""
+    return Paired(tuple(values)).interval if values else None
+
+
 @dataclass(frozen=True)
 class Paired:
     """Differences between two rows, one for each seed that both rows have."""

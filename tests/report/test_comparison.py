@@ -12,13 +12,15 @@ from finished_jobs import add_job
 from sftn_fast import cli, report
 
 
-def make_run(folder: Path, top1: dict[str, tuple[float, ...]], *options: str, **data: object) -> Path:
+def make_run(
+    folder: Path, top1: dict[str, tuple[float, ...]], *options: str, method: str | None = None, **data: object
+) -> Path:
     for name, figures in top1.items():
         for seed, figure in enumerate(figures):
             add_job(folder, name, seed, figure)
             path = folder / f"seed{seed}" / name / "result.json"
             result = json.loads(path.read_text())
-            result["identity"] = {"data": {"num_train": 150, "content": "aa", **data}}
+            result["identity"] = {"distill": method, "data": {"num_train": 150, "content": "aa", **data}}
             path.write_text(json.dumps(result))
     settings = cli.to_dict(cli.parse([*options, "--output", str(folder)])[0])
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -43,6 +45,77 @@ def test_settings_that_differ_and_results_beside_each_other(tmp_path: Path) -> N
     row = ["standard teacher", "91.00 ± 1.00 (n = 3)", "92.17 ± 1.04 (n = 3)", "+1.17 (+0.45 to +1.88)"]
     assert row in lines
     assert ["student alone", "80.00 (n = 1)", "-", "-"] in lines
+
+
+def test_intervals_over_seeds_and_paired_differences_from_the_first_run(tmp_path: Path) -> None:
+    figures = {"one": (90.0, 91.0, 92.0), "two": (91.0, 92.5, 93.0), "three": (89.0, 90.0)}
+    runs = [make_run(tmp_path / name, {"teacher": top1}) for name, top1 in figures.items()]
+    lines = lines_of(report.compare(runs))
+    # Half width 4.3027 * 1.0 / sqrt 3 and 12.706 * 0.7071 / sqrt 2.
+    intervals = next(line for line in lines if line[0] == "standard teacher" and " to " in line[1])
+    assert intervals[1] == "88.52 to 93.48" and intervals[3] == "83.15 to 95.85"
+    # t = 7 with 2 degrees of freedom; the second difference has two pairs, both -1, and no test.
+    assert ["standard teacher, two - one", "+1.17 ± 0.29", "+0.45 to +1.88", "0.020", "3"] in lines
+    assert ["standard teacher, three - one", "-1.00 ± 0.00", "-", "-", "2"] in lines
+
+
+def test_p_is_corrected_for_all_differences(tmp_path: Path) -> None:
+    figures = {"one": (90.0, 91.0, 92.0), "two": (91.0, 92.5, 93.0), "three": (91.0, 92.5, 93.0)}
+    runs = [make_run(tmp_path / name, {"teacher": top1}) for name, top1 in figures.items()]
+    lines = lines_of(report.compare(runs))
+    assert [line[3] for line in lines if line[0].endswith("- one")] == ["0.040", "0.040"]
+
+
+def test_accuracies_on_different_test_images_are_not_subtracted(tmp_path: Path) -> None:
+    figures = {"teacher": (90.0, 91.0, 92.0)}
+    one = make_run(tmp_path / "one", figures, data="digits", num_test=297)
+    others = [
+        make_run(tmp_path / "fashion", figures, data="fashion_mnist", num_test=297),
+        make_run(tmp_path / "fewer", figures, data="digits", num_test=100),
+        make_run(tmp_path / "pixels", figures, data="digits", num_test=297, content="cc"),
+    ]
+    for other in others:
+        text = report.compare([one, other])
+        assert f"{other.name} - one: no difference, because they were tested on different images" in text
+        by_heading = {line[0]: line for line in lines_of(text)}
+        assert by_heading["top-1 last %"] == ["top-1 last %", "one", other.name]
+        assert by_heading["seconds"][-1] == f"{other.name} - one"
+        assert "difference in top-1 last" not in text
+
+
+def test_the_same_test_images_with_other_training_images(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", {"teacher": (90.0, 91.0)}, num_train=100, content="cc")
+    two = make_run(tmp_path / "two", {"teacher": (91.0, 92.5)})
+    assert "standard teacher, two - one" in report.compare([one, two])
+    for number, run in enumerate((one, two)):
+        for path in run.glob("seed*/*/result.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"test_content": str(number)}))
+    assert "standard teacher, two - one" not in report.compare([one, two])
+
+
+def test_a_method_is_compared_with_itself_in_a_run_of_several(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", {"distill-teacher": (80.0, 81.0)}, method="kd")
+    two = make_run(tmp_path / "two", {"distill-teacher-kd": (80.5, 82.0), "distill-teacher-sp": (79.0,)})
+    lines = lines_of(report.compare([one, two]))
+    assert any(line[0] == "student of standard teacher, kd, two - one" for line in lines)
+
+
+def test_what_is_unfinished_is_named_and_the_rest_compared(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", {"teacher": (90.0, 91.0)}, "--stages", "teacher", "student", "--seeds", "0", "1")
+    two = make_run(tmp_path / "two", {"teacher": (91.0, 92.5)}, "--stages", "teacher", "--seeds", "0", "1")
+    text = report.compare([one, two])
+    assert "one: unfinished, 2 of 4 trainings: seed0/student, seed1/student" in text and "two: unfin" not in text
+    assert "standard teacher, two - one" in text
+
+
+def test_no_seed_in_common(tmp_path: Path) -> None:
+    one, two = (make_run(tmp_path / name, {"teacher": (90.0,)}) for name in ("one", "two"))
+    (two / "seed0").rename(two / "seed7")
+    path = two / "seed7" / "teacher" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
+    settings = two / "config.yaml"
+    settings.write_text(settings.read_text().replace("seeds:\n- 0\n", "seeds:\n- 7\n"))
+    assert "No differences: no two runs" in report.compare([one, two])
 
 
 def test_three_runs_have_no_difference(tmp_path: Path) -> None:
