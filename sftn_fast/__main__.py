@@ -18,6 +18,7 @@ VERBS = {
     "export": ("sftn_fast.export", "write a network as ONNX, PT2, TorchScript or state dict"),
     "transfer": ("sftn_fast.transfer", "train a linear classifier on a network's features"),
     "verify": ("sftn_fast.verify", "find image files that can't be decoded"),
+    "completion": ("sftn_fast.completion", "print the script by which bash or zsh completes sftn"),
     "info": ("sftn_fast.info", "print versions, kernels and devices"),
 }
 """Module and purpose of each verb. A module is also a program of its own: ``python -m sftn_fast.VERB``."""
@@ -25,7 +26,7 @@ VERBS = {
 
 def usage() -> str:
     """Return the text of ``--help``."""
-    lines = "\n".join(f"  {verb:<10}{purpose}" for verb, (_, purpose) in VERBS.items())
+    lines = "\n".join(f"  {verb:<12}{purpose}" for verb, (_, purpose) in VERBS.items())
     more = "sftn VERB --help lists the options of a verb. sftn --version prints the version."
     return f"usage: sftn VERB ...\n\n{lines}\n\n{more}"
 

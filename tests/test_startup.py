@@ -32,6 +32,13 @@ def test_a_report_imports_no_torch():
     assert not found & HEAVY
 
 
+def test_a_completion_and_a_comparison_import_no_torch():
+    code = "import sftn_fast.compare, sftn_fast.completion\nassert sftn_fast.completion.main(['bash']) == 0"
+    found = imported(code)
+    assert {"sftn_fast", "shtab"} <= found
+    assert not found & HEAVY
+
+
 def test_the_ops_add_nothing_to_torch():
     code = "import torch\nbefore = set(sys.modules)\nimport sftn_fast.ops\nadded = set(sys.modules) - before"
     packages = "added = {name.partition('.')[0] for name in added} - {name.partition('.')[0] for name in before}"

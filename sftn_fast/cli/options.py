@@ -65,6 +65,11 @@ class CommandLine:
         self.options, self.common, self.positional = options, common, positional
         self.keys = keys_of(cls)
 
+    @cached_property
+    def documents(self) -> dict[str, str]:
+        """Description of each key."""
+        return _field_documents(self.cls)
+
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the values that ``argv`` gives, by key. An entry of a dict has the name ``KEY.ENTRY``.
 
@@ -134,7 +139,7 @@ class CommandLine:
 
     def help(self) -> str:
         """Return the text of ``--help``: the common options, then all others in their groups."""
-        documents, own = _field_documents(self.cls), {option.name: option for option in self.options}
+        documents, own = self.documents, {option.name: option for option in self.options}
         lines = [f"usage: {self.usage}", "", *_wrap(self.description.strip()), "", "common options:"]
         lines += _entry("-h, --help", "Show this help and exit.")
         for name in self.common:
@@ -174,6 +179,11 @@ def _option_entry(option: Option) -> list[str]:
 
 def _entry(head: str, text: str) -> list[str]:
     return [f"  {head}", *_wrap(text, indent=" " * 8)]
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a description, without its line breaks and its full stop."""
+    return re.split(r"[.;:](?:\s|$)", one_line(text), maxsplit=1)[0]
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:

@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         ConfigError: With one line for any wrong argument or recipe.
         SystemExit: After printing, for ``--help`` and ``--print_config``.
     """
-    line = _command_line()
+    line = train_line()
     given = line.parse(argv)
     recipes = given.get("config", [DEFAULT_RECIPE])
     reader = Reader(line.keys, ALIASES, COMMAND_LINE_ONLY)
@@ -176,14 +176,19 @@ def parse_transfer(argv: Sequence[str], description: str) -> TransferConfig:
     Raises:
         ConfigError: With one line for any wrong argument.
     """
-    line = CommandLine(
+    line = transfer_line(description)
+    return build(TransferConfig, line.merge({}, line.parse(argv)))
+
+
+def transfer_line(description: str = "") -> CommandLine:
+    """Return the command line of :mod:`sftn_fast.transfer`."""
+    return CommandLine(
         TransferConfig,
         usage="python -m sftn_fast.transfer NETWORK [--KEY VALUE ...]",
         description=description,
         common=("data.name", "data.root", "epochs", "lr", "output"),
         positional="network",
     )
-    return build(TransferConfig, line.merge({}, line.parse(argv)))
 
 
 def _with_bases(recipe: str, reader: Reader) -> list[tuple[Path, dict[str, Any]]]:
@@ -217,7 +222,7 @@ def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after:
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of all keys, in the order of the configuration."""
-    return {name: values.get(name, key.default) for name, key in _command_line().keys.items()}
+    return {name: values.get(name, key.default) for name, key in train_line().keys.items()}
 
 
 def _resolve_distill(given: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +261,8 @@ def _origin(message: str, given: Collection[str], files: list[tuple[Path, dict[s
 
 
 @cache
-def _command_line() -> CommandLine:
+def train_line() -> CommandLine:
+    """Return the command line of :mod:`sftn_fast.train`."""
     options = [
         Option(("--config",), f"Recipe: a YAML file, or one of {', '.join(recipe_names())}.", many=True),
         Option(

@@ -9,7 +9,6 @@ stopped by Ctrl-C, which keeps an older list.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
+from sftn_fast.cli.verify_options import parser
 from sftn_fast.config import ConfigError, check, check_path
 from sftn_fast.data import decoder_processes, resources
 from sftn_fast.data.decode import find_fault, pillow
@@ -105,19 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.data.verify", description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("root", metavar="ROOT", help="folder of images, in any layout")
-    parser.add_argument(
-        "--workers", type=int, default=resources.cores(), help="processes (default: one per core, %(default)s)"
-    )
-    parser.add_argument("--white", type=float, help="value of data.white in training, for images of more than 8 bits")
-    given = parser.parse_args(argv)
+    given = parser(__doc__.split("\n\n", 1)[1]).parse_args(argv)
     try:
         check_path("ROOT", given.root)
         root = Path(given.root).expanduser().absolute()
-        check(given.workers >= 1, "workers", given.workers, "at least 1")
+        workers = resources.cores() if given.workers is None else given.workers
+        check(workers >= 1, "workers", workers, "at least 1")
         check(given.white is None or 0 < given.white < float("inf"), "white", given.white, "a number greater than 0")
-        count, faults = verify(root, workers=given.workers, white=given.white)
+        count, faults = verify(root, workers=workers, white=given.white)
         write_skip_list(root, faults)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

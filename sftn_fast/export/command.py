@@ -23,13 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program.run(_main, argv)
 
 
-def _main(argv: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m sftn_fast.export", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
     parser.add_argument("--format", required=True, choices=FORMATS, help="format of the file")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: deployed.SUFFIX in STUDENT)")
     parser.add_argument("--plugins", nargs="*", default=[], help="Python files or modules that register the network")
-    given = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: list[str]) -> int:
+    given = parser().parse_args(argv)
     # Imported late: they bring torch, which --help and a refused option can do without.
     from sftn_fast.export.deployed import Deployed
     from sftn_fast.export.formats import WRITERS, write

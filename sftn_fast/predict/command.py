@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program.run(_main, argv, output_matters=True)
 
 
-def _main(argv: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m sftn_fast.predict", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder")
@@ -31,7 +32,11 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="write the CSV of a folder to FILE instead of printing it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--plugins", nargs="*", default=[], help="Python files or modules that register the network")
-    given = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: list[str]) -> int:
+    given = parser().parse_args(argv)
     check(given.top >= 1, "--top", given.top, "at least 1")
     paths, folder = _images(given.images)
     check(folder is not None or given.output is None, "--output", given.output, "given with a folder of images only")

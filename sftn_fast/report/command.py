@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from sftn_fast.report.comparison import compare
 from sftn_fast.report.terminal import terminal_width
@@ -21,16 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program.run(_main, argv, output_matters=True)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    description = "Write and print the report of a run, or compare several runs."
+    parser = argparse.ArgumentParser(prog="python -m sftn_fast.report", description=description, allow_abbrev=False)
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="a run's folder, such as runs/demo")
+    return parser
+
+
 def _main(argv: list[str]) -> int:
-    folders = _folders(argv)
+    folders = [expand_user(folder) for folder in parser().parse_args(argv).folders]
     width = terminal_width()
     print(write(folders[0], width=width) if len(folders) == 1 else compare(folders, width), end="")
     return 0
-
-
-def _folders(argv: list[str]) -> list[Path]:
-    """Return the run folders that ``argv`` names."""
-    description = "Write and print the report of a run, or compare several runs."
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.report", description=description, allow_abbrev=False)
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="a run's folder, such as runs/demo")
-    return [expand_user(folder) for folder in parser.parse_args(argv).folders]

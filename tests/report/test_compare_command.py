@@ -65,7 +65,14 @@ def test_unusable_folders_are_left_out_in_one_line_each(runs: list[Path], capsys
     out = capsys.readouterr()
     lines = out.err.splitlines()
     assert len(lines) == len(odd) and all(line.startswith("left out: ") for line in lines)
-    reasons = ("does not exist", "not a folder", "not the folder of a run", "is damaged", "named before", "named before")
+    reasons = (
+        "does not exist",
+        "not a folder",
+        "not the folder of a run",
+        "is damaged",
+        "named before",
+        "named before",
+    )
     assert all(reason in line for reason, line in zip(reasons, lines, strict=False))
     assert "standard teacher" in out.out
 

@@ -95,13 +95,14 @@ def test_the_same_test_images_with_other_training_images(tmp_path: Path) -> None
 
 def test_a_method_is_compared_with_itself_in_a_run_of_several(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", {"distill-teacher": (80.0, 81.0)}, method="kd")
-    two = make_run(tmp_path / "two", {"distill-teacher-kd": (80.5, 82.0), "distill-teacher-sp": (79.0,)})
+    figures = {"distill-teacher-kd": (80.5, 82.0), "distill-teacher-sp": (79.0,)}
+    two = make_run(tmp_path / "two", figures, "--methods", "[kd, sp]", "--seeds", "0", "1")
     lines = lines_of(report.compare([one, two]))
     assert any(line[0] == "student of standard teacher, kd, two - one" for line in lines)
 
 
 def test_what_is_unfinished_is_named_and_the_rest_compared(tmp_path: Path) -> None:
-    one = make_run(tmp_path / "one", {"teacher": (90.0, 91.0)}, "--stages", "teacher", "student", "--seeds", "0", "1")
+    one = make_run(tmp_path / "one", {"teacher": (90.0, 91.0)}, "--stages", "teacher,student", "--seeds", "0", "1")
     two = make_run(tmp_path / "two", {"teacher": (91.0, 92.5)}, "--stages", "teacher", "--seeds", "0", "1")
     text = report.compare([one, two])
     assert "one: unfinished, 2 of 4 trainings: seed0/student, seed1/student" in text and "two: unfin" not in text
