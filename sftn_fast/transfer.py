@@ -156,10 +156,8 @@ def train(classifier: nn.Linear, epochs: Epochs, config: TransferConfig) -> floa
 
 def _load(path: str) -> tuple[StagedNet, dict[str, Any]]:
     """Load an exported network and its config.json."""
-    folder = Path(path).expanduser()
     try:
-        exported = models.read_config(folder)
-        return models.load(folder), exported
+        return models.load_export(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"network {path}: {error}") from error
 

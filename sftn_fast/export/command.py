@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from sftn_fast.config import check
 from sftn_fast.utils import program
+from sftn_fast.utils.paths import expand_user, output_file
 
 DESCRIPTION = """\
 Write an exported network as a file for deployment. The file takes pixels [N, C, H, W] from 0 to 1, of any batch size,
@@ -43,9 +42,8 @@ def _main(argv: list[str]) -> int:
 
     plugins.load(given.plugins)
     network, preprocessing, _ = load(given.student)
-    default = Path(given.student).expanduser() / f"deployed{WRITERS[given.format].suffix}"
-    file = Path(given.output).expanduser() if given.output else default
-    check(file.parent.is_dir() and not file.is_dir(), "--output", str(file), "a file in an existing folder")
+    default = expand_user(given.student) / f"deployed{WRITERS[given.format].suffix}"
+    file = output_file(given.output or str(default))
     deployed = Deployed(network, preprocessing).eval()
     difference = write(given.format, deployed, preprocessing.crop, file)
     if difference is None:

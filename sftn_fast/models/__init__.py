@@ -9,7 +9,16 @@ from sftn_fast.models import (  # noqa: F401 (imported to register their network
     vgg,
     wrn,
 )
-from sftn_fast.models.export import load, load_weights, read_config, read_files, require_weights, save, verify
+from sftn_fast.models.export import (
+    load,
+    load_export,
+    load_weights,
+    read_config,
+    read_files,
+    require_weights,
+    save,
+    verify,
+)
 from sftn_fast.models.original_names import export_state_dict
 from sftn_fast.models.registry import build, names, register
 from sftn_fast.models.staged import Features, StagedNet
@@ -24,6 +33,7 @@ __all__ = [
     "build",
     "export_state_dict",
     "load",
+    "load_export",
     "load_weights",
     "names",
     "read_config",

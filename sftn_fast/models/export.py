@@ -92,28 +92,52 @@ def load(
         ValueError: There is no network of that name; import the plugin that registers it first.
     """
     folder, weights_file = _locate(path)
-    asked = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
     if folder is not None:
-        config = read_config(folder)
-        for key, value in asked.items():
-            if value is not None and value != config[key]:
-                raise WeightsError(f"{folder} holds a network with {key} {config[key]!r}, not {value!r}")
-        if config["custom"]:
-            raise WeightsError(
-                f"{folder} holds a custom network, {config['name']!r}, that can't be built by name: build it with your "
-                f"own code, then call models.load_weights(net, {str(path)!r})"
-            )
-        name, num_classes, in_channels = config["name"], config["num_classes"], config["in_channels"]
+        asked = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
+        return _load_export(folder, asked, prefix=prefix, say=say)[0]
     if name is None or num_classes is None:
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
     # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
     weights = _weights_of(path, name)
-    claims_much = folder is not None and num_classes > MANY_CLASSES
-    if claims_much and not any(num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()):
-        raise WeightsError(f"{CONFIG} beside {weights_file} is damaged: no tensor has its {num_classes} classes")
     net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
     assign(net, weights, weights_file, prefix=prefix, say=say)
     return net.eval()
+
+
+def load_export(folder: str | Path) -> tuple[StagedNet, dict[str, Any]]:
+    """Load the network that :func:`save` wrote to ``folder``; return it with the content of its ``config.json``.
+
+    That file is read once, so that network and content belong together even while a run replaces both.
+
+    Raises:
+        FileNotFoundError, WeightsError, ValueError: As :func:`load` raises them.
+    """
+    return _load_export(_expanded(folder), {})
+
+
+def _load_export(
+    folder: Path, asked: Mapping[str, Any], *, prefix: str | None = None, say: Say | None = None
+) -> tuple[StagedNet, dict[str, Any]]:
+    config = read_config(folder)
+    for key, value in asked.items():
+        if value is not None and value != config[key]:
+            raise WeightsError(f"{folder} holds a network with {key} {config[key]!r}, not {value!r}")
+    name, num_classes, file = config["name"], config["num_classes"], folder / WEIGHTS
+    if config["custom"]:
+        raise WeightsError(
+            f"{folder} holds a custom network, {name!r}, that can't be built by name: build it with your own code, "
+            f"then call models.load_weights(net, {str(folder)!r})"
+        )
+    # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
+    _check_weights(file, config)
+    weights = read_file(file)
+    if num_classes > MANY_CLASSES and not any(
+        num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()
+    ):
+        raise WeightsError(f"{CONFIG} beside {file} is damaged: no tensor has its {num_classes} classes")
+    net = build(name, num_classes=num_classes, in_channels=config["in_channels"])
+    assign(net, weights, file, prefix=prefix, say=say)
+    return net.eval(), config
 
 
 def load_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,10 @@ from sftn_fast.utils.text import escape, printable
 
 BATCH = 64
 """Images that go through the network together."""
+
+
+OnUndecodable = Callable[["str | Path", DecodeError], None]
+"""Callback for a file that can't be decoded, with the reason."""
 
 
 class Prediction(NamedTuple):
@@ -47,39 +51,72 @@ class Classifier:
         self.device = torch.device(device)
         self.network.to(self.device)
 
-    @torch.inference_mode()
     def probabilities(self, paths: Sequence[str | Path]) -> Tensor:
         """Return the probabilities of all classes [N, num_classes] for the images in ``paths``.
 
         Raises:
             ConfigError: A file can't be decoded.
         """
-        if not paths:
-            return torch.empty(0, self.network.num_classes)
-        with ThreadPoolExecutor(cores()) as pool:
-            pixels = torch.stack(list(pool.map(self._pixels, paths)))
-        return self.network(self.preprocessing.normalize(pixels.to(self.device))).float().softmax(1).cpu()
+        return self._classify([_require(path, pixels) for path, pixels in zip(paths, self._decode(paths), strict=True)])
 
-    def predict(self, paths: Sequence[str | Path], *, top: int = 5) -> Iterator[list[Prediction]]:
+    def predict(
+        self, paths: Sequence[str | Path], *, top: int = 5, on_undecodable: OnUndecodable | None = None
+    ) -> Iterator[list[Prediction] | None]:
         """Yield the ``top`` likeliest classes of each image in ``paths``, the likeliest first.
 
+        Args:
+            paths: Image files.
+            top: Number of classes.
+            on_undecodable: Called with each file that can't be decoded, and the reason; None is then yielded for it.
+
         Raises:
-            ConfigError: A file can't be decoded.
+            ConfigError: A file can't be decoded, and there is no ``on_undecodable``.
         """
         for first in range(0, len(paths), BATCH):
-            found = self.probabilities(paths[first : first + BATCH]).topk(min(top, self.network.num_classes), dim=1)
-            for probabilities, labels in zip(found.values.tolist(), found.indices.tolist(), strict=True):
-                yield [Prediction(self.name_of(k), p) for k, p in zip(labels, probabilities, strict=True)]
+            batch = paths[first : first + BATCH]
+            decoded = self._decode(batch)
+            if on_undecodable is None:
+                usable = [_require(path, pixels) for path, pixels in zip(batch, decoded, strict=True)]
+            else:
+                usable = [pixels for pixels in decoded if isinstance(pixels, Tensor)]
+            found = self._classify(usable).topk(min(top, self.network.num_classes), dim=1)
+            rows = zip(found.values.tolist(), found.indices.tolist(), strict=True)
+            for path, pixels in zip(batch, decoded, strict=True):
+                if on_undecodable is not None and isinstance(pixels, DecodeError):
+                    on_undecodable(path, pixels)
+                    yield None
+                else:
+                    probabilities, labels = next(rows)
+                    yield [Prediction(self.name_of(k), p) for k, p in zip(labels, probabilities, strict=True)]
 
     def name_of(self, label: int) -> str:
         """Return the name of class ``label``."""
         return self.class_names[label] if self.class_names else str(label)
 
-    def _pixels(self, path: str | Path) -> Tensor:
+    @torch.inference_mode()
+    def _classify(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Return the probabilities [N, num_classes] of N images [C, H, W]."""
+        if not pixels:
+            return torch.empty(0, self.network.num_classes)
+        images = self.preprocessing.normalize(torch.stack(list(pixels)).to(self.device))
+        return self.network(images).float().softmax(1).cpu()
+
+    def _decode(self, paths: Sequence[str | Path]) -> list[Tensor | DecodeError]:
+        """Return the pixels of each file in ``paths``, or why it can't be decoded."""
+        with ThreadPoolExecutor(cores()) as pool:
+            return list(pool.map(self._pixels, paths))
+
+    def _pixels(self, path: str | Path) -> Tensor | DecodeError:
         try:
             return self.preprocessing.pixels(path)
         except DecodeError as error:
-            raise ConfigError(f"{escape(path)} can't be decoded ({error})") from error
+            return error
+
+
+def _require(path: str | Path, pixels: Tensor | DecodeError) -> Tensor:
+    if isinstance(pixels, DecodeError):
+        raise ConfigError(f"{escape(path)} can't be decoded ({pixels})") from pixels
+    return pixels
 
 
 def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]:
@@ -89,8 +126,7 @@ def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]
         ConfigError: The folder holds no usable export.
     """
     try:
-        config = models.read_config(folder)
-        network = models.load(folder)
+        network, config = models.load_export(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"STUDENT must be the folder of an exported network: {error}") from error
     meta = config.get("meta", {})

@@ -6,20 +6,29 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sftn_fast.config import ConfigError, check
 from sftn_fast.utils import program
+from sftn_fast.utils.atomic import describe, write_atomically
+from sftn_fast.utils.paths import expand_user, output_file
 from sftn_fast.utils.text import escape
 
 DESCRIPTION = """\
 Classify images by a network that training exported. Prints the likeliest classes of each image; for a folder, a CSV
-with a line for each image in it. Nothing is printed or written unless all images can be decoded."""
+with a line for each image in it. Nothing is printed or written unless all images can be decoded, or
+--skip-undecodable is given."""
+SKIPPED = 3
+"""Exit code if images were left out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv``; return the exit code. 2: the network or an image can't be used."""
+    """Run the command line ``argv``; return the exit code.
+
+    0: done. 1: the CSV can't be written. 2: the command line, the network or an image can't be used. 3: done, but
+    images were left out.
+    """
     return program.run(_main, argv, output_matters=True)
 
 
@@ -30,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder")
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes per image (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write the CSV of a folder to FILE instead of printing it")
+    parser.add_argument(
+        "--skip-undecodable",
+        action="store_true",
+        help=f"leave out images that can't be decoded, list them on standard error, and end with exit code {SKIPPED}",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--plugins", nargs="*", default=[], help="Python files or modules that register the network")
     return parser
@@ -40,7 +54,9 @@ def _main(argv: list[str]) -> int:
     check(given.top >= 1, "--top", given.top, "at least 1")
     paths, folder = _images(given.images)
     check(folder is not None or given.output is None, "--output", given.output, "given with a folder of images only")
+    output = None if given.output is None else output_file(given.output)
     # Imported late: they bring torch, which --help and a refused option can do without.
+    from sftn_fast.data.decode import DecodeError
     from sftn_fast.engine import resolve_device
     from sftn_fast.predict.classifier import Classifier
     from sftn_fast.utils import plugins
@@ -50,35 +66,49 @@ def _main(argv: list[str]) -> int:
     classifier = Classifier(given.student, resolve_device(given.device))
     if folder is not None:
         paths = _images_in(folder)
-    rows = []
+    rows, skipped = [], []
+
+    def skip(path: str | Path, reason: DecodeError) -> None:
+        skipped.append(f"{escape(path)} can't be decoded ({reason})")
+
     label = f"classifying images in {folder}" if folder is not None else "classifying images"
     with ProgressBar(len(paths), start=None, label=label, unit="images", line_interval=LINE_INTERVAL) as progress:
-        for done, found in enumerate(classifier.predict(paths, top=given.top), start=1):
-            rows.append(found)
+        found = classifier.predict(paths, top=given.top, on_undecodable=skip if given.skip_undecodable else None)
+        for done, (path, classes) in enumerate(zip(paths, found, strict=True), start=1):
+            if classes is not None:
+                rows.append((path, classes))
             progress.update(done)
+    if not rows:
+        raise ConfigError(f"none of {len(paths):,} images is usable: {skipped[0]}")
+    for line in skipped:
+        print(f"left out: {line}", file=sys.stderr)
     if folder is None:
-        for path, found in zip(paths, rows, strict=True):
-            classes = ", ".join(f"{each.name} {100 * each.probability:.1f} %" for each in found)
-            print(escape(f"{path}: {classes}"))
-        return 0
-    text = _csv([path.relative_to(folder) for path in paths], rows)
-    if given.output is None:
-        print(text, end="")
-        return 0
-    from sftn_fast.utils.atomic import write_atomically
+        for path, classes in rows:
+            shown = ", ".join(f"{each.name} {100 * each.probability:.1f} %" for each in classes)
+            print(escape(f"{path}: {shown}"))
+    else:
+        _write_csv(_csv([(path.relative_to(folder), classes) for path, classes in rows]), output, len(rows))
+    return SKIPPED if skipped else 0
 
-    write_atomically(Path(given.output).expanduser(), text)
-    print(f"{len(rows):,} images: {given.output}", file=sys.stderr)
-    return 0
+
+def _write_csv(text: str, output: Path | None, count: int) -> None:
+    if output is None:
+        print(text, end="")
+        return
+    write_atomically(output, text)
+    print(f"{count:,} images: {output}", file=sys.stderr)
 
 
 def _images(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     """Return the files, or the folder that is named instead."""
-    paths = [Path(name).expanduser() for name in names]
-    folders = [path for path in paths if path.is_dir()]
+    paths = [expand_user(name) for name in names]
+    try:
+        folders = [path for path in paths if path.is_dir()]
+        missing = [path for path in paths if not path.exists()]
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise ConfigError(f"IMAGE {describe(error)}") from error
     if folders and len(paths) > 1:
         raise ConfigError(f"IMAGE must be image files or one folder, got the folder {folders[0]} and others")
-    missing = [path for path in paths if not path.exists()]
     if missing:
         raise ConfigError(f"IMAGE {missing[0]} does not exist")
     return (paths, None) if not folders else ([], folders[0])
@@ -92,13 +122,13 @@ def _images_in(folder: Path) -> list[Path]:
     return paths
 
 
-def _csv(paths: Iterable[Path], rows: Sequence[Sequence[tuple[str, float]]]) -> str:
+def _csv(rows: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    count = len(rows[0])
+    count = len(rows[0][1])
     writer.writerow(
         ["image", *(f"{what}{number}" for number in range(1, count + 1) for what in ("class", "probability"))]
     )
-    for path, found in zip(paths, rows, strict=True):
+    for path, found in rows:
         writer.writerow([escape(path), *(value for name, p in found for value in (name, f"{p:.6f}"))])
     return text.getvalue()

@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from sftn_fast import __main__ as verbs
 from sftn_fast import data, models
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.preprocessing import Preprocessing
+from sftn_fast.export import main as export_main
 from sftn_fast.predict.classifier import Classifier
 from sftn_fast.predict.command import main
+from sftn_fast.utils.checksummed import read_sealed
 
 
 def digits() -> data.ImageData:
@@ -116,12 +119,143 @@ def test_a_damaged_image_stops_before_anything_is_written(student, files, tmp_pa
     assert not output.exists()
 
 
+@pytest.fixture
+def mixed(files: list[Path], tmp_path: Path) -> Path:
+    """A folder with two good images, one of them nested, and four files that can't be decoded."""
+    folder = tmp_path / "mixed"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.png").write_bytes(files[0].read_bytes())
+    (folder / "sub" / "b.png").write_bytes(files[1].read_bytes())
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / "sub" / "truncated.jpg")
+    content = (folder / "sub" / "truncated.jpg").read_bytes()
+    (folder / "sub" / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no image")
+    (folder / "gone.png").symlink_to("nowhere")
+    return folder
+
+
+UNDECODABLE = {"empty.png", "gone.png", "text.png", "truncated.jpg"}
+
+
+def left_out(error: str) -> set[str]:
+    lines = [line for line in error.splitlines() if line.startswith("left out: ")]
+    assert all(" can't be decoded (" in line for line in lines)
+    return {Path(line.removeprefix("left out: ").split(" can't be decoded (")[0]).name for line in lines}
+
+
+def test_undecodable_images_are_left_out_if_asked_for(student, mixed, files, tmp_path, capsys):
+    output = tmp_path / "out.csv"
+    assert main([str(student), str(mixed), "--top", "1", "--output", str(output), "--skip-undecodable"]) == 3
+    out, error = capsys.readouterr()
+    assert (out, left_out(error), error.splitlines()[-1]) == ("", UNDECODABLE, f"2 images: {output}")
+    rows = list(csv.reader(output.open()))
+    assert [row[0] for row in rows] == ["image", "a.png", "sub/b.png"]
+    # The figures are those of the images themselves, in whatever company they were decoded.
+    good = [list(Classifier(student).predict([path], top=1))[0][0] for path in files[:2]]
+    assert [row[1:] for row in rows[1:]] == [[each.name, f"{each.probability:.6f}"] for each in good]
+
+
+def test_left_out_of_named_images(student, mixed, capsys):
+    paths = [str(mixed / name) for name in ("a.png", "empty.png", "text.png")]
+    assert main([str(student), *paths, "--skip-undecodable"]) == 3
+    out, error = capsys.readouterr()
+    assert left_out(error) == {"empty.png", "text.png"}
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(mixed / "a.png")]
+
+
+def test_nothing_to_leave_out_is_code_0(student, files, capsys):
+    assert main([str(student), str(files[0]), "--skip-undecodable"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_all_undecodable(student, mixed, tmp_path, capsys):
+    (mixed / "a.png").unlink()
+    (mixed / "sub" / "b.png").unlink()
+    output = tmp_path / "out.csv"
+    error = refused(capsys, str(student), str(mixed), "--skip-undecodable", "--output", str(output))
+    assert "none of 4 images is usable" in error and not output.exists()
+
+
+def test_a_batch_without_usable_images(student, mixed, monkeypatch, capsys):
+    monkeypatch.setattr("sftn_fast.predict.classifier.BATCH", 1)
+    assert main([str(student), str(mixed), "--skip-undecodable"]) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "L", "CMYK", "P", "I;16", "animated", "rotated"])
+def test_every_kind_of_image_is_classified(kind, student, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
+    path, options = tmp_path / "x.png", {}
+    if kind == "I;16":
+        image = Image.fromarray(rng.integers(0, 2**16, (40, 30), np.uint16))
+    elif kind == "animated":
+        path, options = tmp_path / "x.gif", {"save_all": True, "append_images": [image.rotate(90)]}
+    elif kind == "rotated":
+        path, options = tmp_path / "x.jpg", {"exif": Image.Exif()}
+        options["exif"][0x0112] = 6
+    else:
+        path, image = tmp_path / ("x.tif" if kind == "CMYK" else "x.png"), image.convert(kind)
+    image.save(path, **options)
+    assert main([str(student), str(path)]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith(f"{path}: digit ") and error == ""
+
+
+def test_an_exif_rotation_counts(student, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "stored.png", exif=exif)
+    image.rotate(-90).save(tmp_path / "upright.png")
+    image.save(tmp_path / "plain.png")
+    stored, upright, plain = Classifier(student).probabilities(
+        [tmp_path / f"{n}.png" for n in ("stored", "upright", "plain")]
+    )
+    torch.testing.assert_close(stored, upright)
+    assert not torch.equal(stored, plain)
+
+
+def test_ctrl_c_is_one_line_and_writes_nothing(student, files, tmp_path, capsys, monkeypatch):
+    def interrupt(self: Preprocessing, path: Path) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Preprocessing, "pixels", interrupt)
+    output = tmp_path / "out.csv"
+    assert main([str(student), str(files[0].parent), "--output", str(output)]) == 130
+    assert capsys.readouterr() == ("", "stopped by SIGINT\n")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("verb", ["predict", "export"])
+def test_an_output_that_can_not_be_written_is_refused_before_any_work(verb, student, files, tmp_path, capsys):
+    (tmp_path / "pipe.csv").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe.csv")
+    program, rest = (main, [str(files[0].parent)]) if verb == "predict" else (export_main, ["--format", "state_dict"])
+    for output in (tmp_path / "none" / "x.csv", tmp_path, tmp_path / "pipe.csv", files[0] / "x.csv", Path("/dev/null")):
+        assert program([str(student), *rest, "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --output must be a file") and error.count("\n") == 1
+    assert (tmp_path / "pipe.csv").is_fifo() and Path("/dev/null").is_char_device()
+
+
+def test_config_json_is_read_once(student, files, monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr("sftn_fast.models.export.read_sealed", lambda path: (read.append(path), read_sealed(path))[1])
+    assert main([str(student), str(files[0])]) == 0
+    assert read == [student / "config.json"]
+
+
 def test_refusals(student, files, tmp_path, capsys):
     assert "IMAGE must be a folder with images" in refused(capsys, str(student), str(tmp_path))
     assert "does not exist" in refused(capsys, str(student), str(tmp_path / "none.png"))
     assert "one folder" in refused(capsys, str(student), str(tmp_path), str(files[0]))
     assert "STUDENT must be the folder of an exported network" in refused(capsys, str(tmp_path), str(files[0]))
     assert "--top must be at least 1" in refused(capsys, str(student), str(files[0]), "--top", "0")
+    assert "does not exist" in refused(capsys, str(student), "~nobody-here/x.png")
+    assert "too long" in refused(capsys, str(student), "x" * 300)
     assert "with a folder of images only" in refused(capsys, str(student), str(files[0]), "--output", "x.csv")
 
 
