@@ -36,6 +36,7 @@ from sftn_fast.experiment import file_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.utils import launcher, plugins, program, strict_json
 from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.paths import expand_user
 
 INITIAL_STD = 0.01
 
@@ -186,7 +187,7 @@ def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any
         ),
         lr=network.default_lr if config.lr is None else config.lr,
         milestones=usual if config.milestones is None else config.milestones,
-        output=str(Path(output).expanduser()),
+        output=str(expand_user(output)),
     )
 
 
