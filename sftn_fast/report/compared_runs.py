@@ -96,7 +96,7 @@ def _read(folder: Path) -> tuple[dict[str, Row], dict[str, Any], tuple[str, ...]
     if not found.results:
         read_run(folder)  # raises, and says why
     rows = {row.name: row for row in rows_of(found, settings)}
-    notes = [*found.notes]
+    notes = list(found.remarks)
     finished = {f"seed{result['seed']}/{result['name']}" for result in found.results}
     planned = places(settings)
     missing = sorted((planned or set(found.unfinished)) - finished)

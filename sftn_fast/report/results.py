@@ -72,10 +72,16 @@ class Found:
     """The results in a run's folder, and remarks about other files there."""
 
     results: tuple[dict[str, Any], ...]
-    notes: tuple[str, ...]
-    """A sentence for each item that is left out or damaged."""
-    unfinished: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
+    """A sentence for each item that is damaged or does not belong to the run."""
+    unfinished: tuple[str, ...]
     """Jobs that have begun, as ``seed1/student``."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All remarks, with one on the jobs that are not finished."""
+        left_out = f"left out: {listed(self.unfinished, shown=NAMED)} (not finished)"
+        return (*self.remarks, left_out) if self.unfinished else self.remarks
 
 
 def read_results(folder: Path) -> list[Row]:
@@ -95,8 +101,6 @@ def read_run(folder: Path) -> tuple[list[Row], list[str]]:
     """
     found = find_results(folder)
     notes = list(found.notes)
-    if found.unfinished:
-        notes.append(f"left out: {listed(found.unfinished, shown=NAMED)} (not finished)")
     if not found.results:
         more = [f"and {len(notes) - NAMED} more like these"] if len(notes) > NAMED else []
         raise ConfigError("; ".join([f"no finished training in {folder}{_why_none(folder)}", *notes[:NAMED], *more]))

@@ -183,6 +183,8 @@ def _first_wrong(result: dict[str, Any]) -> str | None:
             return f"{key!r} is wrong"
     if not isinstance(result.get("identity", {}).get("distill", ""), str | None):
         return "'identity' is wrong"
+    if not isinstance(result.get("test_content", ""), str):
+        return "'test_content' is wrong"
     for name, expected in result.get(FILES, {}).items():
         inside = ".." not in Path(name).parts and not Path(name).is_absolute()
         if not inside or not isinstance(expected, dict) or not isinstance(expected.get("bytes"), int):

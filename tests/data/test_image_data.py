@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from batches import joined
+from PIL import Image
 
 from sftn_fast import data
 from sftn_fast.config import ConfigError, DataConfig
@@ -148,6 +149,41 @@ def test_the_fingerprint_notices_a_single_changed_value(split, part, monkeypatch
     tensor.view(-1)[-1] = (int(tensor.view(-1)[-1]) + 1) % 10
     monkeypatch.setattr(data.image_data, "load", lambda config: source)
     assert {key for key, value in build().fingerprint().items() if before[key] != value} == {"content"}
+
+
+def test_the_test_images_are_the_same_however_they_are_prepared():
+    options = ({"train_size": 500}, {"val_size": 10}, {"image_size": 16}, {"crop_padding": 1}, {"flip": True})
+    assert {build(**each).test_content for each in options} == {build().test_content}
+    assert build("digits").test_content != build().test_content
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_test_images_are_noticed(split, monkeypatch):
+    before = build().test_content
+    source = data.source.load(DataConfig("fake"))
+    pixels = getattr(source, split).pixels.view(-1)
+    pixels[-1] = (int(pixels[-1]) + 1) % 10
+    monkeypatch.setattr(data.image_data, "load", lambda config: source)
+    assert (build().test_content != before) == (split == "test")
+
+
+def test_other_test_files_are_noticed(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = torch.full((8, 8, 3), number, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+
+    def content(**options: object) -> str:
+        return build("folder", root=str(tmp_path), loader="torchvision", batch_size=2, **options).test_content
+
+    before = content(image_size=8)
+    assert before == content(image_size=16, train_size=4)
+    Image.new("RGB", (64, 64)).save(tmp_path / "val" / "cat" / "0.png")
+    resized = content(image_size=8)
+    (tmp_path / "val" / "dog" / "3.png").rename(tmp_path / "val" / "dog" / "4.png")
+    assert len({before, resized, content(image_size=8)}) == 3
 
 
 def test_what_is_built_can_not_be_changed():
