@@ -58,7 +58,7 @@ def _main(argv: list[str]) -> int:
     # Imported late: they bring torch, which --help and a refused option can do without.
     from sftn_fast.data.decode import DecodeError
     from sftn_fast.engine import resolve_device
-    from sftn_fast.predict.classifier import Classifier
+    from sftn_fast.predict.classifier import Classifier, Prediction
     from sftn_fast.utils import plugins
     from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
 
@@ -66,7 +66,8 @@ def _main(argv: list[str]) -> int:
     classifier = Classifier(given.student, resolve_device(given.device))
     if folder is not None:
         paths = _images_in(folder)
-    rows, skipped = [], []
+    rows: list[tuple[Path, list[Prediction]]] = []
+    skipped: list[str] = []
 
     def skip(path: str | Path, reason: DecodeError) -> None:
         skipped.append(f"{escape(path)} can't be decoded ({reason})")
