@@ -1,12 +1,13 @@
 """Builds two libraries beside the package, both on LibTorch's stable ABI: one wheel for every Python from 3.10.
 
-sftn_fast/_C        schemas and CPU kernels. Needs a C++17 compiler; without one the package is pure Python.
+sftn_fast/_C        schemas and CPU kernels. Needs a C++17 compiler as g++ or clang; without one, and on Windows, the
+                    package is pure Python.
 sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but no GPU.
 
 CUDA kernels are built for what the machine needs: none without a GPU, its own architecture with one, all of
 ARCHITECTURES for a wheel. SFTN_CUDA=1 builds all in any case and makes a missing nvcc an error, SFTN_CUDA=0 builds
-none. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST have their usual meaning. Build in place with
-`python setup.py build_ext --inplace`.
+none. SFTN_PORTABLE=1 compiles the CPU kernels on x86 as for other machines, to test them. CUDA_HOME, CXX and
+TORCH_CUDA_ARCH_LIST have their usual meaning. Build in place with `python setup.py build_ext --inplace`.
 
 With pip's --no-build-isolation the environment must have torch and setuptools 77 or newer; ninja makes it faster, and
 wheel is not needed.
@@ -15,6 +16,7 @@ wheel is not needed.
 import os
 import platform as platform_module
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +39,9 @@ ROOT = Path(__file__).resolve().parent
 HEADERS = ("csrc/**/*.h", "csrc/**/*.cuh")
 COMMON = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # Not -ffast-math: it folds the exponential's rounding away and takes NaN and infinity for impossible.
-CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-g0"]
+# They make loops faster and change no result, so a compiler that lacks one goes without.
+FASTER_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
 
 
@@ -52,8 +56,28 @@ def say(line: str) -> None:
     print(f"sftn_fast: {line}", file=sys.stderr)
 
 
-def has_compiler() -> bool:
-    return shutil.which(os.environ.get("CXX", "c++").split()[0]) is not None
+def compiles(*flags: str) -> bool:
+    """Return whether the C++ compiler works with ``flags``. On macOS a c++ without Apple's tools exists and fails."""
+    command = [*shlex.split(os.environ.get("CXX", "c++")), "-Werror", *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def missing_compiler() -> str | None:
+    """Return the reason why no library can be compiled, or None."""
+    if sys.platform == "win32":
+        return "the kernels are for Linux and macOS"
+    return None if compiles("-std=c++17") else "no C++17 compiler was found (set CXX)"
+
+
+def cxx_flags() -> list[str]:
+    portable = os.environ.get("SFTN_PORTABLE", "")
+    if portable not in ("", "0", "1"):
+        raise SystemExit(f"sftn_fast: SFTN_PORTABLE must be 0, 1 or unset, got {portable!r}")
+    faster = [flag for flag in FASTER_FLAGS if compiles(flag)]
+    return [*CXX_FLAGS, *faster, *(["-DSFTN_PORTABLE"] if portable == "1" else []), *without_paths()]
 
 
 def asked_toolkit(nvcc: str) -> Path | None:
@@ -154,7 +178,7 @@ def cuda_extension(toolkit: Path) -> Extension:
         sources("csrc/cuda/*.cu"),
         depends=sources(*HEADERS),
         extra_compile_args={
-            "cxx": CXX_FLAGS + without_paths(),
+            "cxx": cxx_flags(),
             "nvcc": NVCC_FLAGS + [f"-Xcompiler={flag}" for flag in without_paths()],
         },
         py_limited_api=True,
@@ -167,8 +191,9 @@ def cuda_extension(toolkit: Path) -> Extension:
 
 def build_options() -> dict:
     """The part of setup()'s arguments that depends on the machine."""
-    if not has_compiler():
-        say("no C++ compiler was found (set CXX): installing pure Python, the ops run on their reference")
+    missing = missing_compiler()
+    if missing:
+        say(f"{missing}: installing pure Python, the ops run on their reference")
         return {}
     toolkit = cuda_toolkit()
     extensions = [cuda_extension(toolkit)] if toolkit else []
@@ -178,7 +203,7 @@ def build_options() -> dict:
         "sftn_fast._C",
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         depends=sources(*HEADERS),
-        extra_compile_args={"cxx": CXX_FLAGS + without_paths()},
+        extra_compile_args={"cxx": cxx_flags()},
         py_limited_api=True,
     )
     return {

@@ -47,7 +47,7 @@ class RunFolder:
         """Raise :class:`FolderError` if a run holds the folder. Writes nothing."""
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path / ".lock", os.O_RDONLY | NO_LINK)
-            with os.fdopen(descriptor, errors="replace") as lock:
+            with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lock:
                 self._lock_or_refuse(lock, shared=True)
 
     def _lock_or_refuse(self, lock: IO[str], *, shared: bool = False) -> None:

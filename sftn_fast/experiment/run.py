@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,9 @@ def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
     devices = engine.resolve_devices(config.devices, config.engine.device)
+    # A process of the pool inherits its pipe and the folder's lock as file descriptors.
+    side_by_side = len(devices) == 1 or sys.platform != "win32"
+    check(side_by_side, "devices", config.devices, "one device on Windows, where jobs run one after the other")
     return jobs, devices
 
 

@@ -6,6 +6,7 @@ still imports and the losses run on :mod:`sftn_fast.ops.reference`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 PACKAGE = Path(__file__).resolve().parent.parent
 REBUILD = "`pip install --no-build-isolation -e .` in the source tree builds it"
+PURE_PYTHON = "the kernels are for Linux and macOS, and this is Windows"
 REBUILD_CUDA = "on a machine without a GPU, `SFTN_CUDA=1 pip install --no-build-isolation -e .` builds it"
 F = TypeVar("F", bound=Callable)
 
@@ -35,6 +37,8 @@ class Library:
 
 def _load(name: str) -> Library:
     path = next((p for p in sorted(PACKAGE.glob(f"{name}.*")) if p.suffix in (".so", ".pyd", ".dylib")), None)
+    if path is None and sys.platform == "win32":
+        return Library(name, None, PURE_PYTHON)
     if path is None:
         rebuild = REBUILD_CUDA if name == "_C_cuda" and not torch.cuda.is_available() else REBUILD
         return Library(name, None, f"sftn_fast/{name}.so was not built; {rebuild}")

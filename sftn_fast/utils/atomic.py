@@ -94,7 +94,7 @@ def describe(error: OSError) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in ``folder`` are on the disk, for example after a rename."""
-    if os.name == "nt":  # a folder can't be opened there, and a rename needs no sync
+    if sys.platform == "win32":  # a folder can't be opened there, and a rename needs no sync
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -129,7 +129,7 @@ def open_lock(path: Path) -> IO[str]:
     Raises:
         OSError: The file can't be opened, or is a link or not a regular file.
     """
-    return os.fdopen(open_in_place(path), "r+", errors="replace")
+    return os.fdopen(open_in_place(path), "r+", encoding="utf-8", errors="replace")
 
 
 def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
@@ -172,7 +172,7 @@ def _is_own(path: Path, contents: dict[str, bytes]) -> bool:
 
 def _take_along(path: Path, target: Path) -> None:
     if path.is_symlink() or not path.is_dir():
-        with suppress(OSError):
+        with suppress(OSError, NotImplementedError):  # not every system can link a link itself
             os.link(path, target, follow_symlinks=False)
             return
         shutil.copy2(path, target, follow_symlinks=False)  # this disk has no hard links

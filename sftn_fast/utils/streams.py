@@ -99,6 +99,10 @@ def _stream(descriptor: int, former: TextIO | None, state: Lasting) -> TextIO:
     if former is not None:
         with suppress(OSError):
             former.flush()
+    if sys.platform == "win32" and isinstance(former, io.TextIOWrapper) and former.isatty():
+        # Only Python's own stream writes all characters to a console, whose code page may be another encoding.
+        former.reconfigure(errors="backslashreplace", line_buffering=True)
+        return former
     file = io.BufferedWriter(_LastingFile(descriptor, state))  # type: ignore[type-var]
     encoding = former.encoding if former is not None else "utf-8"
     # Line by line, since a log is read while it grows. A character that the encoding lacks is escaped.

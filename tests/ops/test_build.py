@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,52 @@ def test_given_architectures_are_kept(setup_py, tmp_path, monkeypatch):
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.9"
 
 
+@pytest.mark.parametrize(
+    ("platform", "compiler", "reason"),
+    [
+        ("linux", "/nowhere/c++", r"no C\+\+17 compiler was found \(set CXX\)"),
+        ("darwin", "false", r"no C\+\+17 compiler was found \(set CXX\)"),  # a c++ that asks to install Apple's tools
+        ("win32", "g++", "the kernels are for Linux and macOS"),
+    ],
+)
+def test_where_nothing_can_be_compiled_one_line_gives_the_reason(
+    setup_py, monkeypatch, capsys, platform, compiler, reason
+):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv("CXX", compiler)
+    assert setup_py.build_options() == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"sftn_fast: {reason}: installing pure Python, the ops run on their reference", line)
+
+
+def test_a_compiler_goes_without_the_flags_that_it_lacks(setup_py, monkeypatch):
+    needs_compiler(setup_py)
+    monkeypatch.setattr(setup_py, "FASTER_FLAGS", ["-fno-math-errno", "-fno-such-flag"])
+    flags = setup_py.cxx_flags()
+    assert "-fno-math-errno" in flags and "-fno-such-flag" not in flags
+
+
+def test_x86_compiles_what_other_machines_run(setup_py, monkeypatch, tmp_path):
+    """The switch, on the file with most instructions of its own; other machines take the same branches."""
+    needs_compiler(setup_py)
+    monkeypatch.setenv("SFTN_PORTABLE", "1")
+    flags = [flag.replace("-O3", "-O1") for flag in setup_py.cxx_flags()]
+    include = Path(torch.__file__).parent / "include"
+    out = tmp_path / "half.s"
+    command = [*os.environ.get("CXX", "c++").split(), *flags, "-isystem", str(include), "-S", "-o", str(out)]
+    subprocess.run([*command, "csrc/cpu/half.cpp"], cwd=ROOT, check=True)
+    assembly = out.read_text()
+    assert "narrow" in assembly and not re.search("[yz]mm|vcvt|resolver", assembly)
+    monkeypatch.setenv("SFTN_PORTABLE", "yes")
+    with pytest.raises(SystemExit, match="SFTN_PORTABLE must be 0, 1 or unset, got 'yes'"):
+        setup_py.cxx_flags()
+
+
+def needs_compiler(setup_py):
+    if setup_py.missing_compiler():
+        pytest.skip(setup_py.missing_compiler())
+
+
 def test_without_a_compiler_the_package_is_pure_python(tmp_path):
     command = [
         sys.executable,
@@ -157,7 +204,7 @@ def test_without_a_compiler_the_package_is_pure_python(tmp_path):
     ]
     environment = {**os.environ, "CXX": "/nowhere/c++"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert "no C++ compiler was found" in result.stderr
+    assert "no C++17 compiler was found" in result.stderr
     built = tmp_path / "lib" / "sftn_fast"
     assert (built / "ops" / "reference" / "logits.py").exists()
     assert not list(built.rglob("*.so"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -153,3 +154,18 @@ def test_every_program_starts_by_it() -> None:
         assert "standard output can't be written to" in line and end.startswith("exit ")
     assert parts["info"].endswith("exit 1\n")  # its output is all that it is for
     assert parts["__main__"].endswith("exit 1\n")  # as `sftn info`
+
+
+def test_a_console_of_windows_keeps_the_stream_that_knows_its_code_page(monkeypatch):
+    """It escapes what it can't show; a pipe gets the stream that never fails."""
+
+    class Console(io.BytesIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(streams.sys, "platform", "win32")
+    console = Console()
+    stream = streams._stream(1, io.TextIOWrapper(console, encoding="cp437", write_through=True), streams.Lasting())
+    print("10 ± 1 …", file=stream)
+    assert console.getvalue().decode("cp437").splitlines() == ["10 ± 1 \\u2026"]
+    assert isinstance(streams._stream(1, None, streams.Lasting()).buffer.raw, streams._LastingFile)
