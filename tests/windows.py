@@ -31,10 +31,9 @@ MODULES = "fcntl grp posix pty pwd resource syslog termios tty"
 
 def is_open(path: str) -> bool:
     """Whether this process has the file open, or mapped, or a file in the folder."""
-    found = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-    found += [
-        line.split(maxsplit=5)[5].strip() for line in Path("/proc/self/maps").open(encoding="utf-8") if line.count("/")
-    ]
+    found = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir()]
+    maps = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    found += [line.split(maxsplit=5)[5] for line in maps if "/" in line]
     wanted = os.path.realpath(path)
     return any(name == wanted or name.startswith(f"{wanted}/") for name in found)
 
@@ -47,7 +46,7 @@ def refuse_open_files(function: Callable[..., Any], *paths: Any, **options: Any)
 
 
 def open_no_folder(function: Callable[..., int], path: Any, flags: int, *rest: Any, **options: Any) -> int:
-    if os.path.isdir(path):
+    if Path(path).is_dir():
         raise PermissionError(13, "a folder can't be opened", os.fspath(path))
     return function(path, flags, *rest, **options)
 

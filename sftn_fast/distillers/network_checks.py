@@ -22,8 +22,8 @@ def check_teachers(student: StagedNet, teachers: Sequence[StagedNet]) -> None:
         if not isinstance(network, StagedNet):
             kind = "GraphModule" if isinstance(network, fx.GraphModule) else type(network).__name__
             raise TypeError(
-                f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module. "
-                f"To quantise while training, torch.ao.quantization.prepare_qat leaves it one; prepare_qat_fx does not"
+                f"{role} must be a StagedNet, got {kind}: models.as_staged makes one of a module, also of one that "
+                f"prepare_qat_fx returned"
             )
     for teacher in teachers:
         check_pair("student", student, "teacher", teacher)

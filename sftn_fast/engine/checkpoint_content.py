@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sftn_fast.utils.observers import is_sized_by_data
 from sftn_fast.utils.text import printable
 
 PART_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -75,5 +76,6 @@ def _check_alike(name: str, theirs: Any, own: Any) -> None:
         return
     if not isinstance(theirs, Tensor):
         raise ValueError(f"{printable(name)} is not a tensor")
-    if (theirs.shape, theirs.dtype) != (own.shape, own.dtype):
+    fits = theirs.shape == own.shape or (is_sized_by_data(name) and theirs.dim() <= 1 and own.dim() <= 1)
+    if not fits or theirs.dtype != own.dtype:
         raise ValueError(f"{printable(name)} is {theirs.dtype} {[*theirs.shape]}, not {own.dtype} {[*own.shape]}")

@@ -14,6 +14,7 @@ from sftn_fast.models.candidates import COUNTER, Candidate, find_candidates, pre
 from sftn_fast.models.registry import names
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, safetensors
+from sftn_fast.utils.observers import is_sized_by_data
 from sftn_fast.utils.text import escape, listed, printable
 
 __all__ = ["Say", "WeightsError", "assign", "safetensors"]
@@ -191,6 +192,8 @@ def _count(given: Tensor) -> int | None:
 
 
 def _same_shape(name: str, given: Tensor, own: Tensor) -> bool:
+    if is_sized_by_data(name):
+        return given.dim() <= 1 and own.dim() <= 1
     return given.shape == own.shape or (_is_counter(name) and given.numel() == 1)
 
 
