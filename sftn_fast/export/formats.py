@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ from torch import Tensor
 from sftn_fast import models
 from sftn_fast.config import ConfigError
 from sftn_fast.export.deployed import Deployed
+from sftn_fast.utils.streams import silent_output
 
 BATCHES = (1, 2, 5)
 """Batch sizes with which a file is checked: its batch is dynamic."""
 TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit, at which a file counts as equal."""
 OPSET = 18
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 Run = Callable[[Tensor], Tensor]
 """A file that was read back: pixels [N, C, H, W] to logits [N, num_classes]."""
@@ -67,15 +70,14 @@ def write(format_name: str, network: Deployed, image_size: int, file: Path) -> D
     example = torch.rand(2, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), silent_output():
             warnings.simplefilter("ignore")  # of deprecation, by exporters that have no successor for some users yet
             try:
                 run = chosen.write(network, example, temporary)
             except ConfigError:
                 raise
             except Exception as error:
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ConfigError(f"this network can't be written as {format_name}: {reason}") from error
+                raise ConfigError(f"this network can't be written as {format_name}: {_reason(error)}") from error
             difference = _compare(network, run, example) if run is not None else None
         if difference is not None and not difference.largest <= TOLERANCE * difference.scale:
             raise ConfigError(
@@ -86,6 +88,13 @@ def write(format_name: str, network: Deployed, image_size: int, file: Path) -> D
     finally:
         temporary.unlink(missing_ok=True)
     return difference
+
+
+def _reason(error: BaseException) -> str:
+    """Return one line; of ONNX's exporter the cause, since its own error only names the step that failed."""
+    while isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(COLOURS.sub("", str(error)).strip().splitlines()), type(error).__name__)
 
 
 def _compare(network: Deployed, run: Run, example: Tensor) -> Difference:

@@ -197,6 +197,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config: dict[str, Any] = read_sealed(file)
     except DamagedError as error:
         raise WeightsError(str(error)) from error
+    written_as = config.get("format")
+    if isinstance(written_as, int) and written_as > FORMAT:  # before the keys, which may be others
+        raise WeightsError(f"{file} has format {written_as}, this version reads up to {FORMAT}: update sftn_fast")
     expected = {"format": int, "name": str, "custom": bool, "num_classes": int, "in_channels": int, "sha256": str}
     for key, kind in expected.items():
         if not isinstance(config.get(key), kind):
@@ -208,8 +211,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         require_counts(num_classes=config["num_classes"], in_channels=config["in_channels"])
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file} is damaged: {error}") from error
-    if config["format"] > FORMAT:
-        raise WeightsError(f"{file} has format {config['format']}, this version reads up to {FORMAT}: update sftn_fast")
     return config
 
 

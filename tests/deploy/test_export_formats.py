@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
-from sftn_fast import data, models
+from sftn_fast import data, models, predict
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data.preprocessing import Preprocessing
 from sftn_fast.export import FORMATS, formats
 from sftn_fast.export.command import main
 from sftn_fast.export.deployed import Deployed
+from sftn_fast.utils import plugins
+from sftn_fast.utils.checksummed import seal
 
 PREPROCESSING = Preprocessing(32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 ONE_OF_EACH_FAMILY = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV1", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
@@ -102,3 +107,100 @@ def test_refusals(tmp_path: Path, capsys):
     models.save(models.build("resnet8", num_classes=7), tmp_path, meta={"preprocessing": PREPROCESSING.to_json()})
     assert main([str(tmp_path), "--format", "pt2", "--output", str(tmp_path / "none" / "x.pt2")]) == 2
     assert "--output must be a file in an existing folder" in capsys.readouterr().err
+
+
+OWN = """
+from torch import nn
+
+from sftn_fast import models
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.norm, self.out = nn.BatchNorm2d(5), nn.Linear(5, 7)
+
+    def forward(self, x):
+        return self.out(self.norm(self.second(self.first(x).relu())).mean((2, 3)))
+
+
+@models.register("own_for_export")
+def build(*, num_classes, in_channels):
+    return models.as_staged(Own(), ["first", "norm"], "out")
+"""
+
+
+def exported_as(name: str, folder: Path) -> models.StagedNet:
+    torch.manual_seed(0)
+    network = models.build(name, num_classes=7).eval()
+    models.save(network, folder, meta={"preprocessing": PREPROCESSING.to_json()})
+    return network
+
+
+def test_a_state_dict_loads_strictly_into_torchvisions_network(tmp_path):
+    torchvision_models = pytest.importorskip("torchvision.models")
+    network = exported_as("resnet18", tmp_path)
+    assert main([str(tmp_path), "--format", "state_dict"]) == 0
+    original = torchvision_models.resnet18(num_classes=7).eval()
+    original.load_state_dict(load_file(tmp_path / "deployed.safetensors"), strict=True)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(original(x), network(x))
+
+
+@pytest.mark.usefixtures("forgotten_plugins")
+def test_a_state_dict_loads_strictly_into_ones_own_network(tmp_path):
+    plugin = tmp_path / "own_network_to_export.py"
+    plugin.write_text(OWN)
+    plugins.load([str(plugin)])
+    network = exported_as("own_for_export", tmp_path / "student")
+    assert main([str(tmp_path / "student"), "--format", "state_dict", "--plugins", str(plugin)]) == 0
+    (module,) = (each for each in list(sys.modules.values()) if getattr(each, "__file__", None) == str(plugin))
+    original = module.Own().eval()
+    original.load_state_dict(load_file(tmp_path / "student" / "deployed.safetensors"), strict=True)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(original(x), network(x))
+
+
+class Spectral(nn.Module):
+    """A layer for which ONNX has no operator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "onnx-legacy"])
+@pytest.mark.usefixtures("forgotten_plugins")
+def test_an_operator_that_onnx_lacks_is_one_line_and_leaves_nothing(format_name, tmp_path, monkeypatch, capfd):
+    for package in formats.WRITERS[format_name].needs:
+        pytest.importorskip(package)
+
+    @models.register("without_symbol")
+    def build(*, num_classes: int, in_channels: int) -> models.StagedNet:
+        layers = nn.Sequential(nn.Conv2d(in_channels, 4, 3), Spectral(), nn.Conv2d(4, 4, 3), nn.Flatten())
+        return models.as_staged(nn.Sequential(*layers, nn.Linear(3136, num_classes)), ["1", "2"], "4")
+
+    monkeypatch.chdir(tmp_path)
+    exported_as("without_symbol", tmp_path / "student")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(tmp_path / "student"), "--format", format_name]) == 2
+    out, error = capfd.readouterr()
+    assert out == "" and error.count("\n") == 1 and error.startswith("error: this network can't be written as onnx")
+    assert "bessel_j0" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_student_of_a_newer_version_is_refused_in_one_line(tmp_path, capsys):
+    """Whatever its other keys are."""
+    exported_as("resnet8", tmp_path)
+    (tmp_path / "config.json").write_text(seal({"format": 99, "network": "resnet8"}))
+    message = "has format 99, this version reads up to 1: update sftn_fast"
+    with pytest.raises(models.WeightsError, match=message):
+        models.load(tmp_path)
+    with pytest.raises(models.WeightsError, match=message):
+        models.load_weights(models.build("resnet8", num_classes=7), tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for program, arguments in ((main, ["--format", "pt2"]), (predict.main, [str(tmp_path / "a.png")])):
+        assert program([str(tmp_path), *arguments]) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and error.count("\n") == 1 and message in error
