@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 # Processes side by side share the cores. More threads than cores wait for each other in spin loops: some tests took
@@ -47,9 +45,7 @@ def missing(what: str) -> NoReturn:
 def emulated_ops() -> Any:
     """The CUDA sources, compiled by g++ against the emulator: `torch.ops.sftn_fast_emulated`, on CPU tensors."""
     try:
-        folder = os.environ.get("SFTN_EMULATED_DIR") or importlib.import_module("simt.build").ensure_built()
-        sys.path.insert(0, str(Path(folder).resolve()))
-        importlib.import_module("sftn_emulated")
+        importlib.import_module("simt.build").load()
     except (ImportError, OSError, RuntimeError) as error:
         missing(f"the emulated kernels were not built: {error}")
     return torch.ops.sftn_fast_emulated

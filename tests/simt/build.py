@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 CMAKE_DIR = ROOT / "build" / "cmake"
-MODULES = {"plain": ("sftn_emulated", "simt"), "asan": ("sftn_emulated_asan", "simt_asan")}
+LIBRARIES = {"plain": ("sftn_emulated", "simt"), "asan": ("sftn_emulated_asan", "simt_asan")}
 
 
 def find_tool(name: str) -> str:
@@ -72,26 +72,56 @@ def build_target(target: str) -> None:
 
 
 def ensure_built(variant: str = "plain") -> Path:
-    """Return the folder of the emulated kernels' module ``sftn_emulated``. Build it if missing or out of date.
+    """Return the folder of the emulated kernels' library. Build it if missing or out of date.
 
     Args:
-        variant: "plain", or "asan" for AddressSanitizer and UBSan, whose runtime must be preloaded to import it.
+        variant: "plain", or "asan" for AddressSanitizer and UBSan, whose runtime must be preloaded to load it.
 
     Raises:
         KeyError: unknown variant.
         RuntimeError: a tool is missing or the build failed; the message holds its output.
 
     """
-    target, folder = MODULES[variant]
+    target, folder = LIBRARIES[variant]
     build_target(target)
     return ROOT / "build" / folder
 
 
-def load(variant: str = "plain") -> ModuleType:
-    """Import the emulator's controls. Afterwards ``torch.ops.sftn_fast_emulated`` exists."""
-    import torch  # noqa: F401  the module's libraries come with it
+class Emulator:
+    """The controls of the emulated device. Once loaded, ``torch.ops.sftn_fast_emulated`` exists."""
 
-    folder = str(ensure_built(variant))
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module("sftn_emulated")
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        library = folder / "sftn_emulated.so"
+        torch.ops.load_library(library)
+        self._library = ctypes.CDLL(str(library))
+        for count in (self._library.simt_launches, self._library.simt_blocks):
+            count.restype = ctypes.c_int64
+
+    def set_seed(self, seed: int) -> None:
+        """Run blocks, warps and lanes in order (0), or shuffle them (any other seed)."""
+        self._library.simt_set_seed(ctypes.c_uint(seed))
+
+    def set_multiprocessors(self, count: int) -> None:
+        """Make the device claim to have ``count`` multiprocessors."""
+        self._library.simt_set_multiprocessors(ctypes.c_int(count))
+
+    def launches(self) -> int:
+        """Return the number of kernel launches since :meth:`reset`."""
+        return self._library.simt_launches()
+
+    def blocks(self) -> int:
+        """Return the number of blocks run since :meth:`reset`."""
+        return self._library.simt_blocks()
+
+    def reset(self) -> None:
+        """Restore the usual schedule and size, and count from zero."""
+        self._library.simt_reset()
+
+
+@cache
+def load(variant: str = "plain") -> Emulator:
+    """Return the emulator's controls."""
+    folder = os.environ.get("SFTN_EMULATED_DIR") if variant == "plain" else None
+    return Emulator(Path(folder).resolve() if folder else ensure_built(variant))

@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+
+from .build import Emulator
 
 SUFFIX = "_cases.py"
 STEMS = tuple(sorted(path.name.removesuffix(SUFFIX) for path in Path(__file__).parent.glob(f"*{SUFFIX}")))
@@ -26,7 +27,7 @@ def cases_of(stem: str) -> Sequence[Any]:
 
 
 def run_shuffled(
-    emulator: ModuleType, stem: str, case: Any, *, seed: int, multiprocessors: int | None = None
+    emulator: Emulator, stem: str, case: Any, *, seed: int, multiprocessors: int | None = None
 ) -> Sequence[Tensor] | None:
     """Run one case under one schedule, on a device of the emulator's default size or of another.
 

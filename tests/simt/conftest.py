@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
 
 import pytest
 
-from .build import load
+from .build import Emulator, load
 
 
 @pytest.fixture
-def emulator() -> Iterator[ModuleType]:
+def emulator() -> Iterator[Emulator]:
     """Return the emulator's controls, reset."""
     module = load()
     module.reset()

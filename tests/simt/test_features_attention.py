@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import pytest
 import torch
 
+from .build import Emulator
 from .features_attention_cases import Case, run_case
 
 
@@ -22,19 +21,19 @@ from .features_attention_cases import Case, run_case
     ],
     ids=str,
 )
-def test_any_size_of_device(emulator: ModuleType, case: Case, multiprocessors: int) -> None:
+def test_any_size_of_device(emulator: Emulator, case: Case, multiprocessors: int) -> None:
     emulator.set_multiprocessors(multiprocessors)
     run_case(case)
 
 
 @pytest.mark.parametrize(("power", "forward"), [(2.0, 2), (3.0, 2), (0.0, 1)])
-def test_launches(emulator: ModuleType, power: float, forward: int) -> None:
+def test_launches(emulator: Emulator, power: float, forward: int) -> None:
     run_case(Case(power=power, channels=700))
     assert emulator.launches() == forward + 1
 
 
 @pytest.mark.parametrize("case", [Case(n=9, channels=700), Case(n=9, student_last=True), Case(n=9, power=0.0)], ids=str)
-def test_same_bits_whatever_the_schedule(emulator: ModuleType, case: Case) -> None:
+def test_same_bits_whatever_the_schedule(emulator: Emulator, case: Case) -> None:
     ops = torch.ops.sftn_fast_emulated
     student, teacher = case.maps()
     results = []

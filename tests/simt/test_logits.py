@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import ModuleType
 
 import pytest
 import torch
 
+from .build import Emulator
 from .logits_cases import IGNORE, Case, check, oracle, run_raw
 
 INF = float("inf")
@@ -15,7 +15,7 @@ INF = float("inf")
 
 @pytest.mark.parametrize("classes", [20, 1100])
 @pytest.mark.parametrize("students", [1, 3, 16])
-def test_one_launch_a_direction(emulator: ModuleType, students: int, classes: int) -> None:
+def test_one_launch_a_direction(emulator: Emulator, students: int, classes: int) -> None:
     case = Case(students=students, classes=classes)
     run_raw(case, *case.inputs())
     assert emulator.launches() == 2
@@ -23,7 +23,7 @@ def test_one_launch_a_direction(emulator: ModuleType, students: int, classes: in
 
 @pytest.mark.parametrize("case", [Case(rows=4, classes=12), Case(rows=4, classes=1200)], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_impossible_classes(emulator: ModuleType, case: Case, reverse: bool) -> None:
+def test_impossible_classes(emulator: Emulator, case: Case, reverse: bool) -> None:
     """Classes at -inf in both networks, also in whole warps of a long row: no contribution, no gradient, no NaN."""
     case = replace(case, student_to_teacher=reverse)
     teacher, students, target = case.inputs()
@@ -37,14 +37,14 @@ def test_impossible_classes(emulator: ModuleType, case: Case, reverse: bool) -> 
     assert all((grad[:, dead] == 0).all() for grad in ours.grads)
 
 
-def test_class_impossible_for_the_teacher_alone(emulator: ModuleType) -> None:
+def test_class_impossible_for_the_teacher_alone(emulator: Emulator) -> None:
     case = Case(target=False)
     teacher, students, _ = case.inputs()
     teacher[:, ::2] = -INF
     check(case, run_raw(case, teacher, students, None), oracle(case, teacher, students, None))
 
 
-def test_class_impossible_for_the_student_alone(emulator: ModuleType) -> None:
+def test_class_impossible_for_the_student_alone(emulator: Emulator) -> None:
     case = Case(target=False)
     teacher, students, _ = case.inputs()
     students[0][1, 3] = -INF
@@ -56,7 +56,7 @@ def test_class_impossible_for_the_student_alone(emulator: ModuleType) -> None:
 @pytest.mark.parametrize("classes", [10, 1100])
 @pytest.mark.parametrize("where", ["teacher", "student"])
 @pytest.mark.parametrize("bad", [float("nan"), INF])
-def test_nan_shows(emulator: ModuleType, where: str, classes: int, bad: float) -> None:
+def test_nan_shows(emulator: Emulator, where: str, classes: int, bad: float) -> None:
     case = Case(classes=classes)
     teacher, students, target = case.inputs()
     (teacher if where == "teacher" else students[0])[2, classes - 2] = bad
@@ -66,7 +66,7 @@ def test_nan_shows(emulator: ModuleType, where: str, classes: int, bad: float) -
     assert ours.grads[1][:2].isfinite().all()
 
 
-def test_all_rows_ignored(emulator: ModuleType) -> None:
+def test_all_rows_ignored(emulator: Emulator) -> None:
     case = Case(students=2)
     teacher, students, _ = case.inputs()
     target = torch.full((case.rows,), IGNORE)
@@ -76,7 +76,7 @@ def test_all_rows_ignored(emulator: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 10, 2**40])
-def test_class_out_of_range(emulator: ModuleType, bad: int) -> None:
+def test_class_out_of_range(emulator: Emulator, bad: int) -> None:
     case = Case()
     teacher, students, target = case.inputs()
     target[2] = bad
@@ -84,7 +84,7 @@ def test_class_out_of_range(emulator: ModuleType, bad: int) -> None:
         run_raw(case, teacher, students, target)
 
 
-def test_many_students(emulator: ModuleType) -> None:
+def test_many_students(emulator: Emulator) -> None:
     case = Case(students=64, classes=4)
     inputs = case.inputs()
     check(case, run_raw(case, *inputs), oracle(case, *inputs))
@@ -94,7 +94,7 @@ def test_many_students(emulator: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("teacher_grad", "student_grad"), [(True, False), (False, True)])
-def test_gradients_asked_for(emulator: ModuleType, teacher_grad: bool, student_grad: bool) -> None:
+def test_gradients_asked_for(emulator: Emulator, teacher_grad: bool, student_grad: bool) -> None:
     case = Case(students=2)
     inputs = case.inputs()
     ops = torch.ops.sftn_fast_emulated
@@ -107,7 +107,7 @@ def test_gradients_asked_for(emulator: ModuleType, teacher_grad: bool, student_g
     assert all(torch.equal(a, b) for a, b in zip(some, expected, strict=True))
 
 
-def test_every_row_of_stats_is_written(emulator: ModuleType) -> None:
+def test_every_row_of_stats_is_written(emulator: Emulator) -> None:
     case = Case(rows=50, classes=11, students=3)
     teacher, students, target = case.inputs()
     _, _, stats = torch.ops.sftn_fast_emulated.logits_forward(teacher, students, target, *case.options)

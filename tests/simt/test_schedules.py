@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from .build import Emulator
 from .cases import STEMS, cases_of, run_shuffled
 
 ALL = [pytest.param(stem, case, id=f"{stem}-{case}") for stem in STEMS for case in cases_of(stem)]
 
 
 @pytest.mark.parametrize(("stem", "case"), ALL)
-def test_right_and_the_same_bits_whatever_the_schedule(emulator: ModuleType, stem: str, case: Any) -> None:
+def test_right_and_the_same_bits_whatever_the_schedule(emulator: Emulator, stem: str, case: Any) -> None:
     in_order, *shuffled = [run_shuffled(emulator, stem, case, seed=seed) for seed in (0, 1, 2)]
     if in_order is not None:
         for results in shuffled:
@@ -23,9 +23,7 @@ def test_right_and_the_same_bits_whatever_the_schedule(emulator: ModuleType, ste
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])  # the tests above have the usual number, between the two
 @pytest.mark.parametrize(("stem", "case"), ALL)
-def test_right_whatever_the_size_of_the_device(
-    emulator: ModuleType, stem: str, case: Any, multiprocessors: int
-) -> None:
+def test_right_whatever_the_size_of_the_device(emulator: Emulator, stem: str, case: Any, multiprocessors: int) -> None:
     run_shuffled(emulator, stem, case, seed=3, multiprocessors=multiprocessors)
 
 
