@@ -21,11 +21,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SERVER = """
 import importlib, io, json, os, runpy, signal, socket, sys
 
-for name in ("torch._dynamo", "sftn_fast.train", "sftn_fast.experiment.run", "sftn_fast.experiment.dry_run",
-             "sftn_fast.report", "sftn_fast.distillers.methods"):
+for name in ("torch._dynamo", "torch.distributed.run", "sftn_fast.train", "sftn_fast.experiment.run",
+             "sftn_fast.experiment.dry_run", "sftn_fast.report", "sftn_fast.distillers.methods"):
     importlib.import_module(name)
 
-def run(argv, environment, streams):
+def run(module, argv, environment, streams):
     os.setsid()
     for target, stream in enumerate(streams, start=1):
         os.dup2(stream, target)
@@ -34,8 +34,8 @@ def run(argv, environment, streams):
                               for target in (1, 2))
     os.environ.update(environment)
     importlib.import_module("torch").set_num_threads(1)
-    sys.argv = ["sftn_fast.train", *argv]
-    sys.exit(importlib.import_module("sftn_fast.train").main())
+    sys.argv = [module, *argv]
+    sys.exit(importlib.import_module(module).main())
 
 assert len(os.listdir("/proc/self/task")) == 1, "a process with threads can't be forked"
 connection = socket.socket(fileno=int(sys.argv[1]))
@@ -79,12 +79,12 @@ def _server() -> socket.socket:
     return here
 
 
-class Train:
-    """``python -m sftn_fast.train`` with ``options``, as a running process. As a context it is killed at the end."""
+class Program:
+    """``python -m module`` with ``options``, as a running process. As a context it is killed at the end."""
 
-    def __init__(self, *options: str, **environment: str) -> None:
+    def __init__(self, module: str, *options: str, **environment: str) -> None:
         pipes = [os.pipe() for _ in range(3)]
-        message = json.dumps({"argv": options, "environment": environment})
+        message = json.dumps({"module": module, "argv": options, "environment": environment})
         socket.send_fds(_server(), [message.encode()], [there for _, there in pipes])
         for _, there in pipes:
             os.close(there)
@@ -104,7 +104,10 @@ class Train:
             stream.close()
         return rest, self._errors[0]
 
-    def __enter__(self) -> Train:
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def __enter__(self) -> Program:
         return self
 
     def __exit__(
@@ -115,9 +118,14 @@ class Train:
             self.communicate()
 
 
-def train(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m sftn_fast.train`` with ``options`` to its end."""
-    with Train(*options, **environment) as program:
+def run(module: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module`` with ``options`` to its end."""
+    with Program(module, *options, **environment) as program:
         out, errors = program.communicate()
         assert program.returncode is not None
-        return subprocess.CompletedProcess(["sftn_fast.train", *options], program.returncode, out, errors)
+        return subprocess.CompletedProcess([module, *options], program.returncode, out, errors)
+
+
+TRAIN = "sftn_fast.train"
+Train = functools.partial(Program, TRAIN)
+train = functools.partial(run, TRAIN)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import programs
 import pytest
 from safetensors.torch import load_file
 
@@ -23,16 +24,12 @@ TINY += ["--optim.batch_size", "16", "--epochs", "3", "--seeds", "[0]", "--teach
 TINY += ["--engine.checkpoint_every", "1", "--engine.log_every", "1"]
 
 
-def command(output: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def argv(output: Path, *options: str) -> list[str]:
+    return [*TINY, "--output", str(output), *options]
 
 
 def train(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(output, *options), capture_output=True, text=True, env=environment())
+    return programs.train(*argv(output, *options))
 
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,7 +41,7 @@ def train_here(capsys: pytest.CaptureFixture[str]) -> Here:
 
     def run(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
-        code = train_module.main([*TINY, "--output", str(output), *options])
+        code = train_module.main(argv(output, *options))
         return subprocess.CompletedProcess(options, code, *capsys.readouterr())
 
     return run
@@ -52,18 +49,16 @@ def train_here(capsys: pytest.CaptureFixture[str]) -> Here:
 
 def stop(output: Path, signum: int, stage: str) -> tuple[int, str]:
     """Start the job, send it a signal as soon as ``stage`` has written its first checkpoint, wait for its end."""
-    process = subprocess.Popen(
-        command(output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    assert process.stdout is not None
     metrics = output / "seed0" / stage / "metrics.jsonl"
-    for _ in process.stdout:
-        # Every step prints a line, so the file is looked at once a step.
-        if metrics.is_file() and metrics.stat().st_size:
-            process.send_signal(signum)
-            break
-    _, errors = process.communicate()
-    return process.returncode, errors
+    with programs.Train(*argv(output)) as process:
+        for _ in process.stdout:
+            # Every step prints a line, so the file is looked at once a step.
+            if metrics.is_file() and metrics.stat().st_size:
+                process.send_signal(signum)
+                break
+        _, errors = process.communicate()
+        assert process.returncode is not None
+        return process.returncode, errors
 
 
 def weights(output: Path) -> dict[str, dict[str, object]]:
@@ -178,15 +173,9 @@ def test_a_loss_that_explodes_is_exit_code_1_and_one_line(tmp_path: Path, train_
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path, train_here: Here) -> None:
     output = tmp_path / "run"
-    long = command(output, "--epochs", "500")  # not done before the second is there
-    first = subprocess.Popen(long, stdout=subprocess.PIPE, text=True, env=environment())
-    try:
-        assert first.stdout is not None
+    with programs.Train(*argv(output, "--epochs", "500")) as first:  # not done before the second is there
         next(line for line in first.stdout if line.startswith("[1/"))
         second = train_here(output)
-    finally:
-        first.kill()
-        first.communicate()
     assert second.returncode == 2
     assert "run" in second.stderr and second.stderr.count("\n") == 1
 
@@ -214,9 +203,7 @@ def test_the_output_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:
     home = tmp_path / "Häuser am See"
     home.mkdir()
-    env = {**environment(), "HOME": str(home)}
-    argv = [sys.executable, "-m", "sftn_fast.train", *TINY, "--output", "~/mein Lauf", "--stages", "[student]"]
-    done = subprocess.run(argv, capture_output=True, text=True, env=env)
+    done = programs.train(*argv(Path("~/mein Lauf"), "--stages", "[student]"), HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert (home / "mein Lauf" / "student" / "model.safetensors").is_file()
 
@@ -225,8 +212,10 @@ def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:
 def test_without_a_compiler_it_says_so_and_trains(tmp_path):
     output = tmp_path / "run"
     options = ["--compile", "--stages", "[student]", "--student", "resnet8", "--epochs", "1"]
-    broken = {**environment(), "CXX": str(tmp_path / "no-such-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(command(output, *options), capture_output=True, text=True, env=broken)
+    compiler = {"CXX": str(tmp_path / "no-such-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    broken = {**os.environ, **programs.ONE_THREAD, **compiler}
+    command = [sys.executable, "-m", "sftn_fast.train", *argv(output, *options)]  # torch reads CXX as it is imported
+    done = subprocess.run(command, capture_output=True, text=True, env=broken)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("engine.compile: not compiled") == 1
     assert set(weights(output)) == {"student"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -72,15 +71,16 @@ def _child(
 
 
 def torchrun(count: int, *program: str, restarts: int = 0) -> list[str]:
-    """Return the command that runs ``program``, such as ``-m package.module --option``, in ``count`` processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    return [*launcher, f"--max-restarts={restarts}", *program]
+    """Return torchrun's options to run ``program``, such as ``-m package.module``, in ``count`` processes."""
+    return ["--standalone", f"--nproc_per_node={count}", f"--max-restarts={restarts}", *program]
+
+
+TORCHRUN = "torch.distributed.run"
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment, with the tests' own modules importable."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    """Return what ranks need in their environment to import the tests' own modules."""
+    return {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 
 
 class SharedTrainLoader(TrainLoader):

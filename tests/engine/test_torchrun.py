@@ -9,6 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 import yaml
@@ -21,7 +22,7 @@ from sftn_fast.engine import distributed, process_group, read_checkpoint
 from sftn_fast.engine.process_group import backend
 from sftn_fast.experiment import similarity
 
-from .ranks import environment, on_ranks, torchrun
+from .ranks import TORCHRUN, environment, on_ranks, torchrun
 from .under_torchrun import train
 
 PROGRAM = ("-m", "engine.under_torchrun")
@@ -37,16 +38,13 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_torchrun_ends_the_step_everywhere_and_saves(tmp_path, signum):
-    command = torchrun(2, *PROGRAM, str(tmp_path), "endless")
+    options = torchrun(2, *PROGRAM, str(tmp_path), "endless")
     if signum == signal.SIGUSR1:
-        command.insert(command.index("--standalone"), "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
-    with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+        options.insert(0, "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
+    with programs.Program(TORCHRUN, *options, **environment()) as process:
         next(line for line in process.stdout if "step 13 " in line)
         process.send_signal(signum)
-        rest, errors = process.communicate(timeout=120)
+        rest, errors = process.communicate()
     stopped = sorted(line for line in rest.splitlines() if line.startswith("rank"))
     assert stopped == [f"rank {rank} stopped by {signum.value}" for rank in (0, 1)], errors
     assert process.returncode != 0
@@ -58,8 +56,8 @@ def test_a_signal_to_torchrun_ends_the_step_everywhere_and_saves(tmp_path, signu
 
 def test_a_rank_that_dies_costs_the_steps_since_the_last_checkpoint(tmp_path):
     on_ranks(2, train, tmp_path / "unbroken")
-    command = torchrun(2, *PROGRAM, str(tmp_path / "broken"), "die", restarts=1)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    options = torchrun(2, *PROGRAM, str(tmp_path / "broken"), "die", restarts=1)
+    done = programs.run(TORCHRUN, *options, **environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("resumed from step 12") == 1
     ours, theirs = weights(tmp_path / "broken"), weights(tmp_path / "unbroken")
@@ -72,8 +70,9 @@ TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teach
 
 
 def command_line(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = torchrun(2, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options)
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    return programs.run(
+        TORCHRUN, *torchrun(2, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options), **environment()
+    )
 
 
 def test_an_experiment_on_two_ranks(tmp_path):

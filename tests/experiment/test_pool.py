@@ -6,10 +6,9 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,23 +26,8 @@ STAGES = {"teacher", "student", "distill-teacher"}
 TWO = ["--devices", "[cpu, cpu]"]
 
 
-def command(output: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def train(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(output, *options), capture_output=True, text=True, env=environment())
-
-
-def start(output: Path, *options: str) -> subprocess.Popen[str]:
-    """The run with pipes behind it, in a process group of its own, as a terminal has it."""
-    pipe = subprocess.PIPE
-    argv = command(output, *TWO, *options)
-    return subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=environment(), start_new_session=True)
+def on_two(output: Path, *options: str) -> list[str]:
+    return [*TINY, *TWO, "--output", str(output), *options]
 
 
 def configured(output: Path, *options: str) -> Config:
@@ -75,7 +59,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The run in two processes, and what it printed."""
     output = tmp_path_factory.mktemp("together") / "run"
-    done = train(output, *TWO)
+    done = programs.train(*on_two(output))
     assert done.returncode == 0, done.stderr
     return output, done.stdout
 
@@ -105,16 +89,15 @@ def test_one_process_goes_on_with_what_two_finished(
 @pytest.mark.slow
 def test_ctrl_c_stops_all_and_the_run_goes_on_to_the_same_end(alone: Path, tmp_path: Path) -> None:
     output, often = tmp_path / "run", ["--engine.checkpoint_every", "1"]
-    process = start(output, *often)
-    assert process.stdout is not None
-    # Every step prints a line, so that two stages are under way when each has printed one.
-    seen: set[str] = set()
-    for line in process.stdout:
-        seen |= {line.split(" | ")[0]} if " | epoch" in line else set()
-        if len(seen) == 2:
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    _, errors = process.communicate()
+    with programs.Train(*on_two(output, *often)) as process:
+        # Every step prints a line, so that two stages are under way when each has printed one.
+        seen: set[str] = set()
+        for line in process.stdout:
+            seen |= {line.split(" | ")[0]} if " | epoch" in line else set()
+            if len(seen) == 2:
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "run the same command to resume" in errors and "Traceback" not in errors
     assert len(list(output.glob("seed*/*/result.json"))) < 6, "stopped too late to test anything"
@@ -126,18 +109,17 @@ def test_ctrl_c_stops_all_and_the_run_goes_on_to_the_same_end(alone: Path, tmp_p
 @pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    process = start(output, "--epochs", "2000")
-    assert process.stdout is not None
-    next(line for line in process.stdout if " | epoch" in line)
-    process.kill()
-    # The workers hold the other end of the pipe: it ends when they have.
-    process.communicate()
+    with programs.Train(*on_two(output, "--epochs", "2000")) as process:
+        next(line for line in process.stdout if " | epoch" in line)
+        process.send_signal(signal.SIGKILL)
+        # The workers hold the other end of the pipe: it ends when they have.
+        process.communicate()
     with engine.RunFolder(output):
         assert list(output.glob("seed*/*/checkpoints/*")), "no checkpoint was written at the end"
 
 
 def test_a_stage_that_goes_wrong_fails_the_run(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", *TWO, "--optim.lr", "1e30")
+    done = programs.train(*on_two(tmp_path / "run", "--optim.lr", "1e30"))
     assert done.returncode == 1
     *_, last = done.stderr.splitlines()
     assert last.startswith("error: seed ") and " teacher: not finite" in last
