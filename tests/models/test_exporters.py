@@ -97,6 +97,7 @@ def test_a_student_that_learns_to_be_quantised():
 
 @pytest.mark.parametrize("name", ["ShuffleV1", "ShuffleV2", "vgg8", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.filterwarnings("ignore")
 def test_onnx(name, dynamo, tmp_path):
     onnx = pytest.importorskip("onnx")
