@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map_only
 from sftn_fast import ops
 from sftn_fast.ops import _library
 
-each = pytest.mark.parametrize("name", [name for name, op in TABLE.items() if op.traceable])
+TRACEABLE = [name for name, op in TABLE.items() if op.traceable]
+each = pytest.mark.parametrize("name", TRACEABLE)
 
 # One of each kind suffices: the code compiled around the raw ops is alike, and each costs seconds.
 INDUCTOR = ("kd_ce", "sftn", "crd", "rkd", "sp", "adapted_hint")
@@ -29,6 +30,11 @@ OPTIONS_ALONE = (
     "rkd-angle",
     "at-p1",
 )
+
+DISTINCT = [name for name in TRACEABLE if name not in OPTIONS_ALONE]
+
+# The first batch of CRD calls a raw op of its own.
+RAW_CALLS = [*DISTINCT, "crd-first"]
 
 NOT_TRACED = {("reference", "negatives"): "plain PyTorch draws in a loop that depends on values"}
 
@@ -48,7 +54,7 @@ class RawCalls(TorchDispatchMode):
 
 
 @needs_kernels
-@each
+@pytest.mark.parametrize("name", RAW_CALLS)
 @pytest.mark.parametrize(("dtype", "n"), [(torch.float32, 4), (torch.bfloat16, 4), (torch.float64, 0)], **ids)
 def test_opcheck(name, dtype, n):
     """Schemas, fakes and tracing of each raw op, on the arguments that the loss gives it, forward and backward.
@@ -63,7 +69,7 @@ def test_opcheck(name, dtype, n):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in RAW_CALLS if name in LOSSES])
 def test_opcheck_of_single_gradients(name):
     """The raw ops when a single input requires a gradient."""
     op = TABLE[name]
@@ -97,7 +103,7 @@ def test_traced_whole(name, kind):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", [name for name, op in TABLE.items() if op.traceable and name not in OPTIONS_ALONE])
+@pytest.mark.parametrize("name", DISTINCT)
 def test_traced_with_changing_batch(name):
     check_compiled(name, 4, 7, 2, backend="aot_eager", dynamic=True)
 
