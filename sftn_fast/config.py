@@ -58,6 +58,7 @@ Stage = Literal["teacher", "sftn", "student", "distill", "collaborate"]
 Dataset = Literal[
     "digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake"
 ]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Resume = Literal["auto", "must", "never", "force"]
 Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
 
@@ -282,7 +283,7 @@ class EngineConfig:
     keep_checkpoints: Annotated[int, Bound(2), Neutral("how many checkpoints are kept")] = 2
     """Number of checkpoints to keep."""
     tensorboard: Annotated[bool, Neutral("a second copy of the metrics")] = False
-    """Write TensorBoard events too, if the package is installed."""
+    """Write TensorBoard events too, if the package is installed. As --logger tensorboard, which insists on it."""
 
     def __post_init__(self) -> None:
         validate(self, "engine.")
@@ -329,6 +330,9 @@ class Config:
     ] = 1
     """Devices that run stages side by side, one process each: a number of GPUs, all, or a list such as [cuda:0,cuda:1]
     or [cpu,cpu]. 1: run everything in one process on engine.device."""
+    logger: Annotated[tuple[LoggerName, ...], Neutral("copies of the metrics")] = ()
+    """Services that receive the metrics as well, in a run for each training. wandb is Weights & Biases. Without an
+    account or a server they record into output. If one fails while training, training continues without it."""
     resume: Annotated[Resume | FilePath, Neutral("what happens with results that are already there")] = "auto"
     """auto: resume if output holds a matching run, else start. must: fail unless there is one. never: fail if there is
     one. force: train stages with other settings again and move the old ones to replaced/ in output. PATH of a run's

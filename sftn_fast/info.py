@@ -19,7 +19,10 @@ from sftn_fast.config import ConfigError
 from sftn_fast.ops import _library
 from sftn_fast.utils import program
 
-OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
+OPTIONAL = (
+    *(("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard")),
+    *(("wandb", "wandb"), ("MLflow", "mlflow"), ("Trackio", "trackio")),
+)
 
 
 def version_of(module: str) -> str:

@@ -37,6 +37,7 @@ SYNONYMS = {
     **dict.fromkeys(("distiller", "kd_loss", "loss"), "distill"),
     **dict.fromkeys(("kd_t", "temperature", "tau"), "distill"),
     **dict.fromkeys(("momentum_sgd",), "optim.momentum"),
+    **dict.fromkeys(("wandb", "use_wandb", "mlflow", "trackio", "report_to", "track", "tracker"), "logger"),
 }
 """Names that other programs give to a key, without its group."""
 
@@ -48,8 +49,12 @@ ABSENT = {
     ): "images are only cropped and flipped, see data.crop_padding and data.flip",
     ("label_smoothing", "smoothing"): "labels are not smoothed",
     ("ema", "model_ema", "ema_decay", "swa"): "weights are not averaged",
-    ("wandb", "logger", "mlflow", "comet"): "engine.tensorboard writes TensorBoard events, and metrics.jsonl is always "
-    "written",
+    (
+        "comet",
+        "neptune",
+        "clearml",
+        "swanlab",
+    ): "logger has tensorboard, wandb, mlflow and trackio, and metrics.jsonl is always written",
     ("dropout", "drop", "drop_path"): "a network has the dropout of its definition, and no other",
     ("early_stopping", "patience"): "every stage trains for all its epochs",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from sftn_fast.engine.signals import StopSignals
 from sftn_fast.engine.state import TrainState
 from sftn_fast.engine.step import build_step
 from sftn_fast.engine.threads import fastest_threads
+from sftn_fast.loggers import OpenRun, RunInfo, Services
 from sftn_fast.utils.progress import ProgressBar
 
 DEFAULT_LR = 0.05  # CRD's for CIFAR-100
@@ -70,6 +72,7 @@ def fit(
     lr: float | None = None,
     resume: str = "auto",
     on_epoch: Callable[[int], None] | None = None,
+    services: OpenRun | None = None,
 ) -> FitResult:
     """Train ``task`` on ``data`` for ``epochs``.
 
@@ -92,6 +95,8 @@ def fit(
             checkpoints.
         on_epoch: called on the main process after each epoch, counted from 1, before its checkpoint. It is called again
             for an epoch that a stopped run repeats.
+        services: receive the metrics on the main process; the caller closes them. None for ``engine.tensorboard``
+            alone.
 
     Raises:
         ConfigError: device, arithmetic, data, folder or ``resume`` can't be used.
@@ -130,16 +135,13 @@ def fit(
         torch.set_num_threads(state.threads)
 
     bar = ProgressBar(epochs * steps_per_epoch, start=state.step) if main else None
-    log = RunLog(
-        folder,
-        epochs=epochs,
-        step=state.step,
-        offset=state.log_offset,
-        bar=bar,
-        tensorboard=engine.tensorboard,
-        quiet=not main,
-    )
-    with StopSignals() as stop, log:
+    with StopSignals() as stop, ExitStack() as stack:
+        if services is None and engine.tensorboard and main:
+            info = RunInfo(folder.parent.name, folder.name, "training", folder, folder)
+            services = stack.enter_context(Services(["tensorboard"]).open(info))
+        position = {"step": state.step, "offset": state.log_offset}
+        log = RunLog(folder, epochs=epochs, **position, bar=bar, services=services, quiet=not main)
+        stack.enter_context(log)
         log.say(f"  {schedule.describe()}")
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")

@@ -1,4 +1,4 @@
-"""Log of a run: lines on stdout, ``metrics.jsonl``, ``summary.csv`` and, if requested, TensorBoard events.
+"""Log of a run: lines on stdout, ``metrics.jsonl``, ``summary.csv`` and, if requested, the runs at logging services.
 
 A failure to write never stops a run. It is a warning.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import logging
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sftn_fast.loggers import OpenRun
 from sftn_fast.utils import strict_json
 from sftn_fast.utils.atomic import open_in_place, write_atomically
 from sftn_fast.utils.progress import ProgressBar, duration, fold
@@ -31,11 +33,11 @@ class RunLog:
     Args:
         folder: receives the files.
         epochs: epochs of the run, for the lines on stdout.
-        step: steps done before. TensorBoard drops events of later steps.
+        step: steps done before.
         offset: bytes of ``metrics.jsonl`` to keep. A resumed run passes its checkpoint's, since it writes the later
             lines again. If the file is shorter, a line in it says so.
         bar: the progress bar to clear before printing, or None.
-        tensorboard: also write TensorBoard events.
+        services: receive each record too. The caller closes them.
         quiet: write and print nothing; for all ranks but the first.
     """
 
@@ -47,21 +49,23 @@ class RunLog:
         step: int = 0,
         offset: int = 0,
         bar: ProgressBar | None = None,
-        tensorboard: bool = False,
+        services: OpenRun | None = None,
         quiet: bool = False,
     ):
         self._folder, self._epochs, self._bar, self._quiet = folder, epochs, bar, quiet
         self._warned = False
         self._file: io.FileIO | io.BytesIO
-        self._board: Any = _open_tensorboard(folder, step) if tensorboard and not quiet else None
+        self._services = None if quiet else services
         if not quiet:
-            self._open(folder / "metrics.jsonl", offset)
+            self._open(folder / "metrics.jsonl", offset, step)
 
-    def _open(self, path: Path, offset: int) -> None:
+    def _open(self, path: Path, offset: int, step: int) -> None:
         """Open the file and truncate it to ``offset``; use one in memory if it can't be written."""
         try:
             # Unbuffered: a line is in the file, or it failed and later writes don't try it again.
             self._file = os.fdopen(open_log(path), "r+b", buffering=0)
+            if self._services is not None:
+                self._services.begin(step, _last_steps(self._file, offset))
             size = self._file.seek(0, os.SEEK_END)
             self._file.seek(self._file.truncate(offset if offset <= size else _end_of_last_line(self._file)))
             if offset > size:
@@ -71,6 +75,8 @@ class RunLog:
             self._file = io.BytesIO()
             self._file.seek(offset)
             self._warn(error)
+            if self._services is not None:
+                self._services.begin(step, {})
 
     def __enter__(self) -> RunLog:
         return self
@@ -82,11 +88,6 @@ class RunLog:
             self._bar.close()
         if not self._quiet:
             self._file.close()
-        if self._board is not None:
-            try:
-                self._board.close()
-            except OSError as failure:
-                self._warn(failure)
 
     @property
     def offset(self) -> int:
@@ -146,16 +147,8 @@ class RunLog:
             with contextlib.suppress(OSError):  # it would hide the first error
                 self._file.seek(self._file.truncate(start))
             self._warn(error)
-        if self._board is not None:
-            self._show_on_board(record)
-
-    def _show_on_board(self, record: Record) -> None:
-        try:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-        except OSError as error:
-            self._warn(error)
+        if self._services is not None and "step" in record:
+            self._services.log(record)
 
     def _write_summary(self, history: list[Record]) -> None:
         if self._quiet:
@@ -205,22 +198,15 @@ def _end_of_last_line(file: io.FileIO | io.BytesIO) -> int:
     return file.read().rfind(b"\n") + 1
 
 
-def _open_tensorboard(folder: Path, step: int) -> Any:
-    """Return a TensorBoard writer, or None after a warning that says why not and what to do."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except Exception as error:
-        logger.warning(
-            "engine.tensorboard is on, but tensorboard can't be imported (%s); training continues without it. "
-            "Install it with: pip install 'sftn_fast[tensorboard]'",
-            error,
-        )
-        return None
-    try:
-        return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-    except OSError as error:
-        logger.warning("TensorBoard events can't be written to %s (%s); training continues", folder, error.strerror)
-        return None
+def _last_steps(file: io.FileIO | io.BytesIO, offset: int) -> dict[str, int]:
+    """Return the last step that the file has after ``offset``, by kind of record: what will be logged again."""
+    file.seek(offset)
+    steps: dict[str, int] = {}
+    for line in file.read().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was cut short
+            record = json.loads(line)
+            steps[record["kind"]] = int(record["step"])
+    return steps
 
 
 def _line(record: Record) -> str:

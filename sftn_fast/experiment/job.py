@@ -17,13 +17,14 @@ from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed, divergence
 from sftn_fast.engine.device import is_channels_last
-from sftn_fast.experiment import class_accuracy, job_state, repair, similarity, teacher_check
+from sftn_fast.experiment import class_accuracy, job_state, repair, service_runs, similarity, teacher_check
 from sftn_fast.experiment.clock import SECONDS, Clock
 from sftn_fast.experiment.identity import trained_digest
 from sftn_fast.experiment.kinds.base import EndOfEpoch
 from sftn_fast.experiment.kinds.snapshots import route_epochs, snapshot
 from sftn_fast.experiment.plan import RESULT, Job
 from sftn_fast.experiment.teacher_cache import policy
+from sftn_fast.loggers import OpenRun, Services
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
 from sftn_fast.utils import run_files
@@ -40,11 +41,20 @@ COMPARED = "compared_with"
 class JobRunner:
     """Runs one job. What differs between kinds of jobs is in :mod:`sftn_fast.experiment.kinds`."""
 
-    def __init__(self, config: Config, job: Job, root: Path, device: torch.device, images: ImageData) -> None:
+    def __init__(
+        self,
+        config: Config,
+        job: Job,
+        root: Path,
+        device: torch.device,
+        images: ImageData,
+        services: Services | None = None,
+    ) -> None:
         self.config, self.job, self.device, self.data = config, job, device, images
         self.root, self.folder = root, job.folder(root)
         self.seed_folder = self.folder.parent
         self.behaviour = job.behaviour
+        self.services = services or Services()
         self._seconds_before = 0.0
 
     def finish(self) -> None:
@@ -57,10 +67,15 @@ class JobRunner:
             policy.check_run(self.config, self.data, self.seed_folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         engine.seed_everything(self.job.seed)
-        if self.behaviour.trains(self.config):
-            self._train(self.task(), self._identity())
-        else:
-            self._measure()
+        with self._open_run() as run:
+            if self.behaviour.trains(self.config):
+                self._train(self.task(), self._identity(), run)
+            else:
+                self._measure(run)
+
+    def _open_run(self, part: str | None = None) -> OpenRun:
+        """Return the job's run at the services, or that of the training in its folder ``part``."""
+        return self.services.open(service_runs.describe(self.config, self.job, self.root, self.device, part=part))
 
     def task(self) -> Task:
         """Return what the job trains. Says how the stages of its networks are paired."""
@@ -103,9 +118,9 @@ class JobRunner:
                 raise DamagedError(f"route needs {path}, but {error}; remove {folder} to train it again") from error
         return Route(snapshots, self.config.epochs_of("distill"))
 
-    def _train(self, task: Task, identity: dict[str, Any]) -> None:
+    def _train(self, task: Task, identity: dict[str, Any], run: OpenRun) -> None:
         with Clock(self.folder / SECONDS) as clock:
-            fit = self._fit_all(task, identity)
+            fit = self._fit_all(task, identity, run)
         figures = {
             "last": _scores(fit.last),
             "best": _scores(fit.best),
@@ -115,7 +130,7 @@ class JobRunner:
             "data_wait_share": fit.data_wait_share,
             "diverged": self._diverged(task, fit),
         }
-        self._record(task.model, identity, figures | self.behaviour.extra_figures(self, task))
+        self._record(task.model, identity, figures | self.behaviour.extra_figures(self, task), run)
 
     def _diverged(self, task: Task, fit: engine.FitResult) -> str | None:
         """Return what went wrong with the training, if anything did, and print it."""
@@ -125,14 +140,15 @@ class JobRunner:
             distributed.say(f"  warning: {wrong}")
         return wrong
 
-    def _fit_all(self, task: Task, identity: dict[str, Any]) -> engine.FitResult:
+    def _fit_all(self, task: Task, identity: dict[str, Any], run: OpenRun) -> engine.FitResult:
         """Train what the methods need first, then the job's network."""
         config, lr = self.config, task.model.default_lr
         if isinstance(task, DistillTask):
             for name, first in task.distiller.initialisations():
                 self._initialise(name, first, identity, lr=lr)
         epochs, end_of_epoch = config.epochs_of(self.job.kind), self.behaviour.end_of_epoch(self, task)
-        return self._fit(task, self.folder, identity, epochs=epochs, optim=config.optim, lr=lr, on_epoch=end_of_epoch)
+        options: dict[str, Any] = {"epochs": epochs, "optim": config.optim, "lr": lr, "on_epoch": end_of_epoch}
+        return self._fit(task, self.folder, identity, run, **options)
 
     def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
         """Train what the method ``name`` needs before the student can learn. Resumes as any other training."""
@@ -145,7 +161,9 @@ class JobRunner:
         )
         folder = self.folder / f"init-{name}"
         folder.mkdir(exist_ok=True)
-        self._fit(first.task, folder, identity | {"initialisation": name}, epochs=first.epochs, optim=optim, lr=lr)
+        own = identity | {"initialisation": name}
+        with self._open_run(folder.name) as run:
+            self._fit(first.task, folder, own, run, epochs=first.epochs, optim=optim, lr=lr)
         first.task.finish()
 
     def _fit(
@@ -153,6 +171,7 @@ class JobRunner:
         task: Task | InitTask,
         folder: Path,
         identity: dict[str, Any],
+        run: OpenRun,
         *,
         epochs: int,
         optim: OptimConfig,
@@ -171,13 +190,14 @@ class JobRunner:
             lr=lr,
             resume="never" if self.config.resume == "never" else "auto",
             on_epoch=on_epoch,
+            services=run,
         )
 
     def images_for(self, task: Task | InitTask) -> ImageData:
         """Return the images, with as many augmented views of each as ``task`` asks for."""
         return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1)
 
-    def _measure(self) -> None:
+    def _measure(self, run: OpenRun) -> None:
         """Evaluate the network from a file and record it as the job's result."""
         key, file = self.behaviour.initial_file(self.config) or ("", "")
         network = self.load(key, file).to(self.device)
@@ -188,9 +208,9 @@ class JobRunner:
         for doubt in doubts:
             distributed.say(f"  warning: {doubt}")
         nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
-        self._record(network, identity, {"last": measured, "best": measured, **nothing, "doubts": doubts})
+        self._record(network, identity, {"last": measured, "best": measured, **nothing, "doubts": doubts}, run)
 
-    def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any]) -> None:
+    def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any], run: OpenRun) -> None:
         """Export the network, then write ``result.json``, whose presence says that the job is finished."""
         job = self.job
         likeness = self._likeness(network)
@@ -209,6 +229,7 @@ class JobRunner:
             "test_content": self.data.test_content,
         }
         distributed.on_main(partial(self._write, network, result, counts))
+        run.results(service_runs.figures(result))
 
     def _layout(self, network: StagedNet) -> engine.Layout:
         """Return the layout in which the training evaluates, so that counts by class add up to its top-1."""
@@ -248,7 +269,8 @@ class JobRunner:
         """Make the networks again that this job reads, if they were damaged after they were finished."""
         for name in sorted(self.behaviour.needs(self.config, self.job)):
             if distributed.on_main(partial(self._is_damaged, name)):
-                JobRunner(self.config, Job(name, self.job.seed), self.root, self.device, self.data).finish()
+                source = Job(name, self.job.seed)
+                JobRunner(self.config, source, self.root, self.device, self.data, self.services).finish()
 
     def _is_damaged(self, name: str) -> bool:
         if not (self.seed_folder / name / RESULT).exists():

@@ -22,11 +22,13 @@ from sftn_fast.experiment import identity
 from sftn_fast.experiment.identity import Differences
 from sftn_fast.experiment.kinds.snapshots import route_epochs, snapshot
 from sftn_fast.experiment.plan import RESULT, Job
+from sftn_fast.loggers import run_ids
 from sftn_fast.utils.checksummed import DamagedError, read_sealed
 
 REPLACED = "replaced"
 """Folder of a run to which ``--resume force`` moves the jobs that it trains again."""
 OF_THE_RUN = ("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "student")
+OF_THE_RUN += (run_ids.FILE,)
 """Files that a run writes about all its jobs."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from sftn_fast.config import RESUME, Config, ConfigError
 from sftn_fast.engine import RunFolder
 from sftn_fast.experiment.plan import RESULT
+from sftn_fast.loggers import run_ids
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_atomically
 
@@ -64,7 +65,8 @@ def copy(source: Path, root: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             for seed in run_files.seed_folders(source):
-                shutil.copytree(seed, temporary / seed.name)
+                # The copy is another run, at the services too.
+                shutil.copytree(seed, temporary / seed.name, ignore=shutil.ignore_patterns(run_ids.FILE))
             os.sync()  # the marker promises that all of it is on the disk
             write_atomically(temporary / MARKER, os.fsencode(f"{source}\n"))
         clean_up(root)

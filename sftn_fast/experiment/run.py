@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from sftn_fast import cli, data, engine, models
+from sftn_fast import cli, data, engine, loggers, models
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
-from sftn_fast.experiment import job_state, pool, resume
+from sftn_fast.experiment import job_state, pool, resume, service_runs
 from sftn_fast.experiment.eta import TimeEstimate
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.labels import label
@@ -29,6 +29,7 @@ from sftn_fast.experiment.plan import Job, places, plan
 from sftn_fast.experiment.settings import read_settings
 from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.experiment.worker import Worker
+from sftn_fast.loggers import Services
 from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.utils import launcher, plugins, run_files
 from sftn_fast.utils.atomic import replace_files, write_atomically
@@ -61,6 +62,8 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
             if source is not None:
                 distributed.say(f"resumes a copy of {source}")
                 distributed.on_main(partial(resume.copy, source, root))
+            for line in distributed.on_main(partial(loggers.prepare, config.logger, root)):
+                distributed.say(line)
             distributed.on_main(partial(resume.clean_up, root))
             distributed.on_main(partial(job_state.replace_differing, states, root))
             distributed.on_main(partial(_write_settings, config, jobs, root))
@@ -72,7 +75,8 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
                 pool.run(config, jobs, root, devices, lock=folder.fileno(), announce=announce)
             else:
                 _run_here(worker, jobs, announce)
-            distributed.on_main(partial(_conclude, jobs, root, report))
+            services = worker.services if worker else Services(service_runs.names(config))
+            distributed.on_main(partial(_conclude, config, jobs, root, report, services))
 
 
 class Prepared(NamedTuple):
@@ -97,6 +101,7 @@ def prepare(config: Config, root: Path) -> Prepared:
         ConfigError: For what the user can fix.
     """
     source = distributed.on_main(partial(resume.source_of, config, root))
+    distributed.on_main(partial(loggers.check, config.logger, root))
     config = resume.for_jobs(config)
     jobs, devices = distributed.on_every_rank(partial(_checked_plan, config))
     distributed.on_main(partial(_require_files, config, jobs, source or root))
@@ -149,9 +154,10 @@ def _write_settings(config: Config, jobs: list[Job], root: Path) -> None:
     write_atomically(path, seal_text(cli.dump(dataclasses.replace(config, resume="auto"))))
 
 
-def _conclude(jobs: list[Job], root: Path, report: Callable[[Path], str]) -> None:
+def _conclude(config: Config, jobs: list[Job], root: Path, report: Callable[[Path], str], services: Services) -> None:
     print(f"\n{report(root)}", end="")
     _export_student(jobs, root)
+    service_runs.log_summary(config, jobs, root, services)
 
 
 def _say_batch(config: Config) -> None:

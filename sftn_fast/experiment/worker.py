@@ -27,8 +27,10 @@ from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.engine.device import is_channels_last
+from sftn_fast.experiment import service_runs
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.plan import Job
+from sftn_fast.loggers import Services
 from sftn_fast.utils import allocator, plugins, streams
 from sftn_fast.utils.atomic import describe
 from sftn_fast.utils.checksummed import DamagedError
@@ -45,6 +47,7 @@ class Worker:
         self.device = engine.resolve_device(config.engine.device)
         if isinstance(config.engine.threads, int):
             torch.set_num_threads(config.engine.threads)
+        self.services = Services(service_runs.names(config) if distributed.is_main() else ())
         # One seed's images at a time: jobs come seed by seed, and those of a seed share them.
         self.images_of = lru_cache(maxsize=1)(self._build_images)
 
@@ -57,7 +60,8 @@ class Worker:
 
     def run(self, job: Job) -> None:
         """Train the job's network, unless it is finished already."""
-        JobRunner(self.config, job, self.root, self.device, self.images_of(job.seed)).finish()
+        images = self.images_of(job.seed)
+        JobRunner(self.config, job, self.root, self.device, images, self.services).finish()
 
 
 class PrefixedLines(io.TextIOBase):

@@ -36,6 +36,7 @@ OWN = (
     "curves.png",
     "results.csv",
     "resumed-from",
+    "loggers.json",
     ".lock",
 )
 """Files and folders of the whole run. No job reads them."""

@@ -47,7 +47,7 @@ def refusal(*argv: str) -> str:
         ("--data.cutmix", "not available here"),
         ("--label_smoothing", "not available here"),
         ("--ema", "not available here"),
-        ("--wandb", "not available here: engine.tensorboard"),
+        ("--wandb", "did you mean --logger?"),
         ("--optim", "optim is a group: --optim.lr, "),
         ("--optim.foo", "optim has lr, momentum, "),
         ("--nothing.like.it", "--help lists all"),

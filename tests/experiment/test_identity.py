@@ -47,6 +47,7 @@ OUTCOMES = {
     "output": ("elsewhere", KEPT),
     "gather": ("true", REFUSED),
     "devices": ("[cpu,cpu]", KEPT),
+    "logger": ("tensorboard", KEPT),
     "resume": ("must", KEPT),
     "data.name": ("digits", REFUSED),
     "data.root": ("elsewhere", KEPT),
@@ -257,7 +258,7 @@ def test_force_trains_again_what_differs_and_keeps_the_rest(own: Path, capsys: p
     old = own / "replaced"
     assert cli.load(old / "config.yaml.1").sftn.kl_weight == 3
     assert {path.name for path in old.iterdir()} == {"seed0", *(f"{name}.1" for name in job_state.OF_THE_RUN)} - {
-        "report.png.1", "curves.png.1"
+        "report.png.1", "curves.png.1", "loggers.json.1"
     }  # fmt: skip
     assert run(own, f"{ALL} --sftn.kl_weight 2 --resume force") == 0
     assert results(own) == after and len(list((old / "seed0").iterdir())) == 2
