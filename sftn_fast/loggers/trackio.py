@@ -57,4 +57,4 @@ class Trackio(Logger):
     def close(self, *, finished: bool) -> None:
         """Write what is queued and end the run."""
         if self._run is not None:
-            self._run.finish()
+            self.require().finish()  # of the library, which would finish the run again at the exit
