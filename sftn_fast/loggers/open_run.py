@@ -109,10 +109,9 @@ class OpenRun:
         """End the runs for now."""
         for name in list(self._loggers):
             self._call(name, lambda name=name: self._close(name, finished))  # type: ignore[misc]
-        self._loggers.clear()
 
     def _close(self, name: str, finished: bool) -> None:
-        self._loggers[name].close(finished=finished)
+        self._loggers.pop(name).close(finished=finished)
         self._remember(name)
 
     def _call(self, name: str, call: Callable[[], None]) -> None:
