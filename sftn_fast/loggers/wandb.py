@@ -91,5 +91,10 @@ class WeightsAndBiases(Logger):
 
     def close(self, *, finished: bool) -> None:
         """Wait for the upload and end the run."""
-        if self._run is not None:
+        if self._run is None:
+            return
+        try:
             self._run.finish(exit_code=0 if finished else 1)
+        except Exception:
+            self.require().teardown()  # else the library tries again at the exit, and prints a traceback
+            raise

@@ -138,10 +138,10 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, Crash])
-def test_a_resumed_training_continues_its_run_and_repeats_no_step(tmp_path, service, how):
+@pytest.mark.parametrize(("how", "stops"), [(signal.SIGTERM, (12, 17)), (Crash, (19, 15))])
+def test_a_resumed_training_continues_its_run_and_repeats_no_step(tmp_path, service, how, stops):
     """Stopped after a checkpoint, or crashed once and once more before it is as far as the first time."""
-    for stop in (19, 15):
+    for stop in stops:
         data = Data()
         data.train = StoppingLoader(data.train, stop, how)
         with pytest.raises((Crash, Interrupted)):
