@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sftn_fast.loggers.base import Logger, register
@@ -46,7 +47,7 @@ class MLflow(Logger):
         if not uri:
             (root / "mlflow").mkdir(exist_ok=True)
         cls._experiment(cls._connect(uri or _local(root)), root)
-        return uri or f"mlflow ui --backend-store-uri {_local(root)}"
+        return uri or f"mlflow ui --backend-store-uri {quote(_local(root))}"
 
     @classmethod
     def require(cls) -> Any:

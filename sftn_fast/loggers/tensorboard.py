@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sftn_fast.loggers.base import Logger, register
@@ -21,7 +22,7 @@ class TensorBoard(Logger):
     @classmethod
     def prepare(cls, root: Path) -> str:
         """Return a line that says where the events are."""
-        return f"tensorboard --logdir {root}"
+        return f"tensorboard --logdir {quote(str(root))}"
 
     def begin(self, run_id: str | None, step: int) -> str:
         """Open the event file. Events of later steps are dropped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sftn_fast.loggers.base import Logger, register
@@ -28,7 +29,7 @@ class Trackio(Logger):
     def prepare(cls, root: Path) -> str:
         """Return a line that says where the metrics go."""
         space = os.environ.get("TRACKIO_SPACE_ID")
-        return space or f"TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {root.name}"
+        return space or f"TRACKIO_DIR={quote(os.environ['TRACKIO_DIR'])} trackio show --project {quote(root.name)}"
 
     def begin(self, run_id: str | None, step: int) -> str:
         """Start or continue the run."""

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sftn_fast.loggers.base import Logger, LoggerError, register
@@ -41,8 +42,8 @@ class WeightsAndBiases(Logger):
     def prepare(cls, root: Path) -> str:
         """Return a line that says where the metrics go."""
         mode = cls._mode()
-        offline = f"offline, upload with: wandb sync {root / 'wandb'}/offline-run-*"
-        return offline if mode == "offline" else mode
+        folder = Path(os.environ.get("WANDB_DIR", root)) / "wandb"
+        return f"offline, upload with: wandb sync {quote(str(folder))}/offline-run-*" if mode == "offline" else mode
 
     @classmethod
     def _mode(cls) -> Any:
