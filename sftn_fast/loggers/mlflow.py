@@ -11,7 +11,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from sftn_fast.loggers.base import Logger, register
+from sftn_fast.loggers.base import Logger, LoggerError, register
+from sftn_fast.loggers.guard import reason
+from sftn_fast.utils.text import printable
 
 DEFAULTS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 DEFAULTS |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
@@ -38,7 +40,13 @@ class MLflow(Logger):
         """Ask the server for an answer, if there is one."""
         cls.require()
         if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-            cls._connect(uri).search_experiments(max_results=1)
+            try:
+                cls._connect(uri).search_experiments(max_results=1)
+            except Exception as error:
+                raise LoggerError(
+                    f"logger mlflow can't use MLFLOW_TRACKING_URI={printable(uri)}: {reason(error)}; "
+                    "without this variable it records into the run's folder"
+                ) from error
 
     @classmethod
     def prepare(cls, root: Path) -> str:

@@ -163,6 +163,8 @@ def test_tensorboard(tmp_path, caplog):
 def test_a_server_that_is_not_there_is_refused_in_one_line(tmp_path, monkeypatch):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(checks.LoggerError, match=r"^logger mlflow can't be used: .*127\.0\.0\.1"):
+    with pytest.raises(
+        checks.LoggerError, match=r"^logger mlflow can't use MLFLOW_TRACKING_URI=http://127\.0\.0\.1:9: .*refused"
+    ):
         checks.check(["mlflow"], tmp_path)
     assert not list(tmp_path.iterdir())
