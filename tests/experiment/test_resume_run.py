@@ -121,7 +121,7 @@ def test_a_run_under_way_is_not_copied(stopped, tmp_path, capsys):
 
 
 def test_a_copy_that_fails_leaves_nothing_behind(stopped, tmp_path, monkeypatch, capsys):
-    def full(*args):
+    def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copytree", full)

@@ -17,6 +17,7 @@ from engine.stubs import Data, StoppingLoader, make_task, run_fit, without_timin
 
 from sftn_fast import report, train
 from sftn_fast.engine import Interrupted
+from sftn_fast.experiment import resume
 from sftn_fast.loggers import Logger, RunInfo, Services, base, run_ids
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 1"
@@ -169,6 +170,16 @@ def test_a_damaged_file_of_ids_means_a_new_run(tmp_path, service, content):
     fit(tmp_path, epochs=1)
     assert service.begun == [("seed0/teacher", None)]
     assert run_ids.read(tmp_path)["wandb"].id == "id1"
+
+
+def test_a_copy_of_a_run_is_another_run_at_the_services(tmp_path):
+    folder = tmp_path / "one" / "seed0" / "teacher"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    run_ids.write(folder, "wandb", run_ids.Entry("id1", {"train": 3}))
+    (tmp_path / "two").mkdir()
+    resume.copy(tmp_path / "one", tmp_path / "two")
+    assert [path.name for path in (tmp_path / "two" / "seed0" / "teacher").iterdir()] == ["result.json"]
 
 
 def run(output: Path, *options: str) -> int:
