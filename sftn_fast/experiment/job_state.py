@@ -27,8 +27,10 @@ from sftn_fast.utils.checksummed import DamagedError, read_sealed
 
 REPLACED = "replaced"
 """Folder of a run to which ``--resume force`` moves the jobs that it trains again."""
-OF_THE_RUN = ("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "student")
-OF_THE_RUN += (run_ids.FILE,)
+OF_THE_RUN = (
+    *("config.yaml", "report.md", "report.html", "report.png", "curves.png", "results.csv", "student"),
+    run_ids.FILE,
+)
 """Files that a run writes about all its jobs."""
 
 

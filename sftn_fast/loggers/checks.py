@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ def check(names: Sequence[str], root: Path) -> None:
         root: Folder of the experiment.
     """
     for logger in map(find, names):
-        _refuse(logger, lambda logger=logger: logger.check(root))
+        _refuse(logger, partial(logger.check, root))
 
 
 def prepare(names: Sequence[str], root: Path) -> list[str]:
@@ -33,7 +34,7 @@ def prepare(names: Sequence[str], root: Path) -> list[str]:
         if (root / name).is_symlink():
             raise LoggerError(f"{root / name} is a link, and a run writes through none: remove it")
     loggers = [find(name) for name in names]
-    return [f"logger {each.name}: {_refuse(each, lambda each=each: each.prepare(root))}" for each in loggers]
+    return [f"logger {each.name}: {_refuse(each, partial(each.prepare, root))}" for each in loggers]
 
 
 def _refuse(logger: type[Logger], call: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 from sftn_fast.utils.text import one_line, printable
 
@@ -47,7 +48,7 @@ def undisturbed() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _handlers() -> dict[int, object]:
+def _handlers() -> dict[int, Any]:
     """Return the handlers of the signals that stop a training; none outside the main thread, which sets them."""
     if threading.current_thread() is not threading.main_thread():
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class OpenRun:
         self._step = step
         for name in self._services.working():
             if name not in self._loggers:
-                self._call(name, lambda name=name: self._begin(name, step, sent))  # type: ignore[misc]
+                self._call(name, partial(self._begin, name, step, sent))
 
     def _begin(self, name: str, step: int, sent: Mapping[str, int]) -> None:
         known = run_ids.read(self._info.folder).get(name)
@@ -92,7 +93,7 @@ class OpenRun:
         row = len(KINDS) * step + KINDS.index(kind)
         for name, service in list(self._loggers.items()):
             if step > self._sent[name].get(kind, -1):
-                self._call(name, lambda service=service: service.log(metrics, step, row=row))  # type: ignore[misc]
+                self._call(name, partial(service.log, metrics, step, row=row))
                 self._sent[name][kind] = step
 
     def results(self, figures: Mapping[str, float]) -> None:
@@ -103,12 +104,12 @@ class OpenRun:
     def pictures(self, files: Sequence[Path]) -> None:
         """Log image files."""
         for name, service in list(self._loggers.items()):
-            self._call(name, lambda service=service: service.pictures(files))  # type: ignore[misc]
+            self._call(name, partial(service.pictures, files))
 
     def close(self, *, finished: bool) -> None:
         """End the runs for now."""
         for name in list(self._loggers):
-            self._call(name, lambda name=name: self._close(name, finished))  # type: ignore[misc]
+            self._call(name, partial(self._close, name, finished))
 
     def _close(self, name: str, finished: bool) -> None:
         self._loggers.pop(name).close(finished=finished)
