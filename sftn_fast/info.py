@@ -6,10 +6,12 @@ the report of a problem.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 
 import torch
 
@@ -19,10 +21,9 @@ from sftn_fast.config import ConfigError
 from sftn_fast.ops import _library
 from sftn_fast.utils import program
 
-OPTIONAL = (
-    *(("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard")),
-    *(("wandb", "wandb"), ("MLflow", "mlflow"), ("Trackio", "trackio")),
-)
+OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
+SLOW = (("wandb", ("wandb",)), ("MLflow", ("mlflow", "mlflow-skinny")), ("Trackio", ("trackio",)))
+"""Packages that take seconds to import, with the names of their distributions."""
 
 
 def version_of(module: str) -> str:
@@ -33,6 +34,14 @@ def version_of(module: str) -> str:
         return f"not installed ({error})"
     except Exception as error:  # a broken package may raise anything
         return f"broken ({type(error).__name__}: {error})"
+
+
+def installed_version(distributions: Sequence[str]) -> str:
+    """Return the version of the first distribution that is installed, without importing it."""
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "not installed"
 
 
 def describe(library: _library.Library) -> str:
@@ -57,6 +66,8 @@ def lines() -> Iterator[tuple[str, str]]:
     yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     for name, module in OPTIONAL:
         yield name, version_of(module)
+    for name, distributions in SLOW:
+        yield name, installed_version(distributions)
     yield "CPU kernels", describe(_library.CPU)
     yield "CUDA kernels", describe(_library.CUDA)
     yield from devices()
