@@ -60,6 +60,7 @@ Dataset = Literal[
 ]
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Resume = Literal["auto", "must", "never", "force"]
+ExportedEpoch = Literal["last", "best"]
 Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
 
 STAGES: tuple[str, ...] = typing.get_args(Stage)
@@ -323,6 +324,10 @@ class Config:
     """Folder of the run. Default: the recipe's folder, or runs/NAME if the recipe names none, plus the options of the
     command line that differ from the recipe: runs/demo-epochs=4. Seeds, and options that do not change the training,
     are not in the name."""
+    export: Annotated[ExportedEpoch, Neutral("which weights are exported; every job keeps both")] = "last"
+    """Epoch whose weights become the exported student. last: the last epoch, as in the paper. best: the epoch with the
+    highest accuracy on the validation split, see data.val_size. Without that split it is chosen on the test images,
+    which makes the student's accuracy on them optimistic. Teachers teach with their last epoch."""
     gather: bool = False
     """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc and dist, not those of each rank."""
     devices: Annotated[

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sftn_fast.engine.best_epoch import best_row
 from sftn_fast.utils.observers import is_sized_by_data
 from sftn_fast.utils.text import printable
 
@@ -41,6 +42,7 @@ def check_content(state: Any, task: nn.Module, optimizer: torch.optim.Optimizer)
     for row in state["history"]:
         if not isinstance(row, Mapping) or not {"epoch", "step"} <= row.keys():
             raise ValueError("its history is not a list of epochs")
+    _check_best(state.get("best"), state["history"], task)
     _check_tensors(state["task"], task.state_dict())
     _check_momentum(state["optimizer"], optimizer)
 
@@ -53,6 +55,18 @@ def has_position(state: Mapping[str, Any]) -> bool:
 
 def _are_counts(values: list[Any], *lengths: int) -> bool:
     return len(values) in lengths and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_best(best: Any, history: list[Any], task: nn.Module) -> None:
+    if best is None:
+        return
+    row = best_row(history)
+    model = getattr(task, "model", None)
+    if row is None or model is None or not isinstance(best, Mapping) or best.get("epoch") != row["epoch"]:
+        raise ValueError("its best epoch is not that of its history")
+    if not isinstance(best.get("weights"), Mapping):
+        raise ValueError("the weights of its best epoch are missing")
+    _check_tensors(best["weights"], model.state_dict())
 
 
 def _check_tensors(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:

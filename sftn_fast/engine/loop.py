@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sftn_fast.config import ConfigError, EngineConfig, OptimConfig
 from sftn_fast.engine import distributed
 from sftn_fast.engine.averages import RUN
+from sftn_fast.engine.best_epoch import BestEpoch, best_row
 from sftn_fast.engine.checkpoint import CheckpointStore
 from sftn_fast.engine.checkpoint_policy import CheckpointPolicy
 from sftn_fast.engine.device import amp_dtype, resolve_device
@@ -42,8 +43,9 @@ class FitResult:
     Attributes:
         history: a row for each epoch: ``epoch`` from 1, ``step``, ``lr``, ``train_*``, ``val_*``, ``test_*``, speed.
         last: the last epoch's row, which the reference code reports.
-        best: the row of the highest ``val_top1``, or ``test_top1`` if nothing is held out; the last row if nothing is
-            evaluated.
+        best: the row of the highest ``val_top1``, or ``test_top1`` if nothing is held out, the earliest of equal ones;
+            the last row if nothing is evaluated.
+        best_weights: the network's state after the best epoch, on the CPU of the main process; None if not kept.
         images_per_second: of training, without evaluations.
         seconds: of training, without evaluations, including the time before a stop.
         data_wait_share: share of that time spent waiting for data, 0 to 1.
@@ -53,6 +55,7 @@ class FitResult:
     history: list[dict[str, Any]]
     last: dict[str, Any]
     best: dict[str, Any]
+    best_weights: dict[str, Tensor] | None
     images_per_second: float
     seconds: float
     data_wait_share: float
@@ -72,6 +75,7 @@ def fit(
     lr: float | None = None,
     resume: str = "auto",
     on_epoch: Callable[[int], None] | None = None,
+    on_best: Callable[[BestEpoch], None] | None = None,
     services: OpenRun | None = None,
 ) -> FitResult:
     """Train ``task`` on ``data`` for ``epochs``.
@@ -95,6 +99,8 @@ def fit(
             checkpoints.
         on_epoch: called on the main process after each epoch, counted from 1, before its checkpoint. It is called again
             for an epoch that a stopped run repeats.
+        on_best: called on the main process after each epoch that is better than all before, before its checkpoint. If
+            given, the checkpoints keep the best epoch's network, and so does the result.
         services: receive the metrics on the main process; the caller closes them. None for ``engine.tensorboard``
             alone.
 
@@ -128,6 +134,8 @@ def fit(
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
     resumed_from = resume_run(store, state, identity, resume)
+    if on_best is None:
+        state.best = None  # it would not be kept up to date
     if engine.threads == "auto" and device.type == "cpu":
         # A resumed run computes with the number it began with, to end with the same bits.
         state.task.train()
@@ -146,7 +154,7 @@ def fit(
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
         policy = CheckpointPolicy(store, state, log, stop, identity, every=engine.checkpoint_every)
-        _train(task, data, state, engine, epochs, log, policy, on_epoch)
+        _train(task, data, state, engine, epochs, log, policy, on_epoch, on_best)
     return _result(state, resumed_from)
 
 
@@ -166,6 +174,7 @@ def _train(
     log: RunLog,
     policy: CheckpointPolicy,
     on_epoch: Callable[[int], None] | None,
+    on_best: Callable[[BestEpoch], None] | None,
 ) -> None:
     """Train from the position in ``state`` to the end."""
     train_step = state.train_step
@@ -198,6 +207,8 @@ def _train(
         log.epoch(state.history)
         if on_epoch is not None:
             distributed.on_main(partial(on_epoch, state.epoch))
+        if on_best is not None and task.model is not None and best_row(state.history) is row:
+            distributed.on_main(partial(_keep_best, task.model, state, on_best))
 
         # After the evaluation, so that a resumed run does not evaluate twice.
         policy.after_epoch(last=state.epoch == epochs)
@@ -227,10 +238,17 @@ def _evaluate(model: nn.Module | None, data: Splits, state: TrainState) -> dict[
     }
 
 
+def _keep_best(model: nn.Module, state: TrainState, on_best: Callable[[BestEpoch], None]) -> None:
+    """Keep ``model`` as it is now; the last row of the history tells how good it is."""
+    state.best = BestEpoch.of(state.history[-1], model)
+    on_best(state.best)
+
+
 def _result(state: TrainState, resumed_from: int | None) -> FitResult:
     last = state.history[-1]
-    judge = "val_top1" if "val_top1" in last else "test_top1"
-    best = max((row for row in state.history if judge in row), key=lambda row: row[judge], default=last)
+    best = best_row(state.history) or last
+    # A checkpoint of an earlier version has no weights of its best epoch.
+    kept = state.best.weights if state.best is not None and state.best.row["epoch"] == best["epoch"] else None
     speed = state.stopwatch.read(RUN)
     rates = speed["images_per_second"], speed["seconds"], speed["data_wait"]
-    return FitResult(state.history, last, best, *rates, resumed_from)
+    return FitResult(state.history, last, best, kept, *rates, resumed_from)

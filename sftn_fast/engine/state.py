@@ -8,6 +8,7 @@ from torch import nn
 
 from sftn_fast.engine import distributed
 from sftn_fast.engine.averages import EPOCH, WINDOW, AverageMeter, Stopwatch
+from sftn_fast.engine.best_epoch import BestEpoch
 from sftn_fast.engine.checkpoint_content import check_content
 from sftn_fast.engine.optim import load_sgd
 from sftn_fast.engine.rng import rng_state, set_rng_state
@@ -23,6 +24,7 @@ class TrainState:
         step_in_epoch: steps done in it.
         step: steps done over the whole run.
         history: a row of metrics for each finished epoch.
+        best: the best epoch so far, on the main process; None if it is not kept.
         log_offset: bytes of ``metrics.jsonl`` that a resumed run keeps.
         threads: CPU threads measured to be the fastest, None if not measured.
     """
@@ -32,6 +34,7 @@ class TrainState:
         self.meter, self.stopwatch = AverageMeter(train_step.layout.device), Stopwatch()
         self.epoch = self.step_in_epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.best: BestEpoch | None = None
         self.log_offset = 0
         self.threads: int | None = None
 
@@ -77,6 +80,7 @@ class TrainState:
             "stopwatch": self.stopwatch.state_dict(),
             "position": [self.epoch, self.step_in_epoch, self.step],
             "history": self.history,
+            "best": None if self.best is None else {"epoch": self.best.row["epoch"], "weights": self.best.weights},
             "log_offsets": [log_offset],
             "threads": self.threads,
             "environment": surroundings(self.train_step.layout.device),
@@ -96,6 +100,8 @@ class TrainState:
             self.train_step.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self.step = state["position"]
         self.history = state["history"]
+        if (best := state.get("best")) and distributed.is_main():  # earlier versions kept none
+            self.best = BestEpoch(self.history[best["epoch"] - 1], best["weights"])
         self.log_offset = state["log_offsets"][0]  # earlier versions also kept the epoch's start
         self.threads = state.get("threads")
         self.meter.load_state_dict(state["meter"][distributed.rank()])

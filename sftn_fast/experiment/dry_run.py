@@ -26,6 +26,7 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import listing
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
+from sftn_fast.experiment.kinds.snapshots import route_epochs
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.run import prepare, worker_on
 from sftn_fast.experiment.teacher_cache import policy
@@ -63,6 +64,8 @@ def run(config: Config) -> None:
         if checked.cache_teacher:
             beside += f" and {readable_bytes(policy.epoch_bytes(checked, images))} of the teacher's logits"
         distributed.say(f"\nmemory: {readable_bytes(peak)} for the largest job, {beside}")
+        disk = sum(cost.disk for job, cost in costs.items() if job not in kept)
+        distributed.say(f"disk: {readable_bytes(disk)} for checkpoints and networks, with those of the best epochs")
         if checked.cache_teacher:
             files = readable_bytes(policy.missing_bytes(checked, images, source or root))
             distributed.say(f"disk: {files} of teachers' logits that are not there yet")
@@ -74,10 +77,11 @@ def run(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one job: seconds on one device, and bytes at its peak."""
+    """Cost of one job: seconds on one device, bytes of memory at its peak, and bytes on the disk when it ends."""
 
     seconds: float
     memory: int
+    disk: int
 
 
 def _costs(worker: Worker, jobs: Sequence[Job], images: ImageData, states: Mapping[Job, JobState]) -> dict[Job, Cost]:
@@ -122,7 +126,8 @@ class CostProbe(JobRunner):
             network = self.load(key, file)
             distributed.say(f"  {file} fits; it is measured and not trained")
             seconds = self._evaluation(network.to(self.device), engine.Layout(self.device))
-            return Cost(seconds, _bytes(network.state_dict().values()))
+            size = _bytes(network.state_dict().values())
+            return Cost(seconds, size, size)
         task, epochs = self.task(), self.config.epochs_of(self.job.kind)
         costs = []
         if isinstance(task, DistillTask):
@@ -131,7 +136,8 @@ class CostProbe(JobRunner):
                 costs.append(self._fit_cost(first.task, first.epochs))
                 first.task.finish()
         costs.append(self._fit_cost(task, epochs))
-        return Cost(sum(cost.seconds for cost in costs), max(cost.memory for cost in costs))
+        seconds, disk = sum(cost.seconds for cost in costs), sum(cost.disk for cost in costs)
+        return Cost(seconds, max(cost.memory for cost in costs), disk)
 
     def _fit_cost(self, task: Task | InitTask, epochs: int) -> Cost:
         """Return the cost of training ``task`` for ``epochs``."""
@@ -151,7 +157,8 @@ class CostProbe(JobRunner):
         evaluation = 0.0 if task.model is None else self._evaluation(task.model, train_step.layout)
         tested = f"; an evaluation {1000 * evaluation:.0f} ms, {evaluations} of them" if evaluations else ""
         distributed.say(f"  a step {1000 * seconds:.1f} ms, {steps} of them an epoch, {epochs} epochs{tested}")
-        return Cost(epochs * steps * seconds + evaluations * evaluation, memory)
+        whole = epochs * steps * seconds + evaluations * evaluation
+        return Cost(whole, memory, self._disk(task, epochs, steps))
 
     def _evaluation(self, network: nn.Module, layout: engine.Layout) -> float:
         """Return the seconds that one evaluation of ``network`` takes."""
@@ -159,6 +166,18 @@ class CostProbe(JobRunner):
         some = list(islice(self.data.test, TIMED_BATCHES))
         seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)
         return seconds * sum(split.num_samples for split in splits) / max(1, sum(len(batch.target) for batch in some))
+
+    def _disk(self, task: Task | InitTask, epochs: int, steps: int) -> int:
+        """Return the bytes of the files that hold networks when the training of ``task`` has ended."""
+        network = 0 if task.model is None else _bytes(task.model.state_dict().values())
+        state, learning = _bytes(task.state_dict().values()), (p for p in task.parameters() if p.requires_grad)
+        momentum = _bytes(learning) if self.config.optim.momentum else 0
+        peers = state - network if isinstance(task, CollaborativeTask) else 0
+        anchors = len(route_epochs(self.config, self.job.kind)) if self.behaviour.teaches else 0
+        saved = -(-epochs * steps // (self.config.engine.checkpoint_every or steps))
+        checkpoints = min(self.config.engine.keep_checkpoints, saved)
+        # A checkpoint and the job's folder have the network of the best epoch too.
+        return checkpoints * (state + momentum + network) + (2 + anchors) * network + peers
 
     def _memory(self, task: Task | InitTask, train_step: engine.TrainStep, batch: Any) -> int:
         """Return the bytes that a step holds; print them by purpose."""

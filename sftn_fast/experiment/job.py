@@ -5,19 +5,30 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sftn_fast import engine, models
 from sftn_fast.config import Config, ConfigError, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed, divergence
+from sftn_fast.engine.best_epoch import BestEpoch
 from sftn_fast.engine.device import is_channels_last
-from sftn_fast.experiment import class_accuracy, job_state, repair, service_runs, similarity, teacher_check
+from sftn_fast.experiment import (
+    best_epoch,
+    class_accuracy,
+    job_state,
+    repair,
+    service_runs,
+    similarity,
+    teacher_check,
+)
 from sftn_fast.experiment.clock import SECONDS, Clock
 from sftn_fast.experiment.identity import trained_digest
 from sftn_fast.experiment.kinds.base import EndOfEpoch
@@ -28,7 +39,7 @@ from sftn_fast.loggers import OpenRun, Services
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
 from sftn_fast.utils import run_files
-from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.atomic import replace_files, write_atomically
 from sftn_fast.utils.checksummed import DamagedError, seal
 from sftn_fast.utils.environment import environment, surroundings
 
@@ -123,14 +134,15 @@ class JobRunner:
             fit = self._fit_all(task, identity, run)
         figures = {
             "last": _scores(fit.last),
-            "best": _scores(fit.best),
+            "best": _scores(fit.best) | best_epoch.choice(fit.best),
             # If the job was finished before and its files are damaged, one of the three is its whole time.
             "seconds": max(clock.seconds, fit.seconds, self._seconds_before),
             "images_per_second": fit.images_per_second,
             "data_wait_share": fit.data_wait_share,
             "diverged": self._diverged(task, fit),
         }
-        self._record(task.model, identity, figures | self.behaviour.extra_figures(self, task), run)
+        figures |= self.behaviour.extra_figures(self, task)
+        self._record(task.model, identity, figures, run, fit.best_weights)
 
     def _diverged(self, task: Task, fit: engine.FitResult) -> str | None:
         """Return what went wrong with the training, if anything did, and print it."""
@@ -146,9 +158,17 @@ class JobRunner:
         if isinstance(task, DistillTask):
             for name, first in task.distiller.initialisations():
                 self._initialise(name, first, identity, lr=lr)
-        epochs, end_of_epoch = config.epochs_of(self.job.kind), self.behaviour.end_of_epoch(self, task)
-        options: dict[str, Any] = {"epochs": epochs, "optim": config.optim, "lr": lr, "on_epoch": end_of_epoch}
-        return self._fit(task, self.folder, identity, run, **options)
+        return self._fit(
+            task,
+            self.folder,
+            identity,
+            run,
+            epochs=config.epochs_of(self.job.kind),
+            optim=config.optim,
+            lr=lr,
+            on_epoch=self.behaviour.end_of_epoch(self, task),
+            on_best=partial(self._keep_best, task.model),
+        )
 
     def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
         """Train what the method ``name`` needs before the student can learn. Resumes as any other training."""
@@ -177,6 +197,7 @@ class JobRunner:
         optim: OptimConfig,
         lr: float,
         on_epoch: EndOfEpoch | None = None,
+        on_best: Callable[[BestEpoch], None] | None = None,
     ) -> engine.FitResult:
         return engine.fit(
             task,
@@ -190,6 +211,7 @@ class JobRunner:
             lr=lr,
             resume="never" if self.config.resume == "never" else "auto",
             on_epoch=on_epoch,
+            on_best=on_best,
             services=run,
         )
 
@@ -210,7 +232,14 @@ class JobRunner:
         nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}
         self._record(network, identity, {"last": measured, "best": measured, **nothing, "doubts": doubts}, run)
 
-    def _record(self, network: StagedNet, identity: dict[str, Any], figures: dict[str, Any], run: OpenRun) -> None:
+    def _record(
+        self,
+        network: StagedNet,
+        identity: dict[str, Any],
+        figures: dict[str, Any],
+        run: OpenRun,
+        best_weights: dict[str, Tensor] | None = None,
+    ) -> None:
         """Export the network, then write ``result.json``, whose presence says that the job is finished."""
         job = self.job
         likeness = self._likeness(network)
@@ -228,7 +257,7 @@ class JobRunner:
             "identity": identity,
             "test_content": self.data.test_content,
         }
-        distributed.on_main(partial(self._write, network, result, counts))
+        distributed.on_main(partial(self._write, network, result, counts, best_weights))
         run.results(service_runs.figures(result))
 
     def _layout(self, network: StagedNet) -> engine.Layout:
@@ -237,23 +266,57 @@ class JobRunner:
         channels_last = is_channels_last(config.channels_last, network, self.device)
         return engine.Layout(self.device, engine.amp_dtype(config.amp, self.device), channels_last)
 
-    def _write(self, network: StagedNet, result: dict[str, Any], counts: engine.ClassCounts) -> None:
+    def _write(
+        self,
+        network: StagedNet,
+        result: dict[str, Any],
+        counts: engine.ClassCounts,
+        best_weights: dict[str, Tensor] | None,
+    ) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.folder))
+        why = {"chosen_by": best_epoch.LAST} if result["epochs"] else {}
+        models.save(network, self.folder, meta=self._meta(result["last"] | why))
+        if best_weights is not None:
+            self._write_best(network, result["best"], best_weights)
         names = teacher_check.class_names(self.data)
-        meta = {
-            "top1": result["last"]["top1"],
+        result["by_class"] = class_accuracy.write(self.folder, counts.images, counts.right, counts.predicted, names)
+        if warning := class_accuracy.only_class(result):
+            print(f"  warning: {warning}", flush=True)
+        write_atomically(self.folder / RESULT, seal(result | {run_files.FILES: run_files.checksums(self.folder)}))
+
+    def _meta(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an export of the job's network tells; ``scores`` are of the exported weights."""
+        names = teacher_check.class_names(self.data)
+        return {
+            "top1": scores["top1"],
+            **best_epoch.of_export(scores),
             "image_size": self.data.image_size,
             **({"class_names": names} if names else {}),
             **({"preprocessing": self.data.preprocessing.to_json()} if self.data.preprocessing else {}),
             "data": self.data.name,
             "trained_as": self.behaviour.describe(self.config, self.job),
         }
-        models.save(network, self.folder, meta=meta)
-        result["by_class"] = class_accuracy.write(self.folder, counts.images, counts.right, counts.predicted, names)
-        if warning := class_accuracy.only_class(result):
-            print(f"  warning: {warning}", flush=True)
-        write_atomically(self.folder / RESULT, seal(result | {run_files.FILES: run_files.checksums(self.folder)}))
+
+    def _keep_best(self, network: StagedNet, best: BestEpoch) -> None:
+        """Export the best epoch so far. On a full disk this waits for the job's end: the checkpoints have it too."""
+        try:
+            self._write_best(network, _scores(best.row) | best_epoch.choice(best.row), best.weights)
+        except OSError as error:
+            if not self.folder.is_dir():
+                raise
+            folder, reason = self.folder / run_files.BEST, error.strerror or error
+            logger.warning("%s can't be written (%s); training continues, its end writes it again", folder, reason)
+
+    def _write_best(self, network: StagedNet, scores: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
+        """Export ``weights`` of ``network`` as the best epoch, unless that is there already."""
+        folder, files = self.folder / run_files.BEST, models.to_files(network, weights=weights, meta=self._meta(scores))
+        try:
+            same = models.read_files(folder) == files
+        except (OSError, models.WeightsError):
+            same = False
+        if not same:
+            replace_files(folder, files)
 
     def _likeness(self, network: StagedNet) -> dict[str, Any]:
         """Compare the network with its teacher; a student alone with the standard teacher."""

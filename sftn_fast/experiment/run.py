@@ -31,9 +31,9 @@ from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.loggers import Services
 from sftn_fast.models.imagenet import require_torchvision
-from sftn_fast.utils import launcher, plugins, run_files
+from sftn_fast.utils import launcher, plugins, run_files, safe_yaml
 from sftn_fast.utils.atomic import replace_files, write_atomically
-from sftn_fast.utils.checksummed import DamagedError, read_sealed_text, seal_text
+from sftn_fast.utils.checksummed import DamagedError, read_sealed, read_sealed_text, seal_text
 from sftn_fast.utils.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,8 @@ def prepare(config: Config, root: Path) -> Prepared:
     if distributed.on_main(partial(_has_any, jobs, source or root)):
         images = images_of(jobs[0].seed)
         states = distributed.on_main(partial(job_state.survey, config, jobs, source or root, images))
+    if config.export == "best":
+        distributed.on_main(partial(_require_best, jobs, source or root, states))
     return Prepared(config, source, jobs, devices, worker, states)
 
 
@@ -139,7 +141,8 @@ def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
 def _write_settings(config: Config, jobs: list[Job], root: Path) -> None:
     """Write the configuration before the first job is trained, once nothing of other settings is left.
 
-    If all jobs are finished, the existing file stays: it is the configuration that they were trained with.
+    If all jobs are finished, the existing file stays: it is the configuration that they were trained with. Only
+    ``export`` is changed in it.
     """
     path = root / "config.yaml"
     if path.exists():
@@ -149,14 +152,28 @@ def _write_settings(config: Config, jobs: list[Job], root: Path) -> None:
             logger.warning("%s; written again", error)
     known = places(read_settings(root)) or set()
     if all(job.is_finished(root) and job.place in known for job in jobs):
+        _write_export(config, path)
         return
     # Without this start's --resume, which somebody who trains by the file has not asked for.
     write_atomically(path, seal_text(cli.dump(dataclasses.replace(config, resume="auto"))))
 
 
+def _write_export(config: Config, path: Path) -> None:
+    """Change ``export`` in an existing ``config.yaml``, whose other settings are those of the training."""
+    settings = safe_yaml.load(read_sealed_text(path), str(path))
+    if settings.get("export", "last") != config.export:
+        write_atomically(path, seal_text(safe_yaml.dump(settings | {"export": config.export})))
+
+
 def _conclude(config: Config, jobs: list[Job], root: Path, report: Callable[[Path], str], services: Services) -> None:
-    print(f"\n{report(root)}", end="")
-    _export_student(jobs, root)
+    """Export the student, then write and print the report, which tells of the exported one."""
+    line = None
+    try:
+        line = _export_student(jobs, root, config.export)
+    finally:
+        print(f"\n{report(root)}", end="")
+    if line:
+        print(line)
     service_runs.log_summary(config, jobs, root, services)
 
 
@@ -255,21 +272,40 @@ def _check_packages() -> None:
         raise ConfigError(str(error)) from error
 
 
-def _export_student(jobs: list[Job], root: Path) -> None:
-    """Copy the student that the experiment is about to ``student/``: that of the last job, for the first seed."""
+def _exported_job(jobs: list[Job]) -> Job | None:
+    """Return the job whose student the experiment is about: the last one, for the first seed."""
     students = [job for job in jobs if job.behaviour.exports_student]
-    if not students:
+    return next((job for job in students if job.name == students[-1].name), None)
+
+
+def _require_best(jobs: list[Job], root: Path, states: dict[Job, JobState]) -> None:
+    """Raise :class:`ConfigError` if the student to be exported is finished and its best epoch was not kept."""
+    job = _exported_job(jobs)
+    if job is None or job not in states or not states[job].kept:
         return
-    wanted = students[-1].name
-    chosen = next(job for job in students if job.name == wanted)
-    target = root / run_files.STUDENT
+    files = read_sealed(job.folder(root) / run_files.RESULT).get(run_files.FILES, {})
+    kept = f"{run_files.BEST}/{run_files.NETWORK[0]}" in files
+    allowed = f"last for {job.place} in {root}, which an earlier version trained without keeping its best epoch"
+    check(kept, "export", "best", allowed)
+
+
+def _export_student(jobs: list[Job], root: Path, export: str = "last") -> str | None:
+    """Copy the student that the experiment is about to ``student/``, as it was after its ``export`` epoch.
+
+    Returns a line that tells what was exported; None if there is no student.
+    """
+    chosen = _exported_job(jobs)
+    if chosen is None:
+        return None
+    target, source = root / run_files.STUDENT, chosen.folder(root)
     try:
-        contents = models.read_files(chosen.folder(root))
+        contents = models.read_files(source / run_files.BEST if export == "best" else source)
     except (OSError, models.WeightsError) as error:
         raise DamagedError(f"{target} is left unchanged: {error}") from error
     if _differs(target, contents):
         replace_files(target, contents)
-    print(f"exported student ({label(wanted)}, seed {chosen.seed}): sftn_fast.models.load({str(target)!r})")
+    which = f", epoch {models.read_config(target)['meta']['epoch']}, the best one" if export == "best" else ""
+    return f"exported student ({label(chosen.name)}, seed {chosen.seed}{which}): sftn_fast.models.load({str(target)!r})"
 
 
 def _differs(target: Path, contents: dict[str, bytes]) -> bool:

@@ -17,6 +17,7 @@ from sftn_fast.models.export import (
     read_files,
     require_weights,
     save,
+    to_files,
     verify,
 )
 from sftn_fast.models.original_names import export_state_dict
@@ -41,5 +42,6 @@ __all__ = [
     "register",
     "require_weights",
     "save",
+    "to_files",
     "verify",
 ]

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sftn_fast import __version__
 from sftn_fast.models.pretrained import find_published, is_published, published
 from sftn_fast.models.registry import build, names, require_counts
@@ -46,8 +48,25 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
         ImportError: safetensors is not installed.
     """
     folder = _expanded(folder)
+    files = to_files(net, meta=meta)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, files[WEIGHTS])
+    write_atomically(folder / CONFIG, files[CONFIG])
+
+
+def to_files(
+    net: StagedNet, *, weights: Mapping[str, Tensor] | None = None, meta: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Return the content of the files that :func:`save` writes, by file name.
+
+    Args:
+        net: The network.
+        weights: State of ``net`` to export instead of the present one.
+        meta: As in :func:`save`.
+    """
+    state = net.state_dict() if weights is None else weights
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     data = safetensors().save(tensors)
     config = {
         "format": FORMAT,
@@ -59,10 +78,7 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
         "sha256": hashlib.sha256(data).hexdigest(),
         "meta": dict(meta or {}),
     }
-    text = seal(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, data)
-    write_atomically(folder / CONFIG, text)
+    return {WEIGHTS: data, CONFIG: seal(config).encode()}
 
 
 def load(

@@ -8,6 +8,7 @@ from typing import Any
 
 from sftn_fast.experiment.labels import LABELS, kind, label
 from sftn_fast.report.compared_runs import ComparedRun, read_runs
+from sftn_fast.report.exported import choice_sentences
 from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column
 from sftn_fast.report.statistics import (
     FEWEST_TESTED,
@@ -167,6 +168,7 @@ def _remarks(runs: Sequence[ComparedRun]) -> list[str]:
     for run in others:
         if run not in same:
             remarks.append(f"{run.name} - {first.name}: no difference, because they were tested on different images")
+    remarks += choice_sentences([row for run in runs for row in run.rows.values()])
     remarks += [f"{run.name}: {note}" for run in runs for note in run.notes]
     return remarks + _data_remarks(runs)
 

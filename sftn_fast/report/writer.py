@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sftn_fast.experiment.best_epoch import chosen_by
 from sftn_fast.experiment.class_accuracy import FILE
 from sftn_fast.experiment.labels import label
 from sftn_fast.experiment.settings import read_settings
-from sftn_fast.report import by_class, curves, figure, html, table
+from sftn_fast.report import by_class, curves, exported, figure, html, table
 from sftn_fast.report.matrix import MethodLine, read_matrix
 from sftn_fast.report.results import COST, Row, read_run
 from sftn_fast.report.terminal import Cells, bullets, text_table
@@ -23,7 +24,8 @@ from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.text import printable
 
 CSV_COLUMNS = (
-    *("name", "method", "seed", "network", "parameters", "epochs", "top1_last", "top1_best", "best_epoch"),
+    *("name", "method", "seed", "network", "parameters", "epochs", "top1_last"),
+    *("top1_best", "best_epoch", "best_chosen_by"),
     *("agreement", "agreement5", "kl", "cka", "calibration_error"),
     *("seconds", "images_per_second", "data_wait_share", "device_seconds"),
 )
@@ -90,8 +92,9 @@ def _read(folder: Path) -> Content:
     if lines:
         cells, sentences = table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
-        cells, sentences = table.rows_table(rows), table.comparisons(rows)
+        cells, sentences = table.rows_table(rows), [*table.comparisons(rows), *exported.choice_sentences(rows)]
     classes, remarks = _read_classes(folder, rows)
+    sentences += exported.student_sentences(folder)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
     return Content(rows, lines, settings, cells, [*warnings(rows), *sentences, *remarks, *notes], classes)
 
@@ -146,7 +149,7 @@ def _page_tables(content: Content) -> list[tuple[str, Cells, Sequence[str]]]:
     """Return heading, cells and sentences of each table with results."""
     tables = [("Methods" if content.lines else "Results", content.cells, content.sentences)]
     if content.lines:
-        tables.append(("All networks", table.rows_table(content.rows), []))
+        tables.append(("All networks", table.rows_table(content.rows), exported.choice_sentences(content.rows)))
     if content.classes:
         count = _class_count(content.classes)
         note = f"The {by_class.PAGE} hardest of {count} classes; {FILE} in each training's folder has all of them"
@@ -171,6 +174,7 @@ def _csv(rows: Sequence[Row]) -> str:
                 "top1_last": result["last"]["top1"],
                 "top1_best": result["best"]["top1"],
                 "best_epoch": result["best"]["epoch"],
+                "best_chosen_by": chosen_by(result) or "",
                 "device_seconds": COST.value(result),
             }
             writer.writerow({**result, **derived})

@@ -44,8 +44,12 @@ STUDENT = "student"
 """Folder with the exported student of the whole run."""
 COPY = ".tmp_resume"
 """Temporary folder while a run is copied from another. Only the code that copies removes it."""
+BEST = "best"
+"""Folder in a job's folder with its network after the best epoch."""
 CLASSES = "by_class.csv"
-CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in ("anchors/epoch*", "peer*") for file in NETWORK))
+EXPORTS = (BEST, "anchors/epoch*", "peer*")
+"""Patterns of the folders in a job's folder that hold networks."""
+CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in EXPORTS for file in NETWORK))
 CHECKED += tuple(f"init-*/{file}" for file in LOGS)
 """Patterns of the files of a finished job that have a checksum."""
 
