@@ -7,13 +7,16 @@ from typing import Any
 
 LAST, VALIDATION, TEST = "last epoch", "validation split", "test images"
 """Values of ``chosen_by`` in the ``config.json`` of an export, and in a job's result."""
-CONSEQUENCE = {VALIDATION: "", TEST: ", which makes it optimistic"}
-"""What a choice means for the top-1 of the chosen epoch."""
+IN_WORDS = {
+    VALIDATION: "chosen on the validation split",
+    TEST: "chosen on the test images themselves, so its top-1 is optimistic",
+}
+"""How the best epoch was chosen, and what that means for its accuracy."""
 
 
 def is_choice(value: object) -> bool:
     """Return whether ``value``, from anybody's file, says how a best epoch was chosen."""
-    return isinstance(value, str) and value in CONSEQUENCE
+    return isinstance(value, str) and value in IN_WORDS
 
 
 def choice(row: Mapping[str, Any]) -> dict[str, Any]:

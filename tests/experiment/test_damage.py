@@ -109,6 +109,7 @@ FILES = [
     for file in ("result.json", *run_files.NETWORK, *run_files.LOGS, run_files.CLASSES, "seconds")
 ]
 FILES += [f"{job}/anchors/epoch0001/{file}" for job in ("teacher", "sftn") for file in run_files.NETWORK]
+FILES += [f"{job}/best/{file}" for job in JOBS for file in run_files.NETWORK]
 FILES += [f"collaborate/peer1/{file}" for file in run_files.NETWORK]
 FILES += [f"distill-teacher/init-ab/{file}" for file in run_files.LOGS]
 
@@ -119,13 +120,14 @@ def test_the_attack_is_on_every_file_of_the_jobs(finished: Path) -> None:
     assert {path for path in written if not path.startswith("distill-sftn/")} == set(FILES)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [file for file in FILES if "/best/" not in file or file.startswith("student/")])
 def test_a_damaged_file_of_a_finished_job(
     run: Path, images: ImageData, file: str, caplog: pytest.LogCaptureFixture, finished: Path
 ) -> None:
     """Every damage to the files of one job; one of each reason for the others, which notice it by the same code."""
     path, job = run / "seed0" / file, file.split("/")[0]
     true, weights = figures(find_results(finished).results), models.load(run / "seed0" / job).state_dict()
+    best = models.read_files(run / "seed0" / job / "best")
     for kind in DAMAGE if job == "student" else REASONS:
         damage = DAMAGE[kind]
         caplog.clear()
@@ -144,6 +146,7 @@ def test_a_damaged_file_of_a_finished_job(
             continue
         # What was deleted may also be told by its job's being called unfinished.
         assert any(file in text or (kind == "deleted" and job in text) for text in named), (kind, named)
+        assert models.read_files(run / "seed0" / job / "best") == best, kind
         assert figures(find_results(run).results) == true, kind
         again = models.load(run / "seed0" / job).state_dict()
         assert all(torch.equal(again[name], weights[name]) for name in weights), kind

@@ -108,6 +108,7 @@ def test_every_write_of_a_run_may_fail(
         disk.arm(-1, stays=False)
         assert train._run(config, "test", dry=False) == 0, (number, capsys.readouterr().err)
         assert models.read_files(run / "student") == unbroken, number
+        assert models.verify(run / "seed0" / "student" / "best") is None, number
         assert run_files.faults(run / "seed0" / "student", run_files.read_result(run / "seed0" / "student")) == {}
         assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == [".lock"], number
         shutil.rmtree(run)

@@ -45,6 +45,7 @@ OUTCOMES = {
     "stage_epochs": ('{"sftn":3}', REFUSED),
     "seeds": ("[0,1]", JOINS),
     "output": ("elsewhere", KEPT),
+    "export": ("best", KEPT),
     "gather": ("true", REFUSED),
     "devices": ("[cpu,cpu]", KEPT),
     "logger": ("tensorboard", KEPT),
