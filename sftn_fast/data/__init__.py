@@ -4,6 +4,7 @@ from sftn_fast.data.decoder_choice import describe_loader
 from sftn_fast.data.image_data import ImageData, build
 from sftn_fast.data.loaders import Batch, EvalLoader, TrainLoader
 from sftn_fast.data.notices import mute as mute_notices
+from sftn_fast.data.samples import sample_files
 
 __all__ = [
     "Batch",
@@ -13,4 +14,5 @@ __all__ = [
     "build",
     "describe_loader",
     "mute_notices",
+    "sample_files",
 ]

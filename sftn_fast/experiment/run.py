@@ -22,18 +22,19 @@ from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.engine import distributed
 from sftn_fast.experiment import job_state, pool, resume, service_runs
+from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate
+from sftn_fast.experiment.exported_student import require_best
 from sftn_fast.experiment.job_state import JobState
-from sftn_fast.experiment.labels import label
 from sftn_fast.experiment.plan import Job, places, plan
 from sftn_fast.experiment.settings import read_settings
 from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.loggers import Services
 from sftn_fast.models.imagenet import require_torchvision
-from sftn_fast.utils import launcher, plugins, run_files, safe_yaml
-from sftn_fast.utils.atomic import replace_files, write_atomically
-from sftn_fast.utils.checksummed import DamagedError, read_sealed, read_sealed_text, seal_text
+from sftn_fast.utils import launcher, plugins, safe_yaml
+from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.checksummed import DamagedError, read_sealed_text, seal_text
 from sftn_fast.utils.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
             distributed.on_main(partial(_write_settings, config, jobs, root))
             _say_batch(config)
             _say_loader(config)
+            samples = _samples(config, jobs, worker)
             estimate = TimeEstimate(config, jobs, root, processes=len(devices))
             announce = partial(_announce, config, jobs, estimate)
             if worker is None:
@@ -76,7 +78,7 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
             else:
                 _run_here(worker, jobs, announce)
             services = worker.services if worker else Services(service_runs.names(config))
-            distributed.on_main(partial(_conclude, config, jobs, root, report, services))
+            distributed.on_main(partial(conclude, config, jobs, root, report, samples, services))
 
 
 class Prepared(NamedTuple):
@@ -114,7 +116,7 @@ def prepare(config: Config, root: Path) -> Prepared:
         images = images_of(jobs[0].seed)
         states = distributed.on_main(partial(job_state.survey, config, jobs, source or root, images))
     if config.export == "best":
-        distributed.on_main(partial(_require_best, jobs, source or root, states))
+        distributed.on_main(partial(require_best, jobs, source or root, states))
     return Prepared(config, source, jobs, devices, worker, states)
 
 
@@ -163,18 +165,6 @@ def _write_export(config: Config, path: Path) -> None:
     settings = safe_yaml.load(read_sealed_text(path), str(path))
     if settings.get("export", "last") != config.export:
         write_atomically(path, seal_text(safe_yaml.dump(settings | {"export": config.export})))
-
-
-def _conclude(config: Config, jobs: list[Job], root: Path, report: Callable[[Path], str], services: Services) -> None:
-    """Export the student, then write and print the report, which tells of the exported one."""
-    line = None
-    try:
-        line = _export_student(jobs, root, config.export)
-    finally:
-        print(f"\n{report(root)}", end="")
-    if line:
-        print(line)
-    service_runs.log_summary(config, jobs, root, services)
 
 
 def _say_batch(config: Config) -> None:
@@ -234,6 +224,14 @@ def _images_to_look_at(config: Config, seed: int) -> ImageData:
     return data.build(config.data, seed=seed, batch_size=config.optim.batch_size, device=torch.device("cpu"))
 
 
+def _samples(config: Config, jobs: list[Job], worker: Worker | None) -> dict[str, bytes]:
+    """Return image files to try the student on; none if images are decoded on demand."""
+    if config.data.streams:
+        return {}
+    seed = jobs[0].seed  # the worker holds this seed's images since the checks
+    return data.sample_files(worker.images_of(seed) if worker else _images_to_look_at(config, seed))
+
+
 def _require_files(config: Config, jobs: list[Job], root: Path) -> None:
     """Raise :class:`ConfigError` for a missing file of weights, before anything is read or trained."""
     for key, path in _initial_files(config, jobs, root):
@@ -270,50 +268,3 @@ def _check_packages() -> None:
         models.weights.safetensors()
     except ImportError as error:
         raise ConfigError(str(error)) from error
-
-
-def _exported_job(jobs: list[Job]) -> Job | None:
-    """Return the job whose student the experiment is about: the last one, for the first seed."""
-    students = [job for job in jobs if job.behaviour.exports_student]
-    return next((job for job in students if job.name == students[-1].name), None)
-
-
-def _require_best(jobs: list[Job], root: Path, states: dict[Job, JobState]) -> None:
-    """Raise :class:`ConfigError` if the student to be exported is finished and its best epoch was not kept."""
-    job = _exported_job(jobs)
-    if job is None or job not in states or not states[job].kept:
-        return
-    files = read_sealed(job.folder(root) / run_files.RESULT).get(run_files.FILES, {})
-    kept = f"{run_files.BEST}/{run_files.NETWORK[0]}" in files
-    allowed = f"last for {job.place} in {root}, which an earlier version trained without keeping its best epoch"
-    check(kept, "export", "best", allowed)
-
-
-def _export_student(jobs: list[Job], root: Path, export: str = "last") -> str | None:
-    """Copy the student that the experiment is about to ``student/``, as it was after its ``export`` epoch.
-
-    Returns a line that tells what was exported; None if there is no student.
-    """
-    chosen = _exported_job(jobs)
-    if chosen is None:
-        return None
-    target, source = root / run_files.STUDENT, chosen.folder(root)
-    try:
-        contents = models.read_files(source / run_files.BEST if export == "best" else source)
-    except (OSError, models.WeightsError) as error:
-        raise DamagedError(f"{target} is left unchanged: {error}") from error
-    if _differs(target, contents):
-        replace_files(target, contents)
-    which = f", epoch {models.read_config(target)['meta']['epoch']}, the best one" if export == "best" else ""
-    return f"exported student ({label(chosen.name)}, seed {chosen.seed}{which}): sftn_fast.models.load({str(target)!r})"
-
-
-def _differs(target: Path, contents: dict[str, bytes]) -> bool:
-    """Return whether the exported student has to be written. A damaged one is named."""
-    if not target.exists():
-        return True
-    try:
-        return models.read_files(target) != contents
-    except (OSError, models.WeightsError) as error:
-        logger.warning("the exported student is damaged: %s; exported again", error)
-        return True

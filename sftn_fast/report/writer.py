@@ -15,6 +15,7 @@ from sftn_fast.experiment.class_accuracy import FILE
 from sftn_fast.experiment.labels import label
 from sftn_fast.experiment.settings import read_settings
 from sftn_fast.report import by_class, curves, exported, figure, html, table
+from sftn_fast.report.findings import findings
 from sftn_fast.report.matrix import MethodLine, read_matrix
 from sftn_fast.report.results import COST, Row, read_run
 from sftn_fast.report.terminal import Cells, bullets, text_table
@@ -92,7 +93,8 @@ def _read(folder: Path) -> Content:
     if lines:
         cells, sentences = table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
-        cells, sentences = table.rows_table(rows), [*table.comparisons(rows), *exported.choice_sentences(rows)]
+        cells = table.rows_table(rows)
+        sentences = [*findings(rows), *table.comparisons(rows), *exported.choice_sentences(rows)]
     classes, remarks = _read_classes(folder, rows)
     sentences += exported.student_sentences(folder)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]

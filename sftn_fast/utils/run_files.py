@@ -27,8 +27,11 @@ SEED = re.compile(r"seed(0|-?[1-9]\d*)")
 """Name of a seed's folder."""
 NETWORK = ("model.safetensors", "config.json")
 LOGS = ("metrics.jsonl", "summary.csv")
+SAMPLES = "samples"
+"""Folder with test images to try the exported student on."""
 OWN = (
     "replaced",
+    SAMPLES,
     "config.yaml",
     "report.md",
     "report.html",
