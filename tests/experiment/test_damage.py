@@ -16,8 +16,8 @@ import torch
 from sftn_fast import cli, data, engine, models, report, train
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
-from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment import conclusion, settings
+from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.plan import Job, plan
 from sftn_fast.report.results import find_results
