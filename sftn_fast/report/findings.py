@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from sftn_fast.experiment.labels import label
@@ -18,15 +19,18 @@ QUESTIONS = (
 def findings(rows: Sequence[Row]) -> list[str]:
     """Return a sentence for each of ``QUESTIONS`` whose two jobs have a seed in common."""
     top1 = {row.name: row.by_seed(TOP1) for row in rows}
-    differences = [
-        (subject, better, baseline, paired(top1.get(better, {}), top1.get(baseline, {})))
-        for subject, better, baseline in QUESTIONS
-    ]
-    return [
-        f"{subject} {_verdict(difference)}: {_compared(label(better), label(baseline), difference)}"
-        for subject, better, baseline, difference in differences
-        if difference
-    ]
+    sentences = []
+    for subject, better, baseline in QUESTIONS:
+        ours, theirs = top1.get(better, {}), top1.get(baseline, {})
+        difference = paired(ours, theirs)
+        if difference:
+            seeds = ours.keys() & theirs.keys()
+            reached = [
+                f"{label(name)} {statistics.fmean(values[seed] for seed in seeds):.2f} %"
+                for name, values in ((better, ours), (baseline, theirs))
+            ]
+            sentences.append(f"{subject} {_verdict(difference)}: {', '.join(reached)}, {_apart(difference)}")
+    return sentences
 
 
 def _verdict(difference: Paired) -> str:
@@ -38,13 +42,10 @@ def _verdict(difference: Paired) -> str:
     return "helps here" if low > 0 else "does harm here" if high < 0 else "shows no clear effect"
 
 
-def _compared(better: str, baseline: str, difference: Paired) -> str:
-    points = signed(difference.mean)
-    how = "better than" if difference.mean > 0 else "worse than"
-    apart = f"{points.lstrip('+-')} points {how}" if points != "0.00" else "as good as"
-    sentence = f"{better} is {apart} {baseline}"
+def _apart(difference: Paired) -> str:
+    apart = f"difference {signed(difference.mean)} points"
     if difference.interval is None:
-        return sentence
+        return apart
     low, high = difference.interval
     where = "above 0" if low > 0 else "below 0" if high < 0 else "around 0"
-    return f"{sentence}, and the 95 % CI, {signed(low)} to {signed(high)}, is {where}"
+    return f"{apart} (95 % CI {signed(low)} to {signed(high)}, {where})"

@@ -47,6 +47,8 @@ class Content:
     """The main table."""
     sentences: Sequence[str]
     """The sentences below it."""
+    findings: Sequence[str]
+    """What the run shows, in plain words."""
     classes: Classes
 
 
@@ -58,7 +60,7 @@ def write(folder: Path, *, width: int | None = None) -> str:
         width: Columns of the returned text; None for no limit.
 
     Returns:
-        The report as text, followed by the paths of the files.
+        The report as text, the paths of the files, and what the run shows.
 
     Raises:
         ConfigError: No training in ``folder`` has finished, or one of the files is a link that leads elsewhere.
@@ -71,7 +73,10 @@ def write(folder: Path, *, width: int | None = None) -> str:
     write_atomically(folder / "report.html", _page(folder, content, pictures))
     write_atomically(folder / "report.md", _markdown(content, pictures))
     text = f"{text_table(content.cells, width)}\n\n{bullets(content.sentences, width)}\n"
-    return f"{text}\nreport: {folder / 'report.md'}\npage: {folder / 'report.html'}\n{where}\n"
+    files = f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\n{where}\n"
+    # Last, where somebody who waited for the run looks first.
+    found = f"\nTop-1 on the test images:\n{bullets(content.findings, width)}\n" if content.findings else ""
+    return f"{text}\n{files}{found}"
 
 
 def draw(folder: Path, rows: Sequence[Row], lines: Sequence[MethodLine]) -> tuple[list[tuple[str, Path]], str]:
@@ -93,12 +98,12 @@ def _read(folder: Path) -> Content:
     if lines:
         cells, sentences = table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
-        cells = table.rows_table(rows)
-        sentences = [*findings(rows), *table.comparisons(rows), *exported.choice_sentences(rows)]
+        cells, sentences = table.rows_table(rows), [*table.comparisons(rows), *exported.choice_sentences(rows)]
     classes, remarks = _read_classes(folder, rows)
     sentences += exported.student_sentences(folder)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
-    return Content(rows, lines, settings, cells, [*warnings(rows), *sentences, *remarks, *notes], classes)
+    sentences = [*warnings(rows), *sentences, *remarks, *notes]
+    return Content(rows, lines, settings, cells, sentences, findings(rows), classes)
 
 
 def _read_classes(folder: Path, rows: Sequence[Row]) -> tuple[Classes, list[str]]:
@@ -118,7 +123,7 @@ def _read_classes(folder: Path, rows: Sequence[Row]) -> tuple[Classes, list[str]
 
 
 def _markdown(content: Content, pictures: Sequence[tuple[str, Path]]) -> str:
-    sentences = (f"- {table.markdown_text(sentence)}" for sentence in content.sentences)
+    sentences = (f"- {table.markdown_text(sentence)}" for sentence in (*content.findings, *content.sentences))
     parts = [table.markdown(content.cells), "\n".join(sentences)]
     if content.classes:
         count = _class_count(content.classes)
@@ -149,7 +154,8 @@ def _page(folder: Path, content: Content, pictures: Sequence[tuple[str, Path]]) 
 
 def _page_tables(content: Content) -> list[tuple[str, Cells, Sequence[str]]]:
     """Return heading, cells and sentences of each table with results."""
-    tables = [("Methods" if content.lines else "Results", content.cells, content.sentences)]
+    sentences = [*content.findings, *content.sentences]
+    tables = [("Methods" if content.lines else "Results", content.cells, sentences)]
     if content.lines:
         tables.append(("All networks", table.rows_table(content.rows), exported.choice_sentences(content.rows)))
     if content.classes:

@@ -16,7 +16,7 @@ import torch
 from sftn_fast import cli, data, engine, models, report, train
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
-from sftn_fast.experiment import conclusion, settings
+from sftn_fast.experiment import exported_student, settings
 from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.plan import Job, plan
@@ -169,13 +169,13 @@ def test_a_damaged_exported_student_is_exported_again(
     intact = models.read_files(run / "student")
     (run / "student" / "transfer-stl10.json").write_text("somebody's")
     damage(run / "student" / name)
-    conclusion._export_student(stages, run)
+    exported_student.export_student(exported_student.exported_job(stages), run, "last")
     assert models.read_files(run / "student") == intact
     assert name in caplog.text and "exported again" in caplog.text
     assert (run / "student" / "transfer-stl10.json").read_text() == "somebody's"
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == [".lock"]
     before = (run / "student" / name).stat().st_mtime_ns
-    conclusion._export_student(stages, run)
+    exported_student.export_student(exported_student.exported_job(stages), run, "last")
     assert (run / "student" / name).stat().st_mtime_ns == before
 
 
@@ -187,7 +187,7 @@ def test_an_intact_exported_student_is_never_replaced_by_a_damaged_one(
     intact = models.read_files(run / "student")
     damage(run / "seed0" / "collaborate" / name)
     with pytest.raises(DamagedError, match=f"left unchanged: .*{name}"):
-        conclusion._export_student(list(whole_plan()[1].values()), run)
+        exported_student.export_student(exported_student.exported_job(list(whole_plan()[1].values())), run, "last")
     assert models.read_files(run / "student") == intact
 
 
