@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from sftn_fast import cli, data, models, train
+from sftn_fast import cli, data, models, predict, train
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.clock import Clock, read_seconds
@@ -86,6 +87,22 @@ def test_the_exported_student_is_the_one_of_the_sftn_teacher(finished: Path) -> 
     exported = models.load(finished / "student").eval()
     trained = models.load(finished / "seed0" / "distill-sftn").eval()
     assert torch.equal(exported(images), trained(images))
+
+
+def test_the_last_line_is_a_command_that_classifies_a_test_image(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def last_words() -> list[str]:
+        train.run(tiny(finished))
+        return shlex.split(capsys.readouterr().out.splitlines()[-1])
+
+    words = last_words()
+    assert words[:4] == ["next:", "python", "-m", "sftn_fast.predict"]
+    assert predict.main(words[4:]) == 0
+    assert capsys.readouterr().out.startswith(f"{finished / 'samples' / '0-pattern_0.png'}: pattern ")
+    assert len(list((finished / "samples").iterdir())) == 10
+    monkeypatch.setattr(data, "sample_files", lambda images: {})
+    assert last_words()[-1] == "IMAGE"
 
 
 def test_finished_stages_are_not_trained_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
