@@ -154,7 +154,7 @@ def _page(folder: Path, content: Content, pictures: Sequence[tuple[str, Path]]) 
 
 def _page_tables(content: Content) -> list[tuple[str, Cells, Sequence[str]]]:
     """Return heading, cells and sentences of each table with results."""
-    sentences = [*content.findings, *content.sentences]
+    sentences: Sequence[str] = [*content.findings, *content.sentences]
     tables = [("Methods" if content.lines else "Results", content.cells, sentences)]
     if content.lines:
         tables.append(("All networks", table.rows_table(content.rows), exported.choice_sentences(content.rows)))
