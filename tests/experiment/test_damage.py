@@ -338,6 +338,5 @@ def test_nothing_that_can_be_read_is_one_line_with_the_reason(run: Path, capsys:
         path.write_text("{")
     assert report.main([str(run)]) == 2
     error = capsys.readouterr().err
-    assert (
-        error.count("\n") == 1 and "no finished training" in error and "seed0/teacher/result.json is damaged" in error
-    )
+    assert error.count("\n") == 1 and "no finished training" in error
+    assert re.search(r"seed0/\w+/result.json is damaged", error)  # some are named, the others counted
