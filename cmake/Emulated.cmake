@@ -1,8 +1,13 @@
 # The CUDA sources compiled by the host compiler against tests/simt/include.
 set(SFTN_SANITIZE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 
-# What differs between the two variants: "asan" carries AddressSanitizer and UBSan. "plain" is as fast with -Og as with
-# -O2, because most time goes into switching between the device's threads, and compiles in half the time.
+# Calls before each access; tests/simt/include/simt_emulator/memory.h defines what is called. They hide from the compiler
+# that a loop without items leaves nothing uninitialised.
+set(SFTN_WATCH -fsanitize=thread --param=tsan-instrument-func-entry-exit=0 -Wno-maybe-uninitialized)
+
+# What differs between the two variants: "asan" carries AddressSanitizer and UBSan, "plain" watches memory itself. That is
+# as fast with -Og as with -O2, because most time goes into switching between the device's threads, and compiles in half
+# the time.
 function(sftn_emulate target variant)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tests/simt/include)
   target_compile_options(${target} PRIVATE -Wall -Wno-unknown-pragmas)
@@ -10,7 +15,7 @@ function(sftn_emulate target variant)
     target_compile_options(${target} PRIVATE -O0 -g1 ${SFTN_SANITIZE})
     target_link_options(${target} PRIVATE ${SFTN_SANITIZE})
   else()
-    target_compile_options(${target} PRIVATE -Og)
+    target_compile_options(${target} PRIVATE -Og ${SFTN_WATCH})
   endif()
 endfunction()
 
@@ -23,6 +28,9 @@ function(sftn_emulated_library target variant folder)
   add_library(${target} MODULE EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tests/simt/module.cpp ${SFTN_CUDA_SOURCES})
   sftn_emulate(${target} ${variant})
   target_link_libraries(${target} PRIVATE torch_stable)
+  if(variant STREQUAL "plain")
+    target_link_options(${target} PRIVATE -Wl,--wrap=aoti_torch_empty_strided)  # in module.cpp
+  endif()
   set_target_properties(${target} PROPERTIES PREFIX "" OUTPUT_NAME sftn_emulated SUFFIX .so
                                              LIBRARY_OUTPUT_DIRECTORY ${folder})
 endfunction()

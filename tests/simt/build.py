@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CMAKE_DIR = ROOT / "build" / "cmake"
@@ -98,6 +101,7 @@ class Emulator:
         self._library = ctypes.CDLL(str(library))
         for count in (self._library.simt_launches, self._library.simt_blocks):
             count.restype = ctypes.c_int64
+        self._library.simt_counted_launches.restype = ctypes.c_char_p
 
     def set_seed(self, seed: int) -> None:
         """Run blocks, warps and lanes in order (0), or shuffle them (any other seed)."""
@@ -114,6 +118,26 @@ class Emulator:
     def blocks(self) -> int:
         """Return the number of blocks run since :meth:`reset`."""
         return self._library.simt_blocks()
+
+    def count_accesses(self, on: bool) -> None:
+        """Count what kernels read and write, from now on or no longer. Counting is slow."""
+        self._library.simt_count_accesses(ctypes.c_int(on))
+
+    def counted_launches(self) -> list[dict[str, Any]]:
+        """Return each counted launch: kernel, blocks, threads, and the accesses of each instruction, "sites".
+
+        A site has its address, ``write``, and sums over warps: requests, bytes, the sectors of 32 bytes that were
+        touched, and the fewest that would have held the bytes.
+        """
+        return json.loads(self._library.simt_counted_launches())
+
+    def kernel_names(self) -> dict[int, str]:
+        """Return the name of each function of the library, without arguments, by its address."""
+        command = ["nm", "-C", "--defined-only", self._library._name]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        fields = (line.split(" ", 2) for line in listed.splitlines())
+        named = {int(address, 16): name.replace("(anonymous namespace)::", "") for address, _, name in fields}
+        return {address: re.sub(r"^void |[<(].*", "", name) for address, name in named.items()}
 
     def reset(self) -> None:
         """Restore the usual schedule and size, and count from zero."""

@@ -14,5 +14,7 @@
 #include "simt_emulator/context.h"
 #include "simt_emulator/intrinsics.h"
 #include "simt_emulator/language.h"
+#include "simt_emulator/launch.h"
+#include "simt_emulator/memory.h"
 #include "simt_emulator/runtime.h"
 #include "simt_emulator/scheduler.h"

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <string>
@@ -24,6 +25,18 @@ namespace {
 using simt_emulator::launch;
 using simt_emulator::schedule;
 
+// False if the launch fails. A missing barrier makes it read what nobody wrote; the sanitizers' variant, which does not
+// look at that, returns a wrong result.
+template <class F>
+bool runs(F launch_kernel) {
+  try {
+    launch_kernel();
+  } catch (const std::runtime_error&) {
+    return false;
+  }
+  return true;
+}
+
 // ---- barriers ----
 
 // Reverses a block's values through shared memory. Without the barrier a thread may read before its partner writes.
@@ -42,8 +55,7 @@ int wrong_schedules() {
     schedule.seed = seed;
     std::vector<float> values(128);
     for (int i = 0; i < 128; ++i) values[i] = static_cast<float>(i);
-    launch(reverse<WithBarrier>, 1, 128, values.data());
-    bool right = true;
+    bool right = runs([&] { launch(reverse<WithBarrier>, 1, 128, values.data()); });
     for (int i = 0; i < 128; ++i) right &= values[i] == static_cast<float>(127 - i);
     wrong += !right;
   }
@@ -71,7 +83,9 @@ void missing_warp_barrier_is_found() {
       schedule.seed = seed;
       std::vector<int> values(32);
       for (int i = 0; i < 32; ++i) values[i] = i;
-      with_barrier ? launch(rotate<true>, 1, 32, values.data()) : launch(rotate<false>, 1, 32, values.data());
+      wrong += !runs([&] {
+        with_barrier ? launch(rotate<true>, 1, 32, values.data()) : launch(rotate<false>, 1, 32, values.data());
+      });
       for (int i = 0; i < 32; ++i) wrong += values[i] != (i + 1) % 32;
     }
     REQUIRE((wrong == 0) == with_barrier);
@@ -252,6 +266,49 @@ void errors_reach_the_host() { launch(throw_in_one_thread, 2, 64); }
 
 void empty_grids_are_refused() { launch(throw_in_one_thread, 0, 64); }
 
+// ---- limits of a launch ----
+
+__global__ void nothing() {}
+
+void tall_grids_are_refused() {
+  launch(nothing, dim3(1, 65535), 1);
+  launch(nothing, dim3(1, 65536), 1);
+}
+
+void deep_grids_are_refused() { launch(nothing, dim3(1, 1, 65536), 1); }
+
+void long_grids_are_refused() { launch(nothing, dim3(0x80000000u, 1), 1); }
+
+void large_blocks_are_refused() {
+  launch(nothing, 1, dim3(32, 32));
+  launch(nothing, 1, dim3(32, 33));
+}
+
+void blocks_deep_along_z_are_refused() { launch(nothing, 1, dim3(1, 1, 65)); }
+
+__global__ void sum_dynamic(int count, int* out) {
+  SIMT_DYNAMIC_SHARED(int, values);
+  for (int i = 0; i < count; ++i) values[i] = i;
+  for (int i = 0; i < count; ++i) *out += values[i];
+}
+
+void dynamic_shared_memory_needs_its_attribute() {
+  constexpr int kSmall = (48 << 10) / sizeof(int), kLarge = kSmall + 1;
+  int out = 0;
+  simt_emulator::launch_with_shared(sum_dynamic, 1, 1, kSmall * sizeof(int), kSmall, &out);
+  REQUIRE(out == kSmall * (kSmall - 1) / 2);
+  REQUIRE(cudaFuncSetAttribute(sum_dynamic, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10) != cudaSuccess);
+  if (std::getenv("ALLOW_DYNAMIC") != nullptr) {
+    REQUIRE(cudaFuncSetAttribute(sum_dynamic, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10) == cudaSuccess);
+  }
+  simt_emulator::launch_with_shared(sum_dynamic, 1, 1, kLarge * sizeof(int), kLarge, &out);
+}
+
+void dynamic_shared_memory_with_its_attribute() {
+  setenv("ALLOW_DYNAMIC", "1", 1);
+  dynamic_shared_memory_needs_its_attribute();
+}
+
 // ---- memory ----
 
 __global__ void read_unwritten_shared(float* out) {
@@ -268,6 +325,80 @@ void shared_memory_is_poisoned() {
       for (float value : out) REQUIRE(!(value < 1e38f));
     }
   }
+}
+
+void unwritten_shared_memory_is_reported() {
+  std::vector<float> out(32);
+  launch(read_unwritten_shared, 1, 32, out.data());
+}
+
+// A pack of which the last value is padding.
+struct alignas(16) Padded {
+  float x, y, z;
+};
+
+__global__ void copy_padded(Padded* out) {
+  SIMT_SHARED(Padded, buffer, 1);
+  buffer[0].x = buffer[0].y = buffer[0].z = 1.0f;
+  *out = buffer[0];
+}
+
+void unwritten_padding_is_reported() {
+  Padded out{};
+  launch(copy_padded, 1, 1, &out);
+}
+
+__global__ void copy_floats(const float* from, float* to) { to[threadIdx.x] = from[threadIdx.x]; }
+
+// As module.cpp fills fresh tensors.
+void unwritten_global_memory_is_reported() {
+  constexpr std::uint32_t kFresh = 0xffdeffde;
+  std::vector<float> values(32), out(32);
+  std::memcpy(&values[31], &kFresh, sizeof kFresh);
+  launch(copy_floats, 1, 31, values.data(), out.data());
+  launch(copy_floats, 1, 32, values.data(), out.data());
+}
+
+#if defined(__SANITIZE_THREAD__)
+__global__ void copy_strided(const float* from, float* to, int step) {
+  to[threadIdx.x] = from[static_cast<int>(threadIdx.x) * step];
+}
+
+// The sums over the sites that read or write: requests, sectors, the fewest that would do.
+std::vector<std::int64_t> counted(bool write) {
+  std::vector<std::int64_t> sums(3);
+  for (const auto& [_, site] : simt_emulator::memory.launches.back().sites) {
+    if (site.write != write) continue;
+    sums[0] += site.requests;
+    sums[1] += site.sectors;
+    sums[2] += site.fewest;
+  }
+  return sums;
+}
+#endif
+
+void sectors_of_a_warp_are_counted() {
+#if defined(__SANITIZE_THREAD__)
+  struct alignas(32) Sector {
+    float values[8];
+  };
+  std::vector<Sector> source(128), target(8);
+  const float* from = source[0].values;
+  float* to = target[0].values;
+  simt_emulator::memory.counting = true;
+  launch(copy_strided, 1, 64, from, to, 1);
+  REQUIRE((counted(false) == std::vector<std::int64_t>{2, 8, 8}));
+  REQUIRE((counted(true) == std::vector<std::int64_t>{2, 8, 8}));
+  launch(copy_strided, 1, 64, from + 1, to, 1);
+  REQUIRE((counted(false) == std::vector<std::int64_t>{2, 10, 8}));
+  launch(copy_strided, 1, 64, from, to, 16);
+  REQUIRE((counted(false) == std::vector<std::int64_t>{2, 64, 8}));
+  launch(copy_strided, 1, 64, from, to, 0);
+  REQUIRE((counted(false) == std::vector<std::int64_t>{2, 2, 2}));
+  launch(copy_strided, 1, 8, from, to, 2);
+  REQUIRE((counted(false) == std::vector<std::int64_t>{1, 2, 1}));
+  REQUIRE(simt_emulator::memory.launches.size() == 5);
+#endif
 }
 
 __global__ void much_shared_memory() {
@@ -320,7 +451,8 @@ struct alignas(16) Vector {
 };
 
 __global__ void read_vector(const float* values, float* out) {
-  out[threadIdx.x] = reinterpret_cast<const Vector*>(values)->values[1];
+  const Vector vector = *reinterpret_cast<const Vector*>(values);
+  out[threadIdx.x] = vector.values[threadIdx.x % 4];
 }
 
 void read_misaligned() {
@@ -347,7 +479,18 @@ const std::map<std::string, std::function<void()>> kCases = {
     CASE(increments_wrap),
     CASE(errors_reach_the_host),
     CASE(empty_grids_are_refused),
+    CASE(tall_grids_are_refused),
+    CASE(deep_grids_are_refused),
+    CASE(long_grids_are_refused),
+    CASE(large_blocks_are_refused),
+    CASE(blocks_deep_along_z_are_refused),
+    CASE(dynamic_shared_memory_needs_its_attribute),
+    CASE(dynamic_shared_memory_with_its_attribute),
     CASE(shared_memory_is_poisoned),
+    CASE(unwritten_shared_memory_is_reported),
+    CASE(unwritten_padding_is_reported),
+    CASE(unwritten_global_memory_is_reported),
+    CASE(sectors_of_a_warp_are_counted),
     CASE(too_much_shared_memory_is_reported),
     CASE(deep_stacks_are_reported),
     CASE(read_past_the_end),

@@ -5,27 +5,36 @@
 #include <cstring>
 #include <type_traits>
 
+#include "memory.h"
 #include "scheduler.h"
 
 #define SIMT_SITE_ARGUMENTS const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(SIMT_SITE_ARGUMENTS) {
   using namespace simt_emulator;
+  const Outside outside;
   block.arrive_and_wait(block.barrier(), {"__syncthreads", file, line});
 }
 
 inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE_ARGUMENTS) {
   using namespace simt_emulator;
+  const Outside outside;
   if (mask != ~0u) block.fail("__syncwarp: only the full mask is emulated");
   block.arrive_and_wait(block.warp().barrier, {"__syncwarp", file, line});
 }
 
 namespace simt_emulator {
 
+inline unsigned lane() {
+  const Outside outside;
+  return block.lane();
+}
+
 // A warp collective: every lane stores its value, then reads the value of lane source(own lane).
 template <class T, class F>
 T exchange(unsigned mask, T value, F source, const Site& site) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "shuffles take 4 or 8 bytes");
+  const Outside outside;
   if (mask != ~0u) block.fail(site.text() + ": only the full mask is emulated");
   Warp& warp = block.warp();
   std::memcpy(warp.slots[block.lane()], &value, sizeof value);
@@ -73,7 +82,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SI
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE_ARGUMENTS) {
-  unsigned lanes = predicate ? 1u << simt_emulator::block.lane() : 0u;
+  unsigned lanes = predicate ? 1u << simt_emulator::lane() : 0u;
   for (int step = 1; step < 32; step *= 2) {
     const auto other = [=](int own) { return own ^ step; };
     lanes |= simt_emulator::exchange(mask, lanes, other, {"__ballot_sync", file, line});
@@ -115,6 +124,18 @@ T __ldg(const T* address) {
 template <class T>
 T __ldcg(const T* address) {
   return *address;
+}
+
+// One access whatever the compiler makes of the struct.
+template <class T>
+SIMT_UNWATCHED __attribute__((noinline)) T __ldca(const T* address) {
+  simt_emulator::memory.access(address, sizeof(T), false, __builtin_return_address(0));
+  return *address;
+}
+template <class T>
+SIMT_UNWATCHED __attribute__((noinline)) void __stwb(T* address, T value) {
+  simt_emulator::memory.access(address, sizeof(T), true, __builtin_return_address(0));
+  *address = value;
 }
 
 template <class T>

@@ -18,6 +18,7 @@
 
 #include "context.h"
 #include "language.h"
+#include "runtime.h"
 
 namespace simt_emulator {
 
@@ -59,6 +60,11 @@ struct Warp {
   unsigned char slots[32][8];  // each lane's value in a collective
 };
 
+// An array of shared memory. Arrays are separate allocations: AddressSanitizer guards their ends.
+struct SharedArray {
+  std::vector<unsigned char> bytes, written;  // written: a flag for each byte, since the block began
+};
+
 class Block {
  public:
   void run(uint3 index, void (*body)(void*), void* arguments);
@@ -66,15 +72,33 @@ class Block {
   void resize(dim3 shape);
   void arrive_and_wait(Barrier& barrier, const Site& site);
   [[noreturn]] void fail(const std::string& what) const;
+  // Ends the launch with an error from code that must not throw.
+  [[noreturn]] void abandon(const std::string& what);
 
   Barrier& barrier() { return barrier_; }
   Warp& warp() { return warps_[current_->index / 32]; }
+  unsigned thread() const { return current_->index; }
   unsigned lane() const { return current_->index % 32; }
   void* shared(const void* variable, std::size_t bytes);
+  void* dynamic_shared();
+  void reserve_dynamic(std::size_t bytes) { dynamic_bytes_ = bytes; }
+
+  // Whether the running code is a kernel's, not the emulator's.
+  SIMT_UNWATCHED bool in_kernel() const { return in_kernel_; }
+  SIMT_UNWATCHED void enter_kernel() { in_kernel_ = true; }
+  SIMT_UNWATCHED void leave_kernel() { in_kernel_ = false; }
+  SIMT_UNWATCHED bool on_stack(std::uintptr_t address) const { return address - stacks_begin_ < stacks_bytes_; }
+  // The flags of a byte of shared memory and those after it, null for an address elsewhere.
+  SIMT_UNWATCHED unsigned char* written_at(std::uintptr_t address) const {
+    for (unsigned i = 0; i < num_ranges_; ++i) {
+      const SharedRange& range = ranges_[i];
+      if (address - range.begin < range.bytes) return range.written + (address - range.begin);
+    }
+    return nullptr;
+  }
 
  private:
   static constexpr std::size_t kStackBytes = 64 << 10;
-  static constexpr std::size_t kMaxShared = 48 << 10;
   static constexpr std::uint64_t kCanary = 0x5afe57ac5afe57ac;
 
   static void thread_main();
@@ -89,8 +113,19 @@ class Block {
   std::vector<unsigned> lanes_;  // the order in which lanes run
   std::unique_ptr<char[]> stacks_;
   std::size_t stacks_bytes_ = 0;
-  std::map<const void*, std::vector<unsigned char>>
-      shared_;  // separate allocations: AddressSanitizer guards their ends
+  std::uintptr_t stacks_begin_ = 0;
+  struct SharedRange {
+    std::uintptr_t begin;
+    std::size_t bytes;
+    unsigned char* written;
+  };
+  static constexpr unsigned kMaxArrays = 32;
+
+  std::map<const void*, SharedArray> shared_;
+  SharedRange ranges_[kMaxArrays];  // of shared_, for quick searches
+  unsigned num_ranges_ = 0;
+  std::size_t dynamic_bytes_ = 0;
+  bool in_kernel_ = false;
   dim3 shape_;
   Barrier barrier_;
   unsigned live_ = 0;
@@ -104,6 +139,15 @@ class Block {
 
 inline Block block;
 
+// The emulator's own code, called by a kernel.
+class Outside {
+ public:
+  Outside() { block.leave_kernel(); }
+  ~Outside() { block.enter_kernel(); }
+  Outside(const Outside&) = delete;
+  Outside& operator=(const Outside&) = delete;
+};
+
 inline void Block::resize(dim3 shape) {
   shape_ = shape;
   const unsigned count = shape.count();
@@ -115,8 +159,10 @@ inline void Block::resize(dim3 shape) {
   if (stacks_bytes_ < count * kStackBytes) {
     stacks_bytes_ = count * kStackBytes;
     stacks_.reset(new char[stacks_bytes_]);
+    stacks_begin_ = reinterpret_cast<std::uintptr_t>(stacks_.get());
   }
   shared_.clear();
+  num_ranges_ = 0;
 }
 
 // Shared memory is not zeroed on a GPU. Either poison is NaN or huge for a floating-point type; the seed chooses, since
@@ -124,19 +170,29 @@ inline void Block::resize(dim3 shape) {
 inline unsigned char poison() { return schedule.seed % 2 ? 0x7f : 0xff; }
 
 inline void Block::poison_shared() {
-  for (auto& [variable, memory] : shared_) std::fill(memory.begin(), memory.end(), poison());
+  for (auto& [_, array] : shared_) {
+    std::fill(array.bytes.begin(), array.bytes.end(), poison());
+    std::fill(array.written.begin(), array.written.end(), 0);
+  }
 }
 
 inline void* Block::shared(const void* variable, std::size_t bytes) {
+  const Outside outside;
   auto [entry, is_new] = shared_.try_emplace(variable);
   if (is_new) {
-    entry->second.assign(bytes, poison());
+    SharedArray& array = entry->second;
+    array.bytes.assign(bytes, poison());
+    array.written.assign(bytes, 0);
+    if (num_ranges_ == kMaxArrays) fail("too many arrays of shared memory");
+    ranges_[num_ranges_++] = {reinterpret_cast<std::uintptr_t>(array.bytes.data()), bytes, array.written.data()};
     std::size_t total = 0;
-    for (const auto& [_, memory] : shared_) total += memory.size();
-    if (total > kMaxShared) fail("more than 48 KiB of static shared memory");
+    for (const auto& [key, other] : shared_) total += key == &dynamic_bytes_ ? 0 : other.bytes.size();
+    if (variable != &dynamic_bytes_ && total > kMaxStaticShared) fail("more than 48 KiB of static shared memory");
   }
-  return entry->second.data();
+  return entry->second.bytes.data();
 }
+
+inline void* Block::dynamic_shared() { return shared(&dynamic_bytes_, dynamic_bytes_); }
 
 inline void Block::fail(const std::string& what) const {
   std::string message = "SIMT emulator, block " + std::to_string(blockIdx.x) + ": " + what;
@@ -147,6 +203,16 @@ inline void Block::fail(const std::string& what) const {
     }
   }
   throw std::runtime_error(message);
+}
+
+inline void Block::abandon(const std::string& what) {
+  try {
+    fail(what);
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  switch_context(current_->context, scheduler_);
+  std::terminate();  // the thread is never resumed
 }
 
 inline void Block::arrive_and_wait(Barrier& barrier, const Site& site) {
@@ -170,11 +236,14 @@ inline void Block::thread_main() {
   enter_context(block.scheduler_);
   Thread& self = *block.current_;
   try {
+    block.enter_kernel();
     block.body_(block.arguments_);
+    block.leave_kernel();
     self.done = true;
     --block.live_;
     if (block.barrier_.arrived || block.warp().barrier.arrived) block.fail("a thread returned while others wait");
   } catch (...) {
+    block.leave_kernel();
     block.error_ = std::current_exception();
   }
   switch_context(self.context, block.scheduler_);
@@ -226,31 +295,6 @@ inline void Block::run(uint3 index, void (*body)(void*), void* arguments) {
   }
   for (unsigned i = 0; i < count; ++i) {
     if (canary(i) != kCanary) fail("thread " + std::to_string(i) + " overflowed its stack");
-  }
-}
-
-// kernel<<<grid, threads>>>(arguments...)
-template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 threads, A&&... arguments) {
-  if (grid.count() == 0) throw std::invalid_argument("SIMT emulator: empty grid");
-  if (threads.count() == 0 || threads.count() > 1024) throw std::invalid_argument("SIMT emulator: bad block size");
-
-  static std::mutex one_launch_at_a_time;  // autograd may launch from a thread of its own
-  const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  std::tuple<P...> bound(static_cast<P>(arguments)...);
-  auto call = [&] { std::apply(kernel, bound); };
-
-  ++counters.launches;
-  blockDim = threads;
-  gridDim = grid;
-  block.resize(threads);
-  std::vector<unsigned> order(grid.count());
-  std::iota(order.begin(), order.end(), 0u);
-  if (schedule.seed) std::shuffle(order.begin(), order.end(), std::mt19937(schedule.seed));
-  for (unsigned i : order) {
-    ++counters.blocks;
-    const uint3 index{i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
-    block.run(index, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
   }
 }
 
