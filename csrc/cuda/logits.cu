@@ -14,14 +14,13 @@ namespace {
 // Rows of up to this many classes get a warp each, longer rows a block.
 constexpr int64_t kWarpRow = 1024;
 constexpr int kThreads = 256;
-constexpr int kThreadsPerMultiprocessor = 2048;
 
 struct Grid {
   unsigned blocks, threads;
 };
 
-// Enough blocks to fill the device, each with several rows once there are more rows than that.
-Grid grid_for(const LogitsInput& in, bool warp_rows) {
+// Enough blocks to fill the device, `at_once` on each multiprocessor, each with several rows once there are more rows.
+Grid grid_for(const LogitsInput& in, bool warp_rows, int at_once) {
   const int64_t multiprocessors = simt::multiprocessors(in.teacher.tensor.get_device_index());
   int threads = kThreads;
   if (warp_rows) {
@@ -29,8 +28,7 @@ Grid grid_for(const LogitsInput& in, bool warp_rows) {
     while (threads > simt::kWarpSize && in.n < multiprocessors * (threads / simt::kWarpSize)) threads /= 2;
   }
   const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
-  const int64_t resident = multiprocessors * (kThreadsPerMultiprocessor / kThreads);
-  const int64_t blocks = std::min(divide_up(in.n, rows_per_block), resident);
+  const int64_t blocks = std::min(divide_up(in.n, rows_per_block), multiprocessors * at_once);
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads)};
 }
 
@@ -79,18 +77,18 @@ struct LogitsCuda {
     check_limits(in);
     const simt::DeviceScope scope(in.teacher.tensor.get_device_index());
     const bool warp_rows = in.c <= kWarpRow;
-    const Grid grid = grid_for(in, warp_rows);
     visit_floating(in.dtype, "logits_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
-      const Tensor arrivals = empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.parts);
-      SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(arrivals), 0, sizeof(unsigned), scope.stream()));
       const LogitsParams<T> params(in, aligned_inputs<T>(in));
-      const LogitsForwardOutput<T> output{data_of<A>(out.total), data_of<A>(out.parts), data_of<A>(out.stats),
-                                          data_of<A>(partials), data_of<unsigned>(arrivals)};
-      visit_team(warp_rows, [&](auto team) {
-        visit_group<T>(in.k(), [&](auto group) {
+      visit_group<T>(in.k(), [&](auto group) {
+        const Grid grid = grid_for(in, warp_rows, kForwardBlocks<T, group>);
+        const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
+        const Tensor arrivals = empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.parts);
+        SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(arrivals), 0, sizeof(unsigned), scope.stream()));
+        const LogitsForwardOutput<T> output{data_of<A>(out.total), data_of<A>(out.parts), data_of<A>(out.stats),
+                                            data_of<A>(partials), data_of<unsigned>(arrivals)};
+        visit_team(warp_rows, [&](auto team) {
           simt::launch(logits_forward_kernel<T, decltype(team), group>, grid.blocks, grid.threads, scope.stream(),
                        params, output);
         });
@@ -102,10 +100,10 @@ struct LogitsCuda {
     check_limits(in);
     const simt::DeviceScope scope(in.teacher.tensor.get_device_index());
     const bool warp_rows = in.c <= kWarpRow;
-    const Grid grid = grid_for(in, warp_rows);
     visit_floating(in.dtype, "logits_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
+      const Grid grid = grid_for(in, warp_rows, kBackwardBlocks<T>);
       const LogitsParams<T> params(in, aligned_inputs<T>(in) && aligned_outputs<T>(in, grad));
       LogitsBackwardOutput<T> output{
           const_data_of<A>(grad.grad_total), grad.grad_stride,      const_data_of<A>(grad.parts),

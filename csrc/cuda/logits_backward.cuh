@@ -128,7 +128,7 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
 }
 
 template <class T, class Team>
-__global__ void __launch_bounds__(Team::kMaxThreads, 1)
+__global__ void __launch_bounds__(Team::kMaxThreads, kBackwardBlocks<T>)
     logits_backward_kernel(const __grid_constant__ LogitsParams<T> p,
                            const __grid_constant__ LogitsBackwardOutput<T> out) {
   using A = accumulator_t<T>;

@@ -174,7 +174,7 @@ __device__ __forceinline__ LogitsRowState<accumulator_t<T>, G> read_row(const Lo
 
 // G students share a pass over the teacher's row; more students take more passes.
 template <class T, class Team, int G>
-__global__ void __launch_bounds__(Team::kMaxThreads, 1)
+__global__ void __launch_bounds__(Team::kMaxThreads, (kForwardBlocks<T, G>))
     logits_forward_kernel(const __grid_constant__ LogitsParams<T> p, const LogitsForwardOutput<T> out) {
   using A = accumulator_t<T>;
   RowLosses<A> losses;

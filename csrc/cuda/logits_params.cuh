@@ -1,8 +1,6 @@
 // Parameters of the logits kernels, passed by value so that a launch needs no extra copy.
 #pragma once
 
-#include <cmath>
-
 #include "../logits.h"
 #include "softmax.cuh"
 
@@ -10,6 +8,16 @@ namespace sftn {
 
 // The number of students in one launch. Their pointers fit the 4 KB limit of kernel parameters.
 constexpr int kMaxStudents = 64;
+
+// Blocks of a multiprocessor at once, for G students in a pass: the compiler fits registers to them, the grid its size.
+template <class T, int G>
+constexpr int kForwardBlocks = sizeof(T) == 8 || G > 2 ? 1
+                               : G == 2                ? 2
+                                                       : 3;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) == 8   ? 1
+                                : sizeof(T) == 4 ? 2
+                                                 : 3;
 
 template <class T>
 struct Rows {
@@ -45,14 +53,10 @@ struct LogitsParams {
     for (int i = 0; i < k; ++i) students[i] = {in.students[i].data<T>(), in.students[i].stride};
     const LogitsOptions& options = in.options;
     constexpr double kLog2E = 1.4426950408889634;
-    int exponent = 0;
-    const bool power_of_two = std::frexp(options.temperature, &exponent) == 0.5;
-    const int log2_t = exponent - 1;
     temperature.value = static_cast<A>(options.temperature);
     temperature.inverse = static_cast<A>(1 / options.temperature);
     temperature.log2_e = static_cast<A>(kLog2E);
     temperature.log2_e_by_t = static_cast<A>(kLog2E / options.temperature);
-    temperature.squarings = power_of_two && log2_t >= 0 && log2_t <= 4 ? log2_t : -1;
     temperature.at_one = target != nullptr;
     teacher_weight = static_cast<A>(options.teacher_weight);
     ce_weight = static_cast<A>(options.ce_weight);
