@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
+#include <type_traits>
 
 #include "simt.cuh"
 
@@ -25,6 +27,69 @@ struct alignas(kVectorBytes) Pack {
   T values[kSize];
 };
 
+// A struct of 8, 16 or 32 bytes at an aligned address, in accesses of at most 16 bytes. nvcc splits an assignment into
+// the struct's values; it keeps the intrinsics, whose cache policy is the default one.
+template <class P>
+struct WholeAccess {
+  using Word = std::conditional_t<sizeof(P) % sizeof(uint4) == 0, uint4, uint2>;
+  static constexpr int kWords = sizeof(P) / sizeof(Word);
+  static_assert(sizeof(P) % sizeof(Word) == 0, "no whole number of accesses");
+};
+
+template <class P>
+__device__ __forceinline__ P load_whole(const void* from) {
+  using Word = typename WholeAccess<P>::Word;
+  Word words[WholeAccess<P>::kWords];
+#pragma unroll
+  for (int w = 0; w < WholeAccess<P>::kWords; ++w) words[w] = __ldca(static_cast<const Word*>(from) + w);
+  P value;
+  memcpy(&value, words, sizeof value);
+  return value;
+}
+
+template <class P>
+__device__ __forceinline__ void store_whole(void* to, const P& value) {
+  using Word = typename WholeAccess<P>::Word;
+  Word words[WholeAccess<P>::kWords];
+  memcpy(words, &value, sizeof value);
+#pragma unroll
+  for (int w = 0; w < WholeAccess<P>::kWords; ++w) __stwb(static_cast<Word*>(to) + w, words[w]);
+}
+
+// N adjacent values, in whole packs if N values are; then the address must be aligned.
+template <int N, class A>
+__device__ __forceinline__ void load_adjacent(const A* from, A (&to)[N]) {
+  constexpr int kSize = Pack<A>::kSize;
+  if constexpr (N % kSize == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += kSize) {
+      const auto pack = load_whole<Pack<A>>(from + i);
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) to[i + v] = pack.values[v];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+  }
+}
+
+template <int N, class A>
+__device__ __forceinline__ void store_adjacent(A* to, const A (&from)[N]) {
+  constexpr int kSize = Pack<A>::kSize;
+  if constexpr (N % kSize == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += kSize) {
+      Pack<A> pack;
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) pack.values[v] = from[i + v];
+      store_whole(to + i, pack);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+  }
+}
+
 // A thread's columns of the chunk that begins at column `begin`: packs, adjacent ones for adjacent threads.
 template <class T>
 struct Chunk {
@@ -45,7 +110,7 @@ struct Chunk {
       const int column = pack_column(pack);
       A* values = out + pack * kPack;
       if (aligned && column + kPack <= cols) {
-        const auto loaded = *reinterpret_cast<const Pack<T>*>(row + column);
+        const auto loaded = load_whole<Pack<T>>(row + column);
 #pragma unroll
         for (int v = 0; v < kPack; ++v) values[v] = static_cast<A>(loaded.values[v]);
       } else {
@@ -67,7 +132,7 @@ struct Chunk {
         Pack<T> stored;
 #pragma unroll
         for (int v = 0; v < kPack; ++v) stored.values[v] = static_cast<T>(values[v]);
-        *reinterpret_cast<Pack<T>*>(row + column) = stored;
+        store_whole(row + column, stored);
       } else {
 #pragma unroll
         for (int v = 0; v < kPack; ++v) {

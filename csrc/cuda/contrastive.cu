@@ -28,7 +28,8 @@ ContrastiveParams<A, T> params_of(const ContrastiveInput& in) {
   for (int side = 0; side < 2; ++side) {
     const ContrastiveSide& from = in.sides[side];
     p.sides[side] = {const_data_of<A>(from.embedding), const_data_of<T>(from.bank), from.z.const_data_ptr()};
-    p.aligned = p.aligned && is_aligned(p.sides[side].bank, alignof(RowPack<T>));
+    p.aligned = p.aligned && is_aligned(p.sides[side].bank, alignof(RowPack<T>)) &&
+                is_aligned(p.sides[side].embedding, alignof(RowPack<A>));
   }
   p.index = const_data_of<int64_t>(in.index);
   p.negatives = in.negatives.tensor.const_data_ptr();

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kNormalizeThreads, 1)
     const T* bank = p.sides[side].bank;
     for (int anchor = blockIdx.x; anchor < p.b; anchor += gridDim.x) {
       A v[kSize];
-      LaneColumns<kPacks>{p.d, false}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
+      LaneColumns<kPacks>{p.d, p.aligned}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
       if (threadIdx.x / simt::kWarpSize == 0) {
         A values[kSize];
         const A dot = load_positive<kPacks>(p, bank, anchor, v, values);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../contrastive.h"
+#include "chunk.cuh"
 #include "math.cuh"
 #include "simt.cuh"
 #include "team.cuh"
@@ -35,7 +36,7 @@ struct ContrastiveParams {
   int64_t n, k;
   int b, d;
   bool wide_negatives, wide_z;
-  bool aligned;  // every bank row begins at a pack's boundary, and ends at one
+  bool aligned;  // every row of banks and embeddings begins at a pack's boundary, and ends at one
   double noise;  // K / N + eps
   A inverse_temperature;
 
@@ -76,7 +77,7 @@ struct LaneColumns {
     for (int pack = 0; pack < kPacks; ++pack) {
       const int begin = column(pack * kPack);
       if (aligned && begin < d) {
-        const auto loaded = *reinterpret_cast<const RowPack<T>*>(row + begin);
+        const auto loaded = load_whole<RowPack<T>>(row + begin);
 #pragma unroll
         for (int v = 0; v < kPack; ++v) out[pack * kPack + v] = static_cast<A>(loaded.values[v]);
       } else {
@@ -85,6 +86,18 @@ struct LaneColumns {
           out[pack * kPack + v] = begin + v < d ? static_cast<A>(row[begin + v]) : A(0);
         }
       }
+    }
+  }
+
+  // Rows of packs only.
+  template <class A>
+  __device__ __forceinline__ void store_packs(const A* in, A* row) const {
+#pragma unroll
+    for (int pack = 0; pack < kPacks; ++pack) {
+      RowPack<A> stored;
+#pragma unroll
+      for (int v = 0; v < kPack; ++v) stored.values[v] = in[pack * kPack + v];
+      if (column(pack * kPack) < d) store_whole(row + column(pack * kPack), stored);
     }
   }
 };

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
   const A shift_high = shift[0], shift_low = shift[1];
 
   A v[kSize], grad[kSize], loss[1] = {A(0)};
-  LaneColumns<kPacks>{p.d, false}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
+  LaneColumns<kPacks>{p.d, p.aligned}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
 #pragma unroll
   for (int i = 0; i < kSize; ++i) grad[i] = A(0);
   const T* bank = p.sides[side].bank;
@@ -96,9 +96,16 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
     }
     if (warp == 0) {
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        const int column = LaneColumns<kPacks>::column(i);
-        if (column < p.d) shares.grads[share * p.d + column] = block_grad[i * simt::kWarpSize + lane];
+      for (int i = 0; i < kSize; ++i) grad[i] = block_grad[i * simt::kWarpSize + lane];
+      A* row = shares.grads + share * p.d;
+      if (p.aligned) {
+        LaneColumns<kPacks>{p.d, true}.store_packs(grad, row);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          const int column = LaneColumns<kPacks>::column(i);
+          if (column < p.d) row[column] = grad[i];
+        }
       }
     }
   }

@@ -18,8 +18,20 @@ template <class T, int V>
 struct alignas(V * sizeof(T)) Values {
   T value[V];
 
-  __device__ static Values load(const T* from) { return *reinterpret_cast<const Values*>(from); }
-  __device__ void store(T* to) const { *reinterpret_cast<Values*>(to) = *this; }
+  __device__ static Values load(const T* from) {
+    if constexpr (V == 1) {
+      return {{*from}};
+    } else {
+      return load_whole<Values>(from);
+    }
+  }
+  __device__ void store(T* to) const {
+    if constexpr (V == 1) {
+      *to = value[0];
+    } else {
+      store_whole(to, *this);
+    }
+  }
 };
 
 struct MapWalk {

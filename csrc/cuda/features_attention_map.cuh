@@ -70,7 +70,8 @@ __device__ __forceinline__ void attend_planes(const AttendMap<T>& map, int64_t b
   if (walk.group == 0 && walk.has_pixel(plan)) {
     A* to = map.partial + (walk.slice * plan.n + walk.sample) * plan.pixels + walk.pixel;
 #pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = shared[mine + v] * map.mean;
+    for (int v = 0; v < V; ++v) sums[v] = shared[mine + v] * map.mean;
+    store_adjacent(to, sums);
   }
 }
 
@@ -146,11 +147,12 @@ __device__ __forceinline__ void slopes_of_planes(const SlopeParams<T>& p, const 
   const PlaneWalk<V> walk(plan, block);
   if (walk.begin >= walk.end) return;  // no barrier follows
   const RowGradient<A> gradient = p.row_gradient(walk.sample, map, of_teacher);
-  A weights[V];
+  A student[V], teacher[V], weights[V];
+  const A* maps = p.maps + walk.sample * plan.pixels + walk.pixel;
+  load_adjacent(maps, student);
+  load_adjacent(maps + plan.n * plan.pixels, teacher);
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    weights[v] = p.weight(gradient, walk.sample * plan.pixels + walk.pixel + v, plan.n * plan.pixels);
-  }
+  for (int v = 0; v < V; ++v) weights[v] = gradient(student[v], teacher[v]);
 #pragma unroll 4
   for (int c = walk.begin; c < walk.end; c += plan.groups) {
     A x[V];

@@ -24,7 +24,7 @@ __device__ __forceinline__ void load_values(const T* from, A (&to)[V]) {
   if constexpr (V == 1) {
     to[0] = static_cast<A>(*from);
   } else {
-    const auto pack = *reinterpret_cast<const Pack<T>*>(from);
+    const auto pack = load_whole<Pack<T>>(from);
 #pragma unroll
     for (int v = 0; v < V; ++v) to[v] = static_cast<A>(pack.values[v]);
   }
@@ -38,7 +38,7 @@ __device__ __forceinline__ void store_values(T* to, const A (&from)[V]) {
     Pack<T> pack;
 #pragma unroll
     for (int v = 0; v < V; ++v) pack.values[v] = static_cast<T>(from[v]);
-    *reinterpret_cast<Pack<T>*>(to) = pack;
+    store_whole(to, pack);
   }
 }
 

@@ -78,8 +78,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
 #pragma unroll
       for (int v = 0; v < kWidth; ++v) sums[v] += of_thread[v * kPointwiseThreads + other * lanes + lane];
     }
-#pragma unroll
-    for (int v = 0; v < kWidth; ++v) partials[slice * cols + col + v] = sums[v];
+    store_adjacent(partials + slice * cols + col, sums);
   }
 }
 

@@ -68,7 +68,7 @@ __device__ __forceinline__ void load_pack(const T* map, int64_t begin, int64_t n
                                           A (&out)[Pack<T>::kSize]) {
   constexpr int kSize = Pack<T>::kSize;
   if (aligned && begin + kSize <= numel) {
-    const auto loaded = *reinterpret_cast<const Pack<T>*>(map + begin);
+    const auto loaded = load_whole<Pack<T>>(map + begin);
 #pragma unroll
     for (int v = 0; v < kSize; ++v) out[v] = static_cast<A>(loaded.values[v]);
   } else {
@@ -85,7 +85,7 @@ __device__ __forceinline__ void store_pack(T* map, int64_t begin, int64_t numel,
     Pack<T> stored;
 #pragma unroll
     for (int v = 0; v < kSize; ++v) stored.values[v] = static_cast<T>(in[v]);
-    *reinterpret_cast<Pack<T>*>(map + begin) = stored;
+    store_whole(map + begin, stored);
   } else {
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {

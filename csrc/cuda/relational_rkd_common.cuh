@@ -2,6 +2,7 @@
 // formulas.
 #pragma once
 
+#include "chunk.cuh"
 #include "math.cuh"
 #include "simt.cuh"
 #include "team.cuh"
@@ -68,11 +69,12 @@ __device__ __forceinline__ A smooth_l1(A x, A g) {
 }
 
 // A side of a triangle: D2, n / sqrt(2), and the error of rounding D2 to float, 0 for double. A product of two inverses
-// includes the cosine's 1/2.
+// includes the cosine's 1/2. No byte is padding: sides are copied in whole accesses, which would read it unwritten.
 template <class A>
 struct alignas(16) Side {
   A squared, inverse;
   float low;
+  float unused[sizeof(A) == 4 ? 1 : 3];
 };
 
 // Memory passed from one forward kernel to the next.

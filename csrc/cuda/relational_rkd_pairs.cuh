@@ -52,8 +52,8 @@ __device__ __forceinline__ void load_sides(const Side<A>* __restrict__ sides, in
 #pragma unroll
   for (int step = 0; step < kTile; step += kTileThreads / kColumns) {
     const int r = step + threadIdx.x / kColumns;
-    Side<A> side{A(0), A(0), 0.0f};
-    if (first + r < b && begin + lane < b) side = sides[(first + r) * b + begin + lane];
+    Side<A> side{};
+    if (first + r < b && begin + lane < b) side = load_whole<Side<A>>(sides + (first + r) * b + begin + lane);
     to[lane * kSidesStride + r] = side;
   }
 }
@@ -127,10 +127,10 @@ __global__ void __launch_bounds__(kTileThreads)
   SIMT_SHARED(Side<A>, teacher_k, kThirds<A> * kSidesStride);
   const TilePair pair(blockIdx.x, b);
   const int at_j = threadIdx.x / kTile, at_k = threadIdx.x % kTile;
-  Side<A> student_jk{A(0), A(0), 0.0f}, teacher_jk{A(0), A(0), 0.0f};
+  Side<A> student_jk{}, teacher_jk{};
   if (pair.counts) {
-    student_jk = scratch.student_sides[pair.j * b + pair.k];
-    teacher_jk = scratch.teacher_sides[pair.j * b + pair.k];
+    student_jk = load_whole<Side<A>>(scratch.student_sides + pair.j * b + pair.k);
+    teacher_jk = load_whole<Side<A>>(scratch.teacher_sides + pair.j * b + pair.k);
   }
   A loss = 0, student_direct = 0, student_by_length = 0, teacher_direct = 0, teacher_by_length = 0;
 

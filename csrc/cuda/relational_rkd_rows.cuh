@@ -62,11 +62,11 @@ __global__ void __launch_bounds__(kTileThreads)
   const A rounded = static_cast<A>(squared);
   Side<A>* out = of_student ? scratch.student_sides : scratch.teacher_sides;
   if (pair.counts) {
-    const Side<A> side{rounded, inverse_of(rounded, eps), static_cast<float>(squared - rounded)};
-    out[pair.j * b + pair.k] = side;
-    out[pair.k * b + pair.j] = side;
+    const Side<A> side{rounded, inverse_of(rounded, eps), static_cast<float>(squared - rounded), {}};
+    store_whole(out + pair.j * b + pair.k, side);
+    store_whole(out + pair.k * b + pair.j, side);
   } else if (pair.j == pair.k && pair.j < b) {
-    out[pair.j * b + pair.j] = {A(0), A(0), 0.0f};
+    store_whole(out + pair.j * b + pair.j, Side<A>{});
   }
   const double distance = pair.counts ? distance_of(rounded, eps) : A(0);
   double sums[2] = {of_student ? distance : 0, of_student ? 0 : distance};
