@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,8 +73,10 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def run(family: str, device: str, effort: Effort) -> tuple[dict[str, Any], list[Row]]:
-    """Measure a family and return its conditions and rows. Each row is printed as soon as it is measured."""
+def run(
+    family: str, device: str, effort: Effort, save: Callable[[dict[str, Any], list[Row]], None] = lambda *_: None
+) -> tuple[dict[str, Any], list[Row]]:
+    """Measure a family and return its conditions and rows. Each row is printed and saved as soon as it is measured."""
     suite, about, rows = SUITES[family], record.conditions(device), []
     print(f"\n# {family}", *(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(f"\n{suite.header(device)}")
@@ -81,6 +84,7 @@ def run(family: str, device: str, effort: Effort) -> tuple[dict[str, Any], list[
         for row in suite.measure(about, effort):
             rows.append(row)
             print(suite.line(row), flush=True)
+            save(about, rows)
     return about, rows
 
 
@@ -108,7 +112,7 @@ def main() -> None:
         if args.check:
             good = check(family, name, args.device, effort, args.folder) and good
             continue
-        about, rows = run(family, args.device, effort)
+        about, rows = run(family, args.device, effort, partial(record.save_rows, name, folder=args.folder))
         SUITES[family].write(name, about, rows, args.folder)
     sys.exit(not good)
 

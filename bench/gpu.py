@@ -146,7 +146,7 @@ def parts(device: str, folder: Path) -> list[Part]:
     return [
         Part("info", [python, "-m", "sftn_fast.info"], 60),
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 300, build_for, needs=("module:setuptools",)),
-        Part("table", table, 180),
+        Part("table", [*table, "--apart"], 180),
         Part("tests", tests, 300, needs=("module:pytest",)),
         *sanitizers,
         Part("bench", [*bench, *FAMILIES, *short], 420),

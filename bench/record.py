@@ -54,10 +54,15 @@ def failed(row: Row) -> str:
     return f"| {row['case']} | {row['implementation']} | {row['error'].replace('|', '/')} |"
 
 
-def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], folder: Path = RESULTS) -> None:
-    """Write the raw rows, and ``text`` as the page that shows them."""
+def save_rows(name: str, about: dict[str, Any], rows: list[Row], folder: Path = RESULTS) -> None:
+    """Write the raw rows."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
+
+
+def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], folder: Path = RESULTS) -> None:
+    """Write the raw rows, and ``text`` as the page that shows them."""
+    save_rows(name, about, rows, folder)
     (folder / f"{name}.md").write_text("\n".join(text) + "\n")
 
 

@@ -160,10 +160,15 @@ def starts() -> Iterator[Row]:
         "import sftn_fast.ops": ["-c", "import sftn_fast.ops"],
         "python -m sftn_fast.train --help": ["-m", "sftn_fast.train", "--help"],
     }
-    runs = {
-        name: partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
-        for name, command in commands.items()
-    }
+    runs = {}
+    for name, command in commands.items():
+        start = partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
+        try:
+            start()
+        except (OSError, subprocess.CalledProcessError) as error:  # for example a package is missing
+            yield {"case": "start", "implementation": name, "error": first_line(error)}
+        else:
+            runs[name] = start
     for name, spread in interleaved(dict(runs), turns=5).items():
         yield {"case": "start", "implementation": name, **spread.row(1, scale=1e-3)}
 

@@ -63,6 +63,7 @@ class Op:
     shows_nan: bool = True  # False: the formula gives a row with NaN no weight
     long_products: bool = False  # PyTorch's matrix products sum in an order that depends on the number of threads
     traceable: bool = True  # False: torch.compile can't take the arguments, a torch.Generator
+    draws: bool = False  # the result depends on the device's generator
 
     def arguments(
         self,
@@ -326,8 +327,10 @@ TABLE: dict[str, Op] = {
     "crd-half": Op("crd_loss", lambda *x: _crd(*x, dtype=torch.float16), EMBEDDINGS, state=("memory",)),
     # The first batch sets the normalisers from itself, as constants.
     "crd-first": Op("crd_loss", lambda *x: _crd(*x, first=True), EMBEDDINGS, state=("memory",), smooth=False),
-    "negatives": Op("sample_negatives", _negatives, ()),
-    "negatives-generator": Op("sample_negatives", lambda *x: _negatives(*x, own_generator=True), (), traceable=False),
+    "negatives": Op("sample_negatives", _negatives, (), draws=True),
+    "negatives-generator": Op(
+        "sample_negatives", lambda *x: _negatives(*x, own_generator=True), (), traceable=False, draws=True
+    ),
     "rkd-distance": Op("rkd_distance_loss", _vectors, VECTORS),
     "rkd-angle": Op("rkd_angle_loss", _vectors, VECTORS),
     "rkd": Op("rkd_loss", _vectors, VECTORS, {"distance_weight": 2.0, "angle_weight": 3.0}),
