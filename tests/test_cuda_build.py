@@ -7,10 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+
+from simt import test_memory
+from simt.build import kernel_name, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "csrc" / "cuda"
@@ -29,6 +33,8 @@ FLAGS = [
 ]
 SMALLEST = min(SOURCES, key=lambda path: path.stat().st_size)
 ids = {"ids": lambda path: path.name}
+REGISTERS = 65536
+"""Of a multiprocessor: a launch is refused if its block needs more."""
 
 FORBIDDEN = {
     "waits for the device": r"Synchronize|cudaMemcpy\b|cudaMalloc\b|cudaFree\b|\.item\b|cudaEventQuery|cudaStreamQuery",
@@ -76,10 +82,30 @@ def ptxas_log(nvcc: str, source: Path, folder: Path) -> str:
     return log
 
 
+@cache
+def largest_blocks() -> dict[str, int]:
+    """Return the most threads of a block that each kernel is launched with, by its name, over the calls of test_memory."""
+    emulator = load()
+    threads: dict[str, int] = {}
+    names = emulator.kernel_names()
+    for call in test_memory.CALLS:
+        for dtype in (torch.float32, torch.bfloat16):
+            for launch in test_memory.counted_launches(emulator, torch.ops.sftn_fast_emulated, call, dtype, False):
+                name = names[launch["kernel"]]
+                threads[name] = max(threads.get(name, 0), launch["threads"])
+    emulator.reset()
+    return threads
+
+
+def demangled(names: list[str]) -> list[str]:
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return [kernel_name(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, **ids)
-def test_registers_suffice(source: Path, tmp_path: Path) -> None:
-    """Compile for one architecture; no kernel spills or keeps an array in local memory."""
+def test_registers_suffice(source: Path, tmp_path: Path, emulated_ops: object) -> None:
+    """Compile for one architecture; no kernel spills, keeps an array in local memory, or is refused at its launch."""
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
     if nvcc is None:
@@ -91,6 +117,11 @@ def test_registers_suffice(source: Path, tmp_path: Path) -> None:
         kernel for kernel in compiled if (kernel["stack"], kernel["stores"], kernel["loads"]) != ("0", "0", "0")
     ]
     assert not wasteful
+    needed = dict(zip(demangled([kernel["name"] for kernel in compiled]), compiled, strict=True))
+    launched = {name: threads for name, threads in largest_blocks().items() if name in needed}
+    assert launched, "no kernel of this file is launched"
+    for name, threads in launched.items():
+        assert int(needed[name]["registers"]) * threads <= REGISTERS, f"{name}: {needed[name]}, {threads} threads"
 
 
 def test_spills_are_read() -> None:

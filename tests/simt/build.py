@@ -90,6 +90,12 @@ def ensure_built(variant: str = "plain") -> Path:
     return ROOT / "build" / folder
 
 
+def kernel_name(demangled: str) -> str:
+    """Return a demangled function's name with template arguments, without its own ones: alike by g++ and nvcc."""
+    name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::", "", demangled)
+    return re.sub(r"^void |\(.*", "", name)
+
+
 class Emulator:
     """The controls of the emulated device. Once loaded, ``torch.ops.sftn_fast_emulated`` exists."""
 
@@ -132,12 +138,11 @@ class Emulator:
         return json.loads(self._library.simt_counted_launches())
 
     def kernel_names(self) -> dict[int, str]:
-        """Return the name of each function of the library, without arguments, by its address."""
+        """Return the name of each function of the library, with template arguments, by its address."""
         command = ["nm", "-C", "--defined-only", self._library._name]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         fields = (line.split(" ", 2) for line in listed.splitlines())
-        named = {int(address, 16): name.replace("(anonymous namespace)::", "") for address, _, name in fields}
-        return {address: re.sub(r"^void |[<(].*", "", name) for address, name in named.items()}
+        return {int(address, 16): kernel_name(name) for address, _, name in fields}
 
     def reset(self) -> None:
         """Restore the usual schedule and size, and count from zero."""
