@@ -266,7 +266,8 @@ class EngineConfig:
     """CPU threads; null for torch's default. One is fastest for small networks on small images. auto: each stage on the
     CPU times several numbers and uses the fastest. The choice, and with it the rounding, can vary between runs."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Use the NHWC memory layout. auto: on the CPU, except for networks that are slower with it (VGG)."""
+    """Use the NHWC memory layout. auto: on the CPU, except for networks that are slower with it (VGG), and on a GPU in
+    bf16 and fp16."""
     compile: bool = False
     """Run each step's forward and backward pass under torch.compile. Compilation takes a minute or more, and on the CPU
     needs a C++ compiler. A network that can't be compiled is trained without, after a warning."""

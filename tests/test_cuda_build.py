@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from simt import test_memory
 from simt.build import kernel_name, load
 
@@ -84,7 +83,7 @@ def ptxas_log(nvcc: str, source: Path, folder: Path) -> str:
 
 @cache
 def largest_blocks() -> dict[str, int]:
-    """Return the most threads of a block that each kernel is launched with, by its name, over the calls of test_memory."""
+    """Return the largest block of each kernel, by its name, in the calls of test_memory."""
     emulator = load()
     threads: dict[str, int] = {}
     names = emulator.kernel_names()

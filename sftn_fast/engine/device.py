@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sftn_fast.config import ConfigError
+from sftn_fast.config import ConfigError, EngineConfig
 
 AMP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -73,11 +73,13 @@ def resolve_devices(devices: int | str | Sequence[str], default: str) -> list[to
     return [torch.device("cuda", index) for index in range(count)]
 
 
-def is_channels_last(choice: bool | str, model: object, device: torch.device) -> bool:
-    """Return what ``EngineConfig.channels_last`` means for training ``model``, None if there is none, on ``device``."""
-    if choice == "auto":
-        return device.type == "cpu" and getattr(model, "cpu_channels_last", True)
-    return bool(choice)
+def is_channels_last(engine: EngineConfig, model: object, device: torch.device) -> bool:
+    """Return what ``engine.channels_last`` means for training ``model``, None if there is none, on ``device``."""
+    if engine.channels_last != "auto":
+        return bool(engine.channels_last)
+    if device.type == "cuda":
+        return engine.amp != "fp32"  # what tensor cores read in half precision without a transposed copy
+    return device.type == "cpu" and getattr(model, "cpu_channels_last", True)
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype:

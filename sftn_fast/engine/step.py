@@ -196,7 +196,7 @@ def build_step(
     task.to(device)
     if engine.sync_batchnorm:
         parallel.synchronise_batchnorm(task, device)
-    layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine.channels_last, model, device))
+    layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine, model, device))
     if layout.channels_last:
         task.to(memory_format=torch.channels_last)
     sgd = build_sgd(task, optim, schedule.lr)

@@ -263,7 +263,7 @@ class JobRunner:
     def _layout(self, network: StagedNet) -> engine.Layout:
         """Return the layout in which the training evaluates, so that counts by class add up to its top-1."""
         config = self.config.engine
-        channels_last = is_channels_last(config.channels_last, network, self.device)
+        channels_last = is_channels_last(config, network, self.device)
         return engine.Layout(self.device, engine.amp_dtype(config.amp, self.device), channels_last)
 
     def _write(

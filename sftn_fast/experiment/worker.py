@@ -55,7 +55,7 @@ class Worker:
         build = partial(data.build, seed=seed, batch_size=self.config.optim.batch_size, device=self.device)
         share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         # A job whose network is faster with another layout converts them.
-        layout = {"channels_last": is_channels_last(self.config.engine.channels_last, None, self.device)}
+        layout = {"channels_last": is_channels_last(self.config.engine, None, self.device)}
         return distributed.on_every_rank(partial(build, self.config.data, **share, **layout))
 
     def run(self, job: Job) -> None:

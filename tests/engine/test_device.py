@@ -1,33 +1,13 @@
-"""Memory format and compilation of a task: the meaning of the engine's options."""
+"""Compilation of a task, and what happens if it fails."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sftn_fast import models
 from sftn_fast.engine.compile import Compiled
-from sftn_fast.engine.device import is_channels_last
 
 from .stubs import make_task, run_fit
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-
-
-@pytest.mark.parametrize(
-    ("choice", "network", "on", "expected"),
-    [
-        ("auto", "resnet8", CPU, True),
-        ("auto", "wrn_16_1", CPU, True),
-        ("auto", "vgg8", CPU, False),
-        ("auto", None, CPU, True),
-        ("auto", "resnet8", CUDA, False),
-        (True, "vgg8", CUDA, True),
-        (False, "resnet8", CPU, False),
-    ],
-)
-def test_channels_last(choice, network, on, expected):
-    assert is_channels_last(choice, network and models.build(network), on) is expected
 
 
 def test_what_cannot_be_compiled_trains_without(tmp_path, monkeypatch, capsys):

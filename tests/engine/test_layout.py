@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sftn_fast import cli, models
+from sftn_fast.config import EngineConfig
 from sftn_fast.engine import Layout
 from sftn_fast.engine.device import is_channels_last
 from sftn_fast.experiment.worker import Worker
@@ -21,17 +22,24 @@ def test_images_lie_as_chosen_however_they_come(chosen, given):
 
 
 @pytest.mark.parametrize(
-    ("choice", "network", "device", "expected"),
+    ("choice", "network", "device", "amp", "expected"),
     [
-        ("auto", "resnet8", "cpu", True),
-        ("auto", "vgg8", "cpu", False),
-        ("auto", "resnet8", "cuda", False),
-        (True, "vgg8", "cpu", True),
-        (False, "resnet8", "cpu", False),
+        ("auto", "resnet8", "cpu", "fp32", True),
+        ("auto", "wrn_16_1", "cpu", "bf16", True),
+        ("auto", "vgg8", "cpu", "fp32", False),
+        ("auto", None, "cpu", "fp32", True),
+        ("auto", "resnet8", "cuda", "fp32", False),
+        ("auto", "vgg8", "cuda", "bf16", True),
+        ("auto", None, "cuda", "fp16", True),
+        (True, "vgg8", "cpu", "fp32", True),
+        (True, "vgg8", "cuda", "fp32", True),
+        (False, "resnet8", "cpu", "fp32", False),
+        (False, "resnet8", "cuda", "bf16", False),
     ],
 )
-def test_what_is_chosen(choice, network, device, expected):
-    assert is_channels_last(choice, models.build(network), torch.device(device)) is expected
+def test_what_is_chosen(choice, network, device, amp, expected):
+    engine = EngineConfig(channels_last=choice, amp=amp)
+    assert is_channels_last(engine, network and models.build(network), torch.device(device)) is expected
 
 
 def test_a_worker_asks_its_loaders_for_one_of_the_two(tmp_path, monkeypatch):

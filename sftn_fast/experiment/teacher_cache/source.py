@@ -48,7 +48,7 @@ def attach(
         folder: The teacher's own.
         about: Identity of the teacher and the seed, beside the fingerprint of ``images``.
     """
-    channels_last = is_channels_last(config.engine.channels_last, task.model, device)
+    channels_last = is_channels_last(config.engine, task.model, device)
     layout = engine.Layout(device, AMP_DTYPES[config.engine.amp], channels_last)
     distiller = task.to(device).distiller
     teacher = distiller.teacher
