@@ -89,15 +89,23 @@ struct LaneColumns {
     }
   }
 
-  // Rows of packs only.
-  template <class A>
-  __device__ __forceinline__ void store_packs(const A* in, A* row) const {
+  // Stores value_of(i) in the lane's columns.
+  template <class A, class F>
+  __device__ __forceinline__ void store(A* row, F&& value_of) const {
 #pragma unroll
     for (int pack = 0; pack < kPacks; ++pack) {
+      const int begin = column(pack * kPack);
       RowPack<A> stored;
 #pragma unroll
-      for (int v = 0; v < kPack; ++v) stored.values[v] = in[pack * kPack + v];
-      if (column(pack * kPack) < d) store_whole(row + column(pack * kPack), stored);
+      for (int v = 0; v < kPack; ++v) stored.values[v] = value_of(pack * kPack + v);
+      if (aligned) {
+        if (begin < d) store_whole(row + begin, stored);
+      } else {
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) {
+          if (begin + v < d) row[begin + v] = stored.values[v];
+        }
+      }
     }
   }
 };

@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
   const A shift_high = shift[0], shift_low = shift[1];
 
   A v[kSize], grad[kSize], loss[1] = {A(0)};
-  LaneColumns<kPacks>{p.d, p.aligned}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
+  // float64 has no register left for packs of a wide embedding.
+  LaneColumns<kPacks>{p.d, p.aligned && sizeof(A) == 4}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
 #pragma unroll
   for (int i = 0; i < kSize; ++i) grad[i] = A(0);
   const T* bank = p.sides[side].bank;
@@ -95,18 +96,8 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
       __syncthreads();
     }
     if (warp == 0) {
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) grad[i] = block_grad[i * simt::kWarpSize + lane];
-      A* row = shares.grads + share * p.d;
-      if (p.aligned) {
-        LaneColumns<kPacks>{p.d, true}.store_packs(grad, row);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) {
-          const int column = LaneColumns<kPacks>::column(i);
-          if (column < p.d) row[column] = grad[i];
-        }
-      }
+      LaneColumns<kPacks>{p.d, p.aligned}.store(shares.grads + share * p.d,
+                                                [&](int i) { return block_grad[i * simt::kWarpSize + lane]; });
     }
   }
 }
