@@ -15,9 +15,7 @@ constexpr int kForwardBlocks = sizeof(T) == 8 || G > 2 ? 1
                                : G == 2                ? 2
                                                        : 3;
 template <class T>
-constexpr int kBackwardBlocks = sizeof(T) == 8   ? 1
-                                : sizeof(T) == 4 ? 2
-                                                 : 3;
+constexpr int kBackwardBlocks = sizeof(T) == 8 ? 1 : 2;
 
 template <class T>
 struct Rows {
