@@ -143,7 +143,7 @@ def test_channels_last(backend, loss, dtype):
         check(loss, student, channels_last(teacher))
 
 
-@pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
+@pytest.mark.parametrize("name", ["at", "ft-paper"])  # ft is at's kernels on the same maps
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
 @pytest.mark.parametrize("shape", [(2, 64, 56, 56), (3, 2048, 4, 4), (2, 2048, 7, 7), (300, 8, 4, 4)], **ids)
 def test_large(backend, name, dtype, shape):
