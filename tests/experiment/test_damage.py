@@ -25,6 +25,7 @@ from sftn_fast.utils import checksummed, run_files
 from sftn_fast.utils.checksummed import DamagedError
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
+TINY += ["--engine.checkpoint_every", "null"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet8", "--student", "resnet8"]
 TINY += ["--engine.log_every", "1", "--engine.threads", "1"]
 STAGES = ["--stages", "[teacher, sftn, student, distill, collaborate]", "--distill", "ab", "--route.anchors", "1"]

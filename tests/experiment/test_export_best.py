@@ -19,6 +19,7 @@ from sftn_fast.experiment import job as job_module
 from sftn_fast.utils.checksummed import read_sealed, seal
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 3"
+TINY += " --engine.checkpoint_every null"
 TINY += " --seeds 0 --stages student --engine.threads 1 --engine.eval_every 1"
 BEST = 2
 evaluate = loop.evaluate

@@ -18,6 +18,7 @@ from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_atomically
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
+TINY += ["--engine.checkpoint_every", "null"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--student", "resnet8", "--stages", "[student]"]
 TINY += ["--engine.log_every", "1", "--engine.threads", "1"]
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

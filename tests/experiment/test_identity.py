@@ -26,6 +26,7 @@ from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.plan import Job
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 2"
+TINY += " --engine.checkpoint_every null"
 TINY += " --seeds [0] --teacher resnet14 --engine.eval_every 1"
 ALL = f"{TINY} --stages [teacher,sftn,student,distill,collaborate]"
 

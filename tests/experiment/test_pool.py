@@ -20,6 +20,7 @@ from sftn_fast.experiment.worker import PrefixedLines
 from sftn_fast.train import run as run_experiment
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
+TINY += ["--engine.checkpoint_every", "null"]
 TINY += ["--optim.batch_size", "16", "--epochs", "2", "--seeds", "[0, 1]", "--teacher", "resnet14"]
 TINY += ["--stages", "[teacher, student, distill]", "--engine.threads", "1", "--engine.log_every", "1"]
 STAGES = {"teacher", "student", "distill-teacher"}

@@ -15,6 +15,7 @@ from sftn_fast.experiment import resume
 from sftn_fast.experiment import run as experiment
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --epochs 3"
+TINY += " --engine.checkpoint_every null"
 TINY += " --seeds [0] --teacher resnet14 --stages [teacher,distill] --engine.eval_every 1"
 
 

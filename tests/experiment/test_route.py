@@ -13,6 +13,7 @@ from sftn_fast.experiment import run as experiment
 from sftn_fast.tasks import Route
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --seeds [0]"
+TINY += " --engine.checkpoint_every null"
 TINY += " --teacher resnet14 --stages [teacher,sftn,distill] --epochs 4 --stage_epochs.distill 2"
 
 

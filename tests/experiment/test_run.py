@@ -17,6 +17,7 @@ from sftn_fast.experiment.clock import Clock, read_seconds
 from sftn_fast.experiment.plan import Job
 
 TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
+TINY += ["--engine.checkpoint_every", "null"]
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
 
 

@@ -26,6 +26,7 @@ from sftn_fast.experiment.teacher_cache.store import TeacherLogits
 
 # 33 images in batches of 8: one is left out of each epoch, another one each time.
 TINY = "--config demo --data.name fake --data.train_size 33 --data.image_size 8 --optim.batch_size 8 --epochs 3"
+TINY += " --engine.checkpoint_every null"
 TINY += " --seeds [0] --teacher resnet14 --stages [teacher,distill] --engine.log_every 1 --engine.checkpoint_every 1"
 PLAIN = ("--data.crop_padding", "0", "--data.flip", "false")
 CACHED = ("--cache_teacher", "true")
