@@ -410,6 +410,8 @@ class TransferConfig:
     output: FilePath | None = None
     """JSON file of the result; null for transfer-DATA.json in the network's folder, with settings that differ from the
     defaults in its name: transfer-digits-lr=0.1.json."""
+    overwrite: bool = False
+    """Replace output if it exists. The file with the default name always is."""
 
     def __post_init__(self) -> None:
         validate(self)

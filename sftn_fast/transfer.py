@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -35,8 +34,8 @@ from sftn_fast.engine.optim import build_sgd
 from sftn_fast.experiment import file_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.utils import launcher, plugins, program, strict_json
-from sftn_fast.utils.atomic import write_atomically
-from sftn_fast.utils.paths import expand_user
+from sftn_fast.utils.atomic import describe, write_atomically
+from sftn_fast.utils.paths import expand_user, output_file
 
 INITIAL_STD = 0.01
 
@@ -54,8 +53,9 @@ def run(config: TransferConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     plugins.load(config.plugins)
     network, exported = _load(config.network)
+    named = config.output is not None
     config = _resolve(config, network, exported)
-    _check_writable(Path(str(config.output)))
+    _check_writable(str(config.output), overwrite=config.overwrite or not named)
     images = data.build(config.data, seed=config.seed, batch_size=config.batch_size, device=device)
     channels = f"a data set of {network.in_channels} channels, as the network takes"
     check(images.in_channels == network.in_channels, "data.name", config.data.name, channels)
@@ -194,19 +194,18 @@ def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any
 def _file_name(config: TransferConfig) -> str:
     """Return a file name that is unique for the setting, so that other results in the folder are kept."""
     usual = TransferConfig(config.network, data=DataConfig(config.data.name))
-    same = {key: getattr(usual, key) for key in ("plugins", "device", "output")}
+    same = {key: getattr(usual, key) for key in ("plugins", "device", "output", "overwrite")}
     changed = output_folder.changes(cli.to_dict(usual), cli.to_dict(dataclasses.replace(config, **same)))
     return f"transfer-{config.data.name}{output_folder.suffix(changed)}.json"
 
 
-def _check_writable(output: Path) -> None:
+def _check_writable(output: str, *, overwrite: bool) -> None:
     """Check the output file before training, so that an hour of it is not lost."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"output must be a file that can be written, got {output} ({error})") from error
-    writable = os.access(output.parent, os.W_OK) and not output.is_dir()
-    check(writable, "output", str(output), "a file that can be written")
+        raise ConfigError(f"output must be a file that can be written, got {output!r}: {describe(error)}") from error
+    models.check_not_of_export(output_file(output, key="output", overwrite=overwrite), "output")
 
 
 def parse(argv: Sequence[str]) -> TransferConfig:

@@ -135,6 +135,7 @@ OTHERS = {
     "milestones": ("[2]", True),
     "augment": ("true", True),
     "seed": ("3", True),
+    "overwrite": ("true", False),
     "device": ("cpu", False),  # the same computation up to rounding
     "data.name": ("stl10", True),
     "data.train_size": ("9", True),
@@ -198,8 +199,14 @@ def refusal(*argv: str) -> str:
         (["NET", "--milestones", "[0, 30]"], ["milestones", "increasing"]),
         (["NET", "--seed", "-1"], ["seed"]),
         (["NET", "--device", "tpu"], ["device", "tpu"]),
-        (["NET", "--data.name", "fake", "--output", "NET"], ["output", "written"]),
+        (["NET", "--data.name", "fake", "--output", "NET"], ["output", "a file, not a folder"]),
         (["NET", "--data.name", "fake", "--output", "NET/config.json/a.json"], ["output", "written"]),
+        (["NET", "--data.name", "fake", "--output", "NET/config.json"], ["output", "new file", "--overwrite"]),
+        *(
+            (["NET", "--data.name", "fake", "--output", f"NET/{name}", "--overwrite", "true"], ["output", "another file"])
+            for name in ("config.json", "model.safetensors")
+        ),
+        (["NET", "--data.name", "fake", "--output", "/proc/x.json"], ["output", "written", "'/proc/x.json'"]),
         (["NET", "--epoch", "3"], ["--epoch"]),
         (["NET", "stray"], ["stray"]),
     ],

@@ -11,6 +11,7 @@ from sftn_fast.config import ConfigError, check
 from sftn_fast.report.compared_curves import plot_runs
 from sftn_fast.report.compared_runs import ComparedRun, read_runs
 from sftn_fast.report.comparison import describe_runs, jobs_of
+from sftn_fast.report.figure import is_own_picture
 from sftn_fast.report.terminal import terminal_width
 from sftn_fast.utils import program
 from sftn_fast.utils.paths import expand_user, output_file
@@ -35,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sftn_fast.compare", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, such as runs/demo; two or more")
     parser.add_argument("--output", metavar="FILE", help=f"PNG file for the learning curves (default: {DEFAULT})")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace FILE if it exists; an older comparison of the default name is"
+    )
     return parser
 
 
@@ -42,7 +46,8 @@ def _main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     folders = [expand_user(run) for run in given.runs]
     check(len(folders) > 1, "RUN", given.runs[0], "two folders or more")
-    path = output_file(given.output or DEFAULT)
+    may_replace = given.overwrite or (given.output is None and is_own_picture(Path(DEFAULT)))
+    path = output_file(given.output or DEFAULT, overwrite=may_replace)
     check(path.suffix.lower() == ".png", "--output", str(path), "a file whose name ends in .png")
     runs, left_out = read_runs(folders)
     for sentence in left_out:

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
     parser.add_argument("--format", required=True, choices=FORMATS, help="format of the file")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: deployed.SUFFIX in STUDENT)")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists; the default always is")
     parser.add_argument("--plugins", nargs="*", default=[], help="Python files or modules that register the network")
     return parser
 
@@ -35,15 +36,19 @@ def parser() -> argparse.ArgumentParser:
 def _main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     # Imported late: they bring torch, which --help and a refused option can do without.
+    from sftn_fast import models
     from sftn_fast.export.deployed import Deployed
     from sftn_fast.export.formats import WRITERS, write
     from sftn_fast.predict.classifier import load
     from sftn_fast.utils import plugins
 
     plugins.load(given.plugins)
+    if given.output is not None:
+        file = output_file(given.output, overwrite=given.overwrite)
+        models.check_not_of_export(file, "--output")
     network, preprocessing, _ = load(given.student)
-    default = expand_user(given.student) / f"deployed{WRITERS[given.format].suffix}"
-    file = output_file(given.output or str(default))
+    if given.output is None:
+        file = output_file(str(expand_user(given.student) / f"deployed{WRITERS[given.format].suffix}"))
     deployed = Deployed(network, preprocessing).eval()
     difference = write(given.format, deployed, preprocessing.crop, file)
     if difference is None:

@@ -74,7 +74,7 @@ def write(format_name: str, network: Deployed, image_size: int, file: Path) -> D
             warnings.simplefilter("ignore")  # of deprecation, by exporters that have no successor for some users yet
             try:
                 run = chosen.write(network, example, temporary)
-            except ConfigError:
+            except (ConfigError, OSError):
                 raise
             except Exception as error:
                 raise ConfigError(f"this network can't be written as {format_name}: {_reason(error)}") from error

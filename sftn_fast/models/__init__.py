@@ -11,6 +11,7 @@ from sftn_fast.models import (  # noqa: F401 (imported to register their network
 )
 from sftn_fast.models.export import (
     load,
+    check_not_of_export,
     load_export,
     load_weights,
     read_config,
@@ -34,6 +35,7 @@ __all__ = [
     "build",
     "export_state_dict",
     "load",
+    "check_not_of_export",
     "load_export",
     "load_weights",
     "names",

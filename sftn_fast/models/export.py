@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from sftn_fast import __version__
+from sftn_fast.config import ConfigError
 from sftn_fast.models.pretrained import find_published, is_published, published
 from sftn_fast.models.registry import build, names, require_counts
 from sftn_fast.models.staged import StagedNet
@@ -284,6 +285,20 @@ def _locate(path: str | Path) -> tuple[Path | None, Path]:
 def _expanded(path: str | Path) -> Path:
     # Not Path.expanduser, which raises for an unknown user; then the file is reported as missing.
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def check_not_of_export(file: Path, key: str) -> None:
+    """Raise ConfigError if ``file``, which ``key`` names for output, is one of the two files of an exported network."""
+    own = [file.parent / name for name in (WEIGHTS, CONFIG)]
+    if _is_ours(own[1]) and any(file.name == path.name or _is_same(file, path) for path in own):
+        raise ConfigError(f"{key} must be another file than those of an exported network, got {str(file)!r}")
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    try:
+        return file.samefile(other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def _is_ours(file: Path) -> bool:

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder")
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes per image (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write the CSV of a folder to FILE instead of printing it")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     parser.add_argument(
         "--skip-undecodable",
         action="store_true",
@@ -54,8 +55,9 @@ def _main(argv: list[str]) -> int:
     check(given.top >= 1, "--top", given.top, "at least 1")
     paths, folder = _images(given.images)
     check(folder is not None or given.output is None, "--output", given.output, "given with a folder of images only")
-    output = None if given.output is None else output_file(given.output)
+    output = None if given.output is None else output_file(given.output, overwrite=given.overwrite)
     # Imported late: they bring torch, which --help and a refused option can do without.
+    from sftn_fast import models
     from sftn_fast.data.decode import DecodeError
     from sftn_fast.engine import resolve_device
     from sftn_fast.predict.classifier import Classifier, Prediction
@@ -63,6 +65,8 @@ def _main(argv: list[str]) -> int:
     from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
 
     plugins.load(given.plugins)
+    if output is not None:
+        models.check_not_of_export(output, "--output")
     classifier = Classifier(given.student, resolve_device(given.device))
     if folder is not None:
         paths = _images_in(folder)

@@ -40,18 +40,25 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     An empty folder in its place is removed.
 
     Raises:
-        OSError: The file can't be written. The old content stays, and no temporary file is left.
+        OSError: The file can't be written. It names ``path``. The old content stays, and no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         write_synced(temporary, content.encode() if isinstance(content, str) else content)
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the temporary file, beside ``path``, that becomes ``path`` when it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_synced(path: Path, content: bytes | memoryview) -> None:

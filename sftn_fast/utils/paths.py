@@ -6,7 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from sftn_fast.config import check
+from sftn_fast.config import ConfigError, check, check_path
+from sftn_fast.utils.atomic import temporary_name
 
 
 def expand_user(name: str | Path) -> Path:
@@ -17,18 +18,38 @@ def expand_user(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
-def output_file(name: str, *, key: str = "--output") -> Path:
+def output_file(name: str, *, key: str = "--output", overwrite: bool = True) -> Path:
     """Return the path of the file to write, with ``~`` replaced.
 
+    Args:
+        name: What the user gave.
+        key: Option, for messages.
+        overwrite: Accept the name of an existing file.
+
     Raises:
-        ConfigError: There is no such folder, it can't be written to, or the path is of something other than a file.
-            A device or pipe is refused, because writing a file atomically would replace it.
+        ConfigError: No such file can be written, it exists and may not be overwritten, or the path is of something
+            other than a file. A device or pipe is refused, because writing a file atomically would replace it.
     """
+    check_path(key, name)
     path = expand_user(name)
-    check(path.parent.is_dir(), key, name, "a file in an existing folder")
-    check(os.access(path.parent, os.W_OK | os.X_OK), key, name, "a file in a folder that you may write to")
+    check(os.path.isdir(path.parent), key, name, "a file in an existing folder")  # noqa: PTH112  pathlib's may raise
     check(not os.path.lexists(path) or _is_file(path), key, name, "a file, not a folder, device or pipe")
+    check(overwrite or not os.path.lexists(path), key, name, "a new file, because --overwrite is not given")
+    _check_writable(path, key, name)
     return path
+
+
+def _check_writable(path: Path, key: str, name: str) -> None:
+    """Create and remove the temporary file of :func:`sftn_fast.utils.atomic.write_atomically`.
+
+    ``os.access`` is not enough: root may write everywhere, but not to ``/proc`` or a read-only disk.
+    """
+    temporary = temporary_name(path)
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        temporary.unlink()
+    except OSError as error:
+        raise ConfigError(f"{key} must be a file that can be written, got {name!r}: {error.strerror}") from error
 
 
 def _is_file(path: Path) -> bool:

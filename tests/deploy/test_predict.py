@@ -234,11 +234,30 @@ def test_an_output_that_can_not_be_written_is_refused_before_any_work(verb, stud
     (tmp_path / "pipe.csv").unlink(missing_ok=True)
     os.mkfifo(tmp_path / "pipe.csv")
     program, rest = (main, [str(files[0].parent)]) if verb == "predict" else (export_main, ["--format", "state_dict"])
-    for output in (tmp_path / "none" / "x.csv", tmp_path, tmp_path / "pipe.csv", files[0] / "x.csv", Path("/dev/null")):
+    for output in (tmp_path / "none" / "x.csv", tmp_path, tmp_path / "pipe.csv", files[0] / "x.csv", Path("/dev/null"), Path("/proc/x.csv"), tmp_path / ("x" * 256)):
         assert program([str(student), *rest, "--output", str(output)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: --output must be a file") and error.count("\n") == 1
+        assert error.startswith(("error: --output must be a file", "error: --output must be a path of at most"))
+        assert error.count("\n") == 1 and ".tmp" not in error
     assert (tmp_path / "pipe.csv").is_fifo() and Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("verb", ["predict", "export"])
+def test_an_existing_file_is_replaced_only_if_asked_to(verb, student, files, tmp_path, capsys):
+    program, rest = (main, [str(files[0].parent)]) if verb == "predict" else (export_main, ["--format", "state_dict"])
+    mine, given = tmp_path / "mine", [str(student), *rest, "--output"]
+    mine.write_text("precious")
+    assert program([*given, str(mine)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: --output must be a new file, because --overwrite is not given, got {str(mine)!r}\n"
+    assert mine.read_text() == "precious"
+    before = {path: path.read_bytes() for path in student.iterdir()}
+    for name in before:
+        assert program([*given, str(name), "--overwrite"]) == 2
+        assert "must be another file than those of an exported network" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in student.iterdir()}
+    assert program([*given, str(mine), "--overwrite"]) == 0
+    assert mine.read_bytes() != b"precious"
 
 
 def test_config_json_is_read_once(student, files, monkeypatch, capsys):

@@ -32,6 +32,17 @@ def test_the_picture_is_written_where_a_line_says(runs: list[Path], capsys: pyte
         assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(2**24) or ()) > 20
 
 
+def test_only_an_older_comparison_is_replaced(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert [main([str(run) for run in runs]) for _ in range(2)] == [0, 0]
+    for name, options in (("comparison.png", []), ("mine.png", ["--output", "mine.png"])):
+        Path(name).write_text("precious")
+        assert main([*map(str, runs), *options]) == 2
+        assert "--output must be a new file, because --overwrite is not given" in capsys.readouterr().err
+        assert Path(name).read_text() == "precious"
+        assert main([*map(str, runs), *options, "--overwrite"]) == 0
+        assert figure.is_own_picture(Path(name))
+
+
 def test_a_panel_for_each_job_and_a_line_for_each_run(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(compared_curves, "save", lambda plt, picture, path: (drawn.append(picture), plt.close(picture)))
