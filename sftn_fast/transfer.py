@@ -33,9 +33,11 @@ from sftn_fast.engine.divergence import verdict
 from sftn_fast.engine.optim import build_sgd
 from sftn_fast.experiment import file_digest
 from sftn_fast.models import StagedNet
+from sftn_fast.models.export import CONFIG
 from sftn_fast.utils import launcher, plugins, program, strict_json
 from sftn_fast.utils.atomic import describe, write_atomically
 from sftn_fast.utils.paths import expand_user, output_file
+from sftn_fast.utils.text import printable
 
 INITIAL_STD = 0.01
 
@@ -182,13 +184,23 @@ def _resolve(config: TransferConfig, network: StagedNet, exported: dict[str, Any
     output = config.output or Path(config.network) / _file_name(config)
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(
-            config.data, image_size=config.data.image_size or exported.get("meta", {}).get("image_size")
-        ),
+        data=dataclasses.replace(config.data, image_size=config.data.image_size or _image_size(config, exported)),
         lr=network.default_lr if config.lr is None else config.lr,
         milestones=usual if config.milestones is None else config.milestones,
         output=str(expand_user(output)),
     )
+
+
+def _image_size(config: TransferConfig, exported: dict[str, Any]) -> int | None:
+    """Return the size of the images that the network was trained on; None if its config.json has none."""
+    size: int | None = exported.get("meta", {}).get("image_size")
+    try:
+        usable = type(size) in (int, type(None)) and DataConfig(image_size=size).image_size == size
+    except ConfigError:
+        usable = False
+    allowed = "null or a whole number from 8 to 512"
+    check(usable, f"{printable(expand_user(config.network) / CONFIG, 300)}: image_size", size, allowed)
+    return size
 
 
 def _file_name(config: TransferConfig) -> str:

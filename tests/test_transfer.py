@@ -216,6 +216,21 @@ def test_refused(argv: list[str], words: list[str], exported) -> None:
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("value", ["x", [], {}, True, -1, 4, 1.5, float("nan"), None], ids=str)
+@pytest.mark.parametrize("key", ["meta", "image_size"])
+def test_a_wrong_value_of_config_json_is_named(key: str, value: object, exported, capsys) -> None:
+    file = exported / "config.json"
+    config = json.loads(file.read_text())
+    del config["digest"]  # as in older versions, which wrote none
+    (config if key == "meta" else config["meta"])[key] = value
+    if (key, value) in (("meta", {}), ("image_size", None)):
+        return
+    file.write_text(json.dumps(config))
+    assert transfer.main([str(exported), "--data.name", "fake"]) == 2
+    error = capsys.readouterr().err
+    assert str(file) in error and key in error and f"got {value!r}" in error and error.count("\n") == 1
+
+
 PLUGIN = """
 from sftn_fast import models
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,12 @@ from sftn_fast.config import ConfigError
 from sftn_fast.data.augment import resize_cut_flip
 from sftn_fast.data.crops import center_crop
 from sftn_fast.data.decode import decode, pillow, read_square
+from sftn_fast.utils.text import printable
+
+LARGEST = 2**15 - 1
+"""Largest size of an image in pixels."""
+BOUND = 1e6
+"""Largest mean and deviation of a channel, and inverse of the least deviation. float32 computes with them."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,38 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_json(cls, fields: Any) -> Preprocessing:
+    def from_json(cls, fields: Any, file: str | Path) -> Preprocessing:
         """Return what :meth:`to_json` described.
+
+        Args:
+            fields: The JSON value.
+            file: Where it is from, for messages.
 
         Raises:
             ConfigError: ``fields`` is something else.
         """
-        try:
-            mean, std = (_numbers(fields[key]) for key in ("mean", "std"))
-            resize, crop, white = fields["resize"], fields["crop"], fields.get("white")
-            usable = all(type(size) is int and 0 < size < 2**15 for size in (resize, crop)) and resize >= crop
-            if not usable or len(mean) != len(std) or 0 in std or not isinstance(white, float | int | None):
-                raise ValueError
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"preprocessing must have resize, crop, mean and std, got {fields!r}") from error
-        return cls(resize, crop, mean, std, white)
+
+        def require(usable: bool, key: str, allowed: str) -> None:
+            if not usable:
+                got = repr(fields.get(key)) if key else repr(fields)
+                name = f"preprocessing.{key}" if key else "preprocessing"
+                raise ConfigError(f"{printable(file, 300)}: {name} must be {allowed}, got {printable(got)}")
+
+        known = ("resize", "crop", "mean", "std", "white")
+        require(isinstance(fields, dict), "", "an object")
+        for key in fields.keys() - known:
+            require(False, printable(key), f"missing, as this version knows only {', '.join(known)}")
+        crop, resize, white = fields.get("crop"), fields.get("resize"), fields.get("white")
+        require(type(crop) is int and 1 <= crop <= LARGEST, "crop", f"a whole number from 1 to {LARGEST}")
+        sizes = f"a whole number from {crop}, which is crop, to {LARGEST}"
+        require(type(resize) is int and crop <= resize <= LARGEST, "resize", sizes)
+        mean, std = fields.get("mean"), fields.get("std")
+        bounds = f"from {-BOUND:g} to {BOUND:g}"
+        require(_are_numbers(mean, -BOUND) and len(mean) in (1, 3), "mean", f"a list of 1 or 3 numbers {bounds}")
+        deviations = f"a list of numbers from {1 / BOUND:g} to {BOUND:g}, one for each of mean"
+        require(_are_numbers(std, 1 / BOUND) and len(std) == len(mean), "std", deviations)
+        require(white is None or _are_numbers([white], 1 / BOUND, 2.0**32), "white", "null or a number greater than 0")
+        return cls(resize, crop, tuple(map(float, mean)), tuple(map(float, std)), white)
 
 
 def require_decoder() -> None:
@@ -80,7 +102,6 @@ def require_decoder() -> None:
     pillow()
 
 
-def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    if not values or not all(isinstance(value, float | int) and np.isfinite(value) for value in values):
-        raise ValueError
-    return tuple(float(value) for value in values)
+def _are_numbers(values: Any, least: float, most: float = BOUND) -> bool:
+    """Return whether ``values`` is a list of numbers in these bounds."""
+    return isinstance(values, list) and all(type(x) in (float, int) and least <= x <= most for x in values)

@@ -10,8 +10,8 @@ from sftn_fast.models import (  # noqa: F401 (imported to register their network
     wrn,
 )
 from sftn_fast.models.export import (
-    load,
     check_not_of_export,
+    load,
     load_export,
     load_weights,
     read_config,
@@ -33,9 +33,9 @@ __all__ = [
     "WeightsError",
     "as_staged",
     "build",
+    "check_not_of_export",
     "export_state_dict",
     "load",
-    "check_not_of_export",
     "load_export",
     "load_weights",
     "names",

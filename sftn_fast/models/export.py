@@ -19,7 +19,7 @@ from torch import Tensor
 from sftn_fast import __version__
 from sftn_fast.config import ConfigError
 from sftn_fast.models.pretrained import find_published, is_published, published
-from sftn_fast.models.registry import build, names, require_counts
+from sftn_fast.models.registry import build, names, require_counts, unknown_name
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
 from sftn_fast.models.weights import Say, assign
@@ -29,6 +29,13 @@ from sftn_fast.utils.text import printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
+KEYS: dict[str, tuple[type, str]] = {
+    **{key: (int, "a whole number") for key in ("format", "num_classes", "in_channels")},
+    **{key: (str, "a text") for key in ("name", "sha256")},
+    "custom": (bool, "true or false"),
+    "meta": (dict, "an object"),
+}
+"""Types of the values in ``config.json``, by key. ``meta`` may be missing."""
 MANY_CLASSES = 100_000
 """Above this number, the weights are checked for it first, since a classifier of that size takes gigabytes."""
 
@@ -145,6 +152,8 @@ def _load_export(
             f"{folder} holds a custom network, {name!r}, that can't be built by name: build it with your own code, "
             f"then call models.load_weights(net, {str(folder)!r})"
         )
+    if name not in names():
+        raise WeightsError(f"{folder / CONFIG}: {unknown_name('network', name, names())}; plugins may register others")
     # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
     _check_weights(file, config)
     weights = read_file(file)
@@ -215,19 +224,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except DamagedError as error:
         raise WeightsError(str(error)) from error
     written_as = config.get("format")
-    if isinstance(written_as, int) and written_as > FORMAT:  # before the keys, which may be others
+    if type(written_as) is int and written_as > FORMAT:  # before the keys, which may be others
         raise WeightsError(f"{file} has format {written_as}, this version reads up to {FORMAT}: update sftn_fast")
-    expected = {"format": int, "name": str, "custom": bool, "num_classes": int, "in_channels": int, "sha256": str}
-    for key, kind in expected.items():
-        if not isinstance(config.get(key), kind):
+    for key, (kind, allowed) in KEYS.items():
+        if type(config.get(key, {} if key == "meta" else None)) is not kind:  # bool is an int to isinstance
+            fault = f"must be {allowed}, got {printable(repr(config[key]))}" if key in config else "is missing"
             raise WeightsError(
-                f"{file} is not the {CONFIG} of an exported network: {key!r} is missing or wrong; where the "
-                f"{WEIGHTS} beside it is from elsewhere, name the file itself"
+                f"{file} is not the {CONFIG} of an exported network: {key!r} {fault}; where the {WEIGHTS} beside it is "
+                "from elsewhere, name the file itself"
             )
     try:
         require_counts(num_classes=config["num_classes"], in_channels=config["in_channels"])
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file} is damaged: {error}") from error
+    if config["format"] < 1:
+        raise WeightsError(f"{file} is damaged: 'format' must be at least 1, got {printable(config['format'])}")
     return config
 
 

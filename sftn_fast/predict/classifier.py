@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from sftn_fast.data.decode import DecodeError
 from sftn_fast.data.preprocessing import Preprocessing, require_decoder
 from sftn_fast.data.resources import cores
 from sftn_fast.models import StagedNet
+from sftn_fast.models.export import CONFIG
+from sftn_fast.utils.paths import expand_user
 from sftn_fast.utils.text import escape, printable
 
 BATCH = 64
@@ -129,16 +131,28 @@ def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]
         network, config = models.load_export(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"STUDENT must be the folder of an exported network: {error}") from error
-    meta = config.get("meta", {})
+    meta, file = config.get("meta", {}), expand_user(folder) / CONFIG
     if "preprocessing" not in meta:
         raise ConfigError(
             f"STUDENT {printable(folder, 300)} does not tell how images are normalised: an older version exported it; "
             "train it again"
         )
-    preprocessing = Preprocessing.from_json(meta["preprocessing"])
+    preprocessing = Preprocessing.from_json(meta["preprocessing"], file)
     if len(preprocessing.mean) != network.in_channels:
-        raise ConfigError(f"STUDENT {printable(folder, 300)} is damaged: its normalisation has other channels")
-    names = meta.get("class_names") or []
-    if not isinstance(names, list) or len(names) not in (0, network.num_classes):
-        raise ConfigError(f"STUDENT {printable(folder, 300)} is damaged: it has names for other classes")
-    return network, preprocessing, tuple(map(str, names))
+        raise ConfigError(
+            f"{printable(file, 300)}: preprocessing.mean must be {network.in_channels} numbers, as the network takes, got "
+            f"{list(preprocessing.mean)}"
+        )
+    return network, preprocessing, _class_names(meta.get("class_names"), network.num_classes, file)
+
+
+def _class_names(names: Any, num_classes: int, file: Path) -> tuple[str, ...]:
+    """Return the names of the classes; none if ``names`` is None, as where a data set has no names."""
+    if names is None:
+        return ()
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{printable(file, 300)}: class_names must be null or a list of {num_classes} texts, as many as classes, got "
+            f"{printable(repr(names))}"
+        )
+    return tuple(names)

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sftn_fast.export import main as export_main
 from sftn_fast.predict.classifier import Classifier
 from sftn_fast.predict.command import main
 from sftn_fast.utils.checksummed import read_sealed
+from sftn_fast.utils.text import printable
 
 
 def digits() -> data.ImageData:
@@ -290,20 +292,53 @@ def test_an_export_of_an_older_or_newer_version(student, files, tmp_path, capsys
     assert "update sftn_fast" in refused(capsys, str(tmp_path / "newer"), str(files[0]))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        None,
-        {},
-        {"resize": 8, "crop": 9, "mean": [0.5], "std": [1]},
-        {"resize": 8, "crop": 8, "mean": [0.5], "std": [0]},
-        {"resize": 8, "crop": 8, "mean": "x", "std": [1]},
-        {"resize": True, "crop": 8, "mean": [0], "std": [1]},
-    ],
-)
-def test_preprocessing_of_a_strange_file_is_refused(wrong):
-    with pytest.raises(ConfigError, match="preprocessing must have resize, crop, mean and std"):
-        Preprocessing.from_json(wrong)
+STRANGE = [None, True, [], {}, "x", -1, 0, 1.5, float("nan"), 10**400, [None], ["x"], [float("nan")], [0.5, 0.5]]
+NUMBERS = [[-(10**7)], [10**400], [float("inf")], [True]]
+WRONG = {
+    "preprocessing": STRANGE,
+    "crop": [*STRANGE, 9, 2**15],
+    "resize": [*STRANGE, 7, 2**15],
+    "mean": [*STRANGE, *NUMBERS],
+    "std": [*STRANGE, *NUMBERS, [0], [-1], [1e-300]],
+    "white": [*(value for value in STRANGE if value not in (None, 1.5)), 0, -1, float("inf")],
+    "other": STRANGE,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_wrong_value_of_the_preprocessing_is_named(key, value):
+    usual = {"resize": 8, "crop": 8, "mean": [0.5], "std": [1], "white": None}
+    assert Preprocessing.from_json(usual | {"white": 1.5}, "x").white == 1.5
+    with pytest.raises(ConfigError) as caught:
+        Preprocessing.from_json(value if key == "preprocessing" else usual | {key: value}, "a/config.json")
+    message, got = str(caught.value), printable(repr(value))
+    if value == {} and key == "preprocessing":
+        key, got = "crop", "None"
+    assert message.startswith(f"a/config.json: {key if key == 'preprocessing' else f'preprocessing.{key}'} must be ")
+    assert message.endswith(f", got {got}") and "\n" not in message and len(message) < 400
+
+
+META = [
+    *[("meta", value) for value in (None, [], "x", 1, float("nan"))],
+    *[("class_names", value) for value in (-1, "0123456789", {}, [], [None] * 10, list("012"), float("nan"), True)],
+    *[("preprocessing", value) for value in (None, [], {})],
+]
+
+
+@pytest.mark.parametrize("program", [main, export_main], ids=["predict", "export"])
+@pytest.mark.parametrize(("key", "value"), META)
+def test_a_wrong_value_of_config_json_is_one_line(program, key, value, student, files, tmp_path, capsys):
+    config = json.loads((student / "config.json").read_text())
+    del config["digest"]  # as in older versions, which wrote none
+    (config if key == "meta" else config["meta"])[key] = value
+    shutil.copy(student / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    argv = [str(files[0])] if program is main else ["--format", "state_dict"]
+    assert program([str(tmp_path), *argv]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "config.json") in error and key in error and error.count("\n") == 1
+    assert printable(repr(value)) in error or value == {}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_verbs(capsys):

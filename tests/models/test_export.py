@@ -169,7 +169,12 @@ def test_a_damaged_config_is_noticed(folder, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace('"num_classes"', '"classes"'), "'num_classes' is missing or wrong"),
+        (lambda text: text.replace('"num_classes"', '"classes"'), "'num_classes' is missing"),
+        *(
+            (lambda text, key=key, value=value: json.dumps(json.loads(text) | {key: value}), f"config.json .*{key}")
+            for key in ("format", "name", "custom", "num_classes", "in_channels", "sha256", "meta")
+            for value in (None, [], -1, 1.5, float("nan"), [] if key in ("name", "sha256") else "x", 1 if key == "custom" else True)
+        ),
         (lambda text: text.replace('"format": 1', '"format": 2'), "format 2, this version reads up to 1"),
         (lambda text: text.replace('"resnet8"', '"resnet9"'), "unknown network 'resnet9'"),
         (lambda text: text.replace('"resnet8"', '"resnet14"'), "does not fit resnet14"),
