@@ -52,7 +52,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
         ConfigError: A plugin, the network or the data can't be used, or do not fit each other.
         FloatingPointError: The loss became infinite or NaN.
     """
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, "device")
     plugins.load(config.plugins)
     network, exported = _load(config.network)
     named = config.output is not None

@@ -203,7 +203,10 @@ def refusal(*argv: str) -> str:
         (["NET", "--data.name", "fake", "--output", "NET/config.json/a.json"], ["output", "written"]),
         (["NET", "--data.name", "fake", "--output", "NET/config.json"], ["output", "new file", "--overwrite"]),
         *(
-            (["NET", "--data.name", "fake", "--output", f"NET/{name}", "--overwrite", "true"], ["output", "another file"])
+            (
+                ["NET", "--data.name", "fake", "--output", f"NET/{name}", "--overwrite", "true"],
+                ["output", "another file"],
+            )
             for name in ("config.json", "model.safetensors")
         ),
         (["NET", "--data.name", "fake", "--output", "/proc/x.json"], ["output", "written", "'/proc/x.json'"]),

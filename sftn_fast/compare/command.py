@@ -15,7 +15,7 @@ from sftn_fast.report.figure import is_own_picture
 from sftn_fast.report.terminal import terminal_width
 from sftn_fast.utils import program
 from sftn_fast.utils.paths import expand_user, output_file
-from sftn_fast.utils.text import escape
+from sftn_fast.utils.text import counted, escape
 
 DEFAULT = "comparison.png"
 DESCRIPTION = """\
@@ -67,4 +67,6 @@ def _draw(runs: Sequence[ComparedRun], path: Path, *, must: bool) -> str:
         why = f"matplotlib can't be imported ({error}); pip install matplotlib"
     if why and must:
         raise ConfigError(f"--output can't be drawn: {why}")
-    return f"no plot: {why}" if why else f"plot: {path}" + (f" (without {unseen} trainings)" if unseen else "")
+    return (
+        f"no plot: {why}" if why else f"plot: {path}" + (f" (without {counted(unseen, 'training')})" if unseen else "")
+    )

@@ -32,8 +32,12 @@ from torch import Tensor, nn
 
 from sftn_fast import nn as losses
 from sftn_fast import ops
+from sftn_fast.nn.loss import mean
 from sftn_fast.nn.nst import same_size
 from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import validation as check
+from sftn_fast.ops.features_attention import check_power
+from sftn_fast.ops.features_pointwise import check_margin
 
 __all__ = [
     "FSP",
@@ -60,6 +64,7 @@ class DistillKL(nn.Module):
 
     def __init__(self, T: float) -> None:
         super().__init__()
+        check.check_temperature(T, "T")
         self.T = T
 
     def forward(self, y_s: Tensor, y_t: Tensor) -> Tensor:
@@ -80,6 +85,7 @@ class Attention(nn.Module):
 
     def __init__(self, p: float = 2) -> None:
         super().__init__()
+        check_power("p", p)
         self.p = p
 
     def forward(self, g_s: Maps, g_t: Maps) -> list[Tensor]:
@@ -106,6 +112,9 @@ class VIDLoss(losses.VIDLoss):
         init_pred_var: float = 5.0,
         eps: float = 1e-5,
     ) -> None:
+        check.check_size("num_input_channels", num_input_channels)
+        check.check_size("num_mid_channel", num_mid_channel)
+        check.check_size("num_target_channels", num_target_channels)
         super().__init__(
             num_input_channels,
             num_target_channels,
@@ -120,6 +129,8 @@ class RKDLoss(nn.Module):
 
     def __init__(self, w_d: float = 25, w_a: float = 50) -> None:
         super().__init__()
+        check.check_finite("w_d", w_d)
+        check.check_finite("w_a", w_a)
         self.w_d, self.w_a = w_d, w_a
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -141,6 +152,8 @@ class ABLoss(nn.Module):
 
     def __init__(self, feat_num: int, margin: float = 1.0) -> None:
         super().__init__()
+        check.check_size("feat_num", feat_num)
+        check_margin("margin", margin)
         self.w = [2.0 ** (i - feat_num + 1) for i in range(feat_num)]
         self.margin = margin
 
@@ -155,6 +168,8 @@ class FactorTransfer(nn.Module):
 
     def __init__(self, p1: float = 2, p2: float = 1) -> None:
         super().__init__()
+        check.check_finite("p1", p1)
+        check.check_finite("p2", p2)
         self.p1, self.p2 = p1, p2
 
     def forward(self, f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -165,9 +180,12 @@ class FactorTransfer(nn.Module):
 
     @in_float32
     def _with_powers(self, f_s: Tensor, f_t: Tensor) -> Tensor:
+        check.check_feature_map("f_s", f_s)
+        check.check_feature_map("f_t", f_t)
+        check.check_same_batch("f_t", f_t, "f_s", f_s)
         f_s, f_t = same_size(f_s, f_t)
         difference = self.factor(f_s) - self.factor(f_t)
-        return difference.abs().mean() if self.p2 == 1 else difference.pow(self.p2).mean()
+        return mean(difference.abs() if self.p2 == 1 else difference.pow(self.p2))
 
     @in_float32
     def factor(self, f: Tensor) -> Tensor:
@@ -183,6 +201,8 @@ class CRDLoss(nn.Module):
 
     def __init__(self, opt: Any) -> None:
         super().__init__()
+        for name in ("s_dim", "t_dim", "feat_dim", "n_data", "nce_k"):
+            check.check_size(f"opt.{name}", getattr(opt, name))
         self.embed_s = losses.Embed(opt.s_dim, opt.feat_dim)
         self.embed_t = losses.Embed(opt.t_dim, opt.feat_dim)
         self.contrast = ops.CRDMemory(opt.n_data, opt.feat_dim, temperature=opt.nce_t, momentum=opt.nce_m)

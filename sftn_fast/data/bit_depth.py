@@ -32,11 +32,20 @@ FULL = 2**16 - 1
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, SAMPLE_FORMAT, SMAX_SAMPLE = 258, 262, 281, 339, 341
 WHITE_IS_0, SIGNED = 0, 2
 CODESTREAM, COMPONENT = b"\xff\x4f\xff\x51", 42  # start of JPEG 2000's codestream, offset of a component's depth
-REMEDY = "save it with 8 bits, or give the value of white (for example --data.white 4095)"
+EXAMPLE = "4095"
 
 
 class BitDepthError(ValueError):
-    """An image of unknown brightness; the message says why, not which file."""
+    """An image of unknown brightness; the message says why, not which file.
+
+    Args:
+        reason: The message.
+        white: A value of ``data.white`` that might help; None if none does.
+    """
+
+    def __init__(self, reason: str, white: str | None = None) -> None:
+        super().__init__(f"{reason}; save it with 8 bits" if white else reason)
+        self.white = white
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def to_8_bits(values: np.ndarray, depth: BitDepth, stated: float | None) -> np.n
         raise BitDepthError(f"its pixels are signed, and the darkest is {darkest:g}; save it with 8 bits")
     white = _white(values, brightest, depth, stated)
     if brightest > white:
-        raise BitDepthError(f"its brightest value is {brightest:g}, above white, which is {white:g}; {REMEDY}")
+        raise BitDepthError(f"its brightest value is {brightest:g}, above white, which is {white:g}", EXAMPLE)
     greys = _scaled(values, white)
     return 255 - greys if depth.is_inverted else greys
 
@@ -167,11 +176,11 @@ def _white(values: np.ndarray, brightest: float, depth: BitDepth, stated: float 
     if depth.significant or stated:
         return stated or FULL
     if depth.is_float:
-        raise BitDepthError(f"its pixels are floating-point numbers of unknown range; {REMEDY}")
+        raise BitDepthError("its pixels are floating-point numbers of unknown range", EXAMPLE)
     if depth.bits > 16 or depth.is_signed:
-        raise BitDepthError(f"its pixels are signed or have more than 16 bits, and their range is unknown; {REMEDY}")
+        raise BitDepthError("its pixels are signed or have more than 16 bits, and their range is unknown", EXAMPLE)
     if brightest < 2**15 and (values % 257).any():
-        raise BitDepthError(f"the brightest of its 16-bit values is {brightest:g}, so white is unknown; {REMEDY}")
+        raise BitDepthError(f"the brightest of its 16-bit values is {brightest:g}, so white is unknown", EXAMPLE)
     return FULL
 
 
@@ -199,7 +208,4 @@ def check_colours(image: Image, depth: BitDepth, stated: float | None) -> None:
     brightest = max(int(band.getextrema()[1]) for band in bands)  # type: ignore[arg-type]
     if white is None and brightest < 128:  # also if all are black: the lower 8 bits may hold the image
         limit = 256 * (brightest + 1)
-        raise BitDepthError(
-            f"its 16-bit colours are all below {limit:,}, so white is unknown; save it with 8 bits, or set "
-            "data.white to 65535"
-        )
+        raise BitDepthError(f"its 16-bit colours are all below {limit:,}, so white is unknown", str(FULL))

@@ -40,7 +40,24 @@ CHUNK = 64  # files per task of a reader thread
 
 
 class DecodeError(ValueError):
-    """A file without a usable image; the message says why, not which file."""
+    """A file without a usable image; the message says why, not which file.
+
+    Args:
+        reason: What is wrong.
+        white: A value of ``data.white`` that might help; None if none does.
+    """
+
+    def __init__(self, reason: str, white: str | None = None) -> None:
+        super().__init__(reason)
+        self.white = white
+
+    def __str__(self) -> str:
+        return self.advise("--data.white")
+
+    def advise(self, option: str) -> str:
+        """Return the message for a program whose ``option`` takes the value of white."""
+        advice = f", or give the value of white (for example {option} {self.white})" if self.white else ""
+        return f"{self.args[0]}{advice}"
 
 
 def pillow() -> tuple[ModuleType, ModuleType]:
@@ -84,8 +101,10 @@ def opened(file: str | Path | BinaryIO) -> Iterator[ImageFile]:
                 yield image
     except DecodeError:
         raise
-    except (FileLimitError, BitDepthError) as error:
+    except FileLimitError as error:
         raise DecodeError(str(error)) from error
+    except BitDepthError as error:
+        raise DecodeError(str(error), error.white) from error
     except image_module.UnidentifiedImageError as error:  # its message repeats the file's name
         raise DecodeError(f"no image of a known format: {', '.join(_formats())}") from error
     # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error.
@@ -135,12 +154,12 @@ def undecodable(path: str | Path, root: Path, reason: object) -> ConfigError:
     )
 
 
-def find_fault(path: str, white: float | None = None) -> str | None:
-    """Return why ``path`` can't be decoded; None if it can."""
+def find_fault(path: str, white: float | None = None, option: str = "--data.white") -> str | None:
+    """Return why ``path`` can't be decoded; None if it can. ``option`` is what the program calls ``white``."""
     try:
         decode(path, white)
     except DecodeError as error:
-        return str(error)
+        return error.advise(option)
     return None
 
 

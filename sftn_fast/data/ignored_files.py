@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from sftn_fast.data.notices import print_once
-from sftn_fast.utils.text import escape
+from sftn_fast.utils.text import counted, escape
 
 # Extensions of image files: all that Pillow has for the formats of decode.FORMATS.
 ENDINGS = {
@@ -67,12 +67,12 @@ class IgnoredFiles:
             kinds = sorted(self.files.items(), key=lambda kind: (-kind[1], not kind[0], kind[0]))
             named = listing([f"{ending or 'no ending'} {count:,}" for ending, count in kinds])
             parts.append(
-                f"{_count(files, 'file')} that {'are not images' if files > 1 else 'is not an image'} ({named})"
+                f"{counted(files, 'file')} that {'are not images' if files > 1 else 'is not an image'} ({named})"
             )
         if self.hidden:
-            parts.append(_count(self.hidden, "hidden file"))
+            parts.append(counted(self.hidden, "hidden file"))
         if self.stray:
-            parts.append(f"{_count(len(self.stray), 'image')} in no class folder ({listing(self.stray)})")
+            parts.append(f"{counted(len(self.stray), 'image')} in no class folder ({listing(self.stray)})")
         if self.irregular:
             parts.append(f"{len(self.irregular):,} that can't be read as files ({listing(self.irregular)})")
         if self.folders:
@@ -85,7 +85,3 @@ class IgnoredFiles:
         line = self.describe()
         if line:
             print_once(f"{escape(root)}: {line}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number > 1)}"

@@ -69,7 +69,7 @@ def _faults(paths: list[Path], workers: int, white: float | None = None) -> Iter
         count, context, initializer=_prepare_worker, initargs=(decoder_processes.scratch_folder(),)
     ) as pool:
         try:
-            yield from pool.map(partial(find_fault, white=white), map(str, paths), chunksize=CHUNK)
+            yield from pool.map(partial(find_fault, white=white, option="--white"), map(str, paths), chunksize=CHUNK)
         except BrokenProcessPool as error:
             raise ConfigError(
                 "a process died while decoding: a decoder crashed, or memory ran out; try fewer --workers"
@@ -110,8 +110,8 @@ def _main(argv: list[str]) -> int:
         check_path("ROOT", given.root)
         root = Path(given.root).expanduser().absolute()
         workers = resources.cores() if given.workers is None else given.workers
-        check(workers >= 1, "workers", workers, "at least 1")
-        check(given.white is None or 0 < given.white < float("inf"), "white", given.white, "a number greater than 0")
+        check(workers >= 1, "--workers", workers, "at least 1")
+        check(given.white is None or 0 < given.white < float("inf"), "--white", given.white, "a number greater than 0")
         count, faults = verify(root, workers=workers, white=given.white)
         write_skip_list(root, faults)
     except ConfigError as error:

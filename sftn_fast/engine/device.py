@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sftn_fast.config import ConfigError, EngineConfig
+from sftn_fast.config import ConfigError, EngineConfig, check
+from sftn_fast.validation import is_device
 
 AMP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,22 +38,25 @@ class Layout:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, key: str = "engine.device") -> torch.device:
     """Return the device that ``name`` (auto, cpu, cuda or cuda:N) means on this machine.
 
+    Args:
+        name: Value of the setting.
+        key: The setting, for messages.
+
     Raises:
-        ConfigError: CUDA is requested and there is none, or there are not enough devices.
+        ConfigError: The name is no device's, CUDA is requested and there is none, or there are not enough devices.
     """
+    check(is_device(name), key, name, "auto, cpu, cuda or cuda:N")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        raise ConfigError(
-            f"engine.device is {name!r}, but no CUDA device is usable (torch is built {built}); use cpu or auto"
-        )
+        raise ConfigError(f"{key} is {name!r}, but no CUDA device is usable (torch is built {built}); use cpu or auto")
     index = int(name.removeprefix("cuda:")) if ":" in name else torch.cuda.current_device()
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"engine.device is {name!r}, but CUDA devices here end at {torch.cuda.device_count() - 1}")
+        raise ConfigError(f"{key} is {name!r}, but CUDA devices here end at {torch.cuda.device_count() - 1}")
     return torch.device("cuda", index)
 
 
@@ -63,7 +67,7 @@ def resolve_devices(devices: int | str | Sequence[str], default: str) -> list[to
         ConfigError: there are fewer GPUs than requested, or not those that are named.
     """
     if not isinstance(devices, int | str):
-        return [resolve_device(name) for name in devices]
+        return [resolve_device(name, "devices") for name in devices]
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     count = max(usable, 1) if devices == "all" else int(devices)
     if count == 1:

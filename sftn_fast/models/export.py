@@ -119,6 +119,8 @@ def load(
     if folder is not None:
         asked = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
         return _load_export(folder, asked, prefix=prefix, say=say)[0]
+    if not is_published(path) and not weights_file.is_file():
+        raise FileNotFoundError(f"no weights at {weights_file}")
     if name is None or num_classes is None:
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
     # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
@@ -294,6 +296,8 @@ def _locate(path: str | Path) -> tuple[Path | None, Path]:
 
 
 def _expanded(path: str | Path) -> Path:
+    if path == "":  # pathlib's name for the current folder
+        raise FileNotFoundError("the path of the network is empty")
     # Not Path.expanduser, which raises for an unknown user; then the file is reported as missing.
     return Path(os.path.expanduser(path))  # noqa: PTH111
 

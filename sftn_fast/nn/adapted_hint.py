@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftn_fast import ops
+from sftn_fast.ops import validation as check
 
 Shape = tuple[int, int, int]
 
@@ -53,11 +54,17 @@ class AdaptedHint(nn.Module):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__()
+        check.check_positive("eps", eps)
+        if momentum is not None:
+            check.check_fraction("momentum", momentum)
+        check.check_flag("track_running_stats", track_running_stats)
         self.conv = hint_convolution(student_shape, teacher_shape)
         self.bn = nn.BatchNorm2d(teacher_shape[0], eps, momentum, track_running_stats=track_running_stats)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Compute the loss, 0-dim float32 (float64 for float64 maps). Updates the running statistics in training."""
+        check.check_feature_map("student_map", student_map)
+        check.check_feature_map("teacher_map", teacher_map)
         bn = self.bn
         if type(bn) is not nn.BatchNorm2d:
             return ops.hint_loss(self.regress(student_map), teacher_map)
@@ -93,8 +100,13 @@ def _count_batch(bn: nn.BatchNorm2d) -> float:
 
 def hint_convolution(student: Shape, teacher: Shape) -> nn.Conv2d | nn.ConvTranspose2d:
     """Build the convolution of :class:`AdaptedHint`, from [N, *student] to [N, *teacher], with a bias."""
-    if any(len(shape) != 3 or min(shape) < 1 for shape in (student, teacher)):
-        raise ValueError(f"no convolution from {student} to {teacher}: not shapes (C, H, W) of maps")
+    for name, shape in (("student_shape", student), ("teacher_shape", teacher)):
+        if not isinstance(shape, list | tuple):
+            raise TypeError(f"{name} must be (C, H, W) of a map, got {shape!r}")
+        for i, size in enumerate(shape):
+            check.check_integer(f"{name}[{i}]", size)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"no convolution from {student} to {teacher}: {name} must be (C, H, W) of a map")
     sizes = list(zip(student[1:], teacher[1:], strict=True))
     doubles = any(2 * s == t for s, t in sizes)
     if not all(s == t or (2 * s == t if doubles else s > t) for s, t in sizes):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sftn_fast import ops
 from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import savable
 
 
@@ -16,10 +17,13 @@ class Embed(nn.Module):
 
     def __init__(self, in_features: int, dim: int = 128) -> None:
         super().__init__()
+        check.check_size("in_features", in_features)
+        check.check_size("dim", dim)
         self.linear = nn.Linear(in_features, dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``[B, ...]`` to ``[B, dim]``, in float32 at least."""
+        check.check_batch("features", features)
         (features,) = savable(features)
         return _unit_rows(self.linear(features.flatten(1)))
 
@@ -56,6 +60,8 @@ class CRDLoss(nn.Module):
         bank_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        check.check_size("student_dim", student_dim)
+        check.check_size("teacher_dim", teacher_dim)
         self.embed_student, self.embed_teacher = Embed(student_dim, dim), Embed(teacher_dim, dim)
         self.memory = ops.CRDMemory(num_samples, dim, temperature=temperature, momentum=momentum, dtype=bank_dtype)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import validation as check
 
 
 class CorrelationLoss(nn.Module):
@@ -17,6 +18,9 @@ class CorrelationLoss(nn.Module):
     @in_float32
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of embeddings ``[B, D]``: 0-dim float32, or float64 for float64 embeddings."""
+        check.check_embedding("student", student)
+        check.check_embedding("teacher", teacher)
+        check.check_like("teacher", teacher, "student", student)
         width = student.shape[1]
         distance = (student - teacher).abs().flatten()
         # One dot product of each row with the next; the elementwise product is never stored.

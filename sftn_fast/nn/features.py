@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from sftn_fast import ops
 from sftn_fast.nn.loss import OpLoss
+from sftn_fast.ops import validation as check
+from sftn_fast.ops.features_attention import VARIANTS, check_power
+from sftn_fast.ops.features_pointwise import check_margin
 
 
 class HintLoss(OpLoss):
@@ -24,6 +27,7 @@ class ATLoss(OpLoss):
     """Attention transfer; see :func:`sftn_fast.ops.at_loss`."""
 
     def __init__(self, *, p: float = 2) -> None:
+        check_power("p", p)
         super().__init__(p=p)
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -35,6 +39,7 @@ class FTLoss(OpLoss):
     """Factor transfer; see :func:`sftn_fast.ops.ft_loss`."""
 
     def __init__(self, *, variant: str = "repdistiller") -> None:
+        check.check_choice("variant", variant, VARIANTS)
         super().__init__(variant=variant)
 
     def forward(self, student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
@@ -46,6 +51,7 @@ class ABLoss(OpLoss):
     """Activation boundaries of one layer; see :func:`sftn_fast.ops.ab_loss`."""
 
     def __init__(self, *, margin: float = 1.0) -> None:
+        check_margin("margin", margin)
         super().__init__(margin=margin)
 
     def forward(self, student_preact: Tensor, teacher_preact: Tensor) -> Tensor:
@@ -64,6 +70,8 @@ class OHLoss(nn.Module):
 
     def __init__(self, margin: Tensor) -> None:
         super().__init__()
+        check.check_vector("margin", margin)
+        check.check_constant("margin", margin)
         self.register_buffer("margin", margin)
 
     @classmethod
@@ -100,6 +108,14 @@ class VIDLoss(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        check.check_size("student_channels", student_channels)
+        check.check_size("teacher_channels", teacher_channels)
+        if mid_channels is not None:
+            check.check_size("mid_channels", mid_channels)
+        check.check_positive("eps", eps)
+        check.check_positive("init_variance", init_variance, most=700.0)
+        if init_variance <= eps:
+            raise ValueError(f"init_variance must be above eps, {eps}, got {init_variance}")
         middle = teacher_channels if mid_channels is None else mid_channels
         self.regressor = nn.Sequential(
             nn.Conv2d(student_channels, middle, 1, bias=False),
@@ -114,6 +130,8 @@ class VIDLoss(nn.Module):
 
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """Compute the loss of maps ``[N, Cs, Hs, Ws]`` and ``[N, Ct, Ht, Wt]``, 0-dim."""
+        check.check_feature_map("student_features", student_features)
+        check.check_feature_map("teacher_features", teacher_features)
         height, width = teacher_features.shape[2:]
         if student_features.shape[2] > height:  # pool before the regressor, which then has less work
             student_features = F.adaptive_avg_pool2d(student_features, (height, width))

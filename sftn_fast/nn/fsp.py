@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sftn_fast.nn.loss import mean
 from sftn_fast.nn.nst import same_size
 from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import validation as check
 
 
 class FSPLoss(nn.Module):
@@ -22,7 +24,13 @@ class FSPLoss(nn.Module):
 
         The maps are ``[N, C1, H, W]`` and ``[N, C2, H, W]``, the earlier one first.
         """
-        return (fsp_matrix(*student) - fsp_matrix(*teacher)).square().mean()
+        for name, maps in (("student", student), ("teacher", teacher)):
+            for i, features in enumerate(maps):
+                check.check_feature_map(f"{name}[{i}]", features)
+            check.check_same_batch(f"{name}[1]", maps[1], f"{name}[0]", maps[0])
+        ours, theirs = fsp_matrix(*student), fsp_matrix(*teacher)
+        check.check_like("the teacher's FSP matrix", theirs, "the student's", ours)
+        return mean((ours - theirs).square())
 
 
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:

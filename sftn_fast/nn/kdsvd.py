@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import validation as check
 
 
 class KDSVDLoss(nn.Module):
@@ -25,6 +26,7 @@ class KDSVDLoss(nn.Module):
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
+        check.check_size("k", k)
         self.k = k
 
     @in_float32
@@ -33,8 +35,14 @@ class KDSVDLoss(nn.Module):
 
         Returns a list of 0-dim losses, one fewer than maps, float32, or float64 for float64 maps.
         """
+        if len(student) != len(teacher):
+            raise ValueError(f"teacher must have as many maps as student, {len(student)}, got {len(teacher)}")
+        for i, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+            check.check_feature_map(f"student[{i}]", ours)
+            check.check_feature_map(f"teacher[{i}]", theirs)
+            check.check_like(f"teacher[{i}], over pixels,", theirs[:, :, 0, 0], f"student[{i}]", ours[:, :, 0, 0])
         vectors = [self._vectors(s, t.detach()) for s, t in zip(student, teacher, strict=True)]
-        return [_difference(*both).to(student[0].dtype) / len(student[0]) for both in pairwise(vectors)]
+        return [_difference(*both).to(student[0].dtype) / max(len(student[0]), 1) for both in pairwise(vectors)]
 
     def _vectors(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Return scaled right singular vectors ``[N, C, k]`` of both, the student's aligned to the teacher's."""

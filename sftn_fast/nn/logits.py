@@ -9,12 +9,16 @@ from torch import Tensor
 from sftn_fast import ops
 from sftn_fast.nn.loss import OpLoss
 from sftn_fast.ops import KDTerms, SFTNTerms
+from sftn_fast.ops import validation as check
+from sftn_fast.ops.logits import BRANCH_REDUCTIONS, DIRECTIONS, REDUCTIONS, check_weights
 
 
 class KDLoss(OpLoss):
     """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`."""
 
     def __init__(self, temperature: float = 4.0, *, reduction: str = "batchmean") -> None:
+        check.check_temperature(temperature)
+        check.check_choice("reduction", reduction, REDUCTIONS)
         super().__init__(temperature=temperature, reduction=reduction)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -34,6 +38,10 @@ class KDCELoss(OpLoss):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> None:
+        check.check_temperature(temperature)
+        check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
+        check.check_integer("ignore_index", ignore_index)
+        check.check_fraction("label_smoothing", label_smoothing)
         super().__init__(
             temperature=temperature,
             kd_weight=kd_weight,
@@ -60,6 +68,10 @@ class SFTNLoss(OpLoss):
         direction: str = "teacher_to_branch",
         branch_reduction: str = "mean",
     ) -> None:
+        check.check_temperature(temperature)
+        check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
+        check.check_choice("direction", direction, DIRECTIONS)
+        check.check_choice("branch_reduction", branch_reduction, BRANCH_REDUCTIONS)
         super().__init__(
             temperature=temperature,
             teacher_weight=teacher_weight,

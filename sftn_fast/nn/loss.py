@@ -1,10 +1,15 @@
-"""Base class of the modules around a single op."""
+"""Base class of the modules around a single op, and the mean of the losses in plain PyTorch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def mean(values: Tensor) -> Tensor:
+    """Return the mean of ``values``, 0-dim; 0 if there are none, as in an empty batch."""
+    return values.sum() / max(values.numel(), 1)
 
 
 class OpLoss(nn.Module):

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sftn_fast.nn.loss import mean
 from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import validation as check
 
 
 class NSTLoss(nn.Module):
@@ -22,6 +24,9 @@ class NSTLoss(nn.Module):
 
         Returns 0-dim float32, or float64 for float64 maps.
         """
+        check.check_feature_map("student_features", student_features)
+        check.check_feature_map("teacher_features", teacher_features)
+        check.check_same_batch("teacher_features", teacher_features, "student_features", student_features)
         student, teacher = same_size(student_features, teacher_features.detach())
         student = F.normalize(student.flatten(2), dim=2)
         teacher = F.normalize(teacher.flatten(2), dim=2)
@@ -38,4 +43,4 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b.transpose(1, 2)).square().mean()
+    return mean(torch.bmm(a, b.transpose(1, 2)).square())

@@ -9,9 +9,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from sftn_fast.ops._autograd import savable
-from sftn_fast.ops._dtype import accumulator
+from sftn_fast.ops._dtype import accumulator, without_autocast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,9 +30,11 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
         given = list(_floating(arguments))
         dtype = accumulator(*given)
         device = given[0].device.type if given else "cpu"
-        if not torch.is_autocast_enabled(device) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not (
+            is_autocast_available(device) and torch.is_autocast_enabled(device)
+        ):
             return function(*_converted(arguments, dtype), **options)
-        with torch.autocast(device, enabled=False):  # compiled code may run under autocast later
+        with without_autocast(device):  # compiled code may run under autocast later
             return function(*_converted(arguments, dtype), **options)
 
     return in_wide

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Saved = Sequence[Any]  # tensors, or None
+REMEDY = "compute the loss in plain PyTorch, `with sftn_fast.ops.backend('reference'):`"
 T = TypeVar("T", bound="Tensor | None")
 
 
@@ -17,18 +18,29 @@ def needs_function(inputs: Sequence[Tensor | None]) -> bool:
     """Return whether a loss must run through its autograd function: when a gradient or a tangent is wanted.
 
     Otherwise the raw op is enough. Forward-mode differentiation and the transforms of ``torch.func`` hide which input
-    requires a gradient. There the autograd function raises, where the raw op would silently lose the derivative.
+    requires a gradient. There this raises, where the raw op would silently lose the derivative.
+
+    Raises:
+        RuntimeError: in a transform of ``torch.func``, or for an input with a tangent.
     """
     if forward_ad._current_level >= 0:
+        _refuse_tangents(inputs)
         return True
     if not torch.is_grad_enabled():
         return False
     if torch._C._are_functorch_transforms_active():
-        return True
+        raise RuntimeError(f"the fused losses of sftn_fast have no functorch transforms (torch.func); {REMEDY}")
     for x in inputs:  # noqa: SIM110  any() takes twice as long
         if x is not None and x.requires_grad:
             return True
     return False
+
+
+def _refuse_tangents(inputs: Sequence[Tensor | None]) -> None:
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+        what = "functorch transforms (torch.func)" if transformed else "jvp, which forward-mode differentiation needs"
+        raise RuntimeError(f"the fused losses of sftn_fast have no {what}; {REMEDY}")
 
 
 def savable(*inputs: T) -> tuple[T, ...]:
@@ -72,7 +84,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:  # type: ignore[override]
-        raise RuntimeError(
-            "the fused losses of sftn_fast have no second derivatives; compute the loss in plain PyTorch, "
-            "`with sftn_fast.ops.backend('reference'):`"
-        )
+        raise RuntimeError(f"the fused losses of sftn_fast have no second derivatives; {REMEDY}")

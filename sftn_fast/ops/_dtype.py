@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from sftn_fast.ops._autograd import savable
 
@@ -28,6 +31,11 @@ def widened_beside(inputs: tuple[Tensor, ...], *others: Tensor | None) -> tuple[
         if x is not None and x.dtype is torch.float64:
             return tuple(x.double() for x in inputs)
     return inputs
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Disable autocast, which would run matrix products in half precision. Some devices, such as meta, have none."""
+    return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
 
 
 def same_dtype(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -47,7 +47,7 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
         ValueError: for a wrong shape, device or value; for two maps where one is higher and the other wider.
     """
     _check_maps("student_features", student_features, "teacher_features", teacher_features)
-    check.check_positive("p", p, 1e-3, 16.0)
+    check_power("p", p)
     ops = kernels(student_features.device.type)
     if ops is None:
         return reference.at_loss(student_features, teacher_features, p=p)
@@ -137,6 +137,11 @@ def _(student: Tensor, teacher: Tensor, power: float, absolute: bool) -> tuple[T
 def _(grad_loss: Tensor, student: Tensor, teacher: Tensor, *rest: Any) -> list[Tensor]:
     wanted = rest[-2:]
     return [torch.empty_like(x) for x, is_wanted in zip((student, teacher), wanted, strict=True) if is_wanted]
+
+
+def check_power(name: str, value: Any) -> None:
+    """Raise unless the value is a power whose results float32 holds."""
+    check.check_positive(name, value, 1e-3, 16.0)
 
 
 def _check_maps(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:

@@ -67,7 +67,7 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
     """
     _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
     check.check_constant("teacher_preact", teacher_preact)
-    check.check_finite("margin", margin, most=1e15)
+    check_margin("margin", margin)
     ops = kernels(student_preact.device.type)
     if ops is None:
         return reference.ab_loss(student_preact, teacher_preact, margin=margin)
@@ -221,6 +221,11 @@ def _(grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | No
     if channel_wanted and channel is not None:
         grads.append(torch.empty_like(channel))
     return grads
+
+
+def check_margin(name: str, value: Any) -> None:
+    """Raise unless the value is a number whose square float32 holds."""
+    check.check_finite(name, value, most=1e15)
 
 
 def _check_pair(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:

@@ -99,7 +99,7 @@ def kd_ce_loss(
     """
     _check_pair(student_logits, teacher_logits, temperature)
     check.check_target(target, student_logits)
-    _check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
+    check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
     check.check_integer("ignore_index", ignore_index)
     check.check_fraction("label_smoothing", label_smoothing)
     ops = kernels(student_logits.device.type)
@@ -171,7 +171,7 @@ def sftn_loss(
         check.check_logits_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
     check.check_temperature(temperature)
     check.check_target(target, teacher_logits)
-    _check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
+    check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
     check.check_choice("direction", direction, DIRECTIONS)
     check.check_choice("branch_reduction", branch_reduction, BRANCH_REDUCTIONS)
     ops = kernels(teacher_logits.device.type)
@@ -296,6 +296,7 @@ def _(grad_total: Tensor, teacher: Tensor, students: Sequence[Tensor], *rest: An
 
 def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     if isinstance(branch_logits, Tensor):
+        check.check_tensor("branch_logits", branch_logits)
         if branch_logits.dim() != 3:
             raise ValueError(
                 f"branch_logits must be K tensors [N, C] or one [K, N, C], got {list(branch_logits.shape)}"
@@ -315,6 +316,6 @@ def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> N
     check.check_temperature(temperature)
 
 
-def _check_weights(**weights: Any) -> None:
+def check_weights(**weights: Any) -> None:
     for name, value in weights.items():
         check.check_finite(name, value)

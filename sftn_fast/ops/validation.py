@@ -6,6 +6,7 @@ Every message names the argument, the accepted values and the value it got.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -20,14 +21,22 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raise unless the value is a tensor."""
+    """Raise unless the value is a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.").removeprefix("_")
+        raise TypeError(f"{name} must be a dense tensor, got a tensor of layout {layout}")
 
 
 def check_floating(name: str, value: Any) -> None:
-    """Raise unless the value is a floating-point tensor."""
-    if not isinstance(value, Tensor) or value.dtype not in FLOATING:
+    """Raise unless the value is a dense floating-point tensor."""
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype not in FLOATING
+        or value.layout is not torch.strided
+        or value.is_nested
+    ):
         check_tensor(name, value)
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
@@ -42,7 +51,8 @@ def check_logits(name: str, logits: Any) -> None:
 def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
     """Raise unless the logits have the shape and device of ``other``, logits that were checked."""
     try:
-        if value.shape == other.shape and value.dtype is other.dtype and value.device == other.device:
+        same = value.layout is other.layout and not value.is_nested and value.shape == other.shape
+        if same and value.dtype is other.dtype and value.device == other.device:
             return
     except AttributeError:
         pass  # not a tensor
@@ -156,9 +166,9 @@ def check_positive(name: str, value: Any, least: float = LEAST, most: float = MO
         raise ValueError(f"{name} must be from {least:g} to {most:g}, got {value}")
 
 
-def check_temperature(value: Any) -> None:
+def check_temperature(value: Any, name: str = "temperature") -> None:
     """Raise unless the value is a temperature of logits. The losses compute with its square."""
-    check_positive("temperature", value, 1e-12, 1e12)
+    check_positive(name, value, 1e-12, 1e12)
 
 
 def check_finite(name: str, value: Any, most: float = MOST) -> None:
@@ -198,6 +208,14 @@ def check_count(name: str, value: Any) -> None:
     check_integer(name, value)
     if value < 0:
         raise ValueError(f"{name} must be 0 or more, got {value}")
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise unless the value is a whole number of 1 or more, of any type that counts."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if operator.index(value) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_indices(name: str, value: Any, shape: str, *, size: int | None = None) -> None:

@@ -112,7 +112,9 @@ class Classifier:
         try:
             return self.preprocessing.pixels(path)
         except DecodeError as error:
-            return error
+            if error.white is None:
+                return error
+            return DecodeError(f"{error.args[0]}; predict takes the value of white, data.white, from the training")
 
 
 def _require(path: str | Path, pixels: Tensor | DecodeError) -> Tensor:

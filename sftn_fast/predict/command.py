@@ -67,7 +67,7 @@ def _main(argv: list[str]) -> int:
     plugins.load(given.plugins)
     if output is not None:
         models.check_not_of_export(output, "--output")
-    classifier = Classifier(given.student, resolve_device(given.device))
+    classifier = Classifier(given.student, resolve_device(given.device, "--device"))
     if folder is not None:
         paths = _images_in(folder)
     rows: list[tuple[Path, list[Prediction]]] = []

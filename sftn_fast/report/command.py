@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
+from sftn_fast.config import check
 from sftn_fast.report.comparison import compare
 from sftn_fast.report.terminal import terminal_width
 from sftn_fast.report.writer import write
@@ -30,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _main(argv: list[str]) -> int:
     folders = [expand_user(folder) for folder in parser().parse_args(argv).folders]
+    for folder in folders:
+        check(os.path.isdir(folder), "FOLDER", str(folder), "the folder of a run")  # noqa: PTH112  pathlib's may raise
     width = terminal_width()
     print(write(folders[0], width=width) if len(folders) == 1 else compare(folders, width), end="")
     return 0

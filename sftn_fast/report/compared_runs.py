@@ -14,7 +14,7 @@ from sftn_fast.experiment.plan import Job, places
 from sftn_fast.experiment.settings import read_settings
 from sftn_fast.report.results import Row, find_results, read_run, rows_of
 from sftn_fast.utils.atomic import describe
-from sftn_fast.utils.text import listed, printable
+from sftn_fast.utils.text import counted, listed, printable
 
 SHAPE = ("num_train", "num_val", "image_size", "white")
 """What decides, beside the test images, the checksum of all images in a job's identity."""
@@ -101,7 +101,8 @@ def _read(folder: Path) -> tuple[dict[str, Row], dict[str, Any], tuple[str, ...]
     planned = places(settings)
     missing = sorted((planned or set(found.unfinished)) - finished)
     if missing:
-        notes.insert(0, f"unfinished, {len(missing)} of {len(missing) + len(finished)} trainings: {listed(missing)}")
+        planned_count = counted(len(missing) + len(finished), "training")
+        notes.insert(0, f"unfinished, {len(missing)} of {planned_count}: {listed(missing)}")
     return rows, settings, tuple(notes)
 
 

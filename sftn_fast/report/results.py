@@ -16,7 +16,7 @@ from sftn_fast.experiment.settings import LONGEST, printable_tree, read_settings
 from sftn_fast.utils import run_files
 from sftn_fast.utils.checksummed import DamagedError, read_regular
 from sftn_fast.utils.run_files import FILES
-from sftn_fast.utils.text import listed, printable
+from sftn_fast.utils.text import counted, listed, printable
 
 NAMED = 5
 """Largest number of unfinished jobs, or of notes in an error, that are listed."""
@@ -158,7 +158,9 @@ def find_results(folder: Path) -> Found:
             for name, fault in faults.items()
         ]
     if unchecked:
-        notes.append(f"{unchecked} of {len(results)} results have no checksums: they are from an older version")
+        verbs = ("has", "it is") if unchecked == 1 else ("have", "they are")
+        of_all = f"{unchecked} of {counted(len(results), 'result')}"
+        notes.append(f"{of_all} {verbs[0]} no checksums: {verbs[1]} from an older version")
     fault = settings_fault(folder)
     return Found(tuple(results), (*notes, fault) if fault else tuple(notes), tuple(unfinished))
 

@@ -12,7 +12,7 @@ from sftn_fast.report.matrix import SOURCES, MethodLine, average_gain
 from sftn_fast.report.results import AGREEMENT, CALIBRATION, CKA, COLUMNS, COST, KL, SECONDS, SPEED, TOP1, Column, Row
 from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
 from sftn_fast.report.terminal import Cells, grid
-from sftn_fast.utils.text import escape, for_markdown
+from sftn_fast.utils.text import counted, escape, for_markdown
 
 
 def markdown(cells: Cells) -> str:
@@ -119,7 +119,7 @@ def gain(rows: Sequence[Row], better: str, baseline: str) -> str | None:
 def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[str]:
     """Return the sentences below the table of methods: its quantities, the mean gain, the baselines."""
     tested = sum(line.p is not None for line in lines)
-    corrected = f", Holm-corrected for {tested} methods" if tested else ""
+    corrected = f", Holm-corrected for {counted(tested, 'method')}" if tested else ""
     sentences = [
         "Top-1 in % after the last epoch, mean ± SD over n seeds. Agreement, KL (in nats) and CKA compare student and "
         "teacher on the test set.",
@@ -129,7 +129,7 @@ def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[s
     average = average_gain(lines)
     if average:
         methods = sum(line.gain is not None for line in lines)
-        sentences.append(f"Mean gain of SFTN over {methods} methods: {average.in_words()}")
+        sentences.append(f"Mean gain of SFTN over {counted(methods, 'method')}: {average.in_words()}")
     for row in rows:
         if not method_in(row.name):
             top1 = mean_and_deviation(row.values(TOP1), TOP1.digits)
@@ -141,7 +141,9 @@ def cost_sentence(rows: Sequence[Row]) -> str:
     """Return a sentence on the cost of all trainings."""
     trainings = sum(len(row.results) for row in rows)
     cost = sum(sum(row.values(COST)) for row in rows)
-    return f"Cost: {trainings} trainings, {cost:.0f} device seconds (training time times devices)"
+    return (
+        f"Cost: {counted(trainings, 'training')}, {counted(round(cost), 'device second')} (training time times devices)"
+    )
 
 
 def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settings: Mapping[str, Any]) -> list[str]:

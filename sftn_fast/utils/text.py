@@ -33,6 +33,11 @@ def listed(names: Sequence[object], separator: str = ", ", *, shown: int = 3) ->
     return separator.join(printable(name) for name in names[:shown]) + more.replace(",", "")
 
 
+def counted(number: int, what: str) -> str:
+    """Return ``number`` with the noun ``what`` in its singular or plural, as in "1,024 images"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def printable_lines(text: object) -> str:
     """Return ``text`` as :func:`printable` does, but keep its line breaks, for messages of several lines."""
     return "\n".join(printable(line, LONGEST_MESSAGE) for line in str(text)[: 2 * LONGEST_MESSAGE].split("\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ pytest.importorskip("torchvision.io")
 import pictures  # noqa: E402
 from batches import joined  # noqa: E402
 
+from sftn_fast import models  # noqa: E402
 from sftn_fast.config import ConfigError, DataConfig  # noqa: E402
-from sftn_fast.data import dali_decoder  # noqa: E402
+from sftn_fast.data import dali_decoder, verify  # noqa: E402
 from sftn_fast.data.decode import FORMATS, DecodeError, decode, find_fault, read_images  # noqa: E402
 from sftn_fast.data.encoded_image import read_encoded  # noqa: E402
 from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, ImageFormat  # noqa: E402
 from sftn_fast.data.source import load  # noqa: E402
 from sftn_fast.data.torchvision_decoder import TorchvisionDecoder  # noqa: E402
+from sftn_fast.predict import main as predict_main  # noqa: E402
 
 GREY_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "F")
@@ -268,3 +271,21 @@ def test_sixteen_bit_bmps_are_of_8_bits(tmp_path):
     header = struct.pack("<2sLHHLLllHHLLllLL", b"BM", 54 + 512, 0, 0, 54, 40, 16, 16, 1, 16, 0, 512, 0, 0, 0, 0)
     (tmp_path / "a.bmp").write_bytes(header + struct.pack("<H", 0b0_00011_00011_00011) * 256)
     assert np.abs(np.asarray(decode(tmp_path / "a.bmp")).astype(int) - 24).max() <= 1
+
+
+def test_each_program_names_its_own_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verify, "ProcessPoolExecutor", lambda count, *_, **__: ThreadPoolExecutor(count))
+    for name in ("start_context", "scratch_folder"):
+        monkeypatch.setattr(verify.decoder_processes, name, lambda *_: None)
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tif")
+    assert find_fault(str(tmp_path / "float.tif")).endswith(
+        "or give the value of white (for example --data.white 4095)"
+    )
+    assert verify.main([str(tmp_path), "--workers", "1"]) == 1
+    assert "or give the value of white (for example --white 4095)" in capsys.readouterr().out
+    preprocessing = {"resize": 8, "crop": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
+    models.save(models.build("resnet8", num_classes=2), tmp_path / "student", meta={"preprocessing": preprocessing})
+    assert predict_main([str(tmp_path / "student"), str(tmp_path / "float.tif")]) == 2
+    error = capsys.readouterr().err
+    assert "save it with 8 bits; predict takes the value of white, data.white, from the training" in error
+    assert "--" not in error

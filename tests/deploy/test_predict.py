@@ -236,7 +236,15 @@ def test_an_output_that_can_not_be_written_is_refused_before_any_work(verb, stud
     (tmp_path / "pipe.csv").unlink(missing_ok=True)
     os.mkfifo(tmp_path / "pipe.csv")
     program, rest = (main, [str(files[0].parent)]) if verb == "predict" else (export_main, ["--format", "state_dict"])
-    for output in (tmp_path / "none" / "x.csv", tmp_path, tmp_path / "pipe.csv", files[0] / "x.csv", Path("/dev/null"), Path("/proc/x.csv"), tmp_path / ("x" * 256)):
+    for output in (
+        tmp_path / "none" / "x.csv",
+        tmp_path,
+        tmp_path / "pipe.csv",
+        files[0] / "x.csv",
+        Path("/dev/null"),
+        Path("/proc/x.csv"),
+        tmp_path / ("x" * 256),
+    ):
         assert program([str(student), *rest, "--output", str(output)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(("error: --output must be a file", "error: --output must be a path of at most"))
@@ -274,6 +282,11 @@ def test_refusals(student, files, tmp_path, capsys):
     assert "does not exist" in refused(capsys, str(student), str(tmp_path / "none.png"))
     assert "one folder" in refused(capsys, str(student), str(tmp_path), str(files[0]))
     assert "STUDENT must be the folder of an exported network" in refused(capsys, str(tmp_path), str(files[0]))
+    for device in ("gpu", "cuda:x", "cuda:99"):
+        assert "error: --device " in refused(capsys, str(student), str(files[0]), "--device", device)
+    assert "--device must be auto, cpu, cuda or cuda:N, got 'gpu'" in refused(
+        capsys, str(student), str(files[0]), "--device", "gpu"
+    )
     assert "--top must be at least 1" in refused(capsys, str(student), str(files[0]), "--top", "0")
     assert "does not exist" in refused(capsys, str(student), "~nobody-here/x.png")
     assert "too long" in refused(capsys, str(student), "x" * 300)
@@ -296,7 +309,7 @@ STRANGE = [None, True, [], {}, "x", -1, 0, 1.5, float("nan"), 10**400, [None], [
 NUMBERS = [[-(10**7)], [10**400], [float("inf")], [True]]
 WRONG = {
     "preprocessing": STRANGE,
-    "crop": [*STRANGE, 9, 2**15],
+    "crop": [*STRANGE, 2**15],
     "resize": [*STRANGE, 7, 2**15],
     "mean": [*STRANGE, *NUMBERS],
     "std": [*STRANGE, *NUMBERS, [0], [-1], [1e-300]],

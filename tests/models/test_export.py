@@ -173,7 +173,15 @@ def test_a_damaged_config_is_noticed(folder, change, message):
         *(
             (lambda text, key=key, value=value: json.dumps(json.loads(text) | {key: value}), f"config.json .*{key}")
             for key in ("format", "name", "custom", "num_classes", "in_channels", "sha256", "meta")
-            for value in (None, [], -1, 1.5, float("nan"), [] if key in ("name", "sha256") else "x", 1 if key == "custom" else True)
+            for value in (
+                None,
+                [],
+                -1,
+                1.5,
+                float("nan"),
+                [] if key in ("name", "sha256") else "x",
+                1 if key == "custom" else True,
+            )
         ),
         (lambda text: text.replace('"format": 1', '"format": 2'), "format 2, this version reads up to 1"),
         (lambda text: text.replace('"resnet8"', '"resnet9"'), "unknown network 'resnet9'"),
@@ -283,3 +291,12 @@ def test_json_is_for_people_too(folder):
     assert text.endswith("}\n")
     assert text.splitlines()[3].strip() == '"name": "resnet8",'
     assert json.loads(text)["meta"]["accuracy"] == 71.25
+
+
+@pytest.mark.parametrize("call", [models.load, models.load_export, models.read_config, models.verify])
+def test_a_path_of_nothing_is_a_missing_file(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nofile"):
+        call("nofile")
+    with pytest.raises(FileNotFoundError, match="the path of the network is empty"):
+        call("")

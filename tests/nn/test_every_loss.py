@@ -103,3 +103,39 @@ def test_what_inference_mode_made_is_taken(name, kind):
         learned = [p.grad for p in module.parameters() if p.grad is not None]
         outcomes.append([value.detach(), *(x.grad for x in tensors_in(student)), *learned])
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+# ---- odd batches ----
+
+
+@each
+@pytest.mark.parametrize("kind", ["fused", "reference"])
+def test_an_empty_batch_gives_zero(name, kind):
+    module = build(name)
+    student, *others = changed(EVERY[name].arguments(), lambda x: x[:0])
+    student = leaves_of(student)
+    with ops.backend(kind):
+        value = total(module(student, *others))
+        value.backward()
+    assert value.item() == 0
+    grads = [x.grad for x in (*tensors_in(student), *module.parameters())]
+    assert all((grad == 0).all() for grad in grads if grad is not None)
+    assert all(buffer.isfinite().all() for key, buffer in module.named_buffers() if ".z_" not in key)
+
+
+@each
+@pytest.mark.filterwarnings("ignore:sftn_fast. no compiled kernels")
+def test_a_batch_without_data_gives_a_loss_without_data(name):
+    module = build(name).to("meta")
+    student, *others = changed(EVERY[name].arguments(), lambda x: x.to("meta"))
+    value = total(module(leaves_of(student), *others))
+    value.backward()
+    assert value.is_meta and value.shape == ()
+
+
+@each
+@pytest.mark.parametrize("layout", [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn], ids=["sparse", "mkldnn"])
+def test_a_tensor_that_is_not_dense_is_refused(name, layout):
+    student, *others = EVERY[name].arguments()
+    with pytest.raises(TypeError, match="must be a dense tensor, got a tensor of layout (sparse_coo|mkldnn)"):
+        build(name)(changed(student, layout), *others)

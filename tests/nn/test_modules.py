@@ -10,6 +10,7 @@ import torch
 from torch import nn as torch_nn
 
 from sftn_fast import config, nn, ops
+from sftn_fast.compat import repdistiller
 
 MAPS = torch.linspace(-2, 3, 2 * 3 * 4 * 4).sin().reshape(2, 3, 4, 4), torch.linspace(4, -1, 96).cos().view(2, 3, 4, 4)
 ROWS = torch.linspace(-3, 3, 20).sin().view(4, 5), torch.linspace(-1, 5, 20).cos().view(4, 5)
@@ -134,3 +135,79 @@ def test_an_embedding_of_zero_is_zero():
     torch_nn.init.zeros_(embed.linear.bias)
     assert torch.equal(embed(torch.zeros(2, 3)), torch.zeros(2, 4))
     torch.testing.assert_close(embed(torch.randn(2, 3)).norm(dim=1), torch.ones(2))
+
+
+WRONG = [None, True, "x", [1], -1, 0, -1.5, 1e40, float("nan"), float("inf"), 10**400, torch.tensor(1.0)]
+
+
+@pytest.mark.parametrize("module", OPTIONS_OF_OPS, ids=lambda module: module.__name__)
+def test_an_option_is_refused_at_construction_as_the_op_refuses_it(module):
+    inputs = next(inputs for built, inputs, _ in FACES.values() if type(built) is module)
+    for name in options(module):
+        for value in WRONG:
+            try:
+                OPTIONS_OF_OPS[module](*inputs, **{name: value})
+            except (TypeError, ValueError) as error:
+                with pytest.raises(type(error)) as caught:
+                    module(**{name: value})
+                assert str(caught.value) == str(error) and name in str(error)
+            else:
+                module(**{name: value})
+
+
+def crd(**options):
+    return nn.CRDLoss(**{"student_dim": 5, "teacher_dim": 5, "num_samples": 9, **options})
+
+
+def vid(**options):
+    return nn.VIDLoss(**{"student_channels": 5, "teacher_channels": 5, **options})
+
+
+def adapted(**options):
+    return nn.AdaptedHint(**{"student_shape": (4, 8, 8), "teacher_shape": (4, 8, 8), **options})
+
+
+SIZES, SHAPES = (
+    [None, True, "x", 2.0, 0, -2, [3]],
+    [None, 8, "abc", (4, 8.0, 8), (True, 8, 8), (0, 8, 8), (4, 8), [[1]] * 3],
+)
+OF_LAYERS = {
+    (crd, "student_dim"): SIZES,
+    (crd, "teacher_dim"): SIZES,
+    (crd, "num_samples"): SIZES,
+    (crd, "dim"): SIZES,
+    (crd, "temperature"): [0, -1, float("nan"), None, "x"],
+    (crd, "momentum"): [-1, 2, float("nan"), None, "x"],
+    (crd, "bank_dtype"): [None, torch.int64, "float32"],
+    (nn.Embed, "in_features"): SIZES,
+    (vid, "student_channels"): SIZES,
+    (vid, "teacher_channels"): SIZES,
+    (vid, "mid_channels"): SIZES[1:],
+    (vid, "init_variance"): [None, "x", 0, -1, float("nan"), float("inf"), 1e-6, 1e4],
+    (vid, "eps"): [None, "x", 0, -1, float("nan")],
+    (adapted, "student_shape"): SHAPES,
+    (adapted, "teacher_shape"): SHAPES,
+    (adapted, "eps"): [None, "x", 0, -1, float("nan")],
+    (adapted, "momentum"): ["x", -1, 2, float("nan")],
+    (adapted, "track_running_stats"): [None, 1, "no"],
+    (nn.KDSVDLoss, "k"): SIZES,
+    (nn.OHLoss, "margin"): [None, 1.0, [1.0], MAPS[0], TARGET, MARGIN.clone().requires_grad_()],
+    (repdistiller.DistillKL, "T"): [None, "x", 0, -1, float("nan")],
+    (repdistiller.Attention, "p"): [None, "x", 0, -1, float("nan")],
+    (repdistiller.RKDLoss, "w_d"): [None, "x", float("nan")],
+    (repdistiller.RKDLoss, "w_a"): [None, "x", float("nan")],
+    (repdistiller.ABLoss, "feat_num"): SIZES,
+    (repdistiller.FactorTransfer, "p1"): [None, "x", float("nan")],
+    (repdistiller.FactorTransfer, "p2"): [None, "x", float("nan")],
+    (repdistiller.KDSVD, "k"): SIZES,
+}
+
+
+@pytest.mark.parametrize(("build", "name"), OF_LAYERS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_an_argument_is_refused_at_construction(build, name):
+    for value in OF_LAYERS[build, name]:
+        with pytest.raises(
+            (TypeError, ValueError), match="dtype" if name == "bank_dtype" else rf"\b{name}\b"
+        ) as caught:
+            build(**{name: value})
+        assert type(caught.value) in (TypeError, ValueError)

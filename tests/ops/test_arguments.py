@@ -220,6 +220,29 @@ def test_what_does_not_float_is_refused(name, key, dtype):
     refuse(name, key, lambda x: x.to(dtype), TypeError)
 
 
+LAYOUTS = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "sparse_csr": lambda x: x.to_sparse_csr() if x.dim() == 2 else x.to_sparse(),
+    "mkldnn": lambda x: x.to_mkldnn() if x.is_floating_point() else x.to_sparse(),
+    "nested": lambda x: torch.nested.nested_tensor([x, x]),
+    "jagged": lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of prototypes of PyTorch
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "key"), ARGUMENTS)
+def test_what_is_not_dense_is_refused(name, key, layout):
+    arguments = TABLE[name].arguments()
+    with pytest.raises(TypeError, match=rf"^{key}\S* must be a dense tensor, got a tensor of layout \w+$"):
+        TABLE[name].call(ops, arguments | {key: LAYOUTS[layout](arguments[key])})
+
+
+@pytest.mark.parametrize(("name", "key"), FLOATING)
+def test_what_is_quantised_is_refused(name, key):
+    refuse(name, key, lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8), TypeError)
+
+
 @pytest.mark.parametrize(("name", "key"), ARGUMENTS)
 def test_wrong_numbers_of_dimensions_are_refused(name, key):
     refuse(name, key, lambda x: x.sum().to(x.dtype), ValueError)

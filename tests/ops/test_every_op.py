@@ -189,6 +189,27 @@ def test_empty_batch(backend, name, dtype):
     assert all(result.sum() == 0 for result in outcome.results)
 
 
+@each
+@pytest.mark.filterwarnings("ignore:sftn_fast. no compiled kernels")
+def test_meta_tensors_have_the_shapes_of_others(name):
+    op = TABLE[name]
+    shapes = [x.shape for x in op.call(ops, op.arguments())]
+    moved = op.arguments()
+    moved.pop("generator", None)  # there is none on meta
+    for key, value in moved.items():
+        if isinstance(value, (list, tuple)):
+            moved[key] = [x.to("meta") for x in value]
+        elif hasattr(value, "to"):
+            moved[key] = value.to("meta")
+    for key in op.differentiable:
+        moved[key].requires_grad_()
+    results = op.call(ops, moved)
+    assert [x.shape for x in results] == shapes and all(x.is_meta for x in results)
+    if op.differentiable:
+        results[0].sum().backward()
+        assert all(moved[key].grad.shape == moved[key].shape for key in op.differentiable)
+
+
 @each_loss
 @pytest.mark.parametrize(("n", "width"), [(1, 7), (4, 1), (1, 1)])
 def test_smallest_sizes(backend, name, n, width):

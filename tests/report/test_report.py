@@ -118,6 +118,22 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no finished training" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         report.main([])
+    (tmp_path / "file").touch()
+    for wrong in ("none", "file", "file/x", "", "x" * 300):
+        for argv in ([str(tmp_path / wrong)], [str(folder), str(tmp_path / wrong)]):
+            capsys.readouterr()
+            assert report.main(argv) == 2
+            assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_one_is_singular() -> None:
+    assert (counted(1, "training"), counted(0, "training"), counted(1024, "image")) == (
+        "1 training",
+        "0 trainings",
+        "1,024 images",
+    )
+    row = Row("student", "resnet8", None, [{"train_seconds": 1.2, "devices": 1}])
+    assert cost_sentence([row]).startswith("Cost: 1 training, 1 device second (")
     assert refused.value.code == 2
     assert "FOLDER" in capsys.readouterr().err
     with pytest.raises(ConfigError):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops._dtype import without_autocast
+
 if TYPE_CHECKING:
     from sftn_fast.ops.memory import CRDMemory
 
@@ -62,7 +64,7 @@ def update_banks(memory: CRDMemory, student_embedding: Tensor, teacher_embedding
 def _scores(embedding: Tensor, bank: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """Return ``<bank[rows[b, k]], embedding[b]> / T``, ``[B, 1 + K]``, gathered from the scores of the whole bank."""
     constants = bank.to(embedding.dtype, copy=True)  # the backward pass needs the rows from before the update
-    with torch.autocast(bank.device.type, enabled=False):
+    with without_autocast(bank.device.type):
         scores = embedding @ constants.T
     return scores.gather(1, rows.long()) / temperature
 

@@ -34,7 +34,7 @@ def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
 def with_key(key: Tensor, index: Tensor, labels: Tensor, num_negatives: int, dtype: torch.dtype) -> Tensor:
     """Return the negatives ``[B, K]`` of a key, as the raw op does."""
     negatives = torch.empty(len(index), num_negatives, dtype=dtype, device=index.device)
-    if num_negatives == 0:
+    if num_negatives == 0 or index.is_meta:  # which has no labels to read
         return negatives
     check_positions(index, labels)
     seeds = _random_words(key, 0, len(index))

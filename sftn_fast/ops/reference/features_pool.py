@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sftn_fast.ops._dtype import widened
+from sftn_fast.ops._dtype import widened, without_autocast
 
 
 def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def _pooled(features: Tensor, height: int, width: int) -> Tensor:
     old_height, old_width = features.shape[2:]
     if old_height % height == 0 and old_width % width == 0:
         return F.avg_pool2d(features, (old_height // height, old_width // width))
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device.type):
         return _averages(old_height, height, features) @ features @ _averages(old_width, width, features).t()
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sftn_fast.ops._dtype import widened
+from sftn_fast.ops._dtype import widened, without_autocast
 from sftn_fast.ops.terms import RKDTerms
 
 TINY = torch.finfo(torch.float32).tiny
@@ -60,7 +60,7 @@ def _cosines(difference: Tensor, eps: float) -> Tensor:
     length = torch.linalg.vector_norm(difference, dim=2, keepdim=True)
     # F.normalize would multiply the gradient of a difference of zero by 1 / eps.
     unit = difference * torch.where(length == 0, 0, 1 / length.clamp(min=max(eps, TINY)))
-    with torch.autocast(unit.device.type, enabled=False):
+    with without_autocast(unit.device.type):
         return unit @ unit.transpose(1, 2)
 
 

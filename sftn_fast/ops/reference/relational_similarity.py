@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sftn_fast.ops._dtype import widened
+from sftn_fast.ops._dtype import widened, without_autocast
 
 SP_EPS = 1e-12
 
@@ -13,7 +13,7 @@ SP_EPS = 1e-12
 def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute :func:`sftn_fast.ops.sp_loss` in plain PyTorch."""
     student_features, teacher_features = widened(student_features, teacher_features)
-    with torch.autocast(student_features.device.type, enabled=False):
+    with without_autocast(student_features.device.type):
         student, teacher = _gram_rows(student_features), _gram_rows(teacher_features)
         return (teacher - student).square().sum() / max(len(student), 1) ** 2
 
@@ -21,7 +21,7 @@ def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Compute :func:`sftn_fast.ops.pkt_loss` in plain PyTorch."""
     student, teacher = widened(student, teacher)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student.device.type):
         p_student, p_teacher = _similarity_rows(student, eps), _similarity_rows(teacher, eps)
         ratio = (p_teacher + eps) / (p_student + eps)
         return (p_teacher * ratio.log()).sum() / max(len(student), 1) ** 2
