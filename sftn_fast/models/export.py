@@ -30,8 +30,8 @@ from sftn_fast.utils.text import printable
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 KEYS: dict[str, tuple[type, str]] = {
-    **{key: (int, "a whole number") for key in ("format", "num_classes", "in_channels")},
-    **{key: (str, "a text") for key in ("name", "sha256")},
+    **dict.fromkeys(("format", "num_classes", "in_channels"), (int, "a whole number")),
+    **dict.fromkeys(("name", "sha256"), (str, "a text")),
     "custom": (bool, "true or false"),
     "meta": (dict, "an object"),
 }

@@ -317,5 +317,6 @@ def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> N
 
 
 def check_weights(**weights: Any) -> None:
+    """Raise unless the weights of a loss's terms are finite numbers."""
     for name, value in weights.items():
         check.check_finite(name, value)

@@ -142,8 +142,8 @@ def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]
     preprocessing = Preprocessing.from_json(meta["preprocessing"], file)
     if len(preprocessing.mean) != network.in_channels:
         raise ConfigError(
-            f"{printable(file, 300)}: preprocessing.mean must be {network.in_channels} numbers, as the network takes, got "
-            f"{list(preprocessing.mean)}"
+            f"{printable(file, 300)}: preprocessing.mean must be {network.in_channels} numbers, as the network takes, "
+            f"got {list(preprocessing.mean)}"
         )
     return network, preprocessing, _class_names(meta.get("class_names"), network.num_classes, file)
 
@@ -154,7 +154,7 @@ def _class_names(names: Any, num_classes: int, file: Path) -> tuple[str, ...]:
         return ()
     if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise ConfigError(
-            f"{printable(file, 300)}: class_names must be null or a list of {num_classes} texts, as many as classes, got "
-            f"{printable(repr(names))}"
+            f"{printable(file, 300)}: class_names must be null or a list of {num_classes} texts, as many as classes, "
+            f"got {printable(repr(names))}"
         )
     return tuple(names)

@@ -31,9 +31,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _main(argv: list[str]) -> int:
-    folders = [expand_user(folder) for folder in parser().parse_args(argv).folders]
-    for folder in folders:
-        check(os.path.isdir(folder), "FOLDER", str(folder), "the folder of a run")  # noqa: PTH112  pathlib's may raise
+    names = parser().parse_args(argv).folders
+    folders = [expand_user(name) for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        is_folder = bool(name) and os.path.isdir(folder)  # noqa: PTH112  pathlib's may raise
+        check(is_folder, "FOLDER", name, "the folder of a run")
     width = terminal_width()
     print(write(folders[0], width=width) if len(folders) == 1 else compare(folders, width), end="")
     return 0

@@ -137,5 +137,5 @@ def test_a_batch_without_data_gives_a_loss_without_data(name):
 @pytest.mark.parametrize("layout", [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn], ids=["sparse", "mkldnn"])
 def test_a_tensor_that_is_not_dense_is_refused(name, layout):
     student, *others = EVERY[name].arguments()
-    with pytest.raises(TypeError, match="must be a dense tensor, got a tensor of layout (sparse_coo|mkldnn)"):
+    with pytest.raises(TypeError, match=r"must be a dense tensor, got a tensor of layout (sparse_coo|mkldnn)"):
         build(name)(changed(student, layout), *others)

@@ -14,7 +14,10 @@ import pytest
 
 from sftn_fast import report
 from sftn_fast.config import ConfigError
+from sftn_fast.report.results import Row
+from sftn_fast.report.table import cost_sentence
 from sftn_fast.utils import atomic
+from sftn_fast.utils.text import counted
 
 
 def result(name: str, seed: int, top1: float, kl: float | None = None) -> dict[str, Any]:
@@ -118,9 +121,13 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no finished training" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         report.main([])
+    assert refused.value.code == 2
+    assert "FOLDER" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        report.read_results(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    for wrong in ("none", "file", "file/x", "", "x" * 300):
-        for argv in ([str(tmp_path / wrong)], [str(folder), str(tmp_path / wrong)]):
+    for wrong in ("none", "file", "file/x", "x" * 300):
+        for argv in ([str(tmp_path / wrong)], [str(folder), str(tmp_path / wrong)], [""]):
             capsys.readouterr()
             assert report.main(argv) == 2
             assert capsys.readouterr().err.count("\n") == 1
@@ -132,9 +139,5 @@ def test_one_is_singular() -> None:
         "0 trainings",
         "1,024 images",
     )
-    row = Row("student", "resnet8", None, [{"train_seconds": 1.2, "devices": 1}])
+    row = Row("student", "resnet8", ({"seed": 0, "seconds": 1.2},))
     assert cost_sentence([row]).startswith("Cost: 1 training, 1 device second (")
-    assert refused.value.code == 2
-    assert "FOLDER" in capsys.readouterr().err
-    with pytest.raises(ConfigError):
-        report.read_results(tmp_path / "nowhere")
