@@ -21,8 +21,7 @@ from sftn_fast.loggers import run_ids
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_atomically
 
-MARKER = "resumed-from"
-"""File in a run's folder that names the run it was copied from, once the copy is complete."""
+MARKER = run_files.MARKER
 TEMPORARY = run_files.COPY
 """Folder in a run's folder in which the copy is made."""
 

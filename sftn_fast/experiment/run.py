@@ -35,6 +35,7 @@ from sftn_fast.models.imagenet import require_torchvision
 from sftn_fast.utils import launcher, plugins, safe_yaml
 from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.checksummed import DamagedError, read_sealed_text, seal_text
+from sftn_fast.utils.foreign_files import refuse_foreign_files
 from sftn_fast.utils.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def prepare(config: Config, root: Path) -> Prepared:
     Raises:
         ConfigError: For what the user can fix.
     """
+    distributed.on_main(partial(refuse_foreign_files, root))
     source = distributed.on_main(partial(resume.source_of, config, root))
     distributed.on_main(partial(loggers.check, config.logger, root))
     config = resume.for_jobs(config)

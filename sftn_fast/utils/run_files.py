@@ -43,12 +43,17 @@ OWN = (
     ".lock",
 )
 """Files and folders of the whole run. No job reads them."""
+LOCK = ".lock"
+MARKER = "resumed-from"
+"""File that names the run of which this one is a copy, once the copy is complete."""
 STUDENT = "student"
 """Folder with the exported student of the whole run."""
 COPY = ".tmp_resume"
 """Temporary folder while a run is copied from another. Only the code that copies removes it."""
 BEST = "best"
 """Folder in a job's folder with its network after the best epoch."""
+TEMPORARY = re.compile(r"(?:\.old)?\.(.+)\.\d+\.tmp", re.DOTALL)
+"""Name of a temporary file, and the name of the file that it was for."""
 CLASSES = "by_class.csv"
 EXPORTS = (BEST, "anchors/epoch*", "peer*")
 """Patterns of the folders in a job's folder that hold networks."""
@@ -139,6 +144,8 @@ def refuse_links(root: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Remove the temporary files of killed runs. The caller must hold the folder's lock.
 
+    Of the files in ``root`` itself, which may be the user's, only those for a run's own names are removed.
+
     Raises:
         OSError: A file can't be removed.
     """
@@ -150,9 +157,15 @@ def remove_leftovers(root: Path) -> None:
 def _own_paths(root: Path) -> Iterator[Path]:
     """Yield all paths with the names of a run, and the paths below them. Links are not followed."""
     for path in sorted(root.iterdir()):
-        if path.name in (*OWN, STUDENT) or SEED.fullmatch(path.name) or LEFTOVER.fullmatch(path.name):
+        if path.name in (*OWN, STUDENT, COPY) or SEED.fullmatch(path.name) or _is_own_leftover(path.name):
             yield path
             yield from _below(path)
+
+
+def _is_own_leftover(name: str) -> bool:
+    """Return whether ``name`` is that of a temporary file of the whole run."""
+    made_for = TEMPORARY.fullmatch(name)
+    return made_for is not None and made_for[1] in (*OWN, STUDENT)
 
 
 def _below(path: Path) -> Iterator[Path]:
