@@ -20,6 +20,7 @@ from sftn_fast.validation import (
     ConfigError,
     Device,
     FilePath,
+    HasCommas,
     Neutral,
     NonNegativeFloat,
     NonNegativeInt,
@@ -309,8 +310,8 @@ class Config:
     """Stages to run. "distill" runs once for each teacher of the run."""
     distill: str = "kd"
     """Losses of the stage "distill" with their weights, such as kd=0.9 or kd=1:temperature=2,ce=0.5."""
-    methods: tuple[str, ...] = ()
-    """Several such losses instead of distill. Each is distilled in a training of its own."""
+    methods: Annotated[tuple[str, ...], HasCommas()] = ()
+    """Several such losses instead of distill, as in kd=1 at=1000,kd=1. Each is distilled in a training of its own."""
     cache_teacher: bool = False
     """Save the teacher's logits of each epoch to files. The next method with the same seed and teacher reads them
     instead of running the teacher. For methods that use only the teacher's logits. Each seed and teacher takes epochs x
@@ -353,6 +354,7 @@ class Config:
     def __post_init__(self) -> None:
         validate(self)
         check(len(self.stages) > 0, "stages", [], "one or more of " + ", ".join(STAGES))
+        check(len(set(self.stages)) == len(self.stages), "stages", list(self.stages), "distinct")
         trained = min((self.epochs_of(kind) for kind in ("teacher", "sftn") if kind in self.stages), default=0)
         if trained:
             within = f"within the teacher's {trained} epochs"
@@ -369,7 +371,7 @@ class Config:
         devices = self.devices
         if isinstance(devices, tuple):
             known = len(devices) > 0 and all(name != "auto" and is_device(name) for name in devices)
-            check(known, "devices", list(devices), "a number, all, or a list of cpu, cuda or cuda:N")
+            check(known, "devices", list(devices), "all or a whole number of GPUs, or a list of cpu, cuda or cuda:N")
         if devices != 1:
             check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")
 

@@ -113,6 +113,10 @@ class Neutral:
     reason: str
 
 
+class HasCommas:
+    """Mark of a list whose elements may hold commas, which therefore don't separate them on the command line."""
+
+
 Rule = Bound | Series | PathText | DeviceText
 
 PositiveFloat = Annotated[float, Bound(0, exclusive=True)]

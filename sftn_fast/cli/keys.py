@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import NoneType
@@ -13,7 +13,9 @@ from unicodedata import category
 
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import safe_yaml
+from sftn_fast.utils.similar_names import did_you_mean, nearest
 from sftn_fast.validation import (
+    HasCommas,
     Neutral,
     Rule,
     choices_of,
@@ -89,21 +91,25 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     return cls(**arguments)
 
 
-def is_series(key: Key) -> bool:
-    """Return whether ``key`` is a list of whole numbers or choices, whose elements hold no comma."""
-    tuples = [unwrap(member)[0] for member in members_of(key.type)]
-    elements = [typing.get_args(kind)[0] for kind in tuples if typing.get_origin(kind) is tuple]
-    return any(element is int or choices_of(element) for element in elements)
+def is_list(key: Key) -> bool:
+    """Return whether the value may be a list."""
+    return element_of(key) is not None
+
+
+def element_of(key: Key) -> Any:
+    """Return the type of a list's elements, without its limits; None if the value can't be a list."""
+    lists = [kind for kind in key.alternatives if typing.get_origin(kind) is tuple]
+    return unwrap(typing.get_args(lists[0])[0])[0] if lists else None
 
 
 def of_text(key: Key, text: str) -> Any:
     """Convert ``text`` from the command line to a value of ``key``.
 
-    A list of numbers or choices needs no brackets: ``0,1,2`` is ``[0,1,2]``, and ``0`` is ``[0]``.
-
     Raises:
         ConfigError: With one line.
     """
+    if is_list(key):
+        return of_texts(key, [text])
     if str in key.alternatives:
         value: Any = None if text == "null" and NoneType in key.alternatives else text
     else:
@@ -111,9 +117,44 @@ def of_text(key: Key, text: str) -> Any:
             value = safe_yaml.load(text, key.name)
         except safe_yaml.NotYamlError:
             value = text  # fits no type here, since text is none of them
-        if is_series(key) and isinstance(value, int | str) and not isinstance(value, bool):
-            value = [safe_yaml.load(part, key.name) for part in text.split(",")]
     return of_value(key, value, shown=text)
+
+
+def of_texts(key: Key, texts: Sequence[str]) -> Any:
+    """Convert the arguments after an option to a value of ``key``, which may be a list.
+
+    A list needs no brackets: ``0 1 2``, ``0,1,2`` and ``[0,1,2]`` are the same. Only elements with commas of their own
+    are separated by spaces alone; see :class:`~sftn_fast.validation.HasCommas`.
+
+    Raises:
+        ConfigError: With one line.
+    """
+    text = " ".join(texts)
+    value = _of_yaml(key, text)
+    if isinstance(value, list) or (len(texts) == 1 and _fits(key, value)):
+        return of_value(key, value, shown=text)
+    parts = list(texts)
+    if not any(isinstance(mark, HasCommas) for mark in unwrap(key.type)[1]):
+        parts = [part.strip() for text in texts for part in text.removesuffix(",").split(",")]
+    is_text = element_of(key) is str
+    if not is_text:
+        parts = [word for part in parts for word in part.split() or [part]]
+    return of_value(key, [part if is_text else _of_yaml(key, part) for part in parts], shown=text)
+
+
+def _of_yaml(key: Key, text: str) -> Any:
+    """Return ``text`` read as YAML, or itself if it is none."""
+    try:
+        return safe_yaml.load(text, key.name)
+    except safe_yaml.NotYamlError:
+        return text
+
+
+def _fits(key: Key, value: Any) -> bool:
+    with suppress(TypeError):
+        _fit(key.type, value)
+        return True
+    return False
 
 
 def of_value(key: Key, value: Any, *, shown: Any = None) -> Any:
@@ -133,13 +174,22 @@ def of_value(key: Key, value: Any, *, shown: Any = None) -> Any:
         return _fit(key.type, value)
     except TypeError:
         got = shorten(value if shown is None else shown)
-        raise ConfigError(f"{key.name} must be {in_words(key.type)}, got {got}") from None
+        allowed = in_words(key.type, typed=shown is not None)
+        raise ConfigError(f"{key.name} must be {allowed}, got {got}{_meant(key, value)}") from None
 
 
 def shorten(value: Any) -> str:
     """Return ``value`` as an error message shows it."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _meant(key: Key, value: Any) -> str:
+    """Return a hint on the choices that a wrong ``value``, or a wrong part of it, may stand for."""
+    kinds = [part for kind in key.alternatives for part in (kind, *typing.get_args(kind)[:1])]
+    choices = [choice for kind in kinds for choice in choices_of(kind)]
+    texts = [text for text in (value if isinstance(value, list | dict) else [value]) if isinstance(text, str)]
+    return did_you_mean(near for text in texts if text not in choices for near in nearest(text, choices))
 
 
 def _fit(kind: Any, value: Any) -> Any:
@@ -192,25 +242,32 @@ CHOICES: dict[Any, tuple[str, ...]] = {bool: ("true", "false"), NoneType: ("null
 WORDS = {int: "a whole number (int)", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def in_words(kind: Any) -> str:
-    """Return the values that the type ``kind`` allows, as an error message names them."""
+def in_words(kind: Any, *, typed: bool = False) -> str:
+    """Return the values that the type ``kind`` allows, as an error message names them.
+
+    Args:
+        kind: Type of a key.
+        typed: Show how a list is written on the command line, not how in a recipe.
+    """
     members = [unwrap(member)[0] for member in members_of(kind)]
     choices = [choice for member in members for choice in choices_of(member)]
-    others = [_in_words(member) for member in members if not choices_of(member)]
+    others = [_in_words(member, typed=typed) for member in members if not choices_of(member)]
     if not others:
         return in_choices(choices)
     return join_words([*choices, *others]) if others == ["null"] else " or ".join([*choices, *others])
 
 
-def _in_words(kind: Any) -> str:
+def _in_words(kind: Any, *, typed: bool) -> str:
     """Return how a message names a type other than a choice or a union."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:
         choices = choices_of(arguments[0])
         return "keys and values, as in {a: 1}" + (f", with keys of {', '.join(choices)}" if choices else "")
     if origin is tuple:
-        choices = choices_of(arguments[0])
-        return "a list, as in [a,b]" + (f", of {', '.join(choices)}" if choices else "")
+        choices, element = choices_of(arguments[0]), unwrap(arguments[0])[0]
+        if element is int:
+            return f"a list of whole numbers, as in {'0 1 2' if typed else '[0,1,2]'}"
+        return f"a list, as in {'a b' if typed else '[a,b]'}" + (f", of {', '.join(choices)}" if choices else "")
     return WORDS[kind]
 
 

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Collection
 from pathlib import PurePath
 
-from sftn_fast.cli.network_names import describe, folded
+from sftn_fast.cli.network_names import describe
 from sftn_fast.config import RENAMED
+from sftn_fast.utils.similar_names import did_you_mean, folded, nearest
 
 SYNONYMS = {
     **dict.fromkeys(("learning_rate", "init_lr", "base_lr"), "optim.lr"),
@@ -116,18 +117,11 @@ def _nearest(last: str, names: Collection[str]) -> list[str]:
 
 def refuse_network(key: str, name: str, known: Collection[str]) -> str:
     """Return the message for an unknown network, with all ``known`` ones and those of a similar name."""
-    by_folded: dict[str, list[str]] = {}
-    for other in known:
-        by_folded.setdefault(folded(other), []).append(other)
-    close = difflib.get_close_matches(folded(name), by_folded, n=2, cutoff=0.7)
-    matches = [folded(name)] if folded(name) in by_folded else close
-    near = [describe(other) for match in matches for other in by_folded[match]]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(map(describe, nearest(name, known)))
     return f"{key} must be one of {', '.join(known)}, got {name!r}{hint}"
 
 
 def refuse_name(key: str, name: str, known: Collection[str], *, kind: str = "one of") -> str:
     """Return the message for an unknown name, with all ``known`` ones and a similar one."""
-    near = _nearest(PurePath(name).stem.lower(), known)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(_nearest(PurePath(name).stem.lower(), known))
     return f"{key} must be {kind} {', '.join(known)}, got {name!r}{hint}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sftn_fast.utils.similar_names import folded
+
 SMALL_IMAGES = (
     *("MobileNetV2", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
     *(
@@ -45,8 +47,3 @@ def twin_of(name: str) -> str | None:
     """Return the network whose name differs from ``name`` only in capitals and underscores, or None."""
     same = (other for other in NETWORKS if folded(other) == folded(name) and other != name)
     return next(same, None) if name in NETWORKS else None
-
-
-def folded(name: str) -> str:
-    """Return ``name`` in lower case without underscores and hyphens, which people write differently."""
-    return name.lower().replace("_", "").replace("-", "")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from sftn_fast.cli.keys import Key, groups_of, is_series, keys_of, name_type, of_text
+from sftn_fast.cli.keys import Key, element_of, groups_of, is_list, keys_of, name_type, of_text, of_texts
 from sftn_fast.cli.messages import refuse_argument
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import safe_yaml
@@ -80,8 +80,8 @@ class CommandLine:
         if any(part in HELP for part in argv):
             print(self.help(), end="")
             raise SystemExit(0)
-        texts, others = self._parser.parse_known_args(self._join_numbers(argv))
-        given: dict[str, Any] = {}
+        given, others = self._take_lists(argv)
+        texts, others = self._parser.parse_known_args(others)
         for name, text in vars(texts).items():
             given[name] = of_text(self.keys[name], text) if name in self.keys else text
         while others:
@@ -96,19 +96,32 @@ class CommandLine:
             given |= {f"{key.name}.{each}": value for each, value in entries.items()}
         return given
 
-    def _join_numbers(self, argv: Sequence[str]) -> list[str]:
-        """Return ``argv`` with the numbers after an option for a list as one argument: ``--seeds 0 1`` as ``0,1``."""
-        joined: list[str] = []
-        open_list = False
-        for part in argv:
-            if open_list and part.isdecimal() and joined[-1].replace(",", "").isdecimal():
-                joined[-1] += f",{part}"
+    def _take_lists(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the values of the options that take a list, and the other arguments."""
+        given: dict[str, Any] = {}
+        others, rest = list[str](), list(argv)
+        while rest:
+            name, has_value, text = (part := rest.pop(0)).partition("=")
+            key = self.keys.get(name[2:]) if name.startswith("--") else None
+            if key is None or not is_list(key):
+                others.append(part)
                 continue
-            open_list = open_list and part.isdecimal()
-            if part.startswith("--") and (key := self.keys.get(part[2:])) is not None:
-                open_list = is_series(key)
-            joined.append(part)
-        return joined
+            texts = [text] if has_value else []
+            while rest and self._continues(key, texts, rest[0]):
+                texts.append(rest.pop(0))
+            if not texts:
+                raise ConfigError(f"option {name} needs a value")
+            given[key.name] = of_texts(key, texts)
+        return given, others
+
+    def _continues(self, key: Key, texts: Sequence[str], part: str) -> bool:
+        """Return whether ``part`` is one more argument of a list that has ``texts`` so far."""
+        if re.match(r"-(?!\d)", part):
+            return False
+        if texts and texts[0].startswith("["):
+            return not texts[-1].endswith("]")
+        # A text may also be the argument without a name.
+        return not texts or self.positional is None or (element_of(key) is int and part.isdecimal())
 
     def merge(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``values``, overridden by the values that :meth:`parse` returned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sftn_fast.cli.messages import refuse_name, refuse_network
 from sftn_fast.cli.network_names import NETWORKS, describe, twin_of
 from sftn_fast.cli.options import CommandLine, Option
 from sftn_fast.cli.recipe import BASE, Reader
-from sftn_fast.config import Config, ConfigError, TransferConfig, check
+from sftn_fast.config import Config, ConfigError, TransferConfig, check, check_path
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
@@ -51,10 +52,15 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def recipe_path(name: str, *, key: str = "config") -> Path:
+def recipe_path(name: str, *, key: str = "config", beside: Path | None = None) -> Path:
     """Return the file of a recipe: one of the package's by its name, or the user's own by its path.
 
     A pair of the paper's networks, such as ``vgg13_vgg8``, is short for its CIFAR-100 recipe.
+
+    Args:
+        name: Name or path.
+        key: Key or option that gave it.
+        beside: File in whose folder a relative path is looked for first, before the working folder.
 
     Raises:
         ConfigError: There is neither. The message begins with ``key``.
@@ -62,13 +68,13 @@ def recipe_path(name: str, *, key: str = "config") -> Path:
     for known in (name, f"{PAIR_PREFIX}{name}"):
         if known in recipe_names():  # not the path of a file, which might lead out of the folder
             return RECIPES / f"{known}.yaml"
-    try:
+    with suppress(OSError, RuntimeError, ValueError):  # too long, an unknown user, a NUL
         path = Path(name).expanduser()
-        if path.is_file():
-            return path
-    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a NUL
-        pass
-    raise ConfigError(refuse_name(key, name, recipe_names(), kind="an existing YAML file, or one of"))
+        for found in (beside.parent / path, path) if beside else (path,):
+            if found.is_file():
+                return found
+    searched = f"; a path is relative to {beside.parent.absolute()} or to the working folder" if beside else ""
+    raise ConfigError(refuse_name(key, name, recipe_names(), kind="an existing YAML file, or one of") + searched)
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
@@ -83,9 +89,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     recipes = given.get("config", [DEFAULT_RECIPE])
     reader = Reader(line.keys, ALIASES, COMMAND_LINE_ONLY)
     files = [each for recipe in recipes for each in _with_bases(recipe, reader)]
-    of_recipes = {key: value for _, values in files for key, value in values.items()}
+    of_recipes = _merge_recipes(files)
     values = line.merge(of_recipes, given | _resolve_distill(given))
     if given.get("compile"):
+        if "engine.compile" in given:
+            raise ConfigError("compile can't be combined with engine.compile; give one of the two")
         values["engine.compile"] = True
     if "output" not in given:
         values["output"] = _own_folder(recipes[-1], files[-1][1], *(_settings(each) for each in (of_recipes, values)))
@@ -161,8 +169,9 @@ def load(path: Path) -> Config:
 
 
 def dump(config: Config) -> str:
-    """Return the whole configuration as YAML, in the order of its fields."""
-    return safe_yaml.dump(to_dict(config))
+    """Return the whole configuration as a recipe, in the order of its fields; ``distill`` only where it is used."""
+    unused = "distill" if config.methods else None
+    return safe_yaml.dump({key: value for key, value in to_dict(config).items() if key != unused})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -197,13 +206,32 @@ def _with_bases(recipe: str, reader: Reader) -> list[tuple[Path, dict[str, Any]]
     found = [(path, reader.read(path))]
     while (base := found[0][1].get(BASE)) is not None:
         try:
-            path = recipe_path(base, key=BASE)
+            path = recipe_path(base, key=BASE, beside=found[0][0])
         except ConfigError as error:
             raise ConfigError(f"{found[0][0]}: {error}") from None
-        if any(path == other for other, _ in found):
+        if any(path.resolve() == other.resolve() for other, _ in found):
             raise ConfigError(f"base of {found[0][0]} leads back to itself; remove one of the keys base")
         found.insert(0, (path, reader.read(path)))
     return found
+
+
+def _merge_recipes(files: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    """Return the values of recipes, each of which overrides those before it.
+
+    Raises:
+        ConfigError: A recipe names an output folder that can't be one.
+    """
+    merged: dict[str, Any] = {}
+    for path, values in files:
+        if "distill" in values and not values.get("methods"):
+            merged["methods"] = ()  # of a recipe before it, which would replace distill
+        if "output" in values:
+            try:
+                check_path("output", values["output"])
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+        merged |= values
+    return merged
 
 
 def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -215,8 +243,7 @@ def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after:
         before: All settings, from the recipes alone.
         after: All settings, with the command line.
     """
-    given = str(own.get("output", ""))
-    base = Path(given if given.strip() else f"runs/{recipe_path(recipe).stem}")
+    base = Path(own.get("output", f"runs/{recipe_path(recipe).stem}"))
     return str(output_folder.folder_for(base, before, after))
 
 

@@ -11,6 +11,7 @@ from sftn_fast.cli.keys import Key, of_value, shorten
 from sftn_fast.cli.messages import suggest
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import safe_yaml
+from sftn_fast.utils.checksummed import FIRST_LINE, read_regular
 
 BASE = "base"
 """Key that names another recipe. Its keys are the defaults of this one."""
@@ -41,6 +42,8 @@ class Reader:
                 if name in found:
                     raise ConfigError(f"key {name} is given twice")
                 found[name] = _base_of(value) if name == BASE else of_value(self.keys[name], value)
+            if found.get("methods") and "distill" in found and not _is_of_a_run(path):
+                raise ConfigError("distill can't be combined with methods, which replace it; give one of the two")
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         return found
@@ -61,6 +64,11 @@ class Reader:
                 )
             else:
                 raise ConfigError(f"unknown key {shorten(name)}{suggest(name, list(self.keys))}")
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Return whether a run wrote the file. Earlier versions wrote ``distill`` beside the methods that replaced it."""
+    return read_regular(path).startswith(FIRST_LINE.encode())
 
 
 def _base_of(value: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -66,7 +66,7 @@ class Distiller(nn.Module):
         for teacher in teachers:
             setup = Setup(about_student, NetInfo.of(teacher, image_size), num_samples, image_size, labels, gather)
             self.methods.append(nn.ModuleDict({term.name: _method(term, setup) for term in spec.methods}))
-        self.weights = _weights(spec, self._methods_of(0))
+        self.weights = complete_weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
         self._logits: LogitsSource | None = None
         self._has_run = False
@@ -230,7 +230,7 @@ def _method(term: Term, setup: Setup) -> Method:
         raise ValueError(str(error) if named else f"{term.name}: {error}") from error
 
 
-def _weights(spec: Spec, methods: dict[str, Method]) -> dict[str, float]:
+def complete_weights(spec: Spec, methods: Mapping[str, Method | type[Method]]) -> dict[str, float]:
     """Return the weights in ``spec``, completed by the methods' defaults."""
     weights = {CE: 1.0} | {name: method.default_weight for name, method in methods.items()}
     (name, method), *others = methods.items()

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from sftn_fast.utils.similar_names import did_you_mean, nearest
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -60,7 +62,8 @@ class Option:
             value = self._convert(text)
             if self._admits(value):
                 return value
-        raise ValueError(f"{self.name} must be {self.allowed}, got {text!r}")
+        choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
+        raise ValueError(f"{self.name} must be {self.allowed}, got {text!r}{did_you_mean(nearest(text, choices))}")
 
     def _convert(self, text: str) -> OptionValue:
         if get_origin(self.kind) is Literal:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sftn_fast.config import ConfigError
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.options import OptionValue, options_of
+from sftn_fast.utils.similar_names import did_you_mean, nearest
 
 CE = "ce"
 ALIASES = {
@@ -74,7 +75,7 @@ def of_method(name: str) -> str:
     """Return the specification of one method as the SFTN paper trains it: methods on features jointly with KD."""
     name = ALIASES.get(name, name)
     if name not in registry.names():
-        raise ConfigError(f"method must be one of {', '.join(registry.names())}, got {name!r}")
+        raise ConfigError(f"method must be one of {', '.join(registry.names())}, got {name!r}{_meant(name)}")
     return name if name in ALONE else f"{name},kd=1"
 
 
@@ -83,7 +84,7 @@ def of_weights(name: str, gamma: float | None, alpha: float | None, beta: float 
     name = ALIASES.get(name, name)
     if name not in registry.names():
         known = ", ".join(registry.names())
-        raise ConfigError(f"distill beside -r, -a or -b must be one method of {known}, got {name!r}")
+        raise ConfigError(f"distill beside -r, -a or -b must be one method of {known}, got {name!r}{_meant(name)}")
     terms = {CE: 1.0 if gamma is None else gamma, "kd": alpha or 0.0}
     if name != "kd":
         terms[name] = beta or 0.0
@@ -102,7 +103,7 @@ def _parse_term(piece: str) -> Term:
     name = ALIASES.get(name, name)
     known = [CE, *registry.names()]
     if name not in known:
-        raise _error(piece, f"unknown method {name!r}, known are {', '.join(known)}")
+        raise _error(piece, f"unknown method {name!r}, known are {', '.join(known)}{_meant(name)}")
     return Term(name, _parse_weight(piece, weight) if has_weight else None, _parse_options(piece, name, options))
 
 
@@ -126,7 +127,8 @@ def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, OptionV
         key = OPTION_ALIASES.get(name, {}).get(key, key)
         if key not in known:
             takes = "; ".join(f"{option.name} ({option.allowed})" for option in known.values()) or "no options"
-            raise _error(piece, f"unknown option {key!r}, {name} takes {takes}")
+            meant = did_you_mean(nearest(key, [*known, *OPTION_ALIASES.get(name, {})]))
+            raise _error(piece, f"unknown option {key!r}, {name} takes {takes}{meant}")
         if key in values:
             raise _error(piece, f"option {key!r} is given twice")
         try:
@@ -134,6 +136,11 @@ def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, OptionV
         except ValueError as error:
             raise _error(piece, str(error)) from None
     return values
+
+
+def _meant(name: str) -> str:
+    """Return a hint on the methods that ``name`` may stand for, by the names that they have here."""
+    return did_you_mean(ALIASES.get(near, near) for near in nearest(name, [CE, *registry.names(), *ALIASES]))
 
 
 def _error(piece: str, problem: str) -> ConfigError:

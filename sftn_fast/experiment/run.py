@@ -20,6 +20,7 @@ import torch
 from sftn_fast import cli, data, engine, loggers, models
 from sftn_fast.config import Config, ConfigError, check
 from sftn_fast.data import ImageData
+from sftn_fast.distillers.normal_form import refuse_equal
 from sftn_fast.engine import distributed
 from sftn_fast.experiment import job_state, pool, resume, service_runs
 from sftn_fast.experiment.conclusion import conclude
@@ -131,6 +132,7 @@ def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
     plugins.load(config.plugins)
     cli.check_distill(config)
     jobs = plan(config)
+    refuse_equal(config.methods)
     _check_networks(config)
     _check_packages()
     ranks = distributed.world_size()

@@ -74,7 +74,7 @@ def test_an_option_beyond_a_bound_is_one_line(text: str) -> None:
             b"stages: null\n",
             "stages must be a list, as in [a,b], of teacher, sftn, student, distill, collaborate, got null",
         ),
-        (b"seeds:\n", "seeds must be a list, as in [a,b], got null"),
+        (b"seeds:\n", "seeds must be a list of whole numbers, as in [0,1,2], got null"),
         (b"methods: ~\n", "methods must be a list"),
         (b"route: {epochs: null}\n", "route.epochs must be a list"),
         (b"collaborate: {networks: null}\n", "collaborate.networks must be a list"),
