@@ -13,10 +13,12 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.gather import warn_if_not_averaged
 from sftn_fast.distillers.logits_source import LogitsSource, OnlyLogits
+from sftn_fast.distillers.loss_checks import require_scalar, require_terms
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
 from sftn_fast.distillers.network_checks import check_teachers
 from sftn_fast.distillers.spec import CE, Spec, Term
 from sftn_fast.distillers.teacher_mode import teacher_mode
+from sftn_fast.distillers.warmup import WarmUp
 from sftn_fast.models import Features, StagedNet
 
 
@@ -105,6 +107,15 @@ class Distiller(nn.Module):
             for line in method.describe()
         ]
 
+    def describe_warm_ups(self, epochs: int) -> list[str]:
+        """Return a warning for each method whose weight does not get to its full size within ``epochs``."""
+        return [
+            f"warning: the weight of {name} warms up over {part.epochs} epochs, and this training has {epochs}"
+            for name, method in self._methods_of(0).items()
+            for part in vars(method).values()
+            if isinstance(part, WarmUp) and part.epochs > epochs
+        ]
+
     def keep_logits(self, logits: LogitsSource) -> None:
         """Take the teacher's logits from ``logits``, and run the teacher only for images that it does not have.
 
@@ -159,6 +170,7 @@ class Distiller(nn.Module):
         teacher_logits = self._teacher_logits(batch)
         weights = {"weight": self.weights[name], "ce_weight": self.weights[CE]}
         terms = method.loss_with_ce(self.student(batch.images), teacher_logits, batch.target, **weights)
+        require_terms(name, method.loss_with_ce, terms)
         return {"total": terms.total, CE: terms.ce, name: terms.loss}
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -177,7 +189,7 @@ class Distiller(nn.Module):
                     taught = teacher.forward_features(images, preact=self._needs_preacts)
             for name, method in methods.items():
                 pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
-                loss = method.loss(*pair, batch).float() / len(self.teachers)
+                loss = require_scalar(name, method.loss, method.loss(*pair, batch)).float() / len(self.teachers)
                 losses[name] = losses[name] + loss if name in losses else loss
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"total": cast(Tensor, total)} | {name: loss.detach() for name, loss in losses.items()}

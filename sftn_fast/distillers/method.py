@@ -106,7 +106,7 @@ class Method(nn.Module):
 
         The features are those of ``batch.images``, followed by those of :meth:`extra_images` if there are any.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"the class {type(self).__name__} has no method loss(student, teacher, batch)")
 
     def extra_images(self, images: Tensor) -> Tensor | None:
         """Return further images [M, C, H, W] that both networks see after the batch's own, or None."""

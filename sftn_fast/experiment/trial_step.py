@@ -21,6 +21,7 @@ from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.teacher_check import check_class_names
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
+from sftn_fast.utils.user_code import describe_error
 
 IMAGES = 4
 """In the step. Two would do for BatchNorm, three for a loss over triples of images."""
@@ -63,10 +64,9 @@ class Trial(JobRunner):
         except ConfigError:
             raise
         except Exception as error:  # a network or a method may raise anything
-            reason = next(iter(str(error).strip().splitlines()), "no reason given")
-            named = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
             what = self.behaviour.failure(self.config, self.job, self.data.name)
-            raise ConfigError(f"{what}: {named}") from error
+            reason = describe_error(error, named=not isinstance(error, ValueError))
+            raise ConfigError(f"{what}: {reason}") from error
 
     def _try(self) -> list[str]:
         task = self.task().to(self.device)  # the task may hold tensors from the images' device

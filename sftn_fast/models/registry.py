@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.utils.text import printable
+from sftn_fast.utils.user_code import place_of_function
 
 Factory = Callable[..., StagedNet]
 F = TypeVar("F", bound=Factory)
@@ -49,12 +50,18 @@ def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedN
 
     Raises:
         ValueError: The name is unknown, or a count is below 1 or too large.
-        TypeError: A count is no whole number.
+        TypeError: A count is no whole number, or the function registered for the name returns no ``StagedNet``.
     """
     require_counts(num_classes=num_classes, in_channels=in_channels)
     if name not in _factories:
         raise ValueError(unknown_name("network", name, names()))
     net = _factories[name](num_classes=num_classes, in_channels=in_channels)
+    if not isinstance(net, StagedNet):
+        where = place_of_function(_factories[name])
+        raise TypeError(
+            f"the function of network {name!r}{where} must return a StagedNet, got {type(net).__name__}; "
+            "models.as_staged makes one of a module"
+        )
     net.name = name
     return net
 

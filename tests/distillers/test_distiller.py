@@ -330,3 +330,11 @@ def test_several_teachers(nets: tuple[StagedNet, StagedNet]) -> None:
     assert len(list(both.parameters())) == 2
     with pytest.raises(ValueError, match="got none"):
         build("kd", (student, []))
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_named() -> None:
+    teacher, student = models.build("resnet14", num_classes=4), models.build("resnet8", num_classes=4)
+    distiller = distillers.build("dkd:warmup=5,reviewkd", student=student, teacher=teacher, num_samples=8, image_size=8)
+    lines = distiller.describe_warm_ups(6)
+    assert lines == ["warning: the weight of reviewkd warms up over 20 epochs, and this training has 6"]
+    assert len(distiller.describe_warm_ups(4)) == 2 and distiller.describe_warm_ups(20) == []

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 
 from sftn_fast import cli, distillers, models, train
@@ -96,3 +99,58 @@ def test_every_process_runs_the_plugin_once(options, processes, tmp_path, capfd)
     assert train.main([*argv.split(), *data.split(), *options, "--output", str(tmp_path / "run")]) == 0
     assert capfd.readouterr().out.count("the plugin runs") == processes
     assert (tmp_path / "run" / "seed0" / "distill-teacher" / "result.json").is_file() == ("--dry-run" not in options)
+
+
+WHERE = """
+from sftn_fast import distillers, models
+from sftn_fast.distillers.method import Method
+
+@models.register("of_{0}")
+def network(**options):
+    net = {1}
+    return net
+
+@distillers.register("by_{0}")
+class By(Method):
+    def loss(self, student, teacher, batch):
+        return {2}
+"""
+NET = "models.build('resnet8', **options)"
+MUST = r"loss\(\) \({file}, line 12\) must return one number, a tensor without dimensions such as a mean, got "
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "loss", "says"),
+    [
+        ("gone", NET, "teacher.nosuch", r"AttributeError: .*'nosuch' \({file}, line 13\)$"),
+        ("deep", NET, "batch.images.view(7).mean()", r"RuntimeError: .* \({file}, line 13\)$"),
+        ("many", NET, "(student.logits - teacher.logits) ** 2", MUST + r"a tensor \[4, 10\]"),
+        ("none", NET, "None", MUST + "NoneType"),
+        ("single", NET, "student.logits.mean().view(1)", MUST + r"a tensor \[1\]"),
+        ("empty", "None", "0", r"network 'of_empty' \({file}, line 5\) must return a StagedNet, got NoneType"),
+        ("divided", "1 / 0", "0", r"ZeroDivisionError: division by zero \({file}, line 7\)$"),
+    ],
+)
+def test_an_error_in_a_plugin_names_its_line(name, network, loss, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(WHERE.format(name, network, loss))
+    student = "resnet8" if network == NET else f"of_{name}"
+    stages = "teacher,distill" if network == NET else "student"
+    argv = ["--plugins", "mine.py", "--distill", f"by_{name}", "--student", student, "--stages", stages]
+    argv += ["--teacher", "resnet8", "--data.name", "fake", "--data.train_size", "32", "--data.image_size", "8"]
+    assert train.main([*argv, "--output", "run"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and re.search(says.format(file=r"mine\.py"), message.strip()), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plugin_that_fails_to_import_names_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helper_of_a_plugin.py").write_text("\n\n1 / 0\n")
+    (tmp_path / "mine.py").write_text("import sys\nsys.path.insert(0, '.')\nimport helper_of_a_plugin\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(ConfigError, match=r"division by zero \(helper_of_a_plugin\.py, line 3\)$"):
+        plugins.load(["mine.py"])
+    (tmp_path / "other.py").write_text("import math\n\nmath.sqrt(-1)\n")
+    with pytest.raises(ConfigError, match=r"ValueError: .* \(other\.py, line 3\)$"):
+        plugins.load(["other.py"])

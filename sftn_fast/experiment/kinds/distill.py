@@ -85,7 +85,7 @@ class Distill(Kind):
             labels=runner.data.train_labels,
             gather=runner.config.gather,
         )
-        for line in distiller.describe():
+        for line in (*distiller.describe(), *distiller.describe_warm_ups(runner.config.epochs_of(self.name))):
             distributed.say(f"  {line}")
         return DistillTask(student, distiller, runner.route())
 
