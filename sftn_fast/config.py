@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 from sftn_fast.validation import (
     LONGEST_NAME,
     LONGEST_PATH,
+    MOST_WORKERS,
     Bound,
     ConfigError,
     Device,
@@ -62,6 +63,7 @@ Dataset = Literal[
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Resume = Literal["auto", "must", "never", "force"]
 ExportedEpoch = Literal["last", "best"]
+Workers = Annotated[int, Bound(1, MOST_WORKERS)]
 Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
 
 STAGES: tuple[str, ...] = typing.get_args(Stage)
@@ -94,7 +96,7 @@ class DataConfig:
     loader: Literal["auto", "memory", "dali", "torchvision"] = "auto"
     """memory: keep all decoded images on the device. dali, torchvision: decode image files during training (imagenet,
     folder and tiny_imagenet only). auto: memory; for imagenet dali, or torchvision if DALI is not installed."""
-    workers: Annotated[PositiveInt | None, Neutral("workers only decode; they draw no random numbers")] = None
+    workers: Annotated[Workers | None, Neutral("workers only decode; they draw no random numbers")] = None
     """Threads (dali) or processes (torchvision) per rank that decode images; null for one per core of the rank."""
     crop_padding: Annotated[int, Bound(0, 16)] | None = None
     """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4). For loader memory only: dali
@@ -162,7 +164,7 @@ class OptimConfig:
     gamma: PositiveFloat = 0.1
     """Factor at each milestone."""
     warmup_epochs: NonNegativeFloat = 0.0
-    """Epochs of linear warm-up, starting at lr / 10."""
+    """Epochs of linear warm-up, starting at lr / 10. It must end before the training and its first milestone."""
     clip_grad: PositiveFloat | None = None
     """Largest norm of the gradient, which is clipped to it; null for no clipping."""
 
@@ -172,6 +174,11 @@ class OptimConfig:
         parts = self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate
         allowed = f"a divisor of optim.batch_size, {self.batch_size}, that leaves 2 images or more in each part"
         check(parts, "optim.accumulate", self.accumulate, allowed)
+
+    def milestones_of(self, epochs: int) -> tuple[int, ...]:
+        """Return the milestones of a training: the given ones, else 5/8, 6/8 and 7/8 of its epochs."""
+        usual = tuple(round(epochs * eighths / 8) for eighths in (5, 6, 7))
+        return usual if self.milestones is None else self.milestones
 
     def scaled(self, lr: float) -> float:
         """Return ``lr`` for this batch size."""
@@ -263,7 +270,7 @@ class EngineConfig:
     """Device to train on. With several ranks not cuda:N: each rank uses the GPU of its local number."""
     amp: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks. fp16 uses a gradient scaler. Losses are always float32."""
-    threads: Annotated[PositiveInt | Literal["auto"] | None, Neutral("the same computation up to rounding")] = None
+    threads: Annotated[Workers | Literal["auto"] | None, Neutral("the same computation up to rounding")] = None
     """CPU threads; null for torch's default. One is fastest for small networks on small images. auto: each stage on the
     CPU times several numbers and uses the fastest. The choice, and with it the rounding, can vary between runs."""
     channels_last: bool | Literal["auto"] = "auto"
@@ -363,14 +370,29 @@ class Config:
         fixed = not (self.route.anchors or self.route.epochs)
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
         self._check_devices()
-        if self.optim.schedule == "milestones" and self.optim.milestones:
-            last, epochs = self.optim.milestones[-1], min(map(self.epochs_of, self.stages))
-            check(last < epochs, "optim.milestones", list(self.optim.milestones), f"before the last epoch, {epochs}")
+        self._check_schedule(self.optim, min(map(self.epochs_of, self.stages)))
+
+    def _check_schedule(self, optim: OptimConfig, epochs: int) -> None:
+        """Refuse a schedule of which a training of ``epochs`` would not get to see a part."""
+        end = epochs
+        if optim.schedule == "milestones":
+            milestones = optim.milestones_of(epochs)
+            last = f"before the last epoch, {epochs}"
+            check(max(optim.milestones or (), default=0) < epochs, "optim.milestones", list(milestones), last)
+            end = milestones[0] if milestones else epochs
+        what = "the epochs of the shortest stage" if end == epochs else "the first of optim.milestones"
+        fits = optim.warmup_epochs < epochs and optim.warmup_epochs <= end
+        check(
+            fits,
+            "optim.warmup_epochs",
+            optim.warmup_epochs,
+            f"{'at most' if end < epochs else 'less than'} {end}, {what}",
+        )
 
     def _check_devices(self) -> None:
         devices = self.devices
         if isinstance(devices, tuple):
-            known = len(devices) > 0 and all(name != "auto" and is_device(name) for name in devices)
+            known = 0 < len(devices) <= MOST_WORKERS and all(name != "auto" and is_device(name) for name in devices)
             check(known, "devices", list(devices), "all or a whole number of GPUs, or a list of cpu, cuda or cuda:N")
         if devices != 1:
             check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")

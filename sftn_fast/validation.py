@@ -20,6 +20,8 @@ LONGEST_NAME = 255
 """Largest number of bytes in a file's name."""
 LONGEST_PATH = 1000 if sys.platform == "darwin" else 3500
 """Largest number of bytes in a path. The system allows more, which a run needs for the files in its folder."""
+MOST_WORKERS = 1024
+"""Largest number of threads, or of processes side by side. More can exhaust what the system gives a user."""
 
 
 class ConfigError(ValueError):

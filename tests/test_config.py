@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ def test_every_choice_is_taken(name: str) -> None:
         (lambda: OptimConfig(lr_scale="sqrt"), "optim.lr_scale must be none or linear, got 'sqrt'"),
         (lambda: EngineConfig(amp="half"), "engine.amp must be one of fp32, bf16, fp16, got 'half'"),
         (lambda: EngineConfig(device="gpu"), "engine.device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
-        (lambda: EngineConfig(threads=0), "engine.threads must be at least 1, auto or null, got 0"),
+        (lambda: EngineConfig(threads=0), "engine.threads must be from 1 to 1024, auto or null, got 0"),
         (lambda: CollaborateConfig(init="student"), "collaborate.init must be teacher, sftn or null, got 'student'"),
         (lambda: Config(devices=0), "devices must be at least 1 or all, got 0"),
         (lambda: Config(stages=("teachers",)), "stages must be one of teacher, sftn, student, distill, collaborate, "),
@@ -149,3 +150,42 @@ def test_only_the_standard_library_is_imported() -> None:
     for module in (config, validation):
         names = {getattr(value, "__module__", "") or "" for value in vars(module).values()}
         assert {name.partition(".")[0] for name in names} & {"torch", "yaml", "numpy"} == set()
+
+
+@pytest.mark.parametrize(
+    ("optim", "epochs", "message"),
+    [
+        ({"schedule": "cosine", "warmup_epochs": 5}, 1, "must be less than 1, the epochs of the shortest stage, got 5"),
+        ({"schedule": "constant", "warmup_epochs": 4.0}, 4, "must be less than 4, the epochs"),
+        ({"warmup_epochs": 8}, 10, "must be at most 6, the first of optim.milestones, got 8"),
+        ({"warmup_epochs": 3.5, "milestones": (3, 5)}, 10, "must be at most 3, the first of optim.milestones"),
+        ({"warmup_epochs": 10, "milestones": ()}, 10, "must be less than 10, the epochs"),
+        ({"warmup_epochs": 1.0}, 1, "must be less than 1, the epochs"),
+    ],
+)
+def test_a_warm_up_that_does_not_end_is_refused(optim: dict[str, Any], epochs: int, message: str) -> None:
+    for given in ({"epochs": epochs}, {"epochs": 100, "stage_epochs": {"distill": epochs}}):
+        with pytest.raises(ConfigError) as caught:
+            Config(optim=OptimConfig(**optim), **given)
+        assert str(caught.value).startswith(f"optim.warmup_epochs {message}")
+
+
+@pytest.mark.parametrize("optim", [{"warmup_epochs": 6}, {"warmup_epochs": 9.5, "schedule": "cosine"}, {}])
+def test_a_warm_up_that_ends_is_accepted(optim: dict[str, Any]) -> None:
+    assert Config(optim=OptimConfig(**optim), epochs=10).epochs == 10
+    assert Config(epochs=1).optim.milestones_of(1) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EngineConfig(threads=1_000_000), "engine.threads must be from 1 to 1024, auto or null, got 1000000"),
+        (lambda: DataConfig(workers=2000), "data.workers must be from 1 to 1024, got 2000"),
+        (lambda: Config(devices=("cpu",) * 1025), "devices must be "),
+        (lambda: Config(stages=("student", "student")), "stages must be distinct, got ['student', 'student']"),
+    ],
+)
+def test_too_many_threads_and_equal_stages_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value).startswith(message)

@@ -40,10 +40,8 @@ class Schedule:
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """Epochs after which the learning rate drops: the configured ones, else 5/8, 6/8 and 7/8 of all epochs."""
-        if self.optim.milestones is not None:
-            return self.optim.milestones
-        return tuple(round(self.epochs * eighths / 8) for eighths in (5, 6, 7))
+        """Epochs after which the learning rate drops."""
+        return self.optim.milestones_of(self.epochs)
 
     def describe(self) -> str:
         """Return a line that describes the learning rate and what follows from the number of epochs."""

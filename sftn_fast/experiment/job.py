@@ -178,6 +178,7 @@ class JobRunner:
             lr=first.lr if first.lr is not None else self.config.optim.lr,
             schedule="milestones" if first.milestones else "constant",
             milestones=tuple(first.milestones) or None,
+            warmup_epochs=warmup if (warmup := self.config.optim.warmup_epochs) < first.epochs else 0.0,
         )
         folder = self.folder / f"init-{name}"
         folder.mkdir(exist_ok=True)

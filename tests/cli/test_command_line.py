@@ -89,7 +89,7 @@ def test_no_line_is_wider_than_the_terminal(program: tuple[dict, Callable[[], st
         ("optim.milestones", "list of increasing epochs from 1 on or null"),
         ("sftn.direction", "{teacher_to_branch, branch_to_teacher}"),
         ("engine.device", "auto, cpu, cuda or cuda:N"),
-        ("engine.threads", "whole number at least 1, auto or null"),
+        ("engine.threads", "whole number from 1 to 1024, auto or null"),
         ("engine.channels_last", "{true, false, auto}"),
     ],
 )

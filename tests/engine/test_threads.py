@@ -69,5 +69,5 @@ def test_a_resumed_run_keeps_the_number_it_began_with(tmp_path: Path, clock, cap
 
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_no_threads_are_refused(wrong):
-    with pytest.raises(ConfigError, match=r"engine\.threads must be at least 1, auto or null"):
+    with pytest.raises(ConfigError, match=r"engine\.threads must be from 1 to 1024, auto or null"):
         EngineConfig(threads=wrong)
