@@ -20,6 +20,7 @@ from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.notices import print_once
 from sftn_fast.data.preprocessing import Preprocessing
+from sftn_fast.data.resources import require_memory
 from sftn_fast.data.source import Images, load
 from sftn_fast.data.splits import train_val_indices
 
@@ -106,6 +107,7 @@ def build(
     source = load(config)
     size = config.image_size or source.train.pixels.shape[-1]
     train_index, val_index = _choose(config, source.train.labels, source.held_out, batch_size)
+    require_memory(len(train_index) + len(val_index) + len(source.test.labels), len(source.mean), size)
     splits = [
         _resize(images, size)
         for images in (source.train.select(train_index), source.train.select(val_index), source.test)

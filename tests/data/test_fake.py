@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from sftn_fast import data
-from sftn_fast.config import DataConfig
+from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data import resources
 from sftn_fast.data.source import load
 
 
@@ -62,3 +64,11 @@ def test_a_tiny_network_learns_it_in_two_epochs():
             F.cross_entropy(network(batch.images), batch.target).backward()
             optimizer.step()
     assert accuracy() > 0.8
+
+
+def test_more_images_than_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(resources, "memory", lambda: 10**9)
+    for options in ({"train_size": 400_000}, {"val_size": 400_000}, {"image_size": 512, "train_size": 1_100}):
+        with pytest.raises(ConfigError, match=r"this machine has 1\.0 GB; lower data\.train_size") as caught:
+            data.build(DataConfig("fake", **options), seed=0, batch_size=60, device="cpu")
+        assert "\n" not in str(caught.value)

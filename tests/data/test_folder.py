@@ -191,3 +191,41 @@ def test_trained_on_through_the_command_line(tmp_path, capsys):
     assert train.main([*given, "--data.image_size", "8"]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "run" / "seed0" / "student" / "result.json").read_text())
     assert np.isfinite(result["last"]["top1"]) and result["identity"]["data"]["num_train"] == 12
+
+
+def test_one_class_is_named(tmp_path, capsys):
+    root = make(tmp_path, classes=("blue",))
+    assert refusal(root) == f"data.root must have two classes or more, got only blue in {root / 'train'}"
+    assert capsys.readouterr().out == ""
+
+
+def test_classes_that_differ_in_capitals_are_named(tmp_path):
+    make(tmp_path)
+    (tmp_path / "val" / "red").rename(tmp_path / "val" / "Red")
+    train, val = tmp_path / "train", tmp_path / "val"
+    assert refusal(tmp_path).endswith(f"only {train} has red; {val} has Red for red")
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation", "Val", "TEST", "testing"])
+def test_a_folder_that_is_called_otherwise_is_named(name, tmp_path):
+    make(tmp_path)
+    (tmp_path / "val").rename(tmp_path / name)
+    assert refusal(tmp_path).endswith(f"no folder val or test in {tmp_path}; rename its folder {name} to val or test")
+
+
+@pytest.mark.parametrize("test", ["val", "valid"])
+@pytest.mark.parametrize("val_size", [0, 3])
+def test_a_train_folder_that_is_called_otherwise_is_named(test, val_size, tmp_path):
+    """Even where test images are to be held out: the splits themselves would be the classes."""
+    make(tmp_path, test=test)
+    (tmp_path / "train").rename(tmp_path / "training")
+    message = refusal(tmp_path, val_size=val_size)
+    assert message.endswith(f"no folder train in {tmp_path}; rename its folder training to train")
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("blue", "training"):
+        for i in range(COUNT):
+            pictures.write(tmp_path / name / f"{i}.png", pictures.draw("blue", (10 + i, 12)))
+    source = load_from(tmp_path, val_size=2)
+    assert source.num_classes == 2

@@ -6,6 +6,7 @@ import numpy as np
 from torch import from_numpy
 
 from sftn_fast.config import DataConfig
+from sftn_fast.data.resources import require_memory
 from sftn_fast.data.seeding import generator
 from sftn_fast.data.source import Images, Source, register
 
@@ -22,6 +23,7 @@ def load_fake(config: DataConfig) -> Source:
     There are 512 training images, more if ``train_size`` and ``val_size`` ask for more, and 256 test images.
     """
     wanted = (config.train_size or 0) + config.val_size
+    require_memory(wanted, CHANNELS, SIZE)
     return Source(
         name="fake",
         num_classes=CLASSES,

@@ -15,7 +15,15 @@ from sftn_fast.data.image_files import ImageFiles, register_files
 from sftn_fast.data.notices import print_once
 from sftn_fast.data.skip_list import SkipList
 from sftn_fast.data.splits import train_val_indices
+from sftn_fast.utils.similar_names import folded, nearest
+from sftn_fast.utils.text import escape
 
+OTHER_NAMES = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing", "tst"),
+}
+"""Names of a split's folder elsewhere, in lower case."""
 PART = 5  # an error message proposes to test on one in so many images
 
 
@@ -41,6 +49,8 @@ def files_of(name: str, config: DataConfig, size: int) -> ImageFiles:
     ignored, skipped = IgnoredFiles(), SkipList(root)
     train_folder, test_folder = _layout(name, root, config.val_size)
     classes = class_names(train_folder, ignored)
+    if len(classes) < 2:
+        raise ConfigError(f"data.root must have two classes or more, got only {listing(classes)} in {train_folder}")
     if test_folder is not None:
         _check_same_classes(train_folder, classes, test_folder, class_names(test_folder, ignored))
     train = labelled(train_folder, classes, skipped, ignored)
@@ -76,7 +86,13 @@ def _layout(name: str, root: Path, val_size: int) -> tuple[Path, Path | None]:
     test = next((root / folder for folder in ("val", "test") if (root / folder).is_dir()), None)
     if train.is_dir() and (test is not None or val_size):
         return train, test
-    start = f"data.name={name}: no folder {'val or test' if train.is_dir() else 'train'} in {root}"
+    missing = "val or test" if train.is_dir() else "train"
+    start = f"data.name={name}: no folder {missing} in {root}"
+    splits = ("val", "test") if train.is_dir() else ("train",)
+    # Without train, a folder may also be that of a class.
+    has_splits = train.is_dir() or test is not None or _alike(root, ("val", "test"))
+    if has_splits and (alike := _alike(root, splits)):
+        raise ConfigError(f"{start}; rename its folder {escape(alike)} to {missing}")
     needed = "data.root must contain train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg"
     folder = train if train.is_dir() else root
     if test is not None or not folder.is_dir():
@@ -97,10 +113,20 @@ def _layout(name: str, root: Path, val_size: int) -> tuple[Path, Path | None]:
     )
 
 
+def _alike(root: Path, splits: tuple[str, ...]) -> str | None:
+    """Return a folder in ``root`` whose name others give to one of ``splits``, or None."""
+    names = {name for split in splits for name in OTHER_NAMES[split]}
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return next((folder for folder in folders if folder.lower() in names), None)
+
+
 def _check_same_classes(train: Path, classes: list[str], test: Path, test_classes: list[str]) -> None:
-    for split, other, names in (
-        (train, test, [name for name in classes if name not in test_classes]),
-        (test, train, [name for name in test_classes if name not in classes]),
-    ):
+    for split, own, other, others in ((train, classes, test, test_classes), (test, test_classes, train, classes)):
+        names = [name for name in own if name not in others]
         if names:
-            raise ConfigError(f"{split} and {other} must have the same classes; only {split} has {listing(names)}")
+            meant = {near: name for name in names for near in nearest(name, others) if folded(near) == folded(name)}
+            alike = [f"{escape(near)} for {escape(name)}" for near, name in meant.items()]
+            hint = f"; {other} has {listing(alike)}" if alike else ""
+            raise ConfigError(
+                f"{split} and {other} must have the same classes; only {split} has {listing(names)}{hint}"
+            )
