@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb in VERBS:
         program.exit_on_interrupt()  # until the program itself has been imported, and takes over
         return int(import_module(VERBS[verb][0]).main(arguments[1:]))
-    return program.run(_without_verb, arguments)
+    return program.run(_without_verb, arguments, output_matters=True)
 
 
 def _without_verb(arguments: list[str]) -> int:

@@ -26,7 +26,10 @@ from sftn_fast.utils.program import fail
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment that ``argv`` describes and return the exit code."""
     # For Ctrl-C outside of training: while importing, reading images or writing the report.
-    return program.run(_main, argv, stopped="; run the same command to resume", tell_of_readers=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    dry = cli.split_dry_run(arguments)[1]  # what it prints is its only result
+    stopped = "; run the same command to resume"
+    return program.run(_main, arguments, stopped=stopped, output_matters=dry, tell_of_readers=True)
 
 
 def run(config: Config) -> None:

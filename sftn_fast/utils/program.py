@@ -30,7 +30,8 @@ def run(
             an ``OSError`` code 1, Ctrl-C code 130, each with one line.
         argv: Command line; None for that of the process.
         stopped: Text after "stopped by SIGINT".
-        output_matters: Return 1 if the output can't be written, for programs whose only result is their output.
+        output_matters: Return 1 if the output can't be written, for programs whose only result is their output. It
+            always matters where ``work`` ends by ``SystemExit``, which is the end of ``--help`` and the like.
         tell_of_readers: Report a closed pipe, for programs that run for a long time.
     """
     with streams.lasting() as lasting:
@@ -44,6 +45,11 @@ def run(
             code = INTERRUPTED
         except OSError as error:  # from the system, which has its own messages
             code = fail(error, 1)
+        except SystemExit as exit:
+            sys.stdout.flush()
+            if lasting.failed and not exit.code:
+                raise SystemExit(1) from None
+            raise
         sys.stdout.flush()
         return code or int(output_matters and lasting.failed)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sftn_fast import train
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import program, streams
 
@@ -67,6 +68,29 @@ def test_a_full_device(done: Path, matters: bool, code: int) -> None:
     assert child.returncode == code
     assert errors.count("standard output can't be written to (No space left on device)") == 1
     assert "Traceback" not in errors and "Exception ignored" not in errors
+
+
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        ("sftn_fast.train", ["--print_config"]),
+        ("sftn_fast.train", ["--help"]),
+        ("sftn_fast", ["--help"]),
+        ("sftn_fast", ["--version"]),
+    ],
+)
+def test_a_program_whose_output_is_its_only_result(module: str, argv: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run([sys.executable, "-m", module, *argv], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert run.returncode == 1 and run.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(("matters", "argv"), [(True, ["--dry-run"]), (True, ["--dry_run"]), (False, [])])
+def test_the_output_of_a_dry_run_matters(matters: bool, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(program, "run", lambda *_, output_matters, **__: given.append(output_matters) or 0)
+    train.main(argv)
+    assert given == [matters]
 
 
 def test_standard_error_on_a_full_device(done: Path) -> None:
