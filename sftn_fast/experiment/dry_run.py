@@ -28,7 +28,7 @@ from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.kinds.snapshots import route_epochs
 from sftn_fast.experiment.plan import Job
-from sftn_fast.experiment.run import prepare, worker_on
+from sftn_fast.experiment.run import prepare, say_precision, worker_on
 from sftn_fast.experiment.teacher_cache import policy
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.ops import CRDMemory
@@ -51,6 +51,7 @@ def run(config: Config) -> None:
         checked, source, jobs, devices, worker, states = prepare(config, root)
         worker = worker or worker_on(devices[0], checked, root)
         images = worker.images_of(jobs[0].seed)
+        say_precision(checked, devices)
         if checked.cache_teacher:
             policy.check_run(checked, images, source or root)
         distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")

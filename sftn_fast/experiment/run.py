@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +72,7 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
             distributed.on_main(partial(_write_settings, config, jobs, root))
             _say_batch(config)
             _say_loader(config)
+            say_precision(config, devices)
             samples = _samples(config, jobs, worker)
             estimate = TimeEstimate(config, jobs, root, processes=len(devices))
             announce = partial(_announce, config, jobs, estimate)
@@ -184,6 +185,12 @@ def _say_loader(config: Config) -> None:
     line = data.describe_loader(config.data)
     if line:
         distributed.say(line)
+
+
+def say_precision(config: Config, devices: Sequence[torch.device]) -> None:
+    """Print a warning if the arithmetic is slow on a device."""
+    if config.engine.amp == "fp16" and any(device.type == "cpu" for device in devices):
+        distributed.say("warning: engine.amp fp16 is slow on a CPU; fp32 is faster there")
 
 
 def worker_on(device: torch.device, config: Config, root: Path) -> Worker:

@@ -200,3 +200,16 @@ def test_the_time_of_a_stopped_run_counts(tmp_path: Path) -> None:
     with Clock(path) as second:
         pass
     assert 100 <= second.seconds < 110
+
+
+@pytest.mark.parametrize(
+    ("amp", "devices", "warned"),
+    [("fp16", ["cpu"], True), ("fp16", ["cuda:0"], False), ("bf16", ["cpu"], False), ("fp16", ["cuda:0", "cpu"], True)],
+)
+def test_slow_arithmetic_is_named(
+    amp: str, devices: list[str], warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cli.parse(["--engine.amp", amp])[0]
+    experiment.say_precision(config, [torch.device(name) for name in devices])
+    out = capsys.readouterr().out
+    assert out.startswith("warning: engine.amp fp16 is slow on a CPU") == warned and out.count("\n") == warned
