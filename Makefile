@@ -61,12 +61,13 @@ $(VENV)/created:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/created constraints.txt
-	@echo "== installing torch as pinned in constraints.txt (large: some minutes)"
+	@echo "== installing torch as pinned in constraints.txt (with CUDA, about 5 GB on the disk: some minutes)"
 	@$(PIP) install --quiet -c constraints.txt torch torchvision setuptools ninja
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
 	@echo "== building the C++ library, and CUDA kernels for this machine's GPU if it has one, and installing the remaining packages"
+	@echo "   $(words $(filter %.cpp,$(SOURCES))) C++ files to compile: some minutes, half an hour on two slow cores that other work shares"
 	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
 	@$(PY) -m sftn_fast.info
 	@touch $@
