@@ -97,6 +97,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         values["engine.compile"] = True
     if "output" not in given:
         values["output"] = _own_folder(recipes[-1], files[-1][1], *(_settings(each) for each in (of_recipes, values)))
+    if values.get("methods"):
+        values.pop("distill", None)  # unused, and not in what is dumped
     try:
         config = build(Config, values)
         check_names(config)

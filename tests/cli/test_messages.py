@@ -186,3 +186,32 @@ def test_weights_are_kept_exactly(text: str) -> None:
     distill = cli.parse(["--distill", "crd", "-r", text, "-a", text, "-b", text])[0].distill
     assert [float(term.partition("=")[2]) for term in distill.split(",")] == [float(text)] * 3
     assert cli.parse(["--distill", "kd", "-r", "0.1", "-a", "0.9"])[0].distill == "ce=0.1,kd=0.9"
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["--method", "KD"], "kd"),
+        (["--method", "OFD"], "oh"),
+        (["--method", "FitNets"], "fitnet"),
+        (["--distill", "kd=1,ReviewKD=2"], "reviewkd"),
+        (["--distill", "CE=1"], "ce"),
+        (["--distill", "CRD", "-b", "1"], "crd"),
+        (["--distill", "kd:Temperature=2"], "temperature"),
+        (["--distill", "ft:variant=Paper"], "paper"),
+        (["--methods", "kd", "Attention"], "at"),
+        (["--data.name", "CIFAR-100"], "cifar100"),
+        (["--optim.schedule", "Cosine"], "cosine"),
+        (["--engine.amp", "BF16"], "bf16"),
+        (["--engine.threads", "Auto"], "auto"),
+        (["--stages", "[Teacher]"], "teacher"),
+        (["--stage_epochs", "{Teacher: 3}"], "teacher"),
+    ],
+)
+def test_a_name_of_other_capitals(argv: list[str], meant: str) -> None:
+    assert refusal(*argv).endswith(f"; did you mean {meant}?")
+
+
+def test_a_name_that_is_like_no_other() -> None:
+    assert "did you mean" not in refusal("--method", "telepathy")
+    assert "did you mean" not in refusal("--engine.amp", "none")

@@ -10,6 +10,8 @@ import pytest
 
 from sftn_fast import cli, train
 from sftn_fast.config import ConfigError
+from sftn_fast.utils import plugins, safe_yaml
+from sftn_fast.utils.checksummed import seal_text
 
 
 def refusal(*argv: str) -> str:
@@ -293,3 +295,86 @@ def test_compile(options, compiled, tmp_path) -> None:
 def test_a_layout_or_a_compiler_that_there_is_not(option) -> None:
     with pytest.raises(ConfigError, match=option.removeprefix("--").partition("=")[0]):
         cli.parse([option])
+
+
+BOTH = "distill can't be combined with methods"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distill: kd=1,at=1000\nmethods: [kd]\n", BOTH),
+        ("base: demo\nmethods: [kd, at]\ndistill: kd\n", BOTH),
+        ("output: ''\n", "output must be a path, got ''"),
+        ("base: demo\noutput: ' '\n", "output must be a path, got ' '"),
+        ("stages: [teacher, teacher]\n", "stages must be distinct"),
+    ],
+)
+def test_a_recipe_is_refused_like_a_command_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    said = refusal("--config", str(path))
+    assert said.startswith(f"{path}: {message}")
+    if "output" in text or "distill" in text:  # also where it is another one's base
+        (tmp_path / "other.yaml").write_text("base: mine.yaml\noutput: x\n")
+        assert refusal("--config", str(tmp_path / "other.yaml")) == said
+
+
+def test_the_last_of_distill_and_methods_counts(tmp_path: Path) -> None:
+    one, many, none = (tmp_path / f"{name}.yaml" for name in ("one", "many", "none"))
+    one.write_text("base: many.yaml\ndistill: at,kd=1\n")
+    many.write_text("methods: [kd, crd]\n")
+    none.write_text("methods: []\ndistill: crd\n")
+    config, _ = cli.parse(["--config", str(one)])
+    assert (config.distill, config.methods) == ("at,kd=1", ())
+    assert cli.parse(["--config", str(one), "--config", str(many)])[0].methods == ("kd", "crd")
+    assert cli.parse(["--config", str(one), "--methods", "kd", "at"])[0].methods == ("kd", "at")
+    assert cli.parse(["--config", str(none)])[0].distill == "crd"
+
+
+def test_a_run_of_several_methods_leaves_a_recipe_that_parses(tmp_path: Path) -> None:
+    config, path = cli.parse(["--methods", "kd", "at,kd=1"])[0], tmp_path / "config.yaml"
+    path.write_text(cli.dump(config))
+    assert "distill:" not in path.read_text() and cli.load(path) == config
+    old = safe_yaml.dump(cli.to_dict(config))  # earlier versions wrote the unused key as well
+    path.write_text(seal_text(old))
+    assert cli.load(path) == config
+
+
+def test_a_base_is_looked_for_beside_its_recipe_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes, here = tmp_path / "recipes", tmp_path / "here"
+    for folder, epochs in ((recipes / "more", 1), (recipes, 2), (here, 3)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "base.yaml").write_text(f"epochs: {epochs}\n")
+    monkeypatch.chdir(here)
+    (here / "only.yaml").write_text("epochs: 4\n")
+    (here / "demo").write_text("epochs: 5\n")
+    mine = recipes / "mine.yaml"
+    expected = {"base.yaml": 2, "more/base.yaml": 1, "../here/base.yaml": 3, "only.yaml": 4, str(here / "base.yaml"): 3}
+    for base, epochs in {**expected, "demo": cli.parse([])[0].epochs}.items():
+        mine.write_text(f"base: {base}\n")
+        for name in (str(mine), "../recipes/mine.yaml"):
+            assert cli.parse(["--config", name])[0].epochs == epochs, base
+    mine.write_text("base: nowhere.yaml\n")
+    assert f"relative to {recipes} or to the working folder" in refusal("--config", str(mine))
+    mine.write_text("base: ../recipes/mine.yaml\n")
+    assert "back to itself" in refusal("--config", str(mine))
+
+
+def test_other_paths_are_relative_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept as they are, and opened from there."""
+    mine, here = tmp_path / "recipes" / "mine.yaml", tmp_path / "here"
+    here.mkdir()
+    mine.parent.mkdir()
+    mine.write_text("plugins: [a.py]\nteacher_file: b\noutput: c\nresume: d\ndata: {root: e}\nsftn: {init: f}\n")
+    monkeypatch.chdir(here)
+    config, _ = cli.parse(["--config", str(mine)])
+    assert (config.plugins, config.teacher_file, config.output, config.resume) == (("a.py",), "b", "c", "d")
+    assert (config.data.root, config.sftn.init) == ("e", "f")
+    (mine.parent / "a.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=f"there is no such file: {here / 'a.py'}"):
+        plugins.load(config.plugins)
+
+
+def test_one_option_given_in_two_ways() -> None:
+    assert "compile can't be combined with engine.compile" in refusal("--compile", "--engine.compile", "false")
