@@ -27,7 +27,7 @@ def refuse_foreign_files(root: Path) -> None:
         taken = [path.name for path in sorted(root.iterdir()) if _is_of_a_run(path) and _holds_something(path)]
         if not taken or is_run(root):
             return
-    except OSError:  # missing, or not readable: whoever writes to it says so
+    except OSError:  # missing or not readable, which writing to it reports
         return
     raise ConfigError(
         f"output {printable(root, 400)} is not the folder of a run, and a run would overwrite "
