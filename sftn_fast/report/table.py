@@ -26,7 +26,11 @@ def markdown_text(text: str) -> str:
 
 
 def rows_table(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> Cells:
-    """Return a table with a row for each kind of network: mean and sample deviation over the seeds."""
+    """Return a table with a row for each kind of network: mean and sample deviation over the seeds.
+
+    A column without any figure, such as the distance to a teacher in a run without one, is left out.
+    """
+    columns = [column for column in columns if any(row.values(column) for row in rows)]
     cells = [["", "network", *(column.heading for column in columns), "n"]]
     for row in rows:
         figures = [mean_and_deviation(row.values(column), column.digits) for column in columns]
@@ -141,9 +145,7 @@ def cost_sentence(rows: Sequence[Row]) -> str:
     """Return a sentence on the cost of all trainings."""
     trainings = sum(len(row.results) for row in rows)
     cost = sum(sum(row.values(COST)) for row in rows)
-    return (
-        f"Cost: {counted(trainings, 'training')}, {counted(round(cost), 'device second')} (training time times devices)"
-    )
+    return f"Cost: {counted(trainings, 'training')}, {counted(round(cost), 'device second')} (each training with its start and evaluations, times devices)"
 
 
 def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settings: Mapping[str, Any]) -> list[str]:
