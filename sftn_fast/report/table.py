@@ -145,7 +145,8 @@ def cost_sentence(rows: Sequence[Row]) -> str:
     """Return a sentence on the cost of all trainings."""
     trainings = sum(len(row.results) for row in rows)
     cost = sum(sum(row.values(COST)) for row in rows)
-    return f"Cost: {counted(trainings, 'training')}, {counted(round(cost), 'device second')} (each training with its start and evaluations, times devices)"
+    seconds = f"{counted(round(cost), 'device second')} (each training with its start and evaluations, times devices)"
+    return f"Cost: {counted(trainings, 'training')}, {seconds}"
 
 
 def published_sentences(rows: Sequence[Row], lines: Sequence[MethodLine], settings: Mapping[str, Any]) -> list[str]:
