@@ -25,7 +25,7 @@ def output(*argv: str) -> str:
         ([], "runs/demo"),
         (["--config", "demo"], "runs/demo"),
         (["--epochs", "4"], "runs/demo-epochs=4"),
-        (["--epochs=4", "--epochs", "50"], "runs/demo"),  # the recipe's own number
+        (["--epochs=4", "--epochs", "30"], "runs/demo"),  # the recipe's own number
         (["--optim.lr", "0.1", "--epochs", "4"], "runs/demo-epochs=4-optim.lr=0.1"),
         (["--epochs", "3", "--seeds", "[0, 1]"], "runs/demo-epochs=3"),
         (["--methods", '["kd", "rkd"]', "--engine.threads", "2"], "runs/demo-methods=kd+rkd"),
