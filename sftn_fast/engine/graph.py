@@ -62,6 +62,7 @@ class GraphedStep:
         self._device, self._must = device, must
         self._recordings: dict[tuple[object, ...], _Recording] = {}
         self._gave_up = False
+        self._previous: DeferredBatch | None = None
 
     def __call__(self, batch: DeferredBatch) -> Terms:
         """Return the step's terms. The next replay overwrites them.
@@ -69,6 +70,12 @@ class GraphedStep:
         Raises:
             ConfigError: the step can't be recorded, and must be.
         """
+        terms = self._run(batch)
+        # Released after the step: DALI waits for the device when it frees a batch, which a recording forbids.
+        self._previous = batch
+        return terms
+
+    def _run(self, batch: DeferredBatch) -> Terms:
         key = (batch.make, *(tensor.shape for tensor in batch.tensors))
         if key not in self._recordings and not self._gave_up:
             self._try_recording(key, batch)

@@ -6,7 +6,9 @@ On the CPU the graph is a fake one, as strict as CUDA's. The same tests run on a
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 from sftn_fast import data, distillers, models
 from sftn_fast.config import CollaborateConfig, ConfigError, DataConfig, EngineConfig, OptimConfig, SFTNConfig
 from sftn_fast.data import ImageData
+from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import Interrupted, Layout, NonFiniteError, Schedule
-from sftn_fast.engine.graph import WARM_UP, Recorder, recorder
+from sftn_fast.engine.graph import WARM_UP, GraphedStep, Recorder, recorder
 from sftn_fast.engine.optim import build_sgd
 from sftn_fast.engine.step import TrainStep
 from sftn_fast.sftn import StudentAwareTeacher
@@ -260,3 +263,23 @@ def test_graphs_by_force_are_refused_on_the_cpu(tmp_path: Path):
         run_fit(tmp_path, engine={"cuda_graphs": True})
     assert recorder("auto", torch.device("cpu")) is None
     assert EngineConfig().cuda_graphs == "auto"
+
+
+def test_the_previous_batch_is_not_freed_during_a_recording():
+    kept = []
+
+    def record(function):
+        kept.append(previous is None or previous() is not None)
+        return lambda: None, function()
+
+    def make(images):
+        return images
+
+    step = GraphedStep(lambda batch: {}, nullcontext, record, torch.device("cpu"))
+    previous = None
+    for images in (2, 1, 2):  # the last one is replayed
+        tensor = torch.zeros(images)
+        step(DeferredBatch(torch.arange(images), (tensor,), make))
+        previous = weakref.ref(tensor)
+        del tensor
+    assert kept == [True, True]
