@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,9 +202,24 @@ def test_the_command_refuses(options, message, monkeypatch, capsys):
 def test_the_command_measures_all_that_a_device_has(device, families, tmp_path, monkeypatch):
     measured: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(main, "run", lambda family, device, effort: (measured.append(family), ({}, []))[1])
+    monkeypatch.setattr(main, "run", lambda family, *_: (measured.append(family), ({}, []))[1])
     monkeypatch.setattr(main, "SUITES", dict.fromkeys(main.SUITES, SimpleNamespace(write=lambda *_: None)))
     monkeypatch.setattr("sys.argv", ["bench", "--device", device, "--folder", str(tmp_path)])
     with pytest.raises(SystemExit):
         main.main()
     assert measured == families
+
+
+def test_rows_are_saved_as_they_come(tmp_path, monkeypatch):
+    """A suite that fails, or is stopped, has its rows of before on the disk."""
+
+    def measure(about, effort):
+        yield {"case": "first"}
+        raise RuntimeError("out of memory")
+
+    suite = SimpleNamespace(header=lambda device: "", line=str, measure=measure)
+    monkeypatch.setitem(main.SUITES, "logits", suite)
+    save = partial(record.save_rows, "logits-cpu", folder=tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main.run("logits", "cpu", EFFORT, save)
+    assert record.read("logits-cpu", tmp_path)[1] == [{"case": "first"}]

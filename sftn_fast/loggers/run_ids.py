@@ -29,7 +29,7 @@ class Entry:
 def read(folder: Path) -> dict[str, Entry]:
     """Return the entries of a training by the names of the loggers; none if the file is missing or damaged."""
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = json.loads((folder / FILE).read_text("utf-8"))
         return {
             str(name): Entry(str(entry["id"]), {str(kind): int(step) for kind, step in entry["sent"].items()})
             for name, entry in content.items()

@@ -369,7 +369,7 @@ def test_the_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
     [
         ({"name": "cifar100", "loader": "dali"}, "data.loader must be auto or memory for data.name=cifar100"),
         ({"name": "imagenet", "loader": "disk"}, "data.loader must be one of auto, memory, dali, torchvision"),
-        ({"name": "imagenet", "workers": 0}, "data.workers must be at least 1, got 0"),
+        ({"name": "imagenet", "workers": 0}, "data.workers must be from 1 to 1024, got 0"),
         ({"name": "imagenet", "crop_padding": 4}, "data.crop_padding must be null"),
         ({"name": "imagenet", "image_size": 600}, "data.image_size must be from 8 to 512, got 600"),
     ],

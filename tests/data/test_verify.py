@@ -17,7 +17,7 @@ from sftn_fast.data.skip_list import read_skip_list
 from sftn_fast.utils.progress import ProgressBar
 
 
-def crash(path, white):
+def crash(path, white, **_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -104,7 +104,7 @@ def test_a_check_that_is_stopped_leaves_the_older_list(tmp_path, monkeypatch, ca
     assert multiprocessing.active_children() == []
 
 
-def handler(_, white):
+def handler(_, white, **__):
     return str(signal.getsignal(signal.SIGINT))
 
 

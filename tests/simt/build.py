@@ -107,7 +107,6 @@ class Emulator:
         self._library = ctypes.CDLL(str(library))
         for count in (self._library.simt_launches, self._library.simt_blocks):
             count.restype = ctypes.c_int64
-        self._library.simt_counted_launches.restype = ctypes.c_char_p
 
     def set_seed(self, seed: int) -> None:
         """Run blocks, warps and lanes in order (0), or shuffle them (any other seed)."""
@@ -135,7 +134,9 @@ class Emulator:
         A site has its address, ``write``, and sums over warps: requests, bytes, the sectors of 32 bytes that were
         touched, and the fewest that would have held the bytes.
         """
-        return json.loads(self._library.simt_counted_launches())
+        as_text = self._library.simt_counted_launches  # not in the sanitizers' variant
+        as_text.restype = ctypes.c_char_p
+        return json.loads(as_text())
 
     def kernel_names(self) -> dict[int, str]:
         """Return the name of each function of the library, with template arguments, by its address."""
