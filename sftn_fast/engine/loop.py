@@ -147,9 +147,17 @@ def fit(
         if services is None and engine.tensorboard and main:
             info = RunInfo(folder.parent.name, folder.name, "training", folder, folder)
             services = stack.enter_context(Services(["tensorboard"]).open(info))
-        position = {"step": state.step, "offset": state.log_offset}
-        log = RunLog(folder, epochs=epochs, **position, bar=bar, services=services, quiet=not main)
-        stack.enter_context(log)
+        log = stack.enter_context(
+            RunLog(
+                folder,
+                epochs=epochs,
+                step=state.step,
+                offset=state.log_offset,
+                bar=bar,
+                services=services,
+                quiet=not main,
+            )
+        )
         log.say(f"  {schedule.describe()}")
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")

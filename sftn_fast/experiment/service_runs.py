@@ -13,6 +13,7 @@ import torch
 from sftn_fast import cli
 from sftn_fast.config import Config
 from sftn_fast.experiment.plan import Job
+from sftn_fast.experiment.settings import flat
 from sftn_fast.loggers import RunInfo, Services, run_ids
 from sftn_fast.utils import run_files
 from sftn_fast.utils.environment import surroundings
@@ -31,10 +32,7 @@ def names(config: Config) -> tuple[str, ...]:
 def describe(config: Config, job: Job, root: Path, device: torch.device, *, part: str | None = None) -> RunInfo:
     """Return what services are told about a job, or about the ``part`` of it that has a folder of its own."""
     about = {"name": job.name, "kind": job.kind, "seed": job.seed, "network": job.behaviour.networks(config)[-1]}
-    parameters = {
-        **_flat(cli.to_dict(config), ""),
-        **_flat({"job": about, "environment": surroundings(device)}, ""),
-    }
+    parameters = flat({**cli.to_dict(config), "job": about, "environment": surroundings(device)})
     folder = job.folder(root)
     info = RunInfo(root.name, job.place, job.kind, root, folder, parameters)
     if part is None:
@@ -59,7 +57,7 @@ def log_summary(config: Config, jobs: Sequence[Job], root: Path, services: Servi
     waiting = [name for name in services.names if _sent(known, name) < len(jobs)]
     if not waiting:
         return
-    parameters = _flat(cli.to_dict(config), "")
+    parameters = flat(cli.to_dict(config))
     with services.open(RunInfo(root.name, SUMMARY, SUMMARY, root, root, parameters)) as run:
         results = {
             f"{job.place}/{name}": value
@@ -73,11 +71,3 @@ def log_summary(config: Config, jobs: Sequence[Job], root: Path, services: Servi
 
 def _sent(known: Mapping[str, run_ids.Entry], name: str) -> int:
     return known[name].sent.get("result", 0) if name in known else 0
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return nested settings by dotted name."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return leaves

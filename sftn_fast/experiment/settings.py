@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def settings_fault(folder: Path) -> str | None:
     """Return what is wrong with the configuration in ``folder``, or None."""
     return _read_settings(folder)[1]
+
+
+def flat(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name. A group without entries stays as an empty dict."""
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        leaves |= flat(value, f"{group}{key}.") if isinstance(value, dict) and value else {group + key: value}
+    return leaves
 
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sftn_fast.experiment.labels import LABELS, kind, label
+from sftn_fast.experiment.settings import flat
 from sftn_fast.report.compared_runs import ComparedRun, read_runs
 from sftn_fast.report.exported import choice_sentences
 from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column
@@ -68,19 +69,11 @@ def jobs_of(runs: Sequence[ComparedRun]) -> list[str]:
     return sorted(dict.fromkeys(name for run in runs for name in run.rows), key=lambda name: order.index(kind(name)))
 
 
-def _flat(settings: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{group}{key}.")
-        else:
-            yield f"{group}{key}", value
-
-
 def _settings_part(runs: Sequence[ComparedRun], width: int | None) -> str:
     missing = [run.name for run in runs if not run.settings]
     if missing:
         return f"no settings of {', '.join(missing)}: config.yaml is missing or damaged"
-    settings = [dict(_flat(run.settings)) for run in runs]
+    settings = [{key: value for key, value in flat(run.settings).items() if value != {}} for run in runs]
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in IRRELEVANT]
     rows = [[key, *(_shown(each, key) for each in settings)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
