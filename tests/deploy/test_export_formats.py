@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from shallow import make_shallow
 from torch import nn
 
 from sftn_fast import data, models, predict
@@ -23,6 +24,7 @@ from sftn_fast.utils.checksummed import seal
 
 PREPROCESSING = Preprocessing(32, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 ONE_OF_EACH_FAMILY = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV1", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+ONE_OF_EACH_FAMILY += ["shufflenet_v2_x0_5"]
 
 
 def deployed(name: str, size: int = 32) -> Deployed:
@@ -39,7 +41,8 @@ def test_names_are_those_of_the_writers():
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_every_family_in_every_format(format_name, name, tmp_path):
+def test_every_family_in_every_format(format_name, name, tmp_path, monkeypatch):
+    make_shallow(monkeypatch)
     if format_name.startswith("onnx"):
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")

@@ -1,19 +1,17 @@
-"""Networks in the tools that deploy them: torch.export, TorchScript, torch.fx, quantisation, ONNX."""
+"""Networks in the tools that deploy them: TorchScript, torch.fx, quantisation. `tests/deploy` has the other formats."""
 
 from __future__ import annotations
-
-import warnings
 
 import pytest
 import torch
 from networks import blank, build
+from shallow import make_shallow
 from torch import fx, nn
 from torch.ao import quantization
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.nn.functional import channel_shuffle
 
 from sftn_fast import distillers, models
-from sftn_fast.models import mobilenet, mobilenet_v1, shufflenet_v1, shufflenet_v2
 from sftn_fast.models.imagenet import CUTS
 from sftn_fast.models.layers import shuffle_channels
 
@@ -30,23 +28,13 @@ def trace(net: nn.Module, x: torch.Tensor) -> nn.Module:
     return torch.jit.trace(net, (x,), check_trace=False)  # the test itself compares the results
 
 
-def export(net: nn.Module, x: torch.Tensor) -> nn.Module:
-    return torch.export.export(net, (x,)).module()
-
-
 @pytest.fixture
 def shallow(monkeypatch):
-    """The deep families with fewer blocks, but each kind of block in each stage."""
-    first, second, (third, *_), last = mobilenet_v1.STAGES
-    monkeypatch.setattr(mobilenet_v1, "STAGES", (first, second, (third, (512, 1)), last))
-    rows = tuple(tuple((*row[:2], min(row[2], 2), row[3]) for row in stage) for stage in mobilenet.STAGES)
-    monkeypatch.setattr(mobilenet, "STAGES", rows)
-    monkeypatch.setattr(shufflenet_v1, "DEPTHS", (2, 2, 2))
-    monkeypatch.setattr(shufflenet_v2, "DEPTHS", (1, 1, 1))
+    make_shallow(monkeypatch)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("way", [script, trace, export])
+@pytest.mark.parametrize("way", [script, trace])
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, but still used
 def test_every_family(way, name):
@@ -93,21 +81,6 @@ def test_a_student_that_learns_to_be_quantised():
     observed = [module for module in student.modules() if isinstance(module, quantization.FakeQuantizeBase)]
     assert observed
     assert all(torch.isfinite(module.scale).all() for module in observed)
-
-
-@pytest.mark.parametrize("name", ["ShuffleV1", "ShuffleV2", "vgg8", "shufflenet_v2_x0_5"])
-@pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.usefixtures("shallow")
-@pytest.mark.filterwarnings("ignore")
-def test_onnx(name, dynamo, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    if dynamo:
-        pytest.importorskip("onnxscript")
-    net, x = build(name).eval(), torch.randn(1, 3, 32, 32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(net, (x,), str(tmp_path / "net.onnx"), dynamo=dynamo)
-    onnx.checker.check_model(str(tmp_path / "net.onnx"))
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])

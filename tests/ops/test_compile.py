@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from sftn_fast import ops
-from sftn_fast.ops import _library
 
 TRACEABLE = [name for name, op in TABLE.items() if op.traceable]
 each = pytest.mark.parametrize("name", TRACEABLE)
@@ -36,7 +35,7 @@ DISTINCT = [name for name in TRACEABLE if name not in OPTIONS_ALONE]
 # The first batch of CRD calls a raw op of its own.
 RAW_CALLS = [*DISTINCT, "crd-first"]
 
-NOT_TRACED = {("reference", "negatives"): "plain PyTorch draws in a loop that depends on values"}
+NOT_TRACED = ("negatives",)  # plain PyTorch draws in a loop that depends on values
 
 
 class RawCalls(TorchDispatchMode):
@@ -91,21 +90,17 @@ def check_compiled(name, *sizes, **options):
         assert_close(evaluate(op, op.arguments(n=n), call=compiled), evaluate(op, op.arguments(n=n)))
 
 
-@each
-@pytest.mark.parametrize("kind", ["fused", "reference"])
-def test_traced_whole(name, kind):
-    if kind == "fused" and not _library.CPU.loaded:
-        pytest.skip(f"no CPU kernels: {_library.CPU.error}")
-    if (kind, name) in NOT_TRACED:
-        pytest.skip(NOT_TRACED[kind, name])
-    with ops.backend(kind):
+@pytest.mark.parametrize("name", [name for name in DISTINCT if name not in NOT_TRACED])
+def test_the_reference_is_traced_whole(name):
+    with ops.backend("reference"):
         check_compiled(name, 5, backend="aot_eager")
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", DISTINCT)
-def test_traced_with_changing_batch(name):
-    check_compiled(name, 4, 7, 2, backend="aot_eager", dynamic=True)
+def test_traced_whole_with_changing_batch(name):
+    with ops.backend("fused"):
+        check_compiled(name, 4, 7, backend="aot_eager", dynamic=True)
 
 
 @needs_kernels

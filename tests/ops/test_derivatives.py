@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends import BACKENDS
 from every_op import LOSSES, TABLE, assert_same_bits, evaluate, upstream
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sftn_fast import ops
 
 each_loss = pytest.mark.parametrize("name", LOSSES)
-fused = pytest.mark.parametrize("backend", ["cpu", "emulated", "cuda"], indirect=True)
+fused = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 
 
 def double(op, backend, **sizes):
@@ -27,7 +28,7 @@ def test_gradcheck(backend, name):
         arguments = double(op, backend, n=3, width=4)
         return op.call(ops, arguments | dict(zip(op.differentiable, values, strict=True)))[0]
 
-    assert torch.autograd.gradcheck(total, leaves, eps=1e-6, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(total, leaves, eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
 @each_loss

@@ -15,16 +15,15 @@ ALL = [pytest.param(stem, case, id=f"{stem}-{case}") for stem in STEMS for case 
 
 @pytest.mark.parametrize(("stem", "case"), ALL)
 def test_right_and_the_same_bits_whatever_the_schedule(emulator: Emulator, stem: str, case: Any) -> None:
-    in_order, *shuffled = [run_shuffled(emulator, stem, case, seed=seed) for seed in (0, 1, 2)]
-    if in_order is not None:
-        for results in shuffled:
-            torch.testing.assert_close(list(results), list(in_order), rtol=0, atol=0, equal_nan=True)
+    in_order, shuffled = (run_shuffled(emulator, stem, case, seed=seed) for seed in (0, 1))
+    if in_order is not None and shuffled is not None:
+        torch.testing.assert_close(list(shuffled), list(in_order), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 132])  # the tests above have the usual number, between the two
 @pytest.mark.parametrize(("stem", "case"), ALL)
-def test_right_whatever_the_size_of_the_device(emulator: Emulator, stem: str, case: Any, multiprocessors: int) -> None:
-    run_shuffled(emulator, stem, case, seed=3, multiprocessors=multiprocessors)
+def test_right_whatever_the_size_of_the_device(emulator: Emulator, stem: str, case: Any) -> None:
+    for multiprocessors, seed in ((1, 2), (132, 3)):  # the test above has the usual number, between the two
+        run_shuffled(emulator, stem, case, seed=seed, multiprocessors=multiprocessors)
 
 
 def test_case_names_are_unique() -> None:

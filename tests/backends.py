@@ -1,0 +1,7 @@
+"""The names of the backends that this machine can run losses on."""
+
+from __future__ import annotations
+
+import torch
+
+BACKENDS = ("reference", "cpu", "emulated", *(["cuda"] if torch.cuda.is_available() else []))

@@ -1,0 +1,16 @@
+"""The deep families with fewer blocks, but each kind of block in each stage: exporters take seconds for each block."""
+
+from __future__ import annotations
+
+import pytest
+
+from sftn_fast.models import mobilenet, mobilenet_v1, shufflenet_v1, shufflenet_v2
+
+
+def make_shallow(patch: pytest.MonkeyPatch) -> None:
+    first, second, (third, *_), last = mobilenet_v1.STAGES
+    patch.setattr(mobilenet_v1, "STAGES", (first, second, (third, (512, 1)), last))
+    rows = tuple(tuple((*row[:2], min(row[2], 2), row[3]) for row in stage) for stage in mobilenet.STAGES)
+    patch.setattr(mobilenet, "STAGES", rows)
+    patch.setattr(shufflenet_v1, "DEPTHS", (2, 2, 2))
+    patch.setattr(shufflenet_v2, "DEPTHS", (1, 1, 1))
