@@ -37,7 +37,8 @@
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const LogitsInput&, const LogitsOutput&)` and `backward(const LogitsInput&, const LogitsGrad&)`,
-// called with N >= 1, and registers `logits_forward<Backend>` and `logits_backward<Backend>`.
+// called with N >= 1, and registers `logits_forward<Backend>` and `logits_backward<Backend>`. A backend with a third,
+// `both(const LogitsInput&, const LogitsBoth&)`, registers `logits_both<Backend>` too.
 #pragma once
 
 #include <optional>
@@ -60,6 +61,13 @@ constexpr const char* kLogitsForwardSchema =
 constexpr const char* kLogitsBackwardSchema =
     "logits_backward(Tensor grad_total, Tensor teacher, Tensor[] students, Tensor? target, Tensor parts, "
     "Tensor stats, " SFTN_LOGITS_SCALARS ", bool teacher_grad, bool student_grad) -> Tensor[]";
+
+// Both at once, where a whole loss and its gradients take one pass over the logits. `grads` are those for a grad_total
+// of 1, in the accumulator's dtype, so that they are rounded once when they are scaled.
+constexpr const char* kLogitsBothSchema =
+    "logits_both(Tensor teacher, Tensor[] students, Tensor? target, " SFTN_LOGITS_SCALARS
+    ", bool teacher_grad, bool student_grad) -> (Tensor total, Tensor teacher_ce, Tensor branch_ce, Tensor kl, "
+    "Tensor[] grads)";
 
 constexpr double kNearDivergence = 1.0 / 256, kNearDifference = 0.5;
 
@@ -112,6 +120,13 @@ struct LogitsGrad {
   T* student_out(int64_t k) const {
     return students ? data_of<T>(out[k + (teacher ? 1 : 0)]) : nullptr;
   }
+};
+
+// All of the accumulator's type.
+struct LogitsBoth {
+  std::array<Tensor, 4> terms;  // total and parts[0] to parts[2], each []
+  bool teacher, students;       // which gradients are requested
+  std::vector<Tensor> grads;    // [N, C] contiguous, in the order of LogitsGrad::out
 };
 
 inline LogitsInput logits_input(const Tensor& teacher, const std::vector<Tensor>& students,
@@ -188,6 +203,30 @@ std::vector<Tensor> logits_backward(const Tensor& grad_total, const Tensor& teac
   for (int64_t i = 0; i < count; ++i) grad.out.push_back(empty(std::array<int64_t, 2>{in.n, in.c}, in.dtype, teacher));
   if (in.n > 0 && count > 0) Backend::backward(in, grad);
   return std::move(grad.out);
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> logits_both(
+    const Tensor& teacher, const std::vector<Tensor>& students, const std::optional<Tensor>& target, double temperature,
+    double teacher_weight, double ce_weight, double kl_weight, double branch_scale, double kl_scale,
+    bool student_to_teacher, bool rows, int64_t ignore_index, double label_smoothing, bool teacher_grad,
+    bool student_grad) {
+  const LogitsInput in = logits_input(teacher, students, target,
+                                      {temperature, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale,
+                                       student_to_teacher, rows, ignore_index, label_smoothing});
+  STD_TORCH_CHECK(!rows, "logits: a loss for each row has no gradient before its grad_total is known");
+  const ScalarType dtype = accumulator_dtype(in.dtype);
+  const auto scalar = [&] { return empty(std::array<int64_t, 0>{}, dtype, teacher); };
+  LogitsBoth both{{scalar(), scalar(), scalar(), scalar()}, teacher_grad, student_grad, {}};
+  const int64_t count = (teacher_grad ? 1 : 0) + (student_grad ? in.k() : 0);
+  both.grads.reserve(count);
+  for (int64_t i = 0; i < count; ++i) both.grads.push_back(empty(std::array<int64_t, 2>{in.n, in.c}, dtype, teacher));
+  if (in.n > 0) {
+    Backend::both(in, both);
+  } else {
+    for (Tensor& term : both.terms) torch::stable::fill_(term, 0);
+  }
+  return {both.terms[0], both.terms[1], both.terms[2], both.terms[3], std::move(both.grads)};
 }
 
 }  // namespace sftn

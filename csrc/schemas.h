@@ -22,6 +22,7 @@ void define_ops(Library& m) {
   m.def(kContrastiveNormalizersSchema);
   m.def(kContrastiveForwardSchema);
   m.def(kContrastiveUpdateSchema);
+  m.def(kLogitsBothSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
   m.def(kPktForwardSchema);

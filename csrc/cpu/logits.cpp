@@ -10,15 +10,29 @@
 
 namespace sftn {
 
-// Clones exist for functions only, not for templates.
-#define SFTN_LOGITS_ROW(A)                                                                                             \
-  SFTN_CLONES void forward_row(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,                \
-                               RowSums<A>* sums) {                                                                     \
-    forward_row_inline(in, row, stats, terms, sums);                                                                   \
-  }                                                                                                                    \
-  SFTN_CLONES void backward_row(const LogitsInput& in, const LogitsRow<A>& row, const A* stats, const RowScale& scale, \
-                                A* t_out, A* const* s_out) {                                                           \
-    backward_row_inline(in, row, stats, scale, t_out, s_out);                                                          \
+// Clones exist for functions only, not for templates. What two passes share is a function of its own: it is compiled
+// for every level.
+#define SFTN_LOGITS_ROW(A)                                                                                           \
+  SFTN_CLONES void sums_row(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept, RowSums<A>* sums) { \
+    sums_row_inline(in, row, kept, sums);                                                                            \
+  }                                                                                                                  \
+  SFTN_CLONES void forward_row(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums, A* stats,     \
+                               double* terms) {                                                                      \
+    forward_row_inline(in, row, sums, stats, terms);                                                                 \
+  }                                                                                                                  \
+  SFTN_CLONES void gradient_row(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,       \
+                                const StudentGradient<A>* students, const RowScale& scale, A* t_out,                 \
+                                A* const* s_out) {                                                                   \
+    gradient_row_inline<false>(in, row, teacher, students, Kept<A>{}, scale, t_out, s_out);                          \
+  }                                                                                                                  \
+  SFTN_CLONES RowGradient<A> terms_row(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums,       \
+                                       const RowScale& scale, double* terms, StudentGradient<A>* students) {         \
+    return terms_row_inline(in, row, sums, scale, terms, students);                                                  \
+  }                                                                                                                  \
+  SFTN_CLONES void gradient_row(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,       \
+                                const StudentGradient<A>* students, const Kept<A>& kept, const RowScale& scale,      \
+                                A* t_out, A* const* s_out) {                                                         \
+    gradient_row_inline<true>(in, row, teacher, students, kept, scale, t_out, s_out);                                \
   }
 SFTN_LOGITS_ROW(float)
 SFTN_LOGITS_ROW(double)
@@ -75,7 +89,9 @@ static void forward_range(const LogitsInput& in, accumulator_t<T>* stats, double
   RowReader<T> read(in);
   std::vector<RowSums<accumulator_t<T>>> sums(1 + in.k());
   for (int64_t i = begin; i < end; ++i) {
-    forward_row(in, read(i), stats + i * in.stats_width(), terms + i * (1 + 2 * in.k()), sums.data());
+    const LogitsRow<accumulator_t<T>> row = read(i);
+    sums_row(in, row, {}, sums.data());
+    forward_row(in, row, sums.data(), stats + i * in.stats_width(), terms + i * (1 + 2 * in.k()));
   }
 }
 
@@ -116,30 +132,59 @@ class RowWriter {
   std::vector<A> copies_;
 };
 
+// The factors of a row's gradients. `given` is the gradient that the loss was given.
+static RowScale scale_of(const LogitsOptions& options, int64_t y, double given, double inv_valid) {
+  const double ce = y < 0 ? 0 : given * inv_valid;
+  return {given * options.kl_weight * options.kl_scale / options.temperature, ce * options.teacher_weight,
+          ce * options.ce_weight * options.branch_scale};
+}
+
 template <class T>
 static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_t begin, int64_t end) {
   using A = accumulator_t<T>;
-  const LogitsOptions& options = in.options;
   const A* upstream = const_data_of<A>(grad.grad_total);
   const A* stats = const_data_of<A>(grad.stats);
   const double inv_valid = const_data_of<A>(grad.parts)[3];
   RowReader<T> read(in);
   RowWriter<T> write(in, grad);
+  std::vector<StudentGradient<A>> students(in.k());
   for (int64_t i = begin; i < end; ++i) {
     const LogitsRow<A> row = read(i);
-    const double given = upstream[i * grad.grad_stride], ce = row.y < 0 ? 0 : given * inv_valid;
-    const RowScale scale{given * options.kl_weight * options.kl_scale / options.temperature,
-                         ce * options.teacher_weight, ce * options.ce_weight * options.branch_scale};
+    const RowScale scale = scale_of(in.options, row.y, upstream[i * grad.grad_stride], inv_valid);
+    const RowGradient<A> teacher = gradients_of(in, stats + i * in.stats_width(), scale, students.data());
     A* const* out = write.open(i);
-    backward_row(in, row, stats + i * in.stats_width(), scale, grad.teacher ? out[0] : nullptr,
+    gradient_row(in, row, teacher, students.data(), scale, grad.teacher ? out[0] : nullptr,
                  grad.students ? out + (grad.teacher ? 1 : 0) : nullptr);
     write.close(i);
   }
 }
 
-// The number of rows with a target. Throws for a target out of range; this happens here because parallel regions may
-// lose an error's text.
-static int64_t count_valid(const LogitsInput& in) {
+template <class T>
+static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv_valid, double* terms, int64_t begin,
+                       int64_t end) {
+  using A = accumulator_t<T>;
+  RowReader<T> read(in);
+  const int64_t stride = whole_blocks(in.c);
+  std::vector<A> exponentials((1 + in.k()) * stride);
+  const Kept<A> kept{exponentials.data(), stride};
+  std::vector<RowSums<A>> sums(1 + in.k());
+  std::vector<StudentGradient<A>> students(in.k());
+  std::vector<A*> out(both.grads.size());
+  for (int64_t i = begin; i < end; ++i) {
+    const LogitsRow<A> row = read(i);
+    for (std::size_t r = 0; r < out.size(); ++r) out[r] = data_of<A>(both.grads[r]) + i * in.c;
+    const RowScale scale = scale_of(in.options, row.y, 1, inv_valid);
+    sums_row(in, row, kept, sums.data());
+    const RowGradient<A> teacher =
+        terms_row(in, row, sums.data(), scale, terms + i * (1 + 2 * in.k()), students.data());
+    gradient_row(in, row, teacher, students.data(), kept, scale, both.teacher ? out[0] : nullptr,
+                 both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr);
+  }
+}
+
+// 1 / the number of rows with a target, 0 if there are none. Throws for a target out of range; this happens here
+// because parallel regions may lose an error's text.
+static double inverse_of_valid(const LogitsInput& in) {
   const int64_t* target = in.target_data();
   int64_t valid = 0;
   for (int64_t i = 0; target && i < in.n; ++i) {
@@ -148,14 +193,13 @@ static int64_t count_valid(const LogitsInput& in) {
                     ")");
     ++valid;
   }
-  return valid;
+  return valid > 0 ? 1.0 / valid : 0;
 }
 
 // Adds up terms [N, 1 + 2 K] to parts and total, in the order of the rows.
 template <class A>
-static void reduce(const LogitsInput& in, const std::vector<double>& terms, int64_t valid, A* parts, A* total) {
+static void reduce(const LogitsInput& in, const std::vector<double>& terms, double inv_valid, A* parts, A* total) {
   const LogitsOptions& options = in.options;
-  const double inv_valid = valid > 0 ? 1.0 / valid : 0;
   const int64_t width = 1 + 2 * in.k();
   double teacher_ce = 0, student_ce = 0, kl = 0;
   for (int64_t i = 0; i < in.n; ++i) {
@@ -180,7 +224,7 @@ static void reduce(const LogitsInput& in, const std::vector<double>& terms, int6
 
 struct LogitsCpu {
   static void forward(const LogitsInput& in, const LogitsOutput& out) {
-    const int64_t valid = count_valid(in);
+    const double inv_valid = inverse_of_valid(in);
     std::vector<double> terms(in.n * (1 + 2 * in.k()));
     visit_floating(in.dtype, "logits_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
@@ -188,7 +232,7 @@ struct LogitsCpu {
       A* stats = data_of<A>(out.stats);
       parallel_rows(in.n, in.c * (1 + in.k()),
                     [&](int64_t begin, int64_t end) { forward_range<T>(in, stats, terms.data(), begin, end); });
-      reduce(in, terms, valid, data_of<A>(out.parts), data_of<A>(out.total));
+      reduce(in, terms, inv_valid, data_of<A>(out.parts), data_of<A>(out.total));
     });
   }
 
@@ -199,6 +243,20 @@ struct LogitsCpu {
                     [&](int64_t begin, int64_t end) { backward_range<T>(in, grad, begin, end); });
     });
   }
+
+  static void both(const LogitsInput& in, const LogitsBoth& both) {
+    const double inv_valid = inverse_of_valid(in);
+    std::vector<double> terms(in.n * (1 + 2 * in.k()));
+    visit_floating(in.dtype, "logits_both", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      parallel_rows(in.n, 2 * in.c * (1 + in.k()),
+                    [&](int64_t begin, int64_t end) { both_range<T>(in, both, inv_valid, terms.data(), begin, end); });
+      A parts[4];
+      reduce(in, terms, inv_valid, parts, data_of<A>(both.terms[0]));
+      for (int p = 0; p < 3; ++p) *data_of<A>(both.terms[1 + p]) = parts[p];
+    });
+  }
 };
 
 }  // namespace sftn
@@ -206,4 +264,5 @@ struct LogitsCpu {
 STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
   m.impl("logits_forward", TORCH_BOX(&sftn::logits_forward<sftn::LogitsCpu>));
   m.impl("logits_backward", TORCH_BOX(&sftn::logits_backward<sftn::LogitsCpu>));
+  m.impl("logits_both", TORCH_BOX(&sftn::logits_both<sftn::LogitsCpu>));
 }

@@ -1,4 +1,4 @@
-// One row of the losses on logits, forward and backward, in float or double; ../logits.h has the formulas.
+// One row of the losses on logits, forward, backward or both at once, in float or double; ../logits.h has the formulas.
 //
 // A row is read from memory once: its maximum, then its sums, chunk by chunk while the row is in the cache.
 #pragma once
@@ -21,27 +21,34 @@ struct LogitsRow {
   int64_t y;  // class, -1 without
 };
 
-// How exp(x) follows from exp(x / T): not needed, computed separately, or by 0, 1 or 2 squarings for T = 1, 2 or 4.
-// Known at compile time, because an inner loop of squarings would take half of the time.
-constexpr int kNotAtOne = -2, kAnew = -1;
+// How exp(x) follows from exp(x / T): not needed, as its T-th power, or computed separately. A whole T up to kMostPower
+// is a power, whose T roundings are far below the losses' tolerance. 1 and 4 are known at compile time.
+constexpr int kNotAtOne = 0, kWhole = -1, kAnew = -2, kMostPower = 16;
 
 template <class F>
-SFTN_INLINE void with_squarings(bool at_one, double temperature, F f) {
+SFTN_INLINE void with_power(bool at_one, double temperature, F f) {
   if (!at_one) return f(Int<kNotAtOne>{});
-  if (temperature == 1) return f(Int<0>{});
-  if (temperature == 2) return f(Int<1>{});
-  if (temperature == 4) return f(Int<2>{});
+  if (temperature == 1) return f(Int<1>{});
+  if (temperature == 4) return f(Int<4>{});
+  if (temperature <= kMostPower && temperature == std::floor(temperature)) return f(Int<kWhole>{});
   f(Int<kAnew>{});
 }
 
-// exp(x), from e = exp(x / T)
-template <int kSquarings, class A>
-SFTN_INLINE A exp_at_one(A x, A e) {
-  if constexpr (kSquarings == kNotAtOne) return A(0);
-  if constexpr (kSquarings == kAnew) return fast_exp2(x * A(kLog2E));
-  if constexpr (kSquarings == 1) return e * e;
-  if constexpr (kSquarings == 2) return (e * e) * (e * e);
-  return e;
+// exp(x) of a block, from e = exp(x / T)
+template <int kPower, class A>
+SFTN_INLINE void exp_at_one(const A* x, const A* e, int temperature, A* result) {
+  if constexpr (kPower == 4) SFTN_LANES result[l] = (e[l] * e[l]) * (e[l] * e[l]);
+  if constexpr (kPower == 1) SFTN_LANES result[l] = e[l];
+  if constexpr (kPower == kAnew) SFTN_LANES result[l] = fast_exp2(x[l] * A(kLog2E));
+  if constexpr (kPower == kWhole) {
+    alignas(64) A square[kLanes];
+    SFTN_LANES square[l] = e[l];
+    SFTN_LANES result[l] = temperature & 1 ? e[l] : A(1);
+    for (int bits = temperature >> 1; bits != 0; bits >>= 1) {
+      SFTN_LANES square[l] *= square[l];
+      if (bits & 1) SFTN_LANES result[l] *= square[l];
+    }
+  }
 }
 
 // ---- forward ----
@@ -75,21 +82,32 @@ SFTN_INLINE void add_below(RowSums<A>& sums, const A* x, int64_t size) {
   sums.below += below;
 }
 
+template <int kPower, class A>
+SFTN_INLINE void add_at_one(Lanes<A>& z1, const A* x, const A* e, int temperature) {
+  if constexpr (kPower != kNotAtOne) {
+    alignas(64) A at_one[kLanes];
+    exp_at_one<kPower>(x, e, temperature, at_one);
+    SFTN_LANES z1.lane[l] += at_one[l];
+  }
+}
+
 // Adds a chunk of the teacher to its sums and leaves exp((t - max) / T) in `weights`. `rate` is log2(e) / T.
-template <int kSquarings, class A>
-SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, A* weights, int64_t to_next) {
+template <int kPower, class A>
+SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, int temperature, A* weights,
+                             int64_t to_next) {
   Lanes<A> z(0), z1(0);
   const A max = sums.max;
   for (int64_t b = 0; b < view.blocks(); ++b) {
     const A* t = view.block(b);
     A* e = weights + b * kLanes;
     __builtin_prefetch(t + to_next);
+    alignas(64) A x[kLanes];
     SFTN_LANES {
-      const A x = t[l] - max, e_l = fast_exp2(x * rate);
-      e[l] = e_l;
-      z.lane[l] += e_l;
-      z1.lane[l] += exp_at_one<kSquarings>(x, e_l);
+      x[l] = t[l] - max;
+      e[l] = fast_exp2(x[l] * rate);
+      z.lane[l] += e[l];
     }
+    add_at_one<kPower>(z1, x, e, temperature);
   }
   sums.z += z.sum();
   sums.z1 += z1.sum();
@@ -97,56 +115,88 @@ SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate,
 
 // Adds a chunk of a student to its sums, and to its dot the sum over classes of weight * difference of the two logits
 // less their maxima: the teacher's weights and t - s, or the student's and s - t. A weight of 0 contributes nothing,
-// however large the difference.
-template <int kSquarings, bool kStudentWeighs, class A>
-SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, const ChunkView<A>& teacher, A t_max,
-                             const A* t_weights, int64_t to_next) {
+// however large the difference. Leaves exp((s - max) / T) in `s_weights`.
+template <int kPower, bool kStudentWeighs, class A>
+SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, int temperature,
+                             const ChunkView<A>& teacher, A t_max, const A* t_weights, A* s_weights, int64_t to_next) {
   Lanes<A> z(0), z1(0), dot(0);
   const A max = sums.max;
   for (int64_t b = 0; b < view.blocks(); ++b) {
     const A *s = view.block(b), *t = teacher.block(b), *t_e = t_weights + b * kLanes;
+    A* e = s_weights + b * kLanes;
     __builtin_prefetch(s + to_next);
+    alignas(64) A x[kLanes];
     SFTN_LANES {
-      const A x = s[l] - max, e = fast_exp2(x * rate);
-      z.lane[l] += e;
-      z1.lane[l] += exp_at_one<kSquarings>(x, e);
-      const A apart = (t[l] - t_max) - x, weight = kStudentWeighs ? e : t_e[l];
+      x[l] = s[l] - max;
+      e[l] = fast_exp2(x[l] * rate);
+      z.lane[l] += e[l];
+      const A apart = (t[l] - t_max) - x[l], weight = kStudentWeighs ? e[l] : t_e[l];
       dot.lane[l] += weight == 0 ? A(0) : weight * (kStudentWeighs ? -apart : apart);
     }
+    add_at_one<kPower>(z1, x, e, temperature);
   }
   sums.z += z.sum();
   sums.z1 += z1.sum();
   sums.dot += dot.sum();
 }
 
+// Where the exponentials of a row are left: [1 + K] rows of `stride`, a multiple of the lanes, or nowhere.
+template <class A>
+struct Kept {
+  A* exponentials = nullptr;
+  int64_t stride = 0;
+
+  SFTN_INLINE A* at(int64_t row, int64_t begin, A* otherwise) const {
+    return exponentials ? exponentials + row * stride + begin : otherwise;
+  }
+};
+
 // The sums of the teacher and of each student, [1 + K].
-template <int kSquarings, bool kStudentWeighs, class A>
+template <int kPower, bool kStudentWeighs, class A>
 SFTN_INLINE void row_sums(const LogitsInput& in, const LogitsRow<A>& row, bool teacher_ce, bool smooth,
-                          RowSums<A>* sums) {
+                          const Kept<A>& kept, RowSums<A>* sums) {
   const int64_t k_count = in.k();
   const A rate = A(kLog2E / in.options.temperature);
+  const int temperature = int(std::min(in.options.temperature, double(kMostPower)));
   RowSums<A>& teacher = sums[0];
   RowSums<A>* students = sums + 1;
   Tail<A> t_tail, s_tail;
-  alignas(64) A t_weights[kChunk];
+  alignas(64) A t_chunk[kChunk], s_chunk[kChunk];
 
   teacher = {max_of(row.teacher, in.c)};
   for (int64_t k = 0; k < k_count; ++k) students[k] = {max_of(row.students[k], in.c)};
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
     const ChunkView<A> t(row.teacher + begin, size, t_tail);
+    A* t_weights = kept.at(0, begin, t_chunk);
     if (teacher_ce) {
-      add_teacher<kSquarings>(teacher, t, rate, t_weights, row.to_next[0]);
+      add_teacher<kPower>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
     } else {
-      add_teacher<kNotAtOne>(teacher, t, rate, t_weights, row.to_next[0]);
+      add_teacher<kNotAtOne>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
     }
     if (smooth) add_below(teacher, row.teacher + begin, size);
     for (int64_t k = 0; k < k_count; ++k) {
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
-      add_student<kSquarings, kStudentWeighs>(students[k], s, rate, t, teacher.max, t_weights, row.to_next[1 + k]);
+      add_student<kPower, kStudentWeighs>(students[k], s, rate, temperature, t, teacher.max, t_weights,
+                                          kept.at(1 + k, begin, s_chunk), row.to_next[1 + k]);
       if (smooth) add_below(students[k], row.students[k] + begin, size);
     }
   }
+}
+
+// The sums of a row [1 + K], its exponentials kept or not.
+template <class A>
+SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
+                                 RowSums<A>* sums) {
+  const bool has_target = in.target.has_value(), smooth = has_target && in.options.label_smoothing != 0;
+  const bool teacher_ce = has_target && in.options.teacher_weight != 0;
+  with_power(has_target, in.options.temperature, [&](auto power) __attribute__((always_inline)) {
+    if (in.options.student_to_teacher) {
+      row_sums<power, true>(in, row, teacher_ce, smooth, kept, sums);
+    } else {
+      row_sums<power, false>(in, row, teacher_ce, smooth, kept, sums);
+    }
+  });
 }
 
 // log(1 + e) - e, which is of second order
@@ -205,21 +255,36 @@ SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* s
   return {std::max(0.0, rest + log1p_remainder(e)), mean - first * temperature};
 }
 
-// Writes one row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and
-// KL of each student. `sums` [1 + K] is scratch.
+// A divergence: its value, the mean around which it was summed, and whether the two are near.
+struct Divergence {
+  double kl, mean;
+  bool near;
+};
+
+// `log_ratio` is the difference of the logarithms of z, the followed one's less the weighing one's.
 template <class A>
-SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, A* stats, double* terms,
-                                    RowSums<A>* sums) {
+SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const LogitsRow<A>& row, int64_t k, const RowSums<A>* sums,
+                                     double log_ratio) {
+  const bool student_weighs = in.options.student_to_teacher;
+  const RowSums<A>&teacher = sums[0], &student = sums[1 + k];
+  const double z = student_weighs ? student.z : teacher.z, mean = student.dot / z;
+  const double kl = mean / in.options.temperature + log_ratio;
+  if (kl < kNearDivergence) {
+    const NearRow near =
+        (student_weighs ? near_row<true, A> : near_row<false, A>)(in, row.teacher, row.students[k], teacher.max,
+                                                                  student.max, z, A(mean));
+    if (near.kl >= 0) return {near.kl, near.mean, true};
+  }
+  return {kl, mean, false};
+}
+
+// Writes one row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and
+// KL of each student.
+template <class A>
+SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums, A* stats,
+                                    double* terms) {
   const LogitsOptions& options = in.options;
   const bool has_target = in.target.has_value(), teacher_ce = has_target && options.teacher_weight != 0;
-  const bool smooth = has_target && options.label_smoothing != 0, student_weighs = options.student_to_teacher;
-  with_squarings(has_target, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
-    if (student_weighs) {
-      row_sums<squarings, true>(in, row, teacher_ce, smooth, sums);
-    } else {
-      row_sums<squarings, false>(in, row, teacher_ce, smooth, sums);
-    }
-  });
 
   const RowSums<A>& teacher = sums[0];
   const double t_log_z = std::log(teacher.z), t_log_z1 = teacher_ce ? std::log(teacher.z1) : 0;
@@ -233,26 +298,20 @@ SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& r
   for (int64_t k = 0; k < in.k(); ++k) {
     const RowSums<A>& student = sums[1 + k];
     const double s_log_z = std::log(student.z), s_log_z1 = has_target ? std::log(student.z1) : 0;
-    const double z = student_weighs ? student.z : teacher.z, mean = student.dot / z;
-    double kl = mean / options.temperature + (student_weighs ? t_log_z - s_log_z : s_log_z - t_log_z);
-    NearRow near;
-    if (kl < kNearDivergence) {
-      near = (student_weighs ? near_row<true, A> : near_row<false, A>)(in, row.teacher, row.students[k], teacher.max,
-                                                                       student.max, z, A(mean));
-      if (near.kl >= 0) kl = near.kl;
-    }
+    const double log_ratio = options.student_to_teacher ? t_log_z - s_log_z : s_log_z - t_log_z;
+    const Divergence divergence = divergence_of(in, row, k, sums, log_ratio);
     A* of_student = stats + 3 + 5 * k;
     of_student[0] = student.max;
     of_student[1] = A(s_log_z1);
     of_student[2] = A(s_log_z);
-    of_student[3] = A(near.kl >= 0 ? near.mean : mean);
-    of_student[4] = A(near.kl);
+    of_student[3] = A(divergence.mean);
+    of_student[4] = divergence.near ? A(divergence.kl) : A(-1);
     double* of_terms = terms + 1 + 2 * k;
     of_terms[0] = 0;
     if (row.y >= 0) {
       of_terms[0] = cross_entropy(student, row.students[k][row.y], s_log_z1, options.label_smoothing, in.c);
     }
-    of_terms[1] = kl;
+    of_terms[1] = divergence.kl;
   }
 }
 
@@ -266,25 +325,41 @@ struct RowScale {
 
 // The map from one row's logits to probabilities and the gradient of its cross-entropy.
 template <class A>
-struct SavedRow {
+struct RowGradient {
   A max, inv_z, ce_scale, uniform;  // softmax(x / T) = exp(x / T) inv_z; gradient = exp(x) ce_scale - uniform
 
-  SFTN_INLINE SavedRow(const A* stats, bool with_ce, double ce, double smoothing, int64_t c)
-      : max(stats[0]),
-        inv_z(A(std::exp(-double(stats[2])))),
-        ce_scale(with_ce ? A(ce * std::exp(-double(stats[1]))) : A(0)),
-        uniform(A(ce * smoothing / c)) {}
+  RowGradient() = default;
 
-  // q = softmax(x / T) of a block, and grad = the cross-entropy's gradient without the target's part, or 0 if no target
-  template <int kSquarings>
-  SFTN_INLINE void probabilities(const A* logits, A rate, A* x, A* q, A* grad) const {
+  // `inv_z1` is 1 / sum exp(x), and `ce` the factor of the cross-entropy's gradient: 0 if there is none.
+  SFTN_INLINE RowGradient(A max, double inv_z, double inv_z1, double ce, double smoothing, int64_t c)
+      : max(max), inv_z(A(inv_z)), ce_scale(A(ce * inv_z1)), uniform(A(ce * smoothing / c)) {}
+
+  // q = softmax(x / T) of a block, and grad = the cross-entropy's gradient without the target's part, or 0 if no
+  // target. `kept` has the block's exponentials if kKept.
+  template <int kPower, bool kKept>
+  SFTN_INLINE void probabilities(const A* logits, const A* kept, A rate, int temperature, A* x, A* q, A* grad) const {
+    alignas(64) A e[kLanes];
     SFTN_LANES {
       x[l] = logits[l] - max;
-      const A e = fast_exp2(x[l] * rate);
-      q[l] = e * inv_z;
-      grad[l] = kSquarings == kNotAtOne ? A(0) : exp_at_one<kSquarings>(x[l], e) * ce_scale - uniform;
+      e[l] = kKept ? kept[l] : fast_exp2(x[l] * rate);
+      q[l] = e[l] * inv_z;
+    }
+    if constexpr (kPower == kNotAtOne) {
+      SFTN_LANES grad[l] = A(0);
+    } else {
+      alignas(64) A at_one[kLanes];
+      exp_at_one<kPower>(x, e, temperature, at_one);
+      SFTN_LANES grad[l] = at_one[l] * ce_scale - uniform;
     }
   }
+};
+
+// What a student's gradient needs beside its row.
+template <class A>
+struct StudentGradient {
+  RowGradient<A> row;
+  A mean, kl;  // of the divergence
+  bool near;
 };
 
 // Gradient of the divergence with respect to the weighting distribution: scale q (d - mean of d), with d the difference
@@ -315,16 +390,18 @@ struct NearGradient {
   }
 };
 
-// One row of the requested gradients: t_out [C] and K of s_out [C], null if not requested.
-template <class A>
-SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const A* stats,
-                                     const RowScale& scale, A* t_out, A* const* s_out) {
+// One row of the requested gradients: t_out [C] and K of s_out [C], null if not requested. The exponentials are
+// computed, or those that were kept.
+template <bool kKept, class A>
+SFTN_INLINE void gradient_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,
+                                     const StudentGradient<A>* students, const Kept<A>& kept, const RowScale& scale,
+                                     A* t_out, A* const* s_out) {
   const LogitsOptions& options = in.options;
-  const double smoothing = options.label_smoothing;
-  const A rate = A(kLog2E / options.temperature), kl = A(scale.kl), weighing = A(scale.kl / options.temperature);
+  const A inverse = A(1 / options.temperature), rate = A(kLog2E / options.temperature);
+  const A kl = A(scale.kl), weighing = A(scale.kl / options.temperature);
+  const int temperature = int(std::min(options.temperature, double(kMostPower)));
   const bool want_t = t_out != nullptr, want_s = s_out != nullptr;
-  const bool t_ce = want_t && row.y >= 0 && options.teacher_weight != 0, s_ce = want_s && row.y >= 0;
-  const SavedRow<A> teacher(stats, t_ce, scale.t_ce, smoothing, in.c);
+  const bool t_ce = want_t && scale.t_ce != 0, s_ce = want_s && scale.s_ce != 0;
   Tail<A> t_tail, s_tail, t_grad, s_grad;
   alignas(64) A t_q[kChunk], t_x[kChunk], t_unwanted[kLanes], s_unwanted[kLanes];
 
@@ -332,37 +409,38 @@ SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& 
     const int64_t size = std::min(kChunk, in.c - begin);
     const ChunkView<A> t(row.teacher + begin, size, t_tail);
     const ChunkResult<A> t_result(want_t ? t_out + begin : nullptr, size, t_grad);
-    with_squarings(t_ce, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
+    const A* t_kept = kept.at(0, begin, t_x);
+    with_power(t_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
       for (int64_t b = 0; b < t.blocks(); ++b) {
         A* to = want_t ? t_result.block(b) : t_unwanted;
         __builtin_prefetch(t.block(b) + row.to_next[0]);
-        teacher.template probabilities<squarings>(t.block(b), rate, t_x + b * kLanes, t_q + b * kLanes, to);
+        teacher.template probabilities<power, kKept>(t.block(b), t_kept + b * kLanes, rate, temperature,
+                                                     t_x + b * kLanes, t_q + b * kLanes, to);
       }
     });
     for (int64_t k = 0; k < in.k(); ++k) {
-      const A* of_student = stats + 3 + 5 * k;
-      const A mean = of_student[3];
-      const bool near = of_student[4] >= 0;
-      const NearGradient<A> when_near{mean, A(1 / options.temperature), of_student[4]};
-      const SavedRow<A> student(of_student, s_ce, scale.s_ce, smoothing, in.c);
+      const StudentGradient<A>& student = students[k];
+      const NearGradient<A> when_near{student.mean, inverse, student.kl};
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
       const ChunkResult<A> s_result(want_s ? s_out[k] + begin : nullptr, size, s_grad);
-      with_squarings(s_ce, options.temperature, [&](auto squarings) __attribute__((always_inline)) {
+      const A* s_kept = kept.at(1 + k, begin, t_x);
+      with_power(s_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
         for (int64_t b = 0; b < s.blocks(); ++b) {
           alignas(64) A x[kLanes], q[kLanes];
           A* s_to = want_s ? s_result.block(b) : s_unwanted;
           A* t_to = want_t ? t_result.block(b) : t_unwanted;
           const A *of_t = t_x + b * kLanes, *weights = t_q + b * kLanes;
           __builtin_prefetch(s.block(b) + row.to_next[1 + k]);
-          student.template probabilities<squarings>(s.block(b), rate, x, q, s_to);
+          student.row.template probabilities<power, kKept>(s.block(b), s_kept + b * kLanes, rate, temperature, x, q,
+                                                           s_to);
           if (options.student_to_teacher) {
-            add_weighing(s_to, weighing, q, x, of_t, mean);
-            if (want_t && near) when_near.add_followed(t_to, kl, q, x, of_t);
-            if (want_t && !near) add_followed(t_to, kl, weights, q);
+            add_weighing(s_to, weighing, q, x, of_t, student.mean);
+            if (want_t && student.near) when_near.add_followed(t_to, kl, q, x, of_t);
+            if (want_t && !student.near) add_followed(t_to, kl, weights, q);
           } else {
-            if (near) when_near.add_followed(s_to, kl, weights, of_t, x);
-            if (!near) add_followed(s_to, kl, q, weights);
-            if (want_t) add_weighing(t_to, weighing, weights, of_t, x, mean);
+            if (student.near) when_near.add_followed(s_to, kl, weights, of_t, x);
+            if (!student.near) add_followed(s_to, kl, q, weights);
+            if (want_t) add_weighing(t_to, weighing, weights, of_t, x, student.mean);
           }
         }
       });
@@ -370,8 +448,50 @@ SFTN_INLINE void backward_row_inline(const LogitsInput& in, const LogitsRow<A>& 
     }
     if (want_t) t_result.finish();
   }
-  if (t_ce) t_out[row.y] -= A(scale.t_ce * (1 - smoothing));
-  for (int64_t k = 0; s_ce && k < in.k(); ++k) s_out[k][row.y] -= A(scale.s_ce * (1 - smoothing));
+  if (t_ce) t_out[row.y] -= A(scale.t_ce * (1 - options.label_smoothing));
+  for (int64_t k = 0; s_ce && k < in.k(); ++k) s_out[k][row.y] -= A(scale.s_ce * (1 - options.label_smoothing));
+}
+
+// The maps of a row's teacher and students [K], from the statistics of the forward pass.
+template <class A>
+SFTN_INLINE RowGradient<A> gradients_of(const LogitsInput& in, const A* stats, const RowScale& scale,
+                                        StudentGradient<A>* students) {
+  const double smoothing = in.options.label_smoothing;
+  const auto inverse = [](bool wanted, A log_z) { return wanted ? std::exp(-double(log_z)) : 0; };
+  for (int64_t k = 0; k < in.k(); ++k) {
+    const A* of = stats + 3 + 5 * k;
+    const RowGradient<A> row(of[0], inverse(true, of[2]), inverse(scale.s_ce != 0, of[1]), scale.s_ce, smoothing, in.c);
+    students[k] = {row, of[3], of[4], of[4] >= 0};
+  }
+  return {stats[0], inverse(true, stats[2]), inverse(scale.t_ce != 0, stats[1]), scale.t_ce, smoothing, in.c};
+}
+
+// ---- both at once ----
+
+// The same from the sums; and writes the row's terms, as the forward pass does.
+template <class A>
+SFTN_INLINE RowGradient<A> terms_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums,
+                                            const RowScale& scale, double* terms, StudentGradient<A>* students) {
+  const LogitsOptions& options = in.options;
+  const double smoothing = options.label_smoothing;
+  const bool teacher_ce = row.y >= 0 && options.teacher_weight != 0;
+  const RowSums<A>& teacher = sums[0];
+  terms[0] = teacher_ce ? cross_entropy(teacher, row.teacher[row.y], std::log(teacher.z1), smoothing, in.c) : 0;
+  for (int64_t k = 0; k < in.k(); ++k) {
+    const RowSums<A>& student = sums[1 + k];
+    const double log_ratio = std::log(options.student_to_teacher ? teacher.z / student.z : student.z / teacher.z);
+    const Divergence divergence = divergence_of(in, row, k, sums, log_ratio);
+    double* of_terms = terms + 1 + 2 * k;
+    of_terms[0] = 0;
+    if (row.y >= 0) {
+      of_terms[0] = cross_entropy(student, row.students[k][row.y], std::log(student.z1), smoothing, in.c);
+    }
+    of_terms[1] = divergence.kl;
+    const RowGradient<A> gradient(student.max, 1 / student.z, row.y >= 0 ? 1 / student.z1 : 0, scale.s_ce, smoothing,
+                                  in.c);
+    students[k] = {gradient, A(divergence.mean), A(divergence.kl), divergence.near};
+  }
+  return {teacher.max, 1 / teacher.z, teacher_ce ? 1 / teacher.z1 : 0, scale.t_ce, smoothing, in.c};
 }
 
 }  // namespace sftn
