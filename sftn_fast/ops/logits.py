@@ -286,16 +286,22 @@ def _scale(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """Return the gradients that the forward pass left, times the one that the total was given: mostly 1."""
     _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
     count, dtype = 1 + len(wanted), saved[0].dtype
-    grads: list[Tensor | None] = saved[count:]
+    grads: Sequence[Tensor] = saved[count:]
     if not _is_one(grad_total):
         grads = [grad * grad_total for grad in grads]
     if grads[0].dtype is not dtype:
         grads = [grad.to(dtype) for grad in grads]
-    if not teacher_wanted:
-        grads = [None, *grads]
-    if True not in wanted:
-        grads = [grads[0], *[None] * len(wanted)]
-    return grads
+    return _beside_unwanted(grads, teacher_wanted, wanted)
+
+
+def _beside_unwanted(
+    grads: Sequence[Tensor], teacher_wanted: bool, students_wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of the teacher and of the students, None in the places of those that were not computed."""
+    teacher = grads[0] if teacher_wanted else None
+    if True not in students_wanted:
+        return [teacher, *[None] * len(students_wanted)]
+    return [teacher, *grads[1:]] if teacher_wanted else [teacher, *grads]
 
 
 def _is_one(x: Tensor) -> bool:
@@ -326,15 +332,10 @@ def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]
     """Return the gradients of the teacher, then of the students, None where none is wanted."""
     target, parts, stats, teacher, *students = saved
     _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
-    students_wanted = True in wanted
     grads = ctx.ops.logits_backward(
-        grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, students_wanted
+        grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, True in wanted
     )
-    if not teacher_wanted:
-        grads = [None, *grads]
-    if not students_wanted:
-        grads = [grads[0], *[None] * len(students)]
-    return grads
+    return _beside_unwanted(grads, teacher_wanted, wanted)
 
 
 @register_fake("logits_both")

@@ -125,7 +125,7 @@ def test_the_attack_is_on_every_file_of_the_jobs(finished: Path) -> None:
 def test_a_damaged_file_of_a_finished_job(
     run: Path, images: ImageData, file: str, caplog: pytest.LogCaptureFixture, finished: Path
 ) -> None:
-    """Every damage to the files of one job; one reason for each file of the others, which notice it by the same code."""
+    """Every damage to the files of one job; one for each file of the others, which notice it by the same code."""
     path, job = run / "seed0" / file, file.split("/")[0]
     true, weights = figures(find_results(finished).results), models.load(run / "seed0" / job).state_dict()
     best = models.read_files(run / "seed0" / job / "best")
