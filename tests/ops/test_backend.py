@@ -225,7 +225,7 @@ def text(package: Path) -> None:
 
 def outdated(package: Path) -> None:
     """Add an op to the sources that the library, built before, does not have."""
-    with (package / "ops" / "logits.py").open("a") as file:
+    with (package / "ops" / "_logits.py").open("a") as file:
         file.write('\nregister_fake("op_of_tomorrow")(lambda: None)\n')
 
 

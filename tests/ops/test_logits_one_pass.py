@@ -8,7 +8,7 @@ from families import DTYPES, ids, needs_kernels
 from logits_table import LOSSES, assert_close, differentiate, make
 
 from sftn_fast import ops
-from sftn_fast.ops import logits
+from sftn_fast.ops import _logits
 
 pytestmark = needs_kernels
 SCALAR = {name: loss for name, loss in LOSSES.items() if name != "kd-none"}
@@ -18,7 +18,7 @@ SCALAR = {name: loss for name, loss in LOSSES.items() if name != "kd-none"}
 def in_two_passes(monkeypatch):
     def run(call):
         with monkeypatch.context() as patch:
-            patch.setattr(logits, "MOST_KEPT", 0)
+            patch.setattr(_logits, "MOST_KEPT", 0)
             return call()
 
     return run
@@ -28,8 +28,8 @@ def in_two_passes(monkeypatch):
 def calls(monkeypatch) -> list[str]:
     """The names of the raw ops that are called."""
     names = []
-    real = logits._call
-    monkeypatch.setattr(logits, "_call", lambda op, *rest: names.append(op.__name__) or real(op, *rest))
+    real = _logits._call
+    monkeypatch.setattr(_logits, "_call", lambda op, *rest: names.append(op.__name__) or real(op, *rest))
     return names
 
 
@@ -70,7 +70,7 @@ def test_who_takes_one_pass(calls):
     ops.kd_loss(student, teacher)
     ops.kd_loss(student, teacher, reduction="none")  # a number for each row
     ops.kd_loss(student.detach(), teacher)  # no gradient
-    wide = torch.randn(1, logits.MOST_KEPT // 2 + 1, requires_grad=True)
+    wide = torch.randn(1, _logits.MOST_KEPT // 2 + 1, requires_grad=True)
     ops.kd_loss(wide, wide.detach())  # would leave the cache
     assert calls == ["logits_both", "logits_forward", "logits_forward", "logits_forward"]
 
@@ -103,12 +103,12 @@ def test_a_small_gradient_of_half_precision_is_not_lost():
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("target", [None, torch.tensor([2, 0, 1])], ids=["divergence", "with a target"])
 def test_opcheck(wanted, target):
-    options = logits.Options(4.0, teacher_weight=0.5, ce_weight=1.0)
+    options = _logits.Options(4.0, teacher_weight=0.5, ce_weight=1.0)
     teacher, students = torch.randn(3, 7), [torch.randn(3, 7) for _ in range(2)]
     torch.library.opcheck(torch.ops.sftn_fast.logits_both.default, (teacher, students, target, *options, *wanted))
 
 
 def test_rows_are_refused_by_the_raw_op():
-    options = logits.Options(4.0, rows=True)
+    options = _logits.Options(4.0, rows=True)
     with pytest.raises(RuntimeError, match="a loss for each row"):
         torch.ops.sftn_fast.logits_both(torch.randn(3, 7), [torch.randn(3, 7)], None, *options, True, True)
