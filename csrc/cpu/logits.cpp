@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "half.h"
-#include "logits_row.h"
+#include "logits_gradient_row.h"
 #include "parallel.h"
 
 namespace sftn {

@@ -1,0 +1,272 @@
+// The forward pass of one row of the losses on logits: its sums, then its terms.
+//
+// A row is read from memory once: its maximum, then its sums, chunk by chunk while the row is in the cache.
+#pragma once
+
+#include "logits_row.h"
+
+namespace sftn {
+
+// Sums of one row, relative to its maximum.
+template <class A>
+struct RowSums {
+  A max = 0;
+  double z = 0;      // sum exp((x - max) / T)
+  double z1 = 0;     // sum exp(x - max)
+  double below = 0;  // sum (x - max), for label smoothing
+  double dot = 0;    // students: sum of weight * difference, see add_student
+};
+
+template <class A>
+SFTN_INLINE A max_of(const A* row, int64_t c) {
+  Tail<A> tail;
+  Lanes<A> max(-std::numeric_limits<A>::infinity());
+  const ChunkView<A> view(row, c, tail);
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A* x = view.block(b);
+    SFTN_LANES max.lane[l] = x[l] > max.lane[l] ? x[l] : max.lane[l];
+  }
+  return max.max();
+}
+
+template <class A>
+SFTN_INLINE void add_below(RowSums<A>& sums, const A* x, int64_t size) {
+  double below = 0;
+  for (int64_t j = 0; j < size; ++j) below += x[j] - sums.max;
+  sums.below += below;
+}
+
+template <int kPower, class A>
+SFTN_INLINE void add_at_one(Lanes<A>& z1, const A* x, const A* e, int temperature) {
+  if constexpr (kPower != kNotAtOne) {
+    alignas(64) A at_one[kLanes];
+    exp_at_one<kPower>(x, e, temperature, at_one);
+    SFTN_LANES z1.lane[l] += at_one[l];
+  }
+}
+
+// Adds a chunk of the teacher to its sums and leaves exp((t - max) / T) in `weights`. `rate` is log2(e) / T.
+template <int kPower, class A>
+SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, int temperature, A* weights,
+                             int64_t to_next) {
+  Lanes<A> z(0), z1(0);
+  const A max = sums.max;
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A* t = view.block(b);
+    A* e = weights + b * kLanes;
+    __builtin_prefetch(t + to_next);
+    alignas(64) A x[kLanes];
+    SFTN_LANES {
+      x[l] = t[l] - max;
+      e[l] = fast_exp2(x[l] * rate);
+      z.lane[l] += e[l];
+    }
+    add_at_one<kPower>(z1, x, e, temperature);
+  }
+  sums.z += z.sum();
+  sums.z1 += z1.sum();
+}
+
+// Adds a chunk of a student to its sums, and to its dot the sum over classes of weight * difference of the two logits
+// less their maxima: the teacher's weights and t - s, or the student's and s - t. A weight of 0 contributes nothing,
+// however large the difference. Leaves exp((s - max) / T) in `s_weights`.
+template <int kPower, bool kStudentWeighs, class A>
+SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, int temperature,
+                             const ChunkView<A>& teacher, A t_max, const A* t_weights, A* s_weights, int64_t to_next) {
+  Lanes<A> z(0), z1(0), dot(0);
+  const A max = sums.max;
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A *s = view.block(b), *t = teacher.block(b), *t_e = t_weights + b * kLanes;
+    A* e = s_weights + b * kLanes;
+    __builtin_prefetch(s + to_next);
+    alignas(64) A x[kLanes];
+    SFTN_LANES {
+      x[l] = s[l] - max;
+      e[l] = fast_exp2(x[l] * rate);
+      z.lane[l] += e[l];
+      const A apart = (t[l] - t_max) - x[l], weight = kStudentWeighs ? e[l] : t_e[l];
+      dot.lane[l] += weight == 0 ? A(0) : weight * (kStudentWeighs ? -apart : apart);
+    }
+    add_at_one<kPower>(z1, x, e, temperature);
+  }
+  sums.z += z.sum();
+  sums.z1 += z1.sum();
+  sums.dot += dot.sum();
+}
+
+// Where the exponentials of a row are left: [1 + K] rows of `stride`, a multiple of the lanes, or nowhere.
+template <class A>
+struct Kept {
+  A* exponentials = nullptr;
+  int64_t stride = 0;
+
+  SFTN_INLINE A* at(int64_t row, int64_t begin, A* otherwise) const {
+    return exponentials ? exponentials + row * stride + begin : otherwise;
+  }
+};
+
+// The sums of the teacher and of each student, [1 + K].
+template <int kPower, bool kStudentWeighs, class A>
+SFTN_INLINE void row_sums(const LogitsInput& in, const LogitsRow<A>& row, bool teacher_ce, bool smooth,
+                          const Kept<A>& kept, RowSums<A>* sums) {
+  const int64_t k_count = in.k();
+  const A rate = A(kLog2E / in.options.temperature);
+  const int temperature = int(std::min(in.options.temperature, double(kMostPower)));
+  RowSums<A>& teacher = sums[0];
+  RowSums<A>* students = sums + 1;
+  Tail<A> t_tail, s_tail;
+  alignas(64) A t_chunk[kChunk], s_chunk[kChunk];
+
+  teacher = {max_of(row.teacher, in.c)};
+  for (int64_t k = 0; k < k_count; ++k) students[k] = {max_of(row.students[k], in.c)};
+  for (int64_t begin = 0; begin < in.c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, in.c - begin);
+    const ChunkView<A> t(row.teacher + begin, size, t_tail);
+    A* t_weights = kept.at(0, begin, t_chunk);
+    if (teacher_ce) {
+      add_teacher<kPower>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
+    } else {
+      add_teacher<kNotAtOne>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
+    }
+    if (smooth) add_below(teacher, row.teacher + begin, size);
+    for (int64_t k = 0; k < k_count; ++k) {
+      const ChunkView<A> s(row.students[k] + begin, size, s_tail);
+      add_student<kPower, kStudentWeighs>(students[k], s, rate, temperature, t, teacher.max, t_weights,
+                                          kept.at(1 + k, begin, s_chunk), row.to_next[1 + k]);
+      if (smooth) add_below(students[k], row.students[k] + begin, size);
+    }
+  }
+}
+
+// The sums of a row [1 + K], its exponentials kept or not.
+template <class A>
+SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
+                                 RowSums<A>* sums) {
+  const bool has_target = in.target.has_value(), smooth = has_target && in.options.label_smoothing != 0;
+  const bool teacher_ce = has_target && in.options.teacher_weight != 0;
+  with_power(has_target, in.options.temperature, [&](auto power) __attribute__((always_inline)) {
+    if (in.options.student_to_teacher) {
+      row_sums<power, true>(in, row, teacher_ce, smooth, kept, sums);
+    } else {
+      row_sums<power, false>(in, row, teacher_ce, smooth, kept, sums);
+    }
+  });
+}
+
+// log(1 + e) - e, which is of second order
+inline double log1p_remainder(double e) {
+  if (std::abs(e) > 1.0 / 128) return std::log1p(e) - e;
+  double p = 1.0 / 9;
+  for (int n = 8; n >= 2; --n) p = 1.0 / n - e * p;
+  return -e * e * p;
+}
+
+// CE = logsumexp(x) - (1 - smoothing) x_y - smoothing mean(x), from differences to the maximum
+template <class A>
+SFTN_INLINE double cross_entropy(const RowSums<A>& sums, A at_target, double log_z1, double smoothing, int64_t c) {
+  const double loss = log_z1 - (1 - smoothing) * (double(at_target) - double(sums.max));
+  return smoothing == 0 ? loss : loss - smoothing * sums.below / c;
+}
+
+// For student and teacher near each other: their divergence, and the mean around which it was summed.
+struct NearRow {
+  double kl = -1, mean = 0;
+};
+
+// `z` is the sum of the weighting distribution's exponentials, `mean` the mean difference. kl is -1 if not near.
+template <bool kStudentWeighs, class A>
+SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* student, A t_max, A s_max, double z,
+                             A mean) {
+  const double temperature = in.options.temperature;
+  const A rate = A(kLog2E / temperature), inverse = A(1 / temperature);
+  Tail<A> t_tail, s_tail;
+  Lanes<A> far(0);
+  double first = 0, rest = 0;  // sums of weight * y, of weight * (exp(y) - 1 - y)
+  for (int64_t begin = 0; begin < in.c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, in.c - begin);
+    const ChunkView<A> t(teacher + begin, size, t_tail), s(student + begin, size, s_tail);
+    Lanes<A> first_of(0), rest_of(0);
+    for (int64_t b = 0; b < t.blocks(); ++b) {
+      const A *of_t = t.block(b), *of_s = s.block(b);
+      SFTN_LANES {
+        const A t_l = of_t[l] - t_max, s_l = of_s[l] - s_max;
+        const A weight = fast_exp2((kStudentWeighs ? s_l : t_l) * rate);
+        const A given = (mean - (kStudentWeighs ? s_l - t_l : t_l - s_l)) * inverse;
+        const A y = given == given ? given : A(0);  // NaN for a class that both rule out
+        const A distance = y < 0 ? -y : y;
+        far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
+        first_of.lane[l] += weight * y;
+        rest_of.lane[l] += weight * exp_remainder(y);
+      }
+    }
+    first += first_of.sum();
+    rest += rest_of.sum();
+  }
+  if (!(far.max() <= A(kNearDifference))) return {};
+  first /= z;
+  rest /= z;
+  const double e = first + rest;
+  return {std::max(0.0, rest + log1p_remainder(e)), mean - first * temperature};
+}
+
+// A divergence: its value, the mean around which it was summed, and whether the two are near.
+struct Divergence {
+  double kl, mean;
+  bool near;
+};
+
+// `log_ratio` is the difference of the logarithms of z, the followed one's less the weighing one's.
+template <class A>
+SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const LogitsRow<A>& row, int64_t k, const RowSums<A>* sums,
+                                     double log_ratio) {
+  const bool student_weighs = in.options.student_to_teacher;
+  const RowSums<A>&teacher = sums[0], &student = sums[1 + k];
+  const double z = student_weighs ? student.z : teacher.z, mean = student.dot / z;
+  const double kl = mean / in.options.temperature + log_ratio;
+  if (kl < kNearDivergence) {
+    const NearRow near =
+        (student_weighs ? near_row<true, A> : near_row<false, A>)(in, row.teacher, row.students[k], teacher.max,
+                                                                  student.max, z, A(mean));
+    if (near.kl >= 0) return {near.kl, near.mean, true};
+  }
+  return {kl, mean, false};
+}
+
+// Writes one row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and
+// KL of each student.
+template <class A>
+SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums, A* stats,
+                                    double* terms) {
+  const LogitsOptions& options = in.options;
+  const bool has_target = in.target.has_value(), teacher_ce = has_target && options.teacher_weight != 0;
+
+  const RowSums<A>& teacher = sums[0];
+  const double t_log_z = std::log(teacher.z), t_log_z1 = teacher_ce ? std::log(teacher.z1) : 0;
+  stats[0] = teacher.max;
+  stats[1] = A(t_log_z1);
+  stats[2] = A(t_log_z);
+  terms[0] = 0;
+  if (row.y >= 0 && teacher_ce) {
+    terms[0] = cross_entropy(teacher, row.teacher[row.y], t_log_z1, options.label_smoothing, in.c);
+  }
+  for (int64_t k = 0; k < in.k(); ++k) {
+    const RowSums<A>& student = sums[1 + k];
+    const double s_log_z = std::log(student.z), s_log_z1 = has_target ? std::log(student.z1) : 0;
+    const double log_ratio = options.student_to_teacher ? t_log_z - s_log_z : s_log_z - t_log_z;
+    const Divergence divergence = divergence_of(in, row, k, sums, log_ratio);
+    A* of_student = stats + 3 + 5 * k;
+    of_student[0] = student.max;
+    of_student[1] = A(s_log_z1);
+    of_student[2] = A(s_log_z);
+    of_student[3] = A(divergence.mean);
+    of_student[4] = divergence.near ? A(divergence.kl) : A(-1);
+    double* of_terms = terms + 1 + 2 * k;
+    of_terms[0] = 0;
+    if (row.y >= 0) {
+      of_terms[0] = cross_entropy(student, row.students[k][row.y], s_log_z1, options.label_smoothing, in.c);
+    }
+    of_terms[1] = divergence.kl;
+  }
+}
+
+}  // namespace sftn
