@@ -1,8 +1,9 @@
 """Measure kernels and whole training, and record the results with their machine: `python -m bench [FAMILY ...]`.
 
 Families are those of the kernels; `training`, whole steps; `loaders`, loaders of image files; `scaling`, cost as the
-work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png. With --check it writes
-nothing and fails if a speedup over the authors' code, or over the usual loop, is below the recorded one.
+work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png; the name ends with -large
+and -graph for measurements with these options. With --check it writes nothing and fails if a speedup over the authors'
+code, or over the usual loop, is below the recorded one.
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=50, help="turns of each implementation (default: 50)")
     parser.add_argument("--seconds", type=float, default=20.0, help="approximate seconds for each case (default: 20)")
     parser.add_argument("--no-compile", action="store_true", help="skip the authors' code under torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="measure replays of CUDA graphs (for --device cuda)")
+    parser.add_argument(
+        "--large", action="store_true", help="measure the cases beyond a GPU's L2 and in half precision"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=(), metavar="NAME", help="cases whose names begin so (default: all)"
+    )
+    parser.add_argument("--label", default="", help="an end of the record's name, to keep an earlier record")
+    parser.add_argument(
+        "--implementations", nargs="+", default=(), metavar="NAME", help="of these and eager (default: all)"
+    )
     parser.add_argument(
         "--check", action="store_true", help=f"compare with the record; fail if {TOLERANCE:.0%}% slower"
     )
@@ -70,6 +82,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"{' and '.join(CPU_ONLY)} are measured on the CPU: --device cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU: --device cpu")
+    if args.graphs and args.device != "cuda":
+        parser.error("--graphs: there are CUDA graphs with --device cuda only")
+    if (args.graphs or args.large) and set(args.families or SUITES) - set(FAMILIES):
+        parser.error(f"--graphs and --large are for {', '.join(FAMILIES)}: name the families")
     return args
 
 
@@ -77,7 +93,7 @@ def run(
     family: str, device: str, effort: Effort, save: Callable[[dict[str, Any], list[Row]], None] = lambda *_: None
 ) -> tuple[dict[str, Any], list[Row]]:
     """Measure a family and return its conditions and rows. Each row is printed and saved as soon as it is measured."""
-    suite, about, rows = SUITES[family], record.conditions(device), []
+    suite, about, rows = SUITES[family], {**record.conditions(device), "graphs": effort.graphs}, []
     print(f"\n# {family}", *(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(f"\n{suite.header(device)}")
     with ops.backend("fused"):
@@ -103,10 +119,18 @@ def check(family: str, name: str, device: str, effort: Effort, folder: Path) -> 
 
 def main() -> None:
     args = parse()
-    effort = Effort(args.turns, args.seconds, compile=not (args.no_compile or args.check))
+    effort = Effort(
+        args.turns,
+        args.seconds,
+        compile=not (args.no_compile or args.check),
+        graphs=args.graphs,
+        large=args.large,
+        cases=tuple(args.cases),
+        implementations=tuple(args.implementations),
+    )
     good = True
     for family in args.families or SUITES:
-        name = f"{family}-{args.device}"
+        name = f"{family}-{args.device}{'-large' * args.large}{'-graph' * args.graphs}{args.label and f'-{args.label}'}"
         if family in CPU_ONLY and (args.check or args.device != "cpu"):
             continue
         if args.check:
@@ -114,6 +138,7 @@ def main() -> None:
             continue
         about, rows = run(family, args.device, effort, partial(record.save_rows, name, folder=args.folder))
         SUITES[family].write(name, about, rows, args.folder)
+        good = good and not any("error" in row and row["implementation"] == "ours" for row in rows)
     sys.exit(not good)
 
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from bench.record import Row
 
 COLOURS = {"eager": "#8c8c8c", "compile": "#b5b5b5", "reference": "#7f9fbf", "liger": "#e0a85c", "ours": "#c2412d"}
+COLOURS |= {"liger, JSD": "#c9b27a", "eager, NHWC": "#b5b5b5"}
 COLOURS |= {"ours, int32": "#e3a79c", "ours, drawing alone": "#e3a79c"}
 COLOURS |= {"ours, NCHW": "#e3a79c", "ours, float32": "#e3a79c", "ours, bf16": "#7d2a1d"}
 COLOURS |= {"ours, no graphs": "#b98a5e", "ours, compile": "#4d6b47"}

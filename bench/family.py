@@ -15,6 +15,7 @@ from bench.cases import note_on, of_family
 from bench.cases.case import Case, Step
 from bench.measure import TURN_MS, Effort, cost, interleaved
 from bench.record import Row
+from bench.replay import CALLS, replayed
 
 COLUMNS = ("case", "implementation", "p20 us", "p50 us", "p80 us", "n", "times eager (p50)", "peak KiB")
 
@@ -36,30 +37,44 @@ class Kernels:
         times = [f"{row[key]:.1f}" for key in ("p20", "p50", "p80")]
         share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.2f}"
         counts = [row["n"], f"{row['ratio']:.1f}", f"{row['peak_bytes'] / 1024:,.0f}", row["launches"], share]
-        return f"| {' | '.join(map(str, [row['case'], row['implementation'], *times, *counts]))} |"
+        name = row["implementation"] + ("\\*" if row.get("graph") is False else "")
+        return f"| {' | '.join(map(str, [row['case'], name, *times, *counts]))} |"
 
     def measure(self, about: dict[str, Any], effort: Effort) -> Iterator[Row]:
-        for case in of_family(self.family):
-            yield from measure_case(case, about["device"], effort, 1e9 * about["copy GB/s"])
+        for case in of_family(self.family, large=effort.large):
+            if not effort.wants(case.name):
+                continue
+            try:
+                yield from measure_case(case, about["device"], effort, 1e9 * about["copy GB/s"])
+            except Exception as error:  # for example too little memory: the next case may need less
+                yield {"case": case.name, "implementation": "ours", "error": first_line(error)}
 
     def write(self, name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
         """Write the record under ``folder``: rows, page and picture."""
         sample = "the mean of a turn's calls" if about["device"] == "cuda" else "a call each"
         how = (
-            f"float32; {record.facts(about)}. Forward and backward. Implementations take turns of {TURN_MS:g} ms; n "
-            f"counts samples, {sample}. `eager` is the authors' code, `compile` the same under torch.compile, "
-            "`reference` ours in plain PyTorch. Peak is the memory allocated during a call, results included. The "
-            "share of the copy bandwidth is that of the bytes that must move; above 1, caches hold them."
+            f"float32 unless a case says otherwise; {record.facts(about)}. Forward and backward. Implementations take "
+            f"turns of {TURN_MS:g} ms; n counts samples, {sample}. `eager` is the authors' code, `compile` the same "
+            "under torch.compile, `reference` ours in plain PyTorch. Peak is the memory allocated during a call, "
+            "results included. The share of the copy bandwidth is that of the bytes that must move; above 1, caches "
+            "hold them."
         )
-        how = " ".join(filter(None, (how, note_on(self.family))))
+        how = " ".join(filter(None, (how, GRAPHS if about.get("graphs") else "", note_on(self.family))))
         text = [f"# {self.family}", "", how, "", f"![{self.family}]({name}.png)", "", self.header(about["device"])]
         record.save(name, about, rows, [*text, *map(self.line, rows)], folder)
         chart.draw(folder / f"{name}.png", self.family, about, rows)
 
 
+GRAPHS = (
+    f"Times are those of a CUDA graph of {CALLS} calls, divided by {CALLS}. An implementation with a star waits for the "
+    "host, which no graph can, so Python called it."
+)
+
+
 def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> Iterator[Row]:
     """Yield a row for each implementation. ``bandwidth`` is in bytes per second."""
     steps = case.steps(device)
+    steps = {name: steps[name] for name in effort.chosen(steps)}
     failures: dict[str, str] = {}
     if effort.compile and isinstance(steps["eager"], Step):
         try:
@@ -68,7 +83,9 @@ def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> I
             failures["compile"] = first_line(error)
     for step in steps.values():
         step()
-    times = interleaved(dict(steps), turns=effort.turns, seconds=effort.seconds, device=device)
+    graphs = {name: replayed(step) for name, step in steps.items()} if effort.graphs else {}
+    timed = {name: graphs.get(name) or step for name, step in steps.items()}
+    times = interleaved(timed, turns=effort.turns, seconds=effort.seconds, device=device)
     for name, spread in times.items():
         yield {
             "case": case.name,
@@ -77,6 +94,7 @@ def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> I
             "ratio": round(times["eager"].p50 / spread.p50, 3),
             **dataclasses.asdict(cost(steps[name], device)),
             "bandwidth_share": share(case, spread.p50, bandwidth),
+            **({"graph": graphs[name] is not None} if effort.graphs else {}),
         }
     for name, error in failures.items():
         yield {"case": case.name, "implementation": name, "error": error}

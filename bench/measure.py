@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,23 @@ MIN_TURNS = 3
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure, and whether to measure under torch.compile."""
+    """How long to measure, which cases and implementations, and how."""
 
     turns: int
     seconds: float  # approximate time of a case
-    compile: bool
+    compile: bool  # the authors' code under torch.compile too
+    graphs: bool = False  # replays of CUDA graphs instead of calls from Python
+    large: bool = False  # the cases for a GPU: larger than its L2, and half precision
+    cases: tuple[str, ...] = ()  # beginnings of names; empty for all
+    implementations: tuple[str, ...] = ()  # empty for all
+
+    def wants(self, case: str) -> bool:
+        """Return whether to measure the case of this name."""
+        return case.startswith(self.cases or "")
+
+    def chosen(self, implementations: Iterable[str]) -> list[str]:
+        """Return the names of the implementations to measure. "eager" is always among them: ratios refer to it."""
+        return [name for name in implementations if name == "eager" or name in (self.implementations or (name,))]
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ def interleaved(
     """Measure microseconds per call. Steps take turns, `turns` times, each for about `TURN_MS` after an uncounted call.
 
     A sample is a call. On a GPU it is the mean of a turn's calls, because timing each call would drain the queue. If
-    all turns would take more than about `seconds`, there are fewer, but at least `MIN_TURNS`.
+    all turns would take more than about `seconds`, there are fewer, but at least `MIN_TURNS`. A graph of several calls
+    counts as these.
     """
     fastest = {name: _fastest(step, device) for name, step in steps.items()}
     calls = {name: max(1, round(TURN_MS / 1e3 / time)) for name, time in fastest.items()}
@@ -68,7 +81,8 @@ def interleaved(
             for _ in range(uncounted[name]):
                 step()
             samples[name] += _seconds(step, calls[name], device)
-    return {name: Spread.of([1e6 * seconds for seconds in times]) for name, times in samples.items()}
+    each = {name: 1e6 / getattr(step, "calls", 1) for name, step in steps.items()}
+    return {name: Spread.of([each[name] * seconds for seconds in times]) for name, times in samples.items()}
 
 
 def _fastest(step: Step, device: str) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.cases import FAMILIES
+from bench.gpu import page
 from bench.record import RESULTS, Row, read
+from bench.tables import ByCase, by_case, duration, markdown, memory
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
@@ -25,7 +27,6 @@ SMALLEST_GAINS = 5
 """Losses listed where the gain is smallest."""
 
 Conditions = dict[str, Any]
-ByCase = dict[str, dict[str, Row]]
 
 
 def kernels(folder: Path) -> str:
@@ -50,12 +51,12 @@ def steps(folder: Path) -> str:
             f"{found['eager']['images_per_second']:.0f}",
             f"{found['ours']['images_per_second']:.0f}",
             f"**{found['ours']['ratio']:.2f}**",
-            _memory(found),
+            memory(found),
         ]
-        for case, found in _by_case(rows).items()
+        for case, found in by_case(rows).items()
         if "ours" in found
     ]
-    return f"{_markdown(names, lines)}\n\nMedians; {_where([conditions])}."
+    return f"{markdown(names, lines)}\n\nMedians; {_where([conditions])}."
 
 
 def loaders(folder: Path) -> str:
@@ -63,16 +64,16 @@ def loaders(folder: Path) -> str:
     conditions, rows = read("loaders-cpu", folder)
     names = ["loader", "images/s", "times as fast", "epochs measured"]
     lines = [[row["loader"], f"{row['p50']:.0f}", f"**{row['ratio']:.2f}**", str(row["n"])] for row in rows]
-    return f"{_markdown(names, lines)}\n\nMedians; {_where([conditions])}."
+    return f"{markdown(names, lines)}\n\nMedians; {_where([conditions])}."
 
 
 def limits(folder: Path) -> str:
     """Return a list of the recorded cases in which the gain is smallest, and of those that cost more memory."""
     gains = sorted((_gain(found), case) for case, found in _losses(folder)[1].items())
-    whole = _by_case(read("training-cpu", folder)[1])
+    whole = by_case(read("training-cpu", folder)[1])
     trained = {case: found for case, found in whole.items() if "ours" in found}
     heavier = [
-        f"{case}, {_memory(found)}"
+        f"{case}, {memory(found)}"
         for case, found in trained.items()
         if found["ours"]["peak_bytes"] > found["eager"]["peak_bytes"]
     ]
@@ -93,6 +94,8 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "steps": steps,
     "loaders": loaders,
     "limits": limits,
+    "status": page.status,
+    "gpu": page.measured,
 }
 """Functions that write a page's section between its two marks."""
 
@@ -123,37 +126,25 @@ def _losses(folder: Path) -> tuple[list[Conditions], ByCase]:
     for family in FAMILIES:
         about, rows = read(f"{family}-cpu", folder)
         conditions.append(about)
-        cases.update(_by_case(rows))
+        cases.update(by_case(rows))
     return conditions, cases
-
-
-def _by_case(rows: Iterable[Row]) -> ByCase:
-    cases: ByCase = {}
-    for row in rows:
-        cases.setdefault(row["case"], {})[row["implementation"]] = row
-    return cases
 
 
 def _losses_table(cases: ByCase, conditions: list[Conditions]) -> str:
     names = ["forward + backward, float32", "authors' code", "torch.compile", "ours", "times as fast"]
     lines = []
     for case, found in cases.items():
-        compiled = _time(found["compile"]["p50"]) if "compile" in found else "-"
+        compiled = duration(found["compile"]["p50"]) if "compile" in found else "-"
         ours = found["ours"]
-        times = [_time(found["eager"]["p50"]), compiled, _time(ours["p50"]), f"**{ours['ratio']:.1f}**"]
-        lines.append([case, *times, _memory(found)])
+        times = [duration(found["eager"]["p50"]), compiled, duration(ours["p50"]), f"**{ours['ratio']:.1f}**"]
+        lines.append([case, *times, memory(found)])
     what = "Medians of single calls; times as fast as the authors' code"
-    return f"{_markdown([*names, 'memory, theirs / ours'], lines)}\n\n{what}; {_where(conditions)}."
+    return f"{markdown([*names, 'memory, theirs / ours'], lines)}\n\n{what}; {_where(conditions)}."
 
 
 def _gain(found: dict[str, Row]) -> float:
     others = [found[name]["p50"] for name in ("eager", "compile") if name in found]
     return float(min(others) / found["ours"]["p50"])
-
-
-def _markdown(names: list[str], lines: list[list[str]]) -> str:
-    rule = f"|---|{'---:|' * (len(names) - 1)}"
-    return "\n".join([f"| {' | '.join(names)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def _where(conditions: list[Conditions]) -> str:
@@ -165,19 +156,12 @@ def _where(conditions: list[Conditions]) -> str:
     return "; ".join(dict.fromkeys(places))
 
 
-def _memory(found: dict[str, Row]) -> str:
-    return f"{_bytes(found['eager']['peak_bytes'])} / {_bytes(found['ours']['peak_bytes'])}"
-
-
-def _time(microseconds: float) -> str:
-    return f"{microseconds:.0f} us" if microseconds < 1000 else f"{microseconds / 1000:.1f} ms"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 2**10:,.0f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
+def refresh() -> None:
+    """Write the marked sections of all pages again."""
+    for path in PAGES:
+        path.write_text(refreshed(path.read_text()))
+        print(f"{path}: tables refreshed", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(refreshed(page.read_text()))
-        print(f"{page}: tables refreshed", file=sys.stderr)
+    refresh()

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,36 @@ def conditions(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "simd": torch.backends.cpu.get_cpu_capability(),
         "copy GB/s": round(copy_bandwidth(device) / 1e9, 1),
+        **(graphics() if device == "cuda" else {}),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "sftn_fast": sftn_fast.__version__,
         "load": round(os.getloadavg()[0], 1),  # before the start: load by others, which makes results doubtful
     }
+
+
+def graphics() -> dict[str, Any]:
+    """Return the versions and the state of a GPU that its speed depends on."""
+    properties = torch.cuda.get_device_properties()
+    return {
+        "driver": driver(),
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "L2 MiB": properties.L2_cache_size // 2**20,
+        "memory GiB": round(properties.total_memory / 2**30, 1),
+    }
+
+
+def driver() -> str:
+    """Return the version of NVIDIA's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said[0] if said else "unknown"
 
 
 def facts(about: dict[str, Any]) -> str:

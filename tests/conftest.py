@@ -15,6 +15,7 @@ PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if PROCESSES > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))
 
+import gpu_context  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from backends import BACKENDS  # noqa: E402
@@ -64,6 +65,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         return
     with ops.backend("reference" if name == "reference" else "fused"):
         yield Backend(name, "cuda" if name == "cuda" else "cpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End the process behind a test that broke the GPU for it, so that the next test fails or passes by itself."""
+    result = yield
+    if gpu_context.is_broken():
+        gpu_context.end_process(item.config)
+    return result
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -20,6 +20,21 @@ def rounding(*counts: int) -> float:
     return UNIT * (8 + sum(math.sqrt(count) for count in counts))
 
 
+TF32 = 2.0**-10
+"""Distance of 1 from the next number with the mantissa of TF32, in which a GPU computes convolutions of float32."""
+
+
+def of_training(dtype: torch.dtype, layers: int, steps: int) -> float:
+    """Return by how much two trainings may differ on a GPU, relative to the largest value of a tensor.
+
+    Both compute the same, but libraries may choose another algorithm for a recorded call, which rounds otherwise. Each
+    layer rounds its output and its gradient once in a step, by half of its dtype's eps. These roundings add up like a
+    random walk, over ``layers`` and ``steps``.
+    """
+    eps = TF32 if dtype == torch.float32 else torch.finfo(dtype).eps
+    return eps / 2 * math.sqrt(2 * layers * steps)
+
+
 def assert_rounded_once(actual: Tensor, true: Tensor, arithmetic: float) -> None:
     """Check that ``actual`` is ``true`` rounded to its dtype, up to errors of float32 arithmetic before that.
 

@@ -17,7 +17,7 @@ from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
 from bench.family import Kernels, measure_case
 from bench.measure import MIN_TURNS, Effort, Spread, cost, interleaved, peak_memory
-from bench.training.worker import OURS
+from bench.training.worker import OURS, USUAL
 
 EFFORT = Effort(turns=3, seconds=0.1, compile=False)
 SUITES = Path(bench.__file__).parent
@@ -129,8 +129,8 @@ def test_a_measurement_is_written_and_read_back(family, tmp_path):
 
 def test_every_implementation_has_a_colour():
     names = {name for family in bench.cases.FAMILIES for name in bench.cases.of_family(family)[0].steps("cpu")}
-    trained = {name for device in OURS.values() for name in device}
-    assert names | trained | {*scaling.SHOWN, "compile", "liger"} == chart.COLOURS.keys()
+    trained = {name for device in (*OURS.values(), *USUAL.values()) for name in device}
+    assert names | trained | {*scaling.SHOWN, "compile", "liger", "liger, JSD"} == chart.COLOURS.keys()
 
 
 def row(case: str, ratio: float, implementation: str = "ours") -> dict:

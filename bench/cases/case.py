@@ -32,9 +32,14 @@ def step(leaves: list[Tensor], loss: Callable[[], Any]) -> Step:
     return Step(leaves, loss)
 
 
-def float_bytes(shape: Sequence[int], times: int) -> int:
-    """Return the bytes moved by reading or writing a float32 tensor so many times."""
-    return 4 * math.prod(shape) * times
+def tensor_bytes(shape: Sequence[int], times: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return the bytes moved by reading or writing a tensor so many times."""
+    return dtype.itemsize * math.prod(shape) * times
+
+
+def suffix(dtype: torch.dtype) -> str:
+    """Return the end of a case's name, nothing for float32."""
+    return "" if dtype == torch.float32 else f" {str(dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.cases.case import Case, Step, float_bytes, step
+from bench.cases.case import Case, Step, step, suffix, tensor_bytes
 from bench.eager import features as eager
 from sftn_fast import ops
 from sftn_fast.ops import reference
 
 Shape = tuple[int, int, int, int]
+FLOAT = torch.float32
 
 # ---- elementwise: hint, AB, OH, VID ----
 
 
-def _pair(shape: Shape, device: str, *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+def _pair(
+    shape: Shape, device: str, *, channels_last: bool = False, dtype: torch.dtype = FLOAT
+) -> tuple[Tensor, Tensor]:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    student, teacher = (torch.randn(shape, device=device).to(memory_format=memory_format) for _ in range(2))
+    student, teacher = (torch.randn(shape, device=device).to(dtype, memory_format=memory_format) for _ in range(2))
     return student.requires_grad_(), teacher
 
 
-def _hint(shape: Shape, device: str) -> dict[str, Step]:
-    student, teacher = _pair(shape, device)
+def _hint(shape: Shape, device: str, *, dtype: torch.dtype = FLOAT) -> dict[str, Step]:
+    student, teacher = _pair(shape, device, dtype=dtype)
     authors = eager.HintLoss()
     losses = {
         "eager": lambda: authors(student, teacher),
@@ -35,8 +39,8 @@ def _hint(shape: Shape, device: str) -> dict[str, Step]:
     return {name: step([student], loss) for name, loss in losses.items()}
 
 
-def _ab(shape: Shape, device: str) -> dict[str, Step]:
-    student, teacher = _pair(shape, device)
+def _ab(shape: Shape, device: str, *, dtype: torch.dtype = FLOAT) -> dict[str, Step]:
+    student, teacher = _pair(shape, device, dtype=dtype)
     authors = eager.ABLoss()
     losses = {
         "eager": lambda: authors(student, teacher),
@@ -46,9 +50,9 @@ def _ab(shape: Shape, device: str) -> dict[str, Step]:
     return {name: step([student], loss) for name, loss in losses.items()}
 
 
-def _oh(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str, Step]:
-    student, teacher = _pair(shape, device, channels_last=channels_last)
-    margin = -torch.rand(shape[1], device=device)
+def _oh(shape: Shape, device: str, *, channels_last: bool = False, dtype: torch.dtype = FLOAT) -> dict[str, Step]:
+    student, teacher = _pair(shape, device, channels_last=channels_last, dtype=dtype)
+    margin = -torch.rand(shape[1], device=device).to(dtype)
     authors = eager.OHLoss()
     losses = {
         "eager": lambda: authors(student, teacher, margin),
@@ -70,10 +74,15 @@ def _vid(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str,
     return {name: step([mean, log_scale], loss) for name, loss in losses.items()}
 
 
-def _pointwise(name: str, build: Callable[..., dict[str, Step]], shape: Shape, **options: bool) -> Case:
+def _pointwise(name: str, build: Callable[..., dict[str, Step]], shape: Shape, **options: Any) -> Case:
     """Build a case that reads both maps forward and backward and writes the gradient."""
-    layout = " channels last" if options else ""
-    return Case(f"{name} {shape}{layout}", partial(build, shape, **options), float_bytes(shape, 5))
+    bytes_moved = tensor_bytes(shape, 5, options.get("dtype", FLOAT))
+    return Case(f"{name} {shape}{_ending(**options)}", partial(build, shape, **options), bytes_moved)
+
+
+def _ending(*, channels_last: bool = False, dtype: torch.dtype = FLOAT) -> str:
+    """Return the end of a case's name."""
+    return f"{' channels last' if channels_last else ''}{suffix(dtype)}"
 
 
 POINTWISE_CASES = [
@@ -99,10 +108,11 @@ def _attention(
     device: str,
     *,
     channels_last: bool = False,
+    dtype: torch.dtype = FLOAT,
 ) -> dict[str, Step]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     maps = (torch.randn(shape, device=device).relu() for shape in (student_shape, teacher_shape))
-    student, teacher = (x.to(memory_format=layout) for x in maps)
+    student, teacher = (x.to(dtype, memory_format=layout) for x in maps)
     student.requires_grad_()
     losses = {"eager": authors(), "reference": loss(reference), "ours": loss(ops)}
     return {name: step([student], partial(run, student, teacher)) for name, run in losses.items()}
@@ -116,10 +126,11 @@ _SMALL_MAP, _LARGE_MAP = (64, 256, 8, 8), (64, 64, 32, 32)
 
 
 def _attentive(
-    name: str, build: Callable[..., dict[str, Step]], student: Shape, teacher: Shape, **options: bool
+    name: str, build: Callable[..., dict[str, Step]], student: Shape, teacher: Shape, **options: Any
 ) -> Case:
     """Build a case that reads the student's map twice and the teacher's once, and writes the student's gradient."""
-    bytes_moved = float_bytes(student, 3) + float_bytes(teacher, 1)
+    dtype = options.get("dtype", FLOAT)
+    bytes_moved = tensor_bytes(student, 3, dtype) + tensor_bytes(teacher, 1, dtype)
     return Case(name, partial(build, student, teacher, **options), bytes_moved)
 
 
@@ -137,9 +148,7 @@ ATTENTION_CASES = [
 
 
 def _adapted_hint(shape: Shape, device: str, *, channels_last: bool = False) -> dict[str, Step]:
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    features, teacher = (torch.randn(shape, device=device).to(memory_format=memory_format) for _ in range(2))
-    features.requires_grad_()
+    features, teacher = _pair(shape, device, channels_last=channels_last)
     authors = eager.HintBehindBatchNorm(shape[1]).to(device)
     bn = torch.nn.BatchNorm2d(shape[1], device=device)
     arguments = features, teacher, bn.weight, bn.bias, bn.running_mean, bn.running_var
@@ -151,11 +160,10 @@ def _adapted_hint(shape: Shape, device: str, *, channels_last: bool = False) -> 
     }
 
 
-def _behind_norm(shape: Shape, **options: bool) -> Case:
+def _behind_norm(shape: Shape, **options: Any) -> Case:
     """Build a case that reads the map three times and the teacher's twice, and writes the gradient."""
-    layout = " channels last" if options else ""
-    name = f"BatchNorm + ReLU + MSE {shape}{layout}"
-    return Case(name, partial(_adapted_hint, shape, **options), float_bytes(shape, 6))
+    name = f"BatchNorm + ReLU + MSE {shape}{_ending(**options)}"
+    return Case(name, partial(_adapted_hint, shape, **options), tensor_bytes(shape, 6))
 
 
 ADAPTATION_CASES = [
@@ -166,3 +174,12 @@ ADAPTATION_CASES = [
 
 
 CASES = [*POINTWISE_CASES, *ATTENTION_CASES, *ADAPTATION_CASES]
+
+_BEYOND_L2 = (256, 256, 56, 56)
+LARGE_CASES = [
+    _pointwise("hint", _hint, _BEYOND_L2),
+    _pointwise("hint", _hint, _BEYOND_L2, dtype=torch.bfloat16),
+    _pointwise("OH", _oh, _BEYOND_L2, dtype=torch.bfloat16, channels_last=True),
+    _attentive(f"AT {_BEYOND_L2} bfloat16", _at, _BEYOND_L2, _BEYOND_L2, dtype=torch.bfloat16),
+    _behind_norm(_BEYOND_L2),
+]

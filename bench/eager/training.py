@@ -3,7 +3,7 @@
 Loader processes pass images one by one through PIL and torchvision's transforms, and for CRD also draw the negatives.
 The teacher runs in evaluation mode under no_grad. Losses are the authors'; SGD is torch's default. On a GPU, batches
 are copied asynchronously from pinned memory, which is faster than in the scripts, and cuDNN benchmarks its algorithms,
-as in the scripts.
+as in the scripts. The layout that a GPU's matrix units want is an option, which the scripts do not have.
 """
 
 from __future__ import annotations
@@ -78,11 +78,15 @@ class Embed(nn.Sequential):
         return F.normalize(super().forward(x))
 
 
-def training(case: TrainingCase, device: str = "cpu") -> tuple[Iterator[list[Tensor]], Callable[[list[Tensor]], None]]:
+def training(
+    case: TrainingCase, device: str = "cpu", *, channels_last: bool = False
+) -> tuple[Iterator[list[Tensor]], Callable[[list[Tensor]], None]]:
     """Return the batches, on the host, and the step that trains on one of them on ``device``."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
-    teacher, student = (models.build(name, num_classes=NUM_CLASSES).to(device) for name in (case.teacher, case.student))
+    nets = (models.build(name, num_classes=NUM_CLASSES) for name in (case.teacher, case.student))
+    teacher, student = (net.to(device, memory_format=layout) for net in nets)
     if case.method == "sftn":
         loss, learning = _sftn(teacher, student)
     else:
@@ -92,7 +96,8 @@ def training(case: TrainingCase, device: str = "cpu") -> tuple[Iterator[list[Ten
     learning.train()
 
     def step(batch: list[Tensor]) -> None:
-        total = loss(*(part.to(device, non_blocking=True) for part in batch))
+        images, *others = (part.to(device, non_blocking=True) for part in batch)
+        total = loss(images.contiguous(memory_format=layout), *others)
         total.item()  # for the meter that every script prints
         sgd.zero_grad()
         total.backward()

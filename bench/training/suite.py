@@ -19,9 +19,10 @@ from bench.measure import MIN_TURNS, Effort, Spread, interleaved
 from bench.record import Row
 from bench.training.cases import CASES, WORKERS, TrainingCase
 from bench.training.split import PARTS
-from bench.training.worker import OURS
+from bench.training.worker import OURS, USUAL
 
-ALWAYS = ("eager", "ours")  # the other implementations run in the first case only
+ALWAYS = {device: [*usual, "ours"] for device, usual in USUAL.items()}
+"""Implementations that run in each case; the others run in the first case only."""
 TURN = 1.0
 """Approximate seconds of an implementation's turn."""
 
@@ -121,8 +122,9 @@ HOW = {
         f"{USUAL} with engine.amp=bf16 and engine.channels_last=true; `float32` differs from `ours` in "
         "engine.amp=fp32, `no graphs` in engine.cuda_graphs=false, `compile` in engine.compile=true. In float32 "
         "PyTorch's convolutions are TF32; `eager` has pinned memory, copies that nothing waits for and "
-        "cudnn.benchmark. What the engine had to go without stands below the table. A turn begins with "
-        f"{UNCOUNTED['cuda']} steps that do not count; then only `eager` waits, by reading its loss, until all wait "
+        "cudnn.benchmark; `eager, NHWC` has the networks and images in channels_last too. What the engine had to go "
+        "without stands below the table. A turn begins with "
+        f"{UNCOUNTED['cuda']} steps that do not count; then only the usual loop waits, by reading its loss, until all wait "
         "for the GPU at the turn's end: a sample is the mean step of a turn, and n counts turns. For the same "
         "reason no step is split into parts. Peak is the GPU memory that PyTorch has allocated at the worst "
         "moment since the start; the images lie there for `ours`, for `eager` in the host's memory."
@@ -149,8 +151,11 @@ def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
     device = about["device"]
     further = [name for name in OURS[device] if name != "ours" and (effort.compile or name != "ours, compile")]
     for number, case in enumerate(CASES):
-        yield from measure_case(case, [*ALWAYS, *(further if number == 0 else [])], effort.seconds, device)
-    yield from starts()
+        if effort.wants(case.name):
+            names = [*ALWAYS[device], *(further if number == 0 or effort.implementations else [])]
+            yield from measure_case(case, effort.chosen(names), effort.seconds, device)
+    if effort.wants("start"):
+        yield from starts()
 
 
 def starts() -> Iterator[Row]:

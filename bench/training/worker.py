@@ -38,6 +38,11 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Options of the configuration's `engine` for each implementation of ours, on each device."""
+USUAL: dict[str, dict[str, dict[str, bool]]] = {
+    "cpu": {"eager": {}},
+    "cuda": {"eager": {}, "eager, NHWC": {"channels_last": True}},
+}
+"""Options of :func:`bench.eager.training.training` for each implementation of the usual loop, on each device."""
 
 Train = Callable[[], object]
 
@@ -45,10 +50,10 @@ Train = Callable[[], object]
 def training(case: TrainingCase, implementation: str, device: str) -> tuple[Iterator[Any], Callable[[Any], None]]:
     """Return the batches and the step that trains on one of them."""
     torch.manual_seed(0)
-    if implementation == "eager":
+    if implementation in USUAL[device]:
         from bench.eager import training as eager
 
-        return eager.training(case, device)
+        return eager.training(case, device, **USUAL[device][implementation])
     from bench.training import ours
 
     return ours.training(case, EngineConfig(device=device, **OURS[device][implementation]))

@@ -1,18 +1,21 @@
 """A program that compares the table of :mod:`every_op` on a GPU with float64 on the CPU.
 
 It needs nothing but torch and this repository, no pytest, so that compute-sanitizer can run it. An assertion that fails
-on a GPU spoils its process for all that follows, so ``--apart`` gives each function a process of its own.
+on a GPU spoils its process for all that follows, so ``--apart`` gives each function a process of its own, some of them
+side by side.
 
-``python tests/ops/on_cuda.py [--device cpu] [--dtypes float32 ...] [--ops rkd ...] [--apart]``
+``python tests/ops/on_cuda.py [--device cpu] [--dtypes float32 ...] [--sizes 5x9 ...] [--ops rkd ...] [--apart]``
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,7 +28,11 @@ from sftn_fast import ops
 from sftn_fast.ops import reference
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-SIZES = ((5, 9), (33, 130), (1, 1))  # rows and width: smaller than a warp, larger, the smallest
+SIZES = ("5x9", "33x130", "1x1")  # rows and width: smaller than a warp, larger, the smallest
+SIDE_BY_SIDE = 8
+"""Processes at a time with ``--apart``, if there are so many processors."""
+APART_SECONDS = 300.0
+"""Seconds after which the process of a function is ended."""
 
 
 def on_cpu(outcome: Outcome) -> Outcome:
@@ -46,11 +53,11 @@ def check(op: Op, dtype: torch.dtype, n: int, width: int, device: str) -> None:
     assert_close(on_cpu(actual), on_cpu(expected))
 
 
-def failures(names: list[str], dtypes: list[str], device: str) -> Iterator[str | None]:
+def failures(names: list[str], dtypes: list[str], sizes: list[str], device: str) -> Iterator[str | None]:
     """Yield the error of each case, None if there is none."""
     for name in names:
         for dtype in dtypes:
-            for n, width in SIZES:
+            for n, width in (map(int, size.split("x")) for size in sizes):
                 try:
                     check(TABLE[name], getattr(torch, dtype), n, width, device)
                 except Exception as error:  # of any kind: the next case must still run
@@ -60,21 +67,40 @@ def failures(names: list[str], dtypes: list[str], device: str) -> Iterator[str |
                     yield None
 
 
-def run_apart(names: list[str], dtypes: list[str], device: str) -> int:
+def output_of(command: list[str]) -> str:
+    """Return what a process said, with a last line about its end if it took too long."""
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=APART_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done after {APART_SECONDS:.0f} s"
+    return done.stdout
+
+
+def run_apart(names: list[str], dtypes: list[str], sizes: list[str], device: str) -> int:
     """Run the ops of each function in a process of its own, and return the exit code."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(TABLE[name].function, []).append(name)
+    common = [sys.executable, __file__, "--device", device, "--dtypes", *dtypes, "--sizes", *sizes, "--ops"]
     right = total = 0
-    for function in dict.fromkeys(TABLE[name].function for name in names):
-        own = [name for name in names if TABLE[name].function == function]
-        command = [sys.executable, __file__, "--device", device, "--dtypes", *dtypes, "--ops", *own]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        *wrong, last = done.stdout.strip().splitlines() or ["no output"]
-        counted = re.fullmatch(r"(\d+) of (\d+) cases right.*", last)
-        if counted is None:  # the process died
-            wrong, counted_right, counted_total = [f"{function}: {last}"], 0, len(own) * len(dtypes) * len(SIZES)
-        else:
-            counted_right, counted_total = int(counted[1]), int(counted[2])
-        right, total = right + counted_right, total + counted_total
-        print(*wrong, sep="\n" if wrong else "", end="\n" if wrong else "", flush=True)
+    with ThreadPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1)) as pool:
+        said = pool.map(output_of, ([*common, *own] for own in groups.values()))
+        for (function, own), output in zip(groups.items(), said, strict=True):
+            *wrong, last = output.strip().splitlines() or ["no output"]
+            counted = re.fullmatch(r"(\d+) of (\d+) cases right.*", last)
+            if counted is None:  # the process died
+                wrong, counted_right, counted_total = [f"{function}: {last}"], 0, len(own) * len(dtypes) * len(sizes)
+            else:
+                counted_right, counted_total = int(counted[1]), int(counted[2])
+            right, total = right + counted_right, total + counted_total
+            print(*wrong, sep="\n" if wrong else "", end="\n" if wrong else "", flush=True)
     print(f"{right} of {total} cases right on {device}")
     return int(right < total)
 
@@ -83,13 +109,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="every loss on a device against float64 on the CPU")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="rows and width")
     parser.add_argument("--ops", nargs="+", default=[*TABLE], choices=[*TABLE])
     parser.add_argument("--apart", action="store_true", help="a process for each function")
     args = parser.parse_args()
     if args.apart:
-        return run_apart(args.ops, args.dtypes, args.device)
+        return run_apart(args.ops, args.dtypes, args.sizes, args.device)
     with ops.backend("fused"):
-        results = list(failures(args.ops, args.dtypes, args.device))
+        results = list(failures(args.ops, args.dtypes, args.sizes, args.device))
     wrong = [result for result in results if result]
     print(*wrong, f"{len(results) - len(wrong)} of {len(results)} cases right on {args.device}", sep="\n")
     return 1 if wrong else 0
