@@ -66,8 +66,8 @@ class Kernels:
 
 
 GRAPHS = (
-    f"Times are those of a CUDA graph of {CALLS} calls, divided by {CALLS}. An implementation with a star waits for the "
-    "host, which no graph can, so Python called it."
+    f"Times are those of a CUDA graph of {CALLS} calls, divided by {CALLS}. An implementation with a star waits for "
+    "the host, which no graph can, so Python called it."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import torch
 import bench.cases
 import bench.family
 from bench import __main__ as main
-from bench import chart, loaders, readme, record, scaling
+from bench import chart, loaders, readme, record, replay, scaling
+from bench.cases import features, logits
 from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
 from bench.family import Kernels, measure_case
@@ -223,3 +225,173 @@ def test_rows_are_saved_as_they_come(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         main.run("logits", "cpu", EFFORT, save)
     assert record.read("logits-cpu", tmp_path)[1] == [{"case": "first"}]
+
+
+class FakeCUDA:
+    """CUDA's graphs without CUDA: ``graph`` records nothing, the sync debug mode says which one is set."""
+
+    def __init__(self) -> None:
+        self.mode = "default"
+        self.graph = self.stream = lambda *_, **__: nullcontext()
+
+    class CUDAGraph:
+        replays = 0
+
+        def replay(self) -> None:
+            self.replays += 1
+
+    def Stream(self):
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    current_stream = Stream
+
+    def set_sync_debug_mode(self, mode: str) -> None:
+        self.mode = mode
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> FakeCUDA:
+    fake = FakeCUDA()
+    monkeypatch.setattr(replay, "torch", SimpleNamespace(cuda=fake))
+    return fake
+
+
+def test_a_graph_holds_several_calls(cuda):
+    calls = []
+    graph = replay.replayed(lambda: calls.append(cuda.mode), calls=5)
+    assert graph.calls == 5 and calls == ["default"] * replay.WARM_UP + ["error"] + ["default"] * 5
+    graph()
+    assert graph.graph.replays == 1 and len(calls) == replay.WARM_UP + 6
+
+
+def test_what_waits_for_the_host_is_not_recorded(cuda):
+    def step() -> None:
+        if cuda.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    assert replay.replayed(step) is None and cuda.mode == "default"
+
+    def broken() -> None:
+        if cuda.mode == "error":
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        replay.replayed(broken)
+    assert cuda.mode == "default"
+
+
+def test_the_calls_of_a_graph_share_its_time(monkeypatch):
+    now = [0.0]
+
+    class Slow:
+        calls = 10
+
+        def __call__(self) -> None:
+            now[0] += 0.15
+
+    monkeypatch.setattr("bench.measure.time.perf_counter", lambda: now[0])
+    assert interleaved({"ours": Slow()}, seconds=0.5)["ours"].p50 == pytest.approx(15_000)
+
+
+def test_graphs_are_timed_where_there_is_one(monkeypatch):
+    recorded = []
+
+    def record(step):
+        recorded.append(step)
+        return None if len(recorded) == 1 else replay.Replay(SimpleNamespace(replay=step), calls=1)
+
+    monkeypatch.setattr(bench.family, "replayed", record)
+    effort = Effort(turns=3, seconds=0.1, compile=False, graphs=True, implementations=("ours",))
+    rows = list(measure_case(small_case(), "cpu", effort, bandwidth=1e9))
+    assert {row["implementation"]: row["graph"] for row in rows} == {"eager": False, "ours": True}
+    suite = Kernels("squares")
+    assert [suite.line(row).split("|")[2].strip() for row in rows] == ["eager\\*", "ours"]
+
+
+def test_what_is_asked_for_is_measured():
+    effort = Effort(turns=3, seconds=0, compile=False, cases=("KD + CE", "RKD"), implementations=("ours",))
+    assert [case for case in ("KD + CE (64, 100)", "RKD (64, 128)", "SFTN, KD + CE") if effort.wants(case)] == [
+        "KD + CE (64, 100)",
+        "RKD (64, 128)",
+    ]
+    assert effort.chosen(["eager", "reference", "ours"]) == ["eager", "ours"]
+    assert EFFORT.wants("anything") and EFFORT.chosen(["eager", "reference"]) == ["eager", "reference"]
+
+
+def test_a_case_that_fails_costs_only_its_row(monkeypatch, tmp_path):
+    def fail(device):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(bench.family, "of_family", lambda family, large: [Case("large", fail), small_case()])
+    monkeypatch.setattr("sys.argv", ["bench", "logits", "--device", "cpu", "--turns", "3", "--seconds", "0"])
+    monkeypatch.setattr("sys.argv", [*main.sys.argv, "--no-compile", "--label", "try", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code  # what ours could not do is no success
+    failed, *measured = record.read("logits-cpu-try", tmp_path)[1]
+    assert failed == {"case": "large", "implementation": "ours", "error": "RuntimeError: out of memory"}
+    assert [row["implementation"] for row in measured] == ["eager", "reference", "ours"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["logits", "--device", "cpu", "--graphs"], "--graphs: there are CUDA graphs with --device cuda only"),
+        (["training", "--device", "cpu", "--large"], "name the families"),
+    ],
+)
+def test_graphs_and_large_cases_are_refused_where_there_are_none(options, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", *options])
+    with pytest.raises(SystemExit, match="2"):
+        main.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_large_cases_have_names_of_their_own():
+    names = [
+        case.name for family in bench.cases.FAMILIES for large in (False, True) for case in of_family(family, large)
+    ]
+    assert len(set(names)) == len(names) and any("bfloat16" in name for name in names)
+
+
+def of_family(family: str, large: bool) -> list[Case]:
+    return bench.cases.of_family(family, large=large)
+
+
+HALF = {
+    "kd_ce": partial(logits.kd_ce, 9, 17),
+    "sftn": partial(logits.sftn, 9, 17),
+    "hint": partial(features._hint, (2, 3, 4, 5)),
+    "oh": partial(features._oh, (2, 3, 4, 5), channels_last=True),
+    "at": partial(features._at, (2, 3, 4, 5), (2, 3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_cases_compute_the_same(name):
+    torch.manual_seed(0)
+    steps = HALF[name]("cpu", dtype=torch.bfloat16)
+    values = {key: step().double().squeeze() for key, step in steps.items()}
+    assert all(leaf.dtype == torch.bfloat16 for leaf in steps["ours"].leaves)
+    torch.testing.assert_close(values["ours"], values["reference"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(values["ours"], values["eager"], rtol=5e-2, atol=0)  # theirs round at every step
+
+
+def test_a_record_names_the_gpu(monkeypatch):
+    properties = SimpleNamespace(
+        major=9, minor=0, multi_processor_count=132, L2_cache_size=50 * 2**20, total_memory=140 * 2**30
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU X")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+    monkeypatch.setattr(record, "copy_bandwidth", lambda device: 4.3e12)
+    said = SimpleNamespace(stdout="580.159.03\n580.159.03\n")
+    monkeypatch.setattr(record.subprocess, "run", lambda *_, **__: said)
+    about = record.conditions("cuda")
+    assert (about["processor"], about["driver"], about["capability"]) == ("GPU X", "580.159.03", "9.0")
+    assert (about["multiprocessors"], about["L2 MiB"], about["memory GiB"]) == (132, 50, 140.0)
+
+    def missing(*_, **__):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(record.subprocess, "run", missing)
+    assert record.driver() == "unknown"

@@ -17,7 +17,7 @@ from bench.eager import training as eager
 from bench.training import ours, suite, worker
 from bench.training.cases import CASES, TrainingCase
 from bench.training.split import PARTS, Split
-from bench.training.worker import OURS
+from bench.training.worker import OURS, USUAL
 from sftn_fast.config import EngineConfig
 from sftn_fast.data import Batch
 from sftn_fast.data.source import Images
@@ -70,6 +70,28 @@ def test_the_usual_loop_leaves_nothing_on_the_host(method, few_images, monkeypat
     step([*batch, torch.zeros(8, 16, dtype=torch.int64)] if method == "crd" else batch)
     (parameters,) = updates
     assert {p.device.type for p in parameters} == {p.grad.device.type for p in parameters} == {"meta"}
+
+
+def test_the_usual_loop_has_the_layout_of_matrix_units_as_an_option(few_images, monkeypatch):
+    seen = []
+    forward = eager.models.StagedNet.forward_features
+    monkeypatch.setattr(
+        eager.models.StagedNet,
+        "forward_features",
+        lambda net, images: (seen.append((net, images)), forward(net, images))[1],
+    )
+    for options in USUAL["cuda"].values():
+        _, step = eager.training(TrainingCase("kd", "resnet8", "resnet8", 8), **options)
+        step([torch.randn(8, 3, 32, 32), torch.arange(8), torch.arange(8)])
+        of_weights = {w.is_contiguous(memory_format=torch.channels_last) for net, _ in seen for w in four_dim(net)}
+        of_images = {images.is_contiguous(memory_format=torch.channels_last) for _, images in seen}
+        assert of_images == {options.get("channels_last", False)}
+        assert of_weights == {True} if options else False in of_weights
+        seen.clear()
+
+
+def four_dim(net: torch.nn.Module) -> list[torch.Tensor]:
+    return [weight for weight in net.parameters() if weight.dim() == 4]
 
 
 @pytest.mark.parametrize(

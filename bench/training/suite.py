@@ -124,8 +124,8 @@ HOW = {
         "PyTorch's convolutions are TF32; `eager` has pinned memory, copies that nothing waits for and "
         "cudnn.benchmark; `eager, NHWC` has the networks and images in channels_last too. What the engine had to go "
         "without stands below the table. A turn begins with "
-        f"{UNCOUNTED['cuda']} steps that do not count; then only the usual loop waits, by reading its loss, until all wait "
-        "for the GPU at the turn's end: a sample is the mean step of a turn, and n counts turns. For the same "
+        f"{UNCOUNTED['cuda']} steps that do not count; then only the usual loop waits, by reading its loss, until all "
+        "wait for the GPU at the turn's end: a sample is the mean step of a turn, and n counts turns. For the same "
         "reason no step is split into parts. Peak is the GPU memory that PyTorch has allocated at the worst "
         "moment since the start; the images lie there for `ours`, for `eager` in the host's memory."
     ),
