@@ -93,7 +93,7 @@ def run(
     family: str, device: str, effort: Effort, save: Callable[[dict[str, Any], list[Row]], None] = lambda *_: None
 ) -> tuple[dict[str, Any], list[Row]]:
     """Measure a family and return its conditions and rows. Each row is printed and saved as soon as it is measured."""
-    suite, about, rows = SUITES[family], {**record.conditions(device), "graphs": effort.graphs}, []
+    suite, about, rows = SUITES[family], record.conditions(device) | ({"graphs": True} if effort.graphs else {}), []
     print(f"\n# {family}", *(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(f"\n{suite.header(device)}")
     with ops.backend("fused"):

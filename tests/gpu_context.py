@@ -30,4 +30,7 @@ def end_process(config: Any) -> None:
     """End a worker of pytest-xdist, which gets a successor for the tests that are left. Stop any other process."""
     if hasattr(config, "workerinput"):
         os._exit(EXIT_CODE)  # a regular end would wait for the GPU
-    pytest.exit("this test broke the GPU's context: no later test can pass in this process; -n 2 replaces the process")
+    else:
+        pytest.exit(
+            "this test broke the GPU's context: no later test can pass in this process; -n 2 replaces the process"
+        )

@@ -384,7 +384,8 @@ def test_the_table_runs_without_pytest():
 
 
 def test_a_function_that_dies_costs_its_own_cases(monkeypatch, capsys):
-    import on_cuda
+    monkeypatch.syspath_prepend(ROOT / "tests" / "ops")
+    on_cuda = importlib.import_module("on_cuda")
 
     ends = {"kd_loss": "6 of 6 cases right on cuda", "rkd_loss": "CUDA error: device-side assert triggered"}
     names = [next(name for name, op in on_cuda.TABLE.items() if op.function == function) for function in ends]

@@ -28,8 +28,9 @@ def _crd(num_samples: int, bank_dtype: torch.dtype, device: str) -> dict[str, St
     step_size = num_samples // NEGATIVES
     first = torch.arange(NEGATIVES, device=device) * step_size
     negatives = first + torch.randint(step_size, (BATCH, NEGATIVES), device=device)
-    authors = eager.CRDLoss(num_samples, DIM).to(device)
-    memories = [ops.CRDMemory(num_samples, DIM, dtype=bank_dtype).to(device) for _ in range(2)]
+    with torch.device(device):  # drawing banks of a million rows takes seconds on a CPU
+        authors = eager.CRDLoss(num_samples, DIM)
+        memories = [ops.CRDMemory(num_samples, DIM, dtype=bank_dtype) for _ in range(2)]
     for memory in memories:
         memory.student_bank.copy_(authors.memory.student_bank)
         memory.teacher_bank.copy_(authors.memory.teacher_bank)

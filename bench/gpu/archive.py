@@ -55,5 +55,6 @@ def extract(source: Path, folder: Path) -> dict[str, Any]:
         session: dict[str, Any] = json.loads((folder / SESSION).read_text())
         session["device"], session["run"], session["outcomes"]
     except (OSError, tarfile.TarError, ValueError, KeyError, EOFError) as error:
-        raise ArchiveError(f"{source}: no archive of a session ({type(error).__name__}: {error})") from error
+        first_line = str(error).partition("\n")[0]
+        raise ArchiveError(f"{source}: no archive of a session ({type(error).__name__}: {first_line})") from error
     return session

@@ -90,7 +90,7 @@ def main() -> int:
     reason = install(args.carried, args.device) if args.carried else built() if args.build else None
     said = works(args.device) if reason is None or args.carried else reason  # those in place may do, carried or not
     if said:
-        print(": ".join(filter(None, (reason, said))))
+        print(*dict.fromkeys(filter(None, (reason, said))), sep="; ")
         return 1
     from bench import record  # not before the try: it starts CUDA in this process
 

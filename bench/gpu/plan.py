@@ -43,7 +43,7 @@ def first(device: str, folder: Path) -> list[Stage]:
     """Return the stages of the first run: is it right, and how fast is it?"""
     bench, on_gpu = _bench(device, folder), device == "cuda"
     both = ["--no-compile", "--implementations", "ours"]
-    kernels = [*FAMILIES, "--seconds", "2", *both, "--graphs"] if on_gpu else _few("--cases", *SHOWN)
+    kernels = [*FAMILIES, "--seconds", "1.5", *both, "--graphs"] if on_gpu else _few("--cases", *SHOWN)
     steps = ["training", "--cases", f"KD: {FIRST_PAIR}"]
     if on_gpu:
         steps += [f"CRD: {FIRST_PAIR}", "--seconds", "6", "--implementations", "eager, NHWC", "ours", "ours, float32"]
@@ -101,12 +101,12 @@ def _few(*options: str, families: tuple[str, ...] = FAMILIES) -> list[str]:
 
 
 def _load(device: str, folder: Path) -> Part:
-    check = [sys.executable, "-m", "bench.gpu.libraries", "--device", device, "--about", str(folder / "about.json")]
+    check = [sys.executable, "-m", "bench.gpu.libraries", "--about", str(folder / "about.json"), "--device", device]
     only = {"SFTN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture()} if device == "cuda" else {"SFTN_CUDA": "0"}
     lines = {"NVCC_APPEND_FLAGS": "-lineinfo"}  # sanitizers and profilers then name the lines
     build = Part(
         "build",
-        [sys.executable, "-m", "bench.gpu.libraries", "--device", device, "--build", *check[5:]],
+        [*check, "--build"],
         130 * _slower(device),
         {**only, **lines},
         needs=("module:setuptools",),
