@@ -325,6 +325,7 @@ def test_a_case_that_fails_costs_only_its_row(monkeypatch, tmp_path):
     def fail(device):
         raise RuntimeError("out of memory")
 
+    monkeypatch.setattr(record, "copy_bandwidth", lambda device: 1e9)
     monkeypatch.setattr(bench.family, "of_family", lambda family, large: [Case("large", fail), small_case()])
     monkeypatch.setattr("sys.argv", ["bench", "logits", "--device", "cpu", "--turns", "3", "--seconds", "0"])
     monkeypatch.setattr("sys.argv", [*main.sys.argv, "--no-compile", "--label", "try", "--folder", str(tmp_path)])

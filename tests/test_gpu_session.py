@@ -291,7 +291,8 @@ def test_what_travels_is_what_git_knows():
 def finished(tmp_path: Path, device: str = "cuda", ratio: float = 4.0) -> Path:
     """Write the archive of a session that measured one case."""
     folder = tmp_path / "session"
-    about = {**record.conditions("cpu"), "device": device, "processor": "GPU X", "driver": "580.1", "graphs": True}
+    about = {"date": "2026-12-01", "device": device, "processor": "GPU X", "driver": "580.1", "graphs": True}
+    about |= {"threads": 16, "torch": torch.__version__}
     times = {"n": 3, "p20": 1.0, "p80": 3.0, "peak_bytes": 2**20, "launches": 1, "bandwidth_share": None}
     rows = [
         {"case": "KD", "implementation": "eager", "p50": 2.0 * ratio, "ratio": 1.0, "graph": False, **times},
