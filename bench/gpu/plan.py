@@ -51,7 +51,7 @@ def first(device: str, folder: Path) -> list[Stage]:
         steps += ["--seconds", "0", *both]
     return [
         (_load(device, folder),),
-        (Part("table", [*_table(device), "--apart"], 40 * _slower(device)),),
+        (Part("table", [*_table(device), "--apart", "--patience", str(30 * _slower(device))], 40 * _slower(device)),),
         (_tests(device), *map(_sanitizer, ("memcheck", "racecheck"))),
         (Part("bench", [*bench, *kernels], 130 * _slower(device)),),
         (Part("training", [*bench, *steps], 100 * _slower(device), needs=("module:torchvision",)),),

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -31,8 +31,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 SIZES = ("5x9", "33x130", "1x1")  # rows and width: smaller than a warp, larger, the smallest
 SIDE_BY_SIDE = 8
 """Processes at a time with ``--apart``, if there are so many processors."""
-APART_SECONDS = 300.0
-"""Seconds after which the process of a function is ended."""
+PATIENCE = 300.0
+"""Seconds after which the process of a function is ended, with ``--apart``."""
 
 
 def on_cpu(outcome: Outcome) -> Outcome:
@@ -67,8 +67,8 @@ def failures(names: list[str], dtypes: list[str], sizes: list[str], device: str)
                     yield None
 
 
-def output_of(command: list[str]) -> str:
-    """Return what a process said, with a last line about its end if it took too long."""
+def output_of(command: list[str], patience: float) -> str:
+    """Return what a process said, or a line about its end if it took longer than ``patience`` in seconds."""
     try:
         done = subprocess.run(
             command,
@@ -76,31 +76,33 @@ def output_of(command: list[str]) -> str:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=APART_SECONDS,
+            timeout=patience,
         )
     except subprocess.TimeoutExpired:
-        return f"not done after {APART_SECONDS:.0f} s"
+        return f"not done after {patience:g} s"
     return done.stdout
 
 
-def run_apart(names: list[str], dtypes: list[str], sizes: list[str], device: str) -> int:
-    """Run the ops of each function in a process of its own, and return the exit code."""
+def run_apart(names: list[str], dtypes: list[str], sizes: list[str], device: str, patience: float) -> int:
+    """Run the ops of each function in a process of its own, print its outcome at once, and return the exit code."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(TABLE[name].function, []).append(name)
     common = [sys.executable, __file__, "--device", device, "--dtypes", *dtypes, "--sizes", *sizes, "--ops"]
     right = total = 0
     with ThreadPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1)) as pool:
-        said = pool.map(output_of, ([*common, *own] for own in groups.values()))
-        for (function, own), output in zip(groups.items(), said, strict=True):
-            *wrong, last = output.strip().splitlines() or ["no output"]
+        started = {pool.submit(output_of, [*common, *own], patience): name for name, own in groups.items()}
+        for future in as_completed(started):
+            function = started[future]
+            *wrong, last = future.result().strip().splitlines() or ["no output"]
             counted = re.fullmatch(r"(\d+) of (\d+) cases right.*", last)
-            if counted is None:  # the process died
-                wrong, counted_right, counted_total = [f"{function}: {last}"], 0, len(own) * len(dtypes) * len(sizes)
+            of_function = len(groups[function]) * len(dtypes) * len(sizes)
+            if counted is None:  # the process died, or was ended
+                wrong, of_right = [f"{function}: {last}"], 0
             else:
-                counted_right, counted_total = int(counted[1]), int(counted[2])
-            right, total = right + counted_right, total + counted_total
-            print(*wrong, sep="\n" if wrong else "", end="\n" if wrong else "", flush=True)
+                of_right, of_function = int(counted[1]), int(counted[2])
+            right, total = right + of_right, total + of_function
+            print(*wrong, f"{function}: {of_right} of {of_function}", sep="\n", flush=True)
     print(f"{right} of {total} cases right on {device}")
     return int(right < total)
 
@@ -112,9 +114,10 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="rows and width")
     parser.add_argument("--ops", nargs="+", default=[*TABLE], choices=[*TABLE])
     parser.add_argument("--apart", action="store_true", help="a process for each function")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help=f"seconds for each ({PATIENCE:g})")
     args = parser.parse_args()
     if args.apart:
-        return run_apart(args.ops, args.dtypes, args.sizes, args.device)
+        return run_apart(args.ops, args.dtypes, args.sizes, args.device, args.patience)
     with ops.backend("fused"):
         results = list(failures(args.ops, args.dtypes, args.sizes, args.device))
     wrong = [result for result in results if result]
