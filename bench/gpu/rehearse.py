@@ -73,6 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.rehearse", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder for the environment, the checkout and the archives")
     parser.add_argument("--python", default="python3.12", help="interpreter of the environment (default: python3.12)")
+    parser.add_argument(
+        "--minutes", type=float, help="time of each run, for a machine that others use (default: as there)"
+    )
+    parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts of the runs (default: all)")
     args = parser.parse_args()
     folder = args.folder.resolve()
     python = environment(folder / "environment", args.python)
@@ -82,12 +86,14 @@ def main() -> None:
     print(f"{unpack(checkout):.1f} MiB travel", flush=True)
     faults = [] if libraries_load(python, checkout) else ["the carried libraries do not load"]
     for run, plan in PLANS.items():
-        code, seconds = session(python, checkout, output, *(["--second"] if run == "second" else []))
+        minutes = args.minutes or plan.minutes
+        options = ["--minutes", str(minutes), *(["--parts", *args.parts] if args.parts else [])]
+        code, seconds = session(python, checkout, output, *(["--second"] if run == "second" else []), *options)
         print(f"{run} run: exit code {code}, {seconds:.0f} s", flush=True)
         if code:
             faults.append(f"the {run} run failed with exit code {code}")
-        if seconds > 60 * plan.minutes + GRACE:
-            faults.append(f"the {run} run took {seconds:.0f} s of {60 * plan.minutes:.0f}")
+        if seconds > 60 * minutes + GRACE:
+            faults.append(f"the {run} run took {seconds:.0f} s of {60 * minutes:.0f}")
         command = [sys.executable, "-m", "bench.gpu.read", str(output / f"{run}.tar.gz"), "--results", str(results)]
         if subprocess.run(command, cwd=ROOT, check=False).returncode:
             faults.append(f"the archive of the {run} run was not read back")
