@@ -146,6 +146,7 @@ def test_atomics_only_count(path: Path) -> None:
     allowed = {
         "atomicAdd(arrivals, 1u)",
         "atomicAdd(counts + rank - first, 1u)",
+        "atomicAdd(counts + pair, one)",
         "atomicOr(word, mask)",
         "atomicAnd(word, ~mask)",
     }

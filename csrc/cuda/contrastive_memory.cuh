@@ -5,48 +5,79 @@
 #include <limits>
 
 #include "contrastive_params.cuh"
-#include "grid_sum.cuh"
 
 namespace sftn {
 
-constexpr int kNormalizeThreads = 256;
+constexpr int kNormalizeThreads = 512;
 
+// Rows of an anchor that a warp reads at a time.
 template <class A>
-struct NormalizerSums {
-  A* partials;         // [2, gridDim.x]
-  unsigned* arrivals;  // [2], zero before the launch
-  void* z[2];          // [] float64 if wide_z, else float32
-};
+constexpr int kNormalizeRows = sizeof(A) == 8 ? 4 : 8;
 
-// Side blockIdx.y. Every step launches it, because the host does not know whether Z is set. If it is, nothing is read.
-template <class A, class T, int kPacks>
+// The sum of exp(<row, v> / T) over `count` rows of an anchor, at most kNormalizeRows, in all lanes. A lane with a
+// number below `count` has one of the rows in `mine`.
+template <class A, class T>
+__device__ __forceinline__ double sum_of_rows(const ContrastiveParams<A, T>& p, const T* bank, const A* v,
+                                              unsigned mine, int count) {
+  unsigned rows[kNormalizeRows<A>];
+  A dots[kNormalizeRows<A>];
+#pragma unroll
+  for (int r = 0; r < kNormalizeRows<A>; ++r) {
+    rows[r] = __shfl_sync(~0u, mine, r);
+    dots[r] = A(0);
+  }
+  for (int first = 0; first < p.d; first += LaneColumns<1>::kSize * simt::kWarpSize) {
+    const LaneColumns<1> columns{p.d - first, p.aligned};
+    A of_anchor[kPack], values[kNormalizeRows<A>][kPack];
+    columns.load(v + first, of_anchor);
+#pragma unroll
+    for (int r = 0; r < kNormalizeRows<A>; ++r) columns.load(bank + int64_t(rows[r]) * p.d + first, values[r]);
+#pragma unroll
+    for (int r = 0; r < kNormalizeRows<A>; ++r) {
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) dots[r] += values[r][i] * of_anchor[i];
+    }
+  }
+  warp_reduce<Add>(dots);
+  double sum = 0;
+#pragma unroll
+  for (int r = 0; r < kNormalizeRows<A>; ++r) {
+    if (r < count) sum += static_cast<double>(exp_of(dots[r] * p.inverse_temperature));
+  }
+  return sum;
+}
+
+// Block `side` sets Z of its side. Every step launches the two blocks, because the host does not know whether Z is set.
+// If it is, they return at once. More blocks would shorten the first batch alone, and need a counter of arrivals that
+// every step would set to zero.
+template <class A, class T>
 __global__ void __launch_bounds__(kNormalizeThreads, 1)
-    contrastive_normalize_kernel(const __grid_constant__ ContrastiveParams<A, T> p,
-                                 const __grid_constant__ NormalizerSums<A> sums) {
-  constexpr int kSize = LaneColumns<kPacks>::kSize, kLanesOfRow = simt::kWarpSize / kRows<kPacks>;
-  const int side = blockIdx.y, lane = threadIdx.x % simt::kWarpSize;
+    contrastive_normalize_kernel(const __grid_constant__ ContrastiveParams<A, T> p, void* z_student, void* z_teacher) {
+  constexpr int kAtOnce = kNormalizeRows<A>;
+  const int side = blockIdx.x, lane = threadIdx.x % simt::kWarpSize;
   const double z = p.z(side);
   if (z != z) {
-    A sum[1] = {A(0)};
+    double sum[1] = {0};  // the same in all lanes of a warp
     const T* bank = p.sides[side].bank;
-    for (int anchor = blockIdx.x; anchor < p.b; anchor += gridDim.x) {
-      A v[kSize];
-      LaneColumns<kPacks>{p.d, p.aligned}.load(p.sides[side].embedding + int64_t(anchor) * p.d, v);
-      if (threadIdx.x / simt::kWarpSize == 0) {
-        A values[kSize];
-        const A dot = load_positive<kPacks>(p, bank, anchor, v, values);
-        if (lane == 0) sum[0] += exp_of(dot * p.inverse_temperature);
-      }
-      for_negatives<kPacks>(p, bank, anchor, v, 0, p.k, [&](const auto& /*values*/, int count, A dot) {
-        if (lane % kLanesOfRow == 0 && lane / kLanesOfRow < count) sum[0] += exp_of(dot * p.inverse_temperature);
-      });
+    const int64_t groups = (1 + p.k + kAtOnce - 1) / kAtOnce;  // of the positive and the negatives of an anchor
+    const int warps = static_cast<int>(blockDim.x) / simt::kWarpSize;
+    for (int64_t at = threadIdx.x / simt::kWarpSize; at < groups * p.b; at += warps) {
+      const int anchor = static_cast<int>(at / groups);
+      const int64_t first = at % groups * kAtOnce;
+      const int count = static_cast<int>(min(1 + p.k - first, int64_t(kAtOnce)));
+      const int64_t number = first + min(lane, count - 1);  // others repeat a row
+      const int64_t mine = number == 0 ? p.positive(anchor) : p.negative(anchor, number - 1);
+      sum[0] += sum_of_rows(p, bank, p.sides[side].embedding + int64_t(anchor) * p.d, static_cast<unsigned>(mine),
+                            count);
     }
-    if (grid_sum(sum, sums.partials + int64_t(side) * gridDim.x, sums.arrivals + side)) {
-      const double value = static_cast<double>(sum[0]) / (static_cast<double>(p.b) * static_cast<double>(1 + p.k)) *
-                           static_cast<double>(p.n);
+    if (lane > 0) sum[0] = 0;
+    block_reduce<Add>(sum);
+    if (threadIdx.x == 0) {
+      const double value = sum[0] / (static_cast<double>(p.b) * static_cast<double>(1 + p.k)) * static_cast<double>(p.n);
       const float narrow = static_cast<float>(value);
-      if (p.wide_z && value < static_cast<double>(INFINITY)) *static_cast<double*>(sums.z[side]) = value;
-      if (!p.wide_z && narrow < INFINITY) *static_cast<float*>(sums.z[side]) = narrow;
+      void* to = side == 0 ? z_student : z_teacher;
+      if (p.wide_z && value < static_cast<double>(INFINITY)) *static_cast<double*>(to) = value;
+      if (!p.wide_z && narrow < INFINITY) *static_cast<float*>(to) = narrow;
     }
   }
 }

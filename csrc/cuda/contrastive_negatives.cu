@@ -1,55 +1,95 @@
-// CUDA kernel of the negatives of contrastive distillation: one launch, one block for each row.
-// ../contrastive_negatives.h defines how they are drawn and has the host code shared by all backends.
+// CUDA kernels of the negatives of contrastive distillation: one launch for a small data set, three for a large one.
+// ../contrastive_negatives.h defines how negatives are drawn and has the host code shared by all backends.
 #include <algorithm>
 
-#include "contrastive_negatives.cuh"
+#include "contrastive_negatives_many.cuh"
 
 namespace sftn {
 namespace {
 
-constexpr unsigned kThreads = 1024;
+// More labels than this take longer for one block to read than two more launches.
+constexpr int64_t kFewSamples = 131072;
+// Of the bitmaps of rows drawn at once.
+constexpr int64_t kWorkspaceBytes = 64 << 20;
+
+constexpr unsigned kFewThreads = 1024;
+
+// Shared memory of a block for a small data set: two bitmaps, and a staged chunk for each warp.
+std::size_t few_shared(unsigned chunks, unsigned threads) {
+  return sizeof(unsigned) * 2 * chunks * kChunkWords + sizeof(uint16_t) * kChunkBits * (threads / simt::kWarpSize);
+}
 
 template <class Out>
-__global__ void __launch_bounds__(kThreads) sample_negatives_kernel(NegativesParams p, Out* negatives) {
-  SIMT_SHARED(unsigned, shared_words, kSharedWords);
-  unsigned* words = p.bitmaps == nullptr ? shared_words : p.bitmaps + blockIdx.x * p.bitmap_words;
+__global__ void __launch_bounds__(kFewThreads) sample_negatives_kernel(NegativesParams p, Out* negatives) {
+  SIMT_DYNAMIC_SHARED(unsigned, own);
+  const unsigned words = p.chunks * kChunkWords;
+  unsigned* marks = own + words;
+  auto* staged = reinterpret_cast<uint16_t*>(marks + words) + warp_of_block() * kChunkBits;
   for (int64_t row = blockIdx.x; row < p.b; row += gridDim.x) {
-    const int64_t of_row = p.index[row], n = p.n;
-    SFTN_DEVICE_ASSERT(of_row >= 0 && of_row < n);
-    const WarpPiece piece(p.labels, p.labels[of_row], p.n);
+    find_own(p, own_label(p, row), own);
+    __syncthreads();
+    const WarpPiece piece(own, p.chunks);
     SFTN_DEVICE_ASSERT(piece.candidates > 0);
     const uint64_t seed = random_word(static_cast<uint64_t>(p.key[0]), row);
     const NegativesPlan plan(piece.candidates, p.k);
     Out* out = negatives + row * p.k;
     if (plan.with_replacement) {
-      draw_repeated(piece, shared_words, p.k, seed, out);
+      draw_repeated(piece, marks, words + blockDim.x / simt::kWarpSize * kChunkBits / 2, p.k, seed, out);
     } else {
-      mark_ranks(words, piece.candidates, plan, seed);
-      write_distinct(piece, words, plan.leave_out, out);
+      mark_ranks(marks, piece.candidates, plan, seed);
+      unsigned all = 0, rank = piece.first_rank;
+      out += sum_of_warps_before(
+          count_chosen(marks, piece.candidates, plan.leave_out, piece.first_rank, piece.last_rank), all);
+      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk) {
+        write_chunk(own, chunk, marks, piece.candidates, plan.leave_out, staged, rank, out);
+      }
     }
-    __syncthreads();  // the next row's draws overwrite the words
+    __syncthreads();  // the next row overwrites the bitmaps
+  }
+}
+
+template <class Out>
+void sample_many(const NegativesParams& p, const Tensor& like, Out* negatives, cudaStream_t stream) {
+  const int64_t words = int64_t(p.chunks) * kChunkWords, of_row = 2 * (words + p.chunks) + 1;
+  const int64_t rows = std::clamp<int64_t>(kWorkspaceBytes / (of_row * int64_t(sizeof(unsigned))), 1, p.b);
+  const Tensor workspace = empty(std::array<int64_t, 2>{of_row, rows}, ScalarType::Int, like);
+  auto* from = data_of<unsigned>(workspace);
+  const std::size_t most = simt::max_dynamic_shared(like.get_device_index());
+  const int64_t shared_words =
+      words * int64_t(sizeof(unsigned)) <= int64_t(most) ? std::max<int64_t>(words, kMinDrawWords) : kMinDrawWords;
+  for (int64_t first = 0; first < p.b; first += rows) {
+    const int64_t now = std::min(rows, p.b - first);
+    const ManySamples many{from,
+                           from + rows * words,
+                           from + rows * 2 * words,
+                           from + rows * (2 * words + p.chunks),
+                           from + rows * (2 * words + 2 * p.chunks),
+                           first,
+                           static_cast<unsigned>(now)};
+    simt::launch(negatives_own_kernel, static_cast<unsigned>(p.chunks * divide_up(now, kOwnRows)), kOwnThreads, stream,
+                 p, many);
+    simt::launch_with_shared(negatives_draw_kernel<Out>, static_cast<unsigned>(now), kDrawThreads,
+                             shared_words * sizeof(unsigned), stream, p, many, static_cast<unsigned>(shared_words),
+                             negatives);
+    simt::launch(negatives_write_kernel<Out>,
+                 static_cast<unsigned>(divide_up(now * p.chunks, kWriteThreads / simt::kWarpSize)), kWriteThreads,
+                 stream, p, many, negatives);
   }
 }
 
 struct NegativesCuda {
   template <class Out>
   static void sample(const NegativesInput& in, Out* negatives) {
-    const simt::DeviceScope scope(in.index.get_device_index());
-    // more blocks would only need more bitmaps
-    const int64_t blocks = std::min<int64_t>(in.b, simt::multiprocessors(in.index.get_device_index()));
-    const int64_t bitmap_words = divide_up(in.n, kWordBits);
-    const bool fits = bitmap_words <= kSharedWords;
-    const Tensor bitmaps = empty(std::array<int64_t, 2>{fits ? 0 : blocks, bitmap_words}, ScalarType::Int, in.index);
-    const NegativesParams params{in.key_data(),
-                                 in.index_data(),
-                                 in.labels_data(),
-                                 in.b,
-                                 in.k,
-                                 static_cast<unsigned>(in.n),
-                                 fits ? nullptr : data_of<unsigned>(bitmaps),
-                                 bitmap_words};
-    simt::launch(sample_negatives_kernel<Out>, static_cast<unsigned>(blocks), kThreads, scope.stream(), params,
-                 negatives);
+    const int32_t device = in.index.get_device_index();
+    const simt::DeviceScope scope(device);
+    const NegativesParams p{in.key_data(), in.index_data(), in.labels_data(),           in.b,
+                            in.k,          static_cast<unsigned>(in.n), static_cast<unsigned>(divide_up(in.n, kChunkBits))};
+    if (in.n > kFewSamples) return sample_many(p, in.index, negatives, scope.stream());
+    unsigned threads = kFewThreads;
+    while (few_shared(p.chunks, threads) > simt::max_dynamic_shared(device)) threads /= 2;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(in.b, simt::multiprocessors(device)));
+    simt::launch_with_shared(sample_negatives_kernel<Out>, blocks, threads, few_shared(p.chunks, threads),
+                             scope.stream(), p, negatives);
   }
 };
 

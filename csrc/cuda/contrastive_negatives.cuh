@@ -1,5 +1,7 @@
-// A block's work on one row of negatives. Each warp gets one piece of the data set's positions. It knows the numbers of
-// candidates and negatives before its piece, and so where to write.
+// A block's work on one row of negatives, and a warp's on 1024 positions of a row.
+//
+// A row's own positions are a bitmap, and so are its marked ranks. Bits of the first that are not positions of the data
+// set are set too, so that its zeros are the candidates. A chunk is 1024 positions, a word of the bitmap for each lane.
 #pragma once
 
 #include "../contrastive_negatives.h"
@@ -7,26 +9,54 @@
 
 namespace sftn {
 
-constexpr unsigned kWordBits = 32;
-// Words of shared memory, 32 KiB: a bitmap of 262,144 ranks, or 8,192 counts.
-constexpr unsigned kSharedWords = 8192;
+constexpr unsigned kWordBits = 32, kChunkWords = simt::kWarpSize, kChunkBits = kChunkWords * kWordBits;
 
 struct NegativesParams {
   const int64_t* key;     // [1]
   const int64_t* index;   // [B]
   const int64_t* labels;  // [N]
   int64_t b, k;
-  unsigned n;
-  unsigned* bitmaps;  // [gridDim.x, bitmap_words], null if a bitmap fits shared memory
-  int64_t bitmap_words;
+  unsigned n, chunks;
 };
+
+__device__ __forceinline__ unsigned lane_of_warp() { return threadIdx.x % simt::kWarpSize; }
+__device__ __forceinline__ unsigned warp_of_block() { return threadIdx.x / simt::kWarpSize; }
+// The number of the lowest bit that is set.
+__device__ __forceinline__ unsigned lowest_bit(unsigned word) { return __popc((word & -word) - 1); }
+// The lowest `count` bits, of at most 32.
+__device__ __forceinline__ unsigned low_bits(unsigned count) { return count < kWordBits ? (1u << count) - 1 : ~0u; }
+
+// The label of a row's sample.
+__device__ __forceinline__ int64_t own_label(const NegativesParams& p, int64_t row) {
+  const int64_t of_row = p.index[row], n = p.n;
+  SFTN_DEVICE_ASSERT(of_row >= 0 && of_row < n);
+  return p.labels[of_row];
+}
+
+__device__ __forceinline__ unsigned sum_of_lanes(unsigned value) {
+  unsigned values[1] = {value};
+  warp_reduce<Add>(values);
+  return values[0];
+}
+
+// The sum of the values of the lanes before this one, and of all.
+__device__ __forceinline__ unsigned sum_of_lanes_before(unsigned value, unsigned& total) {
+  unsigned up_to_here = value;
+#pragma unroll
+  for (unsigned step = 1; step < simt::kWarpSize; step *= 2) {
+    const unsigned below = __shfl_up_sync(~0u, up_to_here, step);
+    if (lane_of_warp() >= step) up_to_here += below;
+  }
+  total = __shfl_sync(~0u, up_to_here, simt::kWarpSize - 1);
+  return up_to_here - value;
+}
 
 // The sum of a value over the warps before this one, and over all. The value is the same in all lanes.
 __device__ __forceinline__ unsigned sum_of_warps_before(unsigned value, unsigned& total) {
   SIMT_SHARED(unsigned, of_warp, 32);
-  const unsigned warp = threadIdx.x / simt::kWarpSize, warps = blockDim.x / simt::kWarpSize;
+  const unsigned warp = warp_of_block(), warps = blockDim.x / simt::kWarpSize;
   __syncthreads();  // the last call's values may still be read
-  if (threadIdx.x % simt::kWarpSize == 0) of_warp[warp] = value;
+  if (lane_of_warp() == 0) of_warp[warp] = value;
   __syncthreads();
   unsigned before = 0;
   total = 0;
@@ -37,67 +67,75 @@ __device__ __forceinline__ unsigned sum_of_warps_before(unsigned value, unsigned
   return before;
 }
 
-__device__ __forceinline__ unsigned sum_of_lanes(unsigned value) {
-  unsigned values[1] = {value};
-  warp_reduce<Add>(values);
-  return values[0];
+// Sets to[i] to the sum of value_of(0) .. value_of(i - 1), for all items, and returns the sum of all. value_of may read
+// to[i]. All threads of the block must call it.
+template <class F>
+__device__ __forceinline__ unsigned sums_before(unsigned items, unsigned* to, F&& value_of) {
+  const unsigned length = (items + blockDim.x - 1) / blockDim.x * simt::kWarpSize;  // of a warp's piece
+  const unsigned begin = min(items, warp_of_block() * length), end = min(items, begin + length);
+  unsigned of_piece = 0, total = 0;
+  for (unsigned first = begin; first < end; first += simt::kWarpSize) {
+    const unsigned item = first + lane_of_warp();
+    const unsigned before = of_piece + sum_of_lanes_before(item < end ? value_of(item) : 0u, total);
+    if (item < end) to[item] = before;
+    of_piece += total;
+  }
+  const unsigned before_piece = sum_of_warps_before(of_piece, total);
+  for (unsigned item = begin + lane_of_warp(); item < end; item += simt::kWarpSize) to[item] += before_piece;
+  return total;
 }
 
-// A warp's piece of the positions, and the ranks of its candidates, which are contiguous too.
-struct WarpPiece {
-  // 32 positions at a time would leave the warp waiting for the labels of the next 32.
-  static constexpr int kGroups = 8;
+// Sets the bitmap of the positions with a label.
+__device__ __forceinline__ void find_own(const NegativesParams& p, int64_t label, unsigned* own) {
+  constexpr unsigned kGroups = 8;  // a warp would wait for the labels of 32 positions at a time
+  const unsigned words = p.chunks * kChunkWords;
+  for (unsigned first = warp_of_block() * kGroups; first < words; first += blockDim.x / simt::kWarpSize * kGroups) {
+    bool is_own[kGroups];
+#pragma unroll
+    for (unsigned g = 0; g < kGroups; ++g) {
+      const unsigned position = (first + g) * kWordBits + lane_of_warp();
+      is_own[g] = position >= p.n || __ldg(p.labels + position) == label;
+    }
+    unsigned mine = 0;
+#pragma unroll
+    for (unsigned g = 0; g < kGroups; ++g) {
+      const unsigned word = __ballot_sync(~0u, is_own[g]);
+      if (lane_of_warp() == g) mine = word;
+    }
+    if (lane_of_warp() < kGroups) own[first + lane_of_warp()] = mine;
+  }
+}
 
-  const int64_t* labels;
-  int64_t own_label;
-  unsigned begin, end;             // positions
+// A warp's piece of the chunks, and the ranks of its candidates, which are contiguous too.
+struct WarpPiece {
+  const unsigned* own;
+  unsigned begin, end;             // chunks
   unsigned first_rank, last_rank;  // last_rank is one past the last
   unsigned candidates;             // of the whole row
 
   // All threads of the block must call it.
-  __device__ WarpPiece(const int64_t* labels, int64_t own_label, unsigned n) : labels(labels), own_label(own_label) {
-    const unsigned length = (n + blockDim.x - 1) / blockDim.x * simt::kWarpSize;
-    begin = min(n, threadIdx.x / simt::kWarpSize * length);
-    end = min(n, begin + length);
+  __device__ WarpPiece(const unsigned* own, unsigned chunks) : own(own) {
+    const unsigned warps = blockDim.x / simt::kWarpSize, length = (chunks + warps - 1) / warps;
+    begin = min(chunks, warp_of_block() * length);
+    end = min(chunks, begin + length);
     unsigned count = 0;
-    for (unsigned first = begin; first < end; first += kGroups * simt::kWarpSize) {
-      bool is_candidate[kGroups];
-      read_groups(first, is_candidate);
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) count += is_candidate[g];
-    }
+    for (unsigned chunk = begin; chunk < end; ++chunk) count += __popc(~own[chunk * kChunkWords + lane_of_warp()]);
     count = sum_of_lanes(count);
     first_rank = sum_of_warps_before(count, candidates);
     last_rank = first_rank + count;
   }
 
-  // Calls write(position, copies_of(rank)) for candidates and write(position, 0) for other positions, the latter in all
-  // lanes at once, 32 positions at a time.
+  // Calls write(position, copies_of(rank)) for candidates and write(position, 0) for other positions, in all lanes at
+  // once, 32 positions at a time.
   template <class CopiesOf, class Write>
   __device__ __forceinline__ void walk(CopiesOf&& copies_of, Write&& write) const {
-    const unsigned lane = threadIdx.x % simt::kWarpSize, lanes_before = (1u << lane) - 1;
     unsigned rank = first_rank;
-    for (unsigned first = begin; first < end; first += kGroups * simt::kWarpSize) {
-      bool is_candidate[kGroups];
-      unsigned copies[kGroups];
-      read_groups(first, is_candidate);
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const unsigned of_group = __ballot_sync(~0u, is_candidate[g]);
-        copies[g] = is_candidate[g] ? copies_of(rank + __popc(of_group & lanes_before)) : 0u;
-        rank += __popc(of_group);
-      }
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) write(first + g * simt::kWarpSize + lane, copies[g]);
-    }
-  }
-
- private:
-  __device__ __forceinline__ void read_groups(unsigned first, bool (&is_candidate)[kGroups]) const {
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const unsigned position = first + g * simt::kWarpSize + threadIdx.x % simt::kWarpSize;
-      is_candidate[g] = position < end && __ldg(labels + position) != own_label;
+    for (unsigned w = begin * kChunkWords; w < end * kChunkWords; ++w) {
+      const unsigned of_word = ~own[w];
+      const bool is_candidate = (of_word >> lane_of_warp() & 1u) != 0;
+      const unsigned copies = is_candidate ? copies_of(rank + __popc(of_word & low_bits(lane_of_warp()))) : 0u;
+      rank += __popc(of_word);
+      write(w * kWordBits + lane_of_warp(), copies);
     }
   }
 };
@@ -145,66 +183,89 @@ __device__ __forceinline__ void mark_ranks(unsigned* words, unsigned candidates,
   }
 }
 
-// How many bits of ranks [begin, end) are set, after `flip`, in all lanes of the warp.
-__device__ __forceinline__ unsigned count_bits(const unsigned* words, unsigned flip, unsigned begin, unsigned end) {
+// Word w of the chosen ranks, those marked or those not.
+__device__ __forceinline__ unsigned chosen_word(const unsigned* marks, unsigned w, unsigned candidates,
+                                                bool leave_out) {
+  const unsigned first = w * kWordBits;
+  return first < candidates ? (leave_out ? ~marks[w] : marks[w]) & low_bits(candidates - first) : 0u;
+}
+
+// How many of the ranks [begin, end) are chosen, in all lanes of the warp.
+__device__ __forceinline__ unsigned count_chosen(const unsigned* marks, unsigned candidates, bool leave_out,
+                                                 unsigned begin, unsigned end) {
   unsigned count = 0;
-  for (unsigned w = begin / kWordBits + threadIdx.x % simt::kWarpSize; w * kWordBits < end; w += simt::kWarpSize) {
+  for (unsigned w = begin / kWordBits + lane_of_warp(); w * kWordBits < end; w += simt::kWarpSize) {
     const unsigned first = w * kWordBits;
-    unsigned word = words[w] ^ flip;
-    if (first < begin) word &= ~0u << (begin - first);
-    if (end - first < kWordBits) word &= (1u << (end - first)) - 1;
+    unsigned word = chosen_word(marks, w, candidates, leave_out) & low_bits(end - first);
+    if (first < begin) word &= ~low_bits(begin - first);
     count += __popc(word);
   }
   return sum_of_lanes(count);
 }
 
+// A warp's writes of the chosen positions of one chunk. `rank` is that of the chunk's first candidate. Advances it and
+// `out`. `staged` holds kChunkBits numbers: lanes place theirs in order there, and store them side by side.
 template <class Out>
-__device__ __forceinline__ void write_distinct(const WarpPiece& piece, const unsigned* words, bool leave_out,
-                                               Out* out) {
-  const unsigned flip = leave_out ? ~0u : 0u, lanes_before = (1u << threadIdx.x % simt::kWarpSize) - 1;
-  unsigned all = 0;
-  out += sum_of_warps_before(count_bits(words, flip, piece.first_rank, piece.last_rank), all);
-  piece.walk([&](unsigned rank) { return (words[rank / kWordBits] ^ flip) >> rank % kWordBits & 1u; },
-             [&](unsigned position, unsigned chosen) {
-               const unsigned chosen_here = __ballot_sync(~0u, chosen);
-               if (chosen != 0) out[__popc(chosen_here & lanes_before)] = static_cast<Out>(position);
-               out += __popc(chosen_here);
-             });
+__device__ __forceinline__ void write_chunk(const unsigned* own, unsigned chunk, const unsigned* marks,
+                                            unsigned candidates, bool leave_out, uint16_t* staged, unsigned& rank,
+                                            Out*& out) {
+  unsigned in_chunk = 0, chosen = 0;
+  const unsigned own_word = own[chunk * kChunkWords + lane_of_warp()], count = __popc(~own_word);
+  const unsigned first = rank + sum_of_lanes_before(count, in_chunk), shift = first % kWordBits;
+  unsigned bits = 0;  // of the lane's candidates, without gaps
+  if (count > 0) {
+    bits = chosen_word(marks, first / kWordBits, candidates, leave_out) >> shift;
+    if (shift + count > kWordBits) {
+      bits |= chosen_word(marks, first / kWordBits + 1, candidates, leave_out) << (kWordBits - shift);
+    }
+    bits &= low_bits(count);
+  }
+  // A gap for each own position, from the lowest on.
+  for (unsigned gaps = own_word; gaps != 0 && bits != 0; gaps &= gaps - 1) {
+    const unsigned below = (gaps & -gaps) - 1;
+    bits = (bits & below) | (bits & ~below) << 1;
+  }
+  unsigned at = sum_of_lanes_before(__popc(bits), chosen);
+  for (; bits != 0; bits &= bits - 1) {
+    staged[at++] = static_cast<uint16_t>(lane_of_warp() * kWordBits + lowest_bit(bits));
+  }
+  __syncwarp();
+  for (unsigned i = lane_of_warp(); i < chosen; i += simt::kWarpSize) {
+    out[i] = static_cast<Out>(chunk * kChunkBits + staged[i]);
+  }
+  __syncwarp();  // before the next chunk is staged
+  rank += in_chunk;
+  out += chosen;
 }
 
 // K draws in order, by counting each rank's occurrences. More draws than candidates is a rare case: it repeats the
-// draws for every kSharedWords ranks, and so needs no global memory.
+// draws for every `capacity` ranks, and so needs no global memory.
 template <class Out>
-__device__ __forceinline__ void draw_repeated(const WarpPiece& piece, unsigned* counts, int64_t k, uint64_t seed,
-                                              Out* out) {
-  const int lane = threadIdx.x % simt::kWarpSize;
-  for (unsigned first = 0; first < piece.candidates; first += kSharedWords) {
+__device__ __forceinline__ void draw_repeated(const WarpPiece& piece, unsigned* counts, unsigned capacity, int64_t k,
+                                              uint64_t seed, Out* out) {
+  for (unsigned first = 0; first < piece.candidates; first += capacity) {
     __syncthreads();  // the last counts may still be read
-    for (unsigned i = threadIdx.x; i < kSharedWords; i += blockDim.x) counts[i] = 0;
+    for (unsigned i = threadIdx.x; i < capacity; i += blockDim.x) counts[i] = 0;
     __syncthreads();
     for (int64_t i = threadIdx.x; i < k; i += blockDim.x) {
       const unsigned rank = random_below(piece.candidates, seed, i);
-      if (rank >= first && rank - first < kSharedWords) atomicAdd(counts + rank - first, 1u);
+      if (rank >= first && rank - first < capacity) atomicAdd(counts + rank - first, 1u);
     }
     __syncthreads();
     const auto count_of = [&](unsigned rank) {
-      return rank >= first && rank - first < kSharedWords ? counts[rank - first] : 0u;
+      return rank >= first && rank - first < capacity ? counts[rank - first] : 0u;
     };
     unsigned count = 0, all = 0;
-    for (unsigned rank = piece.first_rank + lane; rank < piece.last_rank; rank += simt::kWarpSize) {
+    for (unsigned rank = piece.first_rank + lane_of_warp(); rank < piece.last_rank; rank += simt::kWarpSize) {
       count += count_of(rank);
     }
     Out* to = out + sum_of_warps_before(sum_of_lanes(count), all);
     out += all;
     piece.walk(count_of, [&](unsigned position, unsigned copies) {
-      unsigned up_to_here = copies;
-#pragma unroll
-      for (int step = 1; step < simt::kWarpSize; step *= 2) {
-        const unsigned below = __shfl_up_sync(~0u, up_to_here, step);
-        if (lane >= step) up_to_here += below;
-      }
-      for (unsigned i = up_to_here - copies; i < up_to_here; ++i) to[i] = static_cast<Out>(position);
-      to += __shfl_sync(~0u, up_to_here, simt::kWarpSize - 1);
+      unsigned of_word = 0;
+      const unsigned before = sum_of_lanes_before(copies, of_word);
+      for (unsigned i = before; i < before + copies; ++i) to[i] = static_cast<Out>(position);
+      to += of_word;
     });
   }
 }

@@ -4,6 +4,8 @@
 // floats is one 16-byte load for each lane, and the loads of several rows are in flight together.
 #pragma once
 
+#include <limits>
+
 #include "../contrastive.h"
 #include "chunk.cuh"
 #include "math.cuh"
@@ -58,7 +60,40 @@ struct ContrastiveParams {
     return wide_z ? *static_cast<const double*>(sides[side].z)
                   : static_cast<double>(*static_cast<const float*>(sides[side].z));
   }
+
+  // log(Z (noise + eps)) in two parts: rounded to one float it would add the same error to every term.
+  __device__ void split_shift(int side, A* shift) const {
+    const double exact = log(z(side) * noise);
+    shift[0] = static_cast<A>(exact);
+    shift[1] = static_cast<A>(exact - static_cast<double>(shift[0]));
+  }
 };
+
+template <class A, class T>
+ContrastiveParams<A, T> params_of(const ContrastiveInput& in) {
+  ContrastiveParams<A, T> p{};
+  p.aligned = in.d % kPack == 0;
+  for (int side = 0; side < 2; ++side) {
+    const ContrastiveSide& from = in.sides[side];
+    p.sides[side] = {const_data_of<A>(from.embedding), const_data_of<T>(from.bank), from.z.const_data_ptr()};
+    p.aligned = p.aligned && is_aligned(p.sides[side].bank, alignof(RowPack<T>)) &&
+                is_aligned(p.sides[side].embedding, alignof(RowPack<A>));
+  }
+  p.index = const_data_of<int64_t>(in.index);
+  p.negatives = in.negatives.tensor.const_data_ptr();
+  p.negatives_stride = in.negatives.stride;
+  STD_TORCH_CHECK(in.n - 1 <= std::numeric_limits<unsigned>::max(), "contrastive: banks of at most 4294967296 rows on ",
+                  "this device, got ", in.n);
+  p.n = in.n;
+  p.k = in.k;
+  p.b = static_cast<int>(in.b);
+  p.d = static_cast<int>(in.d);
+  p.wide_negatives = in.wide_negatives;
+  p.wide_z = in.sides[0].z.scalar_type() == ScalarType::Double;
+  p.noise = in.noise() + kContrastiveEps;
+  p.inverse_temperature = static_cast<A>(1 / in.temperature);
+  return p;
+}
 
 // A lane's columns of a row of up to kPacks * 128: packs, adjacent ones for adjacent lanes. Columns beyond the row are
 // 0.
@@ -71,12 +106,13 @@ struct LaneColumns {
   __device__ static int lane() { return threadIdx.x % simt::kWarpSize; }
   __device__ static int column(int i) { return (i / kPack * simt::kWarpSize + lane()) * kPack + i % kPack; }
 
-  template <class T, class A>
+  // kWhole: rows are aligned and have all columns, so that every lane loads packs without a branch.
+  template <bool kWhole = false, class T, class A>
   __device__ __forceinline__ void load(const T* __restrict__ row, A* out) const {
 #pragma unroll
     for (int pack = 0; pack < kPacks; ++pack) {
       const int begin = column(pack * kPack);
-      if (aligned && begin < d) {
+      if (kWhole || (aligned && begin < d)) {
         const auto loaded = load_whole<RowPack<T>>(row + begin);
 #pragma unroll
         for (int v = 0; v < kPack; ++v) out[pack * kPack + v] = static_cast<A>(loaded.values[v]);
@@ -134,38 +170,54 @@ __device__ __forceinline__ A warp_sum_scattered(A (&values)[kCount]) {
 template <int kPacks>
 constexpr int kRows = 8 / kPacks;
 
-// Calls f(values [kRows][kSize], count, dot) for the warp's negatives first .. end of an anchor, kRows at a time; the
-// first `count` are valid, the rest zero. `dot` is the product with v of this lane's row, lane * kRows / 32.
-template <int kPacks, class A, class T, class F>
+// Calls f(values [kRows][kSize], count, dot) for rows first .. first + kRows - 1 of the 32 that the lanes have in
+// `mine`, of which `in_reach` are valid; those beyond are zero. `dot` is the product with v of this lane's row,
+// lane * kRows / 32. kFull: all 32 are valid.
+template <int kPacks, bool kWhole, bool kFull, class A, class T, class F>
+__device__ __forceinline__ void take_rows(const LaneColumns<kPacks>& columns, const T* bank, unsigned mine, int first,
+                                          int in_reach, const A* v, F&& f) {
+  constexpr int kSize = LaneColumns<kPacks>::kSize, kAtOnce = kRows<kPacks>;
+  A values[kAtOnce][kSize], dots[kAtOnce];
+  const int count = kFull ? kAtOnce : min(in_reach - first, kAtOnce);
+#pragma unroll
+  for (int r = 0; r < kAtOnce; ++r) {
+    const unsigned row = __shfl_sync(~0u, mine, first + r);
+    if (kFull || r < count) {
+      columns.template load<kWhole>(bank + int64_t(row) * columns.d, values[r]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) values[r][i] = A(0);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kAtOnce; ++r) {
+    dots[r] = A(0);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) dots[r] += values[r][i] * v[i];
+  }
+  f(values, count, warp_sum_scattered(dots));
+}
+
+// Calls f as take_rows does for the warp's negatives first .. end of an anchor, kRows at a time.
+template <int kPacks, bool kWhole, class A, class T, class F>
 __device__ __forceinline__ void for_negatives(const ContrastiveParams<A, T>& p, const T* bank, int anchor, const A* v,
                                               int64_t first, int64_t end, F&& f) {
-  constexpr int kSize = LaneColumns<kPacks>::kSize, kAtOnce = kRows<kPacks>;
   const LaneColumns<kPacks> columns{p.d, p.aligned};
   const int lane = threadIdx.x % simt::kWarpSize;
-  const int64_t step = int64_t(blockDim.x);
-  for (int64_t begin = first + threadIdx.x / simt::kWarpSize * simt::kWarpSize; begin < end; begin += step) {
-    const int64_t mine = begin + lane < end ? p.negative(anchor, begin + lane) : 0;  // 32 indices in one load
+  for (int64_t begin = first + threadIdx.x / simt::kWarpSize * simt::kWarpSize; begin < end; begin += blockDim.x) {
+    // 32 indices in one load
+    const unsigned mine = begin + lane < end ? static_cast<unsigned>(p.negative(anchor, begin + lane)) : 0u;
     const int in_reach = static_cast<int>(min(end - begin, int64_t(simt::kWarpSize)));
-    for (int group = 0; group < in_reach; group += kAtOnce) {
-      A values[kAtOnce][kSize], dots[kAtOnce];
-      const int count = min(in_reach - group, kAtOnce);
-#pragma unroll
-      for (int r = 0; r < kAtOnce; ++r) {
-        const int64_t row = __shfl_sync(~0u, mine, group + r);
-        if (r < count) {
-          columns.load(bank + row * p.d, values[r]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < kSize; ++i) values[r][i] = A(0);
-        }
+    if (in_reach == simt::kWarpSize) {
+#pragma unroll 1
+      for (int group = 0; group < simt::kWarpSize; group += kRows<kPacks>) {
+        take_rows<kPacks, kWhole, true>(columns, bank, mine, group, in_reach, v, f);
       }
-#pragma unroll
-      for (int r = 0; r < kAtOnce; ++r) {
-        dots[r] = A(0);
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) dots[r] += values[r][i] * v[i];
+    } else {
+#pragma unroll 1
+      for (int group = 0; group < in_reach; group += kRows<kPacks>) {
+        take_rows<kPacks, kWhole, false>(columns, bank, mine, group, in_reach, v, f);
       }
-      f(values, count, warp_sum_scattered(dots));
     }
   }
 }

@@ -1,40 +1,22 @@
-// Loss and gradient of contrastive distillation; ../contrastive.h has the formulas.
+// Loss and gradient of contrastive distillation from each anchor's own rows; ../contrastive.h has the formulas.
 //
 // A block takes one anchor of one side and a slice of its negatives. Neighbouring blocks take the same slice of other
 // anchors: if negatives ascend, they read the same part of the bank, from the second-level cache. The gradient is
-// summed in registers. Each block writes its share, and a second launch adds the shares up in order.
+// summed in registers. Each block writes its share.
 #pragma once
 
-#include "contrastive_params.cuh"
+#include "contrastive_shares.cuh"
 
 namespace sftn {
 
-constexpr int kScoreThreads = 256;
+// Blocks whose registers a multiprocessor should hold.
+template <class A, int kPacks>
+constexpr int kScoreBlocks = sizeof(A) == 8 || kPacks == 8 ? 1 : kPacks == 4 ? 2 : 3;
 
-template <class A>
-struct ContrastiveShares {
-  A* losses;             // [2, B, slices]
-  A* grads;              // [2, B, slices, D]
-  int slices;            // of an anchor's negatives
-  int64_t slice_length;  // a multiple of the block's threads
-  bool wanted[2];        // the requested gradients
-};
-
-// softplus(a) and sigmoid(a)
-template <class A>
-struct Logistic {
-  A loss, weight;
-  __device__ explicit Logistic(A a) {
-    const A e = exp_of(a > A(0) ? -a : a), inverse = A(1) / (A(1) + e);
-    loss = (a > A(0) ? a : A(0)) + log1p_of(e);
-    weight = a > A(0) ? inverse : e * inverse;
-  }
-};
-
-template <class A, class T, int kPacks>
-__global__ void __launch_bounds__(kScoreThreads, 1)
+template <class A, class T, int kPacks, bool kWhole>
+__global__ void __launch_bounds__(kScoreThreads, (kScoreBlocks<A, kPacks>))
     contrastive_score_kernel(const __grid_constant__ ContrastiveParams<A, T> p,
-                             const __grid_constant__ ContrastiveShares<A> shares) {
+                             const __grid_constant__ ContrastiveShares<A> shares, int64_t slice_length) {
   constexpr int kSize = LaneColumns<kPacks>::kSize, kLanesOfRow = simt::kWarpSize / kRows<kPacks>;
   SIMT_SHARED(A, shift, 2);
   SIMT_SHARED(A, block_grad, kPacks * kPack * simt::kWarpSize);
@@ -43,12 +25,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
   const int lane = threadIdx.x % simt::kWarpSize, warp = threadIdx.x / simt::kWarpSize;
   const bool wanted = shares.wanted[side];
 
-  if (threadIdx.x == 0) {
-    // In two parts: rounded to one float it would add the same error to every term.
-    const double exact = log(p.z(side) * p.noise);
-    shift[0] = static_cast<A>(exact);
-    shift[1] = static_cast<A>(exact - static_cast<double>(shift[0]));
-  }
+  if (threadIdx.x == 0) p.split_shift(side, shift);
   __syncthreads();
   const A shift_high = shift[0], shift_low = shift[1];
 
@@ -67,8 +44,8 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
 #pragma unroll
     for (int i = 0; i < kSize; ++i) grad[i] -= positive.weight * values[i];
   }
-  const int64_t first = slice * shares.slice_length, end = min(first + shares.slice_length, p.k);
-  for_negatives<kPacks>(p, bank, anchor, v, first, end, [&](const auto& values, int count, A dot) {
+  const int64_t first = slice * slice_length, end = min(first + slice_length, p.k);
+  for_negatives<kPacks, kWhole>(p, bank, anchor, v, first, end, [&](const auto& values, int count, A dot) {
     const Logistic<A> negative((dot * p.inverse_temperature - shift_high) - shift_low);
     if (lane % kLanesOfRow == 0 && lane / kLanesOfRow < count) loss[0] += negative.loss;
     if (wanted) {
@@ -81,10 +58,10 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
     }
   });
 
-  const int64_t share = (int64_t(side) * p.b + anchor) * shares.slices + slice;
   block_reduce<Add>(loss);
-  if (threadIdx.x == 0) shares.losses[share] = loss[0];
+  if (threadIdx.x == 0) shares.losses[blockIdx.x] = loss[0];
   if (wanted) {
+    const int64_t share = (int64_t(side) * p.b + anchor) * shares.slices + slice;
     for (int turn = 0; turn < static_cast<int>(blockDim.x) / simt::kWarpSize; ++turn) {
       if (warp == turn) {
 #pragma unroll
@@ -98,33 +75,6 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
     if (warp == 0) {
       LaneColumns<kPacks>{p.d, p.aligned}.store(shares.grads + share * p.d,
                                                 [&](int i) { return block_grad[i * simt::kWarpSize + lane]; });
-    }
-  }
-}
-
-template <class A>
-struct ContrastiveResults {
-  A* loss;      // []
-  A* grads[2];  // [B, D], null where not requested
-  A grad_scale, loss_scale, constant;
-};
-
-// Adds up the shares. Block i < 2 B sums the gradient of anchor i % B of side i / B, the last block the loss.
-template <class A>
-__global__ void __launch_bounds__(kScoreThreads, 1)
-    contrastive_join_kernel(const __grid_constant__ ContrastiveShares<A> shares,
-                            const __grid_constant__ ContrastiveResults<A> out, int b, int d) {
-  if (static_cast<int>(blockIdx.x) == 2 * b) {
-    A loss[1] = {A(0)};
-    for (int64_t i = threadIdx.x; i < int64_t(2) * b * shares.slices; i += blockDim.x) loss[0] += shares.losses[i];
-    block_reduce<Add>(loss);
-    if (threadIdx.x == 0) *out.loss = loss[0] * out.loss_scale + out.constant;
-  } else if (A* grads = out.grads[blockIdx.x / b]) {
-    const A* from = shares.grads + int64_t(blockIdx.x) * shares.slices * d;
-    for (int column = threadIdx.x; column < d; column += blockDim.x) {
-      A sum = A(0);
-      for (int slice = 0; slice < shares.slices; ++slice) sum += from[int64_t(slice) * d + column];
-      grads[int64_t(blockIdx.x % b) * d + column] = sum * out.grad_scale;
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #ifndef SIMT_EMULATOR
@@ -29,6 +30,10 @@
 #define SFTN_DEVICE_ASSERT(condition) assert(condition)
 // An array of static shared memory.
 #define SIMT_SHARED(type, name, count) __shared__ type name[count]
+// The launch's dynamic shared memory.
+#define SIMT_DYNAMIC_SHARED(type, name)         \
+  extern __shared__ uint4 simt_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(simt_dynamic_shared)
 #endif
 
 namespace sftn::simt {
@@ -62,6 +67,13 @@ inline int multiprocessors(int32_t device) {
   return count;
 }
 
+// Bytes of dynamic shared memory that a launch may ask for, of a kernel with at most 1 KiB of static shared memory.
+inline std::size_t max_dynamic_shared(int32_t device) {
+  int bytes = 0;
+  SFTN_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return static_cast<std::size_t>(bytes) - 1024;
+}
+
 // kernel<<<grid, threads, 0, stream>>>(arguments...)
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 threads, cudaStream_t stream, A&&... arguments) {
@@ -71,6 +83,26 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 threads, cudaStream_t stream, 
 #else
   // clang-format off
   kernel<<<grid, threads, 0, stream>>>(static_cast<P>(arguments)...);
+  // clang-format on
+  SFTN_CUDA_CHECK(cudaGetLastError());
+#endif
+}
+
+// kernel<<<grid, threads, bytes, stream>>>(arguments...). More than 48 KiB need the kernel's attribute.
+template <class... P, class... A>
+void launch_with_shared(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t bytes, cudaStream_t stream,
+                        A&&... arguments) {
+  constexpr std::size_t kWithoutAttribute = 48 << 10;
+  if (bytes > kWithoutAttribute) {
+    SFTN_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  }
+#ifdef SIMT_EMULATOR
+  static_cast<void>(stream);
+  simt_emulator::launch_with_shared(kernel, grid, threads, bytes, arguments...);
+#else
+  // clang-format off
+  kernel<<<grid, threads, bytes, stream>>>(static_cast<P>(arguments)...);
   // clang-format on
   SFTN_CUDA_CHECK(cudaGetLastError());
 #endif

@@ -171,7 +171,11 @@ def test_the_choice():
     assert choose("cpu", 64, 16384, 20000)
     assert not choose("cpu", 64, 16384, 50000)
     assert not choose("cpu", 1, 16384, 20000)
-    assert not choose("cuda", 64, 16384, 2000)
+    assert choose("cuda", 64, 16384, 2000)
+    assert choose("cuda", 64, 16384, 65536)
+    assert not choose("cuda", 64, 16384, 65537)
+    assert not choose("cuda", 1, 16384, 2000)
+    assert not choose("mps", 64, 16384, 2000)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, **ids)

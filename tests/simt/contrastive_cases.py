@@ -29,6 +29,7 @@ class Case:
     repeats: bool = False
     wanted: tuple[bool, bool] = (True, True)
     z_known: bool = False
+    dense: bool = False
 
     def __str__(self) -> str:
         default = Case()
@@ -96,7 +97,7 @@ def run_case(case: Case) -> None:
 
     batch = (*embeddings, index, negatives, *banks, *z, TEMPERATURE)
     ops.contrastive_normalizers(*batch)
-    actual_loss, *actual_grads = ops.contrastive_forward(*batch, *case.wanted)
+    actual_loss, *actual_grads = ops.contrastive_forward(*batch, *case.wanted, case.dense)
     ops.contrastive_update(*embeddings, index, *banks, MOMENTUM)
 
     exact = 1e-11 if case.double_bank else 3e-6
@@ -138,4 +139,16 @@ CASES = [
     *(Case(wanted=wanted, negatives=300, batch=1) for wanted in ((True, False), (False, True), (False, False))),
     Case(z_known=True),
     Case(z_known=True, dtype=DOUBLE, bank_dtype=DOUBLE),
+    # every row of the banks: tiles of 64 rows, 64 anchors in a block, 16 in a warp, columns in chunks of 4
+    *(Case(dense=True, bank_dtype=dtype) for dtype in (SINGLE, HALF, BRAIN)),
+    *(Case(dense=True, samples=samples, negatives=41) for samples in (1, 63, 64, 65, 400)),
+    *(Case(dense=True, batch=batch, negatives=15) for batch in (1, 16, 17, 65)),
+    *(Case(dense=True, dim=dim, batch=2, samples=70) for dim in (1, 5, 127, 128)),
+    *(Case(dense=True, dim=dim, batch=2, bank_dtype=dtype) for dim in (7, 128) for dtype in (HALF, BRAIN)),
+    *(Case(dense=True, offset=1, dim=128, bank_dtype=dtype) for dtype in (SINGLE, HALF)),
+    *(Case(dense=True, wanted=wanted) for wanted in ((True, False), (False, True), (False, False))),
+    Case(dense=True, wide=False, pad=5, offset=1),
+    Case(dense=True, samples=3, negatives=600, repeats=True, batch=5),
+    Case(dense=True, dim=129),  # and what it leaves to the other way
+    Case(dense=True, dtype=DOUBLE),
 ]

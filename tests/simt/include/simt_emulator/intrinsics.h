@@ -115,6 +115,8 @@ inline unsigned atomicAnd(unsigned* address, unsigned value) {
 }
 inline void __threadfence() {}
 
+inline float __fdividef(float a, float b) { return a / b; }
+
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 
 template <class T>

@@ -15,7 +15,7 @@ inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, 
   return cudaSuccess;
 }
 
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
 namespace simt_emulator {
 // Few, so that even small tests have blocks with several rows and grids with several blocks.
@@ -26,8 +26,9 @@ constexpr std::size_t kMaxStaticShared = 48 << 10, kMaxDynamicShared = 227 << 10
 inline std::map<const void*, std::size_t> dynamic_shared_limits;  // of kernels that asked for more than 48 KiB
 }  // namespace simt_emulator
 
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int /*device*/) {
-  *value = simt_emulator::multiprocessors;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? simt_emulator::multiprocessors
+                                                       : static_cast<int>(simt_emulator::kMaxDynamicShared);
   return cudaSuccess;
 }
 
