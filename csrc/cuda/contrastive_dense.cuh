@@ -1,15 +1,16 @@
 // Loss and gradient of contrastive distillation from every row of a bank, also rows that are no anchor's negatives.
 //
 // If the batch's negatives are several times as many as a bank's rows, a product of a tile of the bank and a block of
-// anchors costs less than gathering rows: a value in shared memory serves 16 anchors. Scores are multiplied by how often
-// an anchor has a row, 0 for rows that it does not have. All sums are in plain float32, as accurate as gathered ones.
+// anchors costs less than gathering rows: a value in shared memory serves 16 anchors. Scores are multiplied by how
+// often an anchor has a row, 0 for rows that it does not have. All sums are in plain float32, as accurate as gathered
+// ones.
 //
-// One launch counts negatives by row. In the next, a block has kTileAnchors anchors of one side and a slice of the bank.
-// A warp has kWarpAnchors of the anchors in both products: scores of the tile, and the tile's share of the gradients.
-// So its weights pass through shared memory that no other warp needs.
+// One launch counts negatives by row. In the next, a block has kTileAnchors anchors of one side and a slice of the
+// bank. A warp has kWarpAnchors of the anchors in both products: scores of the tile, and the tile's share of the
+// gradients. So its weights pass through shared memory that no other warp needs.
 //
-// A tile and the anchors are stored in 16-byte chunks of columns. The tile's chunks are swizzled: chunk c of row r is at
-// c ^ (r / 2 % 8). Then neither lanes with different rows nor lanes with different chunks of a row share a bank.
+// A tile and the anchors are stored in 16-byte chunks of columns. The tile's chunks are swizzled: chunk c of row r is
+// at c ^ (r / 2 % 8). Then neither lanes with different rows nor lanes with different chunks of a row share a bank.
 #pragma once
 
 #include "contrastive_shares.cuh"
@@ -76,7 +77,6 @@ constexpr std::size_t kDenseShared =
 
 struct DenseParams {
   const unsigned* counts;  // of the launch before, [tiles, B, 32]
-  int groups;              // of kTileAnchors anchors
   int tiles, slice_tiles;  // of the bank, of a slice
 };
 
@@ -127,8 +127,8 @@ __device__ __forceinline__ void load_rows(const T* rows, int d, int count, const
 
 // A warp's anchors: their sums, and its share of the shared memory.
 struct DenseWarp {
-  const float4* v;  // [kWarpAnchors, 32 chunks]
-  float4* weights;  // [32 rows, kSlotChunks]: of every second row of the tile
+  const float4* v;                   // [kWarpAnchors, 32 chunks]
+  float4* weights;                   // [32 rows, kSlotChunks]: of every second row of the tile
   float grads[kWarpAnchors][kPack];  // of the lane's chunk of columns
   float loss;
 
@@ -175,28 +175,38 @@ struct DenseWarp {
     return all_finite;
   }
 
-  // Adds rows 2 l + half, times their weights, to the gradients. kFinite: every row is.
-  template <bool kFinite>
+  // Adds rows 2 l + half, times their weights, to the gradients.
   __device__ __forceinline__ void add_rows(const float4* tile, int half) {
-    constexpr int kUnroll = kFinite ? 4 : 1;
-    const int lane = LaneColumns<1>::lane();
-#pragma unroll kUnroll
+#pragma unroll 4
     for (int l = 0; l < simt::kWarpSize; ++l) {
-      const float4 row = tile[swizzled(2 * l + half, lane)];
+      add_row(tile, half, l, [](float) { return true; });
+    }
+  }
+
+  // The same for rows that may hold infinities or NaN, which must not reach anchors that do not have the row.
+  __device__ __forceinline__ void add_present_rows(const float4* tile, int half) {
+#pragma unroll 1
+    for (int l = 0; l < simt::kWarpSize; ++l) {
+      add_row(tile, half, l, [](float weight) { return !(weight < 0); });
+    }
+  }
+
+  template <class Has>
+  __device__ __forceinline__ void add_row(const float4* tile, int half, int l, Has&& has) {
+    const float4 row = tile[swizzled(2 * l + half, LaneColumns<1>::lane())];
 #pragma unroll
-      for (int chunk = 0; chunk < kWarpAnchors / kPack; ++chunk) {
-        const float4 weight = weights[l * kSlotChunks + chunk];
-        const float of_anchor[kPack] = {weight.x, weight.y, weight.z, weight.w};
+    for (int chunk = 0; chunk < kWarpAnchors / kPack; ++chunk) {
+      const float4 weight = weights[l * kSlotChunks + chunk];
+      const float of_anchor[kPack] = {weight.x, weight.y, weight.z, weight.w};
 #pragma unroll
-        for (int j = 0; j < kPack; ++j) {
-          // Infinities and NaN must not reach anchors that do not have the row.
-          if (kFinite || !(of_anchor[j] < 0)) add_scaled(grads[chunk * kPack + j], of_anchor[j], row);
-        }
+      for (int j = 0; j < kPack; ++j) {
+        if (has(of_anchor[j])) add_scaled(grads[chunk * kPack + j], of_anchor[j], row);
       }
     }
   }
 };
 
+// Block (slice, anchors, side).
 template <class T>
 __global__ void __launch_bounds__(kDenseThreads, 3)
     contrastive_dense_kernel(const __grid_constant__ ContrastiveParams<float, T> p,
@@ -207,10 +217,9 @@ __global__ void __launch_bounds__(kDenseThreads, 3)
   float4* const anchors = chunks;
   float4* const tile = anchors + kTileAnchors * simt::kWarpSize;
   const int lane = LaneColumns<1>::lane(), warp = threadIdx.x / simt::kWarpSize;
-  const int slice = static_cast<int>(blockIdx.x % shares.slices);
-  const int group = static_cast<int>(blockIdx.x / shares.slices % dense.groups);
-  const int side = static_cast<int>(blockIdx.x / shares.slices / dense.groups);
-  const int first_anchor = group * kTileAnchors + warp * kWarpAnchors;
+  const int slice = blockIdx.x, side = blockIdx.z;
+  const int first_of_group = static_cast<int>(blockIdx.y) * kTileAnchors;
+  const int first_anchor = first_of_group + warp * kWarpAnchors;
   const T* bank = p.sides[side].bank;
   const LaneColumns<1> columns{p.d, p.aligned};
   const bool whole = p.aligned && p.d == kDenseColumns;
@@ -225,7 +234,6 @@ __global__ void __launch_bounds__(kDenseThreads, 3)
 #pragma unroll
     for (int j = 0; j < kPack; ++j) own.grads[i][j] = 0;
   }
-  const int first_of_group = group * kTileAnchors;
   load_rows<false, false>(p.sides[side].embedding + int64_t(first_of_group) * p.d, p.d, p.b - first_of_group, columns,
                           anchors);
   __syncthreads();
@@ -254,9 +262,9 @@ __global__ void __launch_bounds__(kDenseThreads, 3)
         __syncwarp();
         if (shares.wanted[side]) {
           if (finite) {
-            own.add_rows<true>(tile, half);
+            own.add_rows(tile, half);
           } else {
-            own.add_rows<false>(tile, half);
+            own.add_present_rows(tile, half);
           }
         }
         __syncwarp();
@@ -287,7 +295,7 @@ __global__ void __launch_bounds__(kDenseThreads, 3)
 
   float loss[1] = {own.loss};
   block_reduce<Add>(loss);
-  if (threadIdx.x == 0) shares.losses[blockIdx.x] = loss[0];
+  if (threadIdx.x == 0) shares.losses[(side * gridDim.y + blockIdx.y) * gridDim.x + slice] = loss[0];
   if (shares.wanted[side]) {
 #pragma unroll
     for (int i = 0; i < kWarpAnchors; ++i) {

@@ -67,13 +67,14 @@ __global__ void __launch_bounds__(kNormalizeThreads, 1)
       const int count = static_cast<int>(min(1 + p.k - first, int64_t(kAtOnce)));
       const int64_t number = first + min(lane, count - 1);  // others repeat a row
       const int64_t mine = number == 0 ? p.positive(anchor) : p.negative(anchor, number - 1);
-      sum[0] += sum_of_rows(p, bank, p.sides[side].embedding + int64_t(anchor) * p.d, static_cast<unsigned>(mine),
-                            count);
+      sum[0] +=
+          sum_of_rows(p, bank, p.sides[side].embedding + int64_t(anchor) * p.d, static_cast<unsigned>(mine), count);
     }
     if (lane > 0) sum[0] = 0;
     block_reduce<Add>(sum);
     if (threadIdx.x == 0) {
-      const double value = sum[0] / (static_cast<double>(p.b) * static_cast<double>(1 + p.k)) * static_cast<double>(p.n);
+      const double value =
+          sum[0] / (static_cast<double>(p.b) * static_cast<double>(1 + p.k)) * static_cast<double>(p.n);
       const float narrow = static_cast<float>(value);
       void* to = side == 0 ? z_student : z_teacher;
       if (p.wide_z && value < static_cast<double>(INFINITY)) *static_cast<double*>(to) = value;

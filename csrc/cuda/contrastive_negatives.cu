@@ -82,8 +82,13 @@ struct NegativesCuda {
   static void sample(const NegativesInput& in, Out* negatives) {
     const int32_t device = in.index.get_device_index();
     const simt::DeviceScope scope(device);
-    const NegativesParams p{in.key_data(), in.index_data(), in.labels_data(),           in.b,
-                            in.k,          static_cast<unsigned>(in.n), static_cast<unsigned>(divide_up(in.n, kChunkBits))};
+    const NegativesParams p{in.key_data(),
+                            in.index_data(),
+                            in.labels_data(),
+                            in.b,
+                            in.k,
+                            static_cast<unsigned>(in.n),
+                            static_cast<unsigned>(divide_up(in.n, kChunkBits))};
     if (in.n > kFewSamples) return sample_many(p, in.index, negatives, scope.stream());
     unsigned threads = kFewThreads;
     while (few_shared(p.chunks, threads) > simt::max_dynamic_shared(device)) threads /= 2;

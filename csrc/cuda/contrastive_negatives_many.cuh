@@ -24,13 +24,13 @@ __device__ __forceinline__ unsigned filter_bit(int64_t label) {
   return static_cast<unsigned>(static_cast<uint64_t>(label) * 0x9E3779B97F4A7C15u >> 52);  // 4,096 bits
 }
 
-// Block i has chunk i % chunks and kOwnRows rows. Few positions have the label of a row. A bitmap of hashes finds most of
-// the others at once; then each label that may be a row's is compared with all rows, for all positions of a warp that
-// have it.
+// Block i has chunk i % chunks and kOwnRows rows. Few positions have the label of a row. A bitmap of hashes finds most
+// of the others at once; then each label that may be a row's is compared with all rows, for all positions of a warp
+// that have it.
 __global__ void __launch_bounds__(kOwnThreads) negatives_own_kernel(NegativesParams p, ManySamples many) {
   SIMT_SHARED(unsigned, filter, kFilterWords);
   SIMT_SHARED(int64_t, row_labels, kOwnRows);
-  SIMT_SHARED(unsigned, tile, kOwnRows*(kChunkWords + 1));  // a column more: no bank conflicts
+  SIMT_SHARED(unsigned, tile, kOwnRows*(kChunkWords + 1));                    // a column more: no bank conflicts
   constexpr unsigned kWords = kChunkWords / (kOwnThreads / simt::kWarpSize);  // of a warp
   const unsigned chunk = blockIdx.x % p.chunks, first_row = blockIdx.x / p.chunks * kOwnRows;
   const unsigned rows = min(many.rows - first_row, kOwnRows), lane = lane_of_warp();

@@ -11,7 +11,9 @@ namespace sftn {
 
 // Blocks whose registers a multiprocessor should hold.
 template <class A, int kPacks>
-constexpr int kScoreBlocks = sizeof(A) == 8 || kPacks == 8 ? 1 : kPacks == 4 ? 2 : 3;
+constexpr int kScoreBlocks = sizeof(A) == 8 || kPacks == 8 ? 1
+                             : kPacks == 4                 ? 2
+                                                           : 3;
 
 template <class A, class T, int kPacks, bool kWhole>
 __global__ void __launch_bounds__(kScoreThreads, (kScoreBlocks<A, kPacks>))

@@ -9,11 +9,11 @@ constexpr int kScoreThreads = 256;
 
 template <class A>
 struct ContrastiveShares {
-  A* losses;        // one for each block
-  A* grads;         // [2, B, slices, D]
-  int64_t blocks;   // of the launch that writes the shares
-  int slices;       // of an anchor's rows
-  bool wanted[2];   // the requested gradients
+  A* losses;       // one for each block
+  A* grads;        // [2, B, slices, D]
+  int64_t blocks;  // of the launch that writes the shares
+  int slices;      // of an anchor's rows
+  bool wanted[2];  // the requested gradients
 };
 
 // 1 / x for x from 1 to 3, without the branch of a division that a subnormal x would need.
@@ -92,7 +92,8 @@ void add_up(const ContrastiveInput& in, const ContrastiveOutput& out, int64_t bl
   const Tensor& like = in.sides[0].embedding;
   const bool wanted[2] = {out.grads[0].size(0) > 0, out.grads[1].size(0) > 0};
   const Tensor losses = empty(std::array<int64_t, 1>{blocks}, in.dtype, like);
-  const Tensor grads = empty(std::array<int64_t, 4>{wanted[0] || wanted[1] ? 2 : 0, in.b, slices, in.d}, in.dtype, like);
+  const Tensor grads =
+      empty(std::array<int64_t, 4>{wanted[0] || wanted[1] ? 2 : 0, in.b, slices, in.d}, in.dtype, like);
   const ContrastiveShares<A> shares{
       data_of<A>(losses), data_of<A>(grads), blocks, static_cast<int>(slices), {wanted[0], wanted[1]}};
   launch(shares);

@@ -31,7 +31,7 @@
 // An array of static shared memory.
 #define SIMT_SHARED(type, name, count) __shared__ type name[count]
 // The launch's dynamic shared memory.
-#define SIMT_DYNAMIC_SHARED(type, name)         \
+#define SIMT_DYNAMIC_SHARED(type, name)          \
   extern __shared__ uint4 simt_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(simt_dynamic_shared)
 #endif
@@ -94,8 +94,7 @@ void launch_with_shared(void (*kernel)(P...), dim3 grid, dim3 threads, std::size
                         A&&... arguments) {
   constexpr std::size_t kWithoutAttribute = 48 << 10;
   if (bytes > kWithoutAttribute) {
-    SFTN_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    SFTN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   }
 #ifdef SIMT_EMULATOR
   static_cast<void>(stream);

@@ -72,12 +72,12 @@ class Inputs:
         memory.z_teacher.fill_(300.0)
         return memory
 
-    def negatives(self) -> Tensor:
-        return torch.randint(SAMPLES, (N, 32), generator=self.generator)
+    def negatives(self, count: int) -> Tensor:
+        return torch.randint(SAMPLES, (N, count), generator=self.generator)
 
-    def crd(self) -> Tensor:
+    def crd(self, negatives: int = 32) -> Tensor:
         index, embeddings = torch.arange(N), (self.embedding(), self.embedding())
-        return ops.crd_loss(*embeddings, index, self.negatives(), self.bank())
+        return ops.crd_loss(*embeddings, index, self.negatives(negatives), self.bank())
 
     def adapted_hint(self) -> Tensor:
         ones = torch.ones(CHANNELS, requires_grad=True), torch.zeros(CHANNELS, requires_grad=True)
@@ -95,6 +95,7 @@ CALLS: dict[str, tuple[Callable[[Inputs], Any], int]] = {
     "kd_ce long rows": (lambda x: ops.kd_ce_loss(x.normal(N, 2048), x.normal(N, 2048), x.classes()).total, 2),
     "sftn": (lambda x: ops.sftn_loss(x.normal(N, WIDTH), x.normal(BRANCHES, N, WIDTH), x.classes()).total, 2),
     "crd": (Inputs.crd, 4),
+    "crd of every row": (lambda x: x.crd(negatives=2 * SAMPLES), 5),
     "negatives": (lambda x: ops.sample_negatives(torch.arange(2), torch.arange(64) % 2, 8), 1),
     "rkd": (lambda x: ops.rkd_loss(x.normal(32, WIDTH), x.normal(32, WIDTH)).total, 5),
     "sp": (lambda x: ops.sp_loss(x.normal(32, WIDTH), x.normal(32, WIDTH)), 3),
