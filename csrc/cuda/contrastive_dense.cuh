@@ -239,8 +239,9 @@ __global__ void __launch_bounds__(kDenseThreads, 3)
   __syncthreads();
   const float shift_high = shift[0], shift_low = shift[1];
 
-  const int end = min(dense.tiles, (slice + 1) * dense.slice_tiles);
-  for (int t = slice * dense.slice_tiles; t < end; ++t) {
+  for (int turn = 0; turn < dense.slice_tiles; ++turn) {
+    const int t = slice * dense.slice_tiles + turn;
+    if (t >= dense.tiles) break;
     const int64_t first_row = int64_t(t) * kTileRows;
     const int count = static_cast<int>(min(p.n - first_row, int64_t(kTileRows)));
     unsigned counts[kWarpAnchors];

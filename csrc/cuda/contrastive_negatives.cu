@@ -37,12 +37,11 @@ __global__ void __launch_bounds__(kFewThreads) sample_negatives_kernel(Negatives
       draw_repeated(piece, marks, words + blockDim.x / simt::kWarpSize * kChunkBits / 2, p.k, seed, out);
     } else {
       mark_ranks(marks, piece.candidates, plan, seed);
+      choose_ranks(marks, piece.candidates, plan.leave_out, marks);
+      __syncthreads();
       unsigned all = 0, rank = piece.first_rank;
-      out += sum_of_warps_before(
-          count_chosen(marks, piece.candidates, plan.leave_out, piece.first_rank, piece.last_rank), all);
-      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk) {
-        write_chunk(own, chunk, marks, piece.candidates, plan.leave_out, staged, rank, out);
-      }
+      out += sum_of_warps_before(count_chosen(marks, piece.first_rank, piece.last_rank), all);
+      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk) write_chunk(own, chunk, marks, staged, rank, out);
     }
     __syncthreads();  // the next row overwrites the bitmaps
   }
@@ -51,7 +50,9 @@ __global__ void __launch_bounds__(kFewThreads) sample_negatives_kernel(Negatives
 template <class Out>
 void sample_many(const NegativesParams& p, const Tensor& like, Out* negatives, cudaStream_t stream) {
   const int64_t words = int64_t(p.chunks) * kChunkWords, of_row = 2 * (words + p.chunks) + 1;
-  const int64_t rows = std::clamp<int64_t>(kWorkspaceBytes / (of_row * int64_t(sizeof(unsigned))), 1, p.b);
+  constexpr int64_t kMostRows = 65535;  // as many blocks along y
+  const int64_t rows =
+      std::clamp<int64_t>(kWorkspaceBytes / (of_row * int64_t(sizeof(unsigned))), 1, std::min(p.b, kMostRows));
   const Tensor workspace = empty(std::array<int64_t, 2>{of_row, rows}, ScalarType::Int, like);
   auto* from = data_of<unsigned>(workspace);
   const std::size_t most = simt::max_dynamic_shared(like.get_device_index());
@@ -71,9 +72,10 @@ void sample_many(const NegativesParams& p, const Tensor& like, Out* negatives, c
     simt::launch_with_shared(negatives_draw_kernel<Out>, static_cast<unsigned>(now), kDrawThreads,
                              shared_words * sizeof(unsigned), stream, p, many, static_cast<unsigned>(shared_words),
                              negatives);
-    simt::launch(negatives_write_kernel<Out>,
-                 static_cast<unsigned>(divide_up(now * p.chunks, kWriteThreads / simt::kWarpSize)), kWriteThreads,
-                 stream, p, many, negatives);
+    simt::launch(
+        negatives_write_kernel<Out>,
+        dim3(static_cast<unsigned>(divide_up(p.chunks, kWriteChunks * kWriteWarps)), static_cast<unsigned>(now)),
+        kWriteThreads, stream, p, many, negatives);
   }
 }
 

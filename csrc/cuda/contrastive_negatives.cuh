@@ -145,8 +145,12 @@ __device__ __forceinline__ int64_t toss_coins(unsigned* words, unsigned candidat
                                               uint64_t seed) {
   const unsigned num_words = (candidates + kWordBits - 1) / kWordBits;
   int64_t marked = 0;
+  if (plan.coin_words == 0) {
+    for (unsigned w = threadIdx.x; w < num_words; w += blockDim.x) words[w] = 0;
+    return 0;
+  }
   for (unsigned pair = threadIdx.x; 2 * pair < num_words; pair += blockDim.x) {
-    const uint64_t coins = plan.coin_words > 0 ? plan.coins(seed, pair) : 0;
+    const uint64_t coins = plan.coins(seed, pair);
 #pragma unroll
     for (unsigned half = 0; half < 2; ++half) {
       const unsigned w = 2 * pair + half, first = w * kWordBits;
@@ -183,20 +187,22 @@ __device__ __forceinline__ void mark_ranks(unsigned* words, unsigned candidates,
   }
 }
 
-// Word w of the chosen ranks, those marked or those not.
-__device__ __forceinline__ unsigned chosen_word(const unsigned* marks, unsigned w, unsigned candidates,
-                                                bool leave_out) {
-  const unsigned first = w * kWordBits;
-  return first < candidates ? (leave_out ? ~marks[w] : marks[w]) & low_bits(candidates - first) : 0u;
+// Turns the marks of a row into the bitmap of its chosen ranks, those marked or those not, in `chosen`, which may be
+// the same memory. All threads of the block must call it.
+__device__ __forceinline__ void choose_ranks(const unsigned* marks, unsigned candidates, bool leave_out,
+                                             unsigned* chosen) {
+  const unsigned flip = leave_out ? ~0u : 0u;
+  for (unsigned w = threadIdx.x; w * kWordBits < candidates; w += blockDim.x) {
+    chosen[w] = (marks[w] ^ flip) & low_bits(candidates - w * kWordBits);
+  }
 }
 
 // How many of the ranks [begin, end) are chosen, in all lanes of the warp.
-__device__ __forceinline__ unsigned count_chosen(const unsigned* marks, unsigned candidates, bool leave_out,
-                                                 unsigned begin, unsigned end) {
+__device__ __forceinline__ unsigned count_chosen(const unsigned* chosen, unsigned begin, unsigned end) {
   unsigned count = 0;
   for (unsigned w = begin / kWordBits + lane_of_warp(); w * kWordBits < end; w += simt::kWarpSize) {
     const unsigned first = w * kWordBits;
-    unsigned word = chosen_word(marks, w, candidates, leave_out) & low_bits(end - first);
+    unsigned word = chosen[w] & low_bits(end - first);
     if (first < begin) word &= ~low_bits(begin - first);
     count += __popc(word);
   }
@@ -206,36 +212,29 @@ __device__ __forceinline__ unsigned count_chosen(const unsigned* marks, unsigned
 // A warp's writes of the chosen positions of one chunk. `rank` is that of the chunk's first candidate. Advances it and
 // `out`. `staged` holds kChunkBits numbers: lanes place theirs in order there, and store them side by side.
 template <class Out>
-__device__ __forceinline__ void write_chunk(const unsigned* own, unsigned chunk, const unsigned* marks,
-                                            unsigned candidates, bool leave_out, uint16_t* staged, unsigned& rank,
-                                            Out*& out) {
-  unsigned in_chunk = 0, chosen = 0;
+__device__ __forceinline__ void write_chunk(const unsigned* own, unsigned chunk, const unsigned* chosen,
+                                            uint16_t* staged, unsigned& rank, Out*& out) {
+  unsigned in_chunk = 0, in_row = 0;
   const unsigned own_word = own[chunk * kChunkWords + lane_of_warp()], count = __popc(~own_word);
   const unsigned first = rank + sum_of_lanes_before(count, in_chunk), shift = first % kWordBits;
-  unsigned bits = 0;  // of the lane's candidates, without gaps
-  if (count > 0) {
-    bits = chosen_word(marks, first / kWordBits, candidates, leave_out) >> shift;
-    if (shift + count > kWordBits) {
-      bits |= chosen_word(marks, first / kWordBits + 1, candidates, leave_out) << (kWordBits - shift);
-    }
-    bits &= low_bits(count);
-  }
-  // A gap for each own position, from the lowest on.
+  const unsigned* from = chosen + first / kWordBits;
+  const unsigned low = count > 0 ? from[0] : 0, high = shift + count > kWordBits ? from[1] : 0;
+  // The bits of the lane's candidates, then with a gap for each own position, from the lowest on.
+  unsigned bits = static_cast<unsigned>((uint64_t(high) << kWordBits | low) >> shift) & low_bits(count);
   for (unsigned gaps = own_word; gaps != 0 && bits != 0; gaps &= gaps - 1) {
     const unsigned below = (gaps & -gaps) - 1;
     bits = (bits & below) | (bits & ~below) << 1;
   }
-  unsigned at = sum_of_lanes_before(__popc(bits), chosen);
-  for (; bits != 0; bits &= bits - 1) {
-    staged[at++] = static_cast<uint16_t>(lane_of_warp() * kWordBits + lowest_bit(bits));
-  }
+  uint16_t* to = staged + sum_of_lanes_before(__popc(bits), in_row);
+  for (; bits != 0; bits &= bits - 1) *to++ = static_cast<uint16_t>(lane_of_warp() * kWordBits + lowest_bit(bits));
   __syncwarp();
-  for (unsigned i = lane_of_warp(); i < chosen; i += simt::kWarpSize) {
+#pragma unroll 1
+  for (unsigned i = lane_of_warp(); i < in_row; i += simt::kWarpSize) {
     out[i] = static_cast<Out>(chunk * kChunkBits + staged[i]);
   }
   __syncwarp();  // before the next chunk is staged
   rank += in_chunk;
-  out += chosen;
+  out += in_row;
 }
 
 // K draws in order, by counting each rank's occurrences. More draws than candidates is a rare case: it repeats the

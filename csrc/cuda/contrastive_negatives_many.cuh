@@ -1,5 +1,6 @@
 // Negatives of a large data set, in three launches over all multiprocessors: own positions of every row, from one read
-// of the labels; marks of every row, a block for each; and the chosen positions, a warp for each chunk of a row.
+// of the labels; marks of every row, a block for each; and the chosen positions, a warp for a few
+// chunks of a row.
 #pragma once
 
 #include "contrastive_negatives.cuh"
@@ -9,7 +10,7 @@ namespace sftn {
 // Rows of a launch.
 struct ManySamples {
   unsigned* own;    // [rows, chunks * kChunkWords], bitmaps
-  unsigned* marks;  // the same of ranks
+  unsigned* marks;  // the same of ranks: marked ones, then chosen ones
   // [rows, chunks]: candidates of each chunk, then candidates before it; and chosen ranks before each 1024 ranks
   unsigned *ranks_before, *chosen_before;
   unsigned* candidates;  // [rows]
@@ -109,12 +110,14 @@ __global__ void __launch_bounds__(kDrawThreads)
     const bool fits = words <= shared_words;
     unsigned* marks = fits ? shared : of_row;
     mark_ranks(marks, candidates, plan, seed);
+    choose_ranks(marks, candidates, plan.leave_out, marks);
+    __syncthreads();
     // Lanes begin at different words of their 1024 ranks, which would be in one bank.
     sums_before((candidates + kChunkBits - 1) / kChunkBits, many.chosen_before + row * p.chunks, [&](unsigned unit) {
       unsigned count = 0;
       for (unsigned i = 0; i < kChunkWords; ++i) {
         const unsigned w = unit * kChunkWords + (i + lane_of_warp()) % kChunkWords;
-        count += __popc(chosen_word(marks, w, candidates, plan.leave_out));
+        count += w * kWordBits < candidates ? __popc(marks[w]) : 0;
       }
       return count;
     });
@@ -124,26 +127,28 @@ __global__ void __launch_bounds__(kDrawThreads)
   }
 }
 
-constexpr unsigned kWriteThreads = 256;
+constexpr unsigned kWriteThreads = 256, kWriteWarps = kWriteThreads / simt::kWarpSize;
+constexpr unsigned kWriteChunks = 4;  // neighbouring ones of a warp
 
+// Block (i, row).
 template <class Out>
 __global__ void __launch_bounds__(kWriteThreads)
     negatives_write_kernel(NegativesParams p, ManySamples many, Out* negatives) {
-  constexpr unsigned kWarps = kWriteThreads / simt::kWarpSize;
-  SIMT_SHARED(uint16_t, staged, kWarps* kChunkBits);
-  const int64_t item = int64_t(blockIdx.x) * kWarps + warp_of_block(), row = item / p.chunks;
-  if (row < many.rows) {
-    const int64_t words = int64_t(p.chunks) * kChunkWords;
-    const unsigned candidates = many.candidates[row];
-    unsigned rank = many.ranks_before[item];
-    if (p.k <= candidates && rank < candidates) {  // else negatives_draw_kernel wrote the row, or there are none
-      const NegativesPlan plan(candidates, p.k);
-      const unsigned *own = many.own + row * words, *marks = many.marks + row * words;
+  SIMT_SHARED(uint16_t, staged, kWriteWarps* kChunkBits);
+  const unsigned begin = (blockIdx.x * kWriteWarps + warp_of_block()) * kWriteChunks;
+  const unsigned end = min(begin + kWriteChunks, p.chunks);
+  const int64_t row = blockIdx.y, words = int64_t(p.chunks) * kChunkWords;
+  const unsigned candidates = many.candidates[row];
+  if (begin < end && p.k <= candidates) {  // else negatives_draw_kernel wrote the row
+    const unsigned *own = many.own + row * words, *chosen = many.marks + row * words;
+    unsigned rank = many.ranks_before[row * p.chunks + begin];
+    if (rank < candidates) {
       const unsigned unit = rank / kChunkBits;
       Out* out = negatives + (many.first_row + row) * p.k + many.chosen_before[row * p.chunks + unit] +
-                 count_chosen(marks, candidates, plan.leave_out, unit * kChunkBits, rank);
-      write_chunk(own, static_cast<unsigned>(item % p.chunks), marks, candidates, plan.leave_out,
-                  staged + warp_of_block() * kChunkBits, rank, out);
+                 count_chosen(chosen, unit * kChunkBits, rank);
+      for (unsigned chunk = begin; chunk < end; ++chunk) {
+        write_chunk(own, chunk, chosen, staged + warp_of_block() * kChunkBits, rank, out);
+      }
     }
   }
 }

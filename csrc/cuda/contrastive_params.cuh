@@ -173,17 +173,21 @@ constexpr int kRows = 8 / kPacks;
 // Calls f(values [kRows][kSize], count, dot) for rows first .. first + kRows - 1 of the 32 that the lanes have in
 // `mine`, of which `in_reach` are valid; those beyond are zero. `dot` is the product with v of this lane's row,
 // lane * kRows / 32. kFull: all 32 are valid.
+//
+// An address is one instruction: a product of 32 bits, added to 64.
 template <int kPacks, bool kWhole, bool kFull, class A, class T, class F>
 __device__ __forceinline__ void take_rows(const LaneColumns<kPacks>& columns, const T* bank, unsigned mine, int first,
                                           int in_reach, const A* v, F&& f) {
   constexpr int kSize = LaneColumns<kPacks>::kSize, kAtOnce = kRows<kPacks>;
   A values[kAtOnce][kSize], dots[kAtOnce];
   const int count = kFull ? kAtOnce : min(in_reach - first, kAtOnce);
+  const unsigned row_bytes = static_cast<unsigned>(columns.d) * static_cast<unsigned>(sizeof(T));
 #pragma unroll
   for (int r = 0; r < kAtOnce; ++r) {
     const unsigned row = __shfl_sync(~0u, mine, first + r);
     if (kFull || r < count) {
-      columns.template load<kWhole>(bank + int64_t(row) * columns.d, values[r]);
+      const char* at = reinterpret_cast<const char*>(bank) + static_cast<uint64_t>(row) * row_bytes;
+      columns.template load<kWhole>(reinterpret_cast<const T*>(at), values[r]);
     } else {
 #pragma unroll
       for (int i = 0; i < kSize; ++i) values[r][i] = A(0);
