@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kFewThreads) sample_negatives_kernel(Negatives
       draw_repeated(piece, marks, words + blockDim.x / simt::kWarpSize * kChunkBits / 2, p.k, seed, out);
     } else {
       mark_ranks(marks, piece.candidates, plan, seed);
-      choose_ranks(marks, piece.candidates, plan.leave_out, marks);
+      choose_ranks(marks, piece.candidates, plan.leave_out);
       __syncthreads();
       unsigned all = 0, rank = piece.first_rank;
       out += sum_of_warps_before(count_chosen(marks, piece.first_rank, piece.last_rank), all);

@@ -187,13 +187,12 @@ __device__ __forceinline__ void mark_ranks(unsigned* words, unsigned candidates,
   }
 }
 
-// Turns the marks of a row into the bitmap of its chosen ranks, those marked or those not, in `chosen`, which may be
-// the same memory. All threads of the block must call it.
-__device__ __forceinline__ void choose_ranks(const unsigned* marks, unsigned candidates, bool leave_out,
-                                             unsigned* chosen) {
+// Turns a bitmap of marked ranks into that of the chosen ones: those marked, or those not. All threads of the block
+// must call it.
+__device__ __forceinline__ void choose_ranks(unsigned* words, unsigned candidates, bool leave_out) {
   const unsigned flip = leave_out ? ~0u : 0u;
   for (unsigned w = threadIdx.x; w * kWordBits < candidates; w += blockDim.x) {
-    chosen[w] = (marks[w] ^ flip) & low_bits(candidates - w * kWordBits);
+    words[w] = (words[w] ^ flip) & low_bits(candidates - w * kWordBits);
   }
 }
 

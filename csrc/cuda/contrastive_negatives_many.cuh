@@ -87,6 +87,23 @@ __global__ void __launch_bounds__(kOwnThreads) negatives_own_kernel(NegativesPar
   }
 }
 
+// Marks ranks and chooses them, in `words`. Sets `before` to the numbers of chosen ranks before each 1024 ranks.
+__device__ __forceinline__ void choose_marked(unsigned* words, unsigned candidates, const NegativesPlan& plan,
+                                              uint64_t seed, unsigned* before) {
+  mark_ranks(words, candidates, plan, seed);
+  choose_ranks(words, candidates, plan.leave_out);
+  __syncthreads();
+  // Lanes begin at different words of their 1024 ranks, which would be in one bank.
+  sums_before((candidates + kChunkBits - 1) / kChunkBits, before, [&](unsigned unit) {
+    unsigned count = 0;
+    for (unsigned i = 0; i < kChunkWords; ++i) {
+      const unsigned w = unit * kChunkWords + (i + lane_of_warp()) % kChunkWords;
+      count += w * kWordBits < candidates ? __popc(words[w]) : 0;
+    }
+    return count;
+  });
+}
+
 constexpr unsigned kDrawThreads = 1024;
 constexpr unsigned kMinDrawWords = 8192;  // of shared memory, for draws with replacement
 
@@ -107,28 +124,18 @@ __global__ void __launch_bounds__(kDrawThreads)
     draw_repeated(piece, shared, shared_words, p.k, seed, negatives + (many.first_row + row) * p.k);
   } else {
     unsigned* of_row = many.marks + row * words;
-    const bool fits = words <= shared_words;
-    unsigned* marks = fits ? shared : of_row;
-    mark_ranks(marks, candidates, plan, seed);
-    choose_ranks(marks, candidates, plan.leave_out, marks);
-    __syncthreads();
-    // Lanes begin at different words of their 1024 ranks, which would be in one bank.
-    sums_before((candidates + kChunkBits - 1) / kChunkBits, many.chosen_before + row * p.chunks, [&](unsigned unit) {
-      unsigned count = 0;
-      for (unsigned i = 0; i < kChunkWords; ++i) {
-        const unsigned w = unit * kChunkWords + (i + lane_of_warp()) % kChunkWords;
-        count += w * kWordBits < candidates ? __popc(marks[w]) : 0;
-      }
-      return count;
-    });
-    if (fits) {
-      for (unsigned w = threadIdx.x; w * kWordBits < candidates; w += blockDim.x) of_row[w] = marks[w];
+    unsigned* before = many.chosen_before + row * p.chunks;
+    if (words <= shared_words) {  // in two calls, so that the first has atomics of shared memory
+      choose_marked(shared, candidates, plan, seed, before);
+      for (unsigned w = threadIdx.x; w * kWordBits < candidates; w += blockDim.x) of_row[w] = shared[w];
+    } else {
+      choose_marked(of_row, candidates, plan, seed, before);
     }
   }
 }
 
 constexpr unsigned kWriteThreads = 256, kWriteWarps = kWriteThreads / simt::kWarpSize;
-constexpr unsigned kWriteChunks = 4;  // neighbouring ones of a warp
+constexpr unsigned kWriteChunks = 8;  // neighbouring ones of a warp
 
 // Block (i, row).
 template <class Out>
