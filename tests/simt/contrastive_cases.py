@@ -148,7 +148,7 @@ CASES = [
     *(Case(dense=True, offset=1, dim=128, bank_dtype=dtype) for dtype in (SINGLE, HALF)),
     *(Case(dense=True, wanted=wanted) for wanted in ((True, False), (False, True), (False, False))),
     Case(dense=True, wide=False, pad=5, offset=1),
-    Case(dense=True, samples=3, negatives=600, repeats=True, batch=5),
+    Case(dense=True, samples=3, negatives=90, repeats=True, batch=3),
     Case(dense=True, dim=129),  # and what it leaves to the other way
     Case(dense=True, dtype=DOUBLE),
 ]

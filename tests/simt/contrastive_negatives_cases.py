@@ -107,10 +107,9 @@ CASES = [
 ]
 # Data sets that are drawn in several launches: slower, for the backends' own tests.
 LARGE_CASES = [
-    Case(samples=131_073, negatives=9_000, rows=2),
-    Case(samples=140_000, negatives=50_000, rows=2, in_order=True),
+    Case(samples=131_073, negatives=60_000, rows=1, in_order=True),
     Case(samples=135_000, classes=2, negatives=300, rows=2, share=0.999, as_int32=True),
-    Case(samples=131_500, classes=90, negatives=40, rows=70, as_int32=True),
+    Case(samples=131_500, classes=90, negatives=2, rows=66, as_int32=True),
     Case(samples=270_001, negatives=300, rows=3, share=0.02),
     Case(samples=270_001, negatives=300, rows=3, in_order=True, as_int32=True),
     Case(samples=9_000, classes=2, negatives=9_500, rows=2, share=0.05),
