@@ -47,15 +47,14 @@ PointwiseParams<T> params_of(const PointwiseInput& in) {
           is_aligned(student) && is_aligned(teacher)};
 }
 
-// Memory for the sums of a launch's blocks, and a counter at zero.
+// Memory for the sums of a launch's blocks, and their counter.
 struct GridSumSpace {
-  Tensor partials, arrivals;
+  Tensor partials;
+  Arrivals arrivals;
 
   GridSumSpace(const PointwiseInput& in, int64_t blocks, const simt::DeviceScope& scope)
       : partials(empty(std::array<int64_t, 1>{blocks}, accumulator_dtype(in.dtype), in.student.tensor)),
-        arrivals(empty(std::array<int64_t, 1>{1}, ScalarType::Int, in.student.tensor)) {
-    SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(arrivals), 0, sizeof(unsigned), scope.stream()));
-  }
+        arrivals(scope, in.student.tensor) {}
 };
 
 template <class T, class Residual>
@@ -64,7 +63,7 @@ void launch_sum(const PointwiseInput& in, const PointwiseOutput& out, const simt
   const unsigned blocks = element_blocks<T>(in);
   const GridSumSpace space(in, blocks, scope);
   simt::launch(pointwise_sum_kernel<T, Residual>, blocks, kPointwiseThreads, scope.stream(), params_of<T>(in),
-               data_of<A>(out.total), data_of<A>(space.partials), data_of<unsigned>(space.arrivals));
+               data_of<A>(out.total), data_of<A>(space.partials), space.arrivals.counter());
 }
 
 // The partial sums of vid's channels: [slices, C, repeats].
@@ -109,14 +108,9 @@ void launch_vid(const PointwiseInput& in, const PointwiseOutput& out, const simt
       in_packs ? launch_channels<T, Pack<T>::kSize>(in, scope) : launch_channels<T, 1>(in, scope);
   const int64_t blocks = std::min(divide_up(params.channels, kPointwiseThreads / simt::kWarpSize), resident_blocks(in));
   const GridSumSpace space(in, blocks, scope);
-  const VidOutput<A> output{data_of<A>(out.total),
-                            data_of<A>(out.stats),
-                            data_of<A>(partials.sums),
-                            data_of<A>(space.partials),
-                            data_of<unsigned>(space.arrivals),
-                            partials.slices,
-                            in.numel() / params.channels,
-                            partials.repeats};
+  const VidOutput<A> output{data_of<A>(out.total),        data_of<A>(out.stats),    data_of<A>(partials.sums),
+                            data_of<A>(space.partials),   space.arrivals.counter(), partials.slices,
+                            in.numel() / params.channels, partials.repeats};
   simt::launch(vid_finish_kernel<A>, static_cast<unsigned>(blocks), kPointwiseThreads, scope.stream(), params.channel,
                params.channels, params.parameter, params.scale, output);
 }

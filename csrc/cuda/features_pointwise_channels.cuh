@@ -84,11 +84,11 @@ __global__ void __launch_bounds__(kPointwiseThreads)
 
 template <class A>
 struct VidOutput {
-  A* total;               // []
-  A* stats;               // [2, C]
-  const A* partials;      // [slices, C, repeats]
-  A* block_totals;        // [gridDim.x, 1]
-  unsigned* arrivals;     // zero before the launch
+  A* total;           // []
+  A* stats;           // [2, C]
+  const A* partials;  // [slices, C, repeats]
+  A* block_totals;    // [gridDim.x, 1]
+  ArrivalCounter arrivals;
   int64_t slices, count;  // count: elements a channel has
   int repeats;
 };
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
       out.stats[channels + c] = scale / variance;
     }
   }
-  if (grid_sum(totals, out.block_totals, out.arrivals)) *out.total = scale / A(2) * totals[0];
+  if (grid_sum(totals, out.block_totals, out.arrivals.get())) *out.total = scale / A(2) * totals[0];
 }
 
 }  // namespace sftn

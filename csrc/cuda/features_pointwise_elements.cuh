@@ -10,6 +10,7 @@
 
 #define SFTN_ELEMENTWISE __device__ __forceinline__
 #include "../features_pointwise_residual.h"
+#include "arrivals.cuh"
 #include "grid_sum.cuh"
 
 namespace sftn {
@@ -95,11 +96,10 @@ __device__ __forceinline__ void store_pack(T* map, int64_t begin, int64_t numel,
 }
 
 template <class T, class Residual>
-__global__ void __launch_bounds__(kPointwiseThreads)
-    pointwise_sum_kernel(const PointwiseParams<T> p,
-                         accumulator_t<T>* total,     // []
-                         accumulator_t<T>* partials,  // [gridDim.x, 1]
-                         unsigned* arrivals) {        // zero before the launch
+__global__ void __launch_bounds__(kPointwiseThreads) pointwise_sum_kernel(const PointwiseParams<T> p,
+                                                                          accumulator_t<T>* total,     // []
+                                                                          accumulator_t<T>* partials,  // [gridDim.x, 1]
+                                                                          const ArrivalCounter arrivals) {
   using A = accumulator_t<T>;
   constexpr int kSize = Pack<T>::kSize;
   const int64_t step = int64_t(gridDim.x) * blockDim.x * kSize;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
       }
     }
   }
-  if (grid_sum(sums, partials, arrivals)) *total = p.scale * sums[0];
+  if (grid_sum(sums, partials, arrivals.get())) *total = p.scale * sums[0];
 }
 
 template <class T>

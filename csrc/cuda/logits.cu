@@ -84,10 +84,9 @@ struct LogitsCuda {
       visit_group<T>(in.k(), [&](auto group) {
         const Grid grid = grid_for(in, warp_rows, kForwardBlocks<T, group>);
         const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
-        const Tensor arrivals = empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.parts);
-        SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(arrivals), 0, sizeof(unsigned), scope.stream()));
+        const Arrivals arrivals(scope, out.parts);
         const LogitsForwardOutput<T> output{data_of<A>(out.total), data_of<A>(out.parts), data_of<A>(out.stats),
-                                            data_of<A>(partials), data_of<unsigned>(arrivals)};
+                                            data_of<A>(partials), arrivals.counter()};
         visit_team(warp_rows, [&](auto team) {
           simt::launch(logits_forward_kernel<T, decltype(team), group>, grid.blocks, grid.threads, scope.stream(),
                        params, output);

@@ -4,6 +4,7 @@
 // rows, over the block's teams and over the grid, each in a fixed order.
 #pragma once
 
+#include "arrivals.cuh"
 #include "grid_sum.cuh"
 #include "logits_params.cuh"
 #include "logits_row.cuh"
@@ -13,11 +14,11 @@ namespace sftn {
 template <class T>
 struct LogitsForwardOutput {
   using A = accumulator_t<T>;
-  A* total;            // [], or [N]
-  A* parts;            // [4]
-  A* stats;            // [N, 3 + 5 K]
-  A* partials;         // [gridDim.x, 4]
-  unsigned* arrivals;  // zero before the launch
+  A* total;     // [], or [N]
+  A* parts;     // [4]
+  A* stats;     // [N, 3 + 5 K]
+  A* partials;  // [gridDim.x, 4]
+  ArrivalCounter arrivals;
 };
 
 template <class A>
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, (kForwardBlocks<T, G>))
   }
 
   A sums[4] = {losses.teacher_ce, losses.student_ce, losses.kl, losses.valid};
-  if (grid_sum(sums, out.partials, out.arrivals)) {
+  if (grid_sum(sums, out.partials, out.arrivals.get())) {
     const A per_valid = sums[3] > A(0) ? A(1) / sums[3] : A(0);
     const A teacher_ce = sums[0] * per_valid, student_ce = p.branch_scale * sums[1] * per_valid;
     const A kl = p.kl_scale * sums[2];

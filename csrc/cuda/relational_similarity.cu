@@ -28,14 +28,12 @@ class SimilarityLaunch {
         threads_(static_cast<unsigned>(std::min<int64_t>(kSimilarityThreads, round_up(in.n, simt::kWarpSize)))),
         loss_(out.loss),
         numbers_(empty(std::array<int64_t, 2>{numbers + 1, in.n}, in.dtype, out.loss)),
-        arrivals_(empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.loss)) {
-    SFTN_CUDA_CHECK(cudaMemsetAsync(arrivals_.mutable_data_ptr(), 0, sizeof(unsigned), scope_.stream()));
-  }
+        arrivals_(scope_, out.loss) {}
 
   // The k-th number of each row, [B].
   A* numbers(int64_t k) const { return data_of<A>(numbers_) + (k + 1) * rows_; }
 
-  SimilarityMean<A> mean() const { return {data_of<A>(loss_), data_of<A>(numbers_), data_of<unsigned>(arrivals_)}; }
+  SimilarityMean<A> mean() const { return {data_of<A>(loss_), data_of<A>(numbers_), arrivals_.counter()}; }
 
   template <class Kernel, class... P>
   void operator()(Kernel kernel, const P&... arguments) const {
@@ -45,7 +43,8 @@ class SimilarityLaunch {
  private:
   simt::DeviceScope scope_;
   unsigned rows_, threads_;
-  Tensor loss_, numbers_, arrivals_;
+  Tensor loss_, numbers_;
+  Arrivals arrivals_;
 };
 
 int checked_size(const GramPair& in) {

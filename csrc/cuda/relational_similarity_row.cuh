@@ -1,6 +1,7 @@
 // Shared code of SP's and PKT's kernels: one block for each row of the Gram matrices, which fit the second-level cache.
 #pragma once
 
+#include "arrivals.cuh"
 #include "grid_sum.cuh"
 #include "math.cuh"
 #include "simt.cuh"
@@ -25,16 +26,16 @@ __device__ __forceinline__ void over_columns(int n, F f) {
 
 template <class A>
 struct SimilarityMean {
-  A* loss;             // []
-  A* partials;         // [B]
-  unsigned* arrivals;  // zero before the launch
+  A* loss;      // []
+  A* partials;  // [B]
+  ArrivalCounter arrivals;
 };
 
 // Adds up the loss from every thread's share of its row. All threads of every block must call it once.
 template <class A>
 __device__ __forceinline__ void store_similarity_mean(A share, int n, const SimilarityMean<A>& out) {
   A sum[1] = {share};
-  if (grid_sum(sum, out.partials, out.arrivals)) *out.loss = sum[0] / (A(n) * A(n));
+  if (grid_sum(sum, out.partials, out.arrivals.get())) *out.loss = sum[0] / (A(n) * A(n));
 }
 
 }  // namespace sftn

@@ -105,7 +105,7 @@ class Emulator:
         library = folder / "sftn_emulated.so"
         torch.ops.load_library(library)
         self._library = ctypes.CDLL(str(library))
-        for count in (self._library.simt_launches, self._library.simt_blocks):
+        for count in (self._library.simt_launches, self._library.simt_blocks, self._library.simt_memsets):
             count.restype = ctypes.c_int64
 
     def set_seed(self, seed: int) -> None:
@@ -123,6 +123,14 @@ class Emulator:
     def blocks(self) -> int:
         """Return the number of blocks run since :meth:`reset`."""
         return self._library.simt_blocks()
+
+    def memsets(self) -> int:
+        """Return how often memory was set by an operation of its own since :meth:`reset`."""
+        return self._library.simt_memsets()
+
+    def set_stream(self, stream: int, capture: int = 0) -> None:
+        """Make the current stream claim to be this one, recorded by a capture, or by none (0)."""
+        self._library.simt_set_stream(ctypes.c_uint64(stream), ctypes.c_uint64(capture))
 
     def count_accesses(self, on: bool) -> None:
         """Count what kernels read and write, from now on or no longer. Counting is slow."""

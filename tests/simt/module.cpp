@@ -23,6 +23,15 @@ EXPORT void simt_set_multiprocessors(int count) { simt_emulator::multiprocessors
 EXPORT int64_t simt_launches() { return simt_emulator::counters.launches; }
 EXPORT int64_t simt_blocks() { return simt_emulator::counters.blocks; }
 
+// Memory set by an operation of its own, since simt_reset().
+EXPORT int64_t simt_memsets() { return simt_emulator::memsets; }
+
+// What the current stream claims to be, and the capture that records it, 0 outside of one.
+EXPORT void simt_set_stream(uint64_t stream, uint64_t capture) {
+  simt_emulator::stream_id = stream;
+  simt_emulator::capture_id = capture;
+}
+
 #if defined(__SANITIZE_THREAD__)
 // csrc/tensor.h allocates through this function, and the linker puts the wrapper in its place: fresh memory holds a
 // pattern that tells a read of what no kernel wrote.
@@ -76,5 +85,7 @@ EXPORT void simt_reset() {
 #endif
   simt_emulator::schedule = {};
   simt_emulator::counters = {};
+  simt_emulator::memsets = 0;
+  simt_set_stream(0, 0);
   simt_emulator::multiprocessors = simt_emulator::kMultiprocessors;
 }

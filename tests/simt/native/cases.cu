@@ -10,7 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "csrc/cuda/team.cuh"
+#include "csrc/cuda/arrival_slots.cuh"
+#include "csrc/cuda/grid_sum.cuh"
 
 namespace {
 
@@ -211,6 +212,46 @@ void teams_reduce() {
   require_reductions<sftn::WarpTeam>(64, 32);
   require_reductions<sftn::BlockTeam>(32, 32);
   require_reductions<sftn::BlockTeam>(256, 256);
+}
+
+__global__ void sum_twice(double* partials, unsigned* arrivals, double* total) {
+  double values[1] = {blockIdx.x + 1.0};
+  if (threadIdx.x != 0) values[0] = 0;
+  if (sftn::grid_sum(values, partials, arrivals)) *total = values[0];
+}
+
+// One counter for launch after launch, of any number of blocks.
+void grid_sums_leave_their_counter_at_zero() {
+  std::vector<double> partials(40);
+  unsigned arrivals = 0;
+  for (schedule.seed = 0; schedule.seed < 4; ++schedule.seed) {
+    for (unsigned blocks : {1u, 7u, 40u, 2u}) {
+      double total = 0;
+      launch(sum_twice, blocks, 64, partials.data(), &arrivals, &total);
+      REQUIRE(total == blocks * (blocks + 1) / 2 && arrivals == 0);
+    }
+  }
+}
+
+void launches_that_may_overlap_have_different_counters() {
+  const auto current = [](unsigned long long stream, unsigned long long capture, int device = 0) {
+    simt_emulator::stream_id = stream;
+    simt_emulator::capture_id = capture;
+    return sftn::LaunchOrder::of(device, nullptr);
+  };
+  sftn::ArrivalSlots slots(6);
+  const unsigned stream_1 = *slots.slot_of(current(1, 0)), stream_2 = *slots.slot_of(current(2, 0));
+  const unsigned capture_5 = *slots.slot_of(current(1, 5)), capture_6 = *slots.slot_of(current(1, 6));
+  const unsigned other_stream = *slots.slot_of(current(2, 5));
+  for (unsigned slot : {stream_1, stream_2, capture_5, capture_6, other_stream}) REQUIRE(slot < 6);
+  REQUIRE(stream_1 != stream_2 && stream_1 != capture_5 && capture_5 != capture_6 && capture_5 != other_stream);
+  REQUIRE(*slots.slot_of(current(1, 0)) == stream_1 && *slots.slot_of(current(1, 5)) == capture_5);
+  // After a launch that failed, the slot is used by nobody.
+  slots.give_up(current(1, 0));
+  const unsigned again = *slots.slot_of(current(1, 0));
+  for (unsigned slot : {stream_1, stream_2, capture_5, capture_6, other_stream}) REQUIRE(again != slot);
+  REQUIRE(!slots.slot_of(current(3, 0)) && !slots.slot_of(current(1, 0, 1)));
+  REQUIRE(*slots.slot_of(current(2, 0)) == stream_2);
 }
 
 // ---- schedule ----
@@ -474,6 +515,8 @@ const std::map<std::string, std::function<void()>> kCases = {
     CASE(shuffles_take_eight_bytes),
     CASE(lanes_that_do_not_exist_are_reported),
     CASE(teams_reduce),
+    CASE(grid_sums_leave_their_counter_at_zero),
+    CASE(launches_that_may_overlap_have_different_counters),
     CASE(blocks_are_shuffled),
     CASE(every_thread_runs_once),
     CASE(increments_wrap),

@@ -10,8 +10,28 @@ using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+namespace simt_emulator {
+// What the current stream claims to be; launches run at once whatever it is. capture: 0 outside of one.
+inline unsigned long long stream_id = 0, capture_id = 0;
+inline long long memsets = 0;
+}  // namespace simt_emulator
+
 inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t = nullptr) {
+  ++simt_emulator::memsets;
   std::memset(address, value, bytes);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
+  *id = simt_emulator::stream_id;
+  return cudaSuccess;
+}
+
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+
+inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* id) {
+  *status = simt_emulator::capture_id == 0 ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
+  if (simt_emulator::capture_id != 0) *id = simt_emulator::capture_id;  // else not written, as on a GPU
   return cudaSuccess;
 }
 
