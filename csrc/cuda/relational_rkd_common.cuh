@@ -84,11 +84,12 @@ struct RkdScratch {
   Side<A>* teacher_sides;  // [B, B]
   A* mean;                 // [2]: m of either
   double* sums;            // [kPairSums]
-  double* partials;        // for grid_sum, of any of the kernels
-  unsigned* arrivals;      // [kForwardKernels], zero
+  double* partials;        // of sums over the grid, of any of the kernels
+  unsigned* arrivals;      // [kTileArrivals + tiles], zeroed by the first kernel
 };
 
-constexpr int kForwardKernels = 3;
+// Counters: blocks of the second kernel, tiles of the third, and from kTileArrivals on the slices of each tile.
+enum Arrival { kPairArrivals, kAngleArrivals, kTileArrivals };
 
 // Sums over pairs j < k.
 enum PairSum { kSumDistance, kSumStudent, kSumTeacher, kSumItself, kPairSums };

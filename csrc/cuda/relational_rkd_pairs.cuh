@@ -31,32 +31,17 @@ __global__ void __launch_bounds__(256) rkd_pair_sums_kernel(int64_t b, A eps, Rk
       sums[kSumItself] += smooth_l1(y, y);
     }
   }
-  if (grid_sum(sums, scratch.partials, scratch.arrivals + 1)) {
+  if (grid_sum(sums, scratch.partials, scratch.arrivals + kPairArrivals)) {
     // If a loss is NaN, so are its gradients; g, always between -1 and 1, would hide the NaN.
 #pragma unroll
     for (int i = 0; i < kPairSums; ++i) scratch.sums[i] = sums[i] + 0 * sums[kSumDistance];
   }
 }
 
-// Rows i that are in shared memory at once: four tiles of sides, of 16 bytes or 32.
-template <class A>
-constexpr int kThirds = sizeof(A) == 8 ? 16 : 32;
-// The sides from rows i to the rows of a tile: [kThirds, kTile], padded so that a column has no bank conflicts.
+// Third rows i in shared memory at once, and the sides from them to the rows of a tile: [kThirds, kTile], padded so
+// that neither a row nor a column has bank conflicts.
+constexpr int kThirds = 8;
 constexpr int kSidesStride = kTile + 1;
-
-template <class A>
-__device__ __forceinline__ void load_sides(const Side<A>* __restrict__ sides, int64_t b, int64_t first, int64_t begin,
-                                           Side<A>* to) {
-  constexpr int kColumns = kThirds<A>;
-  const int lane = threadIdx.x % kColumns;
-#pragma unroll
-  for (int step = 0; step < kTile; step += kTileThreads / kColumns) {
-    const int r = step + threadIdx.x / kColumns;
-    Side<A> side{};
-    if (first + r < b && begin + lane < b) side = load_whole<Side<A>>(sides + (first + r) * b + begin + lane);
-    to[lane * kSidesStride + r] = side;
-  }
-}
 
 // a + b - c for squared sides, exact up to one rounding of the result. If a or b is small, the other is close to c, and
 // their difference is taken first.
@@ -112,79 +97,152 @@ __device__ __forceinline__ A pair_gradient(const RkdScales<A>& scales, int64_t b
   return grad;
 }
 
-// All angles, the losses and the gradients. A thread has one pair (j, k) and loops over all third rows i. The angle at
-// i counts for the loss and all three for the pair's gradient, so no thread adds to another thread's result.
-template <class A, bool kGrad>
-__global__ void __launch_bounds__(kTileThreads)
-    rkd_angles_kernel(int64_t b, RkdScales<A> scales, RkdScratch<A> scratch,
-                      A* __restrict__ student_pairs,  // [B, B], null if not requested
-                      A* __restrict__ teacher_pairs,  // the same
-                      A* __restrict__ total,          // []
-                      A* __restrict__ parts) {        // [2]
-  SIMT_SHARED(Side<A>, student_j, kThirds<A> * kSidesStride);
-  SIMT_SHARED(Side<A>, student_k, kThirds<A> * kSidesStride);
-  SIMT_SHARED(Side<A>, teacher_j, kThirds<A> * kSidesStride);
-  SIMT_SHARED(Side<A>, teacher_k, kThirds<A> * kSidesStride);
-  const TilePair pair(blockIdx.x, b);
-  const int at_j = threadIdx.x / kTile, at_k = threadIdx.x % kTile;
-  Side<A> student_jk{}, teacher_jk{};
-  if (pair.counts) {
-    student_jk = load_whole<Side<A>>(scratch.student_sides + pair.j * b + pair.k);
-    teacher_jk = load_whole<Side<A>>(scratch.teacher_sides + pair.j * b + pair.k);
-  }
-  A loss = 0, student_direct = 0, student_by_length = 0, teacher_direct = 0, teacher_by_length = 0;
+// What a slice of third rows adds to the gradient of a pair, in both networks.
+template <class A>
+struct AngleSums {
+  static constexpr int kCount = 4;
+  A student_direct = 0, student_by_length = 0, teacher_direct = 0, teacher_by_length = 0;
+};
 
-  const int64_t thirds = scales.angle ? b : 0;
-  for (int64_t begin = 0; begin < thirds; begin += kThirds<A>) {
+// A tile's third rows are cut into slices, each for a block of its own.
+template <class A>
+struct AngleSlices {
+  int64_t length;  // third rows of a slice, whole steps of kThirds
+  A* sums;         // [slices, tiles, AngleSums::kCount, kTileThreads], null if there is one slice or no gradient
+};
+
+template <class A>
+__device__ __forceinline__ A* slice_sums(const AngleSlices<A>& slices, int64_t slice) {
+  return slices.sums + (slice * gridDim.x + blockIdx.x) * (AngleSums<A>::kCount * kTileThreads) + threadIdx.x;
+}
+
+// Adds up the slices of this thread's pair, in order.
+template <class A>
+__device__ __forceinline__ AngleSums<A> join_slices(const AngleSlices<A>& slices) {
+  AngleSums<A> sums;
+#pragma unroll 4
+  for (unsigned slice = 0; slice < gridDim.y; ++slice) {
+    const A* from = slice_sums(slices, slice);
+    sums.student_direct += __ldcg(from);
+    sums.student_by_length += __ldcg(from + kTileThreads);
+    sums.teacher_direct += __ldcg(from + 2 * kTileThreads);
+    sums.teacher_by_length += __ldcg(from + 3 * kTileThreads);
+  }
+  return sums;
+}
+
+// The loss of this thread's pair (j, k) over the third rows of the block's slice, and the sums for its gradient. The
+// angle at i counts for the loss and all three for the gradient, so no thread adds to another thread's result.
+template <bool kGrad, class A>
+__device__ __forceinline__ A sum_angles(const RkdScratch<A>& scratch, int64_t b, const TilePair& pair,
+                                        const Side<A>& student_jk, const Side<A>& teacher_jk, int64_t begin,
+                                        int64_t end, AngleSums<A>& sums) {
+  // Sides from the third rows to the rows j of the tile, then to its rows k.
+  SIMT_SHARED(Side<A>, student, 2 * kThirds * kSidesStride);
+  SIMT_SHARED(Side<A>, teacher, 2 * kThirds * kSidesStride);
+  static_assert(kTileThreads == 2 * kTile * kThirds, "a thread loads one side of each network");
+  const int lane = threadIdx.x % kThirds, load_row = threadIdx.x / kThirds % kTile;
+  const bool of_k = threadIdx.x >= kTileThreads / 2;
+  const int64_t from = (of_k ? pair.first_k : pair.first_j) + load_row;
+  const int to = (of_k ? kThirds + lane : lane) * kSidesStride + load_row;
+  const int at_j = threadIdx.x / kTile, at_k = kThirds * kSidesStride + threadIdx.x % kTile;
+  A loss = 0;
+  for (; begin < end; begin += kThirds) {
+    const bool is_inside = from < b && begin + lane < b;
+    const int64_t place = from * b + begin + lane;
+    Side<A> of_student{}, of_teacher{};
+    if (is_inside) {
+      of_student = load_whole<Side<A>>(scratch.student_sides + place);
+      of_teacher = load_whole<Side<A>>(scratch.teacher_sides + place);
+    }
     __syncthreads();
-    load_sides(scratch.student_sides, b, pair.first_j, begin, student_j);
-    load_sides(scratch.student_sides, b, pair.first_k, begin, student_k);
-    load_sides(scratch.teacher_sides, b, pair.first_j, begin, teacher_j);
-    load_sides(scratch.teacher_sides, b, pair.first_k, begin, teacher_k);
+    student[to] = of_student;
+    teacher[to] = of_teacher;
     __syncthreads();
     // A pair that does not count, and rows beyond the last, have sides with inverse 0, and so angles of 0.
     const int not_j = static_cast<int>(pair.j - begin), not_k = static_cast<int>(pair.k - begin);
 #pragma unroll 2
-    for (int i = 0; i < kThirds<A>; ++i) {
-      const TriangleAngles<A> s(student_jk, student_j[i * kSidesStride + at_j], student_k[i * kSidesStride + at_k]);
-      const TriangleAngles<A> t(teacher_jk, teacher_j[i * kSidesStride + at_j], teacher_k[i * kSidesStride + at_k]);
+    for (int i = 0; i < kThirds; ++i) {
+      const int row = i * kSidesStride;
+      const TriangleAngles<A> s(student_jk, student[row + at_j], student[row + at_k]);
+      const TriangleAngles<A> t(teacher_jk, teacher[row + at_j], teacher[row + at_k]);
       const A x_i = pair.counts ? s.cos_i - t.cos_i : A(0), g_i = clamp_one(x_i);
       loss += smooth_l1(x_i, g_i);
       if (kGrad) {
         const bool distinct = i != not_j && i != not_k;
         const A g_j = distinct ? clamp_one(s.cos_j - t.cos_j) : A(0);
         const A g_k = distinct ? clamp_one(s.cos_k - t.cos_k) : A(0);
-        s.add_gradient(g_i, g_j, g_k, student_direct, student_by_length);
-        t.add_gradient(g_i, g_j, g_k, teacher_direct, teacher_by_length);
+        s.add_gradient(g_i, g_j, g_k, sums.student_direct, sums.student_by_length);
+        t.add_gradient(g_i, g_j, g_k, sums.teacher_direct, sums.teacher_by_length);
       }
     }
   }
+  return loss;
+}
+
+// All angles, the losses and the gradients: block (tile, slice). The last slice of a tile to arrive computes the
+// gradients of its pairs, the last tile the losses.
+template <class A, bool kGrad>
+__global__ void __launch_bounds__(kTileThreads, sizeof(A) == 4 ? 4 : 1)
+    rkd_angles_kernel(int64_t b, RkdScales<A> scales, RkdScratch<A> scratch, AngleSlices<A> slices,
+                      A* __restrict__ student_pairs,  // [B, B], null if not requested
+                      A* __restrict__ teacher_pairs,  // the same
+                      A* __restrict__ total,          // []
+                      A* __restrict__ parts) {        // [2]
+  const TilePair pair(blockIdx.x, b);
+  Side<A> student_jk{}, teacher_jk{};
+  if (pair.counts) {
+    student_jk = load_whole<Side<A>>(scratch.student_sides + pair.j * b + pair.k);
+    teacher_jk = load_whole<Side<A>>(scratch.teacher_sides + pair.j * b + pair.k);
+  }
+  AngleSums<A> sums;
+  A loss = 0;
+  if (scales.angle) {
+    const int64_t begin = blockIdx.y * slices.length, end = begin + slices.length;
+    loss = sum_angles<kGrad>(scratch, b, pair, student_jk, teacher_jk, begin, end < b ? end : b, sums);
+  }
+  // NaN must show in the gradients too, as above.
+  sums.student_direct += A(0) * loss;
+  sums.teacher_direct += A(0) * loss;
+
+  double losses[1] = {static_cast<double>(loss)};
+  block_reduce<Add>(losses);
+  if (threadIdx.x == 0) scratch.partials[int64_t(blockIdx.x) * gridDim.y + blockIdx.y] = losses[0];
+  if (gridDim.y > 1) {
+    if (slices.sums != nullptr) {
+      A* to = slice_sums(slices, blockIdx.y);
+      to[0] = sums.student_direct;
+      to[kTileThreads] = sums.student_by_length;
+      to[2 * kTileThreads] = sums.teacher_direct;
+      to[3 * kTileThreads] = sums.teacher_by_length;
+    }
+    if (!arrives_last(scratch.arrivals + kTileArrivals + blockIdx.x, gridDim.y)) return;
+    if (slices.sums != nullptr) sums = join_slices(slices);
+  }
 
   const A student_mean = scratch.mean[0], teacher_mean = scratch.mean[1];
-  // NaN must show in the gradients too, as above.
-  student_direct += A(0) * loss;
-  teacher_direct += A(0) * loss;
   const bool diagonal = pair.j == pair.k && pair.j < b;
   if (student_pairs != nullptr && (pair.counts || diagonal)) {
     const A grad = diagonal ? A(0)
                             : pair_gradient(scales, b, student_jk, teacher_jk.squared, student_mean, teacher_mean,
-                                            scratch.sums[kSumStudent], student_direct, student_by_length);
+                                            scratch.sums[kSumStudent], sums.student_direct, sums.student_by_length);
     student_pairs[pair.j * b + pair.k] = grad;
     student_pairs[pair.k * b + pair.j] = grad;
   }
   if (teacher_pairs != nullptr && (pair.counts || diagonal)) {
     const A grad = diagonal ? A(0)
                             : pair_gradient(scales, b, teacher_jk, student_jk.squared, teacher_mean, student_mean,
-                                            -scratch.sums[kSumTeacher], -teacher_direct, -teacher_by_length);
+                                            -scratch.sums[kSumTeacher], -sums.teacher_direct, -sums.teacher_by_length);
     teacher_pairs[pair.j * b + pair.k] = grad;
     teacher_pairs[pair.k * b + pair.j] = grad;
   }
 
-  double sums[1] = {static_cast<double>(loss)};
-  if (grid_sum(sums, scratch.partials, scratch.arrivals + 2)) {
+  if (!arrives_last(scratch.arrivals + kAngleArrivals, gridDim.x)) return;
+  sum_partials(scratch.partials, int64_t(gridDim.x) * gridDim.y, losses);
+  if (threadIdx.x == 0) {
     const double rows = static_cast<double>(b);
     const double distance = scales.distance ? 2 * scratch.sums[kSumDistance] / (rows * rows) : 0;
-    const double angle = scales.angle ? 2 * (sums[0] + scratch.sums[kSumItself]) / (rows * rows * rows) : 0;
+    const double angle = scales.angle ? 2 * (losses[0] + scratch.sums[kSumItself]) / (rows * rows * rows) : 0;
     parts[0] = static_cast<A>(distance);
     parts[1] = static_cast<A>(angle);
     *total = static_cast<A>(scales.distance_weight * distance + scales.angle_weight * angle);
