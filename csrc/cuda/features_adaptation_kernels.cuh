@@ -1,17 +1,18 @@
 // Kernels of the adapted hint loss; ../features_adaptation.h has the formulas.
 //
-// Forward: the statistics of slices, joined for each channel; then the sums of slices, joined for each channel, and the
-// loss. Backward: one kernel. Slices write to global memory, and a separate kernel joins them in the order of slices.
+// Forward: the statistics of slices; then their join, which every block repeats for its own channels, and the sums of
+// slices. The last slice of a group of channels to arrive joins that group's sums, the last group the loss. Backward:
+// one kernel. Every join has the order of slices.
 #pragma once
 
 #include "../features_adaptation.h"
 #include "features_adaptation_walk.cuh"
+#include "grid_sum.cuh"
 #include "math.cuh"
-#include "team.cuh"
 
 namespace sftn {
 
-constexpr int kJoinCols = 32;  // channels of a block that joins slices
+constexpr int kMaxBlockChannels = 32;  // of a block
 
 template <class T>
 struct AdaptedParams {
@@ -26,10 +27,10 @@ struct AdaptedParams {
   A* stats;               // [6, C]
   A* moments;             // [slices, 2, C]: mean less the channel's first value, squared deviations
   A* sums;                // [slices, 2, C]: error, weighted
-  A* losses;              // [blocks]
+  A* losses;              // [slices, groups]
+  unsigned* arrivals;     // [groups + 1], zeroed by the first kernel
   A* loss;                // []
   A eps;
-  int64_t slices, blocks;
   bool channels_last;
 
   __device__ A first_value(int64_t channel) const {
@@ -45,39 +46,42 @@ struct ChannelAffine {
   A mean, scale, shift;
 
   template <class T>
-  __device__ ChannelAffine(const AdaptedParams<T>& p, int64_t channel) {
-    const A* stats = p.stats + channel;
-    mean = stats[kMean * p.map.channels];
-    scale = stats[kInvStd * p.map.channels] * (p.weight ? p.weight[channel] : A(1));
-    shift = (p.bias ? p.bias[channel] : A(0)) - scale * stats[kMeanRest * p.map.channels];
+  __device__ ChannelAffine(const AdaptedParams<T>& p, int64_t channel, A mean, A rest, A inverse_std) : mean(mean) {
+    scale = inverse_std * (p.weight ? p.weight[channel] : A(1));
+    shift = (p.bias ? p.bias[channel] : A(0)) - scale * rest;
   }
   ChannelAffine() = default;
 };
 
-// values: count, C means, C sums of squared deviations
+// values: count, mean, sum of squared deviations
 struct JoinMoments {
-  template <int N, class A>
-  __device__ void operator()(A (&values)[N], const A (&others)[N]) const {
+  template <class A>
+  __device__ void operator()(A (&values)[3], const A (&others)[3]) const {
     if (others[0] == A(0)) return;
-    const A count = values[0] + others[0], share = others[0] / count;
-    constexpr int kChannels = (N - 1) / 2;
-#pragma unroll
-    for (int j = 1; j <= kChannels; ++j) {
-      const A apart = others[j] - values[j];
-      values[j + kChannels] += others[j + kChannels] + apart * apart * values[0] * share;
-      values[j] += apart * share;
-    }
+    const A count = values[0] + others[0], share = others[0] / count, apart = others[1] - values[1];
+    values[2] += others[2] + apart * apart * values[0] * share;
+    values[1] += apart * share;
     values[0] = count;
   }
 };
 
+__device__ __forceinline__ void zero_arrivals(unsigned* arrivals, unsigned count) {
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) arrivals[i] = 0;
+}
+
+// The first kernel where the statistics are given.
+static __global__ void __launch_bounds__(kMapThreads) adapted_arrivals_kernel(unsigned* arrivals, unsigned count) {
+  zero_arrivals(arrivals, count);
+}
+
 // Deviations are relative to the first value of a thread, and its mean is stored relative to the channel's first value:
 // neither loses digits to a large mean.
-template <class T, int V, bool kChannelsLast>
+template <class T, int V, MapOrder kOrder>
 __global__ void __launch_bounds__(kMapThreads) adapted_moments_kernel(const __grid_constant__ AdaptedParams<T> p) {
   using A = accumulator_t<T>;
-  using Walk = ItemWalk<V, kChannelsLast>;
+  using Walk = ItemWalk<V, kOrder>;
   constexpr int kChannels = Walk::kChannels, kInFlight = 4;
+  if (blockIdx.x == 0 && blockIdx.y == 0) zero_arrivals(p.arrivals, gridDim.x + 1);
   Walk walk(p.map);
 
   A shift[kChannels], sum[kChannels], squares[kChannels], count = 0;
@@ -102,77 +106,125 @@ __global__ void __launch_bounds__(kMapThreads) adapted_moments_kernel(const __gr
         }
       });
 
-  A moments[1 + 2 * kChannels];
-  moments[0] = count;
+  A moments[kChannels][3];
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) {
     const A mean = count > A(0) ? sum[j] / count : A(0);
-    const A origin = count > A(0) ? p.first_value(walk.channel() + j) : A(0);
-    moments[1 + j] = (shift[j] - origin) + mean;
-    moments[1 + kChannels + j] = squares[j] - sum[j] * mean;
+    const A origin = count > A(0) ? p.first_value(walk.channel(j)) : A(0);
+    moments[j][0] = count;
+    moments[j][1] = (shift[j] - origin) + mean;
+    moments[j][2] = squares[j] - sum[j] * mean;
   }
-  join_rows(moments, p.map.cols, JoinMoments{});
-  if (walk.row() == 0 && walk.has_channel()) {
-    A* out = p.moments + blockIdx.y * 2 * p.map.channels + walk.channel();
-#pragma unroll
-    for (int j = 0; j < kChannels; ++j) {
-      out[j] = moments[1 + j];
-      out[p.map.channels + j] = moments[1 + kChannels + j];
-    }
-  }
+  A* out = p.moments + blockIdx.y * 2 * p.map.channels;
+  join_channels(walk, p.map, moments, JoinMoments{}, [&](int64_t channel, const A(&of_channel)[3]) {
+    out[channel] = of_channel[1];
+    out[p.map.channels + channel] = of_channel[2];
+  });
 }
 
-template <class T>
-__global__ void __launch_bounds__(kMapThreads) adapted_join_moments_kernel(const __grid_constant__ AdaptedParams<T> p) {
-  using A = accumulator_t<T>;
-  const int64_t channels = p.map.channels, channel = int64_t(blockIdx.x) * kJoinCols + threadIdx.x % kJoinCols;
-  const int row = threadIdx.x / kJoinCols, rows = blockDim.x / kJoinCols;
+// Joins what slices have left of the block's channels, in their order: load(slice, channel, values) gives a slice's.
+// One thread for each channel calls store(channel, values).
+template <int N, class A, class Load, class Join, class Store>
+__device__ __forceinline__ void join_slices(const MapWalk& map, Load load, Join join, Store store) {
+  const int row = threadIdx.x / map.block_channels, rows = kMapThreads / map.block_channels;
+  const int64_t channel = int64_t(blockIdx.x) * map.block_channels + threadIdx.x % map.block_channels;
+  A values[1][N] = {};
+  for (int64_t slice = row; channel < map.channels && slice < gridDim.y; slice += rows) {
+    A others[N];
+    load(slice, channel, others);
+    join(values[0], others);
+  }
+  join_rows(values, map.block_channels, join);
+  if (row == 0 && channel < map.channels) store(channel, values[0]);
+}
+
+// The block's channels' mean, its rounding error, the unbiased variance and 1 / sqrt(var + eps).
+enum BlockStats : int { kOfMean, kOfRest, kOfUnbiased, kOfInvStd, kBlockStats };
+
+template <class T, class A>
+__device__ __forceinline__ void compute_stats(const AdaptedParams<T>& p, A (*stats)[kMaxBlockChannels]) {
+  const MapWalk& map = p.map;
+  const A values_of_item = A(map.pixels) / A(map.per_sample);
   const bool training = p.running_mean == nullptr;
-  const A values_of_item = A(p.map.pixels) / A(p.map.per_sample);
-
-  A moments[3] = {0, 0, 0};
-  for (int64_t slice = row; training && channel < channels && slice < p.slices; slice += rows) {
-    const int64_t begin = slice * p.map.slice, left = p.map.items() - begin;
-    const A* from = p.moments + slice * 2 * channels + channel;
-    const A others[3] = {A(left < p.map.slice ? left : p.map.slice) * values_of_item, from[0], from[channels]};
-    JoinMoments{}(moments, others);
-  }
-  join_rows(moments, kJoinCols, JoinMoments{});
-
-  if (row != 0 || channel >= channels) return;  // after the last barrier
-  A mean, rest, var, unbiased;
-  if (training) {
-    const A origin = p.first_value(channel);
-    mean = origin + moments[1];
-    const A added = mean - origin;  // the rounding error, by two-sum
-    rest = (origin - (mean - added)) + (moments[1] - added);
-    var = moments[2] / moments[0];
-    unbiased = moments[2] / (moments[0] - A(1));
-  } else {
-    mean = p.running_mean[channel];
-    rest = A(0);
-    var = unbiased = p.running_var[channel];
-  }
-  A* stats = p.stats + channel;
-  stats[kMean * channels] = mean;
-  stats[kUnbiasedVar * channels] = unbiased;
-  stats[kMeanRest * channels] = rest;
-  stats[kInvStd * channels] = A(1) / sqrt_of(var + p.eps);
+  join_slices<3, A>(
+      map,
+      [&](int64_t slice, int64_t channel, A(&others)[3]) {
+        const int64_t left = map.items() - slice * map.slice;
+        const A* from = p.moments + slice * 2 * map.channels + channel;
+        others[0] = training ? A(left < map.slice ? left : map.slice) * values_of_item : A(0);
+        others[1] = training ? from[0] : A(0);
+        others[2] = training ? from[map.channels] : A(0);
+      },
+      JoinMoments{},
+      [&](int64_t channel, const A(&moments)[3]) {
+        A mean, rest = 0, var, unbiased;
+        if (training) {
+          const A origin = p.first_value(channel);
+          mean = origin + moments[1];
+          const A added = mean - origin;  // the rounding error, by two-sum
+          rest = (origin - (mean - added)) + (moments[1] - added);
+          var = moments[2] / moments[0];
+          unbiased = moments[2] / (moments[0] - A(1));
+        } else {
+          mean = p.running_mean[channel];
+          var = unbiased = p.running_var[channel];
+        }
+        const int c = threadIdx.x % map.block_channels;
+        stats[kOfMean][c] = mean;
+        stats[kOfRest][c] = rest;
+        stats[kOfUnbiased][c] = unbiased;
+        stats[kOfInvStd][c] = A(1) / sqrt_of(var + p.eps);
+        if (blockIdx.y > 0) return;
+        A* out = p.stats + channel;
+        out[kMean * map.channels] = mean;
+        out[kUnbiasedVar * map.channels] = unbiased;
+        out[kMeanRest * map.channels] = rest;
+        out[kInvStd * map.channels] = stats[kOfInvStd][c];
+      });
+  __syncthreads();
 }
 
-template <class T, int V, bool kChannelsLast>
+// The gradients of the block's channels' bias and weight, from all slices' sums.
+template <class T, class A>
+__device__ __forceinline__ void compute_affine_gradient(const AdaptedParams<T>& p,
+                                                        const A (*block_stats)[kMaxBlockChannels]) {
+  const int64_t channels = p.map.channels;
+  join_slices<2, A>(
+      p.map,
+      [&](int64_t slice, int64_t channel, A(&others)[2]) {
+        const A* from = p.sums + slice * 2 * channels + channel;
+        others[0] = __ldcg(from);
+        others[1] = __ldcg(from + channels);
+      },
+      AddAll{},
+      [&](int64_t channel, const A(&sums)[2]) {
+        const int c = threadIdx.x % p.map.block_channels;
+        const A each = A(2) / p.numel(), weighted = sums[1] - sums[0] * block_stats[kOfRest][c];
+        p.stats[kBiasGrad * channels + channel] = each * sums[0];
+        p.stats[kWeightGrad * channels + channel] = each * weighted * block_stats[kOfInvStd][c];
+      });
+}
+
+template <class T, int V, MapOrder kOrder>
 __global__ void __launch_bounds__(kMapThreads) adapted_sums_kernel(const __grid_constant__ AdaptedParams<T> p) {
   using A = accumulator_t<T>;
-  using Walk = ItemWalk<V, kChannelsLast>;
+  using Walk = ItemWalk<V, kOrder>;
+  using Row = A[kMaxBlockChannels];
   constexpr int kChannels = Walk::kChannels, kInFlight = 2;
-  Walk walk(p.map);
+  SIMT_SHARED(Row, stats, kBlockStats);
+  compute_stats(p, stats);
 
+  Walk walk(p.map);
   ChannelAffine<A> affine[kChannels];
-  A sums[2 * kChannels], loss[1] = {0};  // error of each channel, then weighted
+  A sums[kChannels][2], loss[1] = {0};  // error of each channel, then weighted
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) {
-    if (walk.has_channel()) affine[j] = ChannelAffine<A>(p, walk.channel() + j);
-    sums[j] = sums[kChannels + j] = A(0);
+    if (walk.has_channel()) {
+      const int64_t channel = walk.channel(j);
+      const int c = static_cast<int>(channel % p.map.block_channels);
+      affine[j] = ChannelAffine<A>(p, channel, stats[kOfMean][c], stats[kOfRest][c], stats[kOfInvStd][c]);
+    }
+    sums[j][0] = sums[j][1] = A(0);
   }
   Values<T, V> x[kInFlight], t[kInFlight];
   for_each_item<kInFlight>(
@@ -190,50 +242,24 @@ __global__ void __launch_bounds__(kMapThreads) adapted_sums_kernel(const __grid_
           const bool off = z <= A(0);  // false for NaN, which must show
           const A error = (off ? A(0) : z) - static_cast<A>(t[k].value[v]), on = off ? A(0) : error;
           loss[0] += error * error;
-          sums[j] += on;
-          sums[kChannels + j] += on * deviation;
+          sums[j][0] += on;
+          sums[j][1] += on * deviation;
         }
       });
 
-  join_rows(sums, p.map.cols, AddAll{});
-  if (walk.row() == 0 && walk.has_channel()) {
-    A* out = p.sums + blockIdx.y * 2 * p.map.channels + walk.channel();
-#pragma unroll
-    for (int j = 0; j < kChannels; ++j) {
-      out[j] = sums[j];
-      out[p.map.channels + j] = sums[kChannels + j];
-    }
-  }
+  A* out = p.sums + blockIdx.y * 2 * p.map.channels;
+  join_channels(walk, p.map, sums, AddAll{}, [&](int64_t channel, const A(&of_channel)[2]) {
+    out[channel] = of_channel[0];
+    out[p.map.channels + channel] = of_channel[1];
+  });
   block_reduce<Add>(loss);
   if (threadIdx.x == 0) p.losses[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = loss[0];
-}
 
-// The last block adds up the loss, the others the sums of a few channels each.
-template <class T>
-__global__ void __launch_bounds__(kMapThreads) adapted_join_sums_kernel(const __grid_constant__ AdaptedParams<T> p) {
-  using A = accumulator_t<T>;
-  if (blockIdx.x == gridDim.x - 1) {
-    A loss[1] = {0};
-    for (int64_t block = threadIdx.x; block < p.blocks; block += blockDim.x) loss[0] += p.losses[block];
-    block_reduce<Add>(loss);
-    if (threadIdx.x == 0) *p.loss = loss[0] / p.numel();
-  } else {
-    const int64_t channels = p.map.channels, channel = int64_t(blockIdx.x) * kJoinCols + threadIdx.x % kJoinCols;
-    const int row = threadIdx.x / kJoinCols, rows = blockDim.x / kJoinCols;
-    A sums[2] = {0, 0};
-    for (int64_t slice = row; channel < channels && slice < p.slices; slice += rows) {
-      const A* from = p.sums + slice * 2 * channels + channel;
-      sums[0] += from[0];
-      sums[1] += from[channels];
-    }
-    join_rows(sums, kJoinCols, AddAll{});
-    if (row == 0 && channel < channels) {
-      A* stats = p.stats + channel;
-      const A each = A(2) / p.numel(), weighted = sums[1] - sums[0] * stats[kMeanRest * channels];
-      stats[kBiasGrad * channels] = each * sums[0];
-      stats[kWeightGrad * channels] = each * weighted * stats[kInvStd * channels];
-    }
-  }
+  if (!arrives_last(p.arrivals + 1 + blockIdx.x, gridDim.y)) return;
+  compute_affine_gradient(p, stats);
+  if (!arrives_last(p.arrivals, gridDim.x)) return;
+  sum_partials(p.losses, int64_t(gridDim.x) * gridDim.y, loss);
+  if (threadIdx.x == 0) *p.loss = loss[0] / p.numel();
 }
 
 template <class T>
@@ -265,12 +291,12 @@ struct ChannelGradient {
   ChannelGradient() = default;
 };
 
-template <class T, int V, bool kChannelsLast>
+template <class T, int V, MapOrder kOrder>
 __global__ void __launch_bounds__(kMapThreads)
     adapted_backward_kernel(const __grid_constant__ AdaptedParams<T> p,
                             const __grid_constant__ AdaptedGradients<T> gradients) {
   using A = accumulator_t<T>;
-  using Walk = ItemWalk<V, kChannelsLast>;
+  using Walk = ItemWalk<V, kOrder>;
   constexpr int kChannels = Walk::kChannels, kInFlight = 2;
   Walk walk(p.map);
 
@@ -279,14 +305,18 @@ __global__ void __launch_bounds__(kMapThreads)
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) {
     if (walk.inside()) {
-      affine[j] = ChannelAffine<A>(p, walk.channel() + j);
-      by[j] = ChannelGradient<A>(p, gradients, affine[j], walk.channel() + j);
+      const int64_t channels = p.map.channels, channel = walk.channel(j);
+      const A* stats = p.stats + channel;
+      affine[j] =
+          ChannelAffine<A>(p, channel, stats[kMean * channels], stats[kMeanRest * channels], stats[kInvStd * channels]);
+      by[j] = ChannelGradient<A>(p, gradients, affine[j], channel);
     }
   }
-  if (gradients.affine != nullptr && blockIdx.y == 0 && walk.row() == 0 && walk.has_channel()) {
+  if (gradients.affine != nullptr && blockIdx.y == 0) {
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
-      const int64_t channels = p.map.channels, channel = walk.channel() + j;
+      if (!walk.is_first(j)) continue;
+      const int64_t channels = p.map.channels, channel = walk.channel(j);
       const A* stats = p.stats + channel;
       gradients.affine[channel] = *gradients.grad_loss * stats[kBiasGrad * channels];
       gradients.affine[channels + channel] = *gradients.grad_loss * stats[kWeightGrad * channels];

@@ -114,6 +114,13 @@ CASES = [
     ),
     *(Case(shape=(5, 3, 7, 7), channels_last=last) for last in LAYOUTS),
     *(Case(shape=(2, 2, 40, 41), dtype=dtype, channels_last=last) for dtype in (HALF, SINGLE) for last in LAYOUTS),
+    # planes that are no whole number of packs, beside each other in groups of channels that are, or are not
+    *(Case(shape=(11, 16, 7, 7), dtype=dtype) for dtype in (HALF, BRAIN, SINGLE, DOUBLE)),
+    *(Case(shape=shape, dtype=HALF) for shape in ((3, 5, 7, 7), (2, 4, 14, 14), (30, 8, 3, 3), (2, 8, 15, 15))),
+    *(Case(shape=(11, 8, 7, 7), dtype=dtype, mean=100.0, offset=1) for dtype in (HALF, SINGLE)),
+    Case(shape=(11, 8, 7, 7), mean=1e4),
+    Case(shape=(3, 8, 17, 17), dtype=HALF),
+    Case(shape=(6, 8, 7, 7), dtype=HALF, training=False, affine=False),
     Case(shape=(2, 130, 3, 3), channels_last=True),
     *(Case(shape=(3, 72, 2, 2), dtype=BRAIN, channels_last=last) for last in LAYOUTS),
     *(Case(shape=(300, 1, 4, 2), channels_last=last) for last in LAYOUTS),
