@@ -56,37 +56,37 @@ __device__ __forceinline__ void store_whole(void* to, const P& value) {
   for (int w = 0; w < WholeAccess<P>::kWords; ++w) __stwb(static_cast<Word*>(to) + w, words[w]);
 }
 
-// N adjacent values, in whole packs if N values are; then the address must be aligned.
-template <int N, class A>
-__device__ __forceinline__ void load_adjacent(const A* from, A (&to)[N]) {
-  constexpr int kSize = Pack<A>::kSize;
+// N adjacent values, converted, in whole packs if N values are; then the address must be aligned.
+template <int N, class T, class A>
+__device__ __forceinline__ void load_adjacent(const T* from, A (&to)[N]) {
+  constexpr int kSize = Pack<T>::kSize;
   if constexpr (N % kSize == 0) {
 #pragma unroll
     for (int i = 0; i < N; i += kSize) {
-      const auto pack = load_whole<Pack<A>>(from + i);
+      const auto pack = load_whole<Pack<T>>(from + i);
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) to[i + v] = pack.values[v];
+      for (int v = 0; v < kSize; ++v) to[i + v] = static_cast<A>(pack.values[v]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = from[i];
+    for (int i = 0; i < N; ++i) to[i] = static_cast<A>(from[i]);
   }
 }
 
-template <int N, class A>
-__device__ __forceinline__ void store_adjacent(A* to, const A (&from)[N]) {
-  constexpr int kSize = Pack<A>::kSize;
+template <int N, class T, class A>
+__device__ __forceinline__ void store_adjacent(T* to, const A (&from)[N]) {
+  constexpr int kSize = Pack<T>::kSize;
   if constexpr (N % kSize == 0) {
 #pragma unroll
     for (int i = 0; i < N; i += kSize) {
-      Pack<A> pack;
+      Pack<T> pack;
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) pack.values[v] = from[i + v];
+      for (int v = 0; v < kSize; ++v) pack.values[v] = static_cast<T>(from[i + v]);
       store_whole(to + i, pack);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = from[i];
+    for (int i = 0; i < N; ++i) to[i] = static_cast<T>(from[i]);
   }
 }
 

@@ -59,7 +59,7 @@ __device__ __forceinline__ void attend_planes(const AttendMap<T>& map, int64_t b
 #pragma unroll 4
   for (int c = walk.begin; c < walk.end; c += plan.groups) {
     A x[V];
-    load_values<V>(map.data + walk.offset(plan, c), x);
+    load_adjacent(map.data + walk.offset(plan, c), x);
 #pragma unroll
     for (int v = 0; v < V; ++v) sums[v] += power_of<kSquare>(x[v], power);
   }
@@ -85,7 +85,7 @@ __device__ __forceinline__ void attend_pixels(const AttendMap<T>& map, int64_t b
 #pragma unroll 4
   for (int c = walk.begin; c < end; c += walk.step) {
     A x[V];
-    load_values<V>(row + c, x);
+    load_adjacent(row + c, x);
 #pragma unroll
     for (int v = 0; v < V; ++v) sum += power_of<kSquare>(x[v], power);
   }
@@ -156,10 +156,10 @@ __device__ __forceinline__ void slopes_of_planes(const SlopeParams<T>& p, const 
 #pragma unroll 4
   for (int c = walk.begin; c < walk.end; c += plan.groups) {
     A x[V];
-    load_values<V>(map.data + walk.offset(plan, c), x);
+    load_adjacent(map.data + walk.offset(plan, c), x);
 #pragma unroll
     for (int v = 0; v < V; ++v) x[v] = slope_of<kSquare>(x[v], p.power) * weights[v];
-    store_values<V>(map.grad + walk.offset(plan, c), x);
+    store_adjacent(map.grad + walk.offset(plan, c), x);
   }
 }
 
@@ -176,10 +176,10 @@ __device__ __forceinline__ void slopes_of_pixels(const SlopeParams<T>& p, const 
 #pragma unroll 4
   for (int c = walk.begin; c < plan.channels; c += walk.step) {
     A x[V];
-    load_values<V>(map.data + row + c, x);
+    load_adjacent(map.data + row + c, x);
 #pragma unroll
     for (int v = 0; v < V; ++v) x[v] = slope_of<kSquare>(x[v], p.power) * weight;
-    store_values<V>(map.grad + row + c, x);
+    store_adjacent(map.grad + row + c, x);
   }
 }
 

@@ -18,30 +18,6 @@ constexpr int kMapThreads = 256;
 constexpr int kMaxTile = 64;  // units, of 16 bytes mostly: 1 KB in a row is long enough, and small tiles spread better
 constexpr int kMinPerTeam = 8;  // lanes along the channels: 128 bytes at once
 
-// V adjacent values, read in one access if they are a pack.
-template <int V, class T, class A>
-__device__ __forceinline__ void load_values(const T* from, A (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = static_cast<A>(*from);
-  } else {
-    const auto pack = load_whole<Pack<T>>(from);
-#pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = static_cast<A>(pack.values[v]);
-  }
-}
-
-template <int V, class T, class A>
-__device__ __forceinline__ void store_values(T* to, const A (&from)[V]) {
-  if constexpr (V == 1) {
-    *to = static_cast<T>(from[0]);
-  } else {
-    Pack<T> pack;
-#pragma unroll
-    for (int v = 0; v < V; ++v) pack.values[v] = static_cast<T>(from[v]);
-    store_whole(to, pack);
-  }
-}
-
 struct MapPlan {
   int64_t n, pixels, blocks;
   int channels;

@@ -68,14 +68,14 @@ struct RowParams {
 
 template <int V, class R, class A>
 __device__ __forceinline__ void sum_slices(const R* rows, int slices, int64_t slice_step, R* sum, A (&values)[V]) {
-  load_values<V>(rows, values);
+  load_adjacent(rows, values);
   for (int slice = 1; slice < slices; ++slice) {
     A more[V];
-    load_values<V>(rows + slice * slice_step, more);
+    load_adjacent(rows + slice * slice_step, more);
 #pragma unroll
     for (int v = 0; v < V; ++v) values[v] += more[v];
   }
-  if (sum != nullptr) store_values<V>(sum, values);
+  if (sum != nullptr) store_adjacent(sum, values);
 }
 
 // One block for each sample: norms, then the loss and the numbers for the gradient. V: values of a row in each access.
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kRowThreads, 1) compare_rows_kernel(const __gr
     A sums[3] = {0, 0, 0};
     for (int64_t j = first; j < p.q; j += step) {
       A a[V], b[V];
-      load_values<V>(s + j, a);
-      load_values<V>(t + j, b);
+      load_adjacent(s + j, a);
+      load_adjacent(t + j, b);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const A d = unit.difference(a[v], b[v]), slope = slope_of_difference(d, p.absolute);
@@ -158,17 +158,17 @@ __global__ void __launch_bounds__(kMapThreads, 1)
   const int64_t step = p.blocks_per_row * kMapThreads * V;
   for (int64_t j = (block * kMapThreads + threadIdx.x) * V; j < p.q; j += step) {
     A a[V], b[V], grad[V];
-    load_values<V>(p.student + i * p.q + j, a);
-    load_values<V>(p.teacher + i * p.q + j, b);
+    load_adjacent(p.student + i * p.q + j, a);
+    load_adjacent(p.teacher + i * p.q + j, b);
     if (p.student_grad != nullptr) {
 #pragma unroll
       for (int v = 0; v < V; ++v) grad[v] = of_student(a[v], b[v]);
-      store_values<V>(p.student_grad + i * p.q + j, grad);
+      store_adjacent(p.student_grad + i * p.q + j, grad);
     }
     if (p.teacher_grad != nullptr) {
 #pragma unroll
       for (int v = 0; v < V; ++v) grad[v] = of_teacher(a[v], b[v]);
-      store_values<V>(p.teacher_grad + i * p.q + j, grad);
+      store_adjacent(p.teacher_grad + i * p.q + j, grad);
     }
   }
 }
