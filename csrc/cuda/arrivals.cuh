@@ -1,5 +1,4 @@
-// The counter of grid_sum for a call of one kernel, or for the first kernel of a call. Where an earlier kernel of the
-// call can zero a counter in the call's own memory, that is simpler.
+// The counter of a call that needs one; a call that needs many zeroes them in its first kernel.
 //
 // Fresh memory holds anything, and to zero it would be an operation of its own in the stream. So the counters are
 // variables of the library, at zero since it was loaded. Every launch leaves its counter at zero, and launches that

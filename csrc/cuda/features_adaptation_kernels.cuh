@@ -106,11 +106,17 @@ __global__ void __launch_bounds__(kMapThreads) adapted_moments_kernel(const __gr
         }
       });
 
-  A moments[kChannels][3];
+  constexpr int kLoaded = Walk::kIsColumns ? 2 : kChannels;  // a pack of columns has values of two channels at most
+  A moments[kChannels][3], origins[kLoaded];
+#pragma unroll
+  for (int k = 0; k < kLoaded; ++k) {
+    origins[k] = count > A(0) ? p.first_value(walk.channel(Walk::kIsColumns && k > 0 ? V - 1 : k)) : A(0);
+  }
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) {
     const A mean = count > A(0) ? sum[j] / count : A(0);
-    const A origin = count > A(0) ? p.first_value(walk.channel(j)) : A(0);
+    const bool is_next = Walk::kIsColumns && walk.channel(j) != walk.channel(0);
+    const A origin = Walk::kIsColumns ? origins[is_next ? kLoaded - 1 : 0] : origins[j % kLoaded];
     moments[j][0] = count;
     moments[j][1] = (shift[j] - origin) + mean;
     moments[j][2] = squares[j] - sum[j] * mean;

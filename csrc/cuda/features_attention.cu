@@ -36,16 +36,16 @@ double mean_factor(const AttentionInput& in) { return 1 / (double(in.n()) * doub
 // Memory for the sums over blocks in a launch of one block for each sample.
 struct GridSums {
   unsigned blocks;
-  Tensor partials, arrivals;
+  Tensor partials;
 
   GridSums(const AttentionInput& in, const AttentionOutput& out)
       : blocks(static_cast<unsigned>(std::min<int64_t>(in.n(), multiprocessors(in) * 8))),
-        partials(empty(std::array<int64_t, 1>{blocks}, accumulator_dtype(in.dtype), out.loss)),
-        arrivals(empty(std::array<int64_t, 1>{1}, ScalarType::Int, out.loss)) {}
+        partials(empty(std::array<int64_t, 1>{blocks}, accumulator_dtype(in.dtype), out.loss)) {}
 };
 
 template <class R>
-RowParams<R> row_params(const AttentionInput& in, const AttentionOutput& out, const GridSums& sums) {
+RowParams<R> row_params(const AttentionInput& in, const AttentionOutput& out, const GridSums& sums,
+                        const Arrivals& arrivals) {
   using A = accumulator_t<R>;
   RowParams<R> p{};
   p.student_slices = p.teacher_slices = 1;
@@ -56,7 +56,7 @@ RowParams<R> row_params(const AttentionInput& in, const AttentionOutput& out, co
   p.stats = data_of<A>(out.stats);
   p.loss = data_of<A>(out.loss);
   p.partials = data_of<A>(sums.partials);
-  p.arrivals = data_of<unsigned>(sums.arrivals);
+  p.arrivals = arrivals.counter();
   return p;
 }
 
@@ -68,13 +68,14 @@ AttendMap<T> attend_map(const FeatureMap& map, int device_multiprocessors) {
 }
 
 template <class T>
-void attention_forward_cuda(const AttentionInput& in, const AttentionOutput& out, cudaStream_t stream) {
+void attention_forward_cuda(const AttentionInput& in, const AttentionOutput& out, const simt::DeviceScope& scope) {
   using A = accumulator_t<T>;
+  const cudaStream_t stream = scope.stream();
   const GridSums sums(in, out);
+  const Arrivals arrivals(scope, out.loss);
   const int device_multiprocessors = multiprocessors(in);
   AttendParams<T> attend{attend_map<T>(in.student, device_multiprocessors),
-                         attend_map<T>(in.teacher, device_multiprocessors), static_cast<A>(in.power),
-                         data_of<unsigned>(sums.arrivals)};
+                         attend_map<T>(in.teacher, device_multiprocessors), static_cast<A>(in.power)};
   const int slices = attend.student.plan.slices + attend.teacher.plan.slices;
   // Unsliced maps are written directly to their place.
   const Tensor partials =
@@ -86,7 +87,7 @@ void attention_forward_cuda(const AttentionInput& in, const AttentionOutput& out
   in.power == 2 ? simt::launch(attend_kernel<T, true>, grid, kMapThreads, stream, attend)
                 : simt::launch(attend_kernel<T, false>, grid, kMapThreads, stream, attend);
 
-  RowParams<A> rows = row_params<A>(in, out, sums);
+  RowParams<A> rows = row_params<A>(in, out, sums, arrivals);
   rows.student = attend.student.partial;
   rows.teacher = attend.teacher.partial;
   rows.student_slices = attend.student.plan.slices;
@@ -107,14 +108,14 @@ bool rows_are_packed(const AttentionInput& in) {
 }
 
 template <class T>
-void factor_forward_cuda(const AttentionInput& in, const AttentionOutput& out, cudaStream_t stream) {
+void factor_forward_cuda(const AttentionInput& in, const AttentionOutput& out, const simt::DeviceScope& scope) {
   const GridSums sums(in, out);
-  SFTN_CUDA_CHECK(cudaMemsetAsync(data_of<unsigned>(sums.arrivals), 0, sizeof(unsigned), stream));
-  RowParams<T> rows = row_params<T>(in, out, sums);
+  const Arrivals arrivals(scope, out.loss);
+  RowParams<T> rows = row_params<T>(in, out, sums, arrivals);
   rows.student = in.student.data<T>();
   rows.teacher = in.teacher.data<T>();
   visit_pack<T>(rows_are_packed<T>(in), [&](auto pack) {
-    simt::launch(compare_rows_kernel<T, pack>, sums.blocks, row_threads(in.row() / pack), stream, rows);
+    simt::launch(compare_rows_kernel<T, pack>, sums.blocks, row_threads(in.row() / pack), scope.stream(), rows);
   });
 }
 
@@ -170,8 +171,7 @@ struct AttentionCuda {
     const simt::DeviceScope scope(in.student.tensor.get_device_index());
     visit_floating(in.dtype, "features_attention_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
-      in.power > 0 ? attention_forward_cuda<T>(in, out, scope.stream())
-                   : factor_forward_cuda<T>(in, out, scope.stream());
+      in.power > 0 ? attention_forward_cuda<T>(in, out, scope) : factor_forward_cuda<T>(in, out, scope);
     });
   }
 

@@ -33,7 +33,6 @@ template <class T>
 struct AttendParams {
   AttendMap<T> student, teacher;
   accumulator_t<T> power;
-  unsigned* arrivals;  // of the next launch, which needs it to be 0
 };
 
 // Adds the groups' values in shared memory by halves, for any number of groups, into the first group's. All threads
@@ -67,11 +66,18 @@ __device__ __forceinline__ void attend_planes(const AttendMap<T>& map, int64_t b
 #pragma unroll
   for (int v = 0; v < V; ++v) shared[mine + v] = sums[v];
   sum_groups(shared, walk.group, plan.groups, plan.tile * V, mine, V);
-  if (walk.group == 0 && walk.has_pixel(plan)) {
-    A* to = map.partial + (walk.slice * plan.n + walk.sample) * plan.pixels + walk.pixel;
+  A* row = map.partial + (walk.slice * plan.n + walk.sample) * plan.pixels;
+  if (plan.together > 1) {
+    const int pixels = static_cast<int>(plan.pixels);
+    for (int pixel = threadIdx.x; pixel < pixels; pixel += blockDim.x) {
+      A sum = 0;
+      for (int channel = 0; channel < plan.together; ++channel) sum += shared[channel * pixels + pixel];
+      row[pixel] = sum * map.mean;
+    }
+  } else if (walk.group == 0 && walk.has_pixel(plan)) {
 #pragma unroll
     for (int v = 0; v < V; ++v) sums[v] = shared[mine + v] * map.mean;
-    store_adjacent(to, sums);
+    store_adjacent(row + walk.pixel, sums);
   }
 }
 
@@ -109,7 +115,6 @@ __global__ void __launch_bounds__(kMapThreads, 1) attend_kernel(const __grid_con
                       : attend_planes<kSquare, 1>(map, block, p.power, shared);
     }
   }
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *p.arrivals = 0;
 }
 
 template <class T>
@@ -148,9 +153,18 @@ __device__ __forceinline__ void slopes_of_planes(const SlopeParams<T>& p, const 
   if (walk.begin >= walk.end) return;  // no barrier follows
   const RowGradient<A> gradient = p.row_gradient(walk.sample, map, of_teacher);
   A student[V], teacher[V], weights[V];
-  const A* maps = p.maps + walk.sample * plan.pixels + walk.pixel;
-  load_adjacent(maps, student);
-  load_adjacent(maps + plan.n * plan.pixels, teacher);
+  const A *student_map = p.maps + walk.sample * plan.pixels, *teacher_map = student_map + plan.n * plan.pixels;
+  if (plan.together > 1) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const int pixel = static_cast<int>(walk.pixel + v) % static_cast<int>(plan.pixels);
+      student[v] = student_map[pixel];
+      teacher[v] = teacher_map[pixel];
+    }
+  } else {
+    load_adjacent(student_map + walk.pixel, student);
+    load_adjacent(teacher_map + walk.pixel, teacher);
+  }
 #pragma unroll
   for (int v = 0; v < V; ++v) weights[v] = gradient(student[v], teacher[v]);
 #pragma unroll 4

@@ -4,13 +4,16 @@
 
 #include <cfloat>
 
+#include "arrivals.cuh"
 #include "features_attention_plan.cuh"
 #include "grid_sum.cuh"
 #include "math.cuh"
 
 namespace sftn::attention {
 
-constexpr int kRowThreads = 512;
+// Most threads of a block. A block reads a sample's row, which is large if it is a whole factor: 64 blocks have enough
+// loads in flight for all of the memory's bandwidth, and a second launch to use more would take longer than it saves.
+constexpr int kRowThreads = 1024;
 
 // phi'(d)
 template <class A>
@@ -60,10 +63,10 @@ struct RowParams {
   int64_t n, q;
   A mean;  // 1 / (N Q)
   bool absolute;
-  A* stats;            // [N, 4]
-  A* loss;             // []
-  A* partials;         // [gridDim.x, 1]
-  unsigned* arrivals;  // zero before the launch
+  A* stats;     // [N, 4]
+  A* loss;      // []
+  A* partials;  // [gridDim.x, 1]
+  ArrivalCounter arrivals;
 };
 
 template <int V, class R, class A>
@@ -89,6 +92,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) compare_rows_kernel(const __gr
     R* s_sum = p.sums != nullptr ? p.sums + i * p.q : nullptr;
     R* t_sum = p.sums != nullptr ? p.sums + all + i * p.q : nullptr;
     A squares[2] = {0, 0};
+#pragma unroll(V > 1 ? 2 : 4)
     for (int64_t j = first; j < p.q; j += step) {
       A a[V], b[V];
       sum_slices<V>(s + j, p.student_slices, all, s_sum != nullptr ? s_sum + j : nullptr, a);
@@ -109,6 +113,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) compare_rows_kernel(const __gr
       t = t_sum;
     }
     A sums[3] = {0, 0, 0};
+#pragma unroll(V > 1 ? 2 : 4)
     for (int64_t j = first; j < p.q; j += step) {
       A a[V], b[V];
       load_adjacent(s + j, a);
@@ -131,7 +136,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) compare_rows_kernel(const __gr
       total[0] += sums[0];
     }
   }
-  if (grid_sum(total, p.partials, p.arrivals)) *p.loss = total[0] * p.mean;
+  if (grid_sum(total, p.partials, p.arrivals.get())) *p.loss = total[0] * p.mean;
 }
 
 template <class T>

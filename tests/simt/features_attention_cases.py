@@ -106,6 +106,11 @@ CASES = [
     # one pixel a sample, few, an odd number, more than a tile: in packs, in single pixels, and with a last short tile
     *(Case(height=h, width=w, absolute=True) for h, w in ((1, 2), (2, 2), (3, 3), (7, 7), (16, 20), (13, 15), (9, 29))),
     *(Case(height=h, width=w, dtype=HALF) for h, w in ((1, 8), (7, 7), (24, 24), (5, 27))),
+    # planes that are whole packs together only, with several slices, and one tile of more threads than usual
+    *(Case(channels=c, teacher_channels=24, height=7, width=7, dtype=t) for c in (8, 80, 400) for t in (HALF, SINGLE)),
+    *(Case(channels=16, height=h, width=w, dtype=HALF, power=3.0) for h, w in ((1, 1), (2, 2), (3, 5), (14, 14))),
+    Case(channels=8, teacher_channels=16, height=15, width=15, dtype=BRAIN),
+    Case(channels=8, teacher_channels=16, height=17, width=17, dtype=BRAIN),
     # more channels than one round of the groups takes, and than one slice
     *(
         Case(channels=700, teacher_channels=3, height=h, width=2, dtype=dtype)

@@ -28,8 +28,6 @@ LOOSE = {
     "adapted_backward_kernel": (2.1, 2.0),
     "adapted_sums_kernel": (1.8, 4.0),  # and sums of channels, a few for each block
     "adapted_moments_kernel": (1.2, 4.0),
-    "adapted_join_moments_kernel": (4.0, 1.0),  # the first pixel of each channel
-    "adapted_join_sums_kernel": (1.0, 1.1),
     "pointwise_sum_kernel": (1.65, 1.0),
     "pointwise_gradient_kernel": (1.65, 1.0),
     "vid_finish_kernel": (2.5, 1.0),  # the partial sums of a channel
@@ -42,6 +40,11 @@ LOOSE = {
     "rkd_angles_kernel": (1.0, 2.5),
     "rkd_distances_kernel": (1.01, 1.5),
     "rkd_pair_sums_kernel": (2.1, 1.0),  # a field of each side
+    # rows of 49 values straddle, and the first values of channels are a large part of few samples
+    "adapted_hint small: adapted_moments_kernel": (1.3, 4.0),
+    "at small: attend_kernel": (1.05, 2.0),
+    "at small: compare_rows_kernel": (1.2, 1.2),
+    "at small: slopes_kernel": (1.7, 1.05),
 }
 
 
@@ -79,10 +82,10 @@ class Inputs:
         index, embeddings = torch.arange(N), (self.embedding(), self.embedding())
         return ops.crd_loss(*embeddings, index, self.negatives(negatives), self.bank())
 
-    def adapted_hint(self) -> Tensor:
+    def adapted_hint(self, side: int = SIDE) -> Tensor:
         ones = torch.ones(CHANNELS, requires_grad=True), torch.zeros(CHANNELS, requires_grad=True)
         running = torch.zeros(CHANNELS), torch.ones(CHANNELS)
-        return ops.adapted_hint_loss(self.maps(), self.maps(), *ones, *running)
+        return ops.adapted_hint_loss(self.maps(side=side), self.maps(side=side), *ones, *running)
 
     def vid(self) -> Tensor:
         return ops.vid_loss(self.maps(), torch.zeros(CHANNELS, requires_grad=True), self.maps())
@@ -101,12 +104,16 @@ CALLS: dict[str, tuple[Callable[[Inputs], Any], int]] = {
     "sp": (lambda x: ops.sp_loss(x.normal(32, WIDTH), x.normal(32, WIDTH)), 3),
     "pkt": (lambda x: ops.pkt_loss(x.normal(32, WIDTH), x.normal(32, WIDTH)), 3),
     "hint": (lambda x: ops.hint_loss(x.maps(), x.maps()), 2),
-    "adapted_hint": (Inputs.adapted_hint, 5),
+    "adapted_hint": (Inputs.adapted_hint, 3),
     "at": (lambda x: ops.at_loss(x.maps(), x.maps()), 3),
     "at other sizes": (lambda x: ops.at_loss(x.maps(side=2 * SIDE), x.maps(channels=2 * CHANNELS)), 5),
     "vid": (Inputs.vid, 3),
     "ab": (lambda x: ops.ab_loss(x.maps(), x.maps().detach()), 2),
     "ft": (lambda x: ops.ft_loss(x.maps(), x.maps()), 3),
+    "ft paper": (lambda x: ops.ft_loss(x.maps(), x.maps(), variant="paper"), 2),
+    # planes of 7 x 7 pixels are no whole number of packs, 8 of them are
+    "adapted_hint small": (lambda x: x.adapted_hint(side=7), 3),
+    "at small": (lambda x: ops.at_loss(x.maps(side=7), x.maps(side=7)), 3),
     "oh": (lambda x: ops.oh_loss(x.maps(), x.maps().detach(), torch.full((CHANNELS,), -0.5)), 2),
 }
 # Calls that set memory by an operation of its own, in place of a kernel.
@@ -144,7 +151,7 @@ def test_accesses_are_coalesced_and_launches_few(
                 key = names[launch["kernel"]].partition("<")[0].rpartition("::")[2], site["write"]
                 sums[key].update({field: site[field] for field in ("requests", "bytes", "sectors", "fewest")})
         for (kernel, write), count in sums.items():
-            allowed = LOOSE.get(kernel, TIGHT)[write]
+            allowed = LOOSE.get(f"{call}: {kernel}", LOOSE.get(kernel, TIGHT))[write]
             if count["sectors"] > allowed * count["fewest"]:
                 wrong.append(f"{call}: {kernel} {'writes' if write else 'reads'} {dict(count)}, allowed {allowed}")
     assert not wrong, "\n".join(wrong)
