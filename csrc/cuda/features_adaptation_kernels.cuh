@@ -106,17 +106,20 @@ __global__ void __launch_bounds__(kMapThreads) adapted_moments_kernel(const __gr
         }
       });
 
-  constexpr int kLoaded = Walk::kIsColumns ? 2 : kChannels;  // a pack of columns has values of two channels at most
-  A moments[kChannels][3], origins[kLoaded];
-#pragma unroll
-  for (int k = 0; k < kLoaded; ++k) {
-    origins[k] = count > A(0) ? p.first_value(walk.channel(Walk::kIsColumns && k > 0 ? V - 1 : k)) : A(0);
-  }
+  // A pack of columns has values of two channels at most; other accumulators have a channel each.
+  const bool any = count > A(0);
+  const A of_first = any ? p.first_value(walk.channel(0)) : A(0);
+  const A of_last = any && Walk::kIsColumns ? p.first_value(walk.channel(V - 1)) : A(0);
+  A moments[kChannels][3];
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) {
-    const A mean = count > A(0) ? sum[j] / count : A(0);
-    const bool is_next = Walk::kIsColumns && walk.channel(j) != walk.channel(0);
-    const A origin = Walk::kIsColumns ? origins[is_next ? kLoaded - 1 : 0] : origins[j % kLoaded];
+    const A mean = any ? sum[j] / count : A(0);
+    A origin = of_first;
+    if (Walk::kIsColumns) {
+      origin = walk.channel(j) == walk.channel(0) ? of_first : of_last;
+    } else if (j > 0 && any) {
+      origin = p.first_value(walk.channel(j));
+    }
     moments[j][0] = count;
     moments[j][1] = (shift[j] - origin) + mean;
     moments[j][2] = squares[j] - sum[j] * mean;
