@@ -105,7 +105,7 @@ class Emulator:
         library = folder / "sftn_emulated.so"
         torch.ops.load_library(library)
         self._library = ctypes.CDLL(str(library))
-        for count in (self._library.simt_launches, self._library.simt_blocks):
+        for count in (self._library.simt_launches, self._library.simt_blocks, self._library.simt_memsets):
             count.restype = ctypes.c_int64
 
     def set_seed(self, seed: int) -> None:
@@ -116,6 +116,10 @@ class Emulator:
         """Make the device claim to have ``count`` multiprocessors."""
         self._library.simt_set_multiprocessors(ctypes.c_int(count))
 
+    def sample_blocks(self, count: int) -> None:
+        """Run ``count`` blocks of each larger grid, or all (0). Results are wrong then, and counts are of a sample."""
+        self._library.simt_set_sample(ctypes.c_uint(count))
+
     def launches(self) -> int:
         """Return the number of kernel launches since :meth:`reset`."""
         return self._library.simt_launches()
@@ -124,15 +128,22 @@ class Emulator:
         """Return the number of blocks run since :meth:`reset`."""
         return self._library.simt_blocks()
 
+    def memsets(self) -> int:
+        """Return how often the host set memory of the device since :meth:`reset`."""
+        return self._library.simt_memsets()
+
     def count_accesses(self, on: bool) -> None:
         """Count what kernels read and write, from now on or no longer. Counting is slow."""
         self._library.simt_count_accesses(ctypes.c_int(on))
 
     def counted_launches(self) -> list[dict[str, Any]]:
-        """Return each counted launch: kernel, blocks, threads, and the accesses of each instruction, "sites".
+        """Return each counted launch: kernel, grid, and the accesses of each instruction to global memory, "sites".
 
-        A site has its address, ``write``, and sums over warps: requests, bytes, the sectors of 32 bytes that were
-        touched, and the fewest that would have held the bytes.
+        A site has its address, ``write``, and sums over warps: requests, bytes, those of all lanes, the sectors of 32
+        bytes that were touched, and the fewest that would have held the bytes. A launch has ``blocks``, of which
+        ``blocks_run`` were run and counted, ``threads`` of a block, ``dynamic_bytes`` of shared memory, the bytes
+        that all lanes read and wrote there, the ``shuffles`` and ``barriers`` of warps, and the ``exponentials`` and
+        ``roots`` of lanes in float32.
         """
         as_text = self._library.simt_counted_launches  # not in the sanitizers' variant
         as_text.restype = ctypes.c_char_p

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <map>
 
@@ -10,7 +11,12 @@ using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+namespace simt_emulator {
+inline std::int64_t memsets = 0;  // operations of the device beside the launches
+}  // namespace simt_emulator
+
 inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t = nullptr) {
+  ++simt_emulator::memsets;
   std::memset(address, value, bytes);
   return cudaSuccess;
 }
