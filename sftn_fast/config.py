@@ -276,6 +276,9 @@ class EngineConfig:
     channels_last: bool | Literal["auto"] = "auto"
     """Use the NHWC memory layout. auto: on the CPU, except for networks that are slower with it (VGG), and on a GPU in
     bf16 and fp16."""
+    cudnn_benchmark: Annotated[bool | Literal["auto"], Neutral("the same computation up to rounding")] = "auto"
+    """On a GPU, let cuDNN time its convolution algorithms for each shape of a training batch and use the fastest. The
+    choice, and with it the rounding, can vary between runs. auto: unless PyTorch is told to be deterministic."""
     compile: bool = False
     """Run each step's forward and backward pass under torch.compile. Compilation takes a minute or more, and on the CPU
     needs a C++ compiler. A network that can't be compiled is trained without, after a warning."""

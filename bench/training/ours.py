@@ -46,6 +46,7 @@ def training(case: TrainingCase, engine: EngineConfig) -> tuple[Iterator[Any], C
     task.train()
     optim = OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, batch_size=case.batch_size)
     train_step = build_step(task, Schedule(optim, LR, len(loader), epochs=240), engine, device)
+    train_step.store_frozen()  # as the loop does
     meter, steps = AverageMeter(device), iter(range(len(loader) * 240))
 
     def step(batch: Any) -> None:

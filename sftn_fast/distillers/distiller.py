@@ -17,6 +17,7 @@ from sftn_fast.distillers.loss_checks import require_scalar, require_terms
 from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
 from sftn_fast.distillers.network_checks import check_teachers
 from sftn_fast.distillers.spec import CE, Spec, Term
+from sftn_fast.distillers.stored_weights import store_weights
 from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.distillers.warmup import WarmUp
 from sftn_fast.models import Features, StagedNet
@@ -70,6 +71,7 @@ class Distiller(nn.Module):
             self.methods.append(nn.ModuleDict({term.name: _method(term, setup) for term in spec.methods}))
         self.weights = complete_weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
+        self._image_size = image_size
         self._logits: LogitsSource | None = None
         self._has_run = False
 
@@ -132,6 +134,22 @@ class Distiller(nn.Module):
                 raise ValueError(f"{name} reads more of the teacher than its logits")
         logits.watch(self.teacher)
         self._logits = logits
+
+    def store_teachers(self, autocast: torch.autocast) -> Callable[[], None]:
+        """Store the teachers' weights in the dtype to which ``autocast`` casts them, until the returned call.
+
+        No output changes by a bit. Networks that do not allow it stay as they are, and so does a teacher whose logits
+        are kept. Until then the teachers must run under ``autocast``.
+        """
+        if self._logits is not None:  # it recognises the teacher by its weights
+            return lambda: None
+        restore = [store_weights(teacher, autocast, self._image_size) for teacher in self.teachers]
+
+        def restore_all() -> None:
+            for one in restore:
+                one()
+
+        return restore_all
 
     def begin_epoch(self, epoch: int) -> bool:
         """Tell the methods that ``epoch`` begins, counted from 0; return whether any loss changed.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,25 @@ def is_channels_last(engine: EngineConfig, model: object, device: torch.device) 
     if device.type == "cuda":
         return engine.amp != "fp32"  # what tensor cores read in half precision without a transposed copy
     return device.type == "cpu" and getattr(model, "cpu_channels_last", True)
+
+
+def uses_cudnn_benchmark(engine: EngineConfig, device: torch.device) -> bool:
+    """Return what ``engine.cudnn_benchmark`` means on ``device``."""
+    if engine.cudnn_benchmark != "auto":
+        return bool(engine.cudnn_benchmark) and device.type == "cuda"
+    deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+    return device.type == "cuda" and not deterministic
+
+
+@contextmanager
+def cudnn_benchmark(on: bool) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each new shape inside this context, or let it choose by rule."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype:

@@ -161,6 +161,7 @@ def fit(
         log.say(f"  {schedule.describe()}")
         if resumed_from is not None:
             log.say(f"resumed from step {resumed_from}, {state.epoch} of {epochs} epochs done")
+        stack.callback(train_step.store_frozen())
         policy = CheckpointPolicy(store, state, log, stop, identity, every=engine.checkpoint_every)
         _train(task, data, state, engine, epochs, log, policy, on_epoch, on_best)
     return _result(state, resumed_from)

@@ -5,9 +5,10 @@ They are protocols: a class fits by what it has, without inheriting from anythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from sftn_fast.data.loaders import DeferredBatch
@@ -53,6 +54,17 @@ class EpochTask(Task, Protocol):
 
         A step replayed from a CUDA graph sees new values of the same tensors and no other change. It is recorded again
         if this returns True.
+        """
+
+
+@runtime_checkable
+class FrozenTask(Task, Protocol):
+    """A task with networks that do not learn."""
+
+    def store_frozen(self, autocast: torch.autocast) -> Callable[[], None]:
+        """Store their weights in the dtype to which ``autocast`` would cast them in each step; return what undoes it.
+
+        Nothing that the task computes under ``autocast`` may change.
         """
 
 

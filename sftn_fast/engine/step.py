@@ -15,11 +15,17 @@ from sftn_fast.data import loaders
 from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed, parallel
 from sftn_fast.engine.compile import Compiled
-from sftn_fast.engine.device import Layout, amp_dtype, is_channels_last
+from sftn_fast.engine.device import (
+    Layout,
+    amp_dtype,
+    cudnn_benchmark,
+    is_channels_last,
+    uses_cudnn_benchmark,
+)
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
 from sftn_fast.engine.graph import GraphedStep, Recorder, recorder
 from sftn_fast.engine.optim import Schedule, build_sgd
-from sftn_fast.engine.protocols import Batch, DeferredTrainData, Task, Terms, TrainData
+from sftn_fast.engine.protocols import Batch, DeferredTrainData, FrozenTask, Task, Terms, TrainData
 from sftn_fast.engine.rollback import rollback
 
 
@@ -38,6 +44,7 @@ class TrainStep:
             a graph.
         must_record: raise an error if the step can't be recorded.
         find_unused: over several ranks, look for parameters without a gradient in each step.
+        benchmark: let cuDNN time its algorithms for each new shape.
     """
 
     def __init__(
@@ -53,12 +60,14 @@ class TrainStep:
         record: Recorder | None = None,
         must_record: bool = False,
         find_unused: bool = False,
+        benchmark: bool = False,
     ):
         # Only the step uses the wrapper: everything else, checkpoints above all, needs the task's own names.
         self.module, self.optimizer, self.schedule = task, optimizer, schedule
         self.task = parallel.wrap(task, find_unused=find_unused)
         self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
+        self._benchmark = benchmark
         half = layout.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
         self.watch = FiniteWatch(layout.device, patience=FP16_PATIENCE if half else 1)
@@ -107,6 +116,21 @@ class TrainStep:
         if self._graphed is not None:
             self._graphed.forget()
 
+    def store_frozen(self) -> Callable[[], None]:
+        """Store the weights of networks that do not learn in the dtype of the steps, until the returned call.
+
+        Under autocast they would be cast in every step. The steps' results do not change by a bit.
+        """
+        if not isinstance(self.module, FrozenTask):
+            return lambda: None
+        undo = self.module.store_frozen(self.layout.autocast())
+
+        def restore() -> None:
+            self.forget()  # a recorded step reads the stored weights
+            undo()
+
+        return restore
+
     def rollback(self) -> AbstractContextManager[None]:
         """Return a context that undoes the steps inside it, see :func:`~sftn_fast.engine.rollback.rollback`."""
         momenta = [value for state in self.optimizer.state.values() for value in state.values()]
@@ -115,6 +139,11 @@ class TrainStep:
 
     def _update(self, batch: Batch) -> Terms:
         """Run the device's part of the step: it reads nothing back and uses no number outside of tensors."""
+        # Only here: training batches have one or two shapes, and each new one costs a search.
+        with cudnn_benchmark(self._benchmark):
+            return self._train(batch)
+
+    def _train(self, batch: Batch) -> Terms:
         if self._snapshot is not None:
             self._snapshot.take()
 
@@ -215,6 +244,7 @@ def build_step(
         record=recorder(engine.cuda_graphs, device),
         must_record=engine.cuda_graphs is True,
         find_unused=find_unused,
+        benchmark=uses_cudnn_benchmark(engine, device),
     )
 
 

@@ -147,6 +147,7 @@ class CostProbe(JobRunner):
         # A tiny learning rate keeps untrained networks from diverging.
         schedule = engine.Schedule(optim, 1e-9, steps, epochs)
         train_step = engine.build_step(task, schedule, self.config.engine, self.device)
+        train_step.store_frozen()
         batches = list(islice(_endless(self.images_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
         if self.config.engine.threads == "auto" and self.device.type == "cpu":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sftn_fast import models
@@ -53,6 +54,10 @@ class DistillTask(Task):
         self.distiller = distiller
         self.route = route
         self._anchor: Path | None = None  # the anchor that the teacher's weights are from
+
+    def store_frozen(self, autocast: torch.autocast) -> Callable[[], None]:
+        """Store the teachers' weights in the dtype of ``autocast``, see :meth:`Distiller.store_teachers`."""
+        return self.distiller.store_teachers(autocast)
 
     def begin_epoch(self, epoch: int) -> bool:
         """Load the anchor of ``epoch`` if it is a new one, see :meth:`Task.begin_epoch`."""

@@ -116,6 +116,10 @@ class Emulator:
         """Make the device claim to have ``count`` multiprocessors."""
         self._library.simt_set_multiprocessors(ctypes.c_int(count))
 
+    def sample_blocks(self, count: int) -> None:
+        """Run ``count`` blocks of each larger grid, or all (0). Results are wrong then, and counts are of a sample."""
+        self._library.simt_set_sample(ctypes.c_uint(count))
+
     def launches(self) -> int:
         """Return the number of kernel launches since :meth:`reset`."""
         return self._library.simt_launches()
@@ -137,10 +141,13 @@ class Emulator:
         self._library.simt_count_accesses(ctypes.c_int(on))
 
     def counted_launches(self) -> list[dict[str, Any]]:
-        """Return each counted launch: kernel, blocks, threads, and the accesses of each instruction, "sites".
+        """Return each counted launch: kernel, grid, and the accesses of each instruction to global memory, "sites".
 
-        A site has its address, ``write``, and sums over warps: requests, bytes, the sectors of 32 bytes that were
-        touched, and the fewest that would have held the bytes.
+        A site has its address, ``write``, and sums over warps: requests, bytes, those of all lanes, the sectors of 32
+        bytes that were touched, and the fewest that would have held the bytes. A launch has ``blocks``, of which
+        ``blocks_run`` were run and counted, ``threads`` of a block, ``dynamic_bytes`` of shared memory, the bytes
+        that all lanes read and wrote there, the ``shuffles`` and ``barriers`` of warps, and the ``exponentials`` and
+        ``roots`` of lanes in float32.
         """
         as_text = self._library.simt_counted_launches  # not in the sanitizers' variant
         as_text.restype = ctypes.c_char_p

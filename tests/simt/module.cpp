@@ -16,14 +16,15 @@ STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) { sftn::define_ops(m); }
 // 0 runs blocks, warps and lanes in order; any other seed shuffles them.
 EXPORT void simt_set_seed(unsigned seed) { simt_emulator::schedule.seed = seed; }
 
+// How many blocks of a larger grid run, for counts at sizes that take too long in whole. 0: all.
+EXPORT void simt_set_sample(unsigned blocks) { simt_emulator::schedule.sample = blocks; }
+
 // How many multiprocessors the device claims to have; kernels size their grids by it.
 EXPORT void simt_set_multiprocessors(int count) { simt_emulator::multiprocessors = count; }
 
-// Kernel launches, and blocks run, since simt_reset().
+// Kernel launches, blocks run and memory set by calls of the host, since simt_reset().
 EXPORT int64_t simt_launches() { return simt_emulator::counters.launches; }
 EXPORT int64_t simt_blocks() { return simt_emulator::counters.blocks; }
-
-// Memory set by an operation of its own, since simt_reset().
 EXPORT int64_t simt_memsets() { return simt_emulator::memsets; }
 
 // What the current stream claims to be, and the capture that records it, 0 outside of one.
@@ -47,7 +48,9 @@ extern "C" AOTITorchError __wrap_aoti_torch_empty_strided(int64_t dims, const in
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(*out, &data));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(*out, &bytes));
   auto* word = static_cast<uint32_t*>(data);
-  for (int64_t i = 0; i < bytes / 4; ++i) word[i] = simt_emulator::kUnwritten;
+  // A sample of the blocks leaves holes, which later kernels read.
+  const uint32_t fresh = simt_emulator::schedule.sample ? 0 : simt_emulator::kUnwritten;
+  for (int64_t i = 0; i < bytes / 4; ++i) word[i] = fresh;
   return error;
 }
 
@@ -63,12 +66,16 @@ EXPORT const char* simt_counted_launches() {
   text = "[";
   for (const simt_emulator::LaunchCount& launch : simt_emulator::memory.launches) {
     text += (text.size() > 1 ? ", {" : "{") + field("kernel", launch.kernel) + ", " +
-            field("blocks", launch.grid.count()) + ", " + field("threads", launch.threads.count()) + ", \"sites\": [";
+            field("blocks", launch.grid.count()) + ", " + field("blocks_run", launch.blocks_run) + ", " +
+            field("threads", launch.threads.count()) + ", " + field("dynamic_bytes", launch.dynamic_bytes) + ", " +
+            field("shared_read", launch.shared_read) + ", " + field("shared_written", launch.shared_written) + ", " +
+            field("shuffles", launch.shuffles) + ", " + field("barriers", launch.barriers) + ", " +
+            field("exponentials", launch.exponentials) + ", " + field("roots", launch.roots) + ", \"sites\": [";
     const char* separator = "";
     for (const auto& [address, site] : launch.sites) {
       text += separator + ("{" + field("address", address)) + ", " + field("write", int(site.write)) + ", " +
               field("requests", site.requests) + ", " + field("bytes", site.bytes) + ", " +
-              field("sectors", site.sectors) + ", " + field("fewest", site.fewest) + "}";
+              field("lane_bytes", site.lane_bytes) + ", " + field("sectors", site.sectors) + ", " + field("fewest", site.fewest) + "}";
       separator = ", ";
     }
     text += "]}";

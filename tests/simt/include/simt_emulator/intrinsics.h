@@ -13,6 +13,7 @@
 inline void __syncthreads(SIMT_SITE_ARGUMENTS) {
   using namespace simt_emulator;
   const Outside outside;
+  memory.barrier();
   block.arrive_and_wait(block.barrier(), {"__syncthreads", file, line});
 }
 
@@ -46,12 +47,21 @@ T exchange(unsigned mask, T value, F source, const Site& site) {
   return value;
 }
 
+template <class T, class F>
+T shuffle(unsigned mask, T value, F source, const Site& site) {
+  {
+    const Outside outside;
+    memory.shuffle(sizeof value);
+  }
+  return exchange(mask, value, source, site);
+}
+
 }  // namespace simt_emulator
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_SITE_ARGUMENTS) {
-  return simt_emulator::exchange(mask, value, [=](int lane) { return lane / width * width + (source & (width - 1)); },
-                                 {"__shfl_sync", file, line});
+  return simt_emulator::shuffle(mask, value, [=](int lane) { return lane / width * width + (source & (width - 1)); },
+                                {"__shfl_sync", file, line});
 }
 
 template <class T>
@@ -60,7 +70,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, SIMT_SI
     const int other = lane ^ lane_mask;
     return other / width <= lane / width ? other : lane;
   };
-  return simt_emulator::exchange(mask, value, source, {"__shfl_xor_sync", file, line});
+  return simt_emulator::shuffle(mask, value, source, {"__shfl_xor_sync", file, line});
 }
 
 template <class T>
@@ -69,7 +79,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_
     const int other = lane + static_cast<int>(delta);
     return other / width == lane / width ? other : lane;
   };
-  return simt_emulator::exchange(mask, value, source, {"__shfl_down_sync", file, line});
+  return simt_emulator::shuffle(mask, value, source, {"__shfl_down_sync", file, line});
 }
 
 template <class T>
@@ -78,7 +88,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SI
     const int other = lane - static_cast<int>(delta);
     return other >= lane / width * width ? other : lane;
   };
-  return simt_emulator::exchange(mask, value, source, {"__shfl_up_sync", file, line});
+  return simt_emulator::shuffle(mask, value, source, {"__shfl_up_sync", file, line});
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE_ARGUMENTS) {
@@ -148,3 +158,18 @@ template <class T>
 T max(T a, T b) {
   return a < b ? b : a;
 }
+
+// Functions that a GPU has instructions for. As macros: a function of the same name would be ambiguous.
+namespace simt_emulator {
+SIMT_UNWATCHED inline float counted_exponential(float value) {
+  memory.exponential();
+  return value;
+}
+SIMT_UNWATCHED inline float counted_root(float value) {
+  memory.root();
+  return value;
+}
+}  // namespace simt_emulator
+#define expf(x) simt_emulator::counted_exponential(expf(x))
+#define exp2f(x) simt_emulator::counted_exponential(exp2f(x))
+#define sqrtf(x) simt_emulator::counted_root(sqrtf(x))

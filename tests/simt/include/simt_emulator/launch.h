@@ -55,9 +55,11 @@ void launch_with_shared(void (*kernel)(P...), dim3 grid, dim3 threads, std::size
   gridDim = grid;
   block.resize(threads);
   block.reserve_dynamic(dynamic_bytes);
-  memory.begin_launch(reinterpret_cast<const void*>(kernel), grid, threads);
-  std::vector<unsigned> order(grid.count());
-  std::iota(order.begin(), order.end(), 0u);
+  // A sample has a block from the middle of each of its equal parts of the grid.
+  const std::uint64_t all = grid.count(), some = schedule.sample;
+  std::vector<unsigned> order(some && some < all ? some : all);
+  for (std::uint64_t i = 0; i < order.size(); ++i) order[i] = (2 * i + 1) * all / (2 * order.size());
+  memory.begin_launch(reinterpret_cast<const void*>(kernel), grid, threads, dynamic_bytes, order.size());
   if (schedule.seed) std::shuffle(order.begin(), order.end(), std::mt19937(schedule.seed));
   for (unsigned i : order) {
     ++counters.blocks;

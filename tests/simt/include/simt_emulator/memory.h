@@ -5,7 +5,8 @@
 //   an access that is not aligned to its size
 //   a read of shared memory that no thread of the block wrote
 //   a read of global memory that nobody wrote: fresh tensors are filled with kUnwritten
-// On request it counts the bytes and the sectors of each access of a warp, as a GPU's memory system sees them.
+// On request it counts the bytes and the sectors of each access of a warp, as a GPU's memory system sees them, and what
+// they do in shared memory, at shuffles, at barriers and with special functions.
 #pragma once
 
 #include "scheduler.h"
@@ -34,12 +35,17 @@ struct SiteCount {
   bool write = false;
   std::int64_t requests = 0;             // of warps
   std::int64_t bytes = 0;                // different ones of a request
+  std::int64_t lane_bytes = 0;           // of all lanes, also where several read the same
   std::int64_t sectors = 0, fewest = 0;  // sectors of 32 bytes that were touched, and that would have held the bytes
 };
 
 struct LaunchCount {
   std::uintptr_t kernel = 0;  // address in the module
   dim3 grid, threads;
+  std::size_t dynamic_bytes = 0, blocks_run = 0;
+  std::int64_t shared_read = 0, shared_written = 0;  // bytes of all lanes
+  std::int64_t shuffles = 0, barriers = 0;           // of warps; a shuffle moves 4 bytes
+  std::int64_t exponentials = 0, roots = 0;          // of lanes, in float32
   std::map<std::uintptr_t, SiteCount> sites;  // by address in the module
 };
 
@@ -48,10 +54,32 @@ class Memory {
   bool counting = false;
   std::vector<LaunchCount> launches;  // while counting
 
-  SIMT_UNWATCHED void begin_launch(const void* kernel, dim3 grid, dim3 threads) {
+  SIMT_UNWATCHED void begin_launch(const void* kernel, dim3 grid, dim3 threads, std::size_t dynamic_bytes,
+                                   std::size_t blocks_run) {
     if (image_begin_ == 0) find_image();
     host_stack_ = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0)) - kHostStackBytes;
-    if (counting) launches.push_back({reinterpret_cast<std::uintptr_t>(kernel) - image_begin_, grid, threads, {}});
+    if (!counting) return;
+    LaunchCount launch;
+    launch.kernel = reinterpret_cast<std::uintptr_t>(kernel) - image_begin_;
+    launch.grid = grid;
+    launch.threads = threads;
+    launch.dynamic_bytes = dynamic_bytes;
+    launch.blocks_run = blocks_run;
+    launches.push_back(launch);
+  }
+
+  // A warp's first lane stands for it at a shuffle or a barrier.
+  void shuffle(std::size_t bytes) {
+    if (counting && block.lane() == 0) launches.back().shuffles += static_cast<std::int64_t>(bytes / 4);
+  }
+  void barrier() {
+    if (counting && block.lane() == 0) ++launches.back().barriers;
+  }
+  SIMT_UNWATCHED void exponential() {
+    if (counting && block.in_kernel()) ++launches.back().exponentials;
+  }
+  SIMT_UNWATCHED void root() {
+    if (counting && block.in_kernel()) ++launches.back().roots;
   }
 
   // The accesses of a warp belong to one request if they come from the same instruction, as often executed by each
@@ -60,8 +88,9 @@ class Memory {
     for (auto& [request, ranges] : requests_) {
       const auto& [warp, write, site, turn] = request;
       std::sort(ranges.begin(), ranges.end());
-      std::uintptr_t bytes = 0, sectors = 0, end = 0, next_sector = 0;
+      std::uintptr_t bytes = 0, lane_bytes = 0, sectors = 0, end = 0, next_sector = 0;
       for (const auto& [begin, length] : ranges) {
+        lane_bytes += length;
         const std::uintptr_t from = std::max(begin, end), first = std::max(begin / kSectorBytes, next_sector);
         end = std::max(end, begin + length);
         bytes += end - std::min(from, end);
@@ -73,6 +102,7 @@ class Memory {
       count.write = write;
       ++count.requests;
       count.bytes += static_cast<std::int64_t>(bytes);
+      count.lane_bytes += static_cast<std::int64_t>(lane_bytes);
       count.sectors += static_cast<std::int64_t>(sectors);
       count.fewest += static_cast<std::int64_t>((bytes + kSectorBytes - 1) / kSectorBytes);
     }
@@ -96,6 +126,7 @@ class Memory {
     const bool is_vector = bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8 || bytes == 16;
     if (is_vector && at % bytes != 0) block.abandon(text("misaligned ", write, bytes));
     if (unsigned char* written = block.written_at(at)) {
+      if (counting) (write ? launches.back().shared_written : launches.back().shared_read) += std::int64_t(bytes);
       if (write) {
         std::memset(written, 1, bytes);
       } else if (std::memchr(written, 0, bytes) != nullptr) {
@@ -103,7 +134,7 @@ class Memory {
       }
       return;
     }
-    if (!write && holds_unwritten(at, bytes)) block.abandon(text("global memory that nobody wrote: ", write, bytes));
+    if (!write && !schedule.sample && holds_unwritten(at, bytes)) block.abandon(text("global memory that nobody wrote: ", write, bytes));
     if (counting) count(at, bytes, write, reinterpret_cast<std::uintptr_t>(site));
   }
 
@@ -205,7 +236,11 @@ SIMT_UNWATCHED inline __attribute__((used)) unsigned __tsan_atomic32_fetch_add(v
 namespace simt_emulator {
 
 struct Memory {
-  void begin_launch(const void*, dim3, dim3) {}
+  void begin_launch(const void*, dim3, dim3, std::size_t, std::size_t) {}
+  void shuffle(std::size_t) {}
+  void barrier() {}
+  void exponential() {}
+  void root() {}
   void end_block() {}
   void access(const void*, std::size_t, bool, const void*) {}
 };

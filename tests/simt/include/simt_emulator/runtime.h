@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <map>
 
@@ -13,7 +14,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 namespace simt_emulator {
 // What the current stream claims to be; launches run at once whatever it is. capture: 0 outside of one.
 inline unsigned long long stream_id = 0, capture_id = 0;
-inline long long memsets = 0;
+inline std::int64_t memsets = 0;  // operations of the device beside the launches
 }  // namespace simt_emulator
 
 inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t = nullptr) {

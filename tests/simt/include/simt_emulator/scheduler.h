@@ -24,7 +24,8 @@ namespace simt_emulator {
 
 // Controls and counters of the tests.
 struct Schedule {
-  unsigned seed = 0;  // 0: blocks, warps and lanes in order; else all three are shuffled
+  unsigned seed = 0;    // 0: blocks, warps and lanes in order; else all three are shuffled
+  unsigned sample = 0;  // blocks run of a larger grid, 0 for all; what the others would write stays zero
 };
 struct Counters {
   std::int64_t launches = 0, blocks = 0;
