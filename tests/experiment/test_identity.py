@@ -99,6 +99,7 @@ OUTCOMES = {
     "engine.amp": ("bf16", REFUSED),
     "engine.threads": ("2", KEPT),
     "engine.channels_last": ("false", REFUSED),
+    "engine.cudnn_benchmark": ("true", KEPT),
     "engine.compile": ("true", REFUSED),
     "engine.cuda_graphs": ("false", KEPT),
     "engine.sync_batchnorm": ("true", REFUSED),
