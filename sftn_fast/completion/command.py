@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
 def _main(argv: list[str]) -> int:
     shell = parser().parse_args(argv).shell
     # Imported late: --help and a refused shell can do without.
-    import shtab
+    from sftn_fast.completion.scripts import script_for
+    from sftn_fast.completion.verbs import list_options, sftn_parser
 
-    from sftn_fast.completion.verbs import sftn_parser
-
-    print(shtab.complete(sftn_parser(parser()), shell))
+    print(script_for(shell, sftn_parser(parser()), list_options()))
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from sftn_fast.experiment.labels import LABELS, kind, label
 from sftn_fast.experiment.settings import flat
 from sftn_fast.report.compared_runs import ComparedRun, read_runs
-from sftn_fast.report.exported import choice_sentences
+from sftn_fast.report.exported import choice_sentences, choices
 from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column
 from sftn_fast.report.statistics import (
     FEWEST_TESTED,
@@ -97,9 +97,16 @@ def _results(runs: Sequence[ComparedRun], column: Column) -> Cells:
         by_seed = [_by_seed(run, job, column) for run in runs]
         if any(by_seed):
             figures = [_figure(list(each.values()), column) for each in by_seed]
-            difference = [_difference(paired(by_seed[1], by_seed[0]), column)] if pair else []
+            same = column is not BEST or _chosen_alike(runs, job)
+            difference = [_difference(paired(by_seed[1], by_seed[0]) if same else None, column)] if pair else []
             cells.append([label(job), *figures, *difference])
     return cells
+
+
+def _chosen_alike(runs: Sequence[ComparedRun], job: str) -> bool:
+    """Return whether all runs chose the best epoch of ``job`` in the same way. One on the test images is optimistic."""
+    rows = [run.rows[job] for run in runs if job in run.rows]
+    return all(choices(row) == choices(rows[0]) for row in rows)
 
 
 def _by_seed(run: ComparedRun, job: str, column: Column) -> dict[int, float]:
@@ -161,7 +168,13 @@ def _remarks(runs: Sequence[ComparedRun]) -> list[str]:
     for run in others:
         if run not in same:
             remarks.append(f"{run.name} - {first.name}: no difference, because they were tested on different images")
-    remarks += choice_sentences([row for run in runs for row in run.rows.values()])
+    unlike = [label(job) for job in jobs_of(runs) if not _chosen_alike(runs, job)]
+    if len(runs) == 2 and same and unlike:
+        remarks.append(
+            f"{others[0].name} - {first.name}: no difference in top-1 best of {', '.join(unlike)}, because "
+            "the best epochs were not chosen in the same way"
+        )
+    remarks += choice_sentences({run.name: list(run.rows.values()) for run in runs})
     remarks += [f"{run.name}: {note}" for run in runs for note in run.notes]
     return remarks + _data_remarks(runs)
 
