@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.compare", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("compare"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, such as runs/demo; two or more")
     parser.add_argument("--output", metavar="FILE", help=f"PNG file for the learning curves (default: {DEFAULT})")
     parser.add_argument(

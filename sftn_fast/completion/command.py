@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.completion", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("completion"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" or ".join(SHELLS))
     return parser
 

@@ -108,5 +108,5 @@ def write_names(names: Iterable[str]) -> bytes:
 
 
 def _line(name: str) -> str:
-    is_plain = name.isprintable() and name.strip() == name and name[:1] not in ('"', "#")
+    is_plain = escape(name) == name and name.strip() == name and name[:1] not in ('"', "#", "\ufeff")
     return name if is_plain else json.dumps(name)

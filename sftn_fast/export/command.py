@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.export", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("export"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
     parser.add_argument("--format", required=True, choices=FORMATS, help="format of the file")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: deployed.SUFFIX in STUDENT)")

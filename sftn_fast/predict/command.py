@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.predict", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("predict"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder")
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes per image (default: %(default)s)")

@@ -15,7 +15,6 @@ from PIL import Image
 
 from sftn_fast import models
 from sftn_fast.data import notices
-from sftn_fast.data.verify import main as verify_main
 from sftn_fast.experiment import class_accuracy
 from sftn_fast.predict.command import main
 from sftn_fast.utils.csv_text import csv_text
@@ -106,14 +105,13 @@ def test_any_cell_is_read_back(cell):
     assert rows_of(as_bytes(csv_text(rows))) == rows
 
 
-@pytest.mark.parametrize("program", ["predict", "verify"])
-def test_what_is_no_image_is_counted(program, student, images, capsys):
+def test_what_is_no_image_is_counted(student, images, capsys):
     for name in ("a.heic", "b.heic", "no-suffix", "notes.txt", ".hidden.png"):
         (images / name).touch()
     for folder in (".cache", "__MACOSX"):
         (images / folder).mkdir()
         (images / folder / "x.png").touch()
-    assert (main([str(student), str(images)]) if program == "predict" else verify_main([str(images)])) == 0
+    assert main([str(student), str(images)]) == 0
     error = capsys.readouterr().err
     line = next(line for line in error.splitlines() if "ignored" in line)
     assert "ignored 4 files that are not images (.heic 2, .txt 1, no ending 1), 1 hidden file" in line
