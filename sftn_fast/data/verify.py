@@ -49,7 +49,7 @@ def verify(root: Path, *, workers: int, white: float | None = None) -> tuple[int
     paths = image_files(root, ignored)
     ignored.report(root)
     check(bool(paths), "ROOT", str(root), "a folder with images")
-    label = f"checking images in {escape(root)}"
+    label = f"checking images in {root}"
     faults = {}
     with ProgressBar(len(paths), start=None, label=label, unit="images", line_interval=LINE_INTERVAL) as progress:
         for done, (path, fault) in enumerate(zip(paths, _faults(paths, workers, white), strict=True), start=1):

@@ -77,7 +77,7 @@ def _main(argv: list[str]) -> int:
     def skip(path: str | Path, reason: DecodeError) -> None:
         skipped.append(f"{escape(path)} can't be decoded ({reason})")
 
-    label = f"classifying images in {escape(folder)}" if folder is not None else "classifying images"
+    label = f"classifying images in {folder}" if folder is not None else "classifying images"
     with ProgressBar(len(paths), start=None, label=label, unit="images", line_interval=LINE_INTERVAL) as progress:
         found = classifier.predict(paths, top=given.top, on_undecodable=skip if given.skip_undecodable else None)
         for done, (path, classes) in enumerate(zip(paths, found, strict=True), start=1):

@@ -22,6 +22,7 @@ from sftn_fast.report.statistics import (
     signed,
 )
 from sftn_fast.report.terminal import Cells, bullets, text_table
+from sftn_fast.utils.text import escape
 
 IRRELEVANT = ("output", "resume")
 """Settings that say where a run is stored, not what it computes."""
@@ -72,7 +73,7 @@ def jobs_of(runs: Sequence[ComparedRun]) -> list[str]:
 def _settings_part(runs: Sequence[ComparedRun], width: int | None) -> str:
     missing = [run.name for run in runs if not run.settings]
     if missing:
-        return f"no settings of {', '.join(missing)}: config.yaml is missing or damaged"
+        return f"no settings of {escape(', '.join(missing))}: config.yaml is missing or damaged"
     settings = [{key: value for key, value in flat(run.settings).items() if value != {}} for run in runs]
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in IRRELEVANT]
     rows = [[key, *(_shown(each, key) for each in settings)] for key in keys]
