@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
 def _main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     check(given.top >= 1, "--top", given.top, "at least 1")
-    require_named({"STUDENT": given.student, "IMAGE": given.images, "--plugins": given.plugins})
+    named = {"STUDENT": given.student, "IMAGE": given.images, "--output": given.output, "--plugins": given.plugins}
+    require_named(named)
     paths, folder = _images(given.images)
     check(folder is not None or given.output is None, "--output", given.output, "given with a folder of images only")
     output = None if given.output is None else output_file(given.output, overwrite=given.overwrite)

@@ -9,7 +9,7 @@ import pytest
 from sftn_fast import __main__ as verbs
 
 LINES = [
-    *(f"predict {rest}" for rest in ("@ x", "S @", "S x @", "S x --output @", "S x --plugins @", "S x --device @")),
+    *(f"predict {rest}" for rest in ("@ x", "S @", "S x @", "S x --output @", "S x --plugins @")),
     *(f"export {rest} --format pt2" for rest in ("@", "S --output @", "S --plugins @")),
     *(f"compare {rest}" for rest in ("@ x", "x @", "x y --output @")),
     *("report @", "report x @", "verify @", "info @", "completion @", "@"),

@@ -105,13 +105,13 @@ def test_any_cell_is_read_back(cell):
     assert rows_of(as_bytes(csv_text(rows))) == rows
 
 
-def test_what_is_no_image_is_counted(student, images, capsys):
+def test_what_is_no_image_is_counted(student, images, tmp_path, capsys):
     for name in ("a.heic", "b.heic", "no-suffix", "notes.txt", ".hidden.png"):
         (images / name).touch()
     for folder in (".cache", "__MACOSX"):
         (images / folder).mkdir()
         (images / folder / "x.png").touch()
-    assert main([str(student), str(images)]) == 0
+    assert main([str(student), str(images), "--output", str(tmp_path / "out.csv")]) == 0
     error = capsys.readouterr().err
     line = next(line for line in error.splitlines() if "ignored" in line)
     assert "ignored 4 files that are not images (.heic 2, .txt 1, no ending 1), 1 hidden file" in line
