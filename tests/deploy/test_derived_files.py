@@ -115,3 +115,18 @@ def test_results_are_named_and_kept(folder, tmp_path, caplog, capsys):
 
 def test_every_format_is_known_by_its_suffix():
     assert {Path(f"x{each.suffix}").suffix for each in formats.WRITERS.values()} <= {*SUFFIXES}
+
+
+@pytest.mark.parametrize("program", ["export", "transfer plugin", "transfer image"])
+def test_an_output_that_is_read_is_refused(program, folder, tmp_path, capsys):
+    read = tmp_path / "data" / "read.py"
+    read.parent.mkdir()
+    read.write_text("")
+    options = ["--output", str(read), "--plugins", str(read)]
+    if program == "export":
+        assert export_main([str(folder), *options, "--overwrite", "--format", "state_dict"]) == 2
+    else:
+        data = ["--data.name", "fake", "--data.train_size", "32", "--data.root", str(read.parent)]
+        given = options if program == "transfer plugin" else options[:2]
+        assert transfer.main([str(folder), *data, *given, "--overwrite", "true"]) == 2
+    assert "output must be another file than those" in capsys.readouterr().err and read.read_text() == ""
