@@ -165,7 +165,7 @@ def test_a_folder_without_results_is_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def best_row(text: str) -> list[str]:
     lines = lines_of(text)
-    return lines[1 + next(number for number, line in enumerate(lines) if line[0] == "top-1 best %")]
+    return lines[2 + next(number for number, line in enumerate(lines) if line[0] == "top-1 best %")]
 
 
 @pytest.mark.parametrize(("ours", "theirs", "alike"), [(0, 30, False), (30, 0, False), (30, 20, True), (0, 0, True)])
