@@ -27,8 +27,11 @@ OF, DEPLOYED = "of", "deployed"
 SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".ts", ".safetensors", ".csv")
 """Ends of the names of files that may be made from weights."""
 RESULTS = "transfer-*.json"
+"""Names of the results of ``sftn transfer``."""
 OWN = (*NETWORK, *LOGS, CLASSES)
+"""Names in a job's folder of files that a run writes itself."""
 SHOWN = 5
+"""Largest number of names in a warning."""
 
 
 def record(folder: Path, file: Path, sha256: str, *, deployed: bool) -> None:
@@ -73,8 +76,8 @@ def discard(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name in ours:
             (folder / name).unlink()
         _write(folder, {name: entry for name, entry in recorded.items() if name not in ours})
-        where = printable(folder, 400)
-        logger.warning("%s removed from %s: made from weights that are replaced; export again", listed(ours), where)
+        names, where = listed(ours, shown=SHOWN), printable(folder, 400)
+        logger.warning("%s removed from %s: made from weights that are replaced; export again", names, where)
     if _is_replaced(folder, sha256):
         kept = {name for name in stale if (folder / name).is_file()} | _unknown(folder, recorded)
         if kept:
