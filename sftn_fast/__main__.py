@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-import sftn_fast
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import program
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = arguments[0] if arguments else ""
     if verb in VERBS:
         program.exit_on_interrupt()  # until the program itself has been imported, and takes over
-        return int(import_module(VERBS[verb][0]).main(arguments[1:]))
+        with program.called_by("python -m sftn_fast " if Path(sys.argv[0]).name == "__main__.py" else "sftn "):
+            return int(import_module(VERBS[verb][0]).main(arguments[1:]))
     return program.run(_without_verb, arguments, output_matters=True)
 
 
@@ -45,9 +46,6 @@ def _without_verb(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
-        print(f"sftn_fast {sftn_fast.__version__}")
-        return 0
     from sftn_fast.cli.messages import suggest
 
     raise ConfigError(f"{arguments[0]!r} is not a verb of sftn{suggest(arguments[0], VERBS)}; use {', '.join(VERBS)}")

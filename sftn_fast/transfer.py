@@ -27,6 +27,7 @@ from sftn_fast import cli, data, models
 from sftn_fast.cli import output_folder
 from sftn_fast.config import ConfigError, DataConfig, OptimConfig, TransferConfig, check
 from sftn_fast.data import Batch, ImageData
+from sftn_fast.data.files import root_folder
 from sftn_fast.data.seeding import generator
 from sftn_fast.engine import Layout, Schedule, evaluate, resolve_device
 from sftn_fast.engine.divergence import verdict
@@ -34,10 +35,10 @@ from sftn_fast.engine.optim import build_sgd
 from sftn_fast.experiment import file_digest
 from sftn_fast.models import StagedNet
 from sftn_fast.models.export import CONFIG
-from sftn_fast.utils import launcher, plugins, program, strict_json
+from sftn_fast.utils import derived_files, launcher, plugins, program, strict_json
 from sftn_fast.utils.atomic import describe, write_atomically
-from sftn_fast.utils.paths import expand_user, output_file
-from sftn_fast.utils.text import printable
+from sftn_fast.utils.paths import expand_user, output_file, refuse_input
+from sftn_fast.utils.text import escape, printable
 
 INITIAL_STD = 0.01
 
@@ -57,7 +58,7 @@ def run(config: TransferConfig) -> dict[str, Any]:
     network, exported = _load(config.network)
     named = config.output is not None
     config = _resolve(config, network, exported)
-    _check_writable(str(config.output), overwrite=config.overwrite or not named)
+    _check_writable(config, overwrite=config.overwrite or not named)
     images = data.build(config.data, seed=config.seed, batch_size=config.batch_size, device=device)
     channels = f"a data set of {network.in_channels} channels, as the network takes"
     check(images.in_channels == network.in_channels, "data.name", config.data.name, channels)
@@ -88,7 +89,9 @@ def run(config: TransferConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-    write_atomically(Path(str(config.output)), strict_json.dumps(result, indent=2) + "\n")
+    output = Path(str(config.output))
+    write_atomically(output, strict_json.dumps(result, indent=2) + "\n")
+    derived_files.record(expand_user(config.network), output, exported["sha256"], deployed=False)
     return result
 
 
@@ -211,13 +214,21 @@ def _file_name(config: TransferConfig) -> str:
     return f"transfer-{config.data.name}{output_folder.suffix(changed)}.json"
 
 
-def _check_writable(output: str, *, overwrite: bool) -> None:
+def _check_writable(config: TransferConfig, *, overwrite: bool) -> None:
     """Check the output file before training, so that an hour of it is not lost."""
+    output = str(config.output)
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output must be a file that can be written, got {output!r}: {describe(error)}") from error
-    models.check_not_of_export(output_file(output, key="output", overwrite=overwrite), "output")
+    file = output_file(output, key="output", overwrite=overwrite)
+    models.check_not_of_export(file, "output")
+    refuse_input(file, "output", map(expand_user, config.plugins))
+    # Which files of data.root are read is only known to each data set. A result is none of them.
+    read = (
+        file.exists() and file.suffix != ".json" and file.resolve().is_relative_to(root_folder(config.data).resolve())
+    )
+    check(not read, "output", output, "another file than those in data.root")
 
 
 def parse(argv: Sequence[str]) -> TransferConfig:
@@ -241,7 +252,7 @@ def _main(argv: list[str]) -> int:
     except FloatingPointError as error:
         return program.fail(error, 1)
     scores = "  ".join(f"{key} {result[key]:.2f} %" for key in ("top1", "top5") if key in result)
-    print(f"{scores}  ({result['setting']['output']})")
+    print(f"{scores}  ({escape(result['setting']['output'])})")
     return 0
 
 

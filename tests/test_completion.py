@@ -21,7 +21,7 @@ while IFS= read -r line; do
     COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
     COMP_WORDS[COMP_CWORD]="${COMP_WORDS[COMP_CWORD]%.}"  # the dot keeps an empty last word
     COMPREPLY=()
-    _shtab_sftn
+    _sftn
     echo "${COMPREPLY[*]}"
 done
 """
@@ -43,6 +43,20 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
         "sftn train --data.loader ": {"auto", "memory", "dali", "torchvision"},
         "sftn train --engine.tensorboard ": {"true", "false"},
         "sftn train --stages s": {"sftn", "student"},
+        "sftn train --stages teacher st": {"student"},
+        "sftn train --stages teacher student --epo": {"--epochs"},
+        "sftn train --stages teacher --export b": {"best"},
+        "sftn train --logger wandb ml": {"mlflow"},
+        "sftn train --plugins mine.yaml mi": {"mine.yaml", "mine.txt"},
+        "sftn train --export = b": {"best"},  # as bash divides --export=b
+        "sftn train --export =": {"last", "best"},
+        "sftn train --export=b": {"--export=best"},  # where = divides no words
+        "sftn train --export=": {"--export=last", "--export=best"},
+        "sftn train --export = best --data.loader = mem": {"memory"},
+        "sftn train --stages = teacher st": {"student"},
+        "sftn train --config = mi": {"mine.yaml"},
+        "sftn export x --format = on": {"onnx", "onnx-legacy"},
+        "sftn transfer --plugins x ru": {"runs"},
         "sftn train --teacher ": {*NETWORKS},
         "sftn train --epochs 3 --data.name cifar": {"cifar10", "cifar100"},
         "sftn train --method ": {*registry.names()},
@@ -70,6 +84,9 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
 
 def test_zsh_accepts_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = script_for("zsh", capsys)
+    assert '"--export=[Epoch whose weights become the exported student]:export:(last best)"' in script
+    stages = "stages:(teacher sftn student distill collaborate)"
+    assert f'"--stages=[Stages to run]:{stages}::{stages}::{stages}' in script
     for word in (*VERBS, "--data.loader", "wrn_40_2", "cifar100", "onnx-legacy", *recipe_names()):
         assert word in script
     if shutil.which("zsh") is None:

@@ -114,7 +114,7 @@ def of_text(key: Key, text: str) -> Any:
         value: Any = None if text == "null" and NoneType in key.alternatives else text
     else:
         try:
-            value = safe_yaml.load(text, key.name)
+            value = safe_yaml.load(text, key.name, lines=False)
         except safe_yaml.NotYamlError:
             value = text  # fits no type here, since text is none of them
     return of_value(key, value, shown=text)
@@ -145,7 +145,7 @@ def of_texts(key: Key, texts: Sequence[str]) -> Any:
 def _of_yaml(key: Key, text: str) -> Any:
     """Return ``text`` read as YAML, or itself if it is none."""
     try:
-        return safe_yaml.load(text, key.name)
+        return safe_yaml.load(text, key.name, lines=False)
     except safe_yaml.NotYamlError:
         return text
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from sftn_fast.cli.keys import Key, element_of, groups_of, is_list, keys_of, name_type, of_text, of_texts
 from sftn_fast.cli.messages import refuse_argument
 from sftn_fast.config import ConfigError
-from sftn_fast.utils import safe_yaml
+from sftn_fast.utils import program, safe_yaml
 from sftn_fast.utils.text import one_line
 
 HELP = ("-h", "--help")
@@ -44,7 +44,7 @@ class CommandLine:
 
     Args:
         cls: Dataclass with the keys: its fields, and those of the dataclasses in it.
-        usage: Usage line.
+        usage: Usage line, from the name of the program on.
         description: Text above the options in ``--help``.
         options: Options that are not keys.
         common: Names of the options that ``--help`` shows first.
@@ -61,9 +61,14 @@ class CommandLine:
         common: Sequence[str] = (),
         positional: str | None = None,
     ) -> None:
-        self.cls, self.usage, self.description = cls, usage, description
+        self.cls, self._usage, self.description = cls, usage, description
         self.options, self.common, self.positional = options, common, positional
         self.keys = keys_of(cls)
+
+    @property
+    def usage(self) -> str:
+        """Usage line, as the user called the program."""
+        return program.name_of(self._usage)
 
     @cached_property
     def documents(self) -> dict[str, str]:
@@ -81,6 +86,7 @@ class CommandLine:
             print(self.help(), end="")
             raise SystemExit(0)
         given, others = self._take_lists(argv)
+        self._parser.usage = self.usage
         texts, others = self._parser.parse_known_args(others)
         for name, text in vars(texts).items():
             given[name] = of_text(self.keys[name], text) if name in self.keys else text

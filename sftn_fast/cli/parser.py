@@ -38,7 +38,7 @@ COMMAND_LINE_ONLY = {
 """Options that are not configuration keys, with the key to use in a recipe."""
 ALIASES = {"compile": "engine.compile"}
 
-USAGE = "python -m sftn_fast.train [--config RECIPE] [--KEY VALUE ...]"
+USAGE = "train [--config RECIPE] [--KEY VALUE ...]"
 DESCRIPTION = """
 Train student-friendly teachers and distil students from them. Settings come from a recipe (without --config the recipe
 "demo"), and each option overrides one key of it. The defaults below apply to keys that the recipe does not set;
@@ -195,7 +195,7 @@ def transfer_line(description: str = "") -> CommandLine:
     """Return the command line of :mod:`sftn_fast.transfer`."""
     return CommandLine(
         TransferConfig,
-        usage="python -m sftn_fast.transfer NETWORK [--KEY VALUE ...]",
+        usage="transfer NETWORK [--KEY VALUE ...]",
         description=description,
         common=("data.name", "data.root", "epochs", "lr", "output"),
         positional="network",

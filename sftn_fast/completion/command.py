@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.completion", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("completion"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" or ".join(SHELLS))
     return parser
 
@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
 def _main(argv: list[str]) -> int:
     shell = parser().parse_args(argv).shell
     # Imported late: --help and a refused shell can do without.
-    import shtab
+    from sftn_fast.completion.scripts import script_for
+    from sftn_fast.completion.verbs import list_options, sftn_parser
 
-    from sftn_fast.completion.verbs import sftn_parser
-
-    print(shtab.complete(sftn_parser(parser()), shell))
+    print(script_for(shell, sftn_parser(parser()), list_options()))
     return 0

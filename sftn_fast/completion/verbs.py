@@ -15,7 +15,7 @@ import shtab
 
 from sftn_fast.__main__ import VERBS
 from sftn_fast.cli import recipe_names
-from sftn_fast.cli.keys import Key
+from sftn_fast.cli.keys import Key, is_list
 from sftn_fast.cli.network_names import NETWORKS
 from sftn_fast.cli.options import CommandLine, first_sentence
 from sftn_fast.cli.parser import train_line, transfer_line
@@ -53,6 +53,11 @@ def sftn_parser(completion: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return root
 
 
+def list_options() -> list[str]:
+    """Return the options of ``sftn train`` that take several values, separated by spaces."""
+    return [f"--{name}" for name, key in train_line().keys.items() if is_list(key)]
+
+
 def _mark_paths(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     for action in parser._actions:
         if action.dest in PATHS:
@@ -64,6 +69,8 @@ def _add_options(parser: argparse.ArgumentParser, line: CommandLine) -> None:
     for name, key in line.keys.items():
         about = _plain(first_sentence(line.documents[name]))
         action = parser.add_argument(name if name == line.positional else f"--{name}", help=about)
+        if is_list(key) and line.positional is None:  # behind other texts, the next one may be the positional one
+            action.nargs = "*"
         choices = _choices(key)
         if _is_path(key):
             action.complete = _words_or_files(name, choices) if choices else shtab.FILE  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from sftn_fast.config import ConfigError
 from sftn_fast.data.ignored_files import listing
 from sftn_fast.data.notices import print_once
 from sftn_fast.data.regular_files import open_regular
-from sftn_fast.utils.text import escape
+from sftn_fast.utils.text import counted, escape
 
 SKIP_LIST = "skip.txt"
 MAX_BYTES = 2**30  # of the list
@@ -52,9 +52,9 @@ class SkipList:
         # A listed file that exists belongs to a split that is not used: no need to report it.
         lost = [path for path in self.listed - self.matched if not path.is_file() and not path.is_symlink()]
         if lost:
-            print_once(
-                f"{file} lists {len(lost)} paths that match no image: {listing(sorted(map(self._relative, lost)))}"
-            )
+            names = listing(sorted(map(self._relative, lost)))
+            matches = "matches" if len(lost) == 1 else "match"
+            print_once(f"{file} lists {counted(len(lost), 'path')} that {matches} no image: {names}")
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
@@ -108,5 +108,5 @@ def write_names(names: Iterable[str]) -> bytes:
 
 
 def _line(name: str) -> str:
-    is_plain = name.isprintable() and name.strip() == name and name[:1] not in ('"', "#")
+    is_plain = escape(name) == name and name.strip() == name and name[:1] not in ('"', "#", "\ufeff")
     return name if is_plain else json.dumps(name)

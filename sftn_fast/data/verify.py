@@ -27,7 +27,7 @@ from sftn_fast.data.skip_list import SKIP_LIST, write_names
 from sftn_fast.utils import program
 from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
-from sftn_fast.utils.text import escape
+from sftn_fast.utils.text import counted, escape
 
 CHUNK = 32  # files per task of a process
 
@@ -115,13 +115,12 @@ def _main(argv: list[str]) -> int:
         count, faults = verify(root, workers=workers, white=given.white)
         write_skip_list(root, faults)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return program.fail(error, 2)
     except KeyboardInterrupt:
-        print(f"stopped by SIGINT; {Path(given.root) / SKIP_LIST} was not written", file=sys.stderr)
+        print(f"stopped by SIGINT; {escape(Path(given.root) / SKIP_LIST)} was not written", file=sys.stderr)
         return 128 + signal.SIGINT
-    listed = f"; they are listed in {root / SKIP_LIST}" if faults else ""
-    print(f"{count:,} images, {len(faults):,} can't be decoded{listed}")
+    listed = f"; they are listed in {escape(root / SKIP_LIST)}" if faults else ""
+    print(f"{counted(count, 'image')}, {len(faults):,} can't be decoded{listed}")
     return 1 if faults else 0
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sftn_fast.utils import launcher
+from sftn_fast.utils.text import escape
 
 T = TypeVar("T")
 
@@ -42,9 +43,9 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """Print ``text`` on the main rank only."""
+    """Print ``text``, of one line or several, on the main rank only."""
     if is_main():
-        print(text, flush=True)
+        print("\n".join(map(escape, text.split("\n"))), flush=True)
 
 
 def all_sum(value: Tensor) -> Tensor:

@@ -5,15 +5,15 @@ With a thousand classes, the counts would make ``result.json`` itself unwieldy.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftn_fast.utils.atomic import write_atomically
+from sftn_fast.utils.csv_text import csv_text
 from sftn_fast.utils.run_files import CLASSES as FILE
+from sftn_fast.utils.text import as_bytes
 
 FIELDS = ("class", "name", "images", "right", "predicted")
 
@@ -30,12 +30,9 @@ def write(
         predicted: Test images of any class that the network assigns to this class.
         names: Class names; empty to use the class numbers.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FIELDS)
     shown = names or [str(number) for number in range(len(images))]
-    writer.writerows(zip(range(len(images)), shown, images, right, predicted, strict=True))
-    content = text.getvalue().encode("utf-8", "surrogateescape")
+    rows = zip(range(len(images)), shown, images, right, predicted, strict=True)
+    content = as_bytes(csv_text([FIELDS, *rows]))
     write_atomically(folder / FILE, content)
     chosen = [number for number, count in enumerate(predicted) if count]
     only = shown[chosen[0]] if len(chosen) == 1 < len(images) else None

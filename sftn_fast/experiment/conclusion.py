@@ -11,7 +11,7 @@ from sftn_fast.experiment import service_runs
 from sftn_fast.experiment.exported_student import export_student, exported_job
 from sftn_fast.experiment.plan import Job
 from sftn_fast.loggers import Services
-from sftn_fast.utils import run_files
+from sftn_fast.utils import program, run_files
 from sftn_fast.utils.atomic import write_atomically
 
 
@@ -57,5 +57,5 @@ def _write_samples(samples: Mapping[str, bytes], root: Path) -> Path | None:
 
 def _predict_command(config: Config, student: Path, image: Path | None) -> str:
     """Return the command that classifies ``image``, or an image of the user's, by the exported student."""
-    words = ["python", "-m", "sftn_fast.predict", str(student), str(image or "IMAGE")]
+    words = [*program.name_of("predict").split(), str(student), str(image or "IMAGE")]
     return shlex.join([*words, "--plugins", *config.plugins] if config.plugins else words)

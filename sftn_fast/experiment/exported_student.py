@@ -14,6 +14,7 @@ from sftn_fast.experiment.plan import Job
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import replace_files
 from sftn_fast.utils.checksummed import DamagedError, read_sealed
+from sftn_fast.utils.derived_files import discard
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def export_student(job: Job, root: Path, epoch: str) -> str:
         contents = models.read_files(source / run_files.BEST if epoch == "best" else source)
     except (OSError, models.WeightsError) as error:
         raise DamagedError(f"{target} is left unchanged: {error}") from error
+    discard(target, contents)
     if _differs(target, contents):
         replace_files(target, contents)
     which = f", epoch {models.read_config(target)['meta']['epoch']}, the best one" if epoch == "best" else ""

@@ -41,6 +41,7 @@ from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import replace_files, write_atomically
 from sftn_fast.utils.checksummed import DamagedError, seal
+from sftn_fast.utils.derived_files import discard
 from sftn_fast.utils.environment import environment, surroundings
 
 logger = logging.getLogger(__name__)
@@ -316,6 +317,7 @@ class JobRunner:
             same = models.read_files(folder) == files
         except (OSError, models.WeightsError):
             same = False
+        discard(folder, files)
         if not same:
             replace_files(folder, files)
 

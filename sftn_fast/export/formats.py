@@ -17,6 +17,7 @@ from sftn_fast import models
 from sftn_fast.config import ConfigError
 from sftn_fast.export.deployed import Deployed
 from sftn_fast.utils.streams import silent_output
+from sftn_fast.utils.text import counted
 
 BATCHES = (1, 2, 5)
 """Batch sizes with which a file is checked: its batch is dynamic."""
@@ -104,7 +105,7 @@ def _compare(network: Deployed, run: Run, example: Tensor) -> Difference:
         ours, theirs = network(pixels), run(pixels)
         if theirs.shape != ours.shape:
             raise ConfigError(
-                f"the file returns logits {list(theirs.shape)} for {count} images, not {list(ours.shape)}"
+                f"the file returns logits {list(theirs.shape)} for {counted(count, 'image')}, not {list(ours.shape)}"
             )
         largest = max(largest, (ours - theirs).abs().max().item())
         scale = max(scale, ours.abs().max().item())

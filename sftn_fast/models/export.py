@@ -25,6 +25,7 @@ from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
 from sftn_fast.models.weights import Say, assign
 from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.checksummed import DamagedError, checksum, read_sealed, seal
+from sftn_fast.utils.derived_files import discard
 from sftn_fast.utils.text import printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -51,6 +52,9 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
         folder: Folder of ``model.safetensors`` and ``config.json``. Older ones are replaced.
         meta: Further facts, such as accuracy, image size or normalisation, as JSON types.
 
+    Files that ``sftn export`` made from older weights in ``folder`` are removed; see
+    :mod:`sftn_fast.utils.derived_files`.
+
     Raises:
         TypeError: ``meta`` can't be written as JSON.
         ImportError: safetensors is not installed.
@@ -58,6 +62,7 @@ def save(net: StagedNet, folder: str | Path, *, meta: Mapping[str, Any] | None =
     folder = _expanded(folder)
     files = to_files(net, meta=meta)
     folder.mkdir(parents=True, exist_ok=True)
+    discard(folder, files)
     write_atomically(folder / WEIGHTS, files[WEIGHTS])
     write_atomically(folder / CONFIG, files[CONFIG])
 

@@ -36,6 +36,17 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class Loaded(NamedTuple):
+    """An exported network."""
+
+    network: StagedNet
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    """Names of the classes; empty if it has none."""
+    sha256: str
+    """Checksum of its weights."""
+
+
 class Classifier:
     """An exported network, its preprocessing and the names of its classes.
 
@@ -49,7 +60,7 @@ class Classifier:
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         require_decoder()
-        self.network, self.preprocessing, self.class_names = load(folder)
+        self.network, self.preprocessing, self.class_names, self.sha256 = load(folder)
         self.device = torch.device(device)
         self.network.to(self.device)
 
@@ -123,8 +134,8 @@ def _require(path: str | Path, pixels: Tensor | DecodeError) -> Tensor:
     return pixels
 
 
-def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]:
-    """Return network, preprocessing and class names of an export; no names if it has none.
+def load(folder: str | Path) -> Loaded:
+    """Return the exported network in ``folder``.
 
     Raises:
         ConfigError: The folder holds no usable export.
@@ -145,7 +156,8 @@ def load(folder: str | Path) -> tuple[StagedNet, Preprocessing, tuple[str, ...]]
             f"{printable(file, 300)}: preprocessing.mean must be {network.in_channels} numbers, as the network takes, "
             f"got {list(preprocessing.mean)}"
         )
-    return network, preprocessing, _class_names(meta.get("class_names"), network.num_classes, file)
+    names = _class_names(meta.get("class_names"), network.num_classes, file)
+    return Loaded(network, preprocessing, names, config["sha256"])
 
 
 def _class_names(names: Any, num_classes: int, file: Path) -> tuple[str, ...]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +10,9 @@ from pathlib import Path
 from sftn_fast.config import ConfigError, check
 from sftn_fast.utils import program
 from sftn_fast.utils.atomic import describe, write_atomically
-from sftn_fast.utils.paths import expand_user, output_file
-from sftn_fast.utils.text import escape
+from sftn_fast.utils.csv_text import csv_text
+from sftn_fast.utils.paths import expand_user, output_file, refuse_input, require_named
+from sftn_fast.utils.text import as_bytes, counted, escape
 
 DESCRIPTION = """\
 Classify images by a network that training exported. Prints the likeliest classes of each image; for a folder, a CSV
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.predict", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("predict"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("student", metavar="STUDENT", help="folder of an exported network, such as runs/demo/student")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or one folder")
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes per image (default: %(default)s)")
@@ -53,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
 def _main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     check(given.top >= 1, "--top", given.top, "at least 1")
+    named = {"STUDENT": given.student, "IMAGE": given.images, "--output": given.output, "--plugins": given.plugins}
+    require_named(named)
     paths, folder = _images(given.images)
     check(folder is not None or given.output is None, "--output", given.output, "given with a folder of images only")
     output = None if given.output is None else output_file(given.output, overwrite=given.overwrite)
@@ -61,15 +62,16 @@ def _main(argv: list[str]) -> int:
     from sftn_fast.data.decode import DecodeError
     from sftn_fast.engine import resolve_device
     from sftn_fast.predict.classifier import Classifier, Prediction
-    from sftn_fast.utils import plugins
+    from sftn_fast.utils import derived_files, plugins
     from sftn_fast.utils.progress import LINE_INTERVAL, ProgressBar
 
-    plugins.load(given.plugins)
-    if output is not None:
-        models.check_not_of_export(output, "--output")
-    classifier = Classifier(given.student, resolve_device(given.device, "--device"))
     if folder is not None:
         paths = _images_in(folder)
+    if output is not None:
+        models.check_not_of_export(output, "--output")
+        refuse_input(output, "--output", [*paths, *map(expand_user, given.plugins)])
+    plugins.load(given.plugins)
+    classifier = Classifier(given.student, resolve_device(given.device, "--device"))
     rows: list[tuple[Path, list[Prediction]]] = []
     skipped: list[str] = []
 
@@ -84,7 +86,8 @@ def _main(argv: list[str]) -> int:
                 rows.append((path, classes))
             progress.update(done)
     if not rows:
-        raise ConfigError(f"none of {len(paths):,} images is usable: {skipped[0]}")
+        fault = "the only image is not" if len(paths) == 1 else f"none of {len(paths):,} images is"
+        raise ConfigError(f"{fault} usable: {skipped[0]}")
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
     if folder is None:
@@ -92,16 +95,24 @@ def _main(argv: list[str]) -> int:
             shown = ", ".join(f"{each.name} {100 * each.probability:.1f} %" for each in classes)
             print(escape(f"{path}: {shown}"))
     else:
-        _write_csv(_csv([(path.relative_to(folder), classes) for path, classes in rows]), output, len(rows))
+        _write_csv(_table([(str(path.relative_to(folder)), classes) for path, classes in rows]), output)
+        if output is not None:
+            derived_files.record(expand_user(given.student), output, classifier.sha256, deployed=False)
     return SKIPPED if skipped else 0
 
 
-def _write_csv(text: str, output: Path | None, count: int) -> None:
-    if output is None:
-        print(text, end="")
-        return
-    write_atomically(output, text)
-    print(f"{count:,} images: {output}", file=sys.stderr)
+def _write_csv(rows: Sequence[Sequence[str]], output: Path | None) -> None:
+    """Write the CSV with the names as they are; only on a terminal, characters in them that do harm are escaped."""
+    if output is not None:
+        write_atomically(output, as_bytes(csv_text(rows)))
+        print(escape(f"{counted(len(rows) - 1, 'image')}: {output}"), file=sys.stderr)
+    elif sys.stdout.isatty():
+        print(csv_text([[escape(cell) for cell in row] for row in rows]), end="")
+    elif hasattr(sys.stdout, "buffer"):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(as_bytes(csv_text(rows)))
+    else:  # a stream of text that other code has put in its place
+        print(csv_text(rows), end="")
 
 
 def _images(names: Sequence[str]) -> tuple[list[Path], Path | None]:
@@ -121,19 +132,16 @@ def _images(names: Sequence[str]) -> tuple[list[Path], Path | None]:
 
 def _images_in(folder: Path) -> list[Path]:
     from sftn_fast.data.folders import image_files
+    from sftn_fast.data.ignored_files import IgnoredFiles
 
-    paths = image_files(folder)
+    ignored = IgnoredFiles()
+    paths = image_files(folder, ignored)
+    ignored.report(folder)
     check(bool(paths), "IMAGE", str(folder), "a folder with images")
     return paths
 
 
-def _csv(rows: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    count = len(rows[0][1])
-    writer.writerow(
-        ["image", *(f"{what}{number}" for number in range(1, count + 1) for what in ("class", "probability"))]
-    )
-    for path, found in rows:
-        writer.writerow([escape(path), *(value for name, p in found for value in (name, f"{p:.6f}"))])
-    return text.getvalue()
+def _table(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> list[list[str]]:
+    numbers = range(1, len(rows[0][1]) + 1)
+    heading = ["image", *(f"{what}{number}" for number in numbers for what in ("class", "probability"))]
+    return [heading, *([name, *(cell for each, p in found for cell in (each, f"{p:.6f}"))] for name, found in rows)]

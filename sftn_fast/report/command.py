@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     description = "Write and print the report of a run, or compare several runs."
-    parser = argparse.ArgumentParser(prog="python -m sftn_fast.report", description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program.name_of("report"), description=description, allow_abbrev=False)
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="a run's folder, such as runs/demo")
     return parser
 

@@ -9,7 +9,7 @@ from typing import Any
 from sftn_fast.experiment.labels import LABELS, kind, label
 from sftn_fast.experiment.settings import flat
 from sftn_fast.report.compared_runs import ComparedRun, read_runs
-from sftn_fast.report.exported import choice_sentences
+from sftn_fast.report.exported import choice_sentences, choices
 from sftn_fast.report.results import BEST, KL, SECONDS, TOP1, Column
 from sftn_fast.report.statistics import (
     FEWEST_TESTED,
@@ -22,6 +22,7 @@ from sftn_fast.report.statistics import (
     signed,
 )
 from sftn_fast.report.terminal import Cells, bullets, text_table
+from sftn_fast.utils.text import escape
 
 IRRELEVANT = ("output", "resume")
 """Settings that say where a run is stored, not what it computes."""
@@ -72,7 +73,7 @@ def jobs_of(runs: Sequence[ComparedRun]) -> list[str]:
 def _settings_part(runs: Sequence[ComparedRun], width: int | None) -> str:
     missing = [run.name for run in runs if not run.settings]
     if missing:
-        return f"no settings of {', '.join(missing)}: config.yaml is missing or damaged"
+        return f"no settings of {escape(', '.join(missing))}: config.yaml is missing or damaged"
     settings = [{key: value for key, value in flat(run.settings).items() if value != {}} for run in runs]
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in IRRELEVANT]
     rows = [[key, *(_shown(each, key) for each in settings)] for key in keys]
@@ -97,9 +98,16 @@ def _results(runs: Sequence[ComparedRun], column: Column) -> Cells:
         by_seed = [_by_seed(run, job, column) for run in runs]
         if any(by_seed):
             figures = [_figure(list(each.values()), column) for each in by_seed]
-            difference = [_difference(paired(by_seed[1], by_seed[0]), column)] if pair else []
+            same = column is not BEST or _chosen_alike(runs, job)
+            difference = [_difference(paired(by_seed[1], by_seed[0]) if same else None, column)] if pair else []
             cells.append([label(job), *figures, *difference])
     return cells
+
+
+def _chosen_alike(runs: Sequence[ComparedRun], job: str) -> bool:
+    """Return whether all runs chose the best epoch of ``job`` in the same way. One on the test images is optimistic."""
+    rows = [run.rows[job] for run in runs if job in run.rows]
+    return all(choices(row) == choices(rows[0]) for row in rows)
 
 
 def _by_seed(run: ComparedRun, job: str, column: Column) -> dict[int, float]:
@@ -161,7 +169,13 @@ def _remarks(runs: Sequence[ComparedRun]) -> list[str]:
     for run in others:
         if run not in same:
             remarks.append(f"{run.name} - {first.name}: no difference, because they were tested on different images")
-    remarks += choice_sentences([row for run in runs for row in run.rows.values()])
+    unlike = [label(job) for job in jobs_of(runs) if not _chosen_alike(runs, job)]
+    if len(runs) == 2 and same and unlike:
+        remarks.append(
+            f"{others[0].name} - {first.name}: no difference in top-1 best of {', '.join(unlike)}, because "
+            "the best epochs were not chosen in the same way"
+        )
+    remarks += choice_sentences({run.name: list(run.rows.values()) for run in runs})
     remarks += [f"{run.name}: {note}" for run in runs for note in run.notes]
     return remarks + _data_remarks(runs)
 

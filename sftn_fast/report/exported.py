@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sftn_fast.experiment.best_epoch import IN_WORDS, chosen_by, is_choice
@@ -13,10 +13,19 @@ from sftn_fast.utils.checksummed import DamagedError, read_sealed
 from sftn_fast.utils.text import printable
 
 
-def choice_sentences(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence on how the best epochs of ``rows`` were chosen, or several if they were chosen differently."""
-    found = dict.fromkeys(chosen_by(result) for row in rows for result in row.results)
-    return [f"Top-1 best is that of the best epoch, {IN_WORDS[choice]}" for choice in found if choice is not None]
+def choices(row: Row) -> set[str]:
+    """Return in which ways the best epochs of ``row`` were chosen; empty where that is not known."""
+    return {choice for result in row.results if (choice := chosen_by(result)) is not None}
+
+
+def choice_sentences(rows: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Return a sentence on how best epochs were chosen, or one for each way that names its ``rows``, by their names."""
+    names: dict[str, list[str]] = {}
+    for name, each in rows.items():
+        for choice in dict.fromkeys(choice for row in each for choice in sorted(choices(row))):
+            names.setdefault(choice, []).append(name)
+    of = {choice: f" of {', '.join(named)}" if len(names) > 1 else "" for choice, named in names.items()}
+    return [f"Top-1 best{of[choice]} is that of the best epoch, {IN_WORDS[choice]}" for choice in names]
 
 
 def student_sentences(folder: Path) -> list[str]:

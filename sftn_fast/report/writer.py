@@ -98,7 +98,10 @@ def _read(folder: Path) -> Content:
     if lines:
         cells, sentences = table.matrix_table(lines), table.matrix_sentences(rows, lines)
     else:
-        cells, sentences = table.rows_table(rows), [*table.comparisons(rows), *exported.choice_sentences(rows)]
+        cells, sentences = (
+            table.rows_table(rows),
+            [*table.comparisons(rows), *exported.choice_sentences(_by_label(rows))],
+        )
     classes, remarks = _read_classes(folder, rows)
     sentences += exported.student_sentences(folder)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
@@ -157,13 +160,19 @@ def _page_tables(content: Content) -> list[tuple[str, Cells, Sequence[str]]]:
     sentences: Sequence[str] = [*content.findings, *content.sentences]
     tables = [("Methods" if content.lines else "Results", content.cells, sentences)]
     if content.lines:
-        tables.append(("All networks", table.rows_table(content.rows), exported.choice_sentences(content.rows)))
+        tables.append(
+            ("All networks", table.rows_table(content.rows), exported.choice_sentences(_by_label(content.rows)))
+        )
     if content.classes:
         count = _class_count(content.classes)
         note = f"The {by_class.PAGE} hardest of {count} classes; {FILE} in each training's folder has all of them"
         cells = by_class.table(content.classes, by_class.PAGE)
         tables.append(("Accuracy by class", cells, [note] if count > by_class.PAGE else []))
     return tables
+
+
+def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {label(row.name): [row] for row in rows}
 
 
 def _class_count(classes: Classes) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sftn_fast.config import ConfigError, check, check_path
@@ -37,6 +39,28 @@ def output_file(name: str, *, key: str = "--output", overwrite: bool = True) -> 
     check(overwrite or not os.path.lexists(path), key, name, "a new file, because --overwrite is not given")
     _check_writable(path, key, name)
     return path
+
+
+def require_named(given: Mapping[str, str | Sequence[str] | None]) -> None:
+    """Raise :class:`ConfigError` for an empty text where a path belongs: to the system, it is the working folder.
+
+    Args:
+        given: What the user gave, by option; None for an option that was not given.
+    """
+    for key, value in given.items():
+        for name in [value] if isinstance(value, str) else value or ():
+            check(bool(name.strip()), key, name, "a path")
+
+
+def refuse_input(output: Path, key: str, inputs: Iterable[Path]) -> None:
+    """Raise :class:`ConfigError` if ``output``, which ``key`` names, is one of the files to be read."""
+    try:
+        taken = output.stat()
+    except OSError:  # a new file
+        return
+    for path in inputs:
+        with suppress(OSError):  # a missing file is reported where it is read
+            check(not os.path.samestat(path.stat(), taken), key, str(output), "another file than those that are read")
 
 
 def _check_writable(path: Path, key: str, name: str) -> None:

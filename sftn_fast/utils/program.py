@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
+from sftn_fast import __version__
 from sftn_fast.config import ConfigError
 from sftn_fast.utils import launcher, streams
 from sftn_fast.utils.atomic import describe
 from sftn_fast.utils.text import printable_lines
 
 INTERRUPTED = 128 + signal.SIGINT
+VERSION = ("-V", "--version")
+_caller = ContextVar("caller", default="python -m sftn_fast.")
+"""What the user typed before the name of a program."""
+
+
+@contextmanager
+def called_by(caller: str) -> Iterator[None]:
+    """Return a context in which the programs were called by the words ``caller``, such as "sftn ", and their names."""
+    token = _caller.set(caller)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def name_of(program: str) -> str:
+    """Return what the user types to start ``program``, such as "sftn train", in the way that this one was started."""
+    return f"{_caller.get()}{program}"
 
 
 def run(
@@ -34,10 +55,12 @@ def run(
             always matters where ``work`` ends by ``SystemExit``, which is the end of ``--help`` and the like.
         tell_of_readers: Report a closed pipe, for programs that run for a long time.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    asks_version = any(part in VERSION for part in arguments)
     with streams.lasting() as lasting:
         lasting.tell_of_readers = tell_of_readers
         try:
-            code = work(list(sys.argv[1:] if argv is None else argv))
+            code = _print_version() if asks_version else work(arguments)
         except ConfigError as error:
             code = fail(error, 2)
         except KeyboardInterrupt:
@@ -51,7 +74,12 @@ def run(
                 raise SystemExit(1) from None
             raise
         sys.stdout.flush()
-        return code or int(output_matters and lasting.failed)
+        return code or int((output_matters or asks_version) and lasting.failed)
+
+
+def _print_version() -> int:
+    print(f"sftn_fast {__version__}")
+    return 0
 
 
 def fail(error: Exception, code: int) -> int:

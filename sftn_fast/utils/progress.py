@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from sftn_fast.utils import launcher
+from sftn_fast.utils.text import escape
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -50,7 +51,7 @@ class ProgressBar:
         line_interval: float | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        self._total, self._label, self._unit = total, label, unit
+        self._total, self._label, self._unit = total, escape(label), unit
         self._stream = sys.stderr if stream is None else stream
         self._line_interval = line_interval
         self._printed = time.monotonic()
@@ -71,7 +72,7 @@ class ProgressBar:
 
     def update(self, done: int, label: str | None = None) -> None:
         """Show that ``done`` steps are done, and ``label`` from now on."""
-        self._label = self._label if label is None else label
+        self._label = self._label if label is None else escape(label)
         if self._first is None:
             self._first = time.monotonic(), done
         if self.active:

@@ -48,12 +48,13 @@ def read(path: Path) -> Any:
         raise NotYamlError(f"{path} is not a YAML file: byte {error.start} is not UTF-8") from None
 
 
-def load(text: str, where: str) -> Any:
+def load(text: str, where: str, *, lines: bool = True) -> Any:
     """Return the content of the YAML document ``text``.
 
     Args:
         text: One document.
         where: Name of the document for messages.
+        lines: Name the line too. What was typed on a command line has none.
 
     Raises:
         NotYamlError: The text is not YAML.
@@ -68,7 +69,8 @@ def load(text: str, where: str) -> Any:
         finally:
             loader.dispose()
     except _Refused as refused:
-        raise ConfigError(f"{where}, line {refused.line}: {refused}") from None
+        place = f"{where}, line {refused.line}" if lines else where
+        raise ConfigError(f"{place}: {refused}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from unicodedata import category
 
 LONGEST = 120
 """Largest number of characters of a name in a message."""
+HARMFUL = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of control characters, halves of surrogate pairs, and ends of lines and paragraphs."""
+DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that embed, override or isolate a writing direction."""
+LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of surrogate pairs, but for those by which Python stores the bytes of a name that is not UTF-8."""
 LONGEST_MESSAGE = 4000
 """Largest number of characters of a message."""
 
 
 def escape(text: object) -> str:
-    """Return ``text`` in one line, with escapes as in Python for control characters and bytes that are not UTF-8.
+    """Return ``text`` in one line for a terminal, with escapes as in Python for the characters that can do harm.
 
-    Control characters could change the state of the terminal.
+    These are control characters, which change the terminal's state, line ends, overrides of the writing direction,
+    which let a name look like another, and bytes that are not UTF-8. All others stay as they are, also those that
+    Python does not call printable: the narrow space in the names of macOS's screenshots, the joiner in an emoji.
     """
     return "".join(map(_escaped, str(text)))
 
@@ -49,11 +59,20 @@ def for_markdown(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    if character.isprintable():
+    if character.isprintable() or not (category(character) in HARMFUL or character in DIRECTIONS):
         return character
     if 0xDC80 <= ord(character) <= 0xDCFF:  # how Python stores a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def as_bytes(text: str) -> bytes:
+    """Return the content of a file that holds ``text``: UTF-8, in which a name keeps bytes that are not UTF-8.
+
+    Python reads these bytes back with ``errors="surrogateescape"``. Other halves of surrogate pairs, which no file name
+    has, become U+FFFD.
+    """
+    return LONE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
 def one_line(message: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 
 import pytest
 
+from sftn_fast import __main__ as verbs
 from sftn_fast import cli
 from sftn_fast.cli.keys import keys_of, name_type, neutral_keys
 from sftn_fast.config import Config, ConfigError, TransferConfig
@@ -138,3 +140,25 @@ def test_lists_without_brackets_elsewhere() -> None:
 def test_lists_that_are_refused(argv: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         cli.parse(argv.split())
+
+
+@pytest.mark.parametrize(
+    "verb", ["train", "report", "compare", "predict", "export", "transfer", "verify", "completion"]
+)
+def test_the_usage_has_the_name_that_was_called(verb, capsys, monkeypatch):
+    main = importlib.import_module(f"sftn_fast.{verb}").main
+    for caller, call in (
+        ("python -m sftn_fast.", main),
+        ("sftn ", lambda argv: verbs.main([verb, *argv])),
+        ("python -m sftn_fast ", lambda argv: verbs.main([verb, *argv])),
+    ):
+        monkeypatch.setattr("sys.argv", ["sftn_fast/__main__.py" if caller == "python -m sftn_fast " else "bin/sftn"])
+        with pytest.raises(SystemExit):
+            call(["--help"])
+        assert capsys.readouterr().out.startswith(f"usage: {caller}{verb} ")
+
+
+@pytest.mark.parametrize(("value", "fault"), [("9" * 20, "a whole number of 20 digits"), ("!!x 1", "the tag !!x")])
+def test_what_was_typed_has_no_lines(value, fault):
+    with pytest.raises(ConfigError, match=f"^seeds: {fault}"):
+        cli.parse(["--seeds", value])

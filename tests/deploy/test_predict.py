@@ -357,6 +357,8 @@ def test_a_wrong_value_of_config_json_is_one_line(program, key, value, student, 
 def test_verbs(capsys):
     assert verbs.main([]) == 2 and "usage: sftn VERB" in capsys.readouterr().out
     assert verbs.main(["--version"]) == 0 and capsys.readouterr().out.startswith("sftn_fast ")
+    for verb in verbs.VERBS:
+        assert verbs.main([verb, "--version"]) == 0 and capsys.readouterr().out.startswith("sftn_fast ")
     assert verbs.main(["trai"]) == 2
     assert "'trai' is not a verb of sftn; did you mean train?" in capsys.readouterr().err
     for verb, (module, _) in verbs.VERBS.items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sftn_fast import cli, data, engine, models, report, train
+from sftn_fast import cli, data, engine, export, models, report, train
 from sftn_fast.engine import loop
 from sftn_fast.engine.checkpoint_policy import CheckpointPolicy
 from sftn_fast.experiment import job as job_module
@@ -249,3 +249,18 @@ def test_the_disk_that_a_dry_run_counts(finished: Path, tmp_path: Path, capsys: 
     words = next(line for line in said.splitlines() if line.startswith("disk: "))
     counted = float(words.split()[1]) * {"kB": 1e3, "MB": 1e6}[words.split()[2]]
     assert len(files) == 4 and counted == pytest.approx(written, rel=0.2)
+
+
+@pytest.mark.parametrize("place", ["student", "seed0/student", "seed0/student/best"])
+def test_what_was_made_from_replaced_weights_goes_with_them(place: str, own: Path, caplog: Any) -> None:
+    assert export.main([str(own / place), "--format", "state_dict"]) == 0
+    made = own / place / "deployed.safetensors"
+    assert run(own) == 0 and made.is_file()
+    if place == "student":
+        assert run(own, "--export", "best") == 0
+    else:
+        assert run(own, "--resume", "force", "--optim.lr", "0.01") == 0
+    assert not made.exists()
+    moved = list((own / "replaced").rglob("deployed.safetensors"))
+    assert len(moved) == (place != "student")  # a job keeps it beside its old weights
+    assert ("deployed.safetensors removed from" in caplog.text) == (place == "student")

@@ -119,3 +119,13 @@ def test_runs_without_curves(runs: list[Path], capsys: pytest.CaptureFixture[str
     assert not Path("comparison.png").exists()
     assert main([*map(str, runs), "--output", "mine.png"]) == 2
     assert "--output can't be drawn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["report.png", "curves.png", "samples/0.png"])
+def test_a_picture_of_a_run_is_not_replaced(name: str, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    mine = runs[1] / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"of the run")
+    assert main([*map(str, runs), "--output", str(mine), "--overwrite"]) == 2
+    assert "--output must be another file than those that are read" in capsys.readouterr().err
+    assert mine.read_bytes() == b"of the run"

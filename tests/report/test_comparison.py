@@ -161,3 +161,40 @@ def test_a_folder_without_results_is_one_line(tmp_path: Path, capsys: pytest.Cap
     one = make_run(tmp_path / "one", {"teacher": (90.0,)})
     assert report.main([str(one), str(tmp_path / "nope")]) == 2
     assert "nope" in capsys.readouterr().err
+
+
+def best_row(text: str) -> list[str]:
+    lines = lines_of(text)
+    return lines[2 + next(number for number, line in enumerate(lines) if line[0] == "top-1 best %")]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "alike"), [(0, 30, False), (30, 0, False), (30, 20, True), (0, 0, True)])
+def test_best_epochs_chosen_in_different_ways_are_not_subtracted(
+    ours: int, theirs: int, alike: bool, tmp_path: Path
+) -> None:
+    one = make_run(tmp_path / "one", {"teacher": (90.0, 91.0)}, num_val=ours)
+    two = make_run(tmp_path / "two", {"teacher": (91.0, 92.5)}, num_val=theirs)
+    text = " ".join(report.compare([one, two]).split())
+    assert (best_row(report.compare([one, two]))[-1] == "-") == (not alike)
+    assert ("no difference in top-1 best of standard teacher" in text) == (not alike)
+    assert "standard teacher, two - one" in text  # of the last epochs
+    for name, held_out in (("one", ours), ("two", theirs)):
+        how = "the validation split" if held_out else "the test images themselves"
+        of = "" if alike else f" of {name}"
+        assert f"Top-1 best{of} is that of the best epoch, chosen on {how}" in text
+    assert text.count("Top-1 best") == (1 if alike else 2)
+
+
+def test_a_best_epoch_beside_a_network_from_a_file(tmp_path: Path) -> None:
+    one, two = (make_run(tmp_path / name, {"teacher": (90.0, 91.0)}, num_val=30) for name in ("one", "two"))
+    for path in two.glob("seed*/*/result.json"):  # which was trained for no epoch, so there was nothing to choose
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"epochs": 0}))
+    assert best_row(report.compare([one, two]))[-1] == "-"
+
+
+def test_of_three_runs_each_choice_names_its_runs(tmp_path: Path) -> None:
+    held_out = {"one": 30, "two": 0, "three": 30}
+    runs = [make_run(tmp_path / name, {"teacher": (90.0,)}, num_val=count) for name, count in held_out.items()]
+    text = " ".join(report.compare(runs).split())
+    assert "Top-1 best of one, three is that of the best epoch, chosen on the validation split" in text
+    assert "Top-1 best of two is that of the best epoch, chosen on the test images themselves" in text

@@ -17,6 +17,9 @@ from sftn_fast.utils.text import LONGEST, for_markdown, printable, printable_lin
         ("\x9b31m", "\\x9b31m"),
         (b"caf\xe9".decode(errors="surrogateescape"), "caf\\xe9"),
         ("\ud800", "\\ud800"),
+        ("\u2066a\u2028b\u0085", "\\u2066a\\u2028b\\x85"),
+        ("at 3.04\u202fPM\u00a0\u00ad\ue000", "at 3.04\u202fPM\u00a0\u00ad\ue000"),  # harmless, though not printable
+        ("\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f467"),
     ],
 )
 def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
