@@ -18,7 +18,7 @@ import torch
 import sftn_fast
 from sftn_fast.cli.options import HELP
 from sftn_fast.config import ConfigError
-from sftn_fast.ops import _library
+from sftn_fast.ops import _capability, _library
 from sftn_fast.utils import program
 
 OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
@@ -49,6 +49,13 @@ def describe(library: _library.Library) -> str:
     return f"loaded from {library.path}" if library.loaded else f"not loaded: {library.error}"
 
 
+def instructions() -> str:
+    """Return the level of vector instructions of the CPU kernels, and those that can be chosen."""
+    levels = _capability.available()
+    others = f"; {_capability.VARIABLE} can be {', '.join(levels)}" if len(levels) > 1 else ""
+    return f"{_capability.current()}{others}" if levels else "none, without CPU kernels"
+
+
 def devices() -> Iterator[tuple[str, str]]:
     """Yield name and description of each device."""
     yield "cpu", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
@@ -69,6 +76,7 @@ def lines() -> Iterator[tuple[str, str]]:
     for name, distributions in SLOW:
         yield name, installed_version(distributions)
     yield "CPU kernels", describe(_library.CPU)
+    yield "instructions", instructions()
     yield "CUDA kernels", describe(_library.CUDA)
     yield from devices()
 

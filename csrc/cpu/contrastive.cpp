@@ -10,45 +10,20 @@
 #include "contrastive_rows.h"
 #include "contrastive_tile.h"
 #include "contrastive_walk.h"
+#include "level.h"
 #include "parallel.h"
 
 namespace sftn {
 
-#define SFTN_ADD_NEGATIVES_OF(attribute, bytes, A, T)                                                           \
-  attribute double add_negatives(const BankRows<T>& rows, const BankRows<T>& next, const Logistic<A>& logistic, \
-                                 int64_t d, const A* v, A* grad, A* copies) {                                   \
-    return negatives_inline<bytes>(rows, next, logistic, d, v, grad, copies);                                   \
-  }                                                                                                             \
-  attribute void score_tile(const T* bank, int64_t count, int64_t d, const Logistic<A>& logistic,               \
-                            AnchorBlock<A>* blocks, int64_t num_blocks, A* copies) {                            \
-    tile_inline<bytes>(bank, count, d, logistic, blocks, num_blocks, copies);                                   \
-  }                                                                                                             \
-  attribute void widen_tile(const T* bank, int64_t count, int64_t d, int64_t dim, A* copies) {                  \
-    for (int64_t r = 0; r < count; ++r) widen_values<bytes>(bank + r * d, d, copies + r * dim);                 \
-  }
-#define SFTN_ADD_NEGATIVES(attribute, bytes)                \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, float)     \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, Half)      \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, float, BFloat16)  \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, float)    \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, Half)     \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, BFloat16) \
-  SFTN_ADD_NEGATIVES_OF(attribute, bytes, double, double)
-SFTN_LEVELS(SFTN_ADD_NEGATIVES)
-#undef SFTN_ADD_NEGATIVES
-#undef SFTN_ADD_NEGATIVES_OF
+template <int kBytes, class A, class T>
+SFTN_INLINE void widen_tile_inline(const T* bank, int64_t count, int64_t d, int64_t dim, A* copies) {
+  for (int64_t r = 0; r < count; ++r) widen_values<kBytes>(bank + r * d, d, copies + r * dim);
+}
 
-#define SFTN_ADD_SHARE_OF(attribute, bytes, A)                                                                        \
-  attribute double add_share(const A* tile, const Share& share, const Logistic<A>& logistic, int64_t dim, const A* v, \
-                             A* grad) {                                                                               \
-    return share_inline<bytes>(tile, share, logistic, dim, v, grad);                                                  \
-  }
-#define SFTN_ADD_SHARE(attribute, bytes)     \
-  SFTN_ADD_SHARE_OF(attribute, bytes, float) \
-  SFTN_ADD_SHARE_OF(attribute, bytes, double)
-SFTN_LEVELS(SFTN_ADD_SHARE)
-#undef SFTN_ADD_SHARE
-#undef SFTN_ADD_SHARE_OF
+SFTN_LEVELS(add_negatives, negatives_inline<kBytes>(args...))
+SFTN_LEVELS(score_tile, tile_inline<kBytes>(args...))
+SFTN_LEVELS(widen_tile, widen_tile_inline<kBytes>(args...))
+SFTN_LEVELS(add_share, share_inline<kBytes>(args...))
 
 // Returns the positive's loss and sets grad [D] to its gradient, if requested.
 template <class A, class T>

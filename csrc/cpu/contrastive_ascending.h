@@ -4,21 +4,19 @@
 #include <vector>
 
 #include "contrastive_dense.h"
+#include "level.h"
 
 namespace sftn {
 
-SFTN_CLONES static bool ascends(const int64_t* rows, int64_t k) {
-  int64_t falls = 0;
+template <class I>
+SFTN_INLINE bool ascends_inline(const I* rows, int64_t k) {
+  I falls = 0;
 #pragma omp simd reduction(| : falls)
   for (int64_t i = 1; i < k; ++i) falls |= rows[i - 1] > rows[i];
   return falls == 0;
 }
-SFTN_CLONES static bool ascends(const int32_t* rows, int64_t k) {
-  int32_t falls = 0;
-#pragma omp simd reduction(| : falls)
-  for (int64_t i = 1; i < k; ++i) falls |= rows[i - 1] > rows[i];
-  return falls == 0;
-}
+
+SFTN_LEVELS(ascends, ascends_inline(args...))
 
 // An anchor's negatives in ascending order: the original, or a sorted copy.
 class Ascending {

@@ -6,21 +6,12 @@
 #include "class_positions.h"
 #include "contrastive_negatives_mark.h"
 #include "contrastive_negatives_write.h"
+#include "level.h"
 #include "parallel.h"
 
 namespace sftn {
 
-#define SFTN_WRITE_MARKED_TO(attribute, bytes, Out)                                                                  \
-  attribute void write_marked(const MarkedRanks& marked, const int32_t* own, const int32_t* own_end, Out* negatives, \
-                              const Out* end) {                                                                      \
-    write_marked_inline<bytes>(marked, own, own_end, negatives, end);                                                \
-  }
-#define SFTN_WRITE_MARKED(attribute, bytes)       \
-  SFTN_WRITE_MARKED_TO(attribute, bytes, int32_t) \
-  SFTN_WRITE_MARKED_TO(attribute, bytes, int64_t)
-SFTN_LEVELS(SFTN_WRITE_MARKED)
-#undef SFTN_WRITE_MARKED
-#undef SFTN_WRITE_MARKED_TO
+SFTN_LEVELS(write_marked, write_marked_inline<kBytes>(args...))
 
 // K draws in order, by counting each rank's occurrences: there are fewer ranks than draws.
 template <class Out>
@@ -67,7 +58,7 @@ struct NegativesCpu {
         }
         words.resize(num_words(candidates));
         mark_ranks(plan, static_cast<uint32_t>(candidates), seed, words.data());
-        write_marked({words.data(), in.n, plan.leave_out}, own, own_end, out, out + in.k);
+        write_marked(MarkedRanks{words.data(), in.n, plan.leave_out}, own, own_end, out, out + in.k);
       }
     });
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../contrastive_negatives.h"
+#include "level.h"
 #include "vector.h"
 
 namespace sftn {
@@ -12,7 +13,7 @@ constexpr int64_t kWordBits = 64;
 inline int64_t num_words(int64_t candidates) { return divide_up(candidates, kWordBits) + 2; }
 
 // Marks ranks by coins. Returns the number of marks.
-SFTN_CLONES static int64_t toss_coins(const NegativesPlan& plan, int64_t candidates, uint64_t seed, uint64_t* words) {
+SFTN_INLINE int64_t toss_coins_inline(const NegativesPlan& plan, int64_t candidates, uint64_t seed, uint64_t* words) {
 #pragma omp simd
   for (int64_t w = 0; w < plan.coin_words; ++w) words[w] = plan.coins(seed, w);
   const int64_t behind = plan.coin_words * kWordBits - candidates;
@@ -22,10 +23,13 @@ SFTN_CLONES static int64_t toss_coins(const NegativesPlan& plan, int64_t candida
   return marked;
 }
 
-SFTN_CLONES static void draw_ranks(uint32_t candidates, uint64_t seed, uint64_t first, int64_t count, uint32_t* ranks) {
+SFTN_INLINE void draw_ranks_inline(uint32_t candidates, uint64_t seed, uint64_t first, int64_t count, uint32_t* ranks) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) ranks[i] = random_below(candidates, seed, first + i);
 }
+
+SFTN_LEVELS(toss_coins, toss_coins_inline(args...))
+SFTN_LEVELS(draw_ranks, draw_ranks_inline(args...))
 
 // Sets or removes the marks of ranks. Returns how many changed.
 template <bool kMark>

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "features_adaptation.h"
+#include "level.h"
 #include "parallel.h"
 
 namespace sftn {
@@ -102,22 +103,9 @@ SFTN_INLINE void gradients_inline(const MapPieces<A>& maps, int64_t pixels, int6
         [](const GradientScale<A>& by, A x, A t) __attribute__((always_inline)) { return by.of_teacher(x, t); });
 }
 
-// Clones exist for functions only, not for templates.
-#define SFTN_ADAPTED_PIXELS(A)                                                                                    \
-  SFTN_CLONES void deviations(const A* features, int64_t pixels, int64_t channels, const A* shift, A* sums) {     \
-    deviations_inline(features, pixels, channels, shift, sums);                                                   \
-  }                                                                                                               \
-  SFTN_CLONES void errors(const A* features, const A* teacher, int64_t pixels, int64_t channels, const A* affine, \
-                          A* sums) {                                                                              \
-    errors_inline(features, teacher, pixels, channels, affine, sums);                                             \
-  }                                                                                                               \
-  SFTN_CLONES void gradients(const MapPieces<A>& maps, int64_t pixels, int64_t channels, const A* scales,         \
-                             A by_teacher) {                                                                      \
-    gradients_inline(maps, pixels, channels, scales, by_teacher);                                                 \
-  }
-SFTN_ADAPTED_PIXELS(float)
-SFTN_ADAPTED_PIXELS(double)
-#undef SFTN_ADAPTED_PIXELS
+SFTN_LEVELS(deviations, deviations_inline(args...))
+SFTN_LEVELS(errors, errors_inline(args...))
+SFTN_LEVELS(gradients, gradients_inline(args...))
 
 // The slices of the pixels, of equal size except the last.
 struct Slices {

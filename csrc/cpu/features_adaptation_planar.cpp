@@ -8,6 +8,7 @@
 #include "chunk.h"
 #include "features_adaptation.h"
 #include "half.h"
+#include "level.h"
 #include "parallel.h"
 
 namespace sftn {
@@ -93,20 +94,9 @@ SFTN_INLINE void gradients_inline(const PixelRows<A>& rows, const GradientScale<
   }
 }
 
-// Clones exist for functions only, not for templates.
-#define SFTN_ADAPTED_PLANE(A)                                                                                        \
-  SFTN_CLONES void deviations(const Plane<A>& plane, A shift, A* sum, A* sum_of_squares) {                           \
-    deviations_inline(plane, shift, sum, sum_of_squares);                                                            \
-  }                                                                                                                  \
-  SFTN_CLONES void errors(const Plane<A>& features, const A* teacher, const Affine<A>& affine, ErrorSums<A>* sums) { \
-    errors_inline(features, teacher, affine, sums);                                                                  \
-  }                                                                                                                  \
-  SFTN_CLONES void gradients(const PixelRows<A>& rows, const GradientScale<A>* scales) {                             \
-    gradients_inline(rows, scales);                                                                                  \
-  }
-SFTN_ADAPTED_PLANE(float)
-SFTN_ADAPTED_PLANE(double)
-#undef SFTN_ADAPTED_PLANE
+SFTN_LEVELS(deviations, deviations_inline(args...))
+SFTN_LEVELS(errors, errors_inline(args...))
+SFTN_LEVELS(gradients, gradients_inline(args...))
 
 // Cuts a channel into chunks of whole samples and returns a map's chunks as planes: in place, or as one row in a buffer
 // if the type is not the kernels' or rows are not whole blocks.
@@ -254,8 +244,8 @@ void adapted_planar_backward(const AdaptedInput& in, const AdaptedGrad& grad) {
       for (int64_t row = begin; row < end; row += each) {
         const int64_t rows = std::min(each, end - row);
         const MapPieces<A> pieces = buffers.open(row * pixels, rows * pixels);
-        gradients({pieces.features, pieces.teacher, pieces.features_grad, pieces.teacher_grad, rows, pixels,
-                   row % channels, channels},
+        gradients(PixelRows<A>{pieces.features, pieces.teacher, pieces.features_grad, pieces.teacher_grad, rows, pixels,
+                               row % channels, channels},
                   scales.data());
         buffers.close(row * pixels, rows * pixels);
       }

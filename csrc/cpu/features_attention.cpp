@@ -1,31 +1,14 @@
 // CPU kernels of the losses on attention maps: threads share the samples, and their losses are added up in order.
 #include "features_attention_row.h"
+#include "level.h"
 #include "parallel.h"
 
 namespace sftn::attention {
 
-// Clones exist for functions only, not for templates.
-#define SFTN_ATTENTION_SAMPLE(T, A)                                                                                  \
-  SFTN_CLONES void attend(const T* x, const SampleShape& shape, double power, A* to, A* scratch,                     \
-                          Staging<T>& staging) {                                                                     \
-    attend_inline(x, shape, power, to, scratch, staging);                                                            \
-  }                                                                                                                  \
-  SFTN_CLONES void attend_backward(const T* x, T* to, const SampleShape& shape, double power, const A* weights,      \
-                                   A* scratch, Staging<T>& staging) {                                                \
-    attend_backward_inline(x, to, shape, power, weights, scratch, staging);                                          \
-  }                                                                                                                  \
-  SFTN_CLONES double compare_rows(const T* s, const T* t, int64_t q, bool absolute, A* stats, Staging<T>& staging) { \
-    return compare_rows_inline(s, t, q, absolute, stats, staging);                                                   \
-  }                                                                                                                  \
-  SFTN_CLONES void compare_rows_backward(const T* s, const T* t, int64_t q, bool absolute, bool teacher,             \
-                                         const A* stats, A scale, T* to, Staging<T>& staging) {                      \
-    compare_rows_backward_inline(s, t, q, absolute, teacher, stats, scale, to, staging);                             \
-  }
-SFTN_ATTENTION_SAMPLE(float, float)
-SFTN_ATTENTION_SAMPLE(double, double)
-SFTN_ATTENTION_SAMPLE(Half, float)
-SFTN_ATTENTION_SAMPLE(BFloat16, float)
-#undef SFTN_ATTENTION_SAMPLE
+SFTN_LEVELS(attend, attend_inline(args...))
+SFTN_LEVELS(attend_backward, attend_backward_inline(args...))
+SFTN_LEVELS(compare_rows, compare_rows_inline(args...))
+SFTN_LEVELS(compare_rows_backward, compare_rows_backward_inline(args...))
 
 // Elements read, as parallel_rows counts them: a power costs less than an exponential.
 static int64_t sample_cost(const AttentionInput& in) { return (in.student.c + in.teacher.c) * in.student.pixels / 4; }

@@ -5,22 +5,13 @@
 #include <cmath>
 
 #include "features_pointwise_walk.h"
+#include "level.h"
 #include "parallel.h"
 
 namespace sftn {
 
-// Clones exist for functions only, not for templates.
-#define SFTN_POINTWISE_TILE(A)                                                                                         \
-  SFTN_CLONES void pointwise_forward(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters, A* sums) { \
-    pointwise_forward_inline(kind, tile, parameters, sums);                                                            \
-  }                                                                                                                    \
-  SFTN_CLONES void pointwise_backward(PointwiseKind kind, const PointwiseTile<A>& tile, const A* parameters,           \
-                                      const A* weights, A least, A* student_out, A* teacher_out) {                     \
-    pointwise_backward_inline(kind, tile, parameters, weights, least, student_out, teacher_out);                       \
-  }
-SFTN_POINTWISE_TILE(float)
-SFTN_POINTWISE_TILE(double)
-#undef SFTN_POINTWISE_TILE
+SFTN_LEVELS(pointwise_forward, pointwise_forward_inline(args...))
+SFTN_LEVELS(pointwise_backward, pointwise_backward_inline(args...))
 
 // The cost of an element in the unit of parallel_rows, an element that goes through an exponential.
 static int64_t cost(int64_t elements) { return std::max<int64_t>(1, elements / 8); }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "half.h"
+#include "level.h"
 #include "parallel.h"
 #include "vector.h"
 
@@ -168,25 +169,10 @@ SFTN_INLINE void spread_pixels_inline(const PoolInput& in, const Bins& bins, con
   }
 }
 
-// Clones exist for functions only, not for templates.
-#define SFTN_POOL(T, A)                                                                                            \
-  SFTN_CLONES void pool_plane(const PoolInput& in, const Bins& bins, const T* x, A* to, A* sums, A* copy) {        \
-    pool_plane_inline(in, bins, x, to, sums, copy);                                                                \
-  }                                                                                                                \
-  SFTN_CLONES void spread_plane(const PoolInput& in, const Bins& bins, const A* grad, T* to, A* spread, A* copy) { \
-    spread_plane_inline(in, bins, grad, to, spread, copy);                                                         \
-  }                                                                                                                \
-  SFTN_CLONES void pool_pixels(const PoolInput& in, const Bins& bins, const T* x, A* to, A* copy) {                \
-    pool_pixels_inline(in, bins, x, to, copy);                                                                     \
-  }                                                                                                                \
-  SFTN_CLONES void spread_pixels(const PoolInput& in, const Bins& bins, const A* grad, T* to, A* copy) {           \
-    spread_pixels_inline(in, bins, grad, to, copy);                                                                \
-  }
-SFTN_POOL(float, float)
-SFTN_POOL(double, double)
-SFTN_POOL(Half, float)
-SFTN_POOL(BFloat16, float)
-#undef SFTN_POOL
+SFTN_LEVELS(pool_plane, pool_plane_inline(args...))
+SFTN_LEVELS(spread_plane, spread_plane_inline(args...))
+SFTN_LEVELS(pool_pixels, pool_pixels_inline(args...))
+SFTN_LEVELS(spread_pixels, spread_pixels_inline(args...))
 
 // Calls f(T{}, begin, end) for ranges of planes, or of samples if channels last.
 template <class F>

@@ -1,5 +1,6 @@
 #include "half.h"
 
+#include "level.h"
 #include "wide_vector.h"
 
 namespace sftn {
@@ -33,19 +34,7 @@ SFTN_INLINE void narrow_values(const float* from, Half* to, int64_t n) {
   for (int64_t i = j; i < n; ++i) to[i] = half_of(from[i]);
 }
 
-// Other files can call only the base level.
-#define SFTN_CONVERT(attribute, bytes)                                                                     \
-  attribute void convert(const BFloat16* from, float* to, int64_t n) { widen_values<bytes>(from, n, to); } \
-  attribute void convert(const Half* from, float* to, int64_t n) { widen_values<bytes>(from, n, to); }     \
-  attribute void convert(const float* from, Half* to, int64_t n) { narrow_values<bytes>(from, to, n); }
-SFTN_LEVELS(SFTN_CONVERT)
-#undef SFTN_CONVERT
-
-void widen(const BFloat16* from, float* to, int64_t n) { convert(from, to, n); }
-void widen(const Half* from, float* to, int64_t n) { convert(from, to, n); }
-void narrow(const float* from, Half* to, int64_t n) { convert(from, to, n); }
-
-SFTN_CLONES void narrow(const float* from, BFloat16* to, int64_t n) {
+SFTN_INLINE void narrow_values(const float* from, BFloat16* to, int64_t n) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const uint32_t bits = bit_cast<uint32_t>(from[j]);
@@ -53,5 +42,14 @@ SFTN_CLONES void narrow(const float* from, BFloat16* to, int64_t n) {
     to[j].x = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
   }
 }
+
+SFTN_LEVELS(widen_any, widen_values<kBytes>(args...))
+SFTN_LEVELS(narrow_half, narrow_values<kBytes>(args...))
+SFTN_LEVELS(narrow_bfloat16, narrow_values(args...))
+
+void widen(const BFloat16* from, float* to, int64_t n) { widen_any(from, n, to); }
+void widen(const Half* from, float* to, int64_t n) { widen_any(from, n, to); }
+void narrow(const float* from, Half* to, int64_t n) { narrow_half(from, to, n); }
+void narrow(const float* from, BFloat16* to, int64_t n) { narrow_bfloat16(from, to, n); }
 
 }  // namespace sftn

@@ -5,38 +5,18 @@
 #include <vector>
 
 #include "half.h"
+#include "level.h"
 #include "logits_gradient_row.h"
 #include "parallel.h"
 
 namespace sftn {
 
-// Clones exist for functions only, not for templates. What two passes share is a function of its own: it is compiled
-// for every level.
-#define SFTN_LOGITS_ROW(A)                                                                                           \
-  SFTN_CLONES void sums_row(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept, RowSums<A>* sums) { \
-    sums_row_inline(in, row, kept, sums);                                                                            \
-  }                                                                                                                  \
-  SFTN_CLONES void forward_row(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums, A* stats,     \
-                               double* terms) {                                                                      \
-    forward_row_inline(in, row, sums, stats, terms);                                                                 \
-  }                                                                                                                  \
-  SFTN_CLONES void gradient_row(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,       \
-                                const StudentGradient<A>* students, const RowScale& scale, A* t_out,                 \
-                                A* const* s_out) {                                                                   \
-    gradient_row_inline<false>(in, row, teacher, students, Kept<A>{}, scale, t_out, s_out);                          \
-  }                                                                                                                  \
-  SFTN_CLONES RowGradient<A> terms_row(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums,       \
-                                       const RowScale& scale, double* terms, StudentGradient<A>* students) {         \
-    return terms_row_inline(in, row, sums, scale, terms, students);                                                  \
-  }                                                                                                                  \
-  SFTN_CLONES void gradient_row(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,       \
-                                const StudentGradient<A>* students, const Kept<A>& kept, const RowScale& scale,      \
-                                A* t_out, A* const* s_out) {                                                         \
-    gradient_row_inline<true>(in, row, teacher, students, kept, scale, t_out, s_out);                                \
-  }
-SFTN_LOGITS_ROW(float)
-SFTN_LOGITS_ROW(double)
-#undef SFTN_LOGITS_ROW
+// What two passes share is a function of its own: it is compiled for every level.
+SFTN_LEVELS(sums_row, sums_row_inline(args...))
+SFTN_LEVELS(forward_row, forward_row_inline(args...))
+SFTN_LEVELS(terms_row, terms_row_inline(args...))
+SFTN_LEVELS(gradient_row, gradient_row_inline<false>(args...))
+SFTN_LEVELS(kept_gradient_row, gradient_row_inline<true>(args...))
 
 // Provides a thread with the inputs' rows in the accumulator's type: the tensor's own memory, or a converted copy of
 // one row each.
@@ -90,7 +70,7 @@ static void forward_range(const LogitsInput& in, accumulator_t<T>* stats, double
   std::vector<RowSums<accumulator_t<T>>> sums(1 + in.k());
   for (int64_t i = begin; i < end; ++i) {
     const LogitsRow<accumulator_t<T>> row = read(i);
-    sums_row(in, row, {}, sums.data());
+    sums_row(in, row, Kept<accumulator_t<T>>{}, sums.data());
     forward_row(in, row, sums.data(), stats + i * in.stats_width(), terms + i * (1 + 2 * in.k()));
   }
 }
@@ -153,7 +133,7 @@ static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_
     const RowScale scale = scale_of(in.options, row.y, upstream[i * grad.grad_stride], inv_valid);
     const RowGradient<A> teacher = gradients_of(in, stats + i * in.stats_width(), scale, students.data());
     A* const* out = write.open(i);
-    gradient_row(in, row, teacher, students.data(), scale, grad.teacher ? out[0] : nullptr,
+    gradient_row(in, row, teacher, students.data(), Kept<A>{}, scale, grad.teacher ? out[0] : nullptr,
                  grad.students ? out + (grad.teacher ? 1 : 0) : nullptr);
     write.close(i);
   }
@@ -177,7 +157,7 @@ static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv
     sums_row(in, row, kept, sums.data());
     const RowGradient<A> teacher =
         terms_row(in, row, sums.data(), scale, terms + i * (1 + 2 * in.k()), students.data());
-    gradient_row(in, row, teacher, students.data(), kept, scale, both.teacher ? out[0] : nullptr,
+    kept_gradient_row(in, row, teacher, students.data(), kept, scale, both.teacher ? out[0] : nullptr,
                  both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr);
   }
 }

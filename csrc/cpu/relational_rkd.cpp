@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "level.h"
 #include "parallel.h"
 #include "relational_rkd_pairs.h"
 #include "relational_rkd_rows.h"
@@ -13,41 +14,14 @@
 
 namespace sftn::rkd {
 
-// Clones exist for functions only, not for templates.
-#define SFTN_RKD_LOOPS(A)                                                                                            \
-  SFTN_CLONES void squared_distances(const double* x, int64_t width, Span of, Span to, A* squared, A* low,           \
-                                     int64_t stride) {                                                               \
-    squared_distances_inline(x, width, of, to, squared, low, stride);                                                \
-  }                                                                                                                  \
-  SFTN_CLONES double prepare_row(PairRow row, A eps, A* squared, A* low, A* inverse, A* inverse_slope) {             \
-    return prepare_row_inline(row, eps, squared, low, inverse, inverse_slope);                                       \
-  }                                                                                                                  \
-  SFTN_CLONES PairSums sum_row(PairRow row, A eps, A student_inverse_mean, A teacher_inverse_mean,                   \
-                               const A* student_squared, const A* teacher_squared) {                                 \
-    return sum_row_inline(row, eps, student_inverse_mean, teacher_inverse_mean, student_squared, teacher_squared);   \
-  }                                                                                                                  \
-  SFTN_CLONES void finish_row(PairRow row, A eps, const PairScale<A>& scale, A other_inverse_mean, const A* squared, \
-                              const A* other_squared, const A* swept, A* out) {                                      \
-    finish_row_inline(row, eps, scale, other_inverse_mean, squared, other_squared, swept, out);                      \
-  }                                                                                                                  \
-  SFTN_CLONES double sweep_values(const AngleMatrices<A>& student, const AngleMatrices<A>& teacher, int64_t stride,  \
-                                  Span i, Span j, Span k) {                                                          \
-    return sweep_inline<A, false, false>(student, teacher, stride, i, j, k);                                         \
-  }                                                                                                                  \
-  SFTN_CLONES double sweep_student(const AngleMatrices<A>& student, const AngleMatrices<A>& teacher, int64_t stride, \
-                                   Span i, Span j, Span k) {                                                         \
-    return sweep_inline<A, true, false>(student, teacher, stride, i, j, k);                                          \
-  }                                                                                                                  \
-  SFTN_CLONES double sweep_both(const AngleMatrices<A>& student, const AngleMatrices<A>& teacher, int64_t stride,    \
-                                Span i, Span j, Span k) {                                                            \
-    return sweep_inline<A, true, true>(student, teacher, stride, i, j, k);                                           \
-  }                                                                                                                  \
-  SFTN_CLONES void pull(const A* panel, int64_t b, int64_t i, int64_t count, const A* pairs, A scale, A* out) {      \
-    pull_inline(panel, b, i, count, pairs, scale, out);                                                              \
-  }
-SFTN_RKD_LOOPS(float)
-SFTN_RKD_LOOPS(double)
-#undef SFTN_RKD_LOOPS
+SFTN_LEVELS(squared_distances, squared_distances_inline(args...))
+SFTN_LEVELS(prepare_row, prepare_row_inline(args...))
+SFTN_LEVELS(sum_row, sum_row_inline(args...))
+SFTN_LEVELS(finish_row, finish_row_inline(args...))
+SFTN_LEVELS(sweep_values, sweep_inline<false, false>(args...))
+SFTN_LEVELS(sweep_student, sweep_inline<true, false>(args...))
+SFTN_LEVELS(sweep_both, sweep_inline<true, true>(args...))
+SFTN_LEVELS(pull, pull_inline(args...))
 
 // Rows of a span, the unit of tasks over pairs and triples: their distances stay in the first-level cache.
 constexpr int64_t kSpan = 32;
@@ -106,7 +80,7 @@ struct Pairs {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i * stride;
         sums[i] =
-            prepare_row({i, b}, eps, squared + row, low ? low + row : nullptr, inverse + row, inverse_slope + row);
+            prepare_row(PairRow{i, b}, eps, squared + row, low ? low + row : nullptr, inverse + row, inverse_slope + row);
         if (grad) std::fill(grad + row + i, grad + row + stride, A(0));
       }
     });
@@ -158,7 +132,7 @@ static PairSums sum_pairs(const Pairs<A>& student, const Pairs<A>& teacher, A ep
   std::vector<PairSums> of_rows(b);
   parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      of_rows[i] = sum_row({i, b}, eps, 1 / student.mean, 1 / teacher.mean, student.squared + i * stride,
+      of_rows[i] = sum_row(PairRow{i, b}, eps, 1 / student.mean, 1 / teacher.mean, student.squared + i * stride,
                            teacher.squared + i * stride);
     }
   });
@@ -183,7 +157,7 @@ static void finish(const Pairs<A>& of, const Pairs<A>& other, A eps, const PairS
       const Span span = span_of(index, b);
       for (int64_t i = span.begin; i < span.end; ++i) {
         const int64_t row = i * stride;
-        finish_row({i, b}, eps, scale, 1 / other.mean, of.squared + row, other.squared + row,
+        finish_row(PairRow{i, b}, eps, scale, 1 / other.mean, of.squared + row, other.squared + row,
                    swept ? swept + row : nullptr, buffer.data());
         out[i * b + i] = 0;
         std::copy(buffer.data() + i + 1, buffer.data() + b, out + i * b + i + 1);

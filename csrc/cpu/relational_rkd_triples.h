@@ -125,7 +125,7 @@ SFTN_INLINE void triple_block(const TripleRows<A>& student, const TripleRows<A>&
 
 // The triples i < j < k with i, j and k in the spans I <= J <= K, which begin at whole blocks of lanes. Returns the
 // sum of h over their three angles. The gradients of the pairs between the spans are written by this call alone.
-template <class A, bool kStudentGrad, bool kTeacherGrad>
+template <bool kStudentGrad, bool kTeacherGrad, class A>
 SFTN_INLINE double sweep_inline(const AngleMatrices<A>& student, const AngleMatrices<A>& teacher, int64_t stride,
                                 Span in_i, Span in_j, Span in_k) {
   double total = 0;

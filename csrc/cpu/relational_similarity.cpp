@@ -2,29 +2,17 @@
 // so the result does not depend on the number of threads.
 #include <vector>
 
+#include "level.h"
 #include "parallel.h"
 #include "relational_similarity_row.h"
 
 namespace sftn {
 
-// Clones exist for functions only, not for templates.
-#define SFTN_SIMILARITY_ROW(A)                                                                             \
-  SFTN_CLONES double sp_row(SpSide<A>& student, SpSide<A>& teacher, int64_t n, int64_t i) {                \
-    return sp_row_inline(student, teacher, n, i);                                                          \
-  }                                                                                                        \
-  SFTN_CLONES void sp_slope(const SpSide<A>& side, const SpSide<A>& other, int64_t n, int64_t i, A* out) { \
-    sp_slope_inline(side, other, n, i, out);                                                               \
-  }                                                                                                        \
-  SFTN_CLONES double pkt_row(PktRows<A>& rows, int64_t i) { return pkt_row_inline(rows, i); }              \
-  SFTN_CLONES void pkt_student_slope(const PktRows<A>& rows, int64_t i, A* out) {                          \
-    pkt_slope_inline<false>(rows, i, out);                                                                 \
-  }                                                                                                        \
-  SFTN_CLONES void pkt_teacher_slope(const PktRows<A>& rows, int64_t i, A* out) {                          \
-    pkt_slope_inline<true>(rows, i, out);                                                                  \
-  }
-SFTN_SIMILARITY_ROW(float)
-SFTN_SIMILARITY_ROW(double)
-#undef SFTN_SIMILARITY_ROW
+SFTN_LEVELS(sp_row, sp_row_inline(args...))
+SFTN_LEVELS(sp_slope, sp_slope_inline(args...))
+SFTN_LEVELS(pkt_row, pkt_row_inline(args...))
+SFTN_LEVELS(pkt_student_slope, pkt_slope_inline<false>(args...))
+SFTN_LEVELS(pkt_teacher_slope, pkt_slope_inline<true>(args...))
 
 // Calls f(i) for all rows.
 template <class F>

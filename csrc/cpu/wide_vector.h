@@ -1,6 +1,6 @@
 // Vectors of float or double of the machine's own width, also loaded from half precision.
 //
-// For functions that SFTN_LEVELS expands: kBytes is the level's width. A wider vector would be kept in memory.
+// For functions that SFTN_LEVELS compiles: kBytes is the level's width. A wider vector would be kept in memory.
 #pragma once
 
 #include "../tensor.h"

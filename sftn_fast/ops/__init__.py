@@ -5,7 +5,7 @@ CUDA, with any strides. Arithmetic and losses are float32, or float64 for float6
 The same inputs give the same bits. :mod:`sftn_fast.ops.reference` holds the same functions in plain PyTorch.
 """
 
-from sftn_fast.ops import reference
+from sftn_fast.ops import _capability, reference
 from sftn_fast.ops._backend import backend, find_kernels, set_backend
 from sftn_fast.ops.contrastive import crd_loss
 from sftn_fast.ops.contrastive_negatives import sample_negatives
@@ -18,6 +18,7 @@ from sftn_fast.ops.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_
 from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
 from sftn_fast.ops.terms import KDTerms, RKDTerms, SFTNTerms
 
+_capability.choose()
 find_kernels()
 
 __all__ = [

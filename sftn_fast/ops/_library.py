@@ -62,6 +62,13 @@ CPU = _load("_C")
 CUDA = _load_cuda(CPU)
 
 
+def has(op: str) -> bool:
+    """Return whether the CPU library has an op. A library that lacks one of the package's ops is called outdated."""
+    if CPU.loaded and not hasattr(torch.ops.sftn_fast, op):  # the sources were updated without a rebuild
+        CPU.error = CUDA.error = f"it is older than the package: it has no {op}; {REBUILD}"
+    return CPU.loaded
+
+
 def register_fake(op: str) -> Callable[[F], F]:
     """Register the decorated function as the fake of ``torch.ops.sftn_fast.<op>``, for compilers.
 
@@ -69,12 +76,8 @@ def register_fake(op: str) -> Callable[[F], F]:
     """
 
     def register(function: F) -> F:
-        if not CPU.loaded:
-            return function
-        if hasattr(torch.ops.sftn_fast, op):
+        if has(op):
             torch.library.register_fake(f"sftn_fast::{op}", function)
-        else:  # the sources were updated without a rebuild
-            CPU.error = CUDA.error = f"it is older than the package: it has no {op}; {REBUILD}"
         return function
 
     return register
