@@ -3,7 +3,8 @@
 Families are those of the kernels; `training`, whole steps; `loaders`, loaders of image files; `scaling`, cost as the
 work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png; the name ends with -large
 and -graph for measurements with these options. With --check it writes nothing and fails if a speedup over the authors'
-code, or over the usual loop, is below the recorded one.
+code, or over the usual loop, is below the recorded one. SFTN_CPU_CAPABILITY sets the level of vector instructions of the
+kernels and of PyTorch.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ def parse() -> argparse.Namespace:
         parser.error(f"{' and '.join(CPU_ONLY)} are measured on the CPU: --device cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU: --device cpu")
+    unfair = record.mismatch() if args.device == "cpu" else None
+    if unfair:
+        parser.error(unfair)
     if args.graphs and args.device != "cuda":
         parser.error("--graphs: there are CUDA graphs with --device cuda only")
     if (args.graphs or args.large) and set(args.families or SUITES) - set(FAMILIES):

@@ -147,9 +147,14 @@ def _gain(found: dict[str, Row]) -> float:
     return float(min(others) / found["ours"]["p50"])
 
 
+def _level(about: Conditions) -> str:
+    # Kernels without a switch used the machine's highest level, as PyTorch did.
+    return str(about.get("level", about["simd"].lower()))
+
+
 def _where(conditions: list[Conditions]) -> str:
     places = (
-        f"{about['threads']} threads of {about['processor']} with {about['simd']}, torch {about['torch']}, "
+        f"{about['threads']} threads of {about['processor']} at level {_level(about)}, torch {about['torch']}, "
         f"{about['date']}"
         for about in conditions
     )

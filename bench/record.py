@@ -14,6 +14,7 @@ import torch
 
 import sftn_fast
 from bench.measure import copy_bandwidth
+from sftn_fast.ops import _capability
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,6 +39,7 @@ def conditions(device: str) -> dict[str, Any]:
         "processor": processor(device),
         "threads": torch.get_num_threads(),
         "simd": torch.backends.cpu.get_cpu_capability(),
+        "level": _capability.current(),
         "copy GB/s": round(copy_bandwidth(device) / 1e9, 1),
         **(graphics() if device == "cuda" else {}),
         "python": platform.python_version(),
@@ -45,6 +47,19 @@ def conditions(device: str) -> dict[str, Any]:
         "sftn_fast": sftn_fast.__version__,
         "load": round(os.getloadavg()[0], 1),  # before the start: load by others, which makes results doubtful
     }
+
+
+def mismatch() -> str | None:
+    """Return why a comparison on the CPU would be unfair: kernels and PyTorch use different instructions. None if fair."""
+    wanted = os.environ.get(_capability.VARIABLE, "")
+    ours, theirs = _capability.current(), torch.backends.cpu.get_cpu_capability().lower()
+    if wanted and wanted != ours:
+        return f"{_capability.VARIABLE} is {wanted!r}, but the kernels use {ours}"
+    if ours != theirs and len(_capability.available()) > 1:  # there is a choice
+        return (
+            f"the kernels use {ours}, PyTorch {theirs}: set {_capability.VARIABLE} alone, which bench hands to PyTorch"
+        )
+    return None
 
 
 def graphics() -> dict[str, Any]:

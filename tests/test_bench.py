@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from bench.check import TOLERANCE, compare
 from bench.family import Kernels, measure_case
 from bench.measure import MIN_TURNS, Effort, Spread, cost, interleaved, peak_memory
 from bench.training.worker import OURS, USUAL
+from sftn_fast.ops import _capability
 
 EFFORT = Effort(turns=3, seconds=0.1, compile=False)
 SUITES = Path(bench.__file__).parent
@@ -198,6 +202,58 @@ def test_the_command_refuses(options, message, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main.main()
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ours", "levels", "theirs", "reason"),
+    [
+        (None, "avx2", ("default", "avx2"), "AVX2", None),
+        ("default", "default", ("default", "avx2"), "DEFAULT", None),
+        (None, "default", ("default",), "SVE256", None),  # no choice
+        (
+            "avx2",
+            "avx2",
+            ("default", "avx2"),
+            "DEFAULT",
+            "the kernels use avx2, PyTorch default: set SFTN_CPU_CAPABILITY",
+        ),
+        ("avx512", "avx2", ("default", "avx2"), "AVX2", "SFTN_CPU_CAPABILITY is 'avx512', but the kernels use avx2"),
+    ],
+)
+def test_a_comparison_needs_one_level(wanted, ours, levels, theirs, reason, monkeypatch, capsys):
+    monkeypatch.delenv("SFTN_CPU_CAPABILITY", raising=False)
+    if wanted:
+        monkeypatch.setenv("SFTN_CPU_CAPABILITY", wanted)
+    monkeypatch.setattr(_capability, "current", lambda: ours)
+    monkeypatch.setattr(_capability, "available", lambda: levels)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: theirs)
+    monkeypatch.setattr("sys.argv", ["bench", "logits", "--device", "cpu"])
+    if reason is None:
+        assert main.parse().families == ["logits"]
+        return
+    with pytest.raises(SystemExit, match="2"):
+        main.main()
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "theirs"), [({}, None), ({"SFTN_CPU_CAPABILITY": "avx2"}, "avx2"), ({"ATEN_CPU_CAPABILITY": "x"}, "x")]
+)
+def test_the_level_is_handed_to_torch_before_its_import(given, theirs):
+    program = "import bench, os, sys; assert 'torch' not in sys.modules; print(os.environ.get('ATEN_CPU_CAPABILITY'))"
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_CPU_CAPABILITY")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=environment | given, cwd=SUITES.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(theirs)
+
+
+def test_records_and_tables_name_the_level():
+    about = record.conditions("cpu")
+    assert about["level"] == _capability.current()
+    table = readme._where([about | {"level": "avx2"}, about | {"level": "avx512"}])
+    assert "at level avx2, torch" in table and "at level avx512, torch" in table
 
 
 @pytest.mark.parametrize(

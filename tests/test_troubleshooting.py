@@ -13,7 +13,7 @@ import torch
 
 from sftn_fast import models, ops, report, train
 from sftn_fast.experiment import class_accuracy
-from sftn_fast.ops import _backend
+from sftn_fast.ops import _backend, _capability
 
 PAGE = (pages.ROOT / "docs" / "troubleshooting.md").read_text()
 LINES = re.findall(r"^\| `(.+?)` \|", PAGE, flags=re.MULTILINE)
@@ -65,6 +65,15 @@ def without_kernels() -> None:
     print(warned[0].message)
 
 
+def unknown_level() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFTN_CPU_CAPABILITY", "avx1024")
+        patch.setattr(_capability, "available", lambda: ("default",))
+        with pytest.warns(UserWarning) as warned:
+            _capability.choose()
+    print(warned[0].message)
+
+
 def without_matplotlib() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
@@ -89,6 +98,7 @@ TRIGGERS = {
     "not finite": trained("--optim.lr", "1e30", "--engine.log_every", "1"),
     "one class": one_class,
     "no kernels": without_kernels,
+    "no such level": unknown_level,
     "no matplotlib": without_matplotlib,
 }
 
