@@ -50,7 +50,7 @@ def conditions(device: str) -> dict[str, Any]:
 
 
 def mismatch() -> str | None:
-    """Return why a comparison on the CPU would be unfair: kernels and PyTorch use different instructions. None if fair."""
+    """Return the reason why kernels and PyTorch can't be compared on the CPU, or None: both must use one level."""
     wanted = os.environ.get(_capability.VARIABLE, "")
     ours, theirs = _capability.current(), torch.backends.cpu.get_cpu_capability().lower()
     if wanted and wanted != ours:
