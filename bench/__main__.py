@@ -3,8 +3,8 @@
 Families are those of the kernels; `training`, whole steps; `loaders`, loaders of image files; `scaling`, cost as the
 work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png; the name ends with -large
 and -graph for measurements with these options. With --check it writes nothing and fails if a speedup over the authors'
-code, or over the usual loop, is below the recorded one. SFTN_CPU_CAPABILITY sets the level of instructions of kernels and
-PyTorch.
+code, or over the usual loop, is below the recorded one. SFTN_CPU_CAPABILITY sets the level of vector instructions
+of both the kernels and PyTorch.
 """
 
 from __future__ import annotations

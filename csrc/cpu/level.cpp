@@ -8,7 +8,8 @@
 
 namespace sftn {
 
-// Also asks whether the operating system saves the registers.
+// The compiler's functions also ask whether the operating system saves the registers. Older compilers are asked for the
+// instructions that they know; the rest of a level comes with these in every processor.
 static int machine_level() {
 #ifdef SFTN_AVX2
   __builtin_cpu_init();

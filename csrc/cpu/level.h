@@ -1,12 +1,12 @@
 // Levels of vector instructions: functions compiled for each of them, and the level in use.
 //
-// SFTN_LEVELS(name, call) defines a function template `name` of any arguments. It is compiled once for each level, and
-// each call runs the version of the level in use. `call` is an expression of `args...`, and of `kBytes` where a vector's
-// width is explicit: the bytes of the level's vectors. Functions that it calls, including lambdas, must be SFTN_INLINE,
-// or they stay at the lowest level. Braces without a type can't be an argument.
+// SFTN_LEVELS(name, call) defines a function template `name`. It is compiled once for each level, and each call runs
+// the version of the level in use. `call` is an expression of `args...`, and of `kBytes` where the width of vectors is
+// explicit: the bytes of the level's vectors. Functions that it calls, including lambdas, must be SFTN_INLINE, or they
+// stay at the lowest level. Braces without a type can't be an argument.
 //
-// Levels exist for x86-64 and g++. Elsewhere there is one, and the compiler's target decides; Arm's lowest level already
-// has vectors. SFTN_PORTABLE takes this way everywhere, so that x86 can test what other machines run.
+// Levels exist for x86-64 and g++. Elsewhere there is one, and the compiler's target decides: Arm's base has vectors.
+// SFTN_PORTABLE takes this way everywhere, so that x86 can test what other machines run.
 #pragma once
 
 #include <atomic>
@@ -26,11 +26,11 @@ using Passed = std::conditional_t<std::is_scalar_v<std::decay_t<Arg>>, std::deca
 
 }  // namespace sftn
 
-#define SFTN_LEVEL(attribute, name, bytes, ...)             \
-  template <class... Args>                                  \
-  attribute static auto name(Args... args) {                \
-    [[maybe_unused]] constexpr int kBytes = bytes;          \
-    return __VA_ARGS__;                                     \
+#define SFTN_LEVEL(attribute, name, bytes, ...)    \
+  template <class... Args>                         \
+  attribute static auto name(Args... args) {       \
+    [[maybe_unused]] constexpr int kBytes = bytes; \
+    return __VA_ARGS__;                            \
   }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(SFTN_PORTABLE)
@@ -42,26 +42,26 @@ using Passed = std::conditional_t<std::is_scalar_v<std::decay_t<Arg>>, std::deca
 #define SFTN_AVX512 "arch=skylake-avx512"
 #endif
 
-#define SFTN_LEVELS(name, ...)                                                              \
-  SFTN_LEVEL(__attribute__((target(SFTN_AVX512))), name##_avx512, 64, __VA_ARGS__)          \
-  SFTN_LEVEL(__attribute__((target(SFTN_AVX2))), name##_avx2, 32, __VA_ARGS__)              \
-  SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)                                             \
-  template <class... Args>                                                                  \
-  static auto name(Args&&... args) {                                                        \
-    switch (::sftn::cpu_level.load(std::memory_order_relaxed)) {                            \
-      case ::sftn::kAvx512Level:                                                            \
-        return name##_avx512<::sftn::Passed<Args>...>(args...);                             \
-      case ::sftn::kAvx2Level:                                                              \
-        return name##_avx2<::sftn::Passed<Args>...>(args...);                               \
-      default:                                                                              \
-        return name##_default<::sftn::Passed<Args>...>(args...);                            \
-    }                                                                                       \
+#define SFTN_LEVELS(name, ...)                                                     \
+  SFTN_LEVEL(__attribute__((target(SFTN_AVX512))), name##_avx512, 64, __VA_ARGS__) \
+  SFTN_LEVEL(__attribute__((target(SFTN_AVX2))), name##_avx2, 32, __VA_ARGS__)     \
+  SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)                                    \
+  template <class... Args>                                                         \
+  static auto name(Args&&... args) {                                               \
+    switch (::sftn::cpu_level.load(std::memory_order_relaxed)) {                   \
+      case ::sftn::kAvx512Level:                                                   \
+        return name##_avx512<::sftn::Passed<Args>...>(args...);                    \
+      case ::sftn::kAvx2Level:                                                     \
+        return name##_avx2<::sftn::Passed<Args>...>(args...);                      \
+      default:                                                                     \
+        return name##_default<::sftn::Passed<Args>...>(args...);                   \
+    }                                                                              \
   }
 #else
-#define SFTN_LEVELS(name, ...)                                \
-  SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)               \
-  template <class... Args>                                    \
-  static auto name(Args&&... args) {                          \
-    return name##_default<::sftn::Passed<Args>...>(args...);  \
+#define SFTN_LEVELS(name, ...)                               \
+  SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)              \
+  template <class... Args>                                   \
+  static auto name(Args&&... args) {                         \
+    return name##_default<::sftn::Passed<Args>...>(args...); \
   }
 #endif

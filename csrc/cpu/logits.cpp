@@ -158,7 +158,7 @@ static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv
     const RowGradient<A> teacher =
         terms_row(in, row, sums.data(), scale, terms + i * (1 + 2 * in.k()), students.data());
     kept_gradient_row(in, row, teacher, students.data(), kept, scale, both.teacher ? out[0] : nullptr,
-                 both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr);
+                      both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr);
   }
 }
 

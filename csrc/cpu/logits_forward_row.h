@@ -105,52 +105,47 @@ struct Kept {
   }
 };
 
-// The sums of the teacher and of each student, [1 + K].
-template <int kPower, bool kStudentWeighs, class A>
-SFTN_INLINE void row_sums(const LogitsInput& in, const LogitsRow<A>& row, bool teacher_ce, bool smooth,
-                          const Kept<A>& kept, RowSums<A>* sums) {
+// The sums of a row [1 + K], the teacher's first, its exponentials kept or not. Each chunk chooses how exponentials at
+// temperature 1 are computed: chosen for the whole row, all code would be compiled for each way.
+template <class A>
+SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
+                                 RowSums<A>* sums) {
+  const LogitsOptions& options = in.options;
+  const bool has_target = in.target.has_value(), smooth = has_target && options.label_smoothing != 0;
+  const bool teacher_ce = has_target && options.teacher_weight != 0;
   const int64_t k_count = in.k();
-  const A rate = A(kLog2E / in.options.temperature);
-  const int temperature = int(std::min(in.options.temperature, double(kMostPower)));
-  RowSums<A>& teacher = sums[0];
-  RowSums<A>* students = sums + 1;
+  const A rate = A(kLog2E / options.temperature);
+  const int temperature = int(std::min(options.temperature, double(kMostPower)));
   Tail<A> t_tail, s_tail;
   alignas(64) A t_chunk[kChunk], s_chunk[kChunk];
 
-  teacher = {max_of(row.teacher, in.c)};
-  for (int64_t k = 0; k < k_count; ++k) students[k] = {max_of(row.students[k], in.c)};
+  for (int64_t r = 0; r <= k_count; ++r) sums[r] = {max_of(r == 0 ? row.teacher : row.students[r - 1], in.c)};
+  RowSums<A>& teacher = sums[0];
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
     const ChunkView<A> t(row.teacher + begin, size, t_tail);
     A* t_weights = kept.at(0, begin, t_chunk);
-    if (teacher_ce) {
-      add_teacher<kPower>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
-    } else {
-      add_teacher<kNotAtOne>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
-    }
-    if (smooth) add_below(teacher, row.teacher + begin, size);
+    with_power(teacher_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
+      add_teacher<power>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
+    });
     for (int64_t k = 0; k < k_count; ++k) {
+      RowSums<A>& student = sums[1 + k];
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
-      add_student<kPower, kStudentWeighs>(students[k], s, rate, temperature, t, teacher.max, t_weights,
-                                          kept.at(1 + k, begin, s_chunk), row.to_next[1 + k]);
-      if (smooth) add_below(students[k], row.students[k] + begin, size);
+      A* s_weights = kept.at(1 + k, begin, s_chunk);
+      with_power(has_target, options.temperature, [&](auto power) __attribute__((always_inline)) {
+        if (options.student_to_teacher) {
+          add_student<power, true>(student, s, rate, temperature, t, teacher.max, t_weights, s_weights,
+                                   row.to_next[1 + k]);
+        } else {
+          add_student<power, false>(student, s, rate, temperature, t, teacher.max, t_weights, s_weights,
+                                    row.to_next[1 + k]);
+        }
+      });
+    }
+    for (int64_t r = 0; smooth && r <= k_count; ++r) {
+      add_below(sums[r], (r == 0 ? row.teacher : row.students[r - 1]) + begin, size);
     }
   }
-}
-
-// The sums of a row [1 + K], its exponentials kept or not.
-template <class A>
-SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
-                                 RowSums<A>* sums) {
-  const bool has_target = in.target.has_value(), smooth = has_target && in.options.label_smoothing != 0;
-  const bool teacher_ce = has_target && in.options.teacher_weight != 0;
-  with_power(has_target, in.options.temperature, [&](auto power) __attribute__((always_inline)) {
-    if (in.options.student_to_teacher) {
-      row_sums<power, true>(in, row, teacher_ce, smooth, kept, sums);
-    } else {
-      row_sums<power, false>(in, row, teacher_ce, smooth, kept, sums);
-    }
-  });
 }
 
 // log(1 + e) - e, which is of second order
