@@ -151,6 +151,8 @@ def exists(name: str, document: str) -> bool:
         return any(path.endswith(name) for path in files()) or is_importable(f"sftn_fast{name}")
     if re.fullmatch(r"[A-Z][A-Z0-9_]+(=\S*)?", name) and "=" in name:
         return name.split("=")[0] in (ROOT / "setup.py").read_text()
+    if name.startswith("SFTN_") and name in written_names():  # a variable that the package reads
+        return True
     if name.startswith("--"):
         option = name.split()[0]
         return option in written_names() or set(option[2:].split(".")) <= python_names()
