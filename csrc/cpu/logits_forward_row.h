@@ -219,9 +219,10 @@ SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const LogitsRow<A>& 
   const double z = student_weighs ? student.z : teacher.z, mean = student.dot / z;
   const double kl = mean / in.options.temperature + log_ratio;
   if (kl < kNearDivergence) {
-    const NearRow near =
-        (student_weighs ? near_row<true, A> : near_row<false, A>)(in, row.teacher, row.students[k], teacher.max,
-                                                                  student.max, z, A(mean));
+    // not by a pointer to one of the two, which would be at the lowest level
+    const NearRow near = student_weighs
+                             ? near_row<true>(in, row.teacher, row.students[k], teacher.max, student.max, z, A(mean))
+                             : near_row<false>(in, row.teacher, row.students[k], teacher.max, student.max, z, A(mean));
     if (near.kl >= 0) return {near.kl, near.mean, true};
   }
   return {kl, mean, false};
