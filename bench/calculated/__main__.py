@@ -45,7 +45,7 @@ def main() -> None:
     for case in wanted:
         print(f"counting {case.name}", file=sys.stderr, flush=True)
         call = case.build()
-        counted.append((case, call, count(emulator, call.run, sample=case.sample)))
+        counted.append((case, call, count(emulator, call.run)))
     files = machine_code.extract(args.library) if args.library else machine_code.compile_all()
     launched = {launch.kernel for _, _, launches in counted for launch in launches.kernels}
     kernels = machine_code.read(files, launched)
