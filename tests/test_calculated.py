@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from simt.build import load
 
 from bench.calculated import h200, page
@@ -17,6 +18,7 @@ from bench.calculated.machine_code import Kernel, basic_blocks, instructions
 from bench.calculated.table import calculate
 from bench.record import RESULTS
 from sftn_fast import ops
+from sftn_fast.ops import _backend
 
 LOOP = """
     Function : loop
@@ -134,6 +136,15 @@ def test_a_sample_stands_for_the_grid(emulator: Any) -> None:
     whole, sampled = kernels_with(0), kernels_with(4)
     assert whole[1] == sampled[1]
     assert whole[0].counted["read"] == pytest.approx(sampled[0].counted["read"], rel=0.02)  # the last block adds up
+
+
+def test_a_sample_leaves_no_counter_behind(emulator: Any) -> None:
+    """The blocks that do not run never arrive where the last one of the grid sums up."""
+    count(emulator, kd_ce(64, 100).run, sample=2)
+    call = kd_ce(64, 100)
+    with ops.backend("fused"), _backend._use_namespace("cpu", torch.ops.sftn_fast_emulated):
+        first = call.run().item()
+    assert first == pytest.approx(call.run().item(), rel=1e-5)
 
 
 def test_a_kernel_without_machine_code_is_an_error(emulator: Any) -> None:

@@ -17,7 +17,10 @@ STABLE_TORCH_LIBRARY(sftn_fast_emulated, m) { sftn::define_ops(m); }
 EXPORT void simt_set_seed(unsigned seed) { simt_emulator::schedule.seed = seed; }
 
 // How many blocks of a larger grid run, for counts at sizes that take too long in whole. 0: all.
-EXPORT void simt_set_sample(unsigned blocks) { simt_emulator::schedule.sample = blocks; }
+EXPORT void simt_set_sample(unsigned blocks) {
+  simt_emulator::schedule.sample = blocks;
+  simt_emulator::use_new_stream();
+}
 
 // How many multiprocessors the device claims to have; kernels size their grids by it.
 EXPORT void simt_set_multiprocessors(int count) { simt_emulator::multiprocessors = count; }
@@ -75,7 +78,8 @@ EXPORT const char* simt_counted_launches() {
     for (const auto& [address, site] : launch.sites) {
       text += separator + ("{" + field("address", address)) + ", " + field("write", int(site.write)) + ", " +
               field("requests", site.requests) + ", " + field("bytes", site.bytes) + ", " +
-              field("lane_bytes", site.lane_bytes) + ", " + field("sectors", site.sectors) + ", " + field("fewest", site.fewest) + "}";
+              field("lane_bytes", site.lane_bytes) + ", " + field("sectors", site.sectors) + ", " +
+              field("fewest", site.fewest) + "}";
       separator = ", ";
     }
     text += "]}";

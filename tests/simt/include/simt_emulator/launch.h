@@ -67,6 +67,7 @@ void launch_with_shared(void (*kernel)(P...), dim3 grid, dim3 threads, std::size
     block.run(index, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
     memory.end_block();
   }
+  if (order.size() < all) use_new_stream();
 }
 
 // kernel<<<grid, threads>>>(arguments...)

@@ -46,7 +46,7 @@ struct LaunchCount {
   std::int64_t shared_read = 0, shared_written = 0;  // bytes of all lanes
   std::int64_t shuffles = 0, barriers = 0;           // of warps; a shuffle moves 4 bytes
   std::int64_t exponentials = 0, roots = 0;          // of lanes, in float32
-  std::map<std::uintptr_t, SiteCount> sites;  // by address in the module
+  std::map<std::uintptr_t, SiteCount> sites;         // by address in the module
 };
 
 class Memory {
@@ -134,7 +134,8 @@ class Memory {
       }
       return;
     }
-    if (!write && !schedule.sample && holds_unwritten(at, bytes)) block.abandon(text("global memory that nobody wrote: ", write, bytes));
+    if (!write && !schedule.sample && holds_unwritten(at, bytes))
+      block.abandon(text("global memory that nobody wrote: ", write, bytes));
     if (counting) count(at, bytes, write, reinterpret_cast<std::uintptr_t>(site));
   }
 

@@ -14,6 +14,12 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 namespace simt_emulator {
 // What the current stream claims to be; launches run at once whatever it is. capture: 0 outside of one.
 inline unsigned long long stream_id = 0, capture_id = 0;
+// Streams for launches of which a sample of the blocks runs. Counters then wait for the rest of the grid, so each such
+// launch has a stream, and with it counters, that no other uses.
+inline void use_new_stream() {
+  static unsigned long long last = 1ull << 32;
+  stream_id = ++last;
+}
 inline std::int64_t memsets = 0;  // operations of the device beside the launches
 }  // namespace simt_emulator
 
