@@ -100,11 +100,14 @@ class _AtOnce(torch.autograd.Function):
 
 
 def _scale(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """Return the gradients that the forward pass left, times the one that the total was given: mostly 1."""
+    """Return the gradients that the forward pass left, times the one that the total was given: mostly 1.
+
+    They may be returned as they are only if no other backward pass needs them, because the caller may write to them.
+    """
     _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
     count, dtype = 1 + len(wanted), saved[0].dtype
     grads: Sequence[Tensor] = saved[count:]
-    if not _is_one(grad_total):
+    if torch._C._autograd._get_current_graph_task_keep_graph() or not _is_one(grad_total):
         grads = [grad * grad_total for grad in grads]
     if grads[0].dtype is not dtype:
         grads = [grad.to(dtype) for grad in grads]
