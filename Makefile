@@ -67,7 +67,7 @@ $(VENV)/installed: $(VENV)/created constraints.txt
 
 $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
 	@echo "== building the C++ library, and CUDA kernels for this machine's GPU if it has one, and installing the remaining packages"
-	@echo "   $(words $(filter %.cpp,$(SOURCES))) C++ files to compile: under a minute on two idle cores"
+	@echo "   $(words $(filter %.cpp,$(SOURCES))) C++ files to compile: one to two minutes on two idle cores"
 	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
 	@$(PY) -m sftn_fast.info
 	@touch $@
