@@ -13,16 +13,19 @@ from sftn_fast.ops.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.logits_correlation import dist_loss
+from sftn_fast.ops.logits_transport import wkd_loss
 from sftn_fast.ops.memory import CRDMemory
 from sftn_fast.ops.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
-from sftn_fast.ops.terms import KDTerms, RKDTerms, SFTNTerms
+from sftn_fast.ops.terms import DISTTerms, KDTerms, RKDTerms, SFTNTerms
 
 _capability.choose()
 find_kernels()
 
 __all__ = [
     "CRDMemory",
+    "DISTTerms",
     "KDTerms",
     "RKDTerms",
     "SFTNTerms",
@@ -31,6 +34,7 @@ __all__ = [
     "at_loss",
     "backend",
     "crd_loss",
+    "dist_loss",
     "ft_loss",
     "hint_loss",
     "kd_ce_loss",
@@ -47,4 +51,5 @@ __all__ = [
     "sftn_loss",
     "sp_loss",
     "vid_loss",
+    "wkd_loss",
 ]

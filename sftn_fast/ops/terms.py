@@ -7,6 +7,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class DISTTerms(NamedTuple):
+    """``total = inter_weight * inter + intra_weight * intra``, each 0-dim."""
+
+    total: Tensor
+    inter: Tensor
+    intra: Tensor
+
+
 class KDTerms(NamedTuple):
     """``total = kd_weight * kd + ce_weight * ce``, each 0-dim."""
 

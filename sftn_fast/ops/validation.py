@@ -147,13 +147,14 @@ def check_target(target: Any, logits: Tensor) -> None:
     check_same_device("target", target, "the logits", logits)
 
 
-def check_classes(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_classes(target: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
     """Raise if a class is out of range. Reading the classes synchronises with a GPU."""
-    counted = target[target != ignore_index]
+    counted = target if ignore_index is None else target[target != ignore_index]
     wrong = counted[(counted < 0) | (counted >= num_classes)]
     if wrong.numel():
-        allowed = f"classes from 0 to {num_classes - 1} or ignore_index ({ignore_index})"
-        raise ValueError(f"target must hold {allowed}, got {wrong[0].item()}")
+        allowed = f"classes from 0 to {num_classes - 1}"
+        also = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
+        raise ValueError(f"target must hold {allowed}{also}, got {wrong[0].item()}")
 
 
 def check_positive(name: str, value: Any, least: float = LEAST, most: float = MOST) -> None:

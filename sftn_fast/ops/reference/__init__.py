@@ -10,6 +10,8 @@ from sftn_fast.ops.reference.features_adaptation import adapted_hint_loss
 from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
+from sftn_fast.ops.reference.logits_correlation import dist_loss
+from sftn_fast.ops.reference.logits_transport import wkd_loss
 from sftn_fast.ops.reference.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.reference.relational_similarity import pkt_loss, sp_loss
 
@@ -18,6 +20,7 @@ __all__ = [
     "adapted_hint_loss",
     "at_loss",
     "crd_loss",
+    "dist_loss",
     "ft_loss",
     "hint_loss",
     "kd_ce_loss",
@@ -32,4 +35,5 @@ __all__ = [
     "sftn_loss",
     "sp_loss",
     "vid_loss",
+    "wkd_loss",
 ]

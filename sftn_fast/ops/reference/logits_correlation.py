@@ -1,0 +1,45 @@
+"""DIST in plain PyTorch. See :mod:`sftn_fast.ops.logits_correlation` for the formula."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sftn_fast.ops._dtype import widened
+from sftn_fast.ops.reference.logits import _scaled
+from sftn_fast.ops.terms import DISTTerms
+
+EPS = 1e-8
+"""What is added to the product of two norms, as in the authors' code."""
+LEAST_SQUARE = 1e-24
+"""Least square of a norm: the root of 0 has no derivative."""
+
+
+def dist_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 4.0,
+    *,
+    inter_weight: float = 1.0,
+    intra_weight: float = 1.0,
+) -> DISTTerms:
+    """Compute :func:`sftn_fast.ops.dist_loss` in plain PyTorch."""
+    student_logits, teacher_logits = widened(student_logits, teacher_logits)
+    student, teacher = (_scaled(x, temperature).softmax(1) for x in (student_logits, teacher_logits))
+    inter = temperature**2 * _uncorrelated(student, teacher)
+    intra = temperature**2 * _uncorrelated(student.t(), teacher.t())
+    return DISTTerms(inter_weight * inter + intra_weight * intra, inter.detach(), intra.detach())
+
+
+def _uncorrelated(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean over rows of 1 - Pearson's correlation, 0 for an empty matrix."""
+    if a.numel() == 0:
+        return (a + b).sum()
+    a, b = _centred(a), _centred(b)
+    norms = [x.square().sum(1).clamp(min=LEAST_SQUARE).sqrt() for x in (a, b)]
+    return (1 - (a * b).sum(1) / (norms[0] * norms[1] + EPS)).mean()
+
+
+def _centred(x: Tensor) -> Tensor:
+    # Less the first value, a constant row is exactly 0; less its rounded mean alone, it might not be.
+    x = x - x[:, :1].detach()
+    return x - x.mean(1, keepdim=True)
