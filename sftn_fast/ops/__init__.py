@@ -14,11 +14,12 @@ from sftn_fast.ops.features_attention import at_loss, ft_loss
 from sftn_fast.ops.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.logits_correlation import dist_loss
+from sftn_fast.ops.logits_divergence import divergence_loss, dkd_loss, nkd_loss, rld_loss, ttm_loss
 from sftn_fast.ops.logits_transport import wkd_loss
 from sftn_fast.ops.memory import CRDMemory
 from sftn_fast.ops.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.relational_similarity import pkt_loss, sp_loss
-from sftn_fast.ops.terms import DISTTerms, KDTerms, RKDTerms, SFTNTerms
+from sftn_fast.ops.terms import DISTTerms, DKDTerms, KDTerms, RKDTerms, SFTNTerms
 
 _capability.choose()
 find_kernels()
@@ -26,6 +27,7 @@ find_kernels()
 __all__ = [
     "CRDMemory",
     "DISTTerms",
+    "DKDTerms",
     "KDTerms",
     "RKDTerms",
     "SFTNTerms",
@@ -35,10 +37,13 @@ __all__ = [
     "backend",
     "crd_loss",
     "dist_loss",
+    "divergence_loss",
+    "dkd_loss",
     "ft_loss",
     "hint_loss",
     "kd_ce_loss",
     "kd_loss",
+    "nkd_loss",
     "oh_loss",
     "oh_margin",
     "pkt_loss",
@@ -46,10 +51,12 @@ __all__ = [
     "rkd_angle_loss",
     "rkd_distance_loss",
     "rkd_loss",
+    "rld_loss",
     "sample_negatives",
     "set_backend",
     "sftn_loss",
     "sp_loss",
+    "ttm_loss",
     "vid_loss",
     "wkd_loss",
 ]

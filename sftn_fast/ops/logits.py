@@ -20,7 +20,12 @@ BRANCH_REDUCTIONS = ("mean", "sum")
 
 
 def kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 4.0,
+    *,
+    reduction: str = "batchmean",
+    standardize: bool = False,
 ) -> Tensor:
     """Compute the distillation loss of Hinton et al. (2015), ``T^2 KL(softmax(t / T) || softmax(s / T))``.
 
@@ -28,22 +33,31 @@ def kd_loss(
     classes if ``reduction`` is ``"none"``. Logits may be ``-inf``: a class that the teacher rules out contributes
     nothing. An empty batch gives 0.
 
+    With ``standardize``, both networks' logits are ``(z - mean) / (std + 1e-7)`` instead, with mean and unbiased
+    deviation of each row (Sun et al., CVPR 2024). Then the teacher is a constant, logits must be finite, and the
+    gradients of rows of equal logits are about 1e7 times as large as those of other rows. The authors' temperature is
+    2, their weight 9.
+
     Args:
         student_logits: ``[N, C]``.
-        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one.
+        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one, but not with ``standardize``.
         temperature: ``T``, from 1e-12 to 1e12.
         reduction: ``"batchmean"`` (sum / N), ``"sum"``, or ``"none"`` for ``[N]``.
+        standardize: whether logits are standardised first.
 
     Returns:
         0-dim, or ``[N]``; float32, or float64 for float64 logits.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value.
+        ValueError: for a wrong shape, device or value, and with ``standardize`` for a teacher that requires a gradient.
     """
     _check_pair(student_logits, teacher_logits, temperature)
     if reduction not in REDUCTIONS:
         check.check_choice("reduction", reduction, REDUCTIONS)
+    if standardize is not False:
+        _check_standardize(standardize, teacher_logits)
+        return reference.kd_loss(student_logits, teacher_logits, temperature, reduction=reduction, standardize=True)
     ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_loss(student_logits, teacher_logits, temperature, reduction=reduction)
@@ -64,36 +78,52 @@ def kd_ce_loss(
     ce_weight: float = 0.1,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    standardize: bool = False,
 ) -> KDTerms:
     """Compute distillation and cross-entropy in one pass: ``kd_weight * kd + ce_weight * ce``.
 
     ``kd`` is :func:`kd_loss` over all rows. ``ce`` is ``F.cross_entropy(student_logits, target)``, the mean over rows
     with a target other than ``ignore_index``; without such rows it is 0 and has no gradient. The defaults are
-    RepDistiller's.
+    RepDistiller's. With ``standardize``, ``ce`` is still of the logits as they are.
 
     Args:
         student_logits: ``[N, C]``.
-        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one.
+        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one, but not with ``standardize``.
         target: ``[N]`` int64 classes.
         temperature: ``T`` of the distillation, from 1e-12 to 1e12.
         kd_weight: weight of the distillation.
         ce_weight: weight of the cross-entropy.
         ignore_index: target of the rows that the cross-entropy ignores.
         label_smoothing: from 0 to 1, as in ``F.cross_entropy``.
+        standardize: whether the distillation standardises logits first, as in :func:`kd_loss`.
 
     Returns:
         ``KDTerms(total, kd, ce)``; see :class:`KDTerms`.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for a wrong shape, device or value. A class out of range raises on the CPU only. On a GPU it is a
-            device-side assertion, as in ``F.cross_entropy``, because the check would cost a synchronisation.
+        ValueError: for a wrong shape, device or value, and with ``standardize`` for a teacher that requires a gradient.
+            A class out of range raises on the CPU only. On a GPU it is a device-side assertion, as in
+            ``F.cross_entropy``, because the check would cost a synchronisation.
     """
     _check_pair(student_logits, teacher_logits, temperature)
     check.check_target(target, student_logits)
     check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
     check.check_integer("ignore_index", ignore_index)
     check.check_fraction("label_smoothing", label_smoothing)
+    if standardize is not False:
+        _check_standardize(standardize, teacher_logits)
+        return reference.kd_ce_loss(
+            student_logits,
+            teacher_logits,
+            target,
+            temperature,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            standardize=True,
+        )
     ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_ce_loss(
@@ -214,6 +244,11 @@ def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> N
     check.check_logits("student_logits", student_logits)
     check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
     check.check_temperature(temperature)
+
+
+def _check_standardize(standardize: Any, teacher_logits: Tensor) -> None:
+    check.check_flag("standardize", standardize)
+    check.check_constant("teacher_logits", teacher_logits)
 
 
 def check_weights(**weights: Any) -> None:

@@ -15,6 +15,14 @@ class DISTTerms(NamedTuple):
     intra: Tensor
 
 
+class DKDTerms(NamedTuple):
+    """``total = target_weight * target + nontarget_weight * nontarget``, each 0-dim."""
+
+    total: Tensor
+    target: Tensor
+    nontarget: Tensor
+
+
 class KDTerms(NamedTuple):
     """``total = kd_weight * kd + ce_weight * ce``, each 0-dim."""
 

@@ -64,6 +64,7 @@ class Op:
     long_products: bool = False  # PyTorch's matrix products sum in an order that depends on the number of threads
     traceable: bool = True  # False: torch.compile can't take the arguments, a torch.Generator
     draws: bool = False  # the result depends on the device's generator
+    without_kernel: tuple[str, ...] = ()  # backends that run plain PyTorch
 
     def arguments(
         self,
@@ -204,6 +205,14 @@ def _branches(draw: Draw, n: int, width: int) -> dict[str, Any]:
 
 
 LOGITS = ("student_logits", "teacher_logits")
+
+
+def _pair(function: str, build: Build, options: dict[str, Any]) -> Op:
+    """Return a loss of the family `logits_divergence`, whose teacher is a constant."""
+    planned = ("cpu", "emulated", "cuda")
+    return Op(function, build, LOGITS[:1], options, refused=LOGITS[1:], without_kernel=planned)
+
+
 BRANCHES = ("teacher_logits", "branch_logits")
 
 # ---- contrastive ----
@@ -322,6 +331,15 @@ TABLE: dict[str, Op] = {
         BRANCHES,
         {"temperature": 2.0, "kl_weight": 0.7, "direction": "branch_to_teacher", "branch_reduction": "sum"},
     ),
+    "kd-standardized": _pair("kd_loss", _logits, {"temperature": 2.0, "standardize": True}),
+    "kd_ce-standardized": _pair("kd_ce_loss", _logits_and_target, {"temperature": 2.0, "standardize": True}),
+    "divergence": _pair("divergence_loss", _logits, {"temperature": 2.0}),
+    "divergence-none": _pair("divergence_loss", _logits, {"kind": "jsd", "reduction": "none"}),
+    "ttm": _pair("ttm_loss", _logits, {"gamma": 0.3, "weighted": True}),
+    "nkd": _pair("nkd_loss", _logits_and_target, {"temperature": 2.0}),
+    "dkd": _pair("dkd_loss", _logits_and_target, {}),
+    "dkd-standardized": _pair("dkd_loss", _logits_and_target, {"temperature": 2.0, "standardize": True}),
+    "rld": _pair("rld_loss", _logits_and_target, {}),
     "crd": Op("crd_loss", _crd, EMBEDDINGS, state=("memory",)),
     "crd-frozen": Op("crd_loss", _crd, EMBEDDINGS, {"update": False}),
     "crd-half": Op("crd_loss", lambda *x: _crd(*x, dtype=torch.float16), EMBEDDINGS, state=("memory",)),

@@ -25,6 +25,12 @@ OPTIONS_ALONE = (
     "sftn-reverse",
     "crd-frozen",
     "crd-first",
+    "kd-standardized",
+    "divergence",
+    "ttm",
+    "nkd",
+    "dkd-standardized",
+    "rld",
     "rkd-distance",
     "rkd-angle",
     "at-p1",
@@ -62,7 +68,7 @@ def test_opcheck(name, dtype, n):
     """
     with ops.backend("fused"), RawCalls() as raw:
         evaluate(TABLE[name], TABLE[name].arguments(dtype=dtype, n=n))
-    assert raw.calls or n == 0 or not TABLE[name].differentiable
+    assert raw.calls or n == 0 or not TABLE[name].differentiable or "cpu" in TABLE[name].without_kernel
     for function, args, kwargs in raw.calls:
         torch.library.opcheck(function, args, kwargs)
 

@@ -11,6 +11,7 @@ from sftn_fast.ops.reference.features_attention import at_loss, ft_loss
 from sftn_fast.ops.reference.features_pointwise import ab_loss, hint_loss, oh_loss, oh_margin, vid_loss
 from sftn_fast.ops.reference.logits import kd_ce_loss, kd_loss, sftn_loss
 from sftn_fast.ops.reference.logits_correlation import dist_loss
+from sftn_fast.ops.reference.logits_divergence import divergence_loss, dkd_loss, nkd_loss, rld_loss, ttm_loss
 from sftn_fast.ops.reference.logits_transport import wkd_loss
 from sftn_fast.ops.reference.relational_rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from sftn_fast.ops.reference.relational_similarity import pkt_loss, sp_loss
@@ -21,19 +22,24 @@ __all__ = [
     "at_loss",
     "crd_loss",
     "dist_loss",
+    "divergence_loss",
+    "dkd_loss",
     "ft_loss",
     "hint_loss",
     "kd_ce_loss",
     "kd_loss",
+    "nkd_loss",
     "oh_loss",
     "oh_margin",
     "pkt_loss",
     "rkd_angle_loss",
     "rkd_distance_loss",
     "rkd_loss",
+    "rld_loss",
     "sample_negatives",
     "sftn_loss",
     "sp_loss",
+    "ttm_loss",
     "vid_loss",
     "wkd_loss",
 ]

@@ -18,10 +18,17 @@ NEAR = 0.5
 
 
 def kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, *, reduction: str = "batchmean"
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 4.0,
+    *,
+    reduction: str = "batchmean",
+    standardize: bool = False,
 ) -> Tensor:
     """Compute :func:`sftn_fast.ops.kd_loss` in plain PyTorch."""
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
+    if standardize:
+        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     rows = temperature**2 * _kl_rows(teacher_logits, student_logits, temperature)
     if reduction == "none":
         return rows
@@ -38,10 +45,11 @@ def kd_ce_loss(
     ce_weight: float = 0.1,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    standardize: bool = False,
 ) -> KDTerms:
     """Compute :func:`sftn_fast.ops.kd_ce_loss` in plain PyTorch."""
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
-    kd = kd_loss(student_logits, teacher_logits, temperature)
+    kd = kd_loss(student_logits, teacher_logits, temperature, standardize=standardize)
     ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
     return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
 
@@ -73,6 +81,13 @@ def sftn_loss(
     return SFTNTerms(total, teacher_ce.detach(), branch_ce.detach(), branch_kl.detach())
 
 
+def standardized(logits: Tensor) -> Tensor:
+    """Return ``(z - mean) / (std + 1e-7)`` of each row, with the unbiased deviation: 0 for a row of one class."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / max(logits.shape[1] - 1, 1) ** 0.5
+    return centred / (deviation + 1e-7)
+
+
 def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     """Compute ``KL(softmax(p / T) || softmax(q / T))`` of each row, ``[N]``. A probability of 0 contributes nothing."""
     p_scaled, q_scaled = _scaled(p_logits, temperature), _scaled(q_logits, temperature)
@@ -87,8 +102,8 @@ def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     y = y - torch.where(p == 0, 0.0, p * y).sum(dim=1, keepdim=True).detach()
     near = (y.detach().abs() <= NEAR).all(dim=1)
     y = torch.where(near[:, None], y, 0.0)
-    log_ratio = y - (p * (y + _exp_remainder(y))).sum(dim=1, keepdim=True).log1p()
-    return torch.where(near, (p * _exp_remainder(log_ratio)).sum(dim=1), far)
+    log_ratio = y - (p * (y + exp_remainder(y))).sum(dim=1, keepdim=True).log1p()
+    return torch.where(near, (p * exp_remainder(log_ratio)).sum(dim=1), far)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -96,7 +111,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.detach().amax(dim=1, keepdim=True)) / temperature
 
 
-def _exp_remainder(y: Tensor) -> Tensor:
+def exp_remainder(y: Tensor) -> Tensor:
     """Compute ``exp(y) - 1 - y`` for ``y`` up to about 1/2 by its Taylor polynomial, with derivatives as exact."""
     degree = 18 if y.dtype == torch.float64 else 10
     p = torch.ones_like(y)
