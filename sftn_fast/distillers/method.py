@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, cast
 
@@ -25,6 +25,8 @@ class NetInfo:
     """(C, H, W) of each stage's output."""
     pooled: int
     """Length of the pooled vector."""
+    unpooled: Shape | None = None
+    """(D, H, W) of the map that is pooled; None if the head does not provide it."""
 
     @classmethod
     def of(cls, net: StagedNet, image_size: int) -> NetInfo:
@@ -39,7 +41,9 @@ class NetInfo:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             where = f"on images of {image_size} x {image_size} pixels"
             raise ValueError(f"{net.name or 'a network'} can't run {where}: {reason}") from error
-        return cls(net, [cast(Shape, tuple(map_.shape[1:])) for map_ in seen.stages], seen.pooled.shape[1])
+        stages = [cast(Shape, tuple(map_.shape[1:])) for map_ in seen.stages]
+        unpooled = None if seen.unpooled is None else cast(Shape, tuple(seen.unpooled.shape[1:]))
+        return cls(net, stages, seen.pooled.shape[1], unpooled)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class Method(nn.Module):
     replace the teacher's pass; see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
     defaults_in_words: ClassVar[dict[str, str]] = {}
     """Effective value of each option whose default stands for another one; for the table of methods."""
+    published: ClassVar[Mapping[str, str]] = {}
+    """Specifications that the authors publish for single pairs of networks, by ``"TEACHER STUDENT"``."""
     only_initialises: bool = False
     """Whether the method has an :meth:`initialisation` only: it has no ``loss`` and needs no teacher later."""
 

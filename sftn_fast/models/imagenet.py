@@ -107,6 +107,29 @@ class ShuffleEnd(HalfConvolved):
         return cast(nn.BatchNorm2d, self.branch2[-1])
 
 
+class TorchvisionHead(WrappedHead):
+    """Layers, global average pooling and classifier.
+
+    Args:
+        expand: Layers before the pooling, possibly none.
+        classifier: Module from the pooled vector to logits.
+    """
+
+    def __init__(self, expand: Sequence[nn.Module], classifier: nn.Module) -> None:
+        super().__init__(nn.Sequential(*expand, nn.AdaptiveAvgPool2d(1), nn.Flatten()), classifier)
+
+    def forward_unpooled(self, x: Tensor) -> Tensor:
+        """Return the map [N, D, H, W] that is pooled."""
+        for layer in list(cast(nn.Sequential, self.pool))[:-2]:
+            x = layer(x)
+        return x
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool a map [N, D, H, W]; return the pooled vector [N, D] and logits [N, num_classes]."""
+        pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        return pooled, self.classifier(pooled)
+
+
 class Parts(NamedTuple):
     """Stem, stages and head of a torchvision network, which share its modules."""
 
@@ -171,19 +194,19 @@ def timm_to_torchvision(name: str) -> str:
 
 def _cut_resnet(net: Any) -> Parts:
     stages = [_stage(layer, ResidualEnd) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)]
-    return Parts(nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), stages, _head([], net.fc))
+    return Parts(nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), stages, TorchvisionHead([], net.fc))
 
 
 def _cut_mobilenet(net: Any) -> Parts:
     """Cut after the last block at each size: maps shrunk 4, 8, 16 and 32 times."""
     stem, *_, expand = net.features
     stages = [_stage(net.features[first:last], LinearEnd) for first, last in pairwise((1, 4, 7, 14, 18))]
-    return Parts(stem, stages, _head([expand], net.classifier))
+    return Parts(stem, stages, TorchvisionHead([expand], net.classifier))
 
 
 def _cut_shufflenet(net: Any) -> Parts:
     stages = [_stage(stage, ShuffleEnd) for stage in (net.stage2, net.stage3, net.stage4)]
-    return Parts(nn.Sequential(net.conv1, net.maxpool), stages, _head([net.conv5], net.fc))
+    return Parts(nn.Sequential(net.conv1, net.maxpool), stages, TorchvisionHead([net.conv5], net.fc))
 
 
 CUTS: dict[str, Callable[[Any], Parts]] = {
@@ -209,10 +232,6 @@ for _name in CUTS:
 def _stage(blocks: nn.Sequential, end: Callable[[nn.Module], PreactModule]) -> Stage:
     *body, last = blocks
     return Stage(*body, end(last))
-
-
-def _head(expand: Sequence[nn.Module], classifier: nn.Module) -> WrappedHead:
-    return WrappedHead(nn.Sequential(*expand, nn.AdaptiveAvgPool2d(1), nn.Flatten()), classifier)
 
 
 def _take_channels(module: nn.Module, in_channels: int) -> None:

@@ -31,6 +31,8 @@ class Features:
     """Input of the classifier [N, D]."""
     logits: Tensor
     """Output of the classifier [N, num_classes]."""
+    unpooled: Tensor | None = None
+    """Map [N, D, H, W] whose mean over the image is ``pooled``; None from a head that does not provide it."""
 
     def first(self, count: int) -> Features:
         """Return the features of the first ``count`` images."""
@@ -38,7 +40,8 @@ class Features:
             return self
         preacts = None if self.preacts is None else [x[:count] for x in self.preacts]
         stages = [x[:count] for x in self.stages]
-        return Features(self.stem[:count], stages, preacts, self.pooled[:count], self.logits[:count])
+        unpooled = None if self.unpooled is None else self.unpooled[:count]
+        return Features(self.stem[:count], stages, preacts, self.pooled[:count], self.logits[:count], unpooled)
 
 
 class PreactModule(nn.Module):
@@ -96,9 +99,11 @@ class Head(nn.Module):
 
     def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pooled vector [N, D] and logits [N, num_classes]."""
-        if self.expand is not None:
-            x = self.expand(x)
-        return self.classify(x)
+        return self.classify(self.forward_unpooled(x))
+
+    def forward_unpooled(self, x: Tensor) -> Tensor:
+        """Return the map [N, D, H, W] that is pooled."""
+        return x if self.expand is None else self.expand(x)
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pool a map [N, D, H, W]; return the pooled vector [N, D] and logits [N, num_classes]."""
@@ -127,7 +132,8 @@ class StagedNet(nn.Module):
     Args:
         stem: Module from images [N, in_channels, H, W] to the first stage's input.
         stages: One module a stage, each of which takes the output of the one before.
-        head: Module from the last stage's output to logits; ``head.forward_pooled`` returns the pooled vector too.
+        head: Module from the last stage's output to logits; ``head.forward_pooled`` returns the pooled vector too. With
+            ``forward_unpooled`` and ``classify``, as :class:`Head` has them, methods can use the map that it pools.
         num_classes: Classes.
         in_channels: Channels of the images.
         name: Name under which :func:`sftn_fast.models.build` makes this network, or empty.
@@ -211,8 +217,13 @@ class StagedNet(nn.Module):
             else:
                 x = stage(x)
             outputs.append(x)
-        pooled, logits = cast(Head, self.head).forward_pooled(x)
-        return Features(stem, outputs, preacts if preact else None, pooled, logits)
+        head, unpooled = cast(Head, self.head), None
+        if _gives_unpooled(head):
+            unpooled = head.forward_unpooled(x)
+            pooled, logits = head.classify(unpooled)
+        else:
+            pooled, logits = head.forward_pooled(x)
+        return Features(stem, outputs, preacts if preact else None, pooled, logits, unpooled)
 
     def preact_norms(self) -> list[nn.BatchNorm2d]:
         """Return the BatchNorm before each stage's ReLU; its parameters describe the pre-activations' distribution.
@@ -289,6 +300,13 @@ class StagedNet(nn.Module):
                 place = f"stage {number}" if number else "the stem"
                 raise ValueError(f"{place} of {self.name} gives {list(map_.shape)}, which is no map [N, C, H, W]")
         return [cast(Shape, tuple(map_.shape[1:])) for map_ in (seen.stem, *seen.stages)]
+
+
+def _gives_unpooled(head: nn.Module) -> bool:
+    """Return whether a head's pass is ``forward_unpooled`` and then ``classify``."""
+    if isinstance(head, Head):  # a subclass may override forward_pooled alone
+        return type(head).forward_pooled is Head.forward_pooled
+    return hasattr(head, "forward_unpooled")
 
 
 def _pass(net: StagedNet, image_size: int, device: torch.device) -> Features:

@@ -60,9 +60,9 @@ class WideHead(Head):
         super().__init__(features, num_classes)
         self.norm = nn.BatchNorm2d(features)
 
-    def forward_pooled(self, x: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return pooled vector and logits; ``normed`` is ``self.norm(x)``, if computed already."""
-        return self.classify(relu(self.norm(x), inplace=True) if normed is None else relu(normed))
+    def forward_unpooled(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
+        """Return the map that is pooled; ``normed`` is ``self.norm(x)``, if computed already."""
+        return relu(self.norm(x), inplace=True) if normed is None else relu(normed)
 
 
 class WideResNet(StagedNet):
@@ -107,8 +107,9 @@ class WideResNet(StagedNet):
             normed = norm(x)
             outputs.append(x)
             preacts.append(normed)
-        pooled, logits = cast(WideHead, self.head).forward_pooled(x, normed)
-        return Features(stem, outputs, preacts, pooled, logits)
+        head = cast(WideHead, self.head)
+        unpooled = head.forward_unpooled(x, normed)
+        return Features(stem, outputs, preacts, *head.classify(unpooled), unpooled)
 
     def preact_norms(self) -> list[nn.BatchNorm2d]:
         """Return the norm that follows each stage: the next stage's first one, or the head's."""

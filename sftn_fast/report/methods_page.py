@@ -90,6 +90,9 @@ def document() -> str:
         f"The names of other code bases work too: {aliases}.",
         "## Sources",
         "\n".join(sources),
+        "## Settings for single pairs",
+        "What the authors publish for single pairs of networks, for `--distill`:",
+        markdown(_published()),
         "## Unsupported pairs",
         "Of the 13 usual pairs on CIFAR-100 and the 2 on ImageNet, these methods refuse the following before anything "
         "is trained. All other combinations work.",
@@ -109,6 +112,15 @@ def _line(name: str) -> list[str]:
         weight = f"{alone:g}, ce {ce:g} alone; else {weight}"
     options = "; ".join(f"`{option}`" for option in _options(method))
     return [f"`{name}`", about, weight, f"`{of_method(name)}`", options or "-"]
+
+
+def _published() -> list[list[str]]:
+    """Return a table with a row for each method and pair of networks that have a published specification."""
+    rows = [["method", "teacher", "student", "--distill"]]
+    for name in registry.names():
+        for pair, spec in registry.find(name).published.items():
+            rows.append([f"`{name}`", *pair.split(), f"`{spec}`"])
+    return rows
 
 
 def _options(method: type[Method]) -> Iterator[str]:

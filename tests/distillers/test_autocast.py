@@ -19,6 +19,7 @@ from sftn_fast.distillers.methods.reviewkd import Fusion
 from sftn_fast.models import Features
 
 VARIANTS = ["kd:temperature=1", "at:p=1", "ft:variant=paper", "dkd:warmup=0:temperature=2", "dist:inter=2:intra=0.5"]
+VARIANTS += ["cat:regions=4:normalise=true", "srd:projector=vkd", "wkd_f:grid=2"]
 SPECS = [OPTIONS.get(name, name) for name in NAMES if name not in ONLY_INITIALISE] + VARIANTS
 ADAPTERS = (*LAYERS, Fusion)
 ARITHMETIC = 2e-4  # of the largest gradient: float32 rounding in the sums of the largest method
@@ -27,12 +28,13 @@ ARITHMETIC = 2e-4  # of the largest gradient: float32 rounding in the sums of th
 def parts(features):
     """Return the tensors of a network's features as one nested list."""
     preacts = list(features.preacts or [])
-    return [features.stem, list(features.stages), preacts, features.pooled, features.logits]
+    unpooled = [] if features.unpooled is None else [features.unpooled]
+    return [features.stem, list(features.stages), preacts, features.pooled, features.logits, unpooled]
 
 
 def joined(nest):
-    stem, stages, preacts, pooled, logits = nest
-    return Features(stem, stages, preacts or None, pooled, logits)
+    stem, stages, preacts, pooled, logits, unpooled = nest
+    return Features(stem, stages, preacts or None, pooled, logits, *unpooled)
 
 
 def features_of(distiller, method, dtype):

@@ -18,7 +18,7 @@ from sftn_fast.tasks import DistillTask
 
 SIZE, CLASSES, SAMPLES, BATCH = 8, 4, 36, 12
 STEPS = 3
-RELATIONAL = ("rkd", "sp", "pkt", "cc", "dist")
+RELATIONAL = ("rkd", "sp", "pkt", "cc", "dist", "srd:kd=0")
 SPECS = (*RELATIONAL, "crd:negatives=8", "sp,rkd=0.5,crd:negatives=8")
 
 

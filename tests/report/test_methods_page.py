@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sftn_fast import cli, distillers, models
 from sftn_fast.distillers import registry
+from sftn_fast.distillers.method import Setup
 from sftn_fast.report import methods_page
 from sftn_fast.report.published import PAIRS
 
@@ -38,3 +40,19 @@ def test_a_whole_distiller_refuses_what_its_method_does() -> None:
     student, teacher = models.build("vgg8"), models.build("resnet8")
     with pytest.raises(ValueError, match="fsp"):
         distillers.build("fsp,kd=1", student=student, teacher=teacher, num_samples=50)
+
+
+PUBLISHED = [
+    (name, *pair.split(), spec) for name in registry.names() for pair, spec in registry.find(name).published.items()
+]
+
+
+@pytest.mark.parametrize(("method", "teacher", "student", "spec"), PUBLISHED)
+def test_published_settings_build_the_pair(method: str, teacher: str, student: str, spec: str) -> None:
+    """Build the method with the settings that its authors publish for the pair."""
+    (term,) = distillers.parse(spec).methods
+    assert term.name == method and {teacher, student} <= set(models.names())
+    size = 32 if teacher in {name for pair in PAIRS for name in pair} else 224
+    with torch.device("meta"):
+        about = (methods_page._about(name, size) for name in (student, teacher))
+        registry.find(method)(Setup(*about, 50_000, size), **term.options)
