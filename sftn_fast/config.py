@@ -341,7 +341,8 @@ class Config:
     highest accuracy on the validation split, see data.val_size. Without that split it is chosen on the test images,
     which makes the student's accuracy on them optimistic. Teachers teach with their last epoch."""
     gather: bool = False
-    """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist and srd, not those of each rank."""
+    """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist and srd, not those of
+    each rank."""
     devices: Annotated[
         PositiveInt | Literal["all"] | tuple[str, ...], Neutral("which process runs a job; each job sets its seed")
     ] = 1

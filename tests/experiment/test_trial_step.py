@@ -82,7 +82,9 @@ def test_tokens(images: ImageData, student: str, teacher: str) -> None:
 def test_every_method_with_every_network(images: ImageData, pair: tuple[str, str]) -> None:
     """It trains for a step, or is refused for a reason of its own."""
     found = refused_methods(images, *pair)
-    assert set(found) <= {*PREACTS, "fsp", "fitnet", "kdsvd"}
+    assert set(found) <= {*PREACTS, "cat", "fsp", "fitnet", "kdsvd", "wkd_f"}
+    assert "the side of the smaller last map" in found.get("cat", "the side of the smaller last map")
+    assert "two pixels or more" in found.get("wkd_f", "two pixels or more")
     assert all("pre-activations" in found[name] for name in PREACTS)
     assert "the same channels" in found["fsp"]
     assert "the same channels" in found["kdsvd"] or "two stages or more" in found["kdsvd"]

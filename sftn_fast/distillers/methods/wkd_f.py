@@ -9,7 +9,7 @@ from itertools import product
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers.decay import CosineDecay
@@ -17,7 +17,7 @@ from sftn_fast.distillers.method import Method, Setup
 from sftn_fast.distillers.options import Bound, NonNegative
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
-from sftn_fast.models.layers import conv_norm_relu
+from sftn_fast.nn.adapted_hint import hint_convolution
 from sftn_fast.nn.precision import in_float32
 
 EPS = 1e-5
@@ -29,7 +29,8 @@ class WKDF(Method):
     """``(ratio sum (m_s - m_t)^2 + sum (d_s - d_t)^2) / (N G^2)``; the sums run over images, cells and channels.
 
     m and d are mean and standard deviation of a channel in each of G x G cells of the last stage's map; G is ``grid``.
-    The student's map passes a projector, a 1x1 convolution with BatchNorm and ReLU, which learns. The weight falls by a
+    The student's map passes a projector, a convolution to the teacher's shape as in
+    :class:`sftn_fast.nn.AdaptedHint`, with BatchNorm and ReLU, which learns. The weight falls by a
     cosine from epoch ``decay_start`` to 0 at ``decay_end``; equal epochs keep it constant.
 
     Defaults: weight 0.08, ratio 4, one cell and the decay of the last 90 of 240 epochs as in the authors' code for
@@ -53,14 +54,14 @@ class WKDF(Method):
     ) -> None:
         super().__init__(setup)
         setup.require_maps()
-        shapes = setup.student.stages[-1], setup.teacher.stages[-1]
-        words = "student {}, teacher {}".format(*("x".join(map(str, shape)) for shape in shapes))
-        if any(smallest_cell(height, width, grid) < 2 for _, height, width in shapes):
+        student, teacher = setup.student.stages[-1], setup.teacher.stages[-1]
+        self.projector = nn.Sequential(hint_convolution(student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
+        if smallest_cell(*teacher[1:], grid) < 2:
             raise ValueError(
-                f"each of grid x grid cells must have two pixels of the last maps or more ({words}), got grid {grid}"
+                f"each of grid x grid cells must have two pixels or more of the teacher's last map, "
+                f"{'x'.join(map(str, teacher))}, got grid {grid}"
             )
-        self.ratio, self.grid, self._words = ratio, grid, words
-        self.projector = conv_norm_relu(shapes[0][0], shapes[1][0], 1)
+        self.ratio, self.grid, self._shapes = ratio, grid, (student, teacher)
         self.decay = CosineDecay(decay_start, decay_end)
 
     def begin_epoch(self, epoch: int) -> bool:
@@ -74,12 +75,13 @@ class WKDF(Method):
 
     def describe(self) -> list[str]:
         """See :meth:`Method.describe`."""
-        return [f"last maps ({self._words}) in {self.grid}x{self.grid} cells"]
+        student, teacher = ("x".join(map(str, shape)) for shape in self._shapes)
+        return [f"student's last map {student} with teacher's {teacher} in {self.grid}x{self.grid} cells"]
 
 
 @in_float32
 def distances(student: Tensor, teacher: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Return the squared distances of means and of deviations of two maps [N, C, H, W], whose sizes may differ."""
+    """Return the squared distances of means and of deviations of two maps [N, C, H, W]."""
     ours, theirs = moments(student, grid), moments(teacher, grid)
     mean, deviation = ((s - t).square().sum() / s[..., 0].numel() for s, t in zip(ours, theirs, strict=True))
     return mean, deviation
