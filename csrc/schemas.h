@@ -8,6 +8,7 @@
 #include "features_pointwise.h"
 #include "features_pool.h"
 #include "logits.h"
+#include "logits_divergence.h"
 #include "relational_rkd.h"
 #include "relational_similarity.h"
 
@@ -23,6 +24,7 @@ void define_ops(Library& m) {
   m.def(kContrastiveForwardSchema);
   m.def(kContrastiveUpdateSchema);
   m.def(kLogitsBothSchema);
+  m.def(kLogitsDivergenceSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
   m.def(kPktForwardSchema);

@@ -11,6 +11,8 @@ from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._logits import Options, fused
+from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
+from sftn_fast.ops._logits_divergence import divergence_kernels, fused_divergence
 from sftn_fast.ops.reference.logits import cross_entropy
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
@@ -57,13 +59,17 @@ def kd_loss(
         check.check_choice("reduction", reduction, REDUCTIONS)
     if standardize is not False:
         _check_standardize(standardize, teacher_logits)
-        return reference.kd_loss(student_logits, teacher_logits, temperature, reduction=reduction, standardize=True)
-    ops = kernels(student_logits.device.type)
+    ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)
     if ops is None:
-        return reference.kd_loss(student_logits, teacher_logits, temperature, reduction=reduction)
+        return reference.kd_loss(
+            student_logits, teacher_logits, temperature, reduction=reduction, standardize=standardize
+        )
     scale = temperature**2
     if reduction == "batchmean":
         scale /= max(student_logits.shape[0], 1)
+    if standardize:
+        of_rows = _standardized(temperature, scale)._replace(rows=reduction == "none")
+        return fused_divergence(ops, student_logits, teacher_logits, None, of_rows)[0]
     options = Options(float(temperature), kl_scale=scale, rows=reduction == "none")
     return fused(ops, teacher_logits, (student_logits,), None, options)[0]
 
@@ -113,18 +119,7 @@ def kd_ce_loss(
     check.check_fraction("label_smoothing", label_smoothing)
     if standardize is not False:
         _check_standardize(standardize, teacher_logits)
-        return reference.kd_ce_loss(
-            student_logits,
-            teacher_logits,
-            target,
-            temperature,
-            kd_weight=kd_weight,
-            ce_weight=ce_weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            standardize=True,
-        )
-    ops = kernels(student_logits.device.type)
+    ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_ce_loss(
             student_logits,
@@ -135,6 +130,7 @@ def kd_ce_loss(
             ce_weight=ce_weight,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            standardize=standardize,
         )
     options = Options(
         float(temperature),
@@ -144,6 +140,12 @@ def kd_ce_loss(
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
     )
+    if standardize:  # the cross-entropy is of the logits as they are
+        of_kd = _standardized(temperature, options.kl_scale)._replace(weight=float(kd_weight))
+        total, parts = fused_divergence(ops, student_logits, teacher_logits, None, of_kd)
+        of_ce = options._replace(temperature=1.0, kl_weight=0.0)
+        ce_total, _, ce, _ = fused(ops, teacher_logits, (student_logits,), target, of_ce)
+        return KDTerms(total + ce_total, parts[1], ce)
     total, _, ce, kd = fused(ops, teacher_logits, (student_logits,), target, options)
     return KDTerms(total, kd, ce)
 
@@ -244,6 +246,12 @@ def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> N
     check.check_logits("student_logits", student_logits)
     check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
     check.check_temperature(temperature)
+
+
+def _standardized(temperature: float, scale: float) -> DivergenceOptions:
+    return DivergenceOptions(
+        student_temperature=float(temperature), teacher_temperature=float(temperature), scale=scale, standardize=True
+    )
 
 
 def _check_standardize(standardize: Any, teacher_logits: Tensor) -> None:

@@ -8,10 +8,18 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._logits_divergence import Divergence, Kept, Label, Options, divergence_kernels, fused_divergence
 from sftn_fast.ops.terms import DKDTerms
 
 REDUCTIONS = ("batchmean", "sum", "none")
-KINDS = ("ab", "jsd", "tvd", "reverse_kl", "skew_kl", "skew_reverse_kl")
+KINDS = {
+    "ab": Divergence.AB,
+    "jsd": Divergence.JSD,
+    "tvd": Divergence.TVD,
+    "reverse_kl": Divergence.REVERSE_KL,
+    "skew_kl": Divergence.SKEW_KL,
+    "skew_reverse_kl": Divergence.SKEW_REVERSE_KL,
+}
 
 
 def divergence_loss(
@@ -56,12 +64,24 @@ def divergence_loss(
     """
     check_pair(student_logits, teacher_logits)
     check.check_temperature(temperature)
-    check.check_choice("kind", kind, KINDS)
+    check.check_choice("kind", kind, tuple(KINDS))
     _check_parameters(kind, alpha, beta)
     check.check_choice("reduction", reduction, REDUCTIONS)
-    return reference.divergence_loss(
-        student_logits, teacher_logits, temperature, kind=kind, alpha=alpha, beta=beta, reduction=reduction
+    ops = divergence_kernels(student_logits)
+    if ops is None:
+        return reference.divergence_loss(
+            student_logits, teacher_logits, temperature, kind=kind, alpha=alpha, beta=beta, reduction=reduction
+        )
+    options = Options(
+        KINDS[kind],
+        student_temperature=float(temperature),
+        teacher_temperature=float(temperature),
+        alpha=float(alpha),
+        beta=float(beta),
+        scale=1 / _count(student_logits) if reduction == "batchmean" else 1.0,
+        rows=reduction == "none",
     )
+    return fused_divergence(ops, student_logits, teacher_logits, None, _without_limits(kind, options))[0]
 
 
 def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float = 0.1, weighted: bool = False) -> Tensor:
@@ -88,7 +108,11 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float = 0
     check_pair(student_logits, teacher_logits)
     check.check_temperature(gamma, "gamma")
     check.check_flag("weighted", weighted)
-    return reference.ttm_loss(student_logits, teacher_logits, gamma=gamma, weighted=weighted)
+    ops = divergence_kernels(student_logits)
+    if ops is None:
+        return reference.ttm_loss(student_logits, teacher_logits, gamma=gamma, weighted=weighted)
+    options = Options(teacher_temperature=1 / gamma, scale=1 / _count(student_logits), weighted=weighted)
+    return fused_divergence(ops, student_logits, teacher_logits, None, options)[0]
 
 
 def nkd_loss(
@@ -121,7 +145,21 @@ def nkd_loss(
     check.check_temperature(temperature)
     check.check_target(target, student_logits)
     check.check_finite("gamma", gamma)
-    return reference.nkd_loss(student_logits, teacher_logits, target, temperature, gamma=gamma)
+    ops = divergence_kernels(student_logits)
+    if ops is None:
+        return reference.nkd_loss(student_logits, teacher_logits, target, temperature, gamma=gamma)
+    options = Options(
+        Divergence.CROSS_ENTROPY,
+        Kept.OTHERS,
+        Label.CROSS_ENTROPY,
+        student_temperature=float(temperature),
+        teacher_temperature=float(temperature),
+        weight=float(gamma),
+        scale=temperature**2 / _count(student_logits),
+        label_weight=1.0,
+        label_scale=1 / _count(student_logits),
+    )
+    return fused_divergence(ops, student_logits, teacher_logits, target, options)[0]
 
 
 def dkd_loss(
@@ -164,15 +202,33 @@ def dkd_loss(
     check.check_finite("target_weight", target_weight)
     check.check_finite("nontarget_weight", nontarget_weight)
     check.check_flag("standardize", standardize)
-    return reference.dkd_loss(
-        student_logits,
-        teacher_logits,
-        target,
-        temperature,
-        target_weight=target_weight,
-        nontarget_weight=nontarget_weight,
+    ops = divergence_kernels(student_logits)
+    if ops is None:
+        return reference.dkd_loss(
+            student_logits,
+            teacher_logits,
+            target,
+            temperature,
+            target_weight=target_weight,
+            nontarget_weight=nontarget_weight,
+            standardize=standardize,
+        )
+    scale = temperature**2 / _count(student_logits)
+    options = Options(
+        Divergence.KL,
+        Kept.OTHERS,
+        Label.KL,
+        student_temperature=float(temperature),
+        teacher_temperature=float(temperature),
+        label_temperature=float(temperature),
+        weight=float(nontarget_weight),
+        scale=scale,
+        label_weight=float(target_weight),
+        label_scale=scale,
         standardize=standardize,
     )
+    total, parts = fused_divergence(ops, student_logits, teacher_logits, target, options)
+    return DKDTerms(total, *parts.unbind())
 
 
 def rld_loss(
@@ -216,15 +272,43 @@ def rld_loss(
     check.check_finite("confidence_weight", confidence_weight)
     check.check_finite("ranking_weight", ranking_weight)
     check.check_temperature(confidence_temperature, "confidence_temperature")
-    return reference.rld_loss(
-        student_logits,
-        teacher_logits,
-        target,
-        temperature,
-        confidence_weight=confidence_weight,
-        ranking_weight=ranking_weight,
-        confidence_temperature=confidence_temperature,
+    ops = divergence_kernels(student_logits)
+    if ops is None:
+        return reference.rld_loss(
+            student_logits,
+            teacher_logits,
+            target,
+            temperature,
+            confidence_weight=confidence_weight,
+            ranking_weight=ranking_weight,
+            confidence_temperature=confidence_temperature,
+        )
+    options = Options(
+        Divergence.KL,
+        Kept.BELOW,
+        Label.TOP_KL,
+        student_temperature=float(temperature),
+        teacher_temperature=float(temperature),
+        label_temperature=float(confidence_temperature),
+        weight=float(ranking_weight),
+        scale=temperature**2 / _count(student_logits),
+        label_weight=float(confidence_weight),
+        label_scale=confidence_temperature**2 / _count(student_logits),
     )
+    return fused_divergence(ops, student_logits, teacher_logits, target, options)[0]
+
+
+def _count(logits: Tensor) -> int:
+    return max(logits.shape[0], 1)
+
+
+def _without_limits(kind: str, options: Options) -> Options:
+    """Return options for a share of 0 or 1 by other divergences: logarithms of a mixture take shares between them."""
+    if kind == "jsd" and options.beta in (0, 1):  # always 0; NaN shows all the same
+        return options._replace(divergence=Divergence.TVD, scale=0.0)
+    if kind in ("skew_kl", "skew_reverse_kl") and options.alpha == 0:
+        return options._replace(divergence=Divergence.KL if kind == "skew_kl" else Divergence.REVERSE_KL)
+    return options
 
 
 def check_pair(student_logits: Any, teacher_logits: Any) -> None:

@@ -1,0 +1,202 @@
+// CPU kernels of the divergences: threads share the rows, and rows are summed.
+//
+// Rows are independent. Each stores its terms, and these are added up in order, so the result does not depend on the
+// number of threads.
+#include <vector>
+
+#include "half.h"
+#include "level.h"
+#include "logits_divergence_row.h"
+#include "parallel.h"
+
+namespace sftn {
+
+SFTN_LEVELS(moments, moments_inline(args...))
+SFTN_LEVELS(pair_sums, pair_sums_inline(args...))
+SFTN_LEVELS(terms, terms_inline(args...))
+SFTN_LEVELS(gradient, gradient_inline(args...))
+SFTN_LEVELS(standardize_gradient, standardize_gradient_inline(args...))
+
+// A thread's work on rows of T.
+template <class T>
+class DivergenceRows {
+ public:
+  using A = accumulator_t<T>;
+  static constexpr bool kCopies = !std::is_same_v<T, A>;
+  static constexpr A kMasked = -std::numeric_limits<A>::infinity();
+
+  explicit DivergenceRows(const DivergenceInput& in)
+      : in_(in), size_(whole_blocks(in.c)), memory_(8 * size_), next_(memory_.data()) {
+    for (A** buffer : {&s_copy_, &t_copy_, &s_kept_, &t_kept_, &s_e_, &t_e_, &label_s_e_, &label_t_e_}) {
+      *buffer = next_;
+      next_ += size_;
+    }
+  }
+
+  // Writes the label's term and the divergence to `terms` [2], and the gradient to `grad` [C] unless it is null.
+  void run(int64_t i, double* terms_of_row, A* grad) {
+    const DivergenceOptions& options = in_.options;
+    const A* student = row(in_.student, i, s_copy_);
+    const A* teacher = row(in_.teacher, i, t_copy_);
+    const int64_t c = in_.c, y = in_.target ? in_.target_data()[i] : -1;
+    double a = 1 / options.student_temperature, b = 1 / options.teacher_temperature;
+    Moments of_student{0, 0};
+    if (options.standardize) {
+      of_student = moments(student, c);
+      const Moments of_teacher = moments(teacher, c);
+      a /= of_student.deviation + kStandardEps;
+      b /= of_teacher.deviation + kStandardEps;
+    }
+    const PairRates<A> rates(a, b);
+
+    const A *s_kept = student, *t_kept = teacher;
+    if (options.kept != kAllClasses) mask(student, teacher, y, &s_kept, &t_kept);
+    const PairSums<A> sums = pair_sums(s_kept, t_kept, c, rates, s_e_, t_e_);
+    RowTerms of_row{0, 0};
+    const bool nothing = options.kept != kAllClasses && sums.t_z == 0;
+    if (nothing) {
+      std::fill(s_e_, s_e_ + size_, A(0));
+      std::fill(t_e_, t_e_ + size_, A(0));
+    } else {
+      visit_divergence<A>(
+          options, [&](const auto& term) { of_row = terms(term, s_kept, t_kept, c, rates, sums, s_e_, t_e_); });
+    }
+    const double weight = options.weighted ? row_weight(teacher, sums) : 1;
+    terms_of_row[1] = weight * of_row.value;
+
+    LabelResult label{0, 0};
+    double label_rate = 0;
+    const A* softmax_at_label = nullptr;  // times its sum
+    double label_z = 1;
+    if (options.label != kNoLabel && options.label_shares_sums()) {
+      label = label_term(rates, sums, student[y], teacher[y]);
+      label_rate = a;
+      softmax_at_label = s_e_;  // divided already
+    } else if (options.label != kNoLabel) {
+      label_rate = 1 / options.label_temperature;
+      label = separate_label(student, teacher, y, label_rate, &label_z);
+      softmax_at_label = label_s_e_;
+    }
+    terms_of_row[0] = label.value;
+    if (grad == nullptr) return;
+
+    const double factor = options.weight * options.scale * weight * a;
+    const double of_label = options.label_weight * options.label_scale * label.slope * label_rate;
+    gradient(c, A(factor), A(of_row.slope), static_cast<const A*>(t_e_), static_cast<const A*>(s_e_),
+             A(label_z > 0 ? of_label / label_z : 0), softmax_at_label, grad);
+    if (options.label != kNoLabel) grad[y] += A(of_label);
+    if (options.standardize) standardize_gradient(student, c, of_student, grad);
+  }
+
+ private:
+  const A* row(const Matrix& matrix, int64_t i, A* copy) {
+    const T* from = matrix.data<T>() + i * matrix.stride;
+    if constexpr (kCopies) {
+      widen(from, copy, in_.c);
+      return copy;
+    } else {
+      return from;
+    }
+  }
+
+  void mask(const A* student, const A* teacher, int64_t y, const A** s_kept, const A** t_kept) {
+    std::copy(student, student + in_.c, s_kept_);
+    std::copy(teacher, teacher + in_.c, t_kept_);
+    if (in_.options.kept == kOthers) {
+      s_kept_[y] = t_kept_[y] = kMasked;
+    } else {
+      const A limit = teacher[y];
+#pragma omp simd
+      for (int64_t j = 0; j < in_.c; ++j) {
+        const bool kept = teacher[j] < limit;
+        s_kept_[j] = kept ? student[j] : kMasked;
+        t_kept_[j] = kept ? teacher[j] : kMasked;
+      }
+    }
+    *s_kept = s_kept_;
+    *t_kept = t_kept_;
+  }
+
+  // sum_c softmax(teacher)_c^b, from the sum of exp(b (teacher - max))
+  double row_weight(const A* teacher, const PairSums<A>& sums) {
+    const PairRates<A> at_one(1, 1);
+    const PairSums<A> full = pair_sums(teacher, teacher, in_.c, at_one, label_s_e_, label_t_e_);
+    return std::exp(std::log(sums.t_z) - std::log(full.t_z) / in_.options.teacher_temperature);
+  }
+
+  LabelResult label_term(const PairRates<A>& rates, const PairSums<A>& sums, A of_student, A of_teacher) {
+    const A x_s = of_student - sums.s_max, x_t = of_teacher - sums.t_max;
+    const double u = double(rates.a) * x_s - std::log(sums.s_z), v = double(rates.b) * x_t - std::log(sums.t_z);
+    if (in_.options.label == kLabelCrossEntropy) return label_cross_entropy(u, v);
+    return label_kl(u, v, (double(rates.difference(x_s, x_t)) - sums.mean) - sums.log_sum);
+  }
+
+  // The label's term from sums of its own. Leaves the student's exponentials without y, whose sum is z.
+  LabelResult separate_label(const A* student, const A* teacher, int64_t y, double rate, double* z) {
+    std::copy(student, student + in_.c, s_kept_);
+    std::copy(teacher, teacher + in_.c, t_kept_);
+    if (in_.options.label == kTopKl) std::swap(t_kept_[y], *std::max_element(t_kept_, t_kept_ + in_.c));
+    const A of_student = student[y], of_teacher = t_kept_[y];
+    s_kept_[y] = t_kept_[y] = kMasked;
+    const PairRates<A> rates(rate, rate);
+    const PairSums<A> sums = pair_sums(static_cast<const A*>(s_kept_), static_cast<const A*>(t_kept_), in_.c, rates,
+                                       label_s_e_, label_t_e_);
+    *z = sums.s_z;
+    return label_term(rates, sums, of_student, of_teacher);
+  }
+
+  const DivergenceInput& in_;
+  int64_t size_;
+  std::vector<A> memory_;
+  A* next_;
+  A *s_copy_, *t_copy_, *s_kept_, *t_kept_, *s_e_, *t_e_, *label_s_e_, *label_t_e_;
+};
+
+// Throws for a target out of range; here, because parallel regions may lose an error's text.
+static void check_target(const DivergenceInput& in) {
+  const int64_t* target = in.target_data();
+  for (int64_t i = 0; target && i < in.n; ++i) {
+    STD_TORCH_CHECK(target[i] >= 0 && target[i] < in.c, "target: class ", target[i], " is out of range [0, ", in.c,
+                    ")");
+  }
+}
+
+// Adds up terms [N, 2] in the order of the rows.
+template <class A>
+static void reduce(const DivergenceInput& in, const std::vector<double>& terms, A* parts, A* total) {
+  const DivergenceOptions& options = in.options;
+  double label = 0, divergence = 0;
+  for (int64_t i = 0; i < in.n; ++i) {
+    label += terms[2 * i];
+    divergence += terms[2 * i + 1];
+    if (options.rows) total[i] = A(options.weight * options.scale * terms[2 * i + 1]);
+  }
+  parts[0] = A(options.label_scale * label);
+  parts[1] = A(options.scale * divergence);
+  if (!options.rows) {
+    *total = A(options.label_weight * options.label_scale * label + options.weight * options.scale * divergence);
+  }
+}
+
+struct DivergenceCpu {
+  static void run(const DivergenceInput& in, const DivergenceOutput& out) {
+    check_target(in);
+    std::vector<double> terms(2 * in.n);
+    visit_floating(in.dtype, "logits_divergence", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      A* grad = out.wants_grad ? data_of<A>(out.grad) : nullptr;
+      parallel_rows(in.n, 4 * in.c, [&](int64_t begin, int64_t end) {
+        DivergenceRows<T> rows(in);
+        for (int64_t i = begin; i < end; ++i) rows.run(i, terms.data() + 2 * i, grad ? grad + i * in.c : nullptr);
+      });
+      reduce(in, terms, data_of<A>(out.parts), data_of<A>(out.total));
+    });
+  }
+};
+
+}  // namespace sftn
+
+STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
+  m.impl("logits_divergence", TORCH_BOX(&sftn::logits_divergence<sftn::DivergenceCpu>));
+}

@@ -1,0 +1,246 @@
+// The passes over a row of a divergence, in float or double; ../logits_divergence.h numbers the steps.
+#pragma once
+
+#include <cmath>
+
+#include "chunk.h"
+#include "exp.h"
+#include "log.h"
+
+#define SFTN_TERM SFTN_INLINE
+#include "../logits_divergence_terms.h"
+
+namespace sftn {
+
+// The functions that the terms need; see ../logits_divergence_terms.h.
+struct CpuMath {
+  template <class A>
+  SFTN_INLINE static A exp(A y) {
+    return fast_exp2(y * A(kLog2E));
+  }
+  template <class A>
+  SFTN_INLINE static A exp_remainder(A y) {
+    return sftn::exp_remainder(y);
+  }
+  template <class A>
+  SFTN_INLINE static A log(A r, A r_less_1) {
+    return fast_log(r, r_less_1);
+  }
+};
+
+// Mean and unbiased standard deviation of a row.
+struct Moments {
+  double mean, deviation;
+};
+
+template <class A>
+SFTN_INLINE Moments moments_inline(const A* row, int64_t c) {
+  const A first = row[0];
+  double sum = 0, squares = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    Lanes<A> of(0);
+    const int64_t end = std::min(begin + kChunk, c), whole = begin + (end - begin) / kLanes * kLanes;
+    for (int64_t j = begin; j < whole; j += kLanes) SFTN_LANES of.lane[l] += row[j + l] - first;
+    for (int64_t j = whole; j < end; ++j) sum += row[j] - first;
+    sum += of.sum();
+  }
+  const double mean = sum / c;
+  const A shift = A(mean);
+  double rest = 0;  // what the rounding of the mean leaves
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    Lanes<A> of(0), of_rest(0);
+    const int64_t end = std::min(begin + kChunk, c), whole = begin + (end - begin) / kLanes * kLanes;
+    for (int64_t j = begin; j < whole; j += kLanes) {
+      SFTN_LANES {
+        const A x = (row[j + l] - first) - shift;
+        of.lane[l] += x * x;
+        of_rest.lane[l] += x;
+      }
+    }
+    for (int64_t j = whole; j < end; ++j) {
+      const double x = (row[j] - first) - shift;
+      squares += x * x;
+      rest += x;
+    }
+    squares += of.sum();
+    rest += of_rest.sum();
+  }
+  rest /= c;
+  const double variance = (squares - c * rest * rest) / std::max<int64_t>(c - 1, 1);
+  return {double(first) + shift + rest, std::sqrt(std::max(0.0, variance))};
+}
+
+// How the scaled logits of a pair are computed from its rows: `a` and `b` are natural, the others to base 2.
+template <class A>
+struct PairRates {
+  A a, b, apart;  // apart = a - b
+  A a2, b2;
+  bool same;
+
+  PairRates(double a, double b)
+      : a(A(a)), b(A(b)), apart(A(a - b)), a2(A(a * kLog2E)), b2(A(b * kLog2E)), same(a == b) {}
+
+  // Of logits less their maxima. If the rates are near each other, nothing but the difference is rounded.
+  SFTN_INLINE A difference(A student, A teacher) const {
+    constexpr A kInfinity = std::numeric_limits<A>::infinity();
+    const A by_b = (student - teacher) * b, general = by_b + student * apart;
+    return same ? by_b : (student == -kInfinity && teacher != -kInfinity ? student : general);
+  }
+};
+
+// The sums of step 3.
+template <class A>
+struct PairSums {
+  A s_max, t_max;
+  double s_z, t_z;
+  double mean, log_sum;
+};
+
+template <class A>
+SFTN_INLINE A finite_maximum(const A* row, int64_t c) {
+  constexpr A kNone = -std::numeric_limits<A>::infinity();
+  Tail<A> tail;
+  Lanes<A> highest(kNone);
+  const ChunkView<A> view(row, c, tail);
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A* x = view.block(b);
+    SFTN_LANES highest.lane[l] = x[l] > highest.lane[l] ? x[l] : highest.lane[l];
+  }
+  const A result = highest.max();
+  return result == kNone ? A(0) : result;
+}
+
+// log1p of sum p (exp(d - mean) - 1), or -1 if the row is not near.
+template <class A>
+SFTN_INLINE double near_log_sum(const A* student, const A* teacher, int64_t c, const PairRates<A>& rates,
+                                const PairSums<A>& sums, const A* t_e) {
+  Tail<A> s_tail, t_tail;
+  Lanes<A> far(0);
+  const A mean = A(sums.mean);
+  double total = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, c - begin);
+    const ChunkView<A> s(student + begin, size, s_tail), t(teacher + begin, size, t_tail);
+    Lanes<A> first(0), rest(0);
+    for (int64_t b = 0; b < s.blocks(); ++b) {
+      const A *of_s = s.block(b), *of_t = t.block(b), *weight = t_e + begin + b * kLanes;
+      SFTN_LANES {
+        const A given = rates.difference(of_s[l] - sums.s_max, of_t[l] - sums.t_max) - mean;
+        const A y = given == given ? given : A(0);  // NaN for a class that both rule out
+        const A distance = y < 0 ? -y : y;
+        far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
+        first.lane[l] += weight[l] * y;
+        rest.lane[l] += weight[l] * exp_remainder(y);
+      }
+    }
+    total += double(first.sum()) + rest.sum();
+  }
+  return far.max() <= A(kNearRatio) ? std::log1p(total / sums.t_z) : -1;
+}
+
+// Leaves the exponentials of both rows in s_e and t_e, whole blocks.
+template <class A>
+SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int64_t c, const PairRates<A>& rates,
+                                         A* s_e, A* t_e) {
+  Tail<A> s_tail, t_tail;
+  PairSums<A> sums{finite_maximum(student, c), finite_maximum(teacher, c), 0, 0, 0, 0};
+  double dot = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, c - begin);
+    const ChunkView<A> s(student + begin, size, s_tail), t(teacher + begin, size, t_tail);
+    Lanes<A> s_z(0), t_z(0), of_dot(0);
+    for (int64_t b = 0; b < s.blocks(); ++b) {
+      const A *of_s = s.block(b), *of_t = t.block(b);
+      A *to_s = s_e + begin + b * kLanes, *to_t = t_e + begin + b * kLanes;
+      SFTN_LANES {
+        const A x_s = of_s[l] - sums.s_max, x_t = of_t[l] - sums.t_max;
+        const A e_s = fast_exp2(x_s * rates.a2), e_t = fast_exp2(x_t * rates.b2);
+        to_s[l] = e_s;
+        to_t[l] = e_t;
+        s_z.lane[l] += e_s;
+        t_z.lane[l] += e_t;
+        of_dot.lane[l] += e_t == 0 ? A(0) : e_t * rates.difference(x_s, x_t);
+      }
+    }
+    sums.s_z += s_z.sum();
+    sums.t_z += t_z.sum();
+    dot += of_dot.sum();
+  }
+  const double log_ratio = std::log(sums.s_z / sums.t_z);
+  sums.mean = double(A(dot / sums.t_z));
+  if (!std::isfinite(sums.mean)) sums.mean = 0;
+  sums.log_sum = log_ratio - sums.mean;
+  if (sums.log_sum < kNearLogSum) {
+    const double near = near_log_sum(student, teacher, c, rates, sums, t_e);
+    if (near > -1) sums.log_sum = near;
+  }
+  return sums;
+}
+
+struct RowTerms {
+  double value, slope;
+};
+
+// Step 4: the sums of values and slopes. Leaves q in place of s_e, and the slopes in place of t_e.
+template <class Term, class A>
+SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* teacher, int64_t c,
+                                  const PairRates<A>& rates, const PairSums<A>& sums, A* s_e, A* t_e) {
+  Tail<A> s_tail, t_tail;
+  const A s_inverse = A(1 / sums.s_z), t_inverse = A(1 / sums.t_z), mean = A(sums.mean), log_sum = A(sums.log_sum);
+  const A s_log = A(std::log(sums.s_z)), t_log = A(std::log(sums.t_z));
+  RowTerms row{0, 0};
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const int64_t size = std::min(kChunk, c - begin);
+    const ChunkView<A> s(student + begin, size, s_tail), t(teacher + begin, size, t_tail);
+    Lanes<A> value(0), slope(0);
+    for (int64_t b = 0; b < s.blocks(); ++b) {
+      const A *of_s = s.block(b), *of_t = t.block(b);
+      A *q = s_e + begin + b * kLanes, *w = t_e + begin + b * kLanes;
+      SFTN_LANES {
+        const A x_s = of_s[l] - sums.s_max, x_t = of_t[l] - sums.t_max;
+        const ClassPair<A> pair{w[l] * t_inverse, q[l] * s_inverse, x_t * rates.b - t_log, x_s * rates.a - s_log,
+                                (rates.difference(x_s, x_t) - mean) - log_sum};
+        const ClassTerm<A> of = term.template of<CpuMath>(pair);
+        value.lane[l] += of.value;
+        slope.lane[l] += of.slope;
+        q[l] = pair.q;
+        w[l] = of.slope;
+      }
+    }
+    row.value += value.sum();
+    row.slope += slope.sum();
+  }
+  return row;
+}
+
+// Step 7 without the target's class and a varying deviation: g = factor (w - slope q) - label r, or without r if null.
+template <class A>
+SFTN_INLINE void gradient_inline(int64_t c, A factor, A slope, const A* w, const A* q, A label, const A* r, A* g) {
+  if (r == nullptr) {
+#pragma omp simd
+    for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * q[j]);
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * q[j]) - label * r[j];
+  }
+}
+
+// Adds the derivative of the deviation to a gradient.
+template <class A>
+SFTN_INLINE void standardize_gradient_inline(const A* row, int64_t c, const Moments& moments, A* g) {
+  if (moments.deviation == 0) return;
+  const A first = row[0], mean = A(moments.mean - double(first));
+  double dot = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    Lanes<A> of(0);
+    const int64_t end = std::min(begin + kChunk, c), whole = begin + (end - begin) / kLanes * kLanes;
+    for (int64_t j = begin; j < whole; j += kLanes) SFTN_LANES of.lane[l] += g[j + l] * ((row[j + l] - first) - mean);
+    for (int64_t j = whole; j < end; ++j) dot += double(g[j]) * ((row[j] - first) - mean);
+    dot += of.sum();
+  }
+  const A factor = A(dot / (double(c - 1) * moments.deviation * (moments.deviation + kStandardEps)));
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) g[j] -= ((row[j] - first) - mean) * factor;
+}
+
+}  // namespace sftn

@@ -1,0 +1,198 @@
+// What a class contributes to a divergence, for CPU and CUDA: its value, and the slope, the value's derivative with
+// respect to log q. The gradient with respect to the student's scaled logit is slope - q sum slope.
+//
+// Each value is 0 where p = q and of second order around it, and no sum over the classes cancels. So a value may differ
+// from the textbook's by a term whose sum over classes is 0, such as q - p.
+//
+// A backend defines SFTN_TERM, how its functions are declared, and a class Math with
+//   exp(y)               e^y for y up to about 0; 0 for -inf
+//   exp_remainder(y)     e^y - 1 - y for |y| up to about 1/2
+//   log(r, r_less_1)     log r for r > 0, precise around 1, from r - 1; any value for other r
+// Nothing branches, so that loops over lanes become vectors. `y` is NaN where p = q = 0, and compares as not near.
+#pragma once
+
+#include "logits_divergence.h"
+
+namespace sftn {
+
+template <class A>
+struct ClassPair {
+  A p, q;          // probabilities of teacher and student
+  A p_log, q_log;  // their logarithms, -inf for 0
+  A y;             // log(q / p), precise around 0
+};
+
+template <class A>
+struct ClassTerm {
+  A value, slope;
+};
+
+template <class A>
+SFTN_TERM bool is_near(A y) {
+  return (y < 0 ? -y : y) <= A(kNearRatio);
+}
+
+// q - p
+template <class Math, class A>
+SFTN_TERM A class_difference(const ClassPair<A>& x) {
+  return is_near(x.y) ? x.p * (x.y + Math::exp_remainder(x.y)) : x.q - x.p;
+}
+
+// p log(p / m) + m - p, where y = log(m / p)
+template <class Math, class A>
+SFTN_TERM A class_excess(A p, A m, A y) {
+  return is_near(y) ? p * Math::exp_remainder(y) : (m - p) - (p == 0 ? A(0) : p * y);
+}
+
+// KL(p || q)
+struct KlTerm {
+  template <class Math, class A>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    return {class_excess<Math>(x.p, x.q, x.y), class_difference<Math>(x)};
+  }
+};
+
+// -sum p log q
+struct CrossEntropyTerm {
+  template <class Math, class A>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    const A entropy = x.p == 0 ? A(0) : -x.p * x.p_log;
+    return {class_excess<Math>(x.p, x.q, x.y) + entropy, class_difference<Math>(x)};
+  }
+};
+
+// KL(q || p)
+struct ReverseKlTerm {
+  template <class Math, class A>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    return {class_excess<Math>(x.q, x.p, -x.y), x.q == 0 ? A(0) : x.q * x.y};
+  }
+};
+
+// sum |p - q| / 2; at a tie the slope is 0
+struct TotalVariationTerm {
+  template <class Math, class A>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    const A difference = class_difference<Math>(x);
+    const A half = A(0.5) * x.q, sign = difference > 0 ? half : -half;
+    return {A(0.5) * (difference < 0 ? -difference : difference), difference == 0 ? A(0) : sign};
+  }
+};
+
+// -sum (p^a q^b - a / k p^k - b / k q^k) / (a b), k = a + b
+template <class A>
+struct AlphaBetaTerm {
+  A a, b;
+
+  template <class Math>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    const A k = a + b, ky = k * x.y, by = b * x.y, ay = a * x.y;
+    const A p_k = Math::exp(k * x.p_log), q_k = Math::exp(k * x.q_log), both = Math::exp(a * x.p_log + b * x.q_log);
+    const A of_b = Math::exp_remainder(by);
+    const A near_value = p_k * (Math::exp_remainder(ky) / (a * k) - of_b / (a * b));
+    const A near_slope = p_k * (1 + (by + of_b)) * ((ay + Math::exp_remainder(ay)) / a);
+    const bool near = is_near(ky);
+    return {near ? near_value : p_k / (b * k) + q_k / (a * k) - both / (a * b), near ? near_slope : (q_k - both) / a};
+  }
+};
+
+// a KL(p || m) + (1 - a) KL(q || m), m = a p + (1 - a) q
+template <class A>
+struct JensenShannonTerm {
+  A a;
+
+  template <class Math>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    const A rest = 1 - a, difference = class_difference<Math>(x), m = a * x.p + rest * x.q;
+    const A of_p = Math::log(m / x.p, rest * difference / x.p), of_q = Math::log(m / x.q, -a * difference / x.q);
+    return {a * class_excess<Math>(x.p, m, of_p) + rest * class_excess<Math>(x.q, m, of_q),
+            x.q == 0 ? A(0) : -rest * x.q * of_q};
+  }
+};
+
+// KL(p || m), m = a p + (1 - a) q
+template <class A>
+struct SkewKlTerm {
+  A a;
+
+  template <class Math>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    const A rest = 1 - a, difference = class_difference<Math>(x), m = a * x.p + rest * x.q;
+    const A of_p = Math::log(m / x.p, rest * difference / x.p);
+    return {class_excess<Math>(x.p, m, of_p), m == 0 ? A(0) : rest * rest * (x.q / m) * difference};
+  }
+};
+
+// KL(q || m), m = a q + (1 - a) p
+template <class A>
+struct SkewReverseKlTerm {
+  A a;
+
+  template <class Math>
+  SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    const A rest = 1 - a, difference = class_difference<Math>(x), m = a * x.q + rest * x.p;
+    const A of_q = Math::log(m / x.q, -rest * difference / x.q);
+    return {class_excess<Math>(x.q, m, of_q), x.q == 0 ? A(0) : -x.q * of_q - a * rest * (x.q / m) * difference};
+  }
+};
+
+// Calls f with the term of a divergence.
+template <class A, class F>
+SFTN_TERM void visit_divergence(const DivergenceOptions& options, F f) {
+  switch (options.divergence) {
+    case kCrossEntropy:
+      return f(CrossEntropyTerm{});
+    case kAlphaBeta:
+      return f(AlphaBetaTerm<A>{A(options.alpha), A(options.beta)});
+    case kJensenShannon:
+      return f(JensenShannonTerm<A>{A(options.beta)});
+    case kTotalVariation:
+      return f(TotalVariationTerm{});
+    case kReverseKl:
+      return f(ReverseKlTerm{});
+    case kSkewKl:
+      return f(SkewKlTerm<A>{A(options.alpha)});
+    case kSkewReverseKl:
+      return f(SkewReverseKlTerm<A>{A(options.alpha)});
+    default:
+      return f(KlTerm{});
+  }
+}
+
+// ---- the label's term ----
+
+struct LabelResult {
+  double value, slope;  // B, dB/du
+};
+
+// log(1 / (1 + e^-u))
+SFTN_TERM double log_sigmoid(double u) { return u < 0 ? u - log1p(exp(u)) : -log1p(exp(-u)); }
+SFTN_TERM double sigmoid(double u) { return u < 0 ? exp(u) / (1 + exp(u)) : 1 / (1 + exp(-u)); }
+
+// p log(p / q) + q - p
+SFTN_TERM double binary_excess(double p, double q, double y) {
+  if (p == 0) return q;
+  if (!is_near(y)) return (q - p) - p * y;
+  double series = 1;  // e^y - 1 - y = y^2 / 2 (1 + y / 3 (1 + y / 4 (...)))
+  for (int n = 18; n > 2; --n) series = 1 + series * y / n;
+  return p * 0.5 * series * y * y;
+}
+
+// From the log odds of student and teacher and their difference, which is precise where it is small.
+SFTN_TERM LabelResult label_kl(double u, double v, double apart) {
+  const double p = sigmoid(v), p_other = sigmoid(-v), q = sigmoid(u), q_other = sigmoid(-u);
+  if (is_near(apart)) {
+    const double of_other = -log1p(p * expm1(apart)), of_class = apart + of_other;
+    return {binary_excess(p, q, of_class) + binary_excess(p_other, q_other, of_other), p * expm1(of_class)};
+  }
+  const double of_class = p == 0 ? 0 : log_sigmoid(u) - log_sigmoid(v);
+  const double of_other = p_other == 0 ? 0 : log_sigmoid(-u) - log_sigmoid(-v);
+  return {binary_excess(p, q, of_class) + binary_excess(p_other, q_other, of_other), q - p};
+}
+
+SFTN_TERM LabelResult label_cross_entropy(double u, double v) {
+  const double p = sigmoid(v);
+  return {p == 0 ? 0 : -p * log_sigmoid(u), -p * sigmoid(-u)};
+}
+
+}  // namespace sftn
