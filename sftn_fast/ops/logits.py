@@ -10,6 +10,7 @@ from torch import Tensor
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._dtype import widened
 from sftn_fast.ops._logits import Options, fused
 from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
 from sftn_fast.ops._logits_divergence import divergence_kernels, fused_divergence
@@ -141,6 +142,8 @@ def kd_ce_loss(
         label_smoothing=float(label_smoothing),
     )
     if standardize:  # the cross-entropy is of the logits as they are
+        # Both gradients are added before they are rounded.
+        student_logits, teacher_logits = widened(student_logits, teacher_logits)
         of_kd = _standardized(temperature, options.kl_scale)._replace(weight=float(kd_weight))
         total, parts = fused_divergence(ops, student_logits, teacher_logits, None, of_kd)
         of_ce = options._replace(temperature=1.0, kl_weight=0.0)
