@@ -11,21 +11,23 @@
 //   3. The pair. p = softmax(b teacher), q = softmax(a student) over the kept classes, and y = log(q / p). With the
 //      maxima over the kept classes (0 instead of -inf) and the sums z of the exponentials:
 //        d_c  = a (student_c - max) - b (teacher_c - max);  if a = b, a ((student_c - max) - (teacher_c - max))
-//        mean = sum p d, without the classes of p = 0;  log_sum = log(z_student / z_teacher) - mean, which is KL(p || q)
-//        y_c  = (d_c - mean) - log_sum
+//        mean = sum p d, without the classes of p = 0;  log_sum = log(z_student / z_teacher) - mean, which is KL(p ||
+//        q) y_c  = (d_c - mean) - log_sum
 //      Where student and teacher are near each other, log_sum has lost its digits: if it is below kNearLogSum and no
-//      |d_c - mean| is above kNearRatio, it is log1p(sum p (exp(d_c - mean) - 1)) instead. If the mean is infinite, use 0.
+//      |d_c - mean| is above kNearRatio, it is log1p(sum p (exp(d_c - mean) - 1)) instead. If the mean is infinite, use
+//      0.
 //   4. The divergence D = sum_c value(p, q, y) and its gradient with respect to a student_c, slope_c - q_c sum slope.
 //      logits_divergence_terms.h has value and slope. Without a kept class of p > 0, both are 0, unless all are kept.
 //   5. The row's weight U: 1, or sum_c softmax(teacher)_c^b if `weighted`.
-//   6. The label's term, at label_temperature t, of all classes: u = log(s_y / (1 - s_y)), the student's log odds of the
+//   6. The label's term, at label_temperature t, of all classes: u = log(s_y / (1 - s_y)), the student's log odds of
+//   the
 //      target's class y, v the teacher's, from step 3's sums for the rows without y at the rate 1 / t:
 //        u = (student_y - max) / t - log z_student,   u - v = (d_y - mean) - log_sum
 //        kLabelKl:           B = KL([v_y, 1 - v_y] || [s_y, 1 - s_y]),  dB/du = s_y - v_y
 //        kTopKl:             the same after the teacher's logits of y and of its largest class changed places
 //        kLabelCrossEntropy: B = -v_y log s_y,  dB/du = -v_y (1 - s_y)
-//      With u goes 1 / t for student_y, and -r_c / t for the others, r their softmax at t. If only y is not kept and all
-//      temperatures are equal, r is q, and the sums are those of step 3 (DKD, and NKD at its default).
+//      With u goes 1 / t for student_y, and -r_c / t for the others, r their softmax at t. If only y is not kept and
+//      all temperatures are equal, r is q, and the sums are those of step 3 (DKD, and NKD at its default).
 //   7. g_c = weight scale U (slope_c - q_c sum slope) a + label_weight label_scale dB/du (onehot(y)_c - r_c) / t.
 //      With `standardize`, a = 1 / (T (std + 1e-7)) stands for a constant std. Its derivative adds
 //        -(x_c - mean x) sum_c g_c (x_c - mean x) / ((C - 1) std (std + 1e-7)),  0 where std is 0,
@@ -35,8 +37,8 @@
 //              with rows: [N], total_n = weight scale U_n D_n, without a label's term
 //   grad     = g [N, C] for a gradient of 1 of the total, or of each row's; [0, C] if not wanted
 //
-// N = 0 gives zeros. NaN in a row gives NaN. For a target outside [0, C), the CPU throws before it computes; a GPU stops
-// at a device-side assertion. A sum over rows is added up in a fixed order.
+// N = 0 gives zeros. NaN in a row gives NaN. For a target outside [0, C), the CPU throws before it computes; a GPU
+// stops at a device-side assertion. A sum over rows is added up in a fixed order.
 //
 // A block for each row suits a GPU: the passes are maxima (and moments), sums of step 3, its near sums where needed,
 // value and slope, and gradient. Nothing of size N x C is needed beside `grad`: p, q and y are computed again in each
@@ -121,15 +123,14 @@ inline DivergenceInput divergence_input(const Tensor& student, const Tensor& tea
   STD_TORCH_CHECK(teacher.is_cuda() == student.is_cuda() && teacher.get_device_index() == student.get_device_index(),
                   "logits_divergence: teacher must be on the student's device");
   const auto choice = [](const char* name, int64_t value, int64_t count) {
-    STD_TORCH_CHECK(value >= 0 && value < count, "logits_divergence: ", name, " must be from 0 to ", count - 1, ", got ",
-                    value);
+    STD_TORCH_CHECK(value >= 0 && value < count, "logits_divergence: ", name, " must be from 0 to ", count - 1,
+                    ", got ", value);
   };
   choice("divergence", options.divergence, kDivergenceKinds);
   choice("kept", options.kept, kKeptClasses);
   choice("label", options.label, kLabelTerms);
-  STD_TORCH_CHECK(
-      options.student_temperature > 0 && options.teacher_temperature > 0 && options.label_temperature > 0,
-      "logits_divergence: temperatures must be positive");
+  STD_TORCH_CHECK(options.student_temperature > 0 && options.teacher_temperature > 0 && options.label_temperature > 0,
+                  "logits_divergence: temperatures must be positive");
   STD_TORCH_CHECK(options.divergence != kAlphaBeta || (options.alpha > 0 && options.beta > 0),
                   "logits_divergence: alpha and beta must be positive");
   STD_TORCH_CHECK(!options.standardize || options.label == kNoLabel || options.label_shares_sums(),
@@ -155,10 +156,10 @@ std::tuple<Tensor, Tensor, Tensor> logits_divergence(const Tensor& student, cons
                                                      double beta, double weight, double scale, double label_weight,
                                                      double label_scale, bool standardize, bool weighted, bool rows,
                                                      bool wants_grad) {
-  const DivergenceInput in = divergence_input(
-      student, teacher, target,
-      {divergence, kept, label, student_temperature, teacher_temperature, label_temperature, alpha, beta, weight, scale,
-       label_weight, label_scale, standardize, weighted, rows});
+  const DivergenceInput in =
+      divergence_input(student, teacher, target,
+                       {divergence, kept, label, student_temperature, teacher_temperature, label_temperature, alpha,
+                        beta, weight, scale, label_weight, label_scale, standardize, weighted, rows});
   const ScalarType dtype = accumulator_dtype(in.dtype);
   using Sizes1 = std::array<int64_t, 1>;
   using Sizes2 = std::array<int64_t, 2>;

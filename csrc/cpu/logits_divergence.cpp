@@ -58,8 +58,8 @@ class DivergenceRows {
       std::fill(s_e_, s_e_ + size_, A(0));
       std::fill(t_e_, t_e_ + size_, A(0));
     } else {
-      visit_divergence<A>(
-          options, [&](const auto& term) { of_row = terms(term, s_kept, t_kept, c, rates, sums, s_e_, t_e_); });
+      visit_divergence<A>(options,
+                          [&](const auto& term) { of_row = terms(term, s_kept, t_kept, c, rates, sums, s_e_, t_e_); });
     }
     const double weight = options.weighted ? row_weight(teacher, sums) : 1;
     terms_of_row[1] = weight * of_row.value;
@@ -139,8 +139,8 @@ class DivergenceRows {
     const A of_student = student[y], of_teacher = t_kept_[y];
     s_kept_[y] = t_kept_[y] = kMasked;
     const PairRates<A> rates(rate, rate);
-    const PairSums<A> sums = pair_sums(static_cast<const A*>(s_kept_), static_cast<const A*>(t_kept_), in_.c, rates,
-                                       label_s_e_, label_t_e_);
+    const PairSums<A> sums =
+        pair_sums(static_cast<const A*>(s_kept_), static_cast<const A*>(t_kept_), in_.c, rates, label_s_e_, label_t_e_);
     *z = sums.s_z;
     return label_term(rates, sums, of_student, of_teacher);
   }
