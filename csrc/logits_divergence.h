@@ -9,38 +9,38 @@
 //   2. Kept classes. All, or all but the target's (kOthers), or those with teacher < teacher[target] (kBelow). Others
 //      count as -inf in both rows.
 //   3. The pair. p = softmax(b teacher), q = softmax(a student) over the kept classes, and y = log(q / p). With the
-//      maxima over the kept classes (0 instead of -inf) and the sums z of the exponentials:
-//        d_c  = a (student_c - max) - b (teacher_c - max);  if a = b, a ((student_c - max) - (teacher_c - max))
-//        mean = sum p d, without the classes of p = 0;  log_sum = log(z_student / z_teacher) - mean, which is KL(p ||
-//        q) y_c  = (d_c - mean) - log_sum
-//      Where student and teacher are near each other, log_sum has lost its digits: if it is below kNearLogSum and no
-//      |d_c - mean| is above kNearRatio, it is log1p(sum p (exp(d_c - mean) - 1)) instead. If the mean is infinite, use
-//      0.
-//   4. The divergence D = sum_c value(p, q, y) and its gradient with respect to a student_c, slope_c - q_c sum slope.
+//      maxima over the kept classes (0 instead of -inf) and the sums z of the exponentials, s and t the logits less
+//      their maxima:
+//        d_c     = (s_c - t_c) m + (max(s_c, -1e25) (a - m) + max(t_c, -1e25) (m - b)),  m = min(a, b)
+//        mean    = sum p d, without the classes of p = 0; 0 if that is infinite
+//        log_sum = log(z_student / z_teacher) - mean, which is KL(p || q)
+//        y_c     = (d_c - mean) - log_sum
+//      Where student and teacher are near each other, log_sum has lost its digits. If it is below kNearLogSum and no
+//      |d_c - mean| is above kNearRatio, it is log(1 + sum p (exp(d_c - mean) - 1)) instead.
+//   4. The divergence D = sum_c value(p, q, y), and its gradient with respect to a student_c, slope_c - q_c sum slope.
 //      logits_divergence_terms.h has value and slope. Without a kept class of p > 0, both are 0, unless all are kept.
 //   5. The row's weight U: 1, or sum_c softmax(teacher)_c^b if `weighted`.
-//   6. The label's term, at label_temperature t, of all classes: u = log(s_y / (1 - s_y)), the student's log odds of
-//   the
-//      target's class y, v the teacher's, from step 3's sums for the rows without y at the rate 1 / t:
-//        u = (student_y - max) / t - log z_student,   u - v = (d_y - mean) - log_sum
+//   6. The label's term, over all classes, at the rate r = 1 / label_temperature. u is the student's log odds of the
+//      target's class y, log(s_y / (1 - s_y)), and v the teacher's. With the sums of step 3 over the other classes, at
+//      the rate r for both:
+//        u = r (student_y - max) - log z_student,  v the same of the teacher,  u - v = (d_y - mean) - log_sum
 //        kLabelKl:           B = KL([v_y, 1 - v_y] || [s_y, 1 - s_y]),  dB/du = s_y - v_y
 //        kTopKl:             the same after the teacher's logits of y and of its largest class changed places
 //        kLabelCrossEntropy: B = -v_y log s_y,  dB/du = -v_y (1 - s_y)
-//      With u goes 1 / t for student_y, and -r_c / t for the others, r their softmax at t. If only y is not kept and
-//      all temperatures are equal, r is q, and the sums are those of step 3 (DKD, and NKD at its default).
-//   7. g_c = weight scale U (slope_c - q_c sum slope) a + label_weight label_scale dB/du (onehot(y)_c - r_c) / t.
-//      With `standardize`, a = 1 / (T (std + 1e-7)) stands for a constant std. Its derivative adds
-//        -(x_c - mean x) sum_c g_c (x_c - mean x) / ((C - 1) std (std + 1e-7)),  0 where std is 0,
-//      where label_temperature must be equal to the others, and its rate is a too.
+//      du / d student_y = r, and of the others -r o_c, with o their softmax. If only y is not kept and all temperatures
+//      are equal (`label_shares_sums`: DKD, and NKD at its default), the sums are those of step 3 and o is q.
+//   7. g_c = weight scale U a (slope_c - q_c sum slope) + label_weight label_scale dB/du r (1 if c = y, else -o_c).
+//      `standardize` makes r = a, and a depend on the student. That adds, with x the student's logits less their mean,
+//        -x_c sum_j g_j x_j / ((C - 1) std (std + 1e-7)),  0 where std is 0
 //
-//   parts[0] = label_scale sum_n B_n,  parts[1] = scale sum_n U_n D_n,  total = label_weight parts[0] + weight parts[1]
-//              with rows: [N], total_n = weight scale U_n D_n, without a label's term
+//   parts[0] = label_scale sum_n B_n,  parts[1] = scale sum_n U_n D_n
+//   total    = label_weight parts[0] + weight parts[1];  with rows: [N], weight scale U_n D_n, without a label's term
 //   grad     = g [N, C] for a gradient of 1 of the total, or of each row's; [0, C] if not wanted
 //
 // N = 0 gives zeros. NaN in a row gives NaN. For a target outside [0, C), the CPU throws before it computes; a GPU
 // stops at a device-side assertion. A sum over rows is added up in a fixed order.
 //
-// A block for each row suits a GPU: the passes are maxima (and moments), sums of step 3, its near sums where needed,
+// A block for each row suits a GPU. Its passes are maxima (and moments), sums of step 3, its near sum where needed,
 // value and slope, and gradient. Nothing of size N x C is needed beside `grad`: p, q and y are computed again in each
 // pass, or kept in shared memory where a row fits.
 //

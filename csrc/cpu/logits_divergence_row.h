@@ -70,21 +70,27 @@ SFTN_INLINE Moments moments_inline(const A* row, int64_t c) {
   return {double(first) + shift + rest, std::sqrt(std::max(0.0, variance))};
 }
 
-// How the scaled logits of a pair are computed from its rows: `a` and `b` are natural, the others to base 2.
+// How the scaled logits of a pair are computed from its rows: `a` and `b` are natural, a2 and b2 to base 2.
 template <class A>
 struct PairRates {
-  A a, b, apart;  // apart = a - b
-  A a2, b2;
-  bool same;
+  A a, b, a2, b2;
+  A both, of_student, of_teacher;  // both = min(a, b); the others are what is missing to a and -b
 
   PairRates(double a, double b)
-      : a(A(a)), b(A(b)), apart(A(a - b)), a2(A(a * kLog2E)), b2(A(b * kLog2E)), same(a == b) {}
+      : a(A(a)),
+        b(A(b)),
+        a2(A(a * kLog2E)),
+        b2(A(b * kLog2E)),
+        both(A(std::min(a, b))),
+        of_student(A(a - std::min(a, b))),
+        of_teacher(A(std::min(a, b) - b)) {}
 
-  // Of logits less their maxima. If the rates are near each other, nothing but the difference is rounded.
+  // Of logits less their maxima: a student - b teacher. Where rates and logits are near each other, only differences
+  // are rounded. -inf is held, because its product with 0 would be NaN.
   SFTN_INLINE A difference(A student, A teacher) const {
-    constexpr A kInfinity = std::numeric_limits<A>::infinity();
-    const A by_b = (student - teacher) * b, general = by_b + student * apart;
-    return same ? by_b : (student == -kInfinity && teacher != -kInfinity ? student : general);
+    constexpr A kLowest = A(-1e25);
+    const A held_student = student > kLowest ? student : kLowest, held_teacher = teacher > kLowest ? teacher : kLowest;
+    return (student - teacher) * both + (held_student * of_student + held_teacher * of_teacher);
   }
 };
 
@@ -116,7 +122,8 @@ SFTN_INLINE double near_log_sum(const A* student, const A* teacher, int64_t c, c
                                 const PairSums<A>& sums, const A* t_e) {
   Tail<A> s_tail, t_tail;
   Lanes<A> far(0);
-  const A mean = A(sums.mean);
+  const A s_max = sums.s_max, t_max = sums.t_max, mean = A(sums.mean);
+  const PairRates<A> by = rates;
   double total = 0;
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t size = std::min(kChunk, c - begin);
@@ -125,7 +132,7 @@ SFTN_INLINE double near_log_sum(const A* student, const A* teacher, int64_t c, c
     for (int64_t b = 0; b < s.blocks(); ++b) {
       const A *of_s = s.block(b), *of_t = t.block(b), *weight = t_e + begin + b * kLanes;
       SFTN_LANES {
-        const A given = rates.difference(of_s[l] - sums.s_max, of_t[l] - sums.t_max) - mean;
+        const A given = by.difference(of_s[l] - s_max, of_t[l] - t_max) - mean;
         const A y = given == given ? given : A(0);  // NaN for a class that both rule out
         const A distance = y < 0 ? -y : y;
         far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
@@ -144,6 +151,8 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
                                          A* s_e, A* t_e) {
   Tail<A> s_tail, t_tail;
   PairSums<A> sums{finite_maximum(student, c), finite_maximum(teacher, c), 0, 0, 0, 0};
+  const A s_max = sums.s_max, t_max = sums.t_max;
+  const PairRates<A> by = rates;
   double dot = 0;
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t size = std::min(kChunk, c - begin);
@@ -153,13 +162,13 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
       const A *of_s = s.block(b), *of_t = t.block(b);
       A *to_s = s_e + begin + b * kLanes, *to_t = t_e + begin + b * kLanes;
       SFTN_LANES {
-        const A x_s = of_s[l] - sums.s_max, x_t = of_t[l] - sums.t_max;
-        const A e_s = fast_exp2(x_s * rates.a2), e_t = fast_exp2(x_t * rates.b2);
+        const A x_s = of_s[l] - s_max, x_t = of_t[l] - t_max;
+        const A e_s = fast_exp2(x_s * by.a2), e_t = fast_exp2(x_t * by.b2);
         to_s[l] = e_s;
         to_t[l] = e_t;
         s_z.lane[l] += e_s;
         t_z.lane[l] += e_t;
-        of_dot.lane[l] += e_t == 0 ? A(0) : e_t * rates.difference(x_s, x_t);
+        of_dot.lane[l] += e_t == 0 ? A(0) : e_t * by.difference(x_s, x_t);
       }
     }
     sums.s_z += s_z.sum();
@@ -188,6 +197,9 @@ SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* t
   Tail<A> s_tail, t_tail;
   const A s_inverse = A(1 / sums.s_z), t_inverse = A(1 / sums.t_z), mean = A(sums.mean), log_sum = A(sums.log_sum);
   const A s_log = A(std::log(sums.s_z)), t_log = A(std::log(sums.t_z));
+  const A s_max = sums.s_max, t_max = sums.t_max;
+  const PairRates<A> by = rates;
+  const Term of_class = term;
   RowTerms row{0, 0};
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t size = std::min(kChunk, c - begin);
@@ -197,10 +209,10 @@ SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* t
       const A *of_s = s.block(b), *of_t = t.block(b);
       A *q = s_e + begin + b * kLanes, *w = t_e + begin + b * kLanes;
       SFTN_LANES {
-        const A x_s = of_s[l] - sums.s_max, x_t = of_t[l] - sums.t_max;
-        const ClassPair<A> pair{w[l] * t_inverse, q[l] * s_inverse, x_t * rates.b - t_log, x_s * rates.a - s_log,
-                                (rates.difference(x_s, x_t) - mean) - log_sum};
-        const ClassTerm<A> of = term.template of<CpuMath>(pair);
+        const A x_s = of_s[l] - s_max, x_t = of_t[l] - t_max;
+        const ClassPair<A> pair{w[l] * t_inverse, q[l] * s_inverse, x_t * by.b - t_log, x_s * by.a - s_log,
+                                (by.difference(x_s, x_t) - mean) - log_sum};
+        const ClassTerm<A> of = of_class.template of<CpuMath>(pair);
         value.lane[l] += of.value;
         slope.lane[l] += of.slope;
         q[l] = pair.q;

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import wave
+from families import refusals, wave
 
 from sftn_fast import ops
+from sftn_fast.ops import reference
 
 STUDENT, TEACHER = 3 * wave((4, 10), 0.7, 0.1), 3 * wave((4, 10), 0.3, 0.2, torch.cos)
 TARGET = torch.tensor([0, 3, 1, 9])
@@ -128,3 +129,215 @@ def test_label_at_the_teachers_minimum_leaves_no_ranking(backend):
     total = ops.rld_loss(student, teacher, teacher.argmin(dim=1), confidence_weight=0.0)
     total.backward()
     assert total.item() == 0 and student.grad.count_nonzero() == 0
+
+
+# ---- edges ----
+
+
+def evaluate(module, loss, student, teacher, target):
+    student = student.detach().clone().requires_grad_()
+    total = first(loss(module, student, teacher, target))
+    (grad,) = torch.autograd.grad(total, student)
+    return total.detach().double(), grad.double()
+
+
+def assert_as_in_float64(loss, student, teacher, target, rtol=1e-4, slack=1e-6):
+    """Compare with the reference in float64. ``slack`` is for values and gradients that vanish beside probabilities."""
+    total, grad = evaluate(ops, loss, student, teacher, target)
+    true_total, true_grad = evaluate(reference, loss, student.double(), teacher.double(), target)
+    torch.testing.assert_close(total, true_total, rtol=rtol, atol=slack)
+    torch.testing.assert_close(grad, true_grad, rtol=0, atol=rtol * true_grad.abs().max().item() + slack)
+
+
+def draw(n, c, device, spread=3.0):
+    generator = torch.Generator().manual_seed(c)
+    student, teacher = (spread * torch.randn(n, c, generator=generator) for _ in range(2))
+    return student.to(device), teacher.to(device), torch.randint(c, (n,), generator=generator).to(device)
+
+
+# NKD's value keeps the teacher's entropy, and TTM's and RLD's student differs from the teacher at every step.
+NEAR = {name: loss for name, loss in LOSSES.items() if name not in ("nkd", "nkd-T3", "ttm", "wttm")}
+
+
+@pytest.mark.parametrize("loss", NEAR.values(), ids=NEAR.keys())
+@pytest.mark.parametrize("apart", [1e-1, 1e-3])
+def test_a_student_near_its_teacher_keeps_digits(backend, loss, apart):
+    """Losses down to 1e-9 in float32, a thousandth of the rounding of the logarithms that they are differences of."""
+    student, teacher, _ = draw(5, 100, backend.device)
+    target = teacher.argmax(dim=1)  # where another class is the largest, RLD compares different probabilities
+    assert_as_in_float64(
+        loss, teacher + apart * student, teacher, target, rtol=2e-3 if apart == 1e-3 else 1e-4, slack=0
+    )
+
+
+@pytest.mark.parametrize("loss", NEAR.values(), ids=NEAR.keys())
+def test_equal_networks_lose_nothing(backend, loss):
+    _, teacher, _ = draw(5, 100, backend.device)
+    total, grad = evaluate(ops, loss, teacher, teacher, teacher.argmax(dim=1))
+    assert total.abs() < 1e-12
+    assert grad.abs().max() < 1e-7
+
+
+@each_loss
+@pytest.mark.parametrize("classes", [1, 2, 3, 20_000])
+def test_few_and_many_classes(backend, loss, classes):
+    if backend.name == "emulated" and classes > 3:
+        classes = 3_000
+    student, teacher, target = draw(3 if classes < 9 else 1, classes, backend.device)
+    total, grad = evaluate(ops, loss, student, teacher, target)
+    assert total.isfinite() and grad.isfinite().all()
+    if classes == 1:
+        assert total == 0 and grad == pytest.approx(torch.zeros(3, 1))
+    else:
+        assert_as_in_float64(loss, student, teacher, target)
+
+
+@each_loss
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_large_logits(backend, loss, size):
+    student, teacher, target = draw(6, 33, backend.device, spread=size)
+    assert_as_in_float64(loss, student, teacher, target)
+
+
+FINITE_ONLY = ("dkd-standardized", "kd-standardized")
+RULING_OUT = {name: loss for name, loss in LOSSES.items() if name not in FINITE_ONLY}
+
+
+@pytest.mark.parametrize("loss", RULING_OUT.values(), ids=RULING_OUT.keys())
+def test_classes_that_both_rule_out_count_for_nothing(backend, loss):
+    student, teacher, _ = draw(4, 20, backend.device)
+    target = torch.tensor([0, 3, 1, 7], device=backend.device)
+    few = evaluate(ops, loss, student[:, :15], teacher[:, :15], target)
+    for x in (student, teacher):
+        x[:, 15:] = -torch.inf
+    total, grad = evaluate(ops, loss, student, teacher, target)
+    assert total.item() == pytest.approx(few[0].item(), rel=1e-5)
+    torch.testing.assert_close(grad[:, :15], few[1], rtol=1e-4, atol=1e-6)
+    assert grad[:, 15:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("loss", RULING_OUT.values(), ids=RULING_OUT.keys())
+def test_classes_that_the_teacher_rules_out(backend, loss):
+    student, teacher, _ = draw(4, 20, backend.device)
+    target = torch.tensor([0, 3, 1, 7], device=backend.device)
+    teacher[:, 15:] = -torch.inf
+    true = evaluate(reference, loss, student.double(), teacher.double(), target)
+    actual = evaluate(ops, loss, student, teacher, target)
+    if true[0].isfinite():
+        torch.testing.assert_close(actual[0], true[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(actual[1], true[1], rtol=0, atol=1e-4 * true[1].abs().max().item())
+    else:
+        assert actual[0] == true[0]  # KL(student || teacher) is infinite
+
+
+@pytest.mark.parametrize("name", FINITE_ONLY)
+def test_rows_of_equal_logits_have_large_and_finite_gradients(backend, name):
+    student, teacher, target = draw(3, 10, backend.device)
+    student[0] = 5.0
+    teacher[1] = -2.0
+    student[2] = teacher[2] = 0.0
+    assert_as_in_float64(LOSSES[name], student, teacher, target)
+    assert evaluate(ops, LOSSES[name], student, teacher, target)[1][0].abs().max() > 1e4
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_standardisation_removes_mean_and_scale(backend, mean):
+    student, teacher, _ = draw(5, 40, backend.device)
+    plain = ops.kd_loss(student, teacher, 2.0, standardize=True)
+    moved = ops.kd_loss(8 * student + mean, teacher / 4 - mean, 2.0, standardize=True)
+    assert moved.item() == pytest.approx(plain.item(), rel=1e-3 if mean else 1e-5)
+    (grad,) = torch.autograd.grad(ops.kd_loss(student.requires_grad_(), teacher, 2.0, standardize=True), student)
+    assert grad.sum(dim=1).abs().max() < 1e-7
+    assert (grad * student.detach()).sum(dim=1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("limit", "same"),
+    [
+        (divergence(kind="skew_kl", alpha=0.0), without_target("kd_loss", 1.0)),
+        (divergence(kind="skew_reverse_kl", alpha=0.0), divergence(kind="reverse_kl")),
+        (divergence(kind="ab", alpha=1.0, beta=1.0), lambda module, s, t, y: _half_squared(s, t)),
+        (with_target("rld_loss", confidence_temperature=4.0), with_target("dkd_loss")),
+    ],
+    ids=["skew_kl is kl", "skew_reverse_kl is reverse_kl", "ab is half the squares", "rld is dkd"],
+)
+def test_special_cases(backend, limit, same):
+    student, teacher, _ = draw(5, 12, backend.device)
+    target = teacher.argmax(dim=1)  # a teacher that is right
+    one, other = (evaluate(ops, loss, student, teacher, target) for loss in (limit, same))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def _half_squared(student, teacher):
+    return 0.5 * (student.softmax(dim=1) - teacher.softmax(dim=1)).square().sum() / len(student)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "jsd", "beta": 0}, {"kind": "jsd", "beta": 1}, {"kind": "skew_kl", "alpha": 1}]
+)
+def test_divergences_that_are_always_zero(backend, options):
+    student, teacher, target = draw(5, 12, backend.device)
+    total, grad = evaluate(ops, divergence(**options), student, teacher, target)
+    assert total.abs() < 1e-6 and grad.abs().max() < 1e-6
+
+
+def test_terms_are_those_of_the_total(backend):
+    student, teacher, target = draw(5, 12, backend.device)
+    terms = ops.dkd_loss(student.requires_grad_(), teacher, target, target_weight=0.5, nontarget_weight=2.0)
+    assert terms.total.item() == pytest.approx(0.5 * terms.target.item() + 2 * terms.nontarget.item(), rel=1e-6)
+    assert [term.requires_grad for term in terms] == [True, False, False]
+
+
+def test_second_backward_pass(backend):
+    student, teacher, target = draw(5, 12, backend.device)
+    student.requires_grad_()
+    total = ops.dkd_loss(student, teacher, target).total
+    (kept,) = torch.autograd.grad(total, student, retain_graph=True)
+    expected = kept.clone()
+    kept.zero_()  # the caller's own tensor
+    (again,) = torch.autograd.grad(2 * total, student)
+    torch.testing.assert_close(again, 2 * expected)
+
+
+# ---- errors ----
+
+X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+LEARNED = torch.zeros(4, 3, requires_grad=True)
+
+VALUE_ERRORS = {
+    "kind": (lambda: ops.divergence_loss(X, X, kind="kl"), "kind must be one of 'ab', 'jsd', .* got 'kl'"),
+    "alpha of ab": (lambda: ops.divergence_loss(X, X, alpha=0), "alpha must be a finite number above 0, got 0"),
+    "alpha too small": (lambda: ops.divergence_loss(X, X, alpha=1e-3), "alpha must be from 0.01 to 100, got 0.001"),
+    "alpha of skew": (
+        lambda: ops.divergence_loss(X, X, kind="skew_kl", alpha=1.5),
+        "alpha must be from 0 to 1, got 1.5",
+    ),
+    "beta of jsd": (lambda: ops.divergence_loss(X, X, kind="jsd", beta=-0.1), "beta must be from 0 to 1, got -0.1"),
+    "reduction": (lambda: ops.divergence_loss(X, X, reduction="mean"), "reduction must be one of 'batchmean'"),
+    "gamma": (lambda: ops.ttm_loss(X, X, gamma=0.0), "gamma must be a finite number above 0, got 0.0"),
+    "teacher learns": (
+        lambda: ops.nkd_loss(X, LEARNED, Y),
+        "teacher_logits must not require a gradient: the loss has none with respect to it",
+    ),
+    "standardised teacher learns": (
+        lambda: ops.kd_loss(X, LEARNED, standardize=True),
+        "teacher_logits must not require a gradient",
+    ),
+    "class out of range": (lambda: ops.dkd_loss(X, X, Y + 3), "target must hold classes from 0 to 2, got 3"),
+    "ignored class": (lambda: ops.rld_loss(X, X, Y - 100), "target must hold classes from 0 to 2, got -100"),
+    "target length": (lambda: ops.nkd_loss(X, X, Y[:3]), r"target must be \[N\] = \[4\], got \[3\]"),
+    "tau": (
+        lambda: ops.rld_loss(X, X, Y, confidence_temperature=-1.0),
+        "confidence_temperature must be a finite number above 0, got -1.0",
+    ),
+}
+TYPE_ERRORS = {
+    "standardize": (lambda: ops.kd_loss(X, X, standardize="no"), "standardize must be True or False, got str"),
+    "standardize of dkd": (lambda: ops.dkd_loss(X, X, Y, standardize=1), "standardize must be True or False, got int"),
+    "weighted": (lambda: ops.ttm_loss(X, X, weighted=None), "weighted must be True or False, got NoneType"),
+    "alpha": (lambda: ops.divergence_loss(X, X, alpha="0.8"), "alpha must be a number, got str"),
+    "target": (lambda: ops.dkd_loss(X, X, Y.int()), "target must be int64 class indices, got torch.int32"),
+}
+
+test_value_errors = refusals(ValueError, VALUE_ERRORS)
+test_type_errors = refusals(TypeError, TYPE_ERRORS)
