@@ -7,17 +7,19 @@
 //   parts[2] = kl_scale * sum_k sum_n KL_kn
 //   parts[3] = 1 / number of valid rows, 0 if there are none
 //   KL_kn    = sum_c q_t (log q_t - log q_s), or with t and s exchanged if student_to_teacher; 0 * inf counts as 0
-//   CE(x, y) = logsumexp(x) - (1 - smoothing) x_y - smoothing / C * sum_c x_c;  a row is valid if y != ignore_index
+//   CE(x, u) = sum(u) logsumexp(x) - sum_c u_c x_c, with u = (1 - smoothing) y + smoothing / C; 0 * inf counts as 0
 //   total    = teacher_weight parts[0] + ce_weight parts[1] + kl_weight parts[2]
 //              with rows: [N], total_n = kl_weight * kl_scale * sum_k KL_kn
 //
-// Without a target, parts[0], parts[1] and parts[3] are 0. N = 0 gives zeros. If teacher_weight is 0, a backend may
-// skip the teacher's cross-entropy and leave parts[0] at 0: distillation does not use it.
+// The target is classes [N], y one-hot and a row valid unless its class is ignore_index; or probabilities y [N, C] of
+// the accumulator's dtype, which need not sum to 1, and all rows are valid. Without a target, parts[0], parts[1] and
+// parts[3] are 0. N = 0 gives zeros. If teacher_weight is 0, a backend may skip the teacher's cross-entropy and leave
+// parts[0] at 0: distillation does not use it.
 //
-// stats [N, 3 + 5 K] saves the numbers for the gradient: (max, logsumexp(x - max), logsumexp((x - max) / T)) of the
-// teacher; then for each student the same three, the mean of the difference (t - max t) - (s - max s), or of its
-// negative, under the weighting distribution, and KL_kn if the row is near, else -1. The second is unspecified without
-// a target.
+// stats [N, 3 + 5 K], or [N, 3 + 5 K + 1] with probabilities, saves the numbers for the gradient: (max, logsumexp(x -
+// max), logsumexp((x - max) / T)) of the teacher; then for each student the same three, the mean of the difference (t -
+// max t) - (s - max s), or of its negative, under the weighting distribution, and KL_kn if the row is near, else -1.
+// The second is unspecified without a target. With probabilities, sum(u) comes last.
 //
 // A divergence is the difference between such a mean, divided by T, and two logarithms. If student and teacher are near
 // each other, for example at a large T or at the end of training, all its digits cancel. So a result below
@@ -28,11 +30,11 @@
 // The row is near if no |y| is above kNearDifference; other rows keep the first result. f - w = w (exp(y - KL) - 1).
 //
 // Gradients, before the chain rule's grad_total:
-//   d CE / dx          = p - (1 - smoothing) onehot(y) - smoothing / C
+//   d CE / dx          = sum(u) p - u
 //   d KL(t || s) / ds  = (q_s - q_t) / T
 //   d KL(t || s) / dt  = q_t ((log q_t - log q_s) - KL) / T
 //
-// For a target outside [0, C) that is not ignore_index, the CPU throws before it computes. A GPU can't check without a
+// For a class outside [0, C) that is not ignore_index, the CPU throws before it computes. A GPU can't check without a
 // synchronisation and stops at a device-side assertion, as PyTorch's own cross-entropy does.
 //
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
@@ -85,23 +87,26 @@ struct LogitsOptions {
 };
 
 struct LogitsInput {
-  Matrix teacher;                // [N, C]
-  std::vector<Matrix> students;  // K of [N, C]
-  std::optional<Tensor> target;  // [N] int64, contiguous
+  Matrix teacher;                       // [N, C]
+  std::vector<Matrix> students;         // K of [N, C]
+  std::optional<Tensor> classes;        // [N] int64, contiguous
+  std::optional<Matrix> probabilities;  // [N, C], of the accumulator's dtype
   LogitsOptions options;
   int64_t n, c;
   ScalarType dtype;
 
   int64_t k() const { return static_cast<int64_t>(students.size()); }
-  int64_t stats_width() const { return 3 + 5 * k(); }
-  const int64_t* target_data() const { return target ? const_data_of<int64_t>(*target) : nullptr; }
+  bool has_target() const { return classes || probabilities; }
+  int64_t stats_width() const { return mass_stat() + (probabilities ? 1 : 0); }
+  int64_t mass_stat() const { return 3 + 5 * k(); }  // column of sum(u), with probabilities
+  const int64_t* class_data() const { return classes ? const_data_of<int64_t>(*classes) : nullptr; }
 };
 
 // All of the accumulator's type: float32, or float64 for float64 logits.
 struct LogitsOutput {
   Tensor total;  // [], or [N] with rows
   Tensor parts;  // [4]
-  Tensor stats;  // [N, 3 + 5 K]
+  Tensor stats;  // [N, stats_width()]
 };
 
 struct LogitsGrad {
@@ -138,7 +143,7 @@ inline LogitsInput logits_input(const Tensor& teacher, const std::vector<Tensor>
   STD_TORCH_CHECK(!students.empty(), "logits: there must be a student");
   STD_TORCH_CHECK(options.temperature > 0, "logits: temperature must be positive, got ", options.temperature);
   STD_TORCH_CHECK(!(options.rows && target), "logits: rows are of the divergence alone, without a target");
-  LogitsInput in{Matrix(teacher), {}, std::nullopt, options, n, c, dtype};
+  LogitsInput in{Matrix(teacher), {}, std::nullopt, std::nullopt, options, n, c, dtype};
   in.students.reserve(students.size());
   for (const Tensor& student : students) {
     STD_TORCH_CHECK(student.dim() == 2 && student.size(0) == n && student.size(1) == c,
@@ -149,10 +154,17 @@ inline LogitsInput logits_input(const Tensor& teacher, const std::vector<Tensor>
     in.students.emplace_back(student);
   }
   if (target) {
-    STD_TORCH_CHECK(target->dim() == 1 && target->size(0) == n, "logits: target must be [N]");
-    STD_TORCH_CHECK(target->scalar_type() == ScalarType::Long, "logits: target must be int64");
     STD_TORCH_CHECK(target->is_cuda() == teacher.is_cuda(), "logits: target must be on the teacher's device");
-    in.target = target->stride(0) == 1 ? *target : torch::stable::contiguous(*target);
+    if (target->scalar_type() == ScalarType::Long) {
+      STD_TORCH_CHECK(target->dim() == 1 && target->size(0) == n, "logits: target classes must be [N]");
+      in.classes = target->stride(0) == 1 ? *target : torch::stable::contiguous(*target);
+    } else {
+      STD_TORCH_CHECK(target->scalar_type() == accumulator_dtype(dtype),
+                      "logits: target must be int64 classes, or probabilities of the accumulator's dtype");
+      STD_TORCH_CHECK(target->dim() == 2 && target->size(0) == n && target->size(1) == c,
+                      "logits: target probabilities must be [N, C]");
+      in.probabilities.emplace(*target);
+    }
   }
   return in;
 }

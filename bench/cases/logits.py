@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.case import Case, Step, step, suffix, tensor_bytes
@@ -15,26 +16,42 @@ from sftn_fast import ops
 from sftn_fast.ops import reference
 
 
-def _logits(n: int, c: int, device: str, dtype: torch.dtype, *, grad: bool) -> Tensor:
-    return (3 * torch.randn(n, c, device=device)).to(dtype).requires_grad_(grad)
+def _logits(shape: Sequence[int], device: str, dtype: torch.dtype, *, grad: bool) -> Tensor:
+    return (3 * torch.randn(*shape, device=device)).to(dtype).requires_grad_(grad)
 
 
 def kd_ce(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
-    student, teacher = (_logits(n, c, device, dtype, grad=grad) for grad in (True, False))
-    target = torch.randint(c, (n,), device=device)
+    return _kd_ce((n, c), torch.randint(c, (n,), device=device), dtype)
+
+
+def kd_ce_of_mixed(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
+    """Build the loss with probabilities of two classes a row."""
+    one_hot = F.one_hot(torch.randint(c, (n,), device=device), c).float()
+    return _kd_ce((n, c), 0.7 * one_hot + 0.3 * one_hot.flip(0), dtype)
+
+
+def kd_ce_of_pixels(
+    n: int, c: int, height: int, width: int, device: str, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Step]:
+    return _kd_ce((n, c, height, width), torch.randint(c, (n, height, width), device=device), dtype)
+
+
+def _kd_ce(shape: Sequence[int], target: Tensor, dtype: torch.dtype) -> dict[str, Step]:
+    device = target.device.type
+    student, teacher = (_logits(shape, device, dtype, grad=grad) for grad in (True, False))
     authors = eager.KDWithCrossEntropy()
     losses = {
         "eager": lambda: authors(student, teacher, target),
         "reference": lambda: reference.kd_ce_loss(student, teacher, target),
         "ours": lambda: ops.kd_ce_loss(student, teacher, target),
     }
-    if device == "cuda" and liger.installed():
+    if device == "cuda" and liger.installed() and target.dim() == 1:
         losses |= liger.kd_with_cross_entropy(student, teacher, target)
     return {name: step([student], loss) for name, loss in losses.items()}
 
 
 def sftn(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32, num_branches: int = 3) -> dict[str, Step]:
-    teacher, *branches = (_logits(n, c, device, dtype, grad=True) for _ in range(1 + num_branches))
+    teacher, *branches = (_logits((n, c), device, dtype, grad=True) for _ in range(1 + num_branches))
     target = torch.randint(c, (n,), device=device)
     authors = eager.SFTN()
     losses = {
@@ -48,7 +65,7 @@ def sftn(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32, num
 def _case(
     name: str,
     build: Callable[..., dict[str, Step]],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     tensors: int,
     gradients: int,
     dtype: torch.dtype = torch.float32,
@@ -69,6 +86,8 @@ def _sftn_case(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Cas
 CASES = [
     *map(_kd_ce_case, [(64, 100), (256, 1000), (1024, 1000)]),
     *map(_sftn_case, [(64, 100), (256, 1000)]),
+    _case("KD + CE of mixed images", kd_ce_of_mixed, (256, 1000), 3, 1),
+    _case("KD + CE of pixels", kd_ce_of_pixels, (8, 21, 64, 64), 2, 1),
 ]
 LARGE_CASES = [
     _kd_ce_case((8192, 1000)),

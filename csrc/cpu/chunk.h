@@ -59,15 +59,14 @@ struct alignas(64) Tail {
   A lane[kLanes];
 };
 
-// `size` values of a row, block by block. The last block is padded with -inf, whose exponential is 0.
+// `size` values of a row, block by block. The last block is padded, for logits with -inf, whose exponential is 0.
 template <class A>
 class ChunkView {
  public:
-  SFTN_INLINE ChunkView(const A* from, int64_t size, Tail<A>& tail)
+  SFTN_INLINE ChunkView(const A* from, int64_t size, Tail<A>& tail, A padding = -std::numeric_limits<A>::infinity())
       : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {
     if (whole_ == blocks_) return;
-    constexpr A kNone = -std::numeric_limits<A>::infinity();
-    SFTN_LANES tail.lane[l] = whole_ * kLanes + l < size ? from[whole_ * kLanes + l] : kNone;
+    SFTN_LANES tail.lane[l] = whole_ * kLanes + l < size ? from[whole_ * kLanes + l] : padding;
   }
 
   SFTN_INLINE int64_t blocks() const { return blocks_; }

@@ -28,7 +28,7 @@ class RowReader {
 
   explicit RowReader(const LogitsInput& in)
       : in_(in),
-        target_(in.target_data()),
+        classes_(in.class_data()),
         students_(in.k()),
         to_next_(1 + in.k()),
         copies_(kCopies ? (1 + in.k()) * in.c : 0) {
@@ -42,7 +42,8 @@ class RowReader {
     const A* teacher = row(in_.teacher, i, 0);
     for (int64_t k = 0; k < in_.k(); ++k) students_[k] = row(in_.students[k], i, 1 + k);
     return {teacher, students_.data(), to_next_.data(),
-            target_ && target_[i] != in_.options.ignore_index ? target_[i] : -1};
+            classes_ && classes_[i] != in_.options.ignore_index ? classes_[i] : -1,
+            in_.probabilities ? in_.probabilities->data<A>() + i * in_.probabilities->stride : nullptr};
   }
 
  private:
@@ -58,7 +59,7 @@ class RowReader {
   }
 
   const LogitsInput& in_;
-  const int64_t* target_;
+  const int64_t* classes_;
   std::vector<const A*> students_;
   std::vector<int64_t> to_next_;
   std::vector<A> copies_;
@@ -113,8 +114,8 @@ class RowWriter {
 };
 
 // The factors of a row's gradients. `given` is the gradient that the loss was given.
-static RowScale scale_of(const LogitsOptions& options, int64_t y, double given, double inv_valid) {
-  const double ce = y < 0 ? 0 : given * inv_valid;
+static RowScale scale_of(const LogitsOptions& options, bool has_target, double given, double inv_valid) {
+  const double ce = has_target ? given * inv_valid : 0;
   return {given * options.kl_weight * options.kl_scale / options.temperature, ce * options.teacher_weight,
           ce * options.ce_weight * options.branch_scale};
 }
@@ -130,7 +131,7 @@ static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_
   std::vector<StudentGradient<A>> students(in.k());
   for (int64_t i = begin; i < end; ++i) {
     const LogitsRow<A> row = read(i);
-    const RowScale scale = scale_of(in.options, row.y, upstream[i * grad.grad_stride], inv_valid);
+    const RowScale scale = scale_of(in.options, row.has_target(), upstream[i * grad.grad_stride], inv_valid);
     const RowGradient<A> teacher = gradients_of(in, stats + i * in.stats_width(), scale, students.data());
     A* const* out = write.open(i);
     gradient_row(in, row, teacher, students.data(), Kept<A>{}, scale, grad.teacher ? out[0] : nullptr,
@@ -153,7 +154,7 @@ static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv
   for (int64_t i = begin; i < end; ++i) {
     const LogitsRow<A> row = read(i);
     for (std::size_t r = 0; r < out.size(); ++r) out[r] = data_of<A>(both.grads[r]) + i * in.c;
-    const RowScale scale = scale_of(in.options, row.y, 1, inv_valid);
+    const RowScale scale = scale_of(in.options, row.has_target(), 1, inv_valid);
     sums_row(in, row, kept, sums.data());
     const RowGradient<A> teacher =
         terms_row(in, row, sums.data(), scale, terms + i * (1 + 2 * in.k()), students.data());
@@ -162,10 +163,11 @@ static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv
   }
 }
 
-// 1 / the number of rows with a target, 0 if there are none. Throws for a target out of range; this happens here
+// 1 / the number of rows with a target, 0 if there are none. Throws for a class out of range; this happens here
 // because parallel regions may lose an error's text.
 static double inverse_of_valid(const LogitsInput& in) {
-  const int64_t* target = in.target_data();
+  if (in.probabilities) return 1.0 / in.n;
+  const int64_t* target = in.class_data();
   int64_t valid = 0;
   for (int64_t i = 0; target && i < in.n; ++i) {
     if (target[i] == in.options.ignore_index) continue;

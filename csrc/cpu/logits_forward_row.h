@@ -15,6 +15,8 @@ struct RowSums {
   double z1 = 0;     // sum exp(x - max)
   double below = 0;  // sum (x - max), for label smoothing
   double dot = 0;    // students: sum of weight * difference, see add_student
+  double cross = 0;  // sum y (x - max) over a target's probabilities y
+  double mass = 0;   // sum y
 };
 
 template <class A>
@@ -34,6 +36,24 @@ SFTN_INLINE void add_below(RowSums<A>& sums, const A* x, int64_t size) {
   double below = 0;
   for (int64_t j = 0; j < size; ++j) below += x[j] - sums.max;
   sums.below += below;
+}
+
+// A probability of 0 contributes nothing, even at a logit of -inf.
+template <class A>
+SFTN_INLINE void add_cross(RowSums<A>& sums, const A* x, const A* probabilities, int64_t size) {
+  Tail<A> x_tail, y_tail;
+  Lanes<A> cross(0), mass(0);
+  const ChunkView<A> logits(x, size, x_tail), target(probabilities, size, y_tail, 0);
+  const A max = sums.max;
+  for (int64_t b = 0; b < logits.blocks(); ++b) {
+    const A *x_l = logits.block(b), *y = target.block(b);
+    SFTN_LANES {
+      mass.lane[l] += y[l];
+      cross.lane[l] += y[l] == 0 ? A(0) : y[l] * (x_l[l] - max);
+    }
+  }
+  sums.cross += cross.sum();
+  sums.mass += mass.sum();
 }
 
 template <int kPower, class A>
@@ -111,7 +131,7 @@ template <class A>
 SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
                                  RowSums<A>* sums) {
   const LogitsOptions& options = in.options;
-  const bool has_target = in.target.has_value(), smooth = has_target && options.label_smoothing != 0;
+  const bool has_target = in.has_target(), smooth = has_target && options.label_smoothing != 0;
   const bool teacher_ce = has_target && options.teacher_weight != 0;
   const int64_t k_count = in.k();
   const A rate = A(kLog2E / options.temperature);
@@ -145,6 +165,9 @@ SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row,
     for (int64_t r = 0; smooth && r <= k_count; ++r) {
       add_below(sums[r], (r == 0 ? row.teacher : row.students[r - 1]) + begin, size);
     }
+    for (int64_t r = teacher_ce ? 0 : 1; row.probabilities && r <= k_count; ++r) {
+      add_cross(sums[r], (r == 0 ? row.teacher : row.students[r - 1]) + begin, row.probabilities + begin, size);
+    }
   }
 }
 
@@ -156,10 +179,18 @@ inline double log1p_remainder(double e) {
   return -e * e * p;
 }
 
-// CE = logsumexp(x) - (1 - smoothing) x_y - smoothing mean(x), from differences to the maximum
+// sum(u) of a row with a target. Every student has the sum of its probabilities.
 template <class A>
-SFTN_INLINE double cross_entropy(const RowSums<A>& sums, A at_target, double log_z1, double smoothing, int64_t c) {
-  const double loss = log_z1 - (1 - smoothing) * (double(at_target) - double(sums.max));
+SFTN_INLINE double target_mass(const LogitsRow<A>& row, const RowSums<A>* sums, double smoothing) {
+  return row.probabilities ? (1 - smoothing) * sums[1].mass + smoothing : 1;
+}
+
+// CE = mass logsumexp(x) - (1 - smoothing) sum y x - smoothing mean(x), from differences to the maximum
+template <class A>
+SFTN_INLINE double cross_entropy(const LogitsRow<A>& row, const RowSums<A>& sums, const A* logits, double mass,
+                                 double log_z1, double smoothing, int64_t c) {
+  const double cross = row.probabilities ? sums.cross : double(logits[row.y]) - double(sums.max);
+  const double loss = mass * log_z1 - (1 - smoothing) * cross;
   return smoothing == 0 ? loss : loss - smoothing * sums.below / c;
 }
 
@@ -228,22 +259,24 @@ SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const LogitsRow<A>& 
   return {kl, mean, false};
 }
 
-// Writes one row's statistics to `stats` [3 + 5 K] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE and
-// KL of each student.
+// Writes one row's statistics to `stats` [stats_width()] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE
+// and KL of each student.
 template <class A>
 SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums, A* stats,
                                     double* terms) {
   const LogitsOptions& options = in.options;
-  const bool has_target = in.target.has_value(), teacher_ce = has_target && options.teacher_weight != 0;
+  const bool has_target = in.has_target(), teacher_ce = has_target && options.teacher_weight != 0;
+  const double mass = target_mass(row, sums, options.label_smoothing);
 
   const RowSums<A>& teacher = sums[0];
   const double t_log_z = std::log(teacher.z), t_log_z1 = teacher_ce ? std::log(teacher.z1) : 0;
   stats[0] = teacher.max;
   stats[1] = A(t_log_z1);
   stats[2] = A(t_log_z);
+  if (row.probabilities) stats[in.mass_stat()] = A(mass);
   terms[0] = 0;
-  if (row.y >= 0 && teacher_ce) {
-    terms[0] = cross_entropy(teacher, row.teacher[row.y], t_log_z1, options.label_smoothing, in.c);
+  if (row.has_target() && teacher_ce) {
+    terms[0] = cross_entropy(row, teacher, row.teacher, mass, t_log_z1, options.label_smoothing, in.c);
   }
   for (int64_t k = 0; k < in.k(); ++k) {
     const RowSums<A>& student = sums[1 + k];
@@ -258,8 +291,8 @@ SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& r
     of_student[4] = divergence.near ? A(divergence.kl) : A(-1);
     double* of_terms = terms + 1 + 2 * k;
     of_terms[0] = 0;
-    if (row.y >= 0) {
-      of_terms[0] = cross_entropy(student, row.students[k][row.y], s_log_z1, options.label_smoothing, in.c);
+    if (row.has_target()) {
+      of_terms[0] = cross_entropy(row, student, row.students[k], mass, s_log_z1, options.label_smoothing, in.c);
     }
     of_terms[1] = divergence.kl;
   }

@@ -19,7 +19,7 @@ struct RowGradient {
 
   RowGradient() = default;
 
-  // `inv_z1` is 1 / sum exp(x), and `ce` the factor of the cross-entropy's gradient: 0 if there is none.
+  // `inv_z1` is sum(u) / sum exp(x), and `ce` the factor of the cross-entropy's gradient: 0 if there is none.
   SFTN_INLINE RowGradient(A max, double inv_z, double inv_z1, double ce, double smoothing, int64_t c)
       : max(max), inv_z(A(inv_z)), ce_scale(A(ce * inv_z1)), uniform(A(ce * smoothing / c)) {}
 
@@ -79,6 +79,18 @@ struct NearGradient {
   }
 };
 
+// Subtracts a target's part of the cross-entropy's gradient from a chunk.
+template <class A>
+SFTN_INLINE void subtract_target(const ChunkResult<A>& grad, const A* probabilities, int64_t size, A factor) {
+  Tail<A> tail;
+  const ChunkView<A> target(probabilities, size, tail, 0);
+  for (int64_t b = 0; b < target.blocks(); ++b) {
+    const A* y = target.block(b);
+    A* to = grad.block(b);
+    SFTN_LANES to[l] -= factor * y[l];
+  }
+}
+
 // One row of the requested gradients: t_out [C] and K of s_out [C], null if not requested. The exponentials are
 // computed, or those that were kept.
 template <bool kKept, class A>
@@ -88,6 +100,8 @@ SFTN_INLINE void gradient_row_inline(const LogitsInput& in, const LogitsRow<A>& 
   const LogitsOptions& options = in.options;
   const A inverse = A(1 / options.temperature), rate = A(kLog2E / options.temperature);
   const A kl = A(scale.kl), weighing = A(scale.kl / options.temperature);
+  const A t_target = A(scale.t_ce * (1 - options.label_smoothing));
+  const A s_target = A(scale.s_ce * (1 - options.label_smoothing));
   const int temperature = int(std::min(options.temperature, double(kMostPower)));
   const bool want_t = t_out != nullptr, want_s = s_out != nullptr;
   const bool t_ce = want_t && scale.t_ce != 0, s_ce = want_s && scale.s_ce != 0;
@@ -133,12 +147,15 @@ SFTN_INLINE void gradient_row_inline(const LogitsInput& in, const LogitsRow<A>& 
           }
         }
       });
+      if (s_ce && row.probabilities) subtract_target(s_result, row.probabilities + begin, size, s_target);
       if (want_s) s_result.finish();
     }
+    if (t_ce && row.probabilities) subtract_target(t_result, row.probabilities + begin, size, t_target);
     if (want_t) t_result.finish();
   }
-  if (t_ce) t_out[row.y] -= A(scale.t_ce * (1 - options.label_smoothing));
-  for (int64_t k = 0; s_ce && k < in.k(); ++k) s_out[k][row.y] -= A(scale.s_ce * (1 - options.label_smoothing));
+  if (row.y < 0) return;
+  if (t_ce) t_out[row.y] -= t_target;
+  for (int64_t k = 0; s_ce && k < in.k(); ++k) s_out[k][row.y] -= s_target;
 }
 
 // The maps of a row's teacher and students [K], from the statistics of the forward pass.
@@ -146,13 +163,15 @@ template <class A>
 SFTN_INLINE RowGradient<A> gradients_of(const LogitsInput& in, const A* stats, const RowScale& scale,
                                         StudentGradient<A>* students) {
   const double smoothing = in.options.label_smoothing;
+  const double mass = in.probabilities ? double(stats[in.mass_stat()]) : 1;
   const auto inverse = [](bool wanted, A log_z) { return wanted ? std::exp(-double(log_z)) : 0; };
   for (int64_t k = 0; k < in.k(); ++k) {
     const A* of = stats + 3 + 5 * k;
-    const RowGradient<A> row(of[0], inverse(true, of[2]), inverse(scale.s_ce != 0, of[1]), scale.s_ce, smoothing, in.c);
+    const RowGradient<A> row(of[0], inverse(true, of[2]), mass * inverse(scale.s_ce != 0, of[1]), scale.s_ce, smoothing,
+                             in.c);
     students[k] = {row, of[3], of[4], of[4] >= 0};
   }
-  return {stats[0], inverse(true, stats[2]), inverse(scale.t_ce != 0, stats[1]), scale.t_ce, smoothing, in.c};
+  return {stats[0], inverse(true, stats[2]), mass * inverse(scale.t_ce != 0, stats[1]), scale.t_ce, smoothing, in.c};
 }
 
 // The same from the sums; and writes the row's terms, as the forward pass does.
@@ -160,25 +179,25 @@ template <class A>
 SFTN_INLINE RowGradient<A> terms_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums,
                                             const RowScale& scale, double* terms, StudentGradient<A>* students) {
   const LogitsOptions& options = in.options;
-  const double smoothing = options.label_smoothing;
-  const bool teacher_ce = row.y >= 0 && options.teacher_weight != 0;
+  const double smoothing = options.label_smoothing, mass = target_mass(row, sums, smoothing);
+  const bool teacher_ce = row.has_target() && options.teacher_weight != 0;
   const RowSums<A>& teacher = sums[0];
-  terms[0] = teacher_ce ? cross_entropy(teacher, row.teacher[row.y], std::log(teacher.z1), smoothing, in.c) : 0;
+  terms[0] = teacher_ce ? cross_entropy(row, teacher, row.teacher, mass, std::log(teacher.z1), smoothing, in.c) : 0;
   for (int64_t k = 0; k < in.k(); ++k) {
     const RowSums<A>& student = sums[1 + k];
     const double log_ratio = std::log(options.student_to_teacher ? teacher.z / student.z : student.z / teacher.z);
     const Divergence divergence = divergence_of(in, row, k, sums, log_ratio);
     double* of_terms = terms + 1 + 2 * k;
     of_terms[0] = 0;
-    if (row.y >= 0) {
-      of_terms[0] = cross_entropy(student, row.students[k][row.y], std::log(student.z1), smoothing, in.c);
+    if (row.has_target()) {
+      of_terms[0] = cross_entropy(row, student, row.students[k], mass, std::log(student.z1), smoothing, in.c);
     }
     of_terms[1] = divergence.kl;
-    const RowGradient<A> gradient(student.max, 1 / student.z, row.y >= 0 ? 1 / student.z1 : 0, scale.s_ce, smoothing,
-                                  in.c);
+    const RowGradient<A> gradient(student.max, 1 / student.z, row.has_target() ? mass / student.z1 : 0, scale.s_ce,
+                                  smoothing, in.c);
     students[k] = {gradient, A(divergence.mean), A(divergence.kl), divergence.near};
   }
-  return {teacher.max, 1 / teacher.z, teacher_ce ? 1 / teacher.z1 : 0, scale.t_ce, smoothing, in.c};
+  return {teacher.max, 1 / teacher.z, teacher_ce ? mass / teacher.z1 : 0, scale.t_ce, smoothing, in.c};
 }
 
 }  // namespace sftn

@@ -17,7 +17,10 @@ struct LogitsRow {
   const A* const* students;  // K of [C]
   // [1 + K] offsets to the next row, which is prefetched because its maximum would wait for memory.
   const int64_t* to_next;
-  int64_t y;  // class, -1 without
+  int64_t y;               // class, -1 without
+  const A* probabilities;  // [C] of the target, null without
+
+  bool has_target() const { return y >= 0 || probabilities != nullptr; }
 };
 
 // How exp(x) follows from exp(x / T): not needed, as its T-th power, or computed separately. A whole T up to kMostPower

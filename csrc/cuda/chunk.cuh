@@ -122,6 +122,28 @@ struct Chunk {
     }
   }
 
+  // The same columns of a row of another dtype, `pads` beyond the row. `whole` says that its rows begin at a boundary.
+  template <class A>
+  __device__ __forceinline__ void load_beside(const A* __restrict__ row, bool whole, A pads,
+                                              A (&out)[kChunk<T>]) const {
+    struct alignas(kVectorBytes) Beside {
+      A values[kPack];
+    };
+#pragma unroll
+    for (int pack = 0; pack < kPacks; ++pack) {
+      const int column = pack_column(pack);
+      A* values = out + pack * kPack;
+      if (whole && column + kPack <= cols) {
+        const auto loaded = load_whole<Beside>(row + column);
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) values[v] = loaded.values[v];
+      } else {
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) values[v] = column + v < cols ? row[column + v] : pads;
+      }
+    }
+  }
+
   template <class A>
   __device__ __forceinline__ void store(T* row, const A (&in)[kChunk<T>]) const {
 #pragma unroll

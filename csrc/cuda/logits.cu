@@ -44,6 +44,12 @@ bool aligned_inputs(const LogitsInput& in) {
 }
 
 template <class T>
+bool aligned_probabilities(const LogitsInput& in) {
+  using A = accumulator_t<T>;
+  return in.probabilities && rows_are_aligned(in.probabilities->data<A>(), in.probabilities->stride, sizeof(A));
+}
+
+template <class T>
 bool aligned_outputs(const LogitsInput& in, const LogitsGrad& grad) {
   return std::all_of(grad.out.begin(), grad.out.end(),
                      [&](const Tensor& out) { return rows_are_aligned(out.const_data_ptr(), in.c, sizeof(T)); });
@@ -80,7 +86,7 @@ struct LogitsCuda {
     visit_floating(in.dtype, "logits_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const LogitsParams<T> params(in, aligned_inputs<T>(in));
+      const LogitsParams<T> params(in, aligned_inputs<T>(in), aligned_probabilities<T>(in));
       visit_group<T>(in.k(), [&](auto group) {
         const Grid grid = grid_for(in, warp_rows, kForwardBlocks<T, group>);
         const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
@@ -103,7 +109,8 @@ struct LogitsCuda {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
       const Grid grid = grid_for(in, warp_rows, kBackwardBlocks<T>);
-      const LogitsParams<T> params(in, aligned_inputs<T>(in) && aligned_outputs<T>(in, grad));
+      const LogitsParams<T> params(in, aligned_inputs<T>(in) && aligned_outputs<T>(in, grad),
+                                   aligned_probabilities<T>(in));
       LogitsBackwardOutput<T> output{
           const_data_of<A>(grad.grad_total), grad.grad_stride,      const_data_of<A>(grad.parts),
           const_data_of<A>(grad.stats),      grad.teacher_out<T>(), {}};

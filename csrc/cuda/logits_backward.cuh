@@ -17,7 +17,7 @@ struct LogitsBackwardOutput {
   const A* grad_total;        // [], or [N]
   int64_t grad_stride;        // 0 for []
   const A* parts;             // [4]
-  const A* stats;             // [N, 3 + 5 K]
+  const A* stats;             // [N, stats_width()]
   T* teacher;                 // [N, C], null if not requested
   T* students[kMaxStudents];  // the same
 };
@@ -26,12 +26,12 @@ struct LogitsBackwardOutput {
 template <class A>
 struct SavedSoftmax {
   A max;
-  A by_sum_one, by_sum_t;  // 1 / sum exp(x - max), at T
+  A by_sum_one, by_sum_t;  // mass / sum exp(x - max), and 1 / the sum at T
 
-  __device__ SavedSoftmax(const A* stats, const Temperature<A>& temperature)
-      : max(stats[0]), by_sum_one(temperature.at_one ? exp_of(-stats[1]) : A(0)), by_sum_t(exp_of(-stats[2])) {}
+  __device__ SavedSoftmax(const A* stats, A mass, const Temperature<A>& temperature)
+      : max(stats[0]), by_sum_one(temperature.at_one ? mass * exp_of(-stats[1]) : A(0)), by_sum_t(exp_of(-stats[2])) {}
 
-  // softmax(x) and softmax(x / T) of logits less `max`
+  // mass softmax(x), and softmax(x / T), of logits less `max`
   __device__ __forceinline__ Exponentials<A> probabilities(A x, const Temperature<A>& temperature) const {
     Exponentials<A> e = temperature.exp(x);
     e.at_one *= by_sum_one;
@@ -44,26 +44,36 @@ struct SavedSoftmax {
 template <class A>
 struct RowScales {
   A kl;                      // of T dKL / dx
-  A teacher_ce, student_ce;  // of dCE / dx; 0 where the row has no class
-  int target;
+  A teacher_ce, student_ce;  // of dCE / dx; 0 where the row has no target
+  int target;                // class, -1 without
+  const A* probabilities;    // of the target, null without
+  A mass;                    // sum(u) of the target, see ../logits.h
 
   template <class T>
   __device__ RowScales(const LogitsParams<T>& p, const LogitsBackwardOutput<T>& out, int64_t row)
-      : target(p.target_of(row)) {
+      : target(p.class_of(row)), probabilities(p.probabilities_of(row)), mass(1) {
+    if (probabilities != nullptr) mass = out.stats[row * p.stats_width() + p.mass_stat()];
     const A upstream = out.grad_total[row * out.grad_stride];
-    const A per_row = target >= 0 ? upstream * out.parts[3] : A(0);
+    const A per_row = has_target() ? upstream * out.parts[3] : A(0);
     kl = upstream * p.kl_weight * p.kl_scale * p.temperature.inverse;
     teacher_ce = per_row * p.teacher_weight;
     student_ce = per_row * p.ce_weight * p.branch_scale;
   }
-};
 
-// softmax(x) - (1 - smoothing) onehot(target) - smoothing / C, exactly 0 if the target is the only class
-template <class A>
-__device__ __forceinline__ A cross_entropy_grad(A probability, bool is_target, A smoothing, int cols) {
-  const A onehot = is_target ? A(1) : A(0);
-  return (probability - onehot) + smoothing * (onehot - A(1) / A(cols));
-}
+  __device__ bool has_target() const { return target >= 0 || probabilities != nullptr; }
+
+  // A chunk of the target's u. dCE / dx = mass softmax(x) - u, exactly 0 if there is one class.
+  template <class T>
+  __device__ __forceinline__ void load_target(const LogitsParams<T>& p, const Chunk<T>& chunk,
+                                              A (&u)[kChunk<T>]) const {
+    if (probabilities != nullptr) {
+      p.load_distribution(probabilities, chunk, u);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk<T>; ++i) u[i] = p.smoothed(chunk.column(i) == target ? A(1) : A(0));
+    }
+  }
+};
 
 // One chunk of one row: every student's gradient, then the teacher's, to which all students add.
 template <class T>
@@ -73,10 +83,11 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
                                                const RowScales<accumulator_t<T>>& scales) {
   using A = accumulator_t<T>;
   constexpr int kSize = kChunk<T>;
-  const bool has_target = scales.target >= 0;
+  const bool has_target = scales.has_target();
   const A* stats = out.stats + row * p.stats_width();
 
-  A t[kSize], t_at_t[kSize], t_grad[kSize];
+  A u[kSize], t[kSize], t_at_t[kSize], t_grad[kSize];
+  scales.load_target(p, chunk, u);
   chunk.load(p.teacher.row(row), t);
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
@@ -84,14 +95,12 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
     const Exponentials<A> q = teacher.probabilities(t[i], p.temperature);
     t_at_t[i] = q.at_t;
     t_grad[i] = A(0);
-    if (has_target) {
-      t_grad[i] = scales.teacher_ce * cross_entropy_grad(q.at_one, chunk.column(i) == scales.target, p.smoothing, p.c);
-    }
+    if (has_target) t_grad[i] = scales.teacher_ce * (q.at_one - u[i]);
   }
 
   for (int k = 0; k < p.k; ++k) {
     const A* of_student = stats + student_stats(k);
-    const SavedSoftmax<A> student(of_student, p.temperature);
+    const SavedSoftmax<A> student(of_student, scales.mass, p.temperature);
     const A mean_difference = of_student[3], near_kl = of_student[4];
     A s[kSize];
     chunk.load(p.students[k].row(row), s);
@@ -100,9 +109,7 @@ __device__ __forceinline__ void backward_chunk(const LogitsParams<T>& p, const L
       s[i] -= student.max;
       const Exponentials<A> q = student.probabilities(s[i], p.temperature);
       A s_grad = A(0);
-      if (has_target) {
-        s_grad = scales.student_ce * cross_entropy_grad(q.at_one, chunk.column(i) == scales.target, p.smoothing, p.c);
-      }
+      if (has_target) s_grad = scales.student_ce * (q.at_one - u[i]);
       // for the weighting distribution: q (log q - log other - KL); for the other: its q less the first's, which is
       // the first's times exp(log ratio) - 1 if the two are near
       const A difference = p.student_to_teacher ? s[i] - t[i] : t[i] - s[i];
@@ -133,8 +140,8 @@ __global__ void __launch_bounds__(Team::kMaxThreads, kBackwardBlocks<T>)
                            const __grid_constant__ LogitsBackwardOutput<T> out) {
   using A = accumulator_t<T>;
   for (int64_t row = Team::first_row(); row < p.n; row += Team::row_step()) {
-    const SavedSoftmax<A> teacher(out.stats + row * p.stats_width(), p.temperature);
     const RowScales<A> scales(p, out, row);
+    const SavedSoftmax<A> teacher(out.stats + row * p.stats_width(), scales.mass, p.temperature);
     const int step = Team::size() * kChunk<T>;
     for (int begin = 0; begin < p.c; begin += step) {
       backward_chunk(p, out, Chunk<T>{begin, Team::rank(), Team::size(), p.c, p.aligned}, row, teacher, scales);

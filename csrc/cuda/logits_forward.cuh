@@ -16,7 +16,7 @@ struct LogitsForwardOutput {
   using A = accumulator_t<T>;
   A* total;     // [], or [N]
   A* parts;     // [4]
-  A* stats;     // [N, 3 + 5 K]
+  A* stats;     // [N, stats_width()]
   A* partials;  // [gridDim.x, 4]
   ArrivalCounter arrivals;
 };
@@ -33,10 +33,13 @@ struct RowLosses {
   }
 };
 
+// Of a row with a class, or with probabilities and their mass if the class is -1.
 template <class T, class A>
-__device__ A cross_entropy(const Softmax<A>& softmax, const T* row, int target, int cols, A smoothing) {
-  A loss = log_of(softmax.sum_one) - (A(1) - smoothing) * (static_cast<A>(row[target]) - softmax.max);
-  if (smoothing != A(0)) loss += smoothing * softmax.below / A(cols);
+__device__ A cross_entropy(const LogitsParams<T>& p, const Softmax<A>& softmax, const T* row, int target_class,
+                           A mass) {
+  if (target_class < 0) return mass * log_of(softmax.sum_one) + softmax.below;
+  A loss = log_of(softmax.sum_one) - (A(1) - p.smoothing) * (static_cast<A>(row[target_class]) - softmax.max);
+  if (p.smoothing != A(0)) loss += p.smoothing * softmax.below / A(p.c);
   return loss;
 }
 
@@ -136,11 +139,13 @@ template <class T, int G, class A>
 __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row, const LogitsRowState<A, G>& state,
                            const RowDivergence<A> (&divergences)[G], int64_t index, int first, A* stats,
                            RowLosses<A>& losses) {
-  const int target = p.target_of(index);
+  const int target = p.class_of(index);
+  const bool has_target = target >= 0 || row.probabilities != nullptr;
   if (first == 0) {
     save_softmax(stats, state.teacher);
-    if (target >= 0) {
-      losses.teacher_ce += cross_entropy(state.teacher, row.teacher, target, p.c, p.smoothing);
+    if (row.probabilities != nullptr) stats[p.mass_stat()] = state.mass;
+    if (has_target) {
+      losses.teacher_ce += cross_entropy(p, state.teacher, row.teacher, target, state.mass);
       losses.valid += A(1);
     }
   }
@@ -153,9 +158,7 @@ __device__ void finish_row(const LogitsParams<T>& p, const LogitsRow<T, G>& row,
       of_student[3] = divergences[g].mean;
       of_student[4] = divergences[g].near ? divergences[g].kl : A(-1);
       losses.kl += divergences[g].kl;
-      if (target >= 0) {
-        losses.student_ce += cross_entropy(student, row.students[g], target, p.c, p.smoothing);
-      }
+      if (has_target) losses.student_ce += cross_entropy(p, student, row.students[g], target, state.mass);
     }
   }
 }
@@ -167,9 +170,9 @@ __device__ __forceinline__ LogitsRowState<accumulator_t<T>, G> read_row(const Lo
   const int step = Team::size() * kChunk<T>;
   for (int begin = 0; begin < p.c; begin += step) {
     const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
-    state.add(row, chunk, p.student_to_teacher, p.smoothing != 0, p.temperature);
+    state.add(p, row, chunk);
   }
-  state.template join<Team>(p.student_to_teacher, p.temperature);
+  state.template join<Team>(p.student_to_teacher, row.probabilities != nullptr, p.temperature);
   return state;
 }
 
@@ -182,7 +185,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, (kForwardBlocks<T, G>))
   for (int64_t i = Team::first_row(); i < p.n; i += Team::row_step()) {
     RowLosses<A> of_row;
     for (int first = 0; first < p.k; first += G) {
-      LogitsRow<T, G> row{p.teacher.row(i), {}, min(G, p.k - first), p.c};
+      LogitsRow<T, G> row{p.teacher.row(i), {}, min(G, p.k - first), p.probabilities_of(i)};
 #pragma unroll
       for (int g = 0; g < G; ++g) {
         if (g < row.count) row.students[g] = p.students[first + g].row(i);

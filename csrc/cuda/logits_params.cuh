@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../logits.h"
+#include "chunk.cuh"
 #include "softmax.cuh"
 
 namespace sftn {
@@ -30,24 +31,29 @@ struct LogitsParams {
 
   Rows<T> teacher;
   Rows<T> students[kMaxStudents];
-  const int64_t* target;  // [N], null without
+  const int64_t* classes;  // [N], null without
+  Rows<A> probabilities;   // [N, C], null without
   int64_t n, ignore_index;
   int c, k;
 
   Temperature<A> temperature;
   A teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale, smoothing;
   bool student_to_teacher, rows;
-  bool aligned;  // every row that is read or written begins at a 16-byte boundary
+  bool aligned;  // every row of logits that is read or written begins at a 16-byte boundary
+  bool aligned_probabilities;
 
-  LogitsParams(const LogitsInput& in, bool all_aligned)
+  LogitsParams(const LogitsInput& in, bool all_aligned, bool probabilities_aligned)
       : teacher{in.teacher.data<T>(), in.teacher.stride},
         students{},
-        target(in.target_data()),
+        classes(in.class_data()),
+        probabilities{nullptr, 0},
         n(in.n),
         ignore_index(in.options.ignore_index),
         c(static_cast<int>(in.c)),
         k(static_cast<int>(in.k())),
-        aligned(all_aligned) {
+        aligned(all_aligned),
+        aligned_probabilities(probabilities_aligned) {
+    if (in.probabilities) probabilities = {in.probabilities->template data<A>(), in.probabilities->stride};
     for (int i = 0; i < k; ++i) students[i] = {in.students[i].data<T>(), in.students[i].stride};
     const LogitsOptions& options = in.options;
     constexpr double kLog2E = 1.4426950408889634;
@@ -55,7 +61,7 @@ struct LogitsParams {
     temperature.inverse = static_cast<A>(1 / options.temperature);
     temperature.log2_e = static_cast<A>(kLog2E);
     temperature.log2_e_by_t = static_cast<A>(kLog2E / options.temperature);
-    temperature.at_one = target != nullptr;
+    temperature.at_one = in.has_target();
     teacher_weight = static_cast<A>(options.teacher_weight);
     ce_weight = static_cast<A>(options.ce_weight);
     kl_weight = static_cast<A>(options.kl_weight);
@@ -66,12 +72,37 @@ struct LogitsParams {
     rows = options.rows;
   }
 
-  __device__ int stats_width() const { return 3 + 5 * k; }
+  __device__ int mass_stat() const { return 3 + 5 * k; }
+  __device__ int stats_width() const { return mass_stat() + (probabilities.data != nullptr ? 1 : 0); }
+
+  // A row of the target's probabilities, null if the target has none.
+  __device__ const A* probabilities_of(int64_t row) const {
+    return probabilities.data == nullptr ? nullptr : probabilities.row(row);
+  }
+
+  // A chunk of the weights w of Softmax::below; 0 beyond the row.
+  __device__ __forceinline__ void load_weights(const A* of_row, const Chunk<T>& chunk, A (&w)[kChunk<T>]) const {
+    if (of_row != nullptr) {
+      load_distribution(of_row, chunk, w);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk<T>; ++i) w[i] = chunk.column(i) < c ? A(1) : A(0);
+    }
+  }
+
+  // A chunk of u = (1 - smoothing) y + smoothing / C of a row's probabilities; 0 beyond the row.
+  __device__ __forceinline__ void load_distribution(const A* of_row, const Chunk<T>& chunk, A (&u)[kChunk<T>]) const {
+    chunk.load_beside(of_row, aligned_probabilities, A(0), u);
+#pragma unroll
+    for (int i = 0; i < kChunk<T>; ++i) u[i] = chunk.column(i) < c ? smoothed(u[i]) : A(0);
+  }
+
+  __device__ __forceinline__ A smoothed(A y) const { return y + smoothing * (A(1) / A(c) - y); }
 
   // The row's class, -1 if it has none.
-  __device__ int target_of(int64_t row) const {
-    if (target == nullptr || target[row] == ignore_index) return -1;
-    const int64_t target_class = target[row], num_classes = c;
+  __device__ int class_of(int64_t row) const {
+    if (classes == nullptr || classes[row] == ignore_index) return -1;
+    const int64_t target_class = classes[row], num_classes = c;
     SFTN_DEVICE_ASSERT(target_class >= 0 && target_class < num_classes);
     return static_cast<int>(target_class);
   }

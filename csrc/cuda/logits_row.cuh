@@ -3,6 +3,7 @@
 #pragma once
 
 #include "chunk.cuh"
+#include "logits_params.cuh"
 #include "softmax.cuh"
 
 namespace sftn {
@@ -13,7 +14,7 @@ struct LogitsRow {
   const T* teacher;
   const T* students[G];
   int count;
-  int cols;
+  const accumulator_t<T>* probabilities;  // of the target, null without
 };
 
 // Over the row, with w the unnormalised probability at T of the weighting distribution:
@@ -25,17 +26,17 @@ struct LogitsRowState {
   Softmax<A> teacher;
   Softmax<A> students[G];
   A cross[G] = {};
-  int values_seen = 0;  // counted for label smoothing only
+  A mass = 0;  // sum of the w by which Softmax::below weighs: u for probabilities, 1 for a smoothed class
 
   __device__ __forceinline__ void rescale(A teacher_max, const A (&student_max)[G], bool student_to_teacher,
                                           const Temperature<A>& temperature) {
     const A teacher_weight = teacher.sum_t, teacher_shift = finite_max(teacher.max) - finite_max(teacher_max);
-    const A teacher_factor = teacher.rescale(teacher_max, values_seen, temperature);
+    const A teacher_factor = teacher.rescale(teacher_max, mass, temperature);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       Softmax<A>& student = students[g];
       const A student_weight = student.sum_t, student_shift = finite_max(student.max) - finite_max(student_max[g]);
-      const A student_factor = student.rescale(student_max[g], values_seen, temperature);
+      const A student_factor = student.rescale(student_max[g], mass, temperature);
       const A weight = student_to_teacher ? student_weight : teacher_weight;
       const A factor = student_to_teacher ? student_factor : teacher_factor;
       const A shift = student_to_teacher ? student_shift - teacher_shift : teacher_shift - student_shift;
@@ -44,9 +45,10 @@ struct LogitsRowState {
   }
 
   template <class T>
-  __device__ __forceinline__ void add(const LogitsRow<T, G>& row, const Chunk<T>& chunk, bool student_to_teacher,
-                                      bool smoothing, const Temperature<A>& temperature) {
+  __device__ __forceinline__ void add(const LogitsParams<T>& p, const LogitsRow<T, G>& row, const Chunk<T>& chunk) {
     constexpr int kSize = kChunk<T>;
+    const bool student_to_teacher = p.student_to_teacher;
+    const Temperature<A>& temperature = p.temperature;
     A t[kSize], s[G][kSize];
     chunk.load(row.teacher, t);
 #pragma unroll
@@ -85,16 +87,16 @@ struct LogitsRowState {
       }
     }
 
-    if (smoothing) {
+    if (row.probabilities != nullptr || p.smoothing != A(0)) {
+      A weights[kSize];
+      p.load_weights(row.probabilities, chunk, weights);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        if (chunk.column(i) < chunk.cols) {
-          ++values_seen;
-          teacher.below -= t[i];
+        mass += weights[i];
+        teacher.below -= times(weights[i], t[i]);
 #pragma unroll
-          for (int g = 0; g < G; ++g) {
-            if (g < row.count) students[g].below -= s[g][i];
-          }
+        for (int g = 0; g < G; ++g) {
+          if (g < row.count) students[g].below -= times(weights[i], s[g][i]);
         }
       }
     }
@@ -102,7 +104,7 @@ struct LogitsRowState {
 
   // Joins the states of all threads of a team; each thread then has the whole row's.
   template <class Team>
-  __device__ __forceinline__ void join(bool student_to_teacher, const Temperature<A>& temperature) {
+  __device__ __forceinline__ void join(bool student_to_teacher, bool probabilities, const Temperature<A>& temperature) {
     A max[G + 1];
     max[G] = teacher.max;
 #pragma unroll
@@ -136,6 +138,11 @@ struct LogitsRowState {
     teacher.sum_one = sums[4 * G];
     teacher.sum_t = sums[4 * G + 1];
     teacher.below = sums[4 * G + 2];
+    if (probabilities) {
+      A masses[1] = {mass};
+      Team::template reduce<Add>(masses);
+      mass = masses[0];
+    }
   }
 
  private:

@@ -47,15 +47,15 @@ template <class A>
 struct Softmax {
   A max = -static_cast<A>(INFINITY);
   A sum_one = 0, sum_t = 0;  // sum of exp(x - max), of exp((x - max) / T)
-  A below = 0;               // sum of max - x, for label smoothing
+  A below = 0;               // sum of w (max - x) for the weights w of a target
 
-  // Sets a new maximum and returns the factor applied to the sums at T.
-  __device__ __forceinline__ A rescale(A new_max, int values_seen, const Temperature<A>& temperature) {
+  // Sets a new maximum and returns the factor applied to the sums at T. `mass` is the sum of the w so far.
+  __device__ __forceinline__ A rescale(A new_max, A mass, const Temperature<A>& temperature) {
     if (new_max == max) return A(1);
     const Exponentials<A> factor = temperature.exp(max - finite_max(new_max));
     sum_one *= factor.at_one;
     sum_t *= factor.at_t;
-    below += A(values_seen) * (finite_max(new_max) - finite_max(max));
+    below += mass * (finite_max(new_max) - finite_max(max));
     max = new_max;
     return factor.at_t;
   }

@@ -51,7 +51,7 @@ class KDCELoss(OpLoss):
         )
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> KDTerms:
-        """Compute the terms of logits ``[N, C]`` and a target ``[N]`` int64."""
+        """Compute the terms of logits ``[N, C]`` and a target, ``[N]`` int64 classes or ``[N, C]`` probabilities."""
         return ops.kd_ce_loss(student_logits, teacher_logits, target, **self.options)
 
 
@@ -82,5 +82,5 @@ class SFTNLoss(OpLoss):
         )
 
     def forward(self, teacher_logits: Tensor, branch_logits: Sequence[Tensor] | Tensor, target: Tensor) -> SFTNTerms:
-        """Compute the terms of the teacher ``[N, C]``, K branches ``[N, C]`` and a target ``[N]`` int64."""
+        """Compute the terms of the teacher ``[N, C]``, K branches ``[N, C]`` and a target, as :class:`KDCELoss`."""
         return ops.sftn_loss(teacher_logits, branch_logits, target, **self.options)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
-from sftn_fast.ops._dtype import accumulator, same_dtype
+from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._library import register_fake
 
 
@@ -39,6 +39,9 @@ Terms = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def fused(ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options) -> Terms:
     inputs = same_dtype((teacher, *students))
+    if target is not None and target.dtype is not torch.int64:
+        inputs = widened_beside(inputs, target)
+        target = target.to(accumulator(inputs[0]))
     if not needs_function(inputs):
         teacher, *students = inputs
         total, parts, _ = _call(ops.logits_forward, options, target, teacher, students)
@@ -73,7 +76,7 @@ def _call(
     try:
         return op(teacher, students, target, *options, *wanted)
     except RuntimeError:
-        if target is not None:
+        if target is not None and target.dtype is torch.int64:
             check.check_classes(target, teacher.shape[1], options.ignore_index)
         raise
 
@@ -176,8 +179,9 @@ def _(
     options = Options(*scalars)
     dtype = accumulator(teacher)
     n = teacher.shape[0]
+    width = 3 + 5 * len(students) + int(target is not None and target.is_floating_point())
     total = teacher.new_empty((n,) if options.rows else (), dtype=dtype)
-    return total, teacher.new_empty(4, dtype=dtype), teacher.new_empty((n, 3 + 5 * len(students)), dtype=dtype)
+    return total, teacher.new_empty(4, dtype=dtype), teacher.new_empty((n, width), dtype=dtype)
 
 
 @register_fake("logits_backward")

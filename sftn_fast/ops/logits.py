@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from sftn_fast.ops import reference
+from sftn_fast.ops import _dense, reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._backend import kernels
-from sftn_fast.ops._dtype import widened
+from sftn_fast.ops._dtype import widened, widened_beside
 from sftn_fast.ops._logits import Options, fused
+from sftn_fast.ops._logits_arguments import check_logits, check_target, check_temperature_tensor
 from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
 from sftn_fast.ops._logits_divergence import divergence_kernels, fused_divergence
-from sftn_fast.ops.reference.logits import cross_entropy
+from sftn_fast.ops.reference.logits import _scaled, cross_entropy, standardized, tensor_as
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
 REDUCTIONS = ("batchmean", "sum", "none")
@@ -25,7 +26,7 @@ BRANCH_REDUCTIONS = ("mean", "sum")
 def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     *,
     reduction: str = "batchmean",
     standardize: bool = False,
@@ -36,20 +37,27 @@ def kd_loss(
     classes if ``reduction`` is ``"none"``. Logits may be ``-inf``: a class that the teacher rules out contributes
     nothing. An empty batch gives 0.
 
+    Logits may be dense, ``[N, C, d1, ...]`` as those of a segmentation: each pixel is a row. ``"batchmean"`` then sums
+    over the pixels, as ``F.kl_div`` does. Maps in dense channels-last format are not copied, others are.
+
+    ``T`` may be learned: the loss then has the exact derivative with respect to it. The logits are divided by such a
+    ``T`` in plain PyTorch.
+
     With ``standardize``, both networks' logits are ``(z - mean) / (std + 1e-7)`` instead, with mean and unbiased
     deviation of each row (Sun et al., CVPR 2024). Then the teacher is a constant, logits must be finite, and the
     gradients of rows of equal logits are about 1e7 times as large as those of other rows. The authors' temperature is
     2, their weight 9.
 
     Args:
-        student_logits: ``[N, C]``.
-        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one, but not with ``standardize``.
-        temperature: ``T``, from 1e-12 to 1e12.
-        reduction: ``"batchmean"`` (sum / N), ``"sum"``, or ``"none"`` for ``[N]``.
+        student_logits: ``[N, C]`` or ``[N, C, d1, ...]``.
+        teacher_logits: of the same shape. Receives a gradient too if it requires one, but not with ``standardize``.
+        temperature: ``T``, from 1e-12 to 1e12: a number, or a 0-dim floating-point tensor on the device of the logits.
+            Its value is checked on the CPU only.
+        reduction: ``"batchmean"`` (sum / N, with N images), ``"sum"``, or ``"none"`` for ``[N]`` or ``[N, d1, ...]``.
         standardize: whether logits are standardised first.
 
     Returns:
-        0-dim, or ``[N]``; float32, or float64 for float64 logits.
+        0-dim, or the shape of ``"none"``; float32, or float64 for float64 logits.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -60,6 +68,11 @@ def kd_loss(
         check.check_choice("reduction", reduction, REDUCTIONS)
     if standardize is not False:
         _check_standardize(standardize, teacher_logits)
+    if student_logits.dim() != 2:
+        options = {"reduction": reduction, "standardize": standardize}
+        return _dense.kd_loss(kd_loss, student_logits, teacher_logits, temperature, **options)
+    if isinstance(temperature, Tensor):
+        return _kd_loss_at(temperature, student_logits, teacher_logits, reduction, standardize=standardize)
     ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_loss(
@@ -79,7 +92,7 @@ def kd_ce_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     *,
     kd_weight: float = 0.9,
     ce_weight: float = 0.1,
@@ -93,15 +106,23 @@ def kd_ce_loss(
     with a target other than ``ignore_index``; without such rows it is 0 and has no gradient. The defaults are
     RepDistiller's. With ``standardize``, ``ce`` is still of the logits as they are.
 
+    Of probabilities ``y``, as those of mixed images, ``ce`` is the mean over all rows of ``-sum_c y_c log p_c``. Where
+    ``y_c`` is 0 it contributes nothing, whatever ``p_c`` is. A row need not sum to 1.
+
+    Of dense logits ``[N, C, d1, ...]``, ``ce`` is the mean over the pixels with a class, and ``kd`` as in
+    :func:`kd_loss` the sum over all pixels, divided by N. So divide ``kd_weight`` by the number of pixels of an image
+    for the mean of both.
+
     Args:
-        student_logits: ``[N, C]``.
-        teacher_logits: ``[N, C]``. Receives a gradient too if it requires one, but not with ``standardize``.
-        target: ``[N]`` int64 classes.
-        temperature: ``T`` of the distillation, from 1e-12 to 1e12.
+        student_logits: ``[N, C]`` or ``[N, C, d1, ...]``.
+        teacher_logits: of the same shape. Receives a gradient too if it requires one, but not with ``standardize``.
+        target: int64 classes, ``[N]`` or ``[N, d1, ...]``; or probabilities of the logits' shape, of any floating dtype
+            and without a gradient.
+        temperature: ``T`` of the distillation, as in :func:`kd_loss`: a number, or a tensor that may be learned.
         kd_weight: weight of the distillation.
         ce_weight: weight of the cross-entropy.
-        ignore_index: target of the rows that the cross-entropy ignores.
-        label_smoothing: from 0 to 1, as in ``F.cross_entropy``.
+        ignore_index: class of the rows that the cross-entropy ignores; negative beside probabilities.
+        label_smoothing: share of the target that is spread over all classes, from 0 to 1, as in ``F.cross_entropy``.
         standardize: whether the distillation standardises logits first, as in :func:`kd_loss`.
 
     Returns:
@@ -114,12 +135,30 @@ def kd_ce_loss(
             ``F.cross_entropy``, because the check would cost a synchronisation.
     """
     _check_pair(student_logits, teacher_logits, temperature)
-    check.check_target(target, student_logits)
-    check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
     check.check_integer("ignore_index", ignore_index)
+    check_target(target, student_logits, ignore_index)
+    check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
     check.check_fraction("label_smoothing", label_smoothing)
     if standardize is not False:
         _check_standardize(standardize, teacher_logits)
+    if student_logits.dim() != 2:
+        return _dense.kd_ce_loss(
+            kd_ce_loss,
+            student_logits,
+            teacher_logits,
+            target,
+            temperature,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            standardize=standardize,
+        )
+    if isinstance(temperature, Tensor):
+        student_logits, teacher_logits = widened_beside(tuple(widened(student_logits, teacher_logits)), target)
+        kd = _kd_loss_at(temperature, student_logits, teacher_logits, "batchmean", standardize=standardize)
+        ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
+        return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
     ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_ce_loss(
@@ -143,7 +182,7 @@ def kd_ce_loss(
     )
     if standardize:  # the cross-entropy is of the logits as they are
         # Both gradients are added before they are rounded.
-        student_logits, teacher_logits = widened(student_logits, teacher_logits)
+        student_logits, teacher_logits = widened_beside(tuple(widened(student_logits, teacher_logits)), target)
         of_kd = _standardized(temperature, options.kl_scale)._replace(weight=float(kd_weight))
         total, parts = fused_divergence(ops, student_logits, teacher_logits, None, of_kd)
         of_ce = options._replace(temperature=1.0, kl_weight=0.0)
@@ -171,12 +210,12 @@ def sftn_loss(
     + kl_weight * T^2 mean_i KL(softmax(t / T) || softmax(b_i / T))``
 
     Gradients flow into the teacher and the branches. The defaults are the paper's for CIFAR-100. The cross-entropies
-    ignore rows with a target of -100.
+    ignore rows of class -100.
 
     Args:
         teacher_logits: ``[N, C]``.
         branch_logits: K tensors ``[N, C]``, or one ``[K, N, C]``.
-        target: ``[N]`` int64 classes.
+        target: ``[N]`` int64 classes, or ``[N, C]`` probabilities, as in :func:`kd_ce_loss`.
         temperature: ``T`` of the divergence, from 1e-12 to 1e12.
         teacher_weight: weight of the teacher's cross-entropy.
         ce_weight: weight of the branches' cross-entropy.
@@ -196,7 +235,7 @@ def sftn_loss(
     for i, branch in enumerate(branches):
         check.check_logits_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
     check.check_temperature(temperature)
-    check.check_target(target, teacher_logits)
+    check_target(target, teacher_logits)
     check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
     check.check_choice("direction", direction, DIRECTIONS)
     check.check_choice("branch_reduction", branch_reduction, BRANCH_REDUCTIONS)
@@ -245,10 +284,25 @@ def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     return branch_logits
 
 
+def _kd_loss_at(
+    temperature: Tensor, student_logits: Tensor, teacher_logits: Tensor, reduction: str, *, standardize: bool
+) -> Tensor:
+    """Return :func:`kd_loss` at a temperature that the host does not know."""
+    logits = widened(student_logits, teacher_logits)
+    if standardize:
+        logits = [standardized(x) for x in logits]
+    t = tensor_as(logits[0], temperature)
+    student, teacher = (_scaled(x, t) for x in logits)
+    return t**2 * kd_loss(student, teacher, 1.0, reduction=reduction)
+
+
 def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> None:
-    check.check_logits("student_logits", student_logits)
+    check_logits("student_logits", student_logits)
     check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
-    check.check_temperature(temperature)
+    if isinstance(temperature, Tensor):
+        check_temperature_tensor(temperature, student_logits)
+    else:
+        check.check_temperature(temperature)
 
 
 def _standardized(temperature: float, scale: float) -> DivergenceOptions:

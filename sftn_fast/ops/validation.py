@@ -56,7 +56,7 @@ def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> 
             return
     except AttributeError:
         pass  # not a tensor
-    check_logits(name, value)
+    check_floating(name, value)
     check_like(name, value, other_name, other)
 
 

@@ -196,6 +196,10 @@ def _logits_and_target(draw: Draw, n: int, width: int) -> dict[str, Any]:
     return {**_logits(draw, n, width), "target": draw.integers(n, high=width)}
 
 
+def _logits_and_probabilities(draw: Draw, n: int, width: int) -> dict[str, Any]:
+    return {**_logits(draw, n, width), "target": draw.uniform(n, width, low=0, high=1)}
+
+
 def _branches(draw: Draw, n: int, width: int) -> dict[str, Any]:
     return {
         "teacher_logits": draw.normal(n, width),
@@ -323,6 +327,7 @@ TABLE: dict[str, Op] = {
         {"temperature": 2.5, "kd_weight": 0.3, "ce_weight": 2.0, "label_smoothing": 0.1},
     ),
     "kd_ce-ignore": Op("kd_ce_loss", _logits_and_target, LOGITS, {"temperature": 8.0, "ignore_index": 0}),
+    "kd_ce-soft": Op("kd_ce_loss", _logits_and_probabilities, LOGITS, {"label_smoothing": 0.1}, refused=("target",)),
     "sftn": Op("sftn_loss", _branches, BRANCHES),
     "sftn-reverse": Op(
         "sftn_loss",

@@ -61,6 +61,10 @@ def divergence(p, q, temperature):
 
 
 def cross_entropy(logits, target, ignore_index=-100, label_smoothing=0.0):
+    if target.is_floating_point():
+        target = (1 - label_smoothing) * target.double() + label_smoothing / logits.shape[1]
+        log_p = F.log_softmax(logits.double(), 1)
+        return -(target * torch.where(target == 0, 0, log_p)).sum() / max(len(target), 1)
     logits, target = logits.double()[target != ignore_index], target[target != ignore_index]
     if len(target) == 0:
         return logits.sum() * 0

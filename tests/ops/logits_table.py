@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from families import accumulator
 from torch import Tensor
 
@@ -24,6 +25,14 @@ class Loss:
         return result[0] if isinstance(result, tuple) else result
 
 
+def mixed(classes: Tensor, logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return probabilities [N, C] as of mixed images: two classes a row, whose sum is not 1 in every row."""
+    y = F.one_hot(classes, logits.shape[1]).to(dtype)
+    if y.shape[1] == 1:  # a gradient of 0, but for the rounding of a product
+        return y
+    return 0.75 * y + y.roll(1, 0) * torch.linspace(0, 0.5, len(y), dtype=dtype, device=y.device)[:, None]
+
+
 LOSSES = {
     "kd": Loss(1, lambda m, t, s, y: m.kd_loss(s[0], t)),
     "kd-sum-T3": Loss(1, lambda m, t, s, y: m.kd_loss(s[0], t, 3.0, reduction="sum")),
@@ -33,6 +42,11 @@ LOSSES = {
         1, lambda m, t, s, y: m.kd_ce_loss(s[0], t, y, 2.5, kd_weight=0.3, ce_weight=2.0, label_smoothing=0.1)
     ),
     "kd_ce-ignore": Loss(1, lambda m, t, s, y: m.kd_ce_loss(s[0], t, y, 8.0, ignore_index=0)),
+    "kd_ce-soft": Loss(1, lambda m, t, s, y: m.kd_ce_loss(s[0], t, mixed(y, t))),
+    "kd_ce-soft-smooth": Loss(
+        1, lambda m, t, s, y: m.kd_ce_loss(s[0], t, mixed(y, t).T.contiguous().T, 3.0, ce_weight=2, label_smoothing=0.1)
+    ),
+    "sftn-soft": Loss(2, lambda m, t, s, y: m.sftn_loss(t, s, mixed(y, t), 0.5)),
     "sftn": Loss(3, lambda m, t, s, y: m.sftn_loss(t, s, y)),
     "sftn-reverse": Loss(
         2,

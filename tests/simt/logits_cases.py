@@ -20,6 +20,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     temperature: float = 4.0
     target: bool = True
+    probabilities: bool = False
     smoothing: float = 0.0
     student_to_teacher: bool = False
     by_row: bool = False
@@ -54,9 +55,17 @@ class Case:
         students = [self.logits(generator) for _ in range(self.students)]
         if not self.target:
             return teacher, students, None
+        if self.probabilities:
+            return teacher, students, self.distribution(generator)
         target = torch.randint(self.classes, (self.rows,), generator=generator)
         target[1::3] = IGNORE
         return teacher, students, target
+
+    def distribution(self, generator: torch.Generator) -> Tensor:
+        """[rows, classes] of the accumulator's dtype: half of it 0, no row of sum 1; padded as the logits are."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        y = torch.rand(self.rows, self.classes + self.pad, generator=generator, dtype=dtype)
+        return torch.where(y < 0.5, 0, y)[:, : self.classes]
 
 
 @dataclass
@@ -81,7 +90,12 @@ def run_raw(case: Case, teacher: Tensor, students: list[Tensor], target: Tensor 
 
 
 def cross_entropy(logits: Tensor, target: Tensor | None, smoothing: float) -> Tensor:
-    if target is None or not (target != IGNORE).any():
+    if target is None:
+        return logits.new_zeros(())
+    if target.is_floating_point():
+        target = (1 - smoothing) * target.double() + smoothing / logits.shape[1]
+        return -torch.where(target == 0, 0, target * logits.log_softmax(1)).sum(1).mean()
+    if not (target != IGNORE).any():
         return logits.new_zeros(())
     return torch.nn.functional.cross_entropy(logits, target, ignore_index=IGNORE, label_smoothing=smoothing)
 
@@ -111,8 +125,8 @@ def oracle(case: Case, teacher: Tensor, students: list[Tensor], target: Tensor |
     else:
         total = teacher_weight * parts[0] + ce_weight * parts[1] + kl_weight * parts[2]
     grads = torch.autograd.grad(total, leaves, upstream(case))
-    valid = 0 if target is None else int((target != IGNORE).sum())
-    parts.append(torch.tensor(1 / valid if valid else 0.0).double())
+    valid = 0 if target is None else case.rows if case.probabilities else int((target != IGNORE).sum())
+    parts.append(torch.tensor(1 / valid if valid else 0.0, dtype=torch.float64))
     return Result(total.detach(), torch.stack(parts).detach(), list(grads))
 
 
@@ -158,6 +172,12 @@ CASES = [
     Case(student_to_teacher=True, students=3, classes=70, dtype=BRAIN),
     Case(student_to_teacher=True, rows=2, classes=1500, smoothing=0.2),
     *(Case(smoothing=0.1, classes=classes, students=3) for classes in (5, 130, 1100)),
+    *(Case(probabilities=True, dtype=dtype, classes=40) for dtype in DTYPES),
+    *(Case(probabilities=True, dtype=dtype, classes=37, pad=3, students=3) for dtype in (BRAIN, SINGLE)),
+    *(Case(probabilities=True, classes=classes, students=5, smoothing=0.1) for classes in (1, 5, 130)),
+    *(Case(probabilities=True, classes=1500, rows=2, smoothing=smoothing) for smoothing in (0.0, 0.2)),
+    *(Case(probabilities=True, shift=1e4, smoothing=smoothing) for smoothing in (0.0, 0.1)),
+    Case(probabilities=True, rows=1, classes=5003, dtype=HALF),
     Case(rows=70, classes=9, students=2),
     Case(rows=1, classes=6),
     Case(rows=300, classes=3),

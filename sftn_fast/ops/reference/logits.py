@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftn_fast.ops import _dense
 from sftn_fast.ops._autograd import savable
-from sftn_fast.ops._dtype import widened
+from sftn_fast.ops._dtype import widened, widened_beside
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 from sftn_fast.ops.validation import check_classes
 
@@ -20,13 +21,18 @@ NEAR = 0.5
 def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     *,
     reduction: str = "batchmean",
     standardize: bool = False,
 ) -> Tensor:
     """Compute :func:`sftn_fast.ops.kd_loss` in plain PyTorch."""
+    if student_logits.dim() != 2:
+        options = {"reduction": reduction, "standardize": standardize}
+        return _dense.kd_loss(kd_loss, student_logits, teacher_logits, temperature, **options)
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
+    if isinstance(temperature, Tensor):
+        temperature = tensor_as(student_logits, temperature)
     if standardize:
         student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     rows = temperature**2 * _kl_rows(teacher_logits, student_logits, temperature)
@@ -39,7 +45,7 @@ def kd_ce_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     *,
     kd_weight: float = 0.9,
     ce_weight: float = 0.1,
@@ -48,7 +54,20 @@ def kd_ce_loss(
     standardize: bool = False,
 ) -> KDTerms:
     """Compute :func:`sftn_fast.ops.kd_ce_loss` in plain PyTorch."""
-    student_logits, teacher_logits = widened(student_logits, teacher_logits)
+    if student_logits.dim() != 2:
+        return _dense.kd_ce_loss(
+            kd_ce_loss,
+            student_logits,
+            teacher_logits,
+            target,
+            temperature,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            standardize=standardize,
+        )
+    student_logits, teacher_logits = widened_beside(tuple(widened(student_logits, teacher_logits)), target)
     kd = kd_loss(student_logits, teacher_logits, temperature, standardize=standardize)
     ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
     return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
@@ -67,7 +86,7 @@ def sftn_loss(
     branch_reduction: str = "mean",
 ) -> SFTNTerms:
     """Compute :func:`sftn_fast.ops.sftn_loss` in plain PyTorch."""
-    teacher_logits, *branches = widened(teacher_logits, *branch_logits)
+    teacher_logits, *branches = widened_beside(tuple(widened(teacher_logits, *branch_logits)), target)
     teacher_ce = cross_entropy(teacher_logits, target)
     branch_ce = torch.stack([cross_entropy(branch, target) for branch in branches]).sum()
     pairs = [(teacher_logits, branch) for branch in branches]
@@ -88,7 +107,7 @@ def standardized(logits: Tensor) -> Tensor:
     return centred / (deviation + 1e-7)
 
 
-def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
+def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """Compute ``KL(softmax(p / T) || softmax(q / T))`` of each row, ``[N]``. A probability of 0 contributes nothing."""
     p_scaled, q_scaled = _scaled(p_logits, temperature), _scaled(q_logits, temperature)
     p_log, q_log = F.log_softmax(p_scaled, dim=1), F.log_softmax(q_scaled, dim=1)
@@ -106,9 +125,18 @@ def _kl_rows(p_logits: Tensor, q_logits: Tensor, temperature: float) -> Tensor:
     return torch.where(near, (p * exp_remainder(log_ratio)).sum(dim=1), far)
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
+def tensor_as(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Return the temperature in the logits' dtype, so that it decides none, and that its square fits."""
+    return savable(temperature.to(logits.dtype))[0]
+
+
+def _scaled(logits: Tensor, temperature: float | Tensor) -> Tensor:
     # Subtract the maximum before the division: at temperature 0.05, logits of 1e4 would lose two digits.
-    return (logits - logits.detach().amax(dim=1, keepdim=True)) / temperature
+    shifted = logits - logits.detach().amax(dim=1, keepdim=True)
+    if not isinstance(temperature, Tensor):
+        return shifted / temperature
+    ruled_out = logits == -torch.inf  # no part of the derivative with respect to the temperature, where 0 * inf is NaN
+    return torch.where(ruled_out, -torch.inf, torch.where(ruled_out, 0.0, shifted) / temperature)
 
 
 def exp_remainder(y: Tensor) -> Tensor:
@@ -121,8 +149,15 @@ def exp_remainder(y: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean over rows with a target other than ``ignore_index``, 0 if there are none."""
+    """Return the mean over rows with a target other than ``ignore_index``, 0 if there are none.
+
+    The target is classes ``[N]`` or probabilities ``[N, C]``, of which 0 contributes nothing.
+    """
     (target,) = savable(target)
+    if target.is_floating_point():
+        wanted = (1 - label_smoothing) * target.to(logits.dtype) + label_smoothing / logits.shape[1]
+        terms = torch.where(wanted == 0, 0.0, wanted * logits.log_softmax(dim=1))
+        return -terms.sum() / max(len(target), 1)
     try:
         total = F.cross_entropy(
             logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
