@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 # Processes side by side share the cores. More threads than cores wait for each other in spin loops: some tests took
@@ -15,10 +16,12 @@ PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if PROCESSES > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))
 
+import compile_ahead  # noqa: E402
 import gpu_context  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from backends import BACKENDS  # noqa: E402
+from order import ordered  # noqa: E402
 
 from sftn_fast import ops  # noqa: E402
 from sftn_fast.ops import _backend, _library  # noqa: E402
@@ -65,6 +68,27 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         return
     with ops.backend("reference" if name == "reference" else "fused"):
         yield Backend(name, "cuda" if name == "cuda" else "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first and those that wait for compilers last, where processes share the tests."""
+    if PROCESSES > 1:
+        items[:] = ordered(
+            items,
+            PROCESSES,
+            module=lambda item: item.nodeid.partition("::")[0],
+            long=lambda item: item.get_closest_marker("slow") is not None,
+            late=lambda item: item.get_closest_marker("compiles") is not None,
+        )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the compilers that selected tests wait for, from one of the processes that run tests."""
+    workers = getattr(session.config.option, "numprocesses", None)
+    if session.config.option.collectonly or (workers and "PYTEST_XDIST_WORKER" not in os.environ):
+        return
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" and (targets := compile_ahead.targets_of(session.items)):
+        session.config.add_cleanup(partial(compile_ahead.stop, compile_ahead.start(targets)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
+import compile_ahead
 import pytest
 import torch
+from registers import CUDA, SOURCES, find_nvcc, ptxas_log
 from simt import test_memory
 from simt.build import kernel_name, load
 
-ROOT = Path(__file__).resolve().parents[1]
-CUDA = ROOT / "csrc" / "cuda"
-SOURCES = sorted(CUDA.glob("*.cu"))
 FILES = sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cuh")])
-HEADERS = sorted([*CUDA.glob("*.cuh"), *CUDA.parent.glob("*.h")])
-CACHE = ROOT / "build" / "registers"
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-arch=sm_90",
-    "-DUSE_CUDA",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
-    "-Xptxas",
-    "-v",
-]
-SMALLEST = min(SOURCES, key=lambda path: path.stat().st_size)
 ids = {"ids": lambda path: path.name}
 REGISTERS = 65536
 """Of a multiprocessor: a launch is refused if its block needs more."""
@@ -59,28 +43,6 @@ def kernels(ptxas: str) -> list[dict[str, str]]:
     return [match.groupdict() for match in re.finditer(pattern, ptxas, re.DOTALL)]
 
 
-def ptxas_log(nvcc: str, source: Path, folder: Path) -> str:
-    """Compile a source and return the assembler's log. The log is kept under build/ for these very inputs."""
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    texts = [path.read_text() for path in (source, *HEADERS)]
-    # The emulator's build compiles every host half, with g++ as nvcc does; one of them is compiled by nvcc itself.
-    flags = [*FLAGS, "-c" if source == SMALLEST else "-cubin"]
-    key = hashlib.sha256("\0".join([version, torch.__version__, *flags, *texts]).encode()).hexdigest()[:16]
-    kept = CACHE / f"{source.stem}-{key}.txt"
-    if kept.exists():
-        return kept.read_text()
-    include = Path(torch.__file__).parent / "include"
-    command = [nvcc, *flags, f"-isystem={include}", str(source), "-o", str(folder / "x.o")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-4000:]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}")
-    partial.write_text(log)
-    partial.replace(kept)
-    return log
-
-
 @cache
 def largest_blocks() -> dict[str, int]:
     """Return the largest block of each kernel, by its name, in the calls of test_memory."""
@@ -102,14 +64,14 @@ def demangled(names: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles(compile_ahead.REGISTERS)
 @pytest.mark.parametrize("source", SOURCES, **ids)
-def test_registers_suffice(source: Path, tmp_path: Path, emulated_ops: object) -> None:
+def test_registers_suffice(source: Path, emulated_ops: object) -> None:
     """Compile for one architecture; no kernel spills, keeps an array in local memory, or is refused at its launch."""
-    home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc on PATH or in CUDA_HOME")
-    log = ptxas_log(nvcc, source, tmp_path)
+    log = ptxas_log(nvcc, source)
     compiled = kernels(log)
     assert len(compiled) == log.count("Compiling entry function") > 0
     wasteful = [

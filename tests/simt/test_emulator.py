@@ -10,6 +10,7 @@ import pytest
 from .build import CMAKE_DIR, build_target
 
 NATIVE = Path(__file__).parent / "native"
+pytestmark = pytest.mark.compiles("simt_cases_plain", "simt_cases_asan")
 
 
 def read_cases() -> list[tuple[str, str, str]]:

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from .build import ROOT, ensure_built, find_compiler
+from .build import LIBRARIES, ROOT, ensure_built, find_compiler
 from .cases import STEMS, cases_of
+
+pytestmark = pytest.mark.compiles(LIBRARIES["asan"][0])
 
 
 def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
