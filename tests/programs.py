@@ -1,7 +1,8 @@
 """Programs of the package as processes that start at once: forked from a server that has imported torch already.
 
 A fresh interpreter spends more time on importing than these tests on training. A forked one is a program all the same:
-it has its own process group, standard streams, environment, signals and exit code.
+it has its own process group, standard streams, environment, signals and exit code. So are the processes that it starts
+itself by ``python -m``, such as those of a pool and of torchrun, unless COLD is in its environment.
 """
 
 from __future__ import annotations
@@ -17,25 +18,66 @@ import threading
 from types import TracebackType
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+COLD = "TESTS_START_INTERPRETERS"
+"""Name of the variable with which a program starts fresh interpreters, as it does outside of the tests."""
 
 SERVER = """
-import importlib, io, json, os, runpy, signal, socket, sys
+import importlib, io, json, os, runpy, signal, socket, subprocess, sys, traceback, warnings
 
 for name in ("torch._dynamo", "torch.distributed.run", "sftn_fast.train", "sftn_fast.experiment.run",
              "sftn_fast.experiment.dry_run", "sftn_fast.report", "sftn_fast.distillers.methods"):
     importlib.import_module(name)
+
+def open_streams():
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(target, "w", closefd=False), write_through=True)
+                              for target in (1, 2))
 
 def run(module, argv, environment, streams):
     os.setsid()
     for target, stream in enumerate(streams, start=1):
         os.dup2(stream, target)
         os.close(stream)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(target, "w", closefd=False), write_through=True)
-                              for target in (1, 2))
+    open_streams()
     os.environ.update(environment)
+    if "COLD" not in environment:
+        subprocess.Popen.__init__ = start_warm
     importlib.import_module("torch").set_num_threads(1)
     sys.argv = [module, *argv]
     sys.exit(importlib.import_module(module).main())
+
+start = subprocess.Popen.__init__
+
+def start_warm(process, args, **options):
+    if args[0] == sys.executable and "-m" in args:
+        module, *argv = args[args.index("-m") + 1:]
+        environment, kept = dict(options.get("env") or os.environ), options.get("pass_fds", ())
+        options["preexec_fn"] = lambda: become(module, argv, environment, kept)  # in the fork, instead of exec
+    start(process, args, **options)
+
+def become(module, argv, environment, kept):
+    code = 1
+    try:
+        kept = sorted({0, 1, 2, *kept})
+        for last, following in zip(kept, [*kept[1:], 2**12]):
+            os.closerange(last + 1, following)  # the parent waits for the end of one of them
+        signal.set_wakeup_fd(-1)
+        for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            if callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+        open_streams()
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+        sys.argv = [module, *argv]
+        warnings.filterwarnings("ignore", message=".*found in sys.modules")  # what is warm
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 assert len(os.listdir("/proc/self/task")) == 1, "a process with threads can't be forked"
 connection = socket.socket(fileno=int(sys.argv[1]))
@@ -60,7 +102,7 @@ while True:
     os.write(report, f"{program}\\n".encode())
     os.write(report, f"{os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])}\\n".encode())
     os._exit(0)
-"""
+""".replace("COLD", COLD)
 
 
 @functools.cache

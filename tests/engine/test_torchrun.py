@@ -69,10 +69,9 @@ TINY = ["--config", "demo", "--data.name", "fake", "--data.train_size", "32", "-
 TINY += ["--optim.batch_size", "16", "--epochs", "1", "--seeds", "[0]", "--teacher", "resnet14"]
 
 
-def command_line(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return programs.run(
-        TORCHRUN, *torchrun(2, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options), **environment()
-    )
+def command_line(output: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = torchrun(2, "-m", "sftn_fast.train", *TINY, "--output", str(output), *options)
+    return programs.run(TORCHRUN, *command, **environment(), **variables)
 
 
 def test_an_experiment_on_two_ranks(tmp_path):
@@ -102,7 +101,7 @@ def test_an_experiment_on_two_ranks(tmp_path):
 
 
 def test_what_every_rank_refuses_is_said_once(tmp_path):
-    done = command_line(tmp_path, "--optim.batch_size", "15")
+    done = command_line(tmp_path, "--optim.batch_size", "15", **{programs.COLD: "1"})
     assert done.returncode != 0
     assert done.stderr.count("optim.batch_size must be divisible by the 2 ranks, got 15") == 1
     assert "rank 1: error" not in done.stderr
