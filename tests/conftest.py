@@ -20,6 +20,7 @@ import compile_ahead  # noqa: E402
 import gpu_context  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import unsynced  # noqa: E402, F401
 from backends import BACKENDS  # noqa: E402
 from order import ordered  # noqa: E402
 

@@ -25,8 +25,9 @@ SERVER = """
 import importlib, io, json, os, runpy, signal, socket, subprocess, sys, traceback, warnings
 
 for name in ("torch._dynamo", "torch.distributed.run", "sftn_fast.train", "sftn_fast.experiment.run",
-             "sftn_fast.experiment.dry_run", "sftn_fast.report", "sftn_fast.distillers.methods"):
+             "sftn_fast.experiment.dry_run", "sftn_fast.report", "sftn_fast.distillers.methods", "matplotlib.pyplot"):
     importlib.import_module(name)
+os.fsync = os.fstat  # as in unsynced.py
 
 def open_streams():
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(target, "w", closefd=False), write_through=True)
@@ -109,7 +110,9 @@ while True:
 def _server() -> socket.socket:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     argv = [sys.executable, "-c", SERVER, str(there.fileno())]
-    server = subprocess.Popen(argv, pass_fds=[there.fileno()], env={**os.environ, **ONE_THREAD})
+    environment = {**os.environ, **ONE_THREAD}
+    environment.pop("CXX", None)  # torch reads it once, so that a program could not have another
+    server = subprocess.Popen(argv, pass_fds=[there.fileno()], env=environment)
     there.close()
 
     def stop() -> None:

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -110,7 +109,6 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Worker, "run", first_seed)
     monkeypatch.setattr(report.writer, "draw", pictures_of_the_first_run)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them, for files that nobody keeps
     monkeypatch.setattr(engine, "fit", one_epoch)
     monkeypatch.setattr(data, "build", small_batches)
     monkeypatch.setattr(sampler.ShuffledSampler, "__len__", lambda self: min(1, length(self)))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 # Children fork from a server that has imported torch. A fresh interpreter for each would take seconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["torch", "sftn_fast.engine", "sftn_fast.distillers.distiller", "torch._dynamo"])
+PRELOADED = ["unsynced", "torch", "sftn_fast.engine", "sftn_fast.distillers.distiller", "torch._dynamo"]
+processes.set_forkserver_preload(PRELOADED)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ import dataclasses
 import errno
 import os
 import shutil
-import traceback
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -75,9 +76,13 @@ class Disk:
 
 def writing_place() -> str:
     """Return the file and line that asked for a write: the innermost of the package's, save those that all share."""
-    stack = [frame for frame in traceback.extract_stack() if "/sftn_fast/" in frame.filename]
-    asking = next(frame for frame in reversed(stack) if not frame.filename.endswith("utils/atomic.py"))
-    return f"{asking.filename}:{asking.lineno}"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/sftn_fast/" in file and not file.endswith("utils/atomic.py"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    raise AssertionError("nothing of the package asked for this write")
 
 
 def first_and_last(places: list[str]) -> list[int]:
