@@ -14,7 +14,7 @@ from sftn_fast.ops.logits import BRANCH_REDUCTIONS, DIRECTIONS, REDUCTIONS, chec
 
 
 class KDLoss(OpLoss):
-    """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`."""
+    """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`, which also takes a learned temperature."""
 
     def __init__(self, temperature: float = 4.0, *, reduction: str = "batchmean") -> None:
         check.check_temperature(temperature)
@@ -22,7 +22,7 @@ class KDLoss(OpLoss):
         super().__init__(temperature=temperature, reduction=reduction)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """Compute the loss of logits ``[N, C]``, 0-dim, or ``[N]`` for the reduction ``"none"``."""
+        """Compute the loss of logits ``[N, C]`` or ``[N, C, d1, ...]``, 0-dim, or one for each row or pixel."""
         return ops.kd_loss(student_logits, teacher_logits, **self.options)
 
 
@@ -51,7 +51,10 @@ class KDCELoss(OpLoss):
         )
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> KDTerms:
-        """Compute the terms of logits ``[N, C]`` and a target, ``[N]`` int64 classes or ``[N, C]`` probabilities."""
+        """Compute the terms of logits ``[N, C]`` and a target, ``[N]`` int64 classes or ``[N, C]`` probabilities.
+
+        Logits may be those of pixels, ``[N, C, d1, ...]``, with classes ``[N, d1, ...]``.
+        """
         return ops.kd_ce_loss(student_logits, teacher_logits, target, **self.options)
 
 

@@ -14,6 +14,7 @@ FILES = sorted(Path(ops.__file__).parent.glob("*.py"))
 # (file, function): the reason why it may wait, which must hold on a GPU.
 ALLOWED = {
     ("_logits.py", "_is_one"): "reads the gradient of a loss that was computed on the CPU",
+    ("_logits_arguments.py", "check_temperature_tensor"): "reads a temperature that is on the CPU",
     ("memory.py", "check_rows"): "called once the CPU kernel has raised, to say what is wrong",
     ("validation.py", "check_classes"): "called once the CPU kernel has raised, to say what is wrong",
 }
