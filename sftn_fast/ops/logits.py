@@ -69,8 +69,9 @@ def kd_loss(
     if standardize is not False:
         _check_standardize(standardize, teacher_logits)
     if student_logits.dim() != 2:
-        options = {"reduction": reduction, "standardize": standardize}
-        return _dense.kd_loss(kd_loss, student_logits, teacher_logits, temperature, **options)
+        return _dense.kd_loss(
+            kd_loss, student_logits, teacher_logits, temperature, reduction=reduction, standardize=standardize
+        )
     if isinstance(temperature, Tensor):
         return _kd_loss_at(temperature, student_logits, teacher_logits, reduction, standardize=standardize)
     ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)

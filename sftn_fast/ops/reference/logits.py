@@ -28,8 +28,9 @@ def kd_loss(
 ) -> Tensor:
     """Compute :func:`sftn_fast.ops.kd_loss` in plain PyTorch."""
     if student_logits.dim() != 2:
-        options = {"reduction": reduction, "standardize": standardize}
-        return _dense.kd_loss(kd_loss, student_logits, teacher_logits, temperature, **options)
+        return _dense.kd_loss(
+            kd_loss, student_logits, teacher_logits, temperature, reduction=reduction, standardize=standardize
+        )
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
     if isinstance(temperature, Tensor):
         temperature = tensor_as(student_logits, temperature)
@@ -156,8 +157,8 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, labe
     (target,) = savable(target)
     if target.is_floating_point():
         wanted = (1 - label_smoothing) * target.to(logits.dtype) + label_smoothing / logits.shape[1]
-        terms = torch.where(wanted == 0, 0.0, wanted * logits.log_softmax(dim=1))
-        return -terms.sum() / max(len(target), 1)
+        terms = torch.where(wanted == 0, 0.0, -wanted * logits.log_softmax(dim=1))
+        return terms.sum() / max(len(target), 1)
     try:
         total = F.cross_entropy(
             logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
