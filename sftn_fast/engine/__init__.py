@@ -5,7 +5,7 @@ networks.
 """
 
 from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
-from sftn_fast.engine.device import Layout, amp_dtype, resolve_device, resolve_devices
+from sftn_fast.engine.device import Layout, amp_dtype, multiplies_bfloat16, resolve_device, resolve_devices
 from sftn_fast.engine.distributed import PeerError
 from sftn_fast.engine.evaluate import ClassCounts, count_by_class, evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch
@@ -39,6 +39,7 @@ __all__ = [
     "evaluate",
     "fastest_threads",
     "fit",
+    "multiplies_bfloat16",
     "process_group",
     "read_checkpoint",
     "resolve_device",

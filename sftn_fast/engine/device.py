@@ -106,6 +106,11 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU has instructions for matrices of bfloat16 (AMX), which are faster than float32's."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype:
     """Return the dtype that ``amp`` (fp32, bf16 or fp16) means for the networks.
 

@@ -207,9 +207,39 @@ def test_the_time_of_a_stopped_run_counts(tmp_path: Path) -> None:
     [("fp16", ["cpu"], True), ("fp16", ["cuda:0"], False), ("bf16", ["cpu"], False), ("fp16", ["cuda:0", "cpu"], True)],
 )
 def test_slow_arithmetic_is_named(
-    amp: str, devices: list[str], warned: bool, capsys: pytest.CaptureFixture[str]
+    amp: str,
+    devices: list[str],
+    warned: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     config = cli.parse(["--engine.amp", amp])[0]
     experiment.say_precision(config, [torch.device(name) for name in devices])
     out = capsys.readouterr().out
     assert out.startswith("warning: engine.amp fp16 is slow on a CPU") == warned and out.count("\n") == warned
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "capabilities", "offered"),
+    [
+        ("fp32", "cpu", {"avx512_bf16": True, "amx_bf16": True}, True),
+        ("bf16", "cpu", {"amx_bf16": True}, False),
+        ("fp32", "cuda:0", {"amx_bf16": True}, False),
+        ("fp32", "cpu", {"avx512_bf16": True, "amx_bf16": False}, False),
+        ("fp32", "cpu", {"architecture": "aarch64"}, False),
+    ],
+)
+def test_bfloat16_is_offered_where_the_cpu_multiplies_matrices_of_it(
+    amp: str,
+    device: str,
+    capabilities: dict[str, object],
+    offered: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    config = cli.parse(["--engine.amp", amp])[0]
+    experiment.say_precision(config, [torch.device(device)])
+    out = capsys.readouterr().out
+    assert ("--engine.amp bf16" in out) == offered and out.count("\n") == offered
