@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(kFewThreads) sample_negatives_kernel(Negatives
       __syncthreads();
       unsigned all = 0, rank = piece.first_rank;
       out += sum_of_warps_before(count_chosen(marks, piece.first_rank, piece.last_rank), all);
-      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk) write_chunk(own, chunk, marks, staged, rank, out);
+      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk)
+        write_group<1>(own, chunk, marks, staged, rank, out);
     }
     __syncthreads();  // the next row overwrites the bitmaps
   }
@@ -72,10 +73,10 @@ void sample_many(const NegativesParams& p, const Tensor& like, Out* negatives, c
     simt::launch_with_shared(negatives_draw_kernel<Out>, static_cast<unsigned>(now), kDrawThreads,
                              shared_words * sizeof(unsigned), stream, p, many, static_cast<unsigned>(shared_words),
                              negatives);
-    simt::launch(
-        negatives_write_kernel<Out>,
-        dim3(static_cast<unsigned>(divide_up(p.chunks, kWriteChunks * kWriteWarps)), static_cast<unsigned>(now)),
-        kWriteThreads, stream, p, many, negatives);
+    simt::launch(negatives_write_kernel<Out>,
+                 dim3(static_cast<unsigned>(divide_up(p.chunks, kGroupChunks * kWriteGroups * kWriteWarps)),
+                      static_cast<unsigned>(now)),
+                 kWriteThreads, stream, p, many, negatives);
   }
 }
 
@@ -84,14 +85,17 @@ struct NegativesCuda {
   static void sample(const NegativesInput& in, Out* negatives) {
     const int32_t device = in.index.get_device_index();
     const simt::DeviceScope scope(device);
+    const bool many = in.n > kFewSamples;
+    const int64_t chunks = many ? divide_up(in.n, kGroupChunks * kChunkBits) * kGroupChunks  // whole groups
+                                : divide_up(in.n, kChunkBits);
     const NegativesParams p{in.key_data(),
                             in.index_data(),
                             in.labels_data(),
                             in.b,
                             in.k,
                             static_cast<unsigned>(in.n),
-                            static_cast<unsigned>(divide_up(in.n, kChunkBits))};
-    if (in.n > kFewSamples) return sample_many(p, in.index, negatives, scope.stream());
+                            static_cast<unsigned>(chunks)};
+    if (many) return sample_many(p, in.index, negatives, scope.stream());
     unsigned threads = kFewThreads;
     while (few_shared(p.chunks, threads) > simt::max_dynamic_shared(device)) threads /= 2;
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(in.b, simt::multiprocessors(device)));

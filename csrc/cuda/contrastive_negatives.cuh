@@ -1,10 +1,11 @@
-// A block's work on one row of negatives, and a warp's on 1024 positions of a row.
+// A block's work on one row of negatives, and a warp's on 1024 positions of a row or a few times as many.
 //
 // A row's own positions are a bitmap, and so are its marked ranks. Bits of the first that are not positions of the data
 // set are set too, so that its zeros are the candidates. A chunk is 1024 positions, a word of the bitmap for each lane.
 #pragma once
 
 #include "../contrastive_negatives.h"
+#include "chunk.cuh"
 #include "team.cuh"
 
 namespace sftn {
@@ -21,10 +22,17 @@ struct NegativesParams {
 
 __device__ __forceinline__ unsigned lane_of_warp() { return threadIdx.x % simt::kWarpSize; }
 __device__ __forceinline__ unsigned warp_of_block() { return threadIdx.x / simt::kWarpSize; }
-// The number of the lowest bit that is set.
+// The number of the lowest bit that is set, and of the highest one, which is a single instruction.
 __device__ __forceinline__ unsigned lowest_bit(unsigned word) { return __popc((word & -word) - 1); }
+__device__ __forceinline__ unsigned highest_bit(unsigned word) { return kWordBits - 1 - __clz(word); }
+// 32 bits of two words, from bit `begin` of the lower one on. `begin` is at most 32.
+__device__ __forceinline__ unsigned bits_from(unsigned begin, unsigned low, unsigned high) {
+  return static_cast<unsigned>((uint64_t(high) << kWordBits | low) >> begin);
+}
 // The lowest `count` bits, of at most 32.
-__device__ __forceinline__ unsigned low_bits(unsigned count) { return count < kWordBits ? (1u << count) - 1 : ~0u; }
+__device__ __forceinline__ unsigned low_bits(unsigned count) {
+  return static_cast<unsigned>(uint64_t(1) << min(count, kWordBits)) - 1;
+}
 
 // The label of a row's sample.
 __device__ __forceinline__ int64_t own_label(const NegativesParams& p, int64_t row) {
@@ -58,13 +66,15 @@ __device__ __forceinline__ unsigned sum_of_warps_before(unsigned value, unsigned
   __syncthreads();  // the last call's values may still be read
   if (lane_of_warp() == 0) of_warp[warp] = value;
   __syncthreads();
-  unsigned before = 0;
-  total = 0;
-  for (unsigned w = 0; w < warps; ++w) {
-    if (w < warp) before += of_warp[w];
-    total += of_warp[w];
-  }
-  return before;
+  const unsigned before = sum_of_lanes_before(lane_of_warp() < warps ? of_warp[lane_of_warp()] : 0, total);
+  return __shfl_sync(~0u, before, warp);
+}
+
+// The sum of all threads' values. All threads of the block must call it.
+__device__ __forceinline__ unsigned sum_of_threads(unsigned value) {
+  unsigned total = 0;
+  sum_of_warps_before(sum_of_lanes(value), total);
+  return total;
 }
 
 // Sets to[i] to the sum of value_of(0) .. value_of(i - 1), for all items, and returns the sum of all. value_of may read
@@ -140,15 +150,20 @@ struct WarpPiece {
   }
 };
 
-// Marks ranks by coins, or none. Returns the number of marks of this thread.
-__device__ __forceinline__ int64_t toss_coins(unsigned* words, unsigned candidates, const NegativesPlan& plan,
-                                              uint64_t seed) {
+// Marks ranks by coins, or none. Returns the number of marks of this thread. The words after those of the ranks, up to
+// a multiple of 16 bytes, are zero.
+__device__ __forceinline__ unsigned toss_coins(unsigned* words, unsigned candidates, const NegativesPlan& plan,
+                                               uint64_t seed) {
   const unsigned num_words = (candidates + kWordBits - 1) / kWordBits;
-  int64_t marked = 0;
+  unsigned marked = 0;
+  constexpr unsigned kAdjacent = sizeof(uint4) / sizeof(unsigned);
   if (plan.coin_words == 0) {
-    for (unsigned w = threadIdx.x; w < num_words; w += blockDim.x) words[w] = 0;
+    for (unsigned w = threadIdx.x * kAdjacent; w < num_words; w += blockDim.x * kAdjacent) {
+      *reinterpret_cast<uint4*>(words + w) = uint4{0, 0, 0, 0};
+    }
     return 0;
   }
+  if (threadIdx.x < -num_words % kAdjacent) words[num_words + threadIdx.x] = 0;
   for (unsigned pair = threadIdx.x; 2 * pair < num_words; pair += blockDim.x) {
     const uint64_t coins = plan.coins(seed, pair);
 #pragma unroll
@@ -167,32 +182,32 @@ __device__ __forceinline__ int64_t toss_coins(unsigned* words, unsigned candidat
 // Sets the bits of the ranks that the row takes, or leaves out.
 __device__ __forceinline__ void mark_ranks(unsigned* words, unsigned candidates, const NegativesPlan& plan,
                                            uint64_t seed) {
-  int64_t marked[1] = {toss_coins(words, candidates, plan, seed)};
-  block_reduce<Add>(marked);
+  unsigned marked = sum_of_threads(toss_coins(words, candidates, plan, seed));
+  const auto marks = static_cast<unsigned>(plan.marks);
   uint64_t draws = plan.first_draw();
-  while (marked[0] != plan.marks) {
-    const bool missing = marked[0] < plan.marks;
-    const int64_t count = missing ? plan.marks - marked[0] : marked[0] - plan.marks;
-    int64_t changed[1] = {0};
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+  while (marked != marks) {
+    const bool missing = marked < marks;
+    const unsigned count = missing ? marks - marked : marked - marks;
+    unsigned changed = 0;
+    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
       const unsigned rank = random_below(candidates, seed, draws + i);
       const unsigned mask = 1u << rank % kWordBits;
       unsigned* word = words + rank / kWordBits;
       const bool was_marked = ((missing ? atomicOr(word, mask) : atomicAnd(word, ~mask)) & mask) != 0;
-      changed[0] += was_marked != missing;
+      changed += was_marked != missing;
     }
-    block_reduce<Add>(changed);
+    changed = sum_of_threads(changed);
     draws += count;
-    marked[0] += missing ? changed[0] : -changed[0];
+    marked += missing ? changed : -changed;
   }
 }
 
 // Turns a bitmap of marked ranks into that of the chosen ones: those marked, or those not. All threads of the block
 // must call it.
 __device__ __forceinline__ void choose_ranks(unsigned* words, unsigned candidates, bool leave_out) {
-  const unsigned flip = leave_out ? ~0u : 0u;
+  if (!leave_out) return;
   for (unsigned w = threadIdx.x; w * kWordBits < candidates; w += blockDim.x) {
-    words[w] = (words[w] ^ flip) & low_bits(candidates - w * kWordBits);
+    words[w] = ~words[w] & low_bits(candidates - w * kWordBits);
   }
 }
 
@@ -208,32 +223,69 @@ __device__ __forceinline__ unsigned count_chosen(const unsigned* chosen, unsigne
   return sum_of_lanes(count);
 }
 
-// A warp's writes of the chosen positions of one chunk. `rank` is that of the chunk's first candidate. Advances it and
-// `out`. `staged` holds kChunkBits numbers: lanes place theirs in order there, and store them side by side.
-template <class Out>
-__device__ __forceinline__ void write_chunk(const unsigned* own, unsigned chunk, const unsigned* chosen,
+// A warp's writes of the chosen positions of group `group`: kWords chunks, of which a lane has kWords neighbouring
+// words. `rank` is that of the group's first candidate. Advances it and `out`. `staged` holds kChunkBits numbers: lanes
+// place theirs in order there, and store them side by side.
+template <int kWords, class Out>
+__device__ __forceinline__ void write_group(const unsigned* own, unsigned group, const unsigned* chosen,
                                             uint16_t* staged, unsigned& rank, Out*& out) {
-  unsigned in_chunk = 0, in_row = 0;
-  const unsigned own_word = own[chunk * kChunkWords + lane_of_warp()], count = __popc(~own_word);
-  const unsigned first = rank + sum_of_lanes_before(count, in_chunk), shift = first % kWordBits;
+  const unsigned lane = lane_of_warp();
+  unsigned of_lane[kWords], count = kWords * kWordBits, in_group = 0, in_row = 0;
+  load_adjacent<kWords>(own + (group * simt::kWarpSize + lane) * kWords, of_lane);
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) count -= __popc(of_lane[w]);
+  const unsigned first = rank + sum_of_lanes_before(count, in_group), shift = first % kWordBits;
   const unsigned* from = chosen + first / kWordBits;
-  const unsigned low = count > 0 ? from[0] : 0, high = shift + count > kWordBits ? from[1] : 0;
-  // The bits of the lane's candidates, then with a gap for each own position, from the lowest on.
-  unsigned bits = static_cast<unsigned>((uint64_t(high) << kWordBits | low) >> shift) & low_bits(count);
-  for (unsigned gaps = own_word; gaps != 0 && bits != 0; gaps &= gaps - 1) {
-    const unsigned below = (gaps & -gaps) - 1;
-    bits = (bits & below) | (bits & ~below) << 1;
+  unsigned bits[kWords + 1];  // of the lane's candidates
+#pragma unroll
+  for (int w = 0; w <= kWords; ++w) bits[w] = shift + count > w * kWordBits ? from[w] : 0;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) bits[w] = bits_from(shift, bits[w], bits[w + 1]);
+  unsigned num_chosen = 0;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    if (of_lane[w] != 0) {
+      // The word keeps as many bits as it has candidates, the next word gets the rest.
+      const unsigned candidates = kWordBits - __popc(of_lane[w]);
+#pragma unroll
+      for (int next = kWords - 1; next > w; --next) bits[next] = bits_from(candidates, bits[next - 1], bits[next]);
+      bits[w] &= low_bits(candidates);
+      // A gap for each own position, from the lowest on.
+      for (unsigned gaps = of_lane[w]; gaps != 0 && bits[w] != 0; gaps &= gaps - 1) {
+        const unsigned below = (gaps & -gaps) - 1;
+        bits[w] = (bits[w] & below) | (bits[w] & ~below) << 1;
+      }
+    }
+    num_chosen += __popc(bits[w]);
   }
-  uint16_t* to = staged + sum_of_lanes_before(__popc(bits), in_row);
-  for (; bits != 0; bits &= bits - 1) *to++ = static_cast<uint16_t>(lane_of_warp() * kWordBits + lowest_bit(bits));
-  __syncwarp();
+  const unsigned end = sum_of_lanes_before(num_chosen, in_row) + num_chosen;
+  // All lanes' positions at once, or those of so few lanes that they fit for certain.
+  const unsigned lanes = in_row <= kChunkBits ? simt::kWarpSize : simt::kWarpSize / kWords;
+  unsigned stored = 0;
 #pragma unroll 1
-  for (unsigned i = lane_of_warp(); i < in_row; i += simt::kWarpSize) {
-    out[i] = static_cast<Out>(chunk * kChunkBits + staged[i]);
+  for (unsigned first_lane = 0; first_lane < simt::kWarpSize; first_lane += lanes) {
+    if (lane - first_lane < lanes) {
+      uint16_t* to = staged + (end - stored);
+#pragma unroll
+      for (int w = kWords - 1; w >= 0; --w) {
+        while (bits[w] != 0) {
+          const unsigned bit = highest_bit(bits[w]);
+          bits[w] ^= 1u << bit;
+          *--to = static_cast<uint16_t>((lane * kWords + w) * kWordBits + bit);
+        }
+      }
+    }
+    const unsigned num_staged = __shfl_sync(~0u, end, first_lane + lanes - 1) - stored;
+    __syncwarp();
+#pragma unroll 1
+    for (unsigned i = lane; i < num_staged; i += simt::kWarpSize) {
+      out[i] = static_cast<Out>(group * kWords * kChunkBits + staged[i]);
+    }
+    __syncwarp();  // before the next positions are staged
+    stored += num_staged;
+    out += num_staged;
   }
-  __syncwarp();  // before the next chunk is staged
-  rank += in_chunk;
-  out += in_row;
+  rank += in_group;
 }
 
 // K draws in order, by counting each rank's occurrences. More draws than candidates is a rare case: it repeats the

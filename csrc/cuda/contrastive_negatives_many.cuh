@@ -1,6 +1,5 @@
 // Negatives of a large data set, in three launches over all multiprocessors: own positions of every row, from one read
-// of the labels; marks of every row, a block for each; and the chosen positions, a warp for a few
-// chunks of a row.
+// of the labels; marks of every row, a block for each; and the chosen positions, a warp for a few groups of chunks.
 #pragma once
 
 #include "contrastive_negatives.cuh"
@@ -87,21 +86,36 @@ __global__ void __launch_bounds__(kOwnThreads) negatives_own_kernel(NegativesPar
   }
 }
 
-// Marks ranks and chooses them, in `words`. Sets `before` to the numbers of chosen ranks before each 1024 ranks.
+// Copies the words of chosen ranks. Sets `before` to the numbers of chosen ranks before each 1024 ranks, which are the
+// words of kUnitLanes lanes.
+__device__ __forceinline__ void copy_chosen(const unsigned* words, unsigned candidates, unsigned* copy,
+                                            unsigned* before) {
+  constexpr unsigned kAdjacent = sizeof(uint4) / sizeof(unsigned), kUnitLanes = kChunkWords / kAdjacent;
+  const unsigned step = blockDim.x * kAdjacent;
+  for (unsigned first = warp_of_block() * simt::kWarpSize * kAdjacent; first * kWordBits < candidates; first += step) {
+    const unsigned w = first + lane_of_warp() * kAdjacent;
+    const bool inside = w * kWordBits < candidates;
+    uint4 four{0, 0, 0, 0};
+    if (inside) {
+      four = *reinterpret_cast<const uint4*>(words + w);
+      *reinterpret_cast<uint4*>(copy + w) = four;
+    }
+    unsigned count = __popc(four.x) + __popc(four.y) + __popc(four.z) + __popc(four.w);
+#pragma unroll
+    for (unsigned other = 1; other < kUnitLanes; other *= 2) count += __shfl_xor_sync(~0u, count, other);
+    if (inside && lane_of_warp() % kUnitLanes == 0) before[w / kChunkWords] = count;
+  }
+  __syncthreads();
+  sums_before((candidates + kChunkBits - 1) / kChunkBits, before, [&](unsigned unit) { return before[unit]; });
+}
+
+// Marks ranks and chooses them, in `words`, and copies them.
 __device__ __forceinline__ void choose_marked(unsigned* words, unsigned candidates, const NegativesPlan& plan,
-                                              uint64_t seed, unsigned* before) {
+                                              uint64_t seed, unsigned* copy, unsigned* before) {
   mark_ranks(words, candidates, plan, seed);
   choose_ranks(words, candidates, plan.leave_out);
   __syncthreads();
-  // Lanes begin at different words of their 1024 ranks, which would be in one bank.
-  sums_before((candidates + kChunkBits - 1) / kChunkBits, before, [&](unsigned unit) {
-    unsigned count = 0;
-    for (unsigned i = 0; i < kChunkWords; ++i) {
-      const unsigned w = unit * kChunkWords + (i + lane_of_warp()) % kChunkWords;
-      count += w * kWordBits < candidates ? __popc(words[w]) : 0;
-    }
-    return count;
-  });
+  copy_chosen(words, candidates, copy, before);
 }
 
 constexpr unsigned kDrawThreads = 1024;
@@ -126,37 +140,35 @@ __global__ void __launch_bounds__(kDrawThreads)
     unsigned* of_row = many.marks + row * words;
     unsigned* before = many.chosen_before + row * p.chunks;
     if (words <= shared_words) {  // in two calls, so that the first has atomics of shared memory
-      choose_marked(shared, candidates, plan, seed, before);
-      for (unsigned w = threadIdx.x; w * kWordBits < candidates; w += blockDim.x) of_row[w] = shared[w];
+      choose_marked(shared, candidates, plan, seed, of_row, before);
     } else {
-      choose_marked(of_row, candidates, plan, seed, before);
+      choose_marked(of_row, candidates, plan, seed, of_row, before);
     }
   }
 }
 
 constexpr unsigned kWriteThreads = 256, kWriteWarps = kWriteThreads / simt::kWarpSize;
-constexpr unsigned kWriteChunks = 8;  // neighbouring ones of a warp
+constexpr unsigned kGroupChunks = 4;  // a 16-byte load of each lane
+constexpr unsigned kWriteGroups = 4;  // neighbouring ones of a warp
 
 // Block (i, row).
 template <class Out>
 __global__ void __launch_bounds__(kWriteThreads)
     negatives_write_kernel(NegativesParams p, ManySamples many, Out* negatives) {
   SIMT_SHARED(uint16_t, staged, kWriteWarps* kChunkBits);
-  const unsigned begin = (blockIdx.x * kWriteWarps + warp_of_block()) * kWriteChunks;
-  const unsigned end = min(begin + kWriteChunks, p.chunks);
+  const unsigned begin = (blockIdx.x * kWriteWarps + warp_of_block()) * kWriteGroups;
+  const unsigned end = min(begin + kWriteGroups, p.chunks / kGroupChunks);
+  if (begin >= end) return;
   const int64_t row = blockIdx.y, words = int64_t(p.chunks) * kChunkWords;
   const unsigned candidates = many.candidates[row];
-  if (begin < end && p.k <= candidates) {  // else negatives_draw_kernel wrote the row
-    const unsigned *own = many.own + row * words, *chosen = many.marks + row * words;
-    unsigned rank = many.ranks_before[row * p.chunks + begin];
-    if (rank < candidates) {
-      const unsigned unit = rank / kChunkBits;
-      Out* out = negatives + (many.first_row + row) * p.k + many.chosen_before[row * p.chunks + unit] +
-                 count_chosen(chosen, unit * kChunkBits, rank);
-      for (unsigned chunk = begin; chunk < end; ++chunk) {
-        write_chunk(own, chunk, chosen, staged + warp_of_block() * kChunkBits, rank, out);
-      }
-    }
+  unsigned rank = many.ranks_before[row * p.chunks + begin * kGroupChunks];
+  if (p.k > candidates || rank >= candidates) return;  // negatives_draw_kernel wrote the row, or there is nothing left
+  const unsigned *own = many.own + row * words, *chosen = many.marks + row * words;
+  const unsigned unit = rank / kChunkBits;
+  Out* out = negatives + (many.first_row + row) * p.k + many.chosen_before[row * p.chunks + unit] +
+             count_chosen(chosen, unit * kChunkBits, rank);
+  for (unsigned group = begin; group < end; ++group) {
+    write_group<kGroupChunks>(own, group, chosen, staged + warp_of_block() * kChunkBits, rank, out);
   }
 }
 

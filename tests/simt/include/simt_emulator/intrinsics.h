@@ -128,6 +128,7 @@ inline void __threadfence() {}
 inline float __fdividef(float a, float b) { return a / b; }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline int __clz(unsigned value) { return value == 0 ? 32 : __builtin_clz(value); }
 
 template <class T>
 T __ldg(const T* address) {
