@@ -2,7 +2,8 @@
 // of the labels; marks of every row, a block for each; and the chosen positions, a warp for a few groups of chunks.
 #pragma once
 
-#include "contrastive_negatives.cuh"
+#include "contrastive_negatives_marks.cuh"
+#include "contrastive_negatives_write.cuh"
 
 namespace sftn {
 
