@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from simt.build import load
 
-from bench.calculated import h200, page
-from bench.calculated.cases import Case, kd_ce, on_pair
+from bench.calculated import __main__ as command
+from bench.calculated import h200, machine_code, page
+from bench.calculated.cases import CASES, Case, kd_ce, on_pair
 from bench.calculated.execution import fewest_instructions
 from bench.calculated.h200 import blocks_at_once, time_of_launch
 from bench.calculated.launches import Launch, Launches, count
 from bench.calculated.machine_code import Kernel, basic_blocks, instructions
-from bench.calculated.table import calculate
+from bench.calculated.table import Finding, calculate
 from bench.record import RESULTS
 from sftn_fast import ops
 from sftn_fast.ops import _backend
@@ -169,6 +172,88 @@ def test_a_finding_adds_up() -> None:
     assert "old" not in text
     with pytest.raises(ValueError, match="no section"):
         page.refreshed("nothing", [finding])
+
+
+def finding(name: str, total: float) -> Finding:
+    return Finding(name, 1, 0, total, "issue", None, [])
+
+
+ABOUT = {"date": "2026-12-01", "nvcc": "13.0", "torch": "2.14.1"}
+
+
+def test_named_cases_are_written_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As calculated before, and in the order of the cases."""
+    first, second, *_ = (case.name for case in CASES)
+    docs, called = tmp_path / "page.md", Launches([], [], 0)
+    docs.write_text(f"{page.BEGIN}\n{page.END}\n")
+    page.write([finding(second, 2.0), finding("a case of the past", 9.0)], tmp_path, None, ABOUT)
+    monkeypatch.setattr(command, "DOCS", docs)
+    monkeypatch.setattr(command, "conditions", lambda compiled: ABOUT | {"date": "2026-12-02"})
+    monkeypatch.setattr("tests.simt.build.load", lambda: None)
+    monkeypatch.setattr(command, "count", lambda *_, **__: called)
+    monkeypatch.setattr(command, "calculate", lambda case, *_: finding(case.name, 1.0))
+    monkeypatch.setattr(machine_code, "compile_for", lambda kernels: [])
+    monkeypatch.setattr(sys, "argv", ["calculated", first, "--record", "--folder", str(tmp_path)])
+    command.main()
+    record = json.loads((tmp_path / f"{page.NAME}.json").read_text())
+    assert record["conditions"]["date"] == "2026-12-02"
+    assert [(x["case"], x["total_us"]) for x in record["results"]] == [(first, 1.0), (second, 2.0)]
+    assert f"| {second} | 1 + 0 | 2.0 |" in docs.read_text()
+
+
+@pytest.mark.parametrize("damage", ["another nvcc", "half", "absent"])
+def test_other_records_are_not_mixed(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{page.NAME}.json"
+    page.write([finding("tiny", 2.0)], tmp_path, None, ABOUT | ({"nvcc": "12.9"} if damage == "another nvcc" else {}))
+    if damage == "half":
+        path.write_text(path.read_text()[:200])
+    elif damage == "absent":
+        path.unlink()
+    with pytest.raises((ValueError, OSError), match=page.NAME):
+        page.recorded(tmp_path, ABOUT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nvcc is needed and was not found"),
+        (["--library", "no/such/file.so"], "no/such/file.so: No such file or directory"),
+        (["KD", "--folder", "no/such/folder", "--record"], "no/such/folder"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_work(*_: Any, **__: Any) -> None:
+        pytest.fail("it counts")
+
+    if "--record" in options:
+        monkeypatch.setattr(command, "conditions", lambda compiled: ABOUT)
+    else:
+        monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "count", no_work)
+    monkeypatch.setattr(sys, "argv", ["calculated", *options])
+    with pytest.raises(SystemExit, match=message) as ended:
+        command.main()
+    assert "\n" not in str(ended.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_is_needed_to_keep_the_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["calculated", "--record"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "--record is for named cases" in capsys.readouterr().err
+
+
+def test_sources_are_found_by_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_code, "_compile", lambda source: source)
+    (source,) = machine_code.compile_for({"sftn::negatives_own_kernel", "sftn::sample_negatives_kernel<int>"})
+    assert source.name == "contrastive_negatives.cu"
+    names = {path.name for path in machine_code.included(source)}
+    assert {"contrastive_negatives.h", "contrastive_negatives_many.cuh", "team.cuh", "keyed_random.h"} <= names
+    assert "contrastive.h" not in names
 
 
 def test_the_record_is_of_these_kernels(emulator: Any) -> None:

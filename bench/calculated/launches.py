@@ -65,7 +65,7 @@ class Launches:
 def count(emulator: Any, call: Callable[[], Tensor], *, sample: int = SAMPLE) -> Launches:
     """Run a call and the backward pass of its result on the emulator; return what it launches.
 
-    The results are wrong where a grid is sampled, so ``call`` must not branch on them.
+    The results are wrong where a grid is sampled, so ``call`` must not branch on them. 0 runs all blocks.
     """
     names = emulator.kernel_names()
     emulator.reset()
@@ -133,8 +133,3 @@ class _Library(TorchDispatchMode):
                 )
             )
         return result
-
-
-def base_name(kernel: str) -> str:
-    """Return a kernel's name without its template arguments and namespaces."""
-    return kernel.partition("<")[0].rpartition("::")[2]

@@ -48,6 +48,7 @@ UNIT_OF = {name: unit for unit, names in UNITS.items() for name in names.split()
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*?);", re.MULTILINE)
 _FUNCTION = re.compile(r"^\s*Function : ", re.MULTILINE)
 _USAGE = re.compile(r"Function (?P<name>\S+?):\s+REG:(?P<registers>\d+) STACK:\d+ SHARED:(?P<shared>\d+)")
+_INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 _ADDRESS = re.compile(r"0x([0-9a-f]+)")
 
 
@@ -83,6 +84,11 @@ class Kernel:
     blocks: tuple[BasicBlock, ...]
 
 
+def base_name(kernel: str) -> str:
+    """Return a kernel's name without its template arguments and namespaces."""
+    return kernel.partition("<")[0].rpartition("::")[2]
+
+
 def find_tool(name: str) -> str:
     """Find a program of the CUDA toolkit on PATH, or in Triton's package. RuntimeError if there is none."""
     found = shutil.which(name)
@@ -107,17 +113,28 @@ def output_of(*command: str) -> str:
     return done.stdout
 
 
-def compile_all(workers: int = 2) -> list[Path]:
-    """Compile all kernels for sm_90; return the files. Those of unchanged sources are kept under build/."""
+def compile_for(kernels: Iterable[str], workers: int = 2) -> list[Path]:
+    """Compile the sources of some kernels for sm_90; return the files. Those of unchanged sources stay in build/."""
+    words = re.compile("|".join(rf"\b{re.escape(base_name(kernel))}\b" for kernel in kernels))
+    needed = [source for source in SOURCES if any(words.search(path.read_text()) for path in included(source))]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(_compile, SOURCES))
+        return list(pool.map(_compile, needed))
+
+
+def included(source: Path) -> list[Path]:
+    """Return a source and the headers of this project that it includes, directly or not."""
+    found = [source]
+    for path in found:  # grows meanwhile
+        for name in _INCLUDE.findall(path.read_text()):
+            header = (path.parent / name).resolve()
+            if header not in found:
+                found.append(header)
+    return found
 
 
 def _compile(source: Path) -> Path:
     nvcc = find_tool("nvcc")
-    folder = source.parent
-    headers = sorted([*folder.glob("*.cuh"), *folder.parent.glob("*.h")])
-    inputs = [output_of(nvcc, "--version"), torch.__version__, *FLAGS, *(x.read_text() for x in (source, *headers))]
+    inputs = [output_of(nvcc, "--version"), torch.__version__, *FLAGS, *(x.read_text() for x in included(source))]
     key = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
     kept = CACHE / f"{source.stem}-{key}.cubin"
     if not kept.exists():
@@ -133,7 +150,13 @@ def _compile(source: Path) -> Path:
 
 
 def extract(library: Path) -> list[Path]:
-    """Return the sm_90 code of a built library, as files of a temporary folder."""
+    """Return the sm_90 code of a built library, as files of a temporary folder.
+
+    Raises:
+        OSError: There is no such file.
+        RuntimeError: cuobjdump is missing, or the library has no such code.
+    """
+    library.open("rb").close()  # cuobjdump's own message names no file
     folder = Path(tempfile.mkdtemp(prefix="sm_90-"))
     command = [find_tool("cuobjdump"), "-arch", "sm_90", "-xelf", "all", str(library.resolve())]
     subprocess.run(command, cwd=folder, capture_output=True, check=False)

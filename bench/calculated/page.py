@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from bench.calculated import h200
 from bench.calculated.table import Finding, Row
+from sftn_fast.utils.atomic import write_atomically
 
 NAME = "calculated-h200"
 BEGIN, END = "<!-- calculated: written by python -m bench.calculated -->", "<!-- end of calculated -->"
@@ -26,7 +28,8 @@ ASSUMED = {
 HOW = f"""\
 **A calculation, not a measurement: no GPU has run these kernels.** Registers and machine code are nvcc's for sm_90.
 Grids, bytes and sectors are counted by the emulator of the tests, which runs the same sources with the grids of
-{h200.MULTIPROCESSORS} multiprocessors. Of a larger grid it runs a few blocks, whose counts stand for all.
+{h200.MULTIPROCESSORS} multiprocessors. Of a larger grid it runs a few blocks, whose counts stand for all; for the
+negatives of 1,281,167 it runs all.
 
 - Instructions are the fewest with which the machine code makes the accesses, shuffles, barriers, exponentials and
   square roots that the emulator counted, by a linear program over its basic blocks. Loops without any are left out.
@@ -92,16 +95,40 @@ def write(findings: list[Finding], folder: Path, page: Path | None, about: dict[
     Raises:
         ValueError: ``page`` has no such section.
     """
-    conditions = {"calculated": True, "measured": False, **about, "assumed": ASSUMED}
+    shown = refreshed(page.read_text(), findings) if page is not None else None
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"conditions": conditions, "results": [finding.record() for finding in findings]}
-    (folder / f"{NAME}.json").write_text(json.dumps(record, indent=1) + "\n")
+    record = {"conditions": _conditions(about), "results": [finding.record() for finding in findings]}
+    write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1) + "\n")
     sections = [f"## {finding.case}\n\n{details(finding)}" for finding in findings]
     where = ", ".join(f"{name} {value}" for name, value in about.items())
     text = ["# Calculated times on an H200", HOW, f"{where}.", summary(findings), *sections]
-    (folder / f"{NAME}.md").write_text("\n\n".join(text) + "\n")
-    if page is not None:
-        page.write_text(refreshed(page.read_text(), findings))
+    write_atomically(folder / f"{NAME}.md", "\n\n".join(text) + "\n")
+    if page is not None and shown is not None:
+        write_atomically(page, shown)
+
+
+def _conditions(about: dict[str, Any]) -> dict[str, Any]:
+    return {"calculated": True, "measured": False, **about, "assumed": ASSUMED}
+
+
+def recorded(folder: Path, about: dict[str, Any]) -> list[Finding]:
+    """Return the findings of the record.
+
+    Raises:
+        OSError: There is none.
+        ValueError: It is no record, or was calculated under other conditions than ``about``, the date aside.
+    """
+    path = folder / f"{NAME}.json"
+    try:
+        record = json.loads(path.read_text())
+        names = [field.name for field in fields(Finding)]
+        findings = [Finding(**{name: result[name] for name in names}) for result in record["results"]]
+        before = record["conditions"] | {"date": None}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no record; calculate all cases again") from error
+    if before != _conditions(about) | {"date": None}:
+        raise ValueError(f"{path} was calculated with other tools or assumptions; calculate all cases again")
+    return findings
 
 
 def refreshed(text: str, findings: list[Finding]) -> str:

@@ -17,8 +17,8 @@ from bench.calculated.h200 import (
     time_of_launch,
     time_of_library,
 )
-from bench.calculated.launches import Launch, Launches, base_name
-from bench.calculated.machine_code import Kernel
+from bench.calculated.launches import Launch, Launches
+from bench.calculated.machine_code import Kernel, base_name
 
 Row = dict[str, Any]
 
