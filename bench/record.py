@@ -15,6 +15,7 @@ import torch
 import sftn_fast
 from bench.measure import copy_bandwidth
 from sftn_fast.ops import _capability
+from sftn_fast.utils.atomic import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -98,7 +99,8 @@ def failed(row: Row) -> str:
 def save_rows(name: str, about: dict[str, Any], rows: list[Row], folder: Path = RESULTS) -> None:
     """Write the raw rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"conditions": about, "results": rows}, indent=1) + "\n")
+    text = json.dumps({"conditions": about, "results": rows}, indent=1) + "\n"
+    write_atomically(folder / f"{name}.json", text)  # others read it while it grows
 
 
 def save(name: str, about: dict[str, Any], rows: list[Row], text: list[str], folder: Path = RESULTS) -> None:

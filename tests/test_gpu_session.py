@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
-import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -18,11 +19,12 @@ import gpu_context
 import pytest
 import torch
 
-from bench import ncu, record
+from bench import ncu
 from bench.cases import FAMILIES, of_family
 from bench.gpu import __main__ as command
-from bench.gpu import archive, libraries, pack, page, plan
-from bench.gpu import read as reading
+from bench.gpu import archive, plan, stopping
+from bench.gpu import part as parts
+from bench.gpu import session as sessions
 from bench.gpu.part import ROOT, Part, run_together, tail
 from bench.gpu.plan import PLANS, sanitizer_detail
 
@@ -79,6 +81,37 @@ def test_a_part_may_miss_a_tool(tmp_path, need):
     outcome = run(python("print('never')", needs=(need,)), tmp_path)
     assert outcome.result == "not run"
     assert outcome.detail == f"{need.removeprefix('module:')} is not installed"
+
+
+def test_a_program_that_can_not_be_executed_fails_alone(tmp_path):
+    (tmp_path / "broken").write_text("no program")
+    broken = Part("broken", [str(tmp_path / "broken")], 20)
+    first, second = run_together([broken, python("print('right')")], tmp_path, "cpu")
+    assert (first.result, second.result) == ("FAILED", "ok")
+    assert first.detail == f"{tmp_path / 'broken'}: Permission denied"
+
+
+def test_a_log_that_can_not_be_summed_up_is_quoted(tmp_path):
+    outcome = run(python("print('of another version')", detail=lambda log: log.split("ERROR")[1]), tmp_path)
+    assert outcome.result == "ok"
+    assert outcome.detail.startswith("of another version (not summed up: IndexError")
+
+
+def test_a_process_that_does_not_end_is_left(tmp_path, monkeypatch):
+    """It may wait in a broken driver, where no signal reaches it."""
+    monkeypatch.setattr(parts, "PATIENCE", 0.1)
+    monkeypatch.setattr(parts.os, "killpg", lambda group, signum: killed.append(group))
+    killed: list[int] = []
+    assert run(python(HANGS, limit=1), tmp_path).result == "TIMED OUT"
+    monkeypatch.undo()
+    os.killpg(killed[0], signal.SIGKILL)
+
+
+def test_a_log_without_end_is_read_from_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "LOG_LIMIT", 100)
+    assert run(python("print('x' * 10**6); print('last')"), tmp_path).detail == "last"
+    assert len(tail(tmp_path, "part")) <= 100
+    assert tail(tmp_path, "no such part") == ""
 
 
 def test_parts_run_side_by_side(tmp_path):
@@ -140,16 +173,16 @@ def test_benchmarks_understand_what_the_plans_ask(stages, monkeypatch):
 # ---- sessions ----
 
 
-def session(tmp_path: Path, stages: list[tuple[Part, ...]], seconds: float = 60.0) -> command.Session:
+def session(tmp_path: Path, stages: list[tuple[Part, ...]], seconds: float = 60.0) -> sessions.Session:
     folder, output = tmp_path / "session", tmp_path / "output"
     (folder / "records").mkdir(parents=True)
     output.mkdir()
-    made = command.Session("first", "cpu", folder, output, seconds)
+    made = sessions.Session("first", "cpu", folder, output, seconds)
     made.execute(stages)
     return made
 
 
-def results(made: command.Session) -> dict[str, str]:
+def results(made: sessions.Session) -> dict[str, str]:
     return {outcome.name: outcome.result for outcome in made.outcomes}
 
 
@@ -182,10 +215,10 @@ def test_a_session_holds_its_time(tmp_path):
 
 def test_what_is_measured_is_in_the_archive_at_once(tmp_path, monkeypatch):
     """A session that is killed has left what it knew until then."""
-    monkeypatch.setattr(command, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(sessions, "SAVE_EVERY", 0.0)
     seen = []
-    save = command.Session.save
-    monkeypatch.setattr(command.Session, "save", lambda self: (save(self), seen.append(names_in(self.target))))
+    save = sessions.Session.save
+    monkeypatch.setattr(sessions.Session, "save", lambda self: (save(self), seen.append(names_in(self.target))))
     folder = tmp_path / "session"
     write = f"import pathlib, time; pathlib.Path({str(folder / 'records/x.json')!r}).write_text('1'); time.sleep(1)"
     session(tmp_path, [(python(write),)])
@@ -193,24 +226,110 @@ def test_what_is_measured_is_in_the_archive_at_once(tmp_path, monkeypatch):
 
 
 def test_the_command_leaves_one_archive_and_prints_the_ends_of_failed_logs(tmp_path, monkeypatch, capsys):
-    parts = [
-        (python("import sys; print('why it failed'); sys.exit(3)", "broken"),),
-        (python("print('right')", "good"),),
-    ]
-    monkeypatch.setitem(PLANS, "first", plan.Plan(1.0, lambda device, folder: parts))
-    monkeypatch.setattr(command, "CARRIED", tmp_path / "nothing")
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", str(tmp_path / "out"), "--device", "cpu"])
+    broken = python("import sys; print('why it failed'); sys.exit(3)", "broken")
+    planned(tmp_path, monkeypatch, (broken,), (python("print('right')", "good"),))
     assert command.main() == 1
     said = capsys.readouterr().out
     assert "== end of broken.log" in said and "why it failed" in said and "end of good.log" not in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["first.tar.gz"]
 
 
+def planned(tmp_path: Path, monkeypatch, *stages: tuple[Part, ...]) -> Path:
+    """Make the command run these stages. Return the folder of its archive."""
+    monkeypatch.setitem(PLANS, "first", plan.Plan(1.0, lambda device, folder: list(stages)))
+    monkeypatch.setattr(command, "CARRIED", tmp_path / "nothing")
+    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", str(tmp_path / "out"), "--device", "cpu"])
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_parts_and_leaves_an_archive(signum, tmp_path, monkeypatch, capsys):
+    code = f"import os, signal, time; print('measured', flush=True); os.kill({os.getpid()}, {int(signum)}); {HANGS}"
+    out, handler = planned(tmp_path, monkeypatch, (python(code),), (python("print('never')", "b"),)), None
+    handler = signal.getsignal(signum)
+    assert command.main() == 128 + signum
+    assert f"stopped by {signal.Signals(signum).name}" in capsys.readouterr().err
+    with tarfile.open(out / "first.tar.gz") as archived:
+        assert b"measured" in archived.extractfile("part.log").read()
+    assert signal.getsignal(signum) is handler
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_second_signal_does_not_stop_the_saving():
+    with pytest.raises(stopping.Stopped) as stopped, stopping.stop_on_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+    assert stopped.value.signum == signal.SIGTERM
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, capsys):
+    """The parts run on, and what can't be archived stays where it was written."""
+    out = planned(tmp_path, monkeypatch, (python("print('measured')"),))
+    write = archive.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".gz":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(archive, "write_atomically", full)
+    assert command.main() == 1
+    said = capsys.readouterr()
+    assert "part                   ok" in said.out
+    folder = Path(said.err.splitlines()[-1].rpartition("The files are in ")[2])
+    assert "first.tar.gz: No space left on device" in said.err.splitlines()[-1]
+    assert "measured" in (folder / "part.log").read_text()
+    assert not list(out.iterdir())
+
+
+def test_a_disk_that_has_space_again_is_written(tmp_path, monkeypatch):
+    faults = [OSError(errno.ENOSPC, "No space left on device")]
+    write = archive.write
+    monkeypatch.setattr(archive, "write", lambda *where: write(*where) if not faults else raising(faults.pop()))
+    made = session(tmp_path, [(python("print(1)"),)])
+    assert made.unsaved is None and "part.log" in names_in(made.target)
+
+
+def raising(error: Exception):
+    raise error
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "many"])
+def test_minutes_are_a_number_above_zero(minutes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", str(tmp_path / "out"), "--device", "cpu", f"--minutes={minutes}"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"argument --minutes: invalid minutes value: '{minutes}'")
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "an archive"])
+def test_an_output_that_would_be_lost_is_refused(place, tmp_path, monkeypatch, capsys):
+    output = {"a file": "file", "below a file": "file/out", "an archive": "."}[place]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "first.tar.gz").write_text("measured")
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", str(tmp_path / output), "--device", "cpu"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"OUTPUT can't be written: {tmp_path}" in said
+    assert ("of an earlier run; name another folder" in said) == (place == "an archive")
+    assert (tmp_path / "first.tar.gz").read_text() == "measured"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "first.tar.gz"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [([], "PyTorch finds no GPU"), (["--device", "cpu", "--parts", "nothing"], "invalid choice: 'nothing'")],
+    [
+        ([], "PyTorch finds no GPU"),
+        (["--device", "cpu", "--parts", "nothing"], "invalid choice: 'nothing'"),
+        (["--device", "cpu", "--parts", "peers"], "--parts peers is a part of the second run, and this is the first"),
+        (["--device", "cpu", "--second", "--parts", "load", "table"], "--parts table is a part of the first run"),
+    ],
 )
 def test_the_command_refuses(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -229,146 +348,17 @@ def test_carried_wheels_are_unpacked(tmp_path):
     assert (tmp_path / "site" / "some" / "__init__.py").read_text() == "value = 7"
 
 
-# ---- libraries ----
-
-
-@pytest.fixture
-def carried(tmp_path) -> Path:
-    built = tmp_path / "built"
-    built.mkdir()
-    for name in libraries.NAMES:
-        (built / name).write_bytes(name.encode())
-    pack.pack(tmp_path / "carried", built, "9.0")
-    return tmp_path / "carried"
-
-
-@pytest.mark.parametrize(("device", "names"), [("cuda", ["_C.so", "_C_cuda.so"]), ("cpu", ["_C.so"])])
-def test_carried_libraries_are_put_where_none_are(device, names, carried, tmp_path):
-    package = tmp_path / "package"
-    package.mkdir()
-    assert libraries.install(carried, device, package) is None
-    assert sorted(path.name for path in package.iterdir()) == names
-    (package / "_C.so").write_text("built here")
-    libraries.install(carried, device, package)
-    assert (package / "_C.so").read_text() == "built here"
-
-
-def test_libraries_of_other_sources_are_not_used(carried, tmp_path):
-    package = tmp_path / "package"
-    package.mkdir()
-    assert "are not of these sources" in libraries.install(carried, "cuda", package, sources="others")
-    assert "no libraries were carried" in libraries.install(tmp_path / "nowhere", "cuda", package)
-    assert not list(package.iterdir())
-
-
-def test_every_source_decides(tmp_path):
-    (tmp_path / "csrc").mkdir()
-    seen = set()
-    for name in ("setup.py", "csrc/a.h", "csrc/b.cu"):
-        seen.add(libraries.digest(tmp_path))
-        (tmp_path / name).write_text("1")
-    (tmp_path / "csrc/b.cu").write_text("2")
-    assert libraries.digest(tmp_path) not in seen and len(seen) == 3
-
-
-def test_the_kernels_of_this_machine_are_tried(capfd, monkeypatch):
-    assert libraries.works("cpu") is None
-    assert "its kernels run" in capfd.readouterr().out
-    monkeypatch.setattr(libraries, "TRY", "raise SystemExit('a symbol is missing')")
-    assert libraries.works("cpu") == "a symbol is missing"
-
-
-def test_what_travels_is_what_git_knows():
-    files = {str(path.relative_to(ROOT)) for path in pack.travelling()}
-    assert {"setup.py", "bench/gpu/pack.py", "csrc/cuda/logits.cu"} <= files
-    assert not any(name.endswith(".so") or name.startswith("build/") for name in files)
-    assert pack.megabytes(pack.travelling()) < pack.LIMIT_MB
-
-
-# ---- archives ----
-
-
-def finished(tmp_path: Path, device: str = "cuda", ratio: float = 4.0) -> Path:
-    """Write the archive of a session that measured one case."""
-    folder = tmp_path / "session"
-    about = {"date": "2026-12-01", "device": device, "processor": "GPU X", "driver": "580.1", "graphs": True}
-    about |= {"threads": 16, "torch": torch.__version__}
-    times = {"n": 3, "p20": 1.0, "p80": 3.0, "peak_bytes": 2**20, "launches": 1, "bandwidth_share": None}
-    rows = [
-        {"case": "KD", "implementation": "eager", "p50": 2.0 * ratio, "ratio": 1.0, "graph": False, **times},
-        {"case": "KD", "implementation": "ours", "p50": 2.0, "ratio": ratio, "graph": True, **times},
-    ]
-    record.save_rows(f"logits-{device}-graph", about, rows, folder / "records")
-    (folder / "ncu.md").write_text("| kernel |\n")
-    outcomes = [{"name": "table", "result": "ok", "seconds": 20.0, "detail": "90 of 90 cases right"}]
-    said = {"run": "first", "device": device, "date": "2026-12-01", "conditions": about, "outcomes": outcomes}
-    (folder / "session.json").write_text(json.dumps(said))
-    archive.write(folder, tmp_path / "first.tar.gz")
-    return tmp_path / "first.tar.gz"
-
-
-def test_an_archive_is_read_back(tmp_path):
-    results = tmp_path / "results"
-    assert reading.read(finished(tmp_path), results) == ["logits-cuda-graph"]
-    about, rows = record.read("logits-cuda-graph", results)
-    assert (about["processor"], about["driver"], about["torch"]) == ("GPU X", "580.1", torch.__version__)
-    assert [row["ratio"] for row in rows] == [1.0, 4.0]
-    assert "| KD | eager\\* |" in (results / "logits-cuda-graph.md").read_text()
-    assert (results / "logits-cuda-graph.png").stat().st_size > 5000
-    assert "90 of 90 cases right" in (results / "session-cuda-first.md").read_text()
-    assert (results / "kernels-cuda.md").exists()
-    shown = page.measured(results)
-    assert "| KD | 8 us\\* | - | - | 2 us | **4.0** |" in shown and "GPU X, driver 580.1" in shown
-    assert "have run on GPU X with driver 580.1 on 2026-12-01" in page.status(results)
-
-
-def test_without_a_record_the_pages_say_that_no_gpu_has_run(tmp_path):
-    assert page.measured(tmp_path) == page.NONE and page.status(tmp_path) == page.BEFORE
-
-
-def test_one_command_reads_and_redraws(tmp_path, monkeypatch, capsys):
-    results, refreshed = tmp_path / "results", []
-    monkeypatch.setattr(record, "RESULTS", results)
-    monkeypatch.setattr(reading, "refresh", lambda: refreshed.append(sorted(path.name for path in results.iterdir())))
-    monkeypatch.setattr(sys, "argv", ["read", str(finished(tmp_path)), "--results", str(results)])
-    reading.main()
-    assert "logits-cuda-graph.json" in refreshed[0]
-    assert "logits-cuda-graph" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("damage", ["rehearsal", "cut", "text", "nothing", "other"])
-def test_what_is_no_record_of_a_gpu_is_refused(damage, tmp_path, monkeypatch, capsys):
-    source, results = finished(tmp_path, "cpu" if damage == "rehearsal" else "cuda"), tmp_path / "results"
-    monkeypatch.setattr(record, "RESULTS", results)
-    if damage == "cut":
-        source.write_bytes(source.read_bytes()[:200])
-    elif damage == "text":
-        source.write_text("no archive")
-    elif damage == "nothing":
-        source.unlink()
-    elif damage == "other":
-        with tarfile.open(source, "w:gz") as other:
-            other.add(__file__, "session.py")
-    monkeypatch.setattr(sys, "argv", ["read", str(source), "--results", str(results)])
-    with pytest.raises(SystemExit, match="2"):
-        reading.main()
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert str(source) in said and ("rehearsal" in said if damage == "rehearsal" else "no archive of a session" in said)
-    assert not results.exists()
-
-
-def test_an_archive_stays_small_and_leaves_half_files_to_nobody(tmp_path, monkeypatch):
-    folder = tmp_path / "session"
-    record.save_rows("logits-cuda", {}, [], folder / "records")
-    (folder / "session.json").write_text("{}")
-    (folder / "long.log").write_text("x" * 5000)
-    (folder / "short.log").write_text("x" * 500)
-    (folder / "weights.safetensors").write_bytes(b"x")
-    monkeypatch.setattr(archive, "LIMIT", 2000)
-    assert archive.write(folder, tmp_path / "a.tar.gz") == ["long.log"]
-    names = ["session.json", "records/logits-cuda.json", "short.log"]
-    assert names_in(tmp_path / "a.tar.gz") == names
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "session"]
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_wheels_are_left_out(damage, tmp_path, capsys):
+    path = tmp_path / "wheels" / "some-1-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("some/__init__.py", "value = 7")
+    content = path.read_bytes()
+    path.write_bytes(content[:60] if damage == "cut" else content.replace(b"value = 7", b"value = 8"))
+    assert command.unpack_wheels(tmp_path, tmp_path / "site") == []
+    assert capsys.readouterr().err.startswith("some-1-py3-none-any.whl is left out: ")
+    assert not (tmp_path / "site").exists()
 
 
 # ---- tools ----

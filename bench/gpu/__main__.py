@@ -10,85 +10,25 @@ the table at the end. Without kernels the run ends. OUTPUT_FOLDER holds one arch
 from __future__ import annotations
 
 import argparse
-import datetime
+import errno
 import json
+import math
 import os
+import shutil
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.gpu import archive
 from bench.gpu.libraries import CARRIED
-from bench.gpu.part import Outcome, run_together, tail
+from bench.gpu.part import Outcome, Part, tail
 from bench.gpu.plan import PLANS, Stage
-
-SAVE_EVERY = 15.0
-"""Seconds between two archives while parts run: what is measured is lost only for so long."""
-
-
-class Session:
-    """A run in progress: its outcomes, and the archive that is written from them."""
-
-    def __init__(self, run: str, device: str, folder: Path, output: Path, seconds: float) -> None:
-        self.run, self.device, self.folder = run, device, folder
-        self.target = output / f"{run}.tar.gz"
-        self.outcomes: list[Outcome] = []
-        self._end_at = time.monotonic() + seconds
-        self._saved_at = -SAVE_EVERY
-
-    @property
-    def left(self) -> float:
-        return max(0.0, self._end_at - time.monotonic())
-
-    def execute(self, stages: Sequence[Stage]) -> None:
-        """Run the stages one after the other, until an essential part fails."""
-        for stage in stages:
-            for part in stage:
-                print(f"== {part.name}, at most {min(part.limit, self.left):.0f} s", flush=True)
-            found = run_together(stage, self.folder, self.device, self.left, self.save_sometimes)
-            lacking = self._lacking(stage, found)
-            if lacking:
-                print(f"the run ends: nothing works without {' and '.join(lacking)}", flush=True)
-                break
-        self.save()
-
-    def _lacking(self, stage: Stage, found: list[Outcome]) -> list[str]:
-        """Keep outcomes, run fallbacks, and return the names of essential parts that failed all the same."""
-        lacking = []
-        for part, outcome in zip(stage, found, strict=True):
-            self.outcomes.append(outcome)
-            print(outcome, flush=True)
-            if outcome.result != "ok" and part.fallback is not None:
-                (outcome,) = run_together([part.fallback], self.folder, self.device, self.left, self.save_sometimes)
-                self.outcomes.append(outcome)
-                print(outcome, flush=True)
-            if outcome.result != "ok" and part.essential:
-                lacking.append(part.name)
-        self.save()
-        return lacking
-
-    def save_sometimes(self) -> None:
-        if time.monotonic() - self._saved_at >= SAVE_EVERY:
-            self.save()
-
-    def save(self) -> None:
-        """Write the archive as things stand."""
-        self._saved_at = time.monotonic()
-        about = self.folder / "about.json"
-        session = {
-            "run": self.run,
-            "device": self.device,
-            "date": datetime.date.today().isoformat(),
-            "conditions": json.loads(about.read_text()) if about.exists() else {},
-            "outcomes": [asdict(outcome) for outcome in self.outcomes],
-        }
-        (self.folder / archive.SESSION).write_text(json.dumps(session, indent=1) + "\n")
-        for name in archive.write(self.folder, self.target):
-            print(f"left out of the archive: {name}", file=sys.stderr)
+from bench.gpu.session import Session
+from bench.gpu.stopping import Stopped, stop_on_signals
+from sftn_fast.utils.atomic import describe
 
 
 def figures(folder: Path) -> Iterator[str]:
@@ -101,50 +41,113 @@ def figures(folder: Path) -> Iterator[str]:
 
 
 def unpack_wheels(carried: Path, site: Path) -> list[str]:
-    """Unpack the carried wheels, which are pure Python, and return their names."""
-    wheels = sorted(carried.glob("wheels/*.whl"))
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as content:
-            content.extractall(site)
-    return [wheel.name for wheel in wheels]
+    """Unpack the carried wheels, which are pure Python, and return their names. Leave out damaged ones."""
+    unpacked = []
+    for wheel in sorted(carried.glob("wheels/*.whl")):
+        try:
+            with zipfile.ZipFile(wheel) as content:
+                if content.testzip() is not None:
+                    raise zipfile.BadZipFile("a file in it is damaged")
+                content.extractall(site)
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            print(f"{wheel.name} is left out: {error}", file=sys.stderr, flush=True)
+        else:
+            unpacked.append(wheel.name)
+    return unpacked
+
+
+def minutes(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError
+    return value
 
 
 def parse() -> argparse.Namespace:
-    names = {part.name for plan in PLANS.values() for stage in plan.stages("cpu", Path()) for part in stage}
+    names = {part.name: run for run in PLANS for part in parts_of(run)}
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for the archive")
     parser.add_argument("--second", action="store_true", help="the second run: larger sizes, peers, whole trainings")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--minutes", type=float, help="time of all parts together (default: 9.5, second run 4.5)")
+    parser.add_argument("--minutes", type=minutes, help="time of all parts together (default: 9.5, second run 4.5)")
     parser.add_argument("--parts", nargs="+", choices=sorted(names), metavar="PART", help=", ".join(sorted(names)))
     args = parser.parse_args()
+    args.run = "second" if args.second else "first"
+    others = [name for name in args.parts or () if name not in {part.name for part in parts_of(args.run)}]
+    if others:
+        parser.error(f"--parts {others[0]} is a part of the {names[others[0]]} run, and this is the {args.run} one")
     if args.device == "cuda" and not has_gpu():
         parser.error("PyTorch finds no GPU; use --device cpu for the parts that a CPU can run")
+    try:
+        prepare(args.output, args.run)
+    except OSError as error:
+        parser.error(f"OUTPUT can't be written: {describe(error)}")
     return args
+
+
+def parts_of(run: str) -> Iterator[Part]:
+    return (part for stage in PLANS[run].stages("cpu", Path()) for part in stage)
+
+
+def prepare(output: Path, run: str) -> None:
+    """Make the folder of the archive.
+
+    Raises:
+        OSError: It can't be written, or has an archive of such a run already, which the new one would replace.
+    """
+    target = archive.target(output, run)
+    if target.exists():
+        raise FileExistsError(
+            errno.EEXIST, "it is of an earlier run; name another folder, or move it away", str(target)
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):
+        pass
 
 
 def main() -> int:
     args = parse()
-    run = "second" if args.second else "first"
-    plan = PLANS[run]
-    args.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "session"
-        (folder / "records").mkdir(parents=True)
-        wheels = unpack_wheels(CARRIED, Path(temporary) / "site")
-        paths = [str(Path(temporary) / "site"), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        sys.path.append(paths[0])  # for the question whether a module is there
-        print(f"wheels: {', '.join(wheels) or 'none'}", flush=True)
-        seconds = 60 * (plan.minutes if args.minutes is None else args.minutes)
-        session = Session(run, args.device, folder, args.output, seconds)
-        session.execute([chosen for stage in plan.stages(args.device, folder) if (chosen := only(stage, args.parts))])
-        for outcome in session.outcomes:
-            if outcome.bad:
-                print(f"\n== end of {outcome.name}.log\n{tail(folder, outcome.name)}")
-        print("", *figures(folder / "records"), "", *session.outcomes, "", session.target, sep="\n")
+    temporary = Path(tempfile.mkdtemp(prefix="sftn-session-"))
+    folder = temporary / "session"
+    (folder / "records").mkdir(parents=True)
+    plan = PLANS[args.run]
+    seconds = 60 * (plan.minutes if args.minutes is None else args.minutes)
+    session = Session(args.run, args.device, folder, args.output, seconds)
+    stopped = None
+    with stop_on_signals():
+        try:
+            add_wheels(temporary / "site")
+            stages = plan.stages(args.device, folder)
+            session.execute([chosen for stage in stages if (chosen := only(stage, args.parts))])
+        except Stopped as signal:
+            stopped = signal
+            session.save()
+            print(stopped, file=sys.stderr, flush=True)
+    show(session)
+    if session.unsaved:
+        print(f"the archive is not complete: {session.unsaved}. The files are in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(temporary, ignore_errors=True)
+    if stopped is not None:
+        return 128 + stopped.signum
     failures = [outcome for outcome in session.outcomes if outcome.bad and not _replaced(outcome, session.outcomes)]
     return int(bool(failures))
+
+
+def add_wheels(site: Path) -> None:
+    """Make the carried wheels importable, in this process and in those that it starts."""
+    wheels = unpack_wheels(CARRIED, site)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", ""))))
+    sys.path.append(str(site))  # for the question whether a module is there
+    print(f"wheels: {', '.join(wheels) or 'none'}", flush=True)
+
+
+def show(session: Session) -> None:
+    """Print the ends of failed parts' logs, the figures and the outcomes."""
+    for outcome in session.outcomes:
+        if outcome.bad:
+            print(f"\n== end of {outcome.name}.log\n{tail(session.folder, outcome.name)}")
+    print("", *figures(session.folder / "records"), "", *session.outcomes, "", session.target, sep="\n")
 
 
 def only(stage: Stage, wanted: list[str] | None) -> Stage:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from bench.gpu.installed import NAMES, Installed, checksum
 from bench.gpu.part import ROOT
+from sftn_fast.utils.atomic import write_atomically
 
 CARRIED = ROOT / "build" / "gpu"
 """What `python -m bench.gpu.pack` makes and the session looks for."""
 DESCRIPTION = "packed.json"
-NAMES = ("_C.so", "_C_cuda.so")
 PACKAGE = ROOT / "sftn_fast"
 SOURCES = ("setup.py", "csrc/**/*.h", "csrc/**/*.cuh", "csrc/**/*.cpp", "csrc/**/*.cu")
 
@@ -49,17 +51,67 @@ def digest(root: Path = ROOT) -> str:
     return content.hexdigest()
 
 
-def install(carried: Path, device: str, package: Path = PACKAGE, sources: str | None = None) -> str | None:
-    """Copy carried libraries to where the package has none. Return the reason why they can't be used, else None."""
+def architecture() -> str:
+    """Return the compute capability of the installed GPU in the form of TORCH_CUDA_ARCH_LIST."""
+    import torch
+
+    return ".".join(map(str, torch.cuda.get_device_capability()))
+
+
+def covers(architectures: str, gpu: str) -> bool:
+    """Return whether kernels for ``architectures``, as TORCH_CUDA_ARCH_LIST has them, run on a GPU of ``gpu``.
+
+    Machine code runs on later minor versions of its major version, and PTX (``+PTX``) on everything later.
+    """
+    wanted = _version(gpu)
+    for name in re.split(r"[ ;,]+", architectures.strip()):
+        built = _version(name)
+        if built <= wanted and (name.endswith("+PTX") or built[0] == wanted[0]):
+            return True
+    return False
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", name)) or (sys.maxsize,)
+
+
+def install(
+    carried: Path, device: str, package: Path = PACKAGE, sources: str | None = None, gpu: str | None = None
+) -> str | None:
+    """Copy carried libraries to where the package has none. Return the reason why they can't be used, else None.
+
+    What an earlier session put there makes room, if it is of other sources or other than what is carried now.
+
+    Args:
+        carried: Folder that ``bench.gpu.pack`` made.
+        device: "cuda", or "cpu" for which the CPU kernels suffice.
+        package: Folder of the package.
+        sources: Digest of the sources (default: of these).
+        gpu: Compute capability of the GPU, None for one that does not matter.
+    """
+    sources, put = sources or digest(), Installed(package)
+    if put.sources != sources:
+        put.remove()
     try:
         packed = json.loads((carried / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        made_of, built_for, date = packed["sources"], str(packed["architecture"]), packed["date"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"no libraries were carried: {error}"
-    if packed.get("sources") != (sources or digest()):
-        return f"the carried libraries of {packed.get('date')} are not of these sources"
-    for name in NAMES if device == "cuda" else NAMES[:1]:
-        if (carried / name).exists() and not (package / name).exists():
-            shutil.copyfile(carried / name, package / name)
+    if made_of != sources:
+        return f"the carried libraries of {date} are not of these sources"
+    if gpu and not covers(built_for, gpu):
+        return f"the carried kernels are for compute capability {built_for}, and this GPU has {gpu}"
+    names = NAMES if device == "cuda" else NAMES[:1]
+    absent = [name for name in names if not (carried / name).is_file()]
+    if absent:
+        return f"{carried} lacks {' and '.join(absent)}"
+    if any(put.files.get(name, fresh) != fresh for name in names for fresh in [checksum(carried / name)]):
+        put.remove()
+    added = [name for name in names if not (package / name).exists()]
+    for name in added:
+        shutil.copyfile(carried / name, package / name)
+    if added:
+        put.add(added, sources)
     return None
 
 
@@ -76,18 +128,22 @@ def built(package: Path = PACKAGE) -> str | None:
     for name in NAMES:  # a carried one that does not load must not hide the one that is built
         (package / name).unlink(missing_ok=True)
     done = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=ROOT, check=False)
-    return None if done.returncode == 0 else f"the build failed with exit code {done.returncode}"
+    if done.returncode:
+        return f"the build failed with exit code {done.returncode}"
+    Installed(package).add((name for name in NAMES if (package / name).exists()), digest())
+    return None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.libraries")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--about", type=Path, required=True, help="file for the machine's conditions")
+    parser.add_argument("--gpu", metavar="CAPABILITY", help="compute capability that carried kernels must be for")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--carried", type=Path, help="folder of carried libraries")
     how.add_argument("--build", action="store_true", help="build the libraries on the spot")
     args = parser.parse_args()
-    reason = install(args.carried, args.device) if args.carried else built() if args.build else None
+    reason = install(args.carried, args.device, gpu=args.gpu) if args.carried else built() if args.build else None
     said = works(args.device) if reason is None or args.carried else reason  # those in place may do, carried or not
     if said:
         print(*dict.fromkeys(filter(None, (reason, said))), sep="; ")
@@ -95,7 +151,7 @@ def main() -> int:
     from bench import record  # not before the try: it starts CUDA in this process
 
     about = record.conditions(args.device)
-    args.about.write_text(json.dumps(about, indent=1) + "\n")
+    write_atomically(args.about, json.dumps(about, indent=1) + "\n")  # the session reads it meanwhile
     print(record.facts(about))
     return 0
 

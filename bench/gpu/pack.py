@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu.libraries import CARRIED, DESCRIPTION, NAMES, digest
+from bench.gpu.installed import NAMES
+from bench.gpu.libraries import CARRIED, DESCRIPTION, digest
 from bench.gpu.part import ROOT
+from sftn_fast.utils.atomic import describe
 
 ARCHITECTURE = "9.0"  # H100 and H200
 WHEELS = ("shtab==1.13.0", "liger-kernel==0.8.5")
@@ -77,10 +79,21 @@ def main() -> None:
     parser.add_argument("--architecture", default=ARCHITECTURE, help=f"compute capability (default: {ARCHITECTURE})")
     parser.add_argument("--built", type=Path, help="folder with both libraries, instead of a build")
     args = parser.parse_args()
-    built = args.built or build(args.architecture, ROOT / "build" / "gpu-objects")
+    absent = [name for name in NAMES if args.built and not (args.built / name).is_file()]
+    if absent:
+        parser.error(f"--built {args.built} has no {' and no '.join(absent)}")
+    partial = CARRIED.with_name(f"{CARRIED.name}.partial")  # what was packed before stays until all is there
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        built = args.built or build(args.architecture, ROOT / "build" / "gpu-objects")
+        pack(partial, built, args.architecture)
+        download(WHEELS, partial / "wheels")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{' '.join(map(str, error.cmd[:4]))} failed with exit code {error.returncode}, see above")
+    except OSError as error:
+        sys.exit(describe(error))
     shutil.rmtree(CARRIED, ignore_errors=True)
-    pack(CARRIED, built, args.architecture)
-    download(WHEELS, CARRIED / "wheels")
+    partial.rename(CARRIED)
     carried = [path for path in CARRIED.rglob("*") if path.is_file()]
     print(*(f"{path.relative_to(ROOT)}: {megabytes([path]):.1f} MiB" for path in carried), sep="\n")
     total = megabytes([*carried, *travelling()])

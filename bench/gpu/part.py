@@ -10,16 +10,33 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sftn_fast.utils.atomic import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 WORTHWHILE = 2.0
 """Seconds below which no part is started."""
 POLL = 0.05
 """Seconds between two looks at the running parts."""
+PATIENCE = 5.0
+"""Seconds for a killed process to end. One that waits for a broken driver may never do so."""
+LOG_LIMIT = 2**22
+"""Bytes at the end of a log that are read."""
 TAIL = 15
 """Lines of a failed part's log that are printed."""
+
+
+def end_of(path: Path) -> str:
+    """Return the end of a log, which may have grown without limit. A log that is not there is empty."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - LOG_LIMIT))
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def last_line(log: str) -> str:
@@ -98,10 +115,17 @@ class Running:
             return None
         self.end()
         result = "TIMED OUT" if code is None else "ok" if code == 0 else "FAILED"
-        return Outcome(self.part.name, result, seconds, self.part.detail(self.log()))
+        return Outcome(self.part.name, result, seconds, self._detail())
+
+    def _detail(self) -> str:
+        log = self.log()
+        try:
+            return self.part.detail(log)
+        except Exception as error:  # a tool of another version may print anything
+            return f"{last_line(log)} (not summed up: {type(error).__name__}: {error})"
 
     def log(self) -> str:
-        return self._path.read_text(errors="replace")
+        return end_of(self._path)
 
     def end(self) -> None:
         """Kill the process and its children, if they still run."""
@@ -109,7 +133,8 @@ class Running:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
 
 
 def run_together(
@@ -130,8 +155,11 @@ def run_together(
             reason = missing(part, device) or ("no time left" if left < WORTHWHILE else None)
             if reason:
                 outcomes[part.name] = Outcome(part.name, "not run", 0.0, reason)
-            else:
+                continue
+            try:
                 running.append(Running(part, folder, left))
+            except OSError as error:  # a program that can't be executed, a full disk
+                outcomes[part.name] = Outcome(part.name, "FAILED", 0.0, describe(error))
         while running:
             time.sleep(POLL)
             each_moment()
@@ -148,6 +176,5 @@ def run_together(
 
 def tail(folder: Path, name: str) -> str:
     """Return the end of a part's log."""
-    path = folder / f"{name}.log"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = end_of(folder / f"{name}.log").splitlines()
     return "\n".join(line[:300] for line in lines[-TAIL:])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu.libraries import CARRIED
+from bench.gpu.libraries import CARRIED, architecture
 from bench.gpu.part import Part, last_line
 from bench.ncu import ARGUMENTS as NCU
 from bench.ncu import summary as ncu_summary
@@ -102,7 +102,8 @@ def _few(*options: str, families: tuple[str, ...] = FAMILIES) -> list[str]:
 
 def _load(device: str, folder: Path) -> Part:
     check = [sys.executable, "-m", "bench.gpu.libraries", "--about", str(folder / "about.json"), "--device", device]
-    only = {"SFTN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture()} if device == "cuda" else {"SFTN_CUDA": "0"}
+    gpu = architecture() if device == "cuda" else None
+    only = {"SFTN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": gpu} if gpu else {"SFTN_CUDA": "0"}
     lines = {"NVCC_APPEND_FLAGS": "-lineinfo"}  # sanitizers and profilers then name the lines
     build = Part(
         "build",
@@ -111,7 +112,8 @@ def _load(device: str, folder: Path) -> Part:
         {**only, **lines},
         needs=("module:setuptools",),
     )
-    return Part("load", [*check, "--carried", str(CARRIED)], 20 * _slower(device), fallback=build, essential=True)
+    load = [*check, "--carried", str(CARRIED), *(["--gpu", gpu] if gpu else [])]
+    return Part("load", load, 20 * _slower(device), fallback=build, essential=True)
 
 
 def _table(device: str) -> list[str]:
@@ -169,10 +171,3 @@ def _train(device: str, folder: Path, method: str) -> Part:
 
 def _dali(folder: Path) -> list[str]:
     return [sys.executable, "-m", "bench.gpu.decode", str(folder / "records")]
-
-
-def architecture() -> str:
-    """Return the compute capability of the installed GPU in the form of TORCH_CUDA_ARCH_LIST."""
-    import torch
-
-    return ".".join(map(str, torch.cuda.get_device_capability()))

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from bench.gpu import pack
-from bench.gpu.libraries import CARRIED, NAMES
+from bench.gpu.installed import NAMES
+from bench.gpu.libraries import CARRIED
 from bench.gpu.part import ROOT
 from bench.gpu.plan import PLANS
 
@@ -78,6 +79,8 @@ def main() -> None:
     )
     parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts of the runs (default: all)")
     args = parser.parse_args()
+    if shutil.which(args.python) is None:
+        parser.error(f"--python {args.python} is not installed; name another interpreter")
     folder = args.folder.resolve()
     python = environment(folder / "environment", args.python)
     checkout, output, results = (folder / name for name in ("checkout", "output", "results"))
