@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_figures_of_two_gpus_are_not_mixed(tmp_path, monkeypatch, capsys):
     assert json.loads((results / "logits-cuda-graph.json").read_text())["conditions"]["processor"] == "GPU X"
 
 
-@pytest.mark.parametrize("damage", ["half a record", "no rows", "no session", "an outcome", "flipped"])
+@pytest.mark.parametrize("damage", ["half a record", "no rows", "of a CPU", "no session", "an outcome", "flipped"])
 def test_one_damaged_archive_leaves_the_results_alone(damage, tmp_path, monkeypatch, capsys):
     good, bad, results = finished(tmp_path), finished(tmp_path / "bad"), tmp_path / "results"
     folder = tmp_path / "bad" / "session"
@@ -114,6 +115,8 @@ def test_one_damaged_archive_leaves_the_results_alone(damage, tmp_path, monkeypa
         path.write_text(path.read_text()[:300])
     elif damage == "no rows":
         (folder / "records" / "logits-cuda-graph.json").write_text('{"conditions": {}, "results": [{"p50": 1}]}')
+    elif damage == "of a CPU":
+        record.save_rows("logits-cpu", {}, [], folder / "records")
     elif damage == "no session":
         (folder / "session.json").write_text("[]")
     elif damage == "an outcome":
@@ -124,7 +127,7 @@ def test_one_damaged_archive_leaves_the_results_alone(damage, tmp_path, monkeypa
         content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
         bad.write_bytes(content)
     said = refused(monkeypatch, capsys, good, bad, "--results", results)
-    assert str(bad) in said and ("no archive of a session" in said or "is no record" in said)
+    assert str(bad) in said and re.search("no archive of a session|is no record|is not of the session's device", said)
     assert not results.exists()
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench import record
 from bench.gpu import libraries, pack, plan, rehearse
 from bench.gpu.installed import NAMES
 from bench.gpu.part import ROOT
@@ -105,6 +106,21 @@ def test_the_gpu_decides_what_is_loaded_and_built(monkeypatch, tmp_path):
     ((load,), *_) = PLANS["first"].stages("cuda", tmp_path)
     assert load.command[-2:] == ["--gpu", "8.0"]
     assert load.fallback.environment["TORCH_CUDA_ARCH_LIST"] == "8.0"
+
+
+@pytest.mark.parametrize(("tries", "builds"), [([None], 0), (["no symbol", None], 1), (["no symbol", "still none"], 1)])
+def test_a_build_is_for_libraries_that_do_not_work(tries, builds, monkeypatch, tmp_path, capsys):
+    """The first try may only have been too slow for its time, and a build would then cost what works."""
+    made, end = [], int(tries[-1] is not None)
+    monkeypatch.setattr(libraries, "works", lambda device: tries.pop(0))
+    monkeypatch.setattr(libraries, "built", lambda: made.append(1))
+    monkeypatch.setattr(record, "conditions", lambda device: {"device": device})
+    monkeypatch.setattr(
+        sys, "argv", ["libraries", "--build", "--about", str(tmp_path / "about.json"), "--device", "cpu"]
+    )
+    assert libraries.main() == end
+    assert len(made) == builds
+    assert (tmp_path / "about.json").exists() == (end == 0)
 
 
 def test_every_source_decides(tmp_path):

@@ -299,6 +299,17 @@ def raising(error: Exception):
     raise error
 
 
+def test_a_gpu_that_does_not_start_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "has_gpu", lambda: True)
+    error = RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nFor debugging ...")
+    monkeypatch.setattr(command, "architecture", lambda: raising(error))
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert capsys.readouterr().err.endswith("the GPU does not start: " + str(error).splitlines()[0] + "\n")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "many"])
 def test_minutes_are_a_number_above_zero(minutes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench.gpu", str(tmp_path / "out"), "--device", "cpu", f"--minutes={minutes}"])

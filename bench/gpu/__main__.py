@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.gpu import archive
-from bench.gpu.libraries import CARRIED
+from bench.gpu.libraries import CARRIED, architecture
 from bench.gpu.part import Outcome, Part, tail
 from bench.gpu.plan import PLANS, Stage
 from bench.gpu.session import Session
@@ -76,8 +76,13 @@ def parse() -> argparse.Namespace:
     others = [name for name in args.parts or () if name not in {part.name for part in parts_of(args.run)}]
     if others:
         parser.error(f"--parts {others[0]} is a part of the {names[others[0]]} run, and this is the {args.run} one")
-    if args.device == "cuda" and not has_gpu():
-        parser.error("PyTorch finds no GPU; use --device cpu for the parts that a CPU can run")
+    if args.device == "cuda":
+        if not has_gpu():
+            parser.error("PyTorch finds no GPU; use --device cpu for the parts that a CPU can run")
+        try:
+            architecture()
+        except RuntimeError as error:  # of a driver that is too old, or a GPU that another process has broken
+            parser.error(f"the GPU does not start: {str(error).partition(chr(10))[0]}")
     try:
         prepare(args.output, args.run)
     except OSError as error:

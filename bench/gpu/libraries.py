@@ -143,8 +143,11 @@ def main() -> int:
     how.add_argument("--carried", type=Path, help="folder of carried libraries")
     how.add_argument("--build", action="store_true", help="build the libraries on the spot")
     args = parser.parse_args()
-    reason = install(args.carried, args.device, gpu=args.gpu) if args.carried else built() if args.build else None
-    said = works(args.device) if reason is None or args.carried else reason  # those in place may do, carried or not
+    reason = install(args.carried, args.device, gpu=args.gpu) if args.carried else None
+    said = works(args.device)  # those in place may do, carried or not; and at first the machine may only have been slow
+    if said and args.build:
+        reason = built()
+        said = reason or works(args.device)
     if said:
         print(*dict.fromkeys(filter(None, (reason, said))), sep="; ")
         return 1

@@ -77,6 +77,8 @@ def _render(source: Path, session: dict[str, Any], folder: Path, ready: Path, re
     """Write what an archive holds into the folder ``ready``, and return the records' names."""
     names = []
     for path in sorted(folder.glob("records/*.json")):
+        if f"-{session['device']}" not in path.stem:
+            raise archive.ArchiveError(f"{source}: its {path.name} is not of the session's device, {session['device']}")
         try:
             names.append(_rewrite(path.stem, path.parent, ready))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
