@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(kFewThreads) sample_negatives_kernel(Negatives
       __syncthreads();
       unsigned all = 0, rank = piece.first_rank;
       out += sum_of_warps_before(count_chosen(marks, piece.first_rank, piece.last_rank), all);
-      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk)
-        write_group<1>(own, chunk, marks, staged, rank, out);
+      for (unsigned chunk = piece.begin; chunk < piece.end; ++chunk) {
+        write_group<1, false>(own, chunk, marks, nullptr, staged, rank, out);
+      }
     }
     __syncthreads();  // the next row overwrites the bitmaps
   }

@@ -10,6 +10,7 @@
 namespace sftn {
 
 constexpr unsigned kWordBits = 32, kChunkWords = simt::kWarpSize, kChunkBits = kChunkWords * kWordBits;
+constexpr unsigned kAdjacentWords = sizeof(uint4) / sizeof(unsigned);  // of one access
 
 struct NegativesParams {
   const int64_t* key;     // [1]

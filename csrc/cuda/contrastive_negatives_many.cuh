@@ -91,10 +91,10 @@ __global__ void __launch_bounds__(kOwnThreads) negatives_own_kernel(NegativesPar
 // words of kUnitLanes lanes.
 __device__ __forceinline__ void copy_chosen(const unsigned* words, unsigned candidates, unsigned* copy,
                                             unsigned* before) {
-  constexpr unsigned kAdjacent = sizeof(uint4) / sizeof(unsigned), kUnitLanes = kChunkWords / kAdjacent;
-  const unsigned step = blockDim.x * kAdjacent;
-  for (unsigned first = warp_of_block() * simt::kWarpSize * kAdjacent; first * kWordBits < candidates; first += step) {
-    const unsigned w = first + lane_of_warp() * kAdjacent;
+  constexpr unsigned kUnitLanes = kChunkWords / kAdjacentWords, kWarpWords = simt::kWarpSize * kAdjacentWords;
+  const unsigned step = blockDim.x * kAdjacentWords;
+  for (unsigned first = warp_of_block() * kWarpWords; first * kWordBits < candidates; first += step) {
+    const unsigned w = first + lane_of_warp() * kAdjacentWords;
     const bool inside = w * kWordBits < candidates;
     uint4 four{0, 0, 0, 0};
     if (inside) {
@@ -157,6 +157,8 @@ template <class Out>
 __global__ void __launch_bounds__(kWriteThreads)
     negatives_write_kernel(NegativesParams p, ManySamples many, Out* negatives) {
   SIMT_SHARED(uint16_t, staged, kWriteWarps* kChunkBits);
+  SIMT_SHARED(uint4, packs, kWriteWarps * kChosenWords<kGroupChunks> / kAdjacentWords);
+  unsigned* of_warp = reinterpret_cast<unsigned*>(packs) + warp_of_block() * kChosenWords<kGroupChunks>;
   const unsigned begin = (blockIdx.x * kWriteWarps + warp_of_block()) * kWriteGroups;
   const unsigned end = min(begin + kWriteGroups, p.chunks / kGroupChunks);
   if (begin >= end) return;
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(kWriteThreads)
   Out* out = negatives + (many.first_row + row) * p.k + many.chosen_before[row * p.chunks + unit] +
              count_chosen(chosen, unit * kChunkBits, rank);
   for (unsigned group = begin; group < end; ++group) {
-    write_group<kGroupChunks>(own, group, chosen, staged + warp_of_block() * kChunkBits, rank, out);
+    write_group<kGroupChunks, true>(own, group, chosen, of_warp, staged + warp_of_block() * kChunkBits, rank, out);
   }
 }
 

@@ -11,14 +11,13 @@ __device__ __forceinline__ unsigned toss_coins(unsigned* words, unsigned candida
                                                uint64_t seed) {
   const unsigned num_words = (candidates + kWordBits - 1) / kWordBits;
   unsigned marked = 0;
-  constexpr unsigned kAdjacent = sizeof(uint4) / sizeof(unsigned);
   if (plan.coin_words == 0) {
-    for (unsigned w = threadIdx.x * kAdjacent; w < num_words; w += blockDim.x * kAdjacent) {
+    for (unsigned w = threadIdx.x * kAdjacentWords; w < num_words; w += blockDim.x * kAdjacentWords) {
       *reinterpret_cast<uint4*>(words + w) = uint4{0, 0, 0, 0};
     }
     return 0;
   }
-  if (threadIdx.x < -num_words % kAdjacent) words[num_words + threadIdx.x] = 0;
+  if (threadIdx.x < -num_words % kAdjacentWords) words[num_words + threadIdx.x] = 0;
   for (unsigned pair = threadIdx.x; 2 * pair < num_words; pair += blockDim.x) {
     const uint64_t coins = plan.coins(seed, pair);
 #pragma unroll

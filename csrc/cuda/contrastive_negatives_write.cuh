@@ -38,19 +38,37 @@ __device__ __forceinline__ unsigned find_chosen(const unsigned (&own)[kWords], u
   return num_chosen;
 }
 
+// Words that hold the ranks of a group, whatever the first one's place among kAdjacentWords.
+template <int kWords>
+constexpr unsigned kChosenWords = kWords * simt::kWarpSize + kAdjacentWords;
+
 // A warp's writes of the chosen positions of group `group`: kWords chunks, of which a lane has kWords neighbouring
 // words. `rank` is that of the group's first candidate. Advances it and `out`. `staged` holds kChunkBits numbers: lanes
-// place theirs in order there, and store them side by side.
-template <int kWords, class Out>
+// place theirs in order there, and store them side by side. With kStage, `chosen` is global memory, read once into
+// `words`, which holds kChosenWords<kWords>.
+template <int kWords, bool kStage, class Out>
 __device__ __forceinline__ void write_group(const unsigned* own, unsigned group, const unsigned* chosen,
-                                            uint16_t* staged, unsigned& rank, Out*& out) {
+                                            unsigned* words, uint16_t* staged, unsigned& rank, Out*& out) {
   const unsigned lane = lane_of_warp();
   unsigned of_lane[kWords], bits[kWords], candidates = kWords * kWordBits, in_group = 0, in_row = 0;
   load_adjacent<kWords>(own + (group * simt::kWarpSize + lane) * kWords, of_lane);
 #pragma unroll
   for (int w = 0; w < kWords; ++w) candidates -= __popc(of_lane[w]);
   const unsigned first = rank + sum_of_lanes_before(candidates, in_group);
-  const unsigned num_chosen = find_chosen(of_lane, candidates, first, chosen, bits);
+  unsigned num_chosen = 0;
+  if constexpr (!kStage) {
+    num_chosen = find_chosen(of_lane, candidates, first, chosen, bits);
+  } else {
+    const unsigned begin = rank / (kAdjacentWords * kWordBits) * kAdjacentWords;
+    const unsigned num_words = (rank + in_group + kWordBits - 1) / kWordBits - begin;
+#pragma unroll 1
+    for (unsigned w = lane * kAdjacentWords; w < num_words; w += simt::kWarpSize * kAdjacentWords) {
+      *reinterpret_cast<uint4*>(words + w) = *reinterpret_cast<const uint4*>(chosen + begin + w);
+    }
+    __syncwarp();
+    num_chosen = find_chosen(of_lane, candidates, first - begin * kWordBits, words, bits);
+    __syncwarp();  // before the next group's words
+  }
   const unsigned end = sum_of_lanes_before(num_chosen, in_row) + num_chosen;
   // All lanes' positions at once, or those of so few lanes that they fit for certain.
   const unsigned lanes = in_row <= kChunkBits ? simt::kWarpSize : simt::kWarpSize / kWords;

@@ -108,6 +108,7 @@ CASES = [
 # Data sets that are drawn in several launches: slower, for the backends' own tests.
 LARGE_CASES = [
     Case(samples=131_073, negatives=60_000, rows=1, in_order=True),
+    Case(samples=131_100, negatives=100_000, rows=1, as_int32=True),
     Case(samples=135_000, classes=2, negatives=300, rows=2, share=0.999, as_int32=True),
     Case(samples=131_500, classes=90, negatives=2, rows=66, as_int32=True),
     Case(samples=270_001, negatives=300, rows=3, share=0.02),
