@@ -6,16 +6,16 @@ import copy
 import dataclasses
 import errno
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from torch.nn import functional as F
 
 from sftn_fast import data, models, transfer
 from sftn_fast.config import ConfigError, DataConfig, TransferConfig
+from sftn_fast.utils import plugins
 
 FAKE = DataConfig("fake", train_size=70, image_size=16, crop_padding=0)  # 64 + 6: a partial batch
 
@@ -243,16 +243,15 @@ def of_a_plugin(**options):
 """
 
 
-def test_a_network_of_a_plugin(tmp_path: Path) -> None:
+def test_a_network_of_a_plugin(tmp_path: Path, forgotten_plugins: None) -> None:
     plugin, folder = tmp_path / "mine.py", tmp_path / "net"
     plugin.write_text(PLUGIN)
-    make = f"from sftn_fast import models; from sftn_fast.utils import plugins; plugins.load([{str(plugin)!r}])"
-    save = f"models.save(models.build('of_a_plugin'), {str(folder)!r})"
-    subprocess.run([sys.executable, "-c", f"{make}; {save}"], check=True)
-    command = [sys.executable, "-m", "sftn_fast.transfer", str(folder), "--data.name", "fake", "--epochs", "1"]
-    without = subprocess.run(command, capture_output=True, text=True)
+    plugins.load([str(plugin)])
+    models.save(models.build("of_a_plugin"), str(folder))
+    command = ["sftn_fast.transfer", str(folder), "--data.name", "fake", "--epochs", "1"]
+    without = programs.run(*command)
     assert without.returncode == 2 and "of_a_plugin" in without.stderr
-    done = subprocess.run([*command, "--plugins", f"[{plugin}]"], capture_output=True, text=True)
+    done = programs.run(*command, "--plugins", f"[{plugin}]")
     assert done.returncode == 0, done.stderr
     assert json.loads(next(folder.glob("transfer-fake*.json")).read_text())["network"] == "of_a_plugin"
 
@@ -285,12 +284,12 @@ def test_a_full_disk_is_exit_code_1_and_one_line(tmp_path: Path, monkeypatch, ca
 
 def test_on_the_command_line(exported, tmp_path: Path) -> None:
     output = tmp_path / "results" / "probe.json"
-    command = [sys.executable, "-m", "sftn_fast.transfer", str(exported), "--data.name", "fake", "--epochs", "2"]
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
+    command = ["sftn_fast.transfer", str(exported), "--data.name", "fake", "--epochs", "2"]
+    done = programs.run(*command, "--output", str(output))
     assert done.returncode == 0, done.stderr
     result = json.loads(output.read_text())
     assert done.stdout.splitlines()[-1] == f"top1 {result['top1']:.2f} %  top5 {result['top5']:.2f} %  ({output})"
-    refused = subprocess.run([*command, "--batch_size", "1"], capture_output=True, text=True)
+    refused = programs.run(*command, "--batch_size", "1")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "error: batch_size must be at least 2, got 1\n"
 

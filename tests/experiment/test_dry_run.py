@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 
@@ -136,8 +135,7 @@ def test_activations_grow_with_the_images_of_a_step() -> None:
 
 @pytest.mark.parametrize(("flag", "code"), [("--dry-run", 0), ("--dry-runs", 2)])
 def test_as_a_command(flag: str, code: int, tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "sftn_fast.train", flag, *SMALL.split(), "--stages", "[student]"]
-    done = subprocess.run([*argv, "--output", str(tmp_path / "run")], capture_output=True, text=True)
+    done = programs.train(flag, *SMALL.split(), "--stages", "[student]", "--output", str(tmp_path / "run"))
     assert done.returncode == code, done.stderr
     assert ("nothing was trained, nothing written" in done.stdout) == (code == 0)
     assert not (tmp_path / "run").exists()
