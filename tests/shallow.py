@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
 import pytest
 
 from sftn_fast.models import mobilenet, mobilenet_v1, shufflenet_v1, shufflenet_v2
@@ -14,3 +18,11 @@ def make_shallow(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mobilenet, "STAGES", rows)
     patch.setattr(shufflenet_v1, "DEPTHS", (2, 2, 2))
     patch.setattr(shufflenet_v2, "DEPTHS", (1, 1, 1))
+    if find_spec("torchvision"):
+        theirs = import_module("torchvision.models.shufflenetv2")
+        whole = theirs.ShuffleNetV2
+
+        def shallow(repeats: list[int], channels: list[int], **options: Any) -> Any:
+            return whole([2] * len(repeats), channels, **options)
+
+        patch.setattr(theirs, "ShuffleNetV2", shallow)
