@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn
 
 # Processes side by side share the cores. More threads than cores wait for each other in spin loops: some tests took
@@ -26,6 +27,7 @@ from order import ordered  # noqa: E402
 
 from sftn_fast import ops  # noqa: E402
 from sftn_fast.ops import _backend, _library  # noqa: E402
+from sftn_fast.utils import safe_yaml  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
+
+
+parse = cache(safe_yaml.load)
+
+
+@pytest.fixture
+def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parse each text once in the process. A run parses its configuration five times, half of a tiny run's time."""
+    monkeypatch.setattr(safe_yaml, "load", lambda *text, **options: copy.deepcopy(parse(*text, **options)))
 
 
 @pytest.fixture

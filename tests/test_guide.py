@@ -57,7 +57,7 @@ MISSING_PACKAGES = ("lightning", "accelerate", "onnx", "onnxscript", "torchao")
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch, forgotten_plugins):
+def checkout(tmp_path, monkeypatch, forgotten_plugins, parsed_once):
     """Make a working folder with images, teachers of each kind, and small stand-ins for data sets and networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

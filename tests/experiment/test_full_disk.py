@@ -115,6 +115,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     yield Disk(tmp_path / "run", monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stays", [True, False], ids=["stays full", "full once"])
 def test_every_file_of_a_run_may_fail(
     tmp_path: Path, disk: Disk, config: Config, unbroken: dict[str, bytes], stays: bool, capsys, caplog

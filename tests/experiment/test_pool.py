@@ -87,7 +87,6 @@ def test_one_process_goes_on_with_what_two_finished(
     assert capsys.readouterr().out.count("not trained again") == 6
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_all_and_the_run_goes_on_to_the_same_end(alone: Path, tmp_path: Path) -> None:
     output, often = tmp_path / "run", ["--engine.checkpoint_every", "1"]
     with programs.Train(*on_two(output, *often)) as process:
@@ -107,7 +106,6 @@ def test_ctrl_c_stops_all_and_the_run_goes_on_to_the_same_end(alone: Path, tmp_p
     assert computed(output) == computed(alone)
 
 
-@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     output = tmp_path / "run"
     with programs.Train(*on_two(output, "--epochs", "2000")) as process:
