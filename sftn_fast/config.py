@@ -50,13 +50,14 @@ __all__ = [
     "OptimConfig",
     "RouteConfig",
     "SFTNConfig",
+    "SoTeacherConfig",
     "TransferConfig",
     "check",
     "check_path",
     "rename_keys",
 ]
 
-Stage = Literal["teacher", "sftn", "student", "distill", "collaborate"]
+Stage = Literal["teacher", "early", "soteacher", "sftn", "student", "distill", "collaborate"]
 Dataset = Literal[
     "digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake"
 ]
@@ -214,6 +215,19 @@ class SFTNConfig:
 
 
 @dataclass(frozen=True)
+class SoTeacherConfig:
+    """Stage "soteacher": a teacher trained with two regularisers, without a student. The defaults are the authors'."""
+
+    lipschitz: NonNegativeFloat = 1e-5
+    """Weight of the bounds of the layers' Lipschitz constants."""
+    consistency: NonNegativeFloat = 1.0
+    """Weight, in the last epoch, of the distance from the mean of an image's earlier predictions. It rises linearly."""
+
+    def __post_init__(self) -> None:
+        validate(self, "soteacher.")
+
+
+@dataclass(frozen=True)
 class RouteConfig:
     """Distillation along the teacher's training (RCO): from snapshots of the teacher, early ones first."""
 
@@ -317,7 +331,11 @@ class Config:
     plugins: tuple[FilePath, ...] = ()
     """Python files or modules that register your own networks and methods. They are imported first."""
     stages: tuple[Stage, ...] = ("teacher", "sftn", "student", "distill")
-    """Stages to run. "distill" runs once for each teacher of the run."""
+    """Stages to run. "distill" runs once for each teacher of the run: "teacher" is the standard one, "sftn" the
+    student-friendly one; "early", which is "teacher" after teacher_epoch, and "soteacher" are rivals of it."""
+    teacher_epoch: PositiveInt | None = None
+    """Epoch of the standard teacher whose network teaches in the stage "early"; null for half of its epochs. Setting it
+    adds that stage."""
     distill: str = "kd"
     """Losses of the stage "distill" with their weights, such as kd=0.9 or kd=1:temperature=2,ce=0.5."""
     methods: Annotated[tuple[str, ...], HasCommas()] = ()
@@ -358,6 +376,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)
+    soteacher: SoTeacherConfig = field(default_factory=SoTeacherConfig)
     route: RouteConfig = field(default_factory=RouteConfig)
     collaborate: CollaborateConfig = field(default_factory=CollaborateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -366,11 +385,25 @@ class Config:
         validate(self)
         check(len(self.stages) > 0, "stages", [], "one or more of " + ", ".join(STAGES))
         check(len(set(self.stages)) == len(self.stages), "stages", list(self.stages), "distinct")
-        trained = min((self.epochs_of(kind) for kind in ("teacher", "sftn") if kind in self.stages), default=0)
+        teachers = [kind for kind in ("teacher", "soteacher", "sftn") if kind in self.stages]
+        trained = min(map(self.epochs_of, teachers), default=0)
         if trained:
             within = f"within the teacher's {trained} epochs"
             check(max(self.route.epochs, default=0) <= trained, "route.epochs", list(self.route.epochs), within)
             check(self.route.anchors <= trained, "route.anchors", self.route.anchors, within)
+        last = self.epochs_of("teacher")
+        check(
+            (self.teacher_epoch or 0) <= last,
+            "teacher_epoch",
+            self.teacher_epoch,
+            f"at most {last}, the teacher's last",
+        )
+        check(
+            "early" not in self.stage_epochs,
+            "stage_epochs.early",
+            self.stage_epochs.get("early"),
+            "left out: early is not trained",
+        )
         fixed = not (self.route.anchors or self.route.epochs)
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
         self._check_devices()
@@ -400,6 +433,11 @@ class Config:
             check(known, "devices", list(devices), "all or a whole number of GPUs, or a list of cpu, cuda or cuda:N")
         if devices != 1:
             check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")
+
+    @property
+    def early_epoch(self) -> int:
+        """Epoch of the standard teacher that the stage "early" takes, counted from 1."""
+        return self.teacher_epoch or max(1, self.epochs_of("teacher") // 2)
 
     def epochs_of(self, stage: str) -> int:
         """Return the number of epochs of ``stage``."""

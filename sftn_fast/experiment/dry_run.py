@@ -26,7 +26,7 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import listing
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
-from sftn_fast.experiment.kinds.snapshots import route_epochs
+from sftn_fast.experiment.kinds.snapshots import snapshot_epochs
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.run import prepare, say_precision, worker_on
 from sftn_fast.experiment.teacher_cache import policy
@@ -116,6 +116,10 @@ class CostProbe(JobRunner):
         """Return an untrained teacher."""
         return self.build(self.config.teacher)
 
+    def snapshot_of(self, teacher: str, epoch: int) -> models.StagedNet:
+        """Return an untrained teacher."""
+        return self.build(self.config.teacher)
+
     def route(self) -> Route | None:
         """Return None: there are no snapshots yet."""
         return None
@@ -123,9 +127,8 @@ class CostProbe(JobRunner):
     def cost(self) -> Cost:
         """Train a few steps; print what the job holds and how long it takes."""
         if not self.behaviour.trains(self.config):
-            key, file = self.behaviour.initial_file(self.config) or ("", "")
-            network = self.load(key, file)
-            distributed.say(f"  {file} fits; it is measured and not trained")
+            source, network = self.behaviour.measured(self)
+            distributed.say(f"  {source} fits; it is measured and not trained")
             seconds = self._evaluation(network.to(self.device), engine.Layout(self.device))
             size = _bytes(network.state_dict().values())
             return Cost(seconds, size, size)
@@ -175,7 +178,7 @@ class CostProbe(JobRunner):
         state, learning = _bytes(task.state_dict().values()), (p for p in task.parameters() if p.requires_grad)
         momentum = _bytes(learning) if self.config.optim.momentum else 0
         peers = state - network if isinstance(task, CollaborativeTask) else 0
-        anchors = len(route_epochs(self.config, self.job.kind)) if self.behaviour.teaches else 0
+        anchors = len(snapshot_epochs(self.config, self.job.kind)) if self.behaviour.teaches else 0
         saved = -(-epochs * steps // (self.config.engine.checkpoint_every or steps))
         checkpoints = min(self.config.engine.keep_checkpoints, saved)
         # A checkpoint and the job's folder have the network of the best epoch too.

@@ -115,6 +115,14 @@ class JobRunner:
             raise ConfigError(f"{key}: {error}") from error
         return network
 
+    def snapshot_of(self, teacher: str, epoch: int) -> StagedNet:
+        """Return the network of the job ``teacher`` as it was after ``epoch``, counted from 1."""
+        folder = self.seed_folder / teacher
+        try:
+            return models.load(snapshot(folder, epoch))
+        except (OSError, models.WeightsError) as error:
+            raise DamagedError(f"epoch {epoch} is needed, but {error}; remove {folder} to train it again") from error
+
     def route(self) -> Route | None:
         """Return the snapshots of the job's teacher, in the order of its training, if the student follows them."""
         folder, epochs = self.seed_folder / str(self.job.source), route_epochs(self.config, str(self.job.source))
@@ -222,13 +230,14 @@ class JobRunner:
         return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1)
 
     def _measure(self, run: OpenRun) -> None:
-        """Evaluate the network from a file and record it as the job's result."""
-        key, file = self.behaviour.initial_file(self.config) or ("", "")
-        network = self.load(key, file).to(self.device)
+        """Evaluate a network that is not trained here and record it as the job's result."""
+        source, network = self.behaviour.measured(self)
+        network.to(self.device)
         identity, layout = self._identity(), engine.Layout(self.device)
         measured = {"epoch": 0, **engine.evaluate(network, self.data.test, layout)}
-        distributed.say(f"  {file}: top-1 {measured['top1']:.2f} %")
-        doubts = teacher_check.doubts(network, measured["top1"], self.data, layout)
+        distributed.say(f"  {source}: top-1 {measured['top1']:.2f} %")
+        from_file = self.behaviour.initial_file(self.config) is not None
+        doubts = teacher_check.doubts(network, measured["top1"], self.data, layout) if from_file else []
         for doubt in doubts:
             distributed.say(f"  warning: {doubt}")
         nothing = {"seconds": 0.0, "images_per_second": 0.0, "data_wait_share": 0.0}

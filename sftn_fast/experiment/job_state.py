@@ -20,7 +20,7 @@ from sftn_fast.engine.checkpoint_content import has_position
 from sftn_fast.engine.fingerprint import FingerprintMismatch, listing
 from sftn_fast.experiment import identity
 from sftn_fast.experiment.identity import Differences
-from sftn_fast.experiment.kinds.snapshots import route_epochs, snapshot
+from sftn_fast.experiment.kinds.snapshots import snapshot, snapshot_epochs
 from sftn_fast.experiment.plan import RESULT, Job
 from sftn_fast.loggers import run_ids
 from sftn_fast.utils.checksummed import DamagedError, read_sealed
@@ -57,7 +57,7 @@ def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
     """Return the state of ``job`` in the run's folder ``root``. Changes nothing.
 
     Raises:
-        ConfigError: A teacher saved no snapshots for the wanted route.
+        ConfigError: A teacher did not save the snapshots that are needed now.
     """
     folder = job.folder(root)
     result = _result(folder / RESULT)
@@ -71,8 +71,8 @@ def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
     differing = identity.compare(recorded, wanted)
     if not differing and config.resume != "force":
         _require_snapshots(config, job, folder, epochs)
-    elif not differing and _missing_snapshot(config, job, folder, epochs):
-        differing = [("route", "no snapshots", "snapshots")]
+    elif not differing and (missing := _missing_snapshot(config, job, folder, epochs)):
+        differing = [(missing[0], "no snapshots", "snapshots")]
     return JobState(job, bool(result), True, differing, (result or checkpoint or {}).get("environment", {}))
 
 
@@ -184,17 +184,22 @@ def _require_snapshots(config: Config, job: Job, folder: Path, epochs: int) -> N
     missing = _missing_snapshot(config, job, folder, epochs)
     if missing:
         raise ConfigError(
-            f"route needs {missing}, but its teacher was trained without saving it; --resume force trains it again, "
-            f"--output NAME takes another folder"
+            f"{missing[0]} needs {missing[1]}, but its teacher was trained without saving it; --resume force trains it "
+            f"again, --output NAME takes another folder"
         )
 
 
-def _missing_snapshot(config: Config, job: Job, folder: Path, epochs: int) -> Path | None:
-    """Return the first snapshot for the route that a teacher should have saved within ``epochs`` and has not."""
-    if not job.behaviour.teaches or "distill" not in config.stages:
+def _missing_snapshot(config: Config, job: Job, folder: Path, epochs: int) -> tuple[str, Path] | None:
+    """Return setting and place of the first snapshot that a teacher should have saved within ``epochs`` and has not."""
+    if not job.behaviour.teaches:
         return None
-    due = [epoch for epoch in route_epochs(config, job.kind) if epoch <= epochs]
-    return next((path for path in (snapshot(folder, epoch) for epoch in due) if not path.is_dir()), None)
+    asked = {
+        epoch: key
+        for epoch, key in snapshot_epochs(config, job.kind).items()
+        if epoch <= epochs and (key != "route" or "distill" in config.stages)
+    }
+    due = ((key, snapshot(folder, epoch)) for epoch, key in asked.items())
+    return next(((key, path) for key, path in due if not path.is_dir()), None)
 
 
 def _result(path: Path) -> dict[str, Any] | None:

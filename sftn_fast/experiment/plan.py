@@ -85,6 +85,9 @@ def places(settings: Mapping[str, Any]) -> set[str] | None:
             seeds=tuple(settings["seeds"]),
             methods=tuple(settings.get("methods") or ()),
             teacher_file=settings.get("teacher_file"),
+            teacher_epoch=settings.get("teacher_epoch"),
+            epochs=settings.get("epochs", 240),
+            stage_epochs=settings.get("stage_epochs") or {},
         )
         return {job.place for job in _jobs(config)}
     except (KeyError, TypeError, ValueError):  # a ConfigError is a ValueError

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sftn_fast.experiment.labels import LABELS, kind, label
-from sftn_fast.report.matrix import SOURCES, MethodLine
+from sftn_fast.report.matrix import MethodLine, sources_of
 from sftn_fast.report.results import KL, TOP1, Column, Row
 from sftn_fast.report.statistics import Paired, signed
 from sftn_fast.utils.atomic import write_atomically
@@ -25,13 +25,23 @@ AUTHOR = "sftn_fast"
 """Program that a picture names as its maker, by which an older one is recognised."""
 COLORS = {
     "teacher": "#8a8f98",
+    "early": "#72b7b2",
+    "soteacher": "#b279a2",
     "sftn": "#d9822b",
     "student": "#b8bcc4",
     "distill-teacher": "#4c78a8",
+    "distill-early": "#72b7b2",
+    "distill-soteacher": "#b279a2",
     "distill-sftn": "#d9822b",
     "collaborate": "#54a24b",
 }
-LINES = {"teacher": ("#5f6570", ":"), "sftn": ("#d9822b", ":"), "student": ("#5f6570", "--")}
+LINES = {
+    "teacher": ("#5f6570", ":"),
+    "early": ("#72b7b2", ":"),
+    "soteacher": ("#b279a2", ":"),
+    "sftn": ("#d9822b", ":"),
+    "student": ("#5f6570", "--"),
+}
 """Color and line style of each baseline in the plot of several methods."""
 BETTER, WORSE, UNDECIDED = "#3b7d4f", "#b5423c", "#5f6570"
 """Colors of a gain whose confidence interval is above, below or around zero."""
@@ -96,10 +106,10 @@ def _plot_rows(plt: ModuleType, rows: Sequence[Row]) -> Figure:
 def _plot_matrix(plt: ModuleType, rows: Sequence[Row], lines: Sequence[MethodLine]) -> Figure:
     size = (15, 0.75 * len(lines) + 2.0)
     figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[1.25, 1, 1])
-    names = [line.method for line in lines]
+    names, sources = [line.method for line in lines], sources_of(lines)
     for axis, column in ((axes[0], TOP1), (axes[2], KL)):
         for height, line in enumerate(reversed(lines)):
-            for source, offset in zip(SOURCES, (0.17, -0.17), strict=True):
+            for source, offset in zip(sources, _offsets(len(sources)), strict=True):
                 if values := line.values(source, column):
                     _dots(axis, height + offset, values, column, COLORS[f"distill-{source}"], narrow=True)
     for height, line in enumerate(reversed(lines)):
@@ -112,14 +122,20 @@ def _plot_matrix(plt: ModuleType, rows: Sequence[Row], lines: Sequence[MethodLin
     _finish(axes[0], names, "Top-1 accuracy, last epoch (%)")
     _finish(axes[1], [""] * len(names), "Gain of SFTN (points), 95 % CI")
     _finish(axes[2], [""] * len(names), "KL(teacher || student) on the test set")
-    distances = [value for line in lines for source in SOURCES for value in line.values(source, KL)]
+    distances = [value for line in lines for source in sources for value in line.values(source, KL)]
     if min(distances, default=0) > 0:
         _log_scale(axes[2], distances)
-    for name in ("distill-teacher", "distill-sftn"):
+    for name in (f"distill-{source}" for source in sources):
         axes[0].plot([], [], color=COLORS[name], linewidth=2.5, label=LABELS[name])
     handles = [line for line in axes[0].lines if line.get_label() in LABELS.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
+
+
+def _offsets(count: int) -> list[float]:
+    """Return the heights of ``count`` networks within a row, from the top down."""
+    step = 0.34 if count < 3 else 0.6 / (count - 1)
+    return [step * ((count - 1) / 2 - i) for i in range(count)]
 
 
 def _baselines(axis: Axes, rows: Sequence[Row]) -> None:

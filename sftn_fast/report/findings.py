@@ -12,6 +12,8 @@ from sftn_fast.report.statistics import Paired, paired, signed
 QUESTIONS = (
     ("Distillation", "distill-teacher", "student"),
     ("SFTN", "distill-sftn", "distill-teacher"),
+    ("A teacher of an earlier epoch", "distill-early", "distill-teacher"),
+    ("SoTeacher", "distill-soteacher", "distill-teacher"),
 )
 """What is judged, the job that should be better for it, and the baseline of that job."""
 

@@ -19,6 +19,8 @@ DEFINITIONS = {
     "n": "Number of seeds. Each seed trains its own networks.",
     "method": "Losses of the student, in the notation of --distill.",
     "standard teacher": "Top-1 after the last epoch of the students of a conventionally trained teacher.",
+    "early teacher": "Top-1 after the last epoch of the students of the standard teacher of an earlier epoch.",
+    "SoTeacher": "Top-1 after the last epoch of the students of a teacher trained with SoTeacher's two regularisers.",
     "SFTN teacher": "Top-1 after the last epoch of the students of a student-friendly teacher.",
     "gain of SFTN": "Top-1 of the SFTN teacher's students minus that of the standard teacher's students, paired by "
     "seed, in points: mean ± sample standard deviation.",

@@ -14,6 +14,8 @@ from sftn_fast.report.statistics import Paired, holm, paired
 
 SOURCES = ("teacher", "sftn")
 """The two teachers: standard and student-friendly."""
+RIVALS = ("early", "soteacher")
+"""Other teachers that a run may have beside them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ def read_matrix(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Method
         MethodLine(method, by_source, gain, p, of_method(method, settings))
         for (method, by_source), gain, p in zip(students.items(), gains, corrected, strict=True)
     ]
+
+
+def sources_of(lines: Sequence[MethodLine]) -> list[str]:
+    """Return the teachers to show: both of ``SOURCES``, and between them the rivals that have students."""
+    rivals = [source for source in RIVALS if any(source in line.students for line in lines)]
+    return [SOURCES[0], *rivals, SOURCES[1]]
 
 
 def _gain(students: Mapping[str, Row]) -> Paired | None:

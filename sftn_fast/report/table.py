@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sftn_fast.experiment.labels import kind, label, method_in
+from sftn_fast.experiment.labels import LABELS, kind, label, method_in
 from sftn_fast.report import published
-from sftn_fast.report.matrix import SOURCES, MethodLine, average_gain
+from sftn_fast.report.matrix import SOURCES, MethodLine, average_gain, sources_of
 from sftn_fast.report.results import AGREEMENT, CALIBRATION, CKA, COLUMNS, COST, KL, SECONDS, SPEED, TOP1, Column, Row
 from sftn_fast.report.statistics import FEWEST_TESTED, format_p, mean_and_deviation, paired, signed
 from sftn_fast.report.terminal import Cells, grid
@@ -44,13 +44,14 @@ def matrix_table(lines: Sequence[MethodLine]) -> Cells:
     It has columns for published accuracies if there is one for any of the methods.
     """
     similar = [(column, f"{column.heading.split('(')[0]}, standard / SFTN") for column in SIMILARITY]
-    headings = ["method", "standard teacher", "SFTN teacher", "n", "gain of SFTN", "95 % CI", "p (Holm)"]
+    sources = sources_of(lines)
+    headings = ["method", *(LABELS[source] for source in sources), "n", "gain of SFTN", "95 % CI", "p (Holm)"]
     headings += [heading for _, heading in similar] + ["seconds, standard / SFTN"]
     compared = any(line.published for line in lines)
     cells = [headings + (["published", "gap"] if compared else [])]
     for line in lines:
         cells.append(
-            [line.method, *(_top1(line, source) for source in SOURCES), str(line.n), *_gain_cells(line)]
+            [line.method, *(_top1(line, source) for source in sources), str(line.n), *_gain_cells(line)]
             + [_both(line, column) for column, _ in similar]
             + [_both(line, SECONDS)]
             + (_published_cells(line) if compared else [])
@@ -107,6 +108,10 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     pairs = [
         ("collaborate", "student"),
         ("distill-sftn", "distill-teacher"),
+        ("distill-sftn", "distill-early"),
+        ("distill-sftn", "distill-soteacher"),
+        ("distill-early", "distill-teacher"),
+        ("distill-soteacher", "distill-teacher"),
         ("distill-sftn", "student"),
         ("distill-teacher", "student"),
     ]

@@ -4,6 +4,7 @@ from sftn_fast.tasks.base import Task
 from sftn_fast.tasks.collaborate import CollaborativeTask
 from sftn_fast.tasks.distill import DistillTask, Route
 from sftn_fast.tasks.sftn import SFTNTask
+from sftn_fast.tasks.soteacher import SoTeacherTask
 from sftn_fast.tasks.supervised import SupervisedTask
 
-__all__ = ["CollaborativeTask", "DistillTask", "Route", "SFTNTask", "SupervisedTask", "Task"]
+__all__ = ["CollaborativeTask", "DistillTask", "Route", "SFTNTask", "SoTeacherTask", "SupervisedTask", "Task"]

@@ -21,7 +21,10 @@ RESULT = "result.json"
 """File with a finished job's figures. It is written last, so a job with this file is finished."""
 FILES = "files"
 """Key in ``result.json`` of the checksums of the job's other files, by their names in its folder."""
-KINDS = ("teacher", "sftn", "student", "distill-teacher", "distill-sftn", "collaborate")
+KINDS = (
+    *("teacher", "early", "soteacher", "sftn", "student"),
+    *("distill-teacher", "distill-early", "distill-soteacher", "distill-sftn", "collaborate"),
+)
 """Names of jobs, or the part before a hyphen and the method."""
 SEED = re.compile(r"seed(0|-?[1-9]\d*)")
 """Name of a seed's folder."""

@@ -39,6 +39,7 @@ OUTCOMES = {
     "teacher_file": ("{file}", REFUSED),
     "plugins": ("[{plugin}]", REFUSED),
     "stages": ("[teacher,student]", KEPT),
+    "teacher_epoch": ("2", REFUSED),  # which the teacher's training did not save
     "distill": ("at", REFUSED),
     "methods": ("[kd,at]", JOINS),
     "cache_teacher": ("true", KEPT),  # since these images are augmented
@@ -84,6 +85,8 @@ OUTCOMES = {
     "sftn.branch_stages": ("[1]", REFUSED),
     "sftn.share_student": ("true", REFUSED),
     "sftn.init": ("teacher", REFUSED),
+    "soteacher.lipschitz": ("1", KEPT),
+    "soteacher.consistency": ("2", KEPT),
     "route.anchors": ("2", REFUSED),
     "route.epochs": ("[1]", REFUSED),
     "collaborate.method": ("kdcl", REFUSED),

@@ -4,11 +4,14 @@ from sftn_fast.config import Config
 from sftn_fast.experiment.kinds.base import Contents, Kind
 from sftn_fast.experiment.kinds.collaborate import Collaborate
 from sftn_fast.experiment.kinds.distill import Distill
+from sftn_fast.experiment.kinds.early import Early
 from sftn_fast.experiment.kinds.sftn import SFTN
+from sftn_fast.experiment.kinds.soteacher import SoTeacher
 from sftn_fast.experiment.kinds.student import Student
 from sftn_fast.experiment.kinds.teacher import Teacher
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Teacher(), SFTN(), Student(), Distill(), Collaborate())}
+_KINDS = (Teacher(), Early(), SoTeacher(), SFTN(), Student(), Distill(), Collaborate())
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 
 
 def teachers(config: Config) -> list[str]:

@@ -12,6 +12,7 @@ from sftn_fast.config import Config
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
     from sftn_fast.experiment.plan import Job
+    from sftn_fast.models import StagedNet
     from sftn_fast.tasks import Task
 
 EndOfEpoch = Callable[[int], None]
@@ -60,7 +61,7 @@ class Kind(ABC):
         return
 
     def trains(self, config: Config) -> bool:
-        """Return whether the job trains its network; if not, it measures one from a file."""
+        """Return whether the job trains its network; if not, it measures one, see :meth:`measured`."""
         return True
 
     @abstractmethod
@@ -94,6 +95,11 @@ class Kind(ABC):
     def failure(self, config: Config, job: Job, data: str) -> str:
         """Return the words for a job that can't learn on the images ``data``."""
         return f"{' and '.join(self.networks(config))} can't be trained on {data}"
+
+    def measured(self, runner: JobRunner) -> tuple[str, StagedNet]:
+        """Return the network of a job that trains none, and where it is from."""
+        key, file = self.initial_file(runner.config) or ("", "")
+        return file, runner.load(key, file)
 
     @abstractmethod
     def build_task(self, runner: JobRunner) -> Task:

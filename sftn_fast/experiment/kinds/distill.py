@@ -19,7 +19,12 @@ class Distill(Kind):
     """Distilled student."""
 
     name = "distill"
-    labels: ClassVar = {"distill-teacher": "student of standard teacher", "distill-sftn": "student of SFTN teacher"}
+    labels: ClassVar = {
+        "distill-teacher": "student of standard teacher",
+        "distill-early": "student of early teacher",
+        "distill-soteacher": "student of SoTeacher",
+        "distill-sftn": "student of SFTN teacher",
+    }
     exports_student = True
 
     def variants(self, config: Config, teachers: list[str]) -> Iterator[tuple[str | None, str | None]]:
@@ -30,7 +35,7 @@ class Distill(Kind):
         """See :meth:`Kind.check`."""
         if not teachers:
             raise ConfigError(
-                "stages must name teacher or sftn, or teacher_file a trained teacher, for distill to have one"
+                "stages must name teacher, sftn or soteacher, or teacher_file a trained one, for distill to have one"
             )
 
     def networks(self, config: Config) -> tuple[str, ...]:
@@ -58,8 +63,8 @@ class Distill(Kind):
 
     def describe(self, config: Config, job: Job) -> str:
         """See :meth:`Kind.describe`."""
-        teacher = "SFTN" if job.source == "sftn" else "standard"
-        return f"student {config.student} by {self.losses(config, job)} from {teacher} teacher"
+        source = self.labels[f"{self.name}-{job.source}"].removeprefix("student of ")
+        return f"student {config.student} by {self.losses(config, job)} from {source}"
 
     def failure(self, config: Config, job: Job, data: str) -> str:
         """See :meth:`Kind.failure`."""

@@ -1,4 +1,4 @@
-"""Snapshots of a teacher in training, for students that learn along its route."""
+"""Snapshots of a teacher in training, for students that learn along its route or from an earlier epoch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ def route_epochs(config: Config, teacher: str) -> list[int]:
     return list(config.route.epochs_of(config.epochs_of(teacher)))
 
 
+def snapshot_epochs(config: Config, teacher: str) -> dict[int, str]:
+    """Return the epochs after which the job ``teacher`` saves a snapshot, each with the setting that asks for it."""
+    epochs = dict.fromkeys(route_epochs(config, teacher), "route")
+    if teacher == "teacher" and ("early" in config.stages or config.teacher_epoch is not None):
+        epochs[config.early_epoch] = "teacher_epoch"
+    return epochs
+
+
 def snapshots(runner: JobRunner, task: Task) -> EndOfEpoch:
-    """Return a callback that exports the network after each epoch of the route."""
+    """Return a callback that exports the network after each of :func:`snapshot_epochs`."""
     from sftn_fast import models
 
     def save(epoch: int) -> None:
-        if epoch in route_epochs(runner.config, runner.job.kind):
+        if epoch in snapshot_epochs(runner.config, runner.job.kind):
             models.save(task.model, snapshot(runner.folder, epoch), meta={"epoch": epoch})
 
     return save
