@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -66,9 +67,15 @@ class Distiller(nn.Module):
         self._held = (student, *(teacher.eval() for teacher in teachers))
         about_student = NetInfo.of(student, image_size)
         self.methods = nn.ModuleList()
+        first = sorted(spec.methods, key=lambda term: not registry.find(term.name).replaces_head)
         for teacher in teachers:
             setup = Setup(about_student, NetInfo.of(teacher, image_size), num_samples, image_size, labels, gather)
-            self.methods.append(nn.ModuleDict({term.name: _method(term, setup) for term in spec.methods}))
+            built: dict[str, Method] = {}
+            for term in first:
+                built[term.name] = _method(term, setup)
+                if built[term.name].replaces_head:
+                    setup = _with_new_head(term.name, built[term.name], setup, len(teachers))
+            self.methods.append(nn.ModuleDict({term.name: built[term.name] for term in spec.methods}))
         self.weights = complete_weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
         self._image_size = image_size
@@ -250,6 +257,18 @@ class Distiller(nn.Module):
         for teacher in self.teachers:
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def _with_new_head(name: str, method: Method, setup: Setup, teachers: int) -> Setup:
+    """Give the student the head of ``method``; return the setup for the methods beside it."""
+    if teachers > 1:
+        raise ValueError(f"{name} takes one teacher, whose classifier the student gets, got {teachers}")
+    shape = setup.student.unpooled or setup.student.stages[-1]
+    net = setup.student.net
+    net.head = head = method.student_head().to(next(net.parameters())).train(net.training)
+    features, size = head.fc.in_features, getattr(head, "size", None) or shape[1:]
+    student = dataclasses.replace(setup.student, pooled=features, unpooled=(features, *size))
+    return dataclasses.replace(setup, student=student)
 
 
 def _method(term: Term, setup: Setup) -> Method:

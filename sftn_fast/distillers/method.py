@@ -12,7 +12,7 @@ from sftn_fast.data import Batch
 from sftn_fast.distillers.gather import whole_batch
 from sftn_fast.distillers.pairing import StagePair, pair_stages
 from sftn_fast.models import Features, StagedNet
-from sftn_fast.models.staged import Shape
+from sftn_fast.models.staged import Head, Shape
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ class Method(nn.Module):
     """Effective value of each option whose default stands for another one; for the table of methods."""
     published: ClassVar[Mapping[str, str]] = {}
     """Specifications that the authors publish for single pairs of networks, by ``"TEACHER STUDENT"``."""
+    replaces_head: ClassVar[bool] = False
+    """Whether the student gets the head that :meth:`student_head` returns, before any other method is built."""
     only_initialises: bool = False
     """Whether the method has an :meth:`initialisation` only: it has no ``loss`` and needs no teacher later."""
 
@@ -117,6 +119,10 @@ class Method(nn.Module):
     def extra_images(self, images: Tensor) -> Tensor | None:
         """Return further images [M, C, H, W] that both networks see after the batch's own, or None."""
         return None
+
+    def student_head(self) -> Head:
+        """Return a head that replaces the student's, for methods that set ``replaces_head``."""
+        raise NotImplementedError(f"the class {type(self).__name__} has no method student_head()")
 
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
         """Return the training that must run before the student's, or None."""

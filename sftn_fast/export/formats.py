@@ -16,6 +16,7 @@ from torch import Tensor
 from sftn_fast import models
 from sftn_fast.config import ConfigError
 from sftn_fast.export.deployed import Deployed
+from sftn_fast.models.copying import copy_network
 from sftn_fast.utils.streams import silent_output
 from sftn_fast.utils.text import counted
 
@@ -170,7 +171,9 @@ def _write_state_dict(network: Deployed, example: Tensor, file: Path) -> Run:
     assert isinstance(inner, models.StagedNet)
     tensors = {name: tensor.contiguous().clone() for name, tensor in models.export_state_dict(inner).items()}
     save_file(tensors, file)
-    restored = models.build(inner.name, num_classes=inner.num_classes, in_channels=inner.in_channels).eval()
+    restored = copy_network(inner).eval()
+    for tensor in restored.state_dict().values():
+        tensor.zero_()
     models.load_weights(restored, file, say=lambda line: None)
     return lambda pixels: restored(network.normalize(pixels))
 

@@ -20,6 +20,7 @@ from sftn_fast import __version__
 from sftn_fast.config import ConfigError
 from sftn_fast.models.pretrained import find_published, is_published, published
 from sftn_fast.models.registry import build, names, require_counts, unknown_name
+from sftn_fast.models.reused_head import KEY, ReusedHead, check_description, describe_head, give_head
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
 from sftn_fast.models.weights import Say, assign
@@ -29,14 +30,16 @@ from sftn_fast.utils.derived_files import discard
 from sftn_fast.utils.text import printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = 1
+FORMAT = 2
+"""Newest format that is read. 2 is that of networks with a :class:`~sftn_fast.models.reused_head.ReusedHead`."""
 KEYS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("format", "num_classes", "in_channels"), (int, "a whole number")),
     **dict.fromkeys(("name", "sha256"), (str, "a text")),
     "custom": (bool, "true or false"),
     "meta": (dict, "an object"),
+    KEY: (dict, "an object"),
 }
-"""Types of the values in ``config.json``, by key. ``meta`` may be missing."""
+"""Types of the values in ``config.json``, by key. The last two may be missing."""
 MANY_CLASSES = 100_000
 """Above this number, the weights are checked for it first, since a classifier of that size takes gigabytes."""
 
@@ -81,8 +84,9 @@ def to_files(
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     data = safetensors().save(tensors)
+    head = describe_head(net)  # readers of format 1 would build another network
     config = {
-        "format": FORMAT,
+        "format": FORMAT if head else 1,
         "sftn_fast": __version__,
         "name": net.name,
         "custom": net.name not in names(),
@@ -90,6 +94,7 @@ def to_files(
         "in_channels": net.in_channels,
         "sha256": hashlib.sha256(data).hexdigest(),
         "meta": dict(meta or {}),
+        **head,
     }
     return {WEIGHTS: data, CONFIG: seal(config).encode()}
 
@@ -169,6 +174,8 @@ def _load_export(
     ):
         raise WeightsError(f"{CONFIG} beside {file} is damaged: no tensor has its {num_classes} classes")
     net = build(name, num_classes=num_classes, in_channels=config["in_channels"])
+    if KEY in config:
+        give_head(net, config[KEY], weights, str(file))
     assign(net, weights, file, prefix=prefix, say=say)
     return net.eval(), config
 
@@ -192,8 +199,17 @@ def load_weights(
         WeightsError: The file is damaged; names or shapes differ, and the message lists the first; several networks
             in it fit; or a tensor is not dense, not floating point or not finite. A ValueError.
     """
-    file = path if is_published(path) else _locate(path)[1]
-    assign(net, _weights_of(path, net.name), file, prefix=prefix, keep_head=keep_head, say=say)
+    folder, weights_file = (None, Path(path)) if is_published(path) else _locate(path)
+    weights = _weights_of(path, net.name)
+    before, description = getattr(net, "head", None), read_config(folder).get(KEY) if folder is not None else None
+    if description is not None and not isinstance(before, ReusedHead):
+        give_head(net, description, weights, str(weights_file))
+    try:
+        assign(net, weights, weights_file, prefix=prefix, keep_head=keep_head, say=say)
+    except Exception:
+        if before is not None:
+            net.head = before
+        raise
 
 
 def require_weights(path: str | Path, name: str) -> None:
@@ -234,7 +250,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if type(written_as) is int and written_as > FORMAT:  # before the keys, which may be others
         raise WeightsError(f"{file} has format {written_as}, this version reads up to {FORMAT}: update sftn_fast")
     for key, (kind, allowed) in KEYS.items():
-        if type(config.get(key, {} if key == "meta" else None)) is not kind:  # bool is an int to isinstance
+        if type(config.get(key, {} if key in ("meta", KEY) else None)) is not kind:  # bool is an int to isinstance
             fault = f"must be {allowed}, got {printable(repr(config[key]))}" if key in config else "is missing"
             raise WeightsError(
                 f"{file} is not the {CONFIG} of an exported network: {key!r} {fault}; where the {WEIGHTS} beside it is "
@@ -244,6 +260,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         require_counts(num_classes=config["num_classes"], in_channels=config["in_channels"])
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file} is damaged: {error}") from error
+    if KEY in config:
+        check_description(config[KEY], str(file))
     if config["format"] < 1:
         raise WeightsError(f"{file} is damaged: 'format' must be at least 1, got {printable(config['format'])}")
     return config

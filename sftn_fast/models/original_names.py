@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sftn_fast.models.reused_head import ReusedHead
 from sftn_fast.models.staged import StagedNet
 
 ORIGINAL, OWN = "original", "own"
@@ -26,6 +27,12 @@ def export_state_dict(net: StagedNet, style: str = ORIGINAL) -> dict[str, Tensor
     """
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}; known are {', '.join(STYLES)}")
+    if isinstance(net.head, ReusedHead):  # no other project has such a network
+        style = OWN if style == ORIGINAL else style
+        if style != OWN:
+            raise ValueError(
+                f"{net.name} has the classifier of a teacher, which {style} doesn't know: style must be {OWN!r}"
+            )
     if style not in (ORIGINAL, OWN, *net.origins):
         known = ", ".join(repr(name) for name in (ORIGINAL, OWN, *net.origins))
         raise ValueError(f"{net.name} is no network of {style}: its styles are {known}")

@@ -15,7 +15,7 @@ from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.plan import plan
 
 TINY = "--config demo --data.name fake --data.train_size 32 --data.image_size 8 --optim.batch_size 16 --seeds [0]"
-TINY += " --engine.checkpoint_every null --teacher resnet14 --epochs 4 --stage_epochs.distill 1"
+TINY += " --engine.checkpoint_every null --teacher resnet14 --epochs 4 --stage_epochs.distill 1 --engine.eval_every 1"
 ALL = "--stages [teacher,early,soteacher,sftn,distill] --teacher_epoch 1"
 
 
