@@ -44,6 +44,8 @@ class Distiller(nn.Module):
     Attributes:
         methods: For each teacher, its methods by name.
         weights: Weight of each term, ``ce`` and the methods by name.
+        splits: Whether the terms have ``labels`` too, the weighted cross-entropy, which carries its part of the total's
+            gradient; for an optimizer that treats the two parts differently.
 
     Raises:
         ValueError: The networks differ in classes or channels, share a module, or can't run on such images; or a
@@ -81,6 +83,7 @@ class Distiller(nn.Module):
         self._image_size = image_size
         self._logits: LogitsSource | None = None
         self._has_run = False
+        self.splits = False
 
     @property
     def student(self) -> StagedNet:
@@ -185,6 +188,8 @@ class Distiller(nn.Module):
             self._has_run = True
             warn_if_not_averaged(self.student)
         losses, batch = self._losses_of(0), Batch(images, target, index)
+        if self.splits:
+            return self._split_terms(batch)
         if len(self.teachers) == len(losses) == 1:
             ((name, method),) = losses.items()
             if isinstance(method, FusedMethod):
@@ -197,6 +202,11 @@ class Distiller(nn.Module):
         terms = method.loss_with_ce(self.student(batch.images), teacher_logits, batch.target, **weights)
         require_terms(name, method.loss_with_ce, terms)
         return {"total": terms.total, CE: terms.ce, name: terms.loss}
+
+    def _split_terms(self, batch: Batch) -> dict[str, Tensor]:
+        if not self._losses_of(0):
+            raise ValueError("optim.dot needs a loss beside the cross-entropy while the student trains")
+        return self._terms(batch)
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         images, extra = self._all_images(batch.images)
@@ -217,7 +227,8 @@ class Distiller(nn.Module):
                 loss = require_scalar(name, method.loss, method.loss(*pair, batch)).float() / len(self.teachers)
                 losses[name] = losses[name] + loss if name in losses else loss
         total = sum(self.weights[name] * loss for name, loss in losses.items())
-        return {"total": cast(Tensor, total)} | {name: loss.detach() for name, loss in losses.items()}
+        labels = {"labels": self.weights[CE] * losses[CE]} if self.splits else {}
+        return {"total": cast(Tensor, total)} | {name: loss.detach() for name, loss in losses.items()} | labels
 
     @torch.no_grad()
     def _teacher_logits(self, batch: Batch) -> Tensor:

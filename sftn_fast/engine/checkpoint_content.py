@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ PART_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def check_content(state: Any, task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Check that ``state`` belongs to a run of ``task``.
+def check_content(state: Any, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Check that ``state`` belongs to a run of ``task`` with as many ``optimizers``.
 
     Raises:
         ValueError: a part is missing or has another type, shape or dtype. The message names it.
@@ -44,7 +44,19 @@ def check_content(state: Any, task: nn.Module, optimizer: torch.optim.Optimizer)
             raise ValueError("its history is not a list of epochs")
     _check_best(state.get("best"), state["history"], task)
     _check_tensors(state["task"], task.state_dict())
-    _check_momentum(state["optimizer"], optimizer)
+    saved = optimizer_states(state)
+    if len(saved) != len(optimizers):
+        raise ValueError(f"it has {len(saved)} optimizers, not {len(optimizers)}")
+    for momenta, optimizer in zip(saved, optimizers, strict=True):
+        _check_momentum(momenta, optimizer)
+
+
+def optimizer_states(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the states of the optimizers; earlier versions had only one."""
+    more = state.get("teacher_optimizer", [])
+    if not isinstance(more, list) or not all(isinstance(each, Mapping) for each in more):
+        raise ValueError("'teacher_optimizer' has another type")
+    return [state["optimizer"], *more]
 
 
 def has_position(state: Mapping[str, Any]) -> bool:

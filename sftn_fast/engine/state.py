@@ -9,7 +9,7 @@ from torch import nn
 from sftn_fast.engine import distributed
 from sftn_fast.engine.averages import EPOCH, WINDOW, AverageMeter, Stopwatch
 from sftn_fast.engine.best_epoch import BestEpoch
-from sftn_fast.engine.checkpoint_content import check_content
+from sftn_fast.engine.checkpoint_content import check_content, optimizer_states
 from sftn_fast.engine.optim import load_sgd
 from sftn_fast.engine.rng import rng_state, set_rng_state
 from sftn_fast.engine.step import TrainStep
@@ -74,6 +74,7 @@ class TrainState:
         return {
             "task": self.task.state_dict(),
             "optimizer": self.train_step.optimizer.state_dict(),
+            "teacher_optimizer": [optimizer.state_dict() for optimizer in self.train_step.optimizers[1:]],
             "scaler": self.train_step.scaler.state_dict(),
             "rng": distributed.gather(rng_state(self.train_step.layout.device)),
             "meter": distributed.gather(self.meter.state_dict()),
@@ -93,9 +94,11 @@ class TrainState:
             ValueError: it is not the state of such a run. Damaged content may raise other errors, after a part of it
                 has been loaded.
         """
-        check_content(state, self.task, self.train_step.optimizer)
+        optimizers = self.train_step.optimizers
+        check_content(state, self.task, optimizers)
         self.task.load_state_dict(state["task"])
-        load_sgd(self.train_step.optimizer, state["optimizer"])
+        for optimizer, saved in zip(optimizers, optimizer_states(state), strict=True):
+            load_sgd(optimizer, saved)
         if state["scaler"]:
             self.train_step.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self.step = state["position"]

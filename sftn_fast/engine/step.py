@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sftn_fast.config import EngineConfig
 from sftn_fast.data import loaders
 from sftn_fast.data.loaders import DeferredBatch
-from sftn_fast.engine import distributed, parallel
+from sftn_fast.engine import distributed, dot, parallel
 from sftn_fast.engine.compile import Compiled
 from sftn_fast.engine.device import (
     Layout,
@@ -24,7 +24,7 @@ from sftn_fast.engine.device import (
 )
 from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
 from sftn_fast.engine.graph import GraphedStep, Recorder, recorder
-from sftn_fast.engine.optim import Schedule, build_sgd
+from sftn_fast.engine.optim import Schedule
 from sftn_fast.engine.protocols import Batch, DeferredTrainData, FrozenTask, Task, Terms, TrainData
 from sftn_fast.engine.rollback import rollback
 
@@ -45,6 +45,8 @@ class TrainStep:
         must_record: raise an error if the step can't be recorded.
         find_unused: over several ranks, look for parameters without a gradient in each step.
         benchmark: let cuDNN time its algorithms for each new shape.
+        teacher_optimizer: takes the gradient of all but the labels' part of the total; see
+            :mod:`~sftn_fast.engine.dot`. The task must split its total, and ``clip_grad`` must be None.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class TrainStep:
         must_record: bool = False,
         find_unused: bool = False,
         benchmark: bool = False,
+        teacher_optimizer: torch.optim.SGD | None = None,
     ):
         # Only the step uses the wrapper: everything else, checkpoints above all, needs the task's own names.
         self.module, self.optimizer, self.schedule = task, optimizer, schedule
+        self.optimizers = [optimizer] if teacher_optimizer is None else [optimizer, teacher_optimizer]
         self.task = parallel.wrap(task, find_unused=find_unused)
         self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
@@ -133,7 +137,8 @@ class TrainStep:
 
     def rollback(self) -> AbstractContextManager[None]:
         """Return a context that undoes the steps inside it, see :func:`~sftn_fast.engine.rollback.rollback`."""
-        momenta = [value for state in self.optimizer.state.values() for value in state.values()]
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        momenta = [value for state in states for value in state.values()]
         written = [*self._parameters, *self._buffers, *momenta, self.watch.streak]
         return rollback(written, self.scaler, self.layout.device)
 
@@ -150,11 +155,16 @@ class TrainStep:
         # Over several ranks the gradients are averaged while the last part's are computed.
         self.optimizer.zero_grad(set_to_none=True)
         terms: Terms = {}
-        parts = self._parts(batch)
+        parts, split = self._parts(batch), len(self.optimizers) > 1
+        both: list[dot.Gradients] = [[None] * len(self._parameters)] * 2
         for number_of_part, (share, part) in enumerate(parts, start=1):
-            with parallel.no_sync(self.task, more_to_come=number_of_part < len(parts)):
-                for name, term in self._backward(part, share).items():
-                    terms[name] = terms[name] + term if name in terms else term
+            with parallel.no_sync(self.task, more_to_come=split or number_of_part < len(parts)):
+                found = self._split(part, share, both) if split else self._backward(part, share)
+            for name, term in found.items():
+                terms[name] = terms[name] + term if name in terms else term
+        if split:
+            both = [dot.averaged(gradients) for gradients in both]
+            self._give(dot.added(*both))
         self.scaler.unscale_(self.optimizer)
 
         # Not finite if any gradient is not. One pass serves the check, the log and the clipping.
@@ -169,10 +179,13 @@ class TrainStep:
 
         # The fused update reads the verdict on the device. It is ours, since the scaler's covers gradients only. The
         # update is skipped exactly when the buffers are restored, so that a skipped step leaves no trace.
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr
-        self.optimizer.step()
+        for number, optimizer in enumerate(self.optimizers):
+            if split:
+                self._give(both[number])
+            optimizer.found_inf = skipped  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr
+            optimizer.step()
         self.scaler.update()
         return {**values, "skipped": skipped}
 
@@ -190,6 +203,20 @@ class TrainStep:
             terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
         self.scaler.scale(share * _checked_total(terms)).backward()
         return {name: share * term.detach() for name, term in terms.items()}
+
+    def _split(self, part: tuple[Tensor, Tensor, Tensor], share: float, both: list[dot.Gradients]) -> Terms:
+        """Add both gradients of ``share`` times the loss of ``part`` to ``both``; return the terms times ``share``."""
+        images, target, index = part
+        with self.layout.autocast():
+            terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+        labels, total = terms.pop(dot.LABELS), _checked_total(terms)
+        new = dot.split_gradients(share * total, share * labels, self._parameters)
+        both[:] = [dot.added(old, more) for old, more in zip(both, new, strict=True)]
+        return {name: share * term.detach() for name, term in terms.items()}
+
+    def _give(self, gradients: dot.Gradients) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def check(self) -> None:
         """Raise :class:`NonFiniteError` if a step so far failed. Waits for the device."""
@@ -228,7 +255,7 @@ def build_step(
     layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine, model, device))
     if layout.channels_last:
         task.to(memory_format=torch.channels_last)
-    sgd = build_sgd(task, optim, schedule.lr)
+    sgd, of_teacher = dot.build_pair(task, optim, schedule.lr)
     find_unused = False
     if first_batch is not None and distributed.world_size() > 1:
         find_unused = parallel.leaves_some_unused(task, first_batch(), layout)
@@ -245,6 +272,7 @@ def build_step(
         must_record=engine.cuda_graphs is True,
         find_unused=find_unused,
         benchmark=uses_cudnn_benchmark(engine, device),
+        teacher_optimizer=of_teacher,
     )
 
 

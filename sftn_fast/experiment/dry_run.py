@@ -145,7 +145,7 @@ class CostProbe(JobRunner):
 
     def _fit_cost(self, task: Task | InitTask, epochs: int) -> Cost:
         """Return the cost of training ``task`` for ``epochs``."""
-        optim = self.config.optim
+        optim = self.config.optim_of("student" if isinstance(task, InitTask) else self.job.kind)
         steps = engine.steps_an_epoch(self.data, optim)
         # A tiny learning rate keeps untrained networks from diverging.
         schedule = engine.Schedule(optim, 1e-9, steps, epochs)

@@ -69,6 +69,9 @@ class _Contents:
 
 def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:
     """Return the settings by which every network is trained."""
+    optim = cli.to_dict(config.optim_of(kind))
+    if not optim["dot"]:  # identities of earlier versions don't have it
+        del optim["dot"]
     return {
         "epochs": config.epochs_of(kind),
         "amp": config.engine.amp,
@@ -77,7 +80,7 @@ def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:
         "sync_batchnorm": config.engine.sync_batchnorm,
         "eval_every": config.engine.eval_every,  # decides which epoch is the best one
         "ranks": ranks,
-        "optim": cli.to_dict(config.optim),
+        "optim": optim,
     }
 
 

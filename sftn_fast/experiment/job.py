@@ -173,7 +173,7 @@ class JobRunner:
             identity,
             run,
             epochs=config.epochs_of(self.job.kind),
-            optim=config.optim,
+            optim=config.optim_of(self.job.kind),
             lr=lr,
             on_epoch=self.behaviour.end_of_epoch(self, task),
             on_best=partial(self._keep_best, task.model),
@@ -184,6 +184,7 @@ class JobRunner:
         distributed.say(f"  initialisation of {name}, {first.epochs} epochs")
         optim = dataclasses.replace(
             self.config.optim,
+            dot=0.0,
             lr=first.lr if first.lr is not None else self.config.optim.lr,
             schedule="milestones" if first.milestones else "constant",
             milestones=tuple(first.milestones) or None,

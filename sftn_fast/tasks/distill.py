@@ -40,14 +40,18 @@ class DistillTask(Task):
 
     Student and adapters are in one module. A wrapper that averages gradients over processes or computes in another
     precision needs that. With a ``route``, the teacher's weights change at some epochs. Layers that a method trained on
-    the teacher earlier, such as FT's paraphraser, stay those of the finished teacher.
+    the teacher earlier, such as FT's paraphraser, stay those of the finished teacher. With ``splits`` the terms have
+    ``labels`` too, see :attr:`Distiller.splits`.
 
     Raises:
         ValueError: the distiller was built for another student.
     """
 
-    def __init__(self, student: StagedNet, distiller: Distiller, route: Route | None = None) -> None:
+    def __init__(
+        self, student: StagedNet, distiller: Distiller, route: Route | None = None, *, splits: bool = False
+    ) -> None:
         super().__init__()
+        distiller.splits = splits
         if distiller.student is not student:
             raise ValueError("the distiller was built for another student than the one given")
         self.model = student

@@ -76,6 +76,7 @@ OUTCOMES = {
     "optim.gamma": ("0.5", REFUSED),
     "optim.warmup_epochs": ("0.5", REFUSED),
     "optim.clip_grad": ("1", REFUSED),
+    "optim.dot": ("0.05", REFUSED),
     "sftn.teacher_weight": ("2", REFUSED),
     "sftn.ce_weight": ("2", REFUSED),
     "sftn.kl_weight": ("2", REFUSED),

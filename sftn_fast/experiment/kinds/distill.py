@@ -92,7 +92,7 @@ class Distill(Kind):
         )
         for line in (*distiller.describe(), *distiller.describe_warm_ups(runner.config.epochs_of(self.name))):
             distributed.say(f"  {line}")
-        return DistillTask(student, distiller, runner.route())
+        return DistillTask(student, distiller, runner.route(), splits=runner.config.optim.dot > 0)
 
     def end_of_epoch(self, runner: JobRunner, task: Task) -> EndOfEpoch | None:
         """See :meth:`Kind.end_of_epoch`."""
