@@ -1,10 +1,10 @@
 """Measure kernels and whole training, and record the results with their machine: `python -m bench [FAMILY ...]`.
 
 Families are those of the kernels; `training`, whole steps; `loaders`, loaders of image files; `scaling`, cost as the
-work grows. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and .png; the name ends with -large
-and -graph for measurements with these options. With --check it writes nothing and fails if a speedup over the authors'
-code, or over the usual loop, is below the recorded one. SFTN_CPU_CAPABILITY sets the level of vector instructions
-of both the kernels and PyTorch.
+work grows; `host`, the price of a call. Prints a table for each and writes bench/results/FAMILY-DEVICE.json, .md and,
+except of `host`, .png; the name ends with -large and -graph for measurements with these options. With --check it writes
+nothing and fails if a speedup over the authors' code, or over the usual loop, is below the recorded one.
+SFTN_CPU_CAPABILITY sets the level of vector instructions of both the kernels and PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silence the profiler, which o
 
 import torch
 
-from bench import loaders, record, scaling
+from bench import host, loaders, record, scaling
 from bench.cases import FAMILIES
 from bench.check import TOLERANCE, compare
 from bench.family import Kernels
@@ -45,8 +45,9 @@ SUITES: dict[str, Suite] = {
     "training": training,
     "loaders": loaders,
     "scaling": scaling,
+    "host": host,
 }
-CPU_ONLY = ("loaders", "scaling")
+CPU_ONLY = ("loaders", "scaling", "host")
 """Suites that are measured on the CPU only. --check does not compare them."""
 
 
@@ -80,7 +81,7 @@ def parse() -> argparse.Namespace:
     if unknown:
         parser.error(f"no family {', '.join(unknown)}; there are {names}")
     if args.device != "cpu" and set(args.families) & set(CPU_ONLY):
-        parser.error(f"{' and '.join(CPU_ONLY)} are measured on the CPU: --device cpu")
+        parser.error(f"{', '.join(CPU_ONLY[:-1])} and {CPU_ONLY[-1]} are measured on the CPU: --device cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU: --device cpu")
     unfair = record.mismatch() if args.device == "cpu" else None

@@ -19,7 +19,8 @@
 // Everything on the host is here, once for CPU, CUDA and the emulated CUDA. A backend is a class with two static
 // functions, `forward(const PointwiseInput&, const PointwiseOutput&)` and `backward(const PointwiseInput&, const
 // PointwiseGrad&)`, called with at least one element, and registers `features_pointwise_forward<Backend>` and
-// `features_pointwise_backward<Backend>`.
+// `features_pointwise_backward<Backend>`. A backend with a third, `both(const PointwiseInput&, const Tensor& total,
+// const PointwiseResults&)`, registers `features_pointwise_both<Backend>` too.
 #pragma once
 
 #include <optional>
@@ -40,6 +41,13 @@ constexpr const char* kPointwiseForwardSchema =
 constexpr const char* kPointwiseBackwardSchema =
     "features_pointwise_backward(Tensor grad_total, Tensor student, Tensor teacher, Tensor? channel, "
     "Tensor stats, " SFTN_POINTWISE_SCALARS ", bool student_grad, bool teacher_grad, bool channel_grad) -> Tensor[]";
+
+// Both at once: one pass over the maps leaves the total and the requested gradients, for a grad_total of 1. The maps
+// are of the accumulator's dtype, so that a gradient is rounded no more often when it is scaled. Returns the total,
+// then the gradients.
+constexpr const char* kPointwiseBothSchema =
+    "features_pointwise_both(Tensor student, Tensor teacher, Tensor? channel, " SFTN_POINTWISE_SCALARS
+    ", bool student_grad, bool teacher_grad, bool channel_grad) -> Tensor[]";
 
 enum class PointwiseKind : int64_t { kHint, kAb, kOh, kVid };  // as ops/features_pointwise.py numbers them
 
@@ -68,16 +76,19 @@ struct PointwiseOutput {
   Tensor stats;  // [2, C] for vid, else [0]
 };
 
-struct PointwiseGrad {
-  Tensor grad_total;  // []
-  Tensor stats;       // as the forward pass left it
-  // The requested results: like the student, like the teacher, like the channel.
+// The requested gradients: like the student, like the teacher, like the channel.
+struct PointwiseResults {
   std::optional<Tensor> student, teacher, channel;
 
   template <class T>
   static T* data(const std::optional<Tensor>& out) {
     return out ? data_of<T>(*out) : nullptr;
   }
+};
+
+struct PointwiseGrad : PointwiseResults {
+  Tensor grad_total;  // []
+  Tensor stats;       // as the forward pass left it
 };
 
 inline PointwiseInput pointwise_input(const Tensor& student, const Tensor& teacher,
@@ -105,6 +116,17 @@ inline PointwiseInput pointwise_input(const Tensor& student, const Tensor& teach
                     "features_pointwise: channel must have the accumulator's dtype and be on the maps' device");
   }
   return in;
+}
+
+// Allocates the requested results and appends them to `results`.
+inline void allocate(const PointwiseInput& in, PointwiseResults& grad, bool student, bool teacher, bool channel,
+                     std::vector<Tensor>& results) {
+  if (student) results.push_back(*(grad.student = empty_like_map(in.student, in.dtype)));
+  if (teacher) results.push_back(*(grad.teacher = empty_like_map(in.teacher, in.dtype)));
+  if (!channel) return;
+  grad.channel = empty(std::array<int64_t, 1>{in.student.c}, accumulator_dtype(in.dtype), in.student.tensor);
+  results.push_back(*grad.channel);
+  if (in.numel() == 0) torch::stable::fill_(*grad.channel, 0);
 }
 
 template <class Backend>
@@ -140,15 +162,30 @@ std::vector<Tensor> features_pointwise_backward(const Tensor& grad_total, const 
       stats.scalar_type() == dtype && stats.is_contiguous() && stats.numel() == (is_vid ? 2 * in.student.c : 0),
       "features_pointwise: stats must be as the forward pass left it");
   STD_TORCH_CHECK(is_vid || !channel_grad, "features_pointwise: only vid has a gradient by the channel");
-  PointwiseGrad grad{grad_total, stats, {}, {}, {}};
+  PointwiseGrad grad{{}, grad_total, stats};
   std::vector<Tensor> results;
-  if (student_grad) results.push_back(*(grad.student = empty_like_map(in.student, in.dtype)));
-  if (teacher_grad) results.push_back(*(grad.teacher = empty_like_map(in.teacher, in.dtype)));
-  if (channel_grad) {
-    results.push_back(*(grad.channel = empty(std::array<int64_t, 1>{in.student.c}, dtype, student)));
-    if (in.numel() == 0) torch::stable::fill_(*grad.channel, 0);
-  }
+  allocate(in, grad, student_grad, teacher_grad, channel_grad, results);
   if (in.numel() > 0 && !results.empty()) Backend::backward(in, grad);
+  return results;
+}
+
+template <class Backend>
+std::vector<Tensor> features_pointwise_both(const Tensor& student, const Tensor& teacher,
+                                            const std::optional<Tensor>& channel, int64_t kind, double parameter,
+                                            double scale, bool student_grad, bool teacher_grad, bool channel_grad) {
+  const PointwiseInput in = pointwise_input(student, teacher, channel, kind, parameter, scale);
+  STD_TORCH_CHECK(in.dtype == accumulator_dtype(in.dtype),
+                  "features_pointwise: both at once is for float32 and float64");
+  STD_TORCH_CHECK(in.kind == PointwiseKind::kVid || !channel_grad,
+                  "features_pointwise: only vid has a gradient by the channel");
+  std::vector<Tensor> results{empty(std::array<int64_t, 0>{}, in.dtype, student)};
+  PointwiseResults grad;
+  allocate(in, grad, student_grad, teacher_grad, channel_grad, results);
+  if (in.numel() > 0) {
+    Backend::both(in, results[0], grad);
+  } else {
+    torch::stable::fill_(results[0], 0);
+  }
   return results;
 }
 

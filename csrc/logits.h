@@ -64,12 +64,13 @@ constexpr const char* kLogitsBackwardSchema =
     "logits_backward(Tensor grad_total, Tensor teacher, Tensor[] students, Tensor? target, Tensor parts, "
     "Tensor stats, " SFTN_LOGITS_SCALARS ", bool teacher_grad, bool student_grad) -> Tensor[]";
 
-// Both at once, where a whole loss and its gradients take one pass over the logits. `grads` are those for a grad_total
-// of 1, in the accumulator's dtype, so that they are rounded once when they are scaled.
+// Both at once, where a whole loss and its gradients take one pass over the logits. Parsing ten numbers would take as
+// long as a small loss, so they come in one tensor: `scalars` [8], float64 on the CPU, are the scalars above in order,
+// without `rows` and ignore_index. Returns the total, with a target parts[0] to parts[2], each [], and the requested
+// gradients: for a grad_total of 1, in the accumulator's dtype, so that they are rounded once when they are scaled.
 constexpr const char* kLogitsBothSchema =
-    "logits_both(Tensor teacher, Tensor[] students, Tensor? target, " SFTN_LOGITS_SCALARS
-    ", bool teacher_grad, bool student_grad) -> (Tensor total, Tensor teacher_ce, Tensor branch_ce, Tensor kl, "
-    "Tensor[] grads)";
+    "logits_both(Tensor teacher, Tensor[] students, Tensor? target, Tensor scalars, int ignore_index, "
+    "bool teacher_grad, bool student_grad) -> Tensor[]";
 
 constexpr double kNearDivergence = 1.0 / 256, kNearDifference = 0.5;
 
@@ -129,9 +130,9 @@ struct LogitsGrad {
 
 // All of the accumulator's type.
 struct LogitsBoth {
-  std::array<Tensor, 4> terms;  // total and parts[0] to parts[2], each []
-  bool teacher, students;       // which gradients are requested
-  std::vector<Tensor> grads;    // [N, C] contiguous, in the order of LogitsGrad::out
+  std::vector<Tensor> terms;  // total, and with a target parts[0] to parts[2], each []
+  bool teacher, students;     // which gradients are requested
+  std::vector<Tensor> grads;  // [N, C] contiguous, in the order of LogitsGrad::out
 };
 
 inline LogitsInput logits_input(const Tensor& teacher, const std::vector<Tensor>& students,
@@ -217,28 +218,35 @@ std::vector<Tensor> logits_backward(const Tensor& grad_total, const Tensor& teac
   return std::move(grad.out);
 }
 
+// The options of logits_both.
+inline LogitsOptions logits_options(const Tensor& scalars, int64_t ignore_index) {
+  STD_TORCH_CHECK(scalars.scalar_type() == ScalarType::Double && scalars.is_cpu() && scalars.numel() == 8 &&
+                      scalars.is_contiguous(),
+                  "logits: scalars must be 8 numbers of float64 on the CPU");
+  const double* of = const_data_of<double>(scalars);
+  return {of[0], of[1], of[2], of[3], of[4], of[5], of[6] != 0, false, ignore_index, of[7]};
+}
+
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> logits_both(
-    const Tensor& teacher, const std::vector<Tensor>& students, const std::optional<Tensor>& target, double temperature,
-    double teacher_weight, double ce_weight, double kl_weight, double branch_scale, double kl_scale,
-    bool student_to_teacher, bool rows, int64_t ignore_index, double label_smoothing, bool teacher_grad,
-    bool student_grad) {
-  const LogitsInput in = logits_input(teacher, students, target,
-                                      {temperature, teacher_weight, ce_weight, kl_weight, branch_scale, kl_scale,
-                                       student_to_teacher, rows, ignore_index, label_smoothing});
-  STD_TORCH_CHECK(!rows, "logits: a loss for each row has no gradient before its grad_total is known");
+std::vector<Tensor> logits_both(const Tensor& teacher, const std::vector<Tensor>& students,
+                                const std::optional<Tensor>& target, const Tensor& scalars, int64_t ignore_index,
+                                bool teacher_grad, bool student_grad) {
+  const LogitsInput in = logits_input(teacher, students, target, logits_options(scalars, ignore_index));
   const ScalarType dtype = accumulator_dtype(in.dtype);
-  const auto scalar = [&] { return empty(std::array<int64_t, 0>{}, dtype, teacher); };
-  LogitsBoth both{{scalar(), scalar(), scalar(), scalar()}, teacher_grad, student_grad, {}};
-  const int64_t count = (teacher_grad ? 1 : 0) + (student_grad ? in.k() : 0);
-  both.grads.reserve(count);
-  for (int64_t i = 0; i < count; ++i) both.grads.push_back(empty(std::array<int64_t, 2>{in.n, in.c}, dtype, teacher));
+  const int64_t terms = target ? 4 : 1, grads = (teacher_grad ? 1 : 0) + (student_grad ? in.k() : 0);
+  LogitsBoth both{{}, teacher_grad, student_grad, {}};
+  both.terms.reserve(terms + grads);
+  for (int64_t i = 0; i < terms; ++i) both.terms.push_back(empty(std::array<int64_t, 0>{}, dtype, teacher));
+  both.grads.reserve(grads);
+  for (int64_t i = 0; i < grads; ++i) both.grads.push_back(empty(std::array<int64_t, 2>{in.n, in.c}, dtype, teacher));
   if (in.n > 0) {
     Backend::both(in, both);
   } else {
     for (Tensor& term : both.terms) torch::stable::fill_(term, 0);
   }
-  return {both.terms[0], both.terms[1], both.terms[2], both.terms[3], std::move(both.grads)};
+  std::vector<Tensor> results = std::move(both.terms);
+  for (Tensor& grad : both.grads) results.push_back(std::move(grad));
+  return results;
 }
 
 }  // namespace sftn

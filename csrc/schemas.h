@@ -28,6 +28,7 @@ void define_ops(Library& m) {
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
   m.def(kPktForwardSchema);
+  m.def(kPointwiseBothSchema);
   m.def(kPointwiseForwardSchema);
   m.def(kPointwiseBackwardSchema);
   m.def(kPoolForwardSchema);

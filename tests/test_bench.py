@@ -16,7 +16,7 @@ import torch
 import bench.cases
 import bench.family
 from bench import __main__ as main
-from bench import chart, loaders, readme, record, replay, scaling
+from bench import chart, host, loaders, readme, record, replay, scaling
 from bench.cases import features, logits
 from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
@@ -187,11 +187,31 @@ def test_loaders_are_measured_and_recorded(tmp_path, monkeypatch):
     assert all(loaders.line(row) in text for row in rows)
 
 
+def test_the_price_of_a_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "THREADS", (1,))
+    before = torch.get_num_threads()
+    rows = list(host.measure({}, Effort(turns=1, seconds=0.0, compile=False, cases=("KD",))))
+    assert torch.get_num_threads() == before
+    assert [row["case"] for row in rows] == ["KD (64, 100)", "KD + CE (64, 100)"]
+    assert all(row["ratio"] == round(row["ours"]["p20"] / row["empty"]["p20"], 2) for row in rows)
+    host.write("host-cpu", {"device": "cpu"}, rows, tmp_path)
+    assert record.read("host-cpu", tmp_path)[1] == rows
+    assert all(host.line(row) in (tmp_path / "host-cpu.md").read_text() for row in rows)
+
+
+@pytest.mark.parametrize("num_results", [1, 3])
+def test_an_empty_call_differentiates_the_first_input_alone(num_results):
+    student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
+    host.empty(num_results)(student, teacher).backward()
+    assert student.grad.shape == student.shape
+    assert teacher.grad is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["loaders", "--device", "cuda"], "loaders and scaling are measured on the CPU"),
-        (["training", "scaling", "--device", "cuda"], "loaders and scaling are measured on the CPU"),
+        (["loaders", "--device", "cuda"], "loaders, scaling and host are measured on the CPU"),
+        (["training", "scaling", "--device", "cuda"], "loaders, scaling and host are measured on the CPU"),
         (["nothing"], "no family nothing; there are contrastive, "),
         (["training", "--device", "cuda"], "PyTorch finds no GPU"),
     ],

@@ -236,7 +236,7 @@ struct LogitsCpu {
                     [&](int64_t begin, int64_t end) { both_range<T>(in, both, inv_valid, terms.data(), begin, end); });
       A parts[4];
       reduce(in, terms, inv_valid, parts, data_of<A>(both.terms[0]));
-      for (int p = 0; p < 3; ++p) *data_of<A>(both.terms[1 + p]) = parts[p];
+      for (std::size_t p = 1; p < both.terms.size(); ++p) *data_of<A>(both.terms[p]) = parts[p - 1];
     });
   }
 };

@@ -7,6 +7,7 @@ The same inputs give the same bits. :mod:`sftn_fast.ops.reference` holds the sam
 
 from sftn_fast.ops import _capability, reference
 from sftn_fast.ops._backend import backend, find_kernels, set_backend
+from sftn_fast.ops._checking import set_unchecked, unchecked
 from sftn_fast.ops.contrastive import crd_loss
 from sftn_fast.ops.contrastive_negatives import sample_negatives
 from sftn_fast.ops.features_adaptation import adapted_hint_loss
@@ -54,9 +55,11 @@ __all__ = [
     "rld_loss",
     "sample_negatives",
     "set_backend",
+    "set_unchecked",
     "sftn_loss",
     "sp_loss",
     "ttm_loss",
+    "unchecked",
     "vid_loss",
     "wkd_loss",
 ]

@@ -77,6 +77,101 @@ def first_derivatives(
     return [None if grad is None else _Once.apply(grad, *saved) for grad in grads]
 
 
+# Of a small loss, finding a name takes as long as using it.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_transformed = torch._C._are_functorch_transforms_active
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+_len_dispatch_stack = torch._C._len_torch_dispatch_stack
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Types of tensors that hold values of their own. Subclasses may be fake, or stand for others."""
+
+
+def computes_at_once(*inputs: Tensor) -> bool:
+    """Return whether a loss may compute its gradients in the forward pass: for plain tensors on a CPU.
+
+    Compilers get the two ops, of which they can leave out the second. On a GPU, two launches wait less for memory.
+    """
+    for x in inputs:
+        if type(x) not in PLAIN or not x.is_cpu:
+            return False
+    return not torch.compiler.is_compiling()
+
+
+class Refused(Exception):
+    """An op refused its arguments. The checks of the loss say what is wrong with them."""
+
+
+def tries_at_once(student: Any, teacher: Any) -> bool:
+    """Return whether a loss of a student that learns may call its op before any check.
+
+    The op checks whatever it touches. A loss that it refuses goes the long way.
+    """
+    return (
+        type(student) in PLAIN
+        and type(teacher) in PLAIN
+        and student.is_cpu
+        and teacher.is_cpu
+        and student.dtype is teacher.dtype
+        and student.requires_grad
+        and _is_grad_enabled()
+        and not student.is_inference()
+        and forward_ad._current_level < 0
+        and not _is_transformed()
+        and not _is_compiling()
+    )
+
+
+class AtOnce(torch.autograd.Function):
+    """The autograd of a loss whose op computes its gradients too.
+
+    A subclass has the forward pass, which saves the inputs that want a gradient and then these gradients, for a total
+    of 1. The backward pass multiplies them by the gradient that the total was given: mostly 1.
+    """
+
+    @staticmethod
+    def keep(ctx: Any, inputs: Sequence[Any], grads: Sequence[Tensor]) -> None:
+        """Save the gradients of those inputs of the function that want one, in order."""
+        wanted = [x for x, is_wanted in zip(inputs, ctx.needs_input_grad, strict=True) if is_wanted]
+        ctx.save_for_backward(*wanted, *grads)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        wanted = ctx.needs_input_grad
+        if grad_total is None:
+            return (None,) * len(wanted)
+        saved = ctx.saved_tensors  # read once: activation checkpointing allows a single access
+        if _is_grad_enabled():
+            with torch.no_grad():
+                grads = _kept_gradients(saved, grad_total)
+            grads = [_Once.apply(grad, *saved) for grad in grads]
+        else:
+            grads = _kept_gradients(saved, grad_total)
+        remaining = iter(grads)
+        return tuple([next(remaining) if is_wanted else None for is_wanted in wanted])
+
+
+def _kept_gradients(saved: Saved, grad_total: Tensor) -> Sequence[Tensor]:
+    """Return the gradients times ``grad_total``. ``saved`` holds the inputs, then a gradient for each."""
+    grads, dtype = scaled(saved[len(saved) // 2 :], grad_total), saved[0].dtype
+    return grads if grads[0].dtype is dtype else [grad.to(dtype) for grad in grads]
+
+
+def scaled(grads: Sequence[Tensor], grad_total: Tensor) -> Sequence[Tensor]:
+    """Return gradients that a forward pass on the CPU left, times the gradient that its total was given: mostly 1.
+
+    They may be handed out or written to only if no other backward pass needs them, because the caller may write to
+    them too. What is fake or recorded can't be compared with 1.
+    """
+    if _keeps_graph() or type(grad_total) is not Tensor or _len_dispatch_stack() > 0:
+        return [grad * grad_total for grad in grads]
+    if grad_total.item() != 1:
+        return [grad.mul_(grad_total) for grad in grads]
+    return grads
+
+
 class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *saved: Tensor | None) -> Tensor:  # type: ignore[override]

@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.torch_version import TorchVersion
 
 from sftn_fast.ops import _library
+from sftn_fast.ops._context_setting import ContextSetting
 
 BACKENDS = ("auto", "fused", "reference")
 
-
-class _Block:
-    """A ``with backend(name):`` block that was entered."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-_default = "auto"
-_entered: ContextVar[tuple[_Block, ...]] = ContextVar("entered", default=())
-_chosen: ContextVar[str | None] = ContextVar("chosen", default=None)  # name of the last block in `_entered`
-
-# The latest choice of any context. Compilers before torch 2.14 can't read a context variable, so they read this.
-_latest = _default
-_COMPILERS_READ_CONTEXTS = TorchVersion(torch.__version__) >= "2.14"
-
+_setting = ContextSetting("backend", "auto")
 _warned: set[str] = set()
 _kernels: dict[str, Any] = {}
+_OWN = torch.ops.sftn_fast
 
 
 def find_kernels() -> None:
     """Use the libraries that loaded and have every op. Call this once all ops are registered."""
     for device, library in (("cpu", _library.CPU), ("cuda", _library.CUDA)):
         if library.loaded:
-            _kernels[device] = torch.ops.sftn_fast
+            _kernels[device] = _OWN
 
 
 def set_backend(name: str) -> None:
@@ -51,32 +36,18 @@ def set_backend(name: str) -> None:
     Raises:
         ValueError: for any other name.
     """
-    global _default, _latest
     _check(name)
-    _default = _latest = name
+    _setting.set(name)
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> AbstractContextManager[None]:
     """Run the losses called inside ``with backend(name):`` on ``name``; see :func:`set_backend`.
 
     The choice holds for this thread or asyncio task, and for tasks started inside the block. Blocks may overlap, as
     those of generators do: the block entered last wins until it is left.
     """
     _check(name)
-    block = _Block(name)
-    _enter((*_entered.get(), block))
-    try:
-        yield
-    finally:
-        _enter(tuple(other for other in _entered.get() if other is not block))
-
-
-def _enter(blocks: tuple[_Block, ...]) -> None:
-    global _latest
-    _entered.set(blocks)
-    _chosen.set(blocks[-1].name if blocks else None)
-    _latest = current()
+    return _setting.block(name)
 
 
 def _check(name: str) -> None:
@@ -86,24 +57,23 @@ def _check(name: str) -> None:
 
 def current() -> str:
     """Return the backend chosen in this context."""
-    return _chosen.get() or _default
-
-
-def _current() -> str:
-    if _COMPILERS_READ_CONTEXTS or not torch.compiler.is_compiling():
-        return current()
-    return _latest
+    return _setting.get()
 
 
 def kernels(device_type: str) -> Any | None:
     """Return the namespace of the raw ops to use on a device, or None for the reference."""
-    name = _current()
+    name = _setting.get()
     if name == "reference":
         return None
     namespace = _kernels.get(device_type)
     if namespace is None:
         _without_kernels(device_type, name)
     return namespace
+
+
+def runs_cpu_kernels() -> bool:
+    """Return whether losses on the CPU run the compiled kernels in this context."""
+    return _kernels.get("cpu") is _OWN and _setting.get() != "reference"
 
 
 def why_not(device_type: str) -> str:

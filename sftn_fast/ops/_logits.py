@@ -6,14 +6,16 @@ op in each direction or one for both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import AtOnce, Refused, Saved, computes_at_once, first_derivatives, needs_function, savable
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._library import register_fake
 
@@ -33,103 +35,133 @@ class Options(NamedTuple):
     label_smoothing: float = 0.0
 
 
-Terms = tuple[Tensor, Tensor, Tensor, Tensor]
-"""A loss: total, the teacher's cross-entropy, the students', and the divergence. Only the total is differentiable."""
+def fused(
+    ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options
+) -> Sequence[Tensor]:
+    """Return the total, and with a target the teacher's cross-entropy, the students', and the divergence.
 
-
-def fused(ops: Any, teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, options: Options) -> Terms:
+    Only the total is differentiable.
+    """
     inputs = same_dtype((teacher, *students))
     if target is not None and target.dtype is not torch.int64:
         inputs = widened_beside(inputs, target)
         target = target.to(accumulator(inputs[0]))
     if not needs_function(inputs):
         teacher, *students = inputs
-        total, parts, _ = _call(ops.logits_forward, options, target, teacher, students)
-    elif _at_once(ops, inputs, options):
-        return _AtOnce.apply(ops, options, *savable(target, *inputs))
+        total, parts, _ = _call(ops.logits_forward, options, target, teacher, students, *options)
+    elif _fits(ops, inputs, options) and computes_at_once(*inputs):
+        return _AtOnce.apply(ops, options, target, *savable(*inputs))
     else:
         total, parts = _InTwoPasses.apply(ops, options, *savable(target, *inputs))
-    teacher_ce, branch_ce, kl, _ = parts.unbind()
-    return total, teacher_ce, branch_ce, kl
+    return (total,) if target is None else (total, *parts.unbind()[:3])
 
 
 MOST_KEPT = 65536
 """Most exponentials of a row that the CPU keeps, so that they stay in the second-level cache."""
 
 
-def _at_once(ops: Any, inputs: Sequence[Tensor], options: Options) -> bool:
-    """Return whether one op computes the loss and its gradients: half the exponentials, and half the calls.
+def _fits(ops: Any, inputs: Sequence[Tensor], options: Options) -> bool:
+    """Return whether there is an op for the loss and its gradients: half the exponentials, and half the calls.
 
-    The backward pass is then a multiplication. It needs one number to multiply with, so it is not for rows. Compilers
-    get the two ops, of which they can leave out the second.
+    The backward pass is then a multiplication. It needs one number to multiply with, so it is not for rows.
     """
-    teacher = inputs[0]
-    small = teacher.shape[1] * len(inputs) <= MOST_KEPT
-    return (
-        small and teacher.is_cpu and not (options.rows or torch.compiler.is_compiling()) and ops is torch.ops.sftn_fast
-    )
+    return not options.rows and inputs[0].shape[1] * len(inputs) <= MOST_KEPT and ops is torch.ops.sftn_fast
 
 
 def _call(
-    op: Any, options: Options, target: Tensor | None, teacher: Tensor, students: Sequence[Tensor], *wanted: bool
+    op: Any, options: Options, target: Tensor | None, teacher: Tensor, students: Sequence[Tensor], *rest: Any
 ) -> Any:
     try:
-        return op(teacher, students, target, *options, *wanted)
+        return op(teacher, students, target, *rest)
     except RuntimeError:
         if target is not None and target.dtype is torch.int64:
             check.check_classes(target, teacher.shape[1], options.ignore_index)
         raise
 
 
-class _AtOnce(torch.autograd.Function):
+@lru_cache(maxsize=64)
+def packed(options: Options) -> Tensor:
+    """Return the scalars of ``logits_both``, which would take longer to parse than a small loss to compute."""
+    with _disable_current_modes():
+        return torch.tensor((*options[:7], options.label_smoothing), dtype=torch.float64, device="cpu")
+
+
+class _AtOnce(AtOnce):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, ops: Any, options: Options, target: Tensor | None, teacher: Tensor, *students: Tensor
-    ) -> Terms:
+    ) -> tuple[Tensor, ...]:
         _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
-        total, teacher_ce, branch_ce, kl, grads = _call(
-            ops.logits_both, options, target, teacher, students, teacher_wanted, True in wanted
-        )
-        ctx.save_for_backward(teacher, *students, *grads)
-        ctx.mark_non_differentiable(teacher_ce, branch_ce, kl)
-        ctx.set_materialize_grads(False)
-        return total, teacher_ce, branch_ce, kl
+        scalars = packed(options), options.ignore_index
+        results = _call(ops.logits_both, options, target, teacher, students, *scalars, teacher_wanted, True in wanted)
+        num_terms = 1 if target is None else 4
+        terms, grads = results[:num_terms], results[num_terms:]
+        grads = _of_wanted(grads, teacher_wanted, wanted)
+        AtOnce.keep(ctx, (ops, options, target, teacher, *students), grads)
+        ctx.mark_non_differentiable(*terms[1:])
+        return tuple(terms)
+
+
+def _of_wanted(grads: Sequence[Tensor], teacher_wanted: bool, students_wanted: Sequence[bool]) -> Sequence[Tensor]:
+    """Return the gradients of the inputs that want one. The ops compute those of all students or of none."""
+    if False not in students_wanted or True not in students_wanted:
+        return grads
+    start = int(teacher_wanted)
+    of_students = zip(grads[start:], students_wanted, strict=True)
+    return [*grads[:start], *[grad for grad, wanted in of_students if wanted]]
+
+
+def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Remember the results of a function that checks and packs scalars, by their values and types.
+
+    True is no number, though it equals 1. What can't be looked up is no number either: the function says so.
+    """
+    by_value = lru_cache(maxsize=64, typed=True)(function)
+
+    def look_up(*scalars: Any) -> Tensor:
+        try:
+            return by_value(*scalars)
+        except TypeError:
+            return function(*scalars)
+
+    return look_up
+
+
+def fits_one_student(shape: torch.Size) -> bool:
+    """Return whether :class:`OneStudent` takes logits of a shape."""
+    return len(shape) == 2 and shape[0] > 0 and 0 < shape[1] <= MOST_KEPT // 2
+
+
+def are_classes(target: Any) -> bool:
+    """Return whether a target may be classes, which :class:`OneStudent` takes."""
+    return type(target) is Tensor and target.dtype is torch.int64
+
+
+class OneStudent(AtOnce):
+    """The same for one student, with fewer steps: of a small loss they are half the cost.
+
+    ``arguments`` are those of ``logits_both`` after the students, up to its flags.
+    """
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if grad_total is None:
-            return (None,) * len(ctx.needs_input_grad)
-        return None, None, None, *first_derivatives(_scale, ctx, grad_total)
-
-
-def _scale(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """Return the gradients that the forward pass left, times the one that the total was given: mostly 1.
-
-    They may be returned as they are only if no other backward pass needs them, because the caller may write to them.
-    """
-    _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
-    count, dtype = 1 + len(wanted), saved[0].dtype
-    grads: Sequence[Tensor] = saved[count:]
-    if torch._C._autograd._get_current_graph_task_keep_graph() or not _is_one(grad_total):
-        grads = [grad * grad_total for grad in grads]
-    if grads[0].dtype is not dtype:
-        grads = [grad.to(dtype) for grad in grads]
-    return _beside_unwanted(grads, teacher_wanted, wanted)
-
-
-def _beside_unwanted(
-    grads: Sequence[Tensor], teacher_wanted: bool, students_wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """Return the gradients of the teacher and of the students, None in the places of those that were not computed."""
-    teacher = grads[0] if teacher_wanted else None
-    if True not in students_wanted:
-        return [teacher, *[None] * len(students_wanted)]
-    return [teacher, *grads[1:]] if teacher_wanted else [teacher, *grads]
-
-
-def _is_one(x: Tensor) -> bool:
-    """Return whether a number on the CPU is 1, False if it can't be read: it is fake, or what happens is recorded."""
-    return type(x) is Tensor and torch._C._len_torch_dispatch_stack() == 0 and x.item() == 1
+    def forward(  # type: ignore[override]
+        ctx: Any, arguments: tuple[Tensor | None, Tensor, int], teacher: Tensor, student: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
+        _, teacher_wanted, _ = ctx.needs_input_grad
+        try:
+            results = torch.ops.sftn_fast.logits_both.default(teacher, (student,), *arguments, teacher_wanted, True)
+        except Exception as error:
+            raise Refused from error
+        if teacher_wanted:
+            ctx.save_for_backward(teacher, student, *results[-2:])
+        else:
+            ctx.save_for_backward(student, results[-1])
+        if arguments[0] is None:
+            return results[0]
+        total, _, ce, kl = results[:4]
+        ctx.mark_non_differentiable(ce, kl)
+        ctx.set_materialize_grads(False)
+        return total, ce, kl
 
 
 class _InTwoPasses(torch.autograd.Function):
@@ -137,7 +169,7 @@ class _InTwoPasses(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, ops: Any, options: Options, target: Tensor | None, teacher: Tensor, *students: Tensor
     ) -> tuple[Tensor, Tensor]:
-        total, parts, stats = _call(ops.logits_forward, options, target, teacher, students)
+        total, parts, stats = _call(ops.logits_forward, options, target, teacher, students, *options)
         ctx.save_for_backward(target, parts, stats, teacher, *students)
         ctx.ops, ctx.options = ops, options
         ctx.mark_non_differentiable(parts)
@@ -158,18 +190,17 @@ def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]
     grads = ctx.ops.logits_backward(
         grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, True in wanted
     )
-    return _beside_unwanted(grads, teacher_wanted, wanted)
+    needed = iter(_of_wanted(grads, teacher_wanted, wanted))
+    return [next(needed) if is_wanted else None for is_wanted in (teacher_wanted, *wanted)]
 
 
 @register_fake("logits_both")
-def _(
-    teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+def _(teacher: Tensor, students: Sequence[Tensor], target: Tensor | None, *rest: Any) -> list[Tensor]:
     dtype = accumulator(teacher)
-    total, teacher_ce, branch_ce, kl = (teacher.new_empty((), dtype=dtype) for _ in range(4))
     teacher_wanted, students_wanted = rest[-2:]
+    terms = [teacher.new_empty((), dtype=dtype) for _ in range(1 if target is None else 4)]
     count = int(teacher_wanted) + len(students) * int(students_wanted)
-    return total, teacher_ce, branch_ce, kl, [teacher.new_empty(teacher.shape, dtype=dtype) for _ in range(count)]
+    return [*terms, *[teacher.new_empty(teacher.shape, dtype=dtype) for _ in range(count)]]
 
 
 @register_fake("logits_forward")

@@ -39,7 +39,6 @@ def _check_probabilities(target: Tensor, logits: Tensor, ignore_index: int) -> N
     if target.shape != logits.shape:
         expected = f"{_letters(logits)} = {list(logits.shape)}"
         raise ValueError(f"target must be {expected} for probabilities, got {list(target.shape)}")
-    check.check_constant("target", target)
     if ignore_index >= 0:
         raise ValueError(
             "ignore_index must be negative beside a target of probabilities, which has no class to ignore, "

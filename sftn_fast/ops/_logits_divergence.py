@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable, scaled
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
-from sftn_fast.ops._logits import _is_one
 
 
 class Divergence(IntEnum):
@@ -105,20 +104,15 @@ class _DivergenceLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """Return the gradient that the forward pass left, times the one that the loss was given: mostly 1, on the CPU.
-
-    It may be returned as it is only if no other backward pass needs it, because the caller may write to it.
-    """
+    """Return the gradient that the forward pass left, times the one that the loss was given."""
     student, grad = saved
     if ctx.rows:
         grad = grad * grad_total[:, None]
-    elif torch.compiler.is_compiling() or not grad.is_cpu or _is_kept() or not _is_one(grad_total):
+    elif torch.compiler.is_compiling() or not grad.is_cpu:
         grad = grad * grad_total
+    else:
+        (grad,) = scaled((grad,), grad_total)
     return [grad.to(student.dtype)]
-
-
-def _is_kept() -> bool:
-    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 @register_fake("logits_divergence")

@@ -16,6 +16,7 @@ from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.memory import CRDMemory, mark_written
 
@@ -61,11 +62,12 @@ def crd_loss(
             before anything is written. On a GPU a row out of range is a device-side assertion, because the check would
             cost a synchronisation.
     """
-    if not isinstance(memory, CRDMemory):
-        raise TypeError(f"memory must be a CRDMemory, got {type(memory).__name__}")
-    memory.check_batch(student_embedding, teacher_embedding, index)
-    memory.check_negatives(negatives, student_embedding.shape[0])
-    check.check_flag("update", update)
+    if checked():
+        if not isinstance(memory, CRDMemory):
+            raise TypeError(f"memory must be a CRDMemory, got {type(memory).__name__}")
+        memory.check_batch(student_embedding, teacher_embedding, index)
+        memory.check_negatives(negatives, student_embedding.shape[0])
+        check.check_flag("update", update)
     try:
         ops = kernels(student_embedding.device.type)
         if ops is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.reference import contrastive_negatives as reference
 
@@ -57,6 +58,16 @@ def sample_negatives(
             ``labels`` holds at least two classes. On a GPU a violation is a device-side assertion, because the check
             would cost a synchronisation.
     """
+    if checked():
+        _check(index, labels, num_negatives, dtype, generator)
+    ops = kernels(index.device.type)
+    key = reference.draw_key(index.device, generator)
+    if ops is None:
+        return reference.with_key(key, index, labels, num_negatives, dtype)
+    return _fused(ops, key, index, labels, num_negatives, dtype)
+
+
+def _check(index: Any, labels: Any, num_negatives: Any, dtype: Any, generator: Any) -> None:
     check.check_indices("index", index, "[B]")
     check.check_indices("labels", labels, "[N]")
     check.check_same_device("labels", labels, "index", index)
@@ -66,11 +77,6 @@ def sample_negatives(
     check.check_choice("dtype", dtype, DTYPES)
     if generator is not None:
         check.check_generator(generator, index.device)
-    ops = kernels(index.device.type)
-    key = reference.draw_key(index.device, generator)
-    if ops is None:
-        return reference.with_key(key, index, labels, num_negatives, dtype)
-    return _fused(ops, key, index, labels, num_negatives, dtype)
 
 
 def _fused(ops: Any, key: Tensor, index: Tensor, labels: Tensor, num_negatives: int, dtype: torch.dtype) -> Tensor:

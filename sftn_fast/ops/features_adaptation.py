@@ -16,6 +16,7 @@ from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
@@ -61,15 +62,19 @@ def adapted_hint_loss(
         ValueError: for a wrong shape, device or value; in training for a single value per channel, which has no
             variance.
     """
-    _check_maps(features, teacher_features)
-    _check_per_channel("weight", weight, features)
-    _check_per_channel("bias", bias, features)
-    _check_per_channel("running_mean", running_mean, features)
-    _check_per_channel("running_var", running_var, features)
-    _check_running_statistics(running_mean, running_var, training)
-    check.check_flag("training", training)
-    check.check_fraction("momentum", momentum)
-    check.check_positive("eps", eps)
+    if checked():
+        _check_maps(features, teacher_features)
+        _check_per_channel("weight", weight, features)
+        _check_per_channel("bias", bias, features)
+        _check_per_channel("running_mean", running_mean, features)
+        _check_per_channel("running_var", running_var, features)
+        _check_running_statistics(running_mean, running_var, training)
+        check.check_flag("training", training)
+        check.check_fraction("momentum", momentum)
+        check.check_positive("eps", eps)
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic is not None:
+            check.check_constant(name, statistic)
     count = features.numel()
     if training and count == features.shape[1]:
         raise ValueError(
@@ -205,6 +210,3 @@ def _check_running_statistics(running_mean: Tensor | None, running_var: Tensor |
         raise ValueError(f"running_mean and running_var must be given together or not at all, got no {missing}")
     if running_mean is None and not training:
         raise ValueError("running_mean and running_var must be given where training is False, got None")
-    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-        if value is not None:
-            check.check_constant(name, value)

@@ -15,6 +15,7 @@ from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
@@ -46,8 +47,9 @@ def at_loss(student_features: Tensor, teacher_features: Tensor, *, p: float = 2)
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value; for two maps where one is higher and the other wider.
     """
-    _check_maps("student_features", student_features, "teacher_features", teacher_features)
-    check_power("p", p)
+    if checked():
+        _check_maps("student_features", student_features, "teacher_features", teacher_features)
+        check_power("p", p)
     ops = kernels(student_features.device.type)
     if ops is None:
         return reference.at_loss(student_features, teacher_features, p=p)
@@ -78,13 +80,8 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value; for two factors where one is higher and the other wider.
     """
-    _check_maps("student_factor", student_factor, "teacher_factor", teacher_factor)
-    check.check_choice("variant", variant, VARIANTS)
-    if variant == "paper" and student_factor.shape[1] != teacher_factor.shape[1]:
-        raise ValueError(
-            f"teacher_factor must have the channels of student_factor, {student_factor.shape[1]}, for variant 'paper', "
-            f"got {teacher_factor.shape[1]}"
-        )
+    if checked():
+        _check_factors(student_factor, teacher_factor, variant)
     ops = kernels(student_factor.device.type)
     if ops is None:
         return reference.ft_loss(student_factor, teacher_factor, variant=variant)
@@ -137,6 +134,16 @@ def _(student: Tensor, teacher: Tensor, power: float, absolute: bool) -> tuple[T
 def _(grad_loss: Tensor, student: Tensor, teacher: Tensor, *rest: Any) -> list[Tensor]:
     wanted = rest[-2:]
     return [torch.empty_like(x) for x, is_wanted in zip((student, teacher), wanted, strict=True) if is_wanted]
+
+
+def _check_factors(student: Any, teacher: Any, variant: Any) -> None:
+    _check_maps("student_factor", student, "teacher_factor", teacher)
+    check.check_choice("variant", variant, VARIANTS)
+    if variant == "paper" and student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f"teacher_factor must have the channels of student_factor, {student.shape[1]}, for variant 'paper', "
+            f"got {teacher.shape[1]}"
+        )
 
 
 def check_power(name: str, value: Any) -> None:

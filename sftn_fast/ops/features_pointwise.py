@@ -13,14 +13,25 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
-from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._autograd import (
+    AtOnce,
+    Refused,
+    Saved,
+    computes_at_once,
+    first_derivatives,
+    needs_function,
+    savable,
+    tries_at_once,
+)
+from sftn_fast.ops._backend import kernels, runs_cpu_kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.features_pool import poolable, pooled_alike
 
 HINT, AB, OH, VID = range(4)
+WIDE = (torch.float32, torch.float64)
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -39,7 +50,13 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape or device.
     """
-    _check_pair("student_features", student_features, "teacher_features", teacher_features)
+    if _tries_hint(student_features, teacher_features):
+        try:
+            return _Hint.apply(student_features, teacher_features)
+        except Refused:
+            pass
+    if checked():
+        check.check_map_pair("student_features", student_features, "teacher_features", teacher_features)
     ops = kernels(student_features.device.type)
     if ops is None:
         return reference.hint_loss(student_features, teacher_features)
@@ -65,9 +82,10 @@ def ab_loss(student_preact: Tensor, teacher_preact: Tensor, *, margin: float = 1
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient.
     """
-    _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
+    if checked():
+        check.check_map_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
+        check_margin("margin", margin)
     check.check_constant("teacher_preact", teacher_preact)
-    check_margin("margin", margin)
     ops = kernels(student_preact.device.type)
     if ops is None:
         return reference.ab_loss(student_preact, teacher_preact, margin=margin)
@@ -93,8 +111,9 @@ def oh_loss(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> T
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape or device, and for a margin that requires a gradient.
     """
-    _check_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
-    check.check_channels("margin", margin, "student_preact", student_preact)
+    if checked():
+        check.check_map_pair("student_preact", student_preact, "teacher_preact", teacher_preact)
+        check.check_channels("margin", margin, "student_preact", student_preact)
     check.check_constant("margin", margin)
     ops = kernels(student_preact.device.type)
     if ops is None:
@@ -121,9 +140,10 @@ def oh_margin(weight: Tensor, bias: Tensor) -> Tensor:
         TypeError: for an argument that is not a floating-point tensor.
         ValueError: for a wrong shape or device.
     """
-    check.check_vector("weight", weight)
-    check.check_vector("bias", bias)
-    check.check_like("bias", bias, "weight", weight)
+    if checked():
+        check.check_vector("weight", weight)
+        check.check_vector("bias", bias)
+        check.check_like("bias", bias, "weight", weight)
     return reference.oh_margin(weight, bias)
 
 
@@ -150,13 +170,8 @@ def vid_loss(mean: Tensor, log_scale: Tensor, teacher_features: Tensor, *, eps: 
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value.
     """
-    check.check_map("mean", mean)
-    check.check_map("teacher_features", teacher_features)
-    if teacher_features.shape != mean.shape:
-        _check_poolable(mean, teacher_features)
-    check.check_same_device("teacher_features", teacher_features, "mean", mean)
-    check.check_channels("log_scale", log_scale, "mean", mean)
-    check.check_positive("eps", eps)
+    if checked():
+        _check_vid(mean, log_scale, teacher_features, eps)
     ops = kernels(mean.device.type)
     if ops is None:
         return reference.vid_loss(mean, log_scale, teacher_features, eps=eps)
@@ -179,10 +194,63 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, o
         student, teacher = widened_beside((student, teacher), channel)
         channel = channel.to(accumulator(student)).contiguous()
     student, teacher = same_layout(student, teacher)
-    if needs_function((student, teacher, channel)):
-        return _PointwiseLoss.apply(ops, options, *savable(student, teacher, channel))
-    total, _ = ops.features_pointwise_forward(student, teacher, channel, *options)
-    return total
+    inputs = student, teacher, channel
+    if not needs_function(inputs):
+        return ops.features_pointwise_forward(*inputs, *options)[0]
+    if ops is torch.ops.sftn_fast and _keeps_no_more(*inputs) and computes_at_once(student, teacher):
+        return _AtOnce.apply(ops, options, *savable(*inputs))
+    return _PointwiseLoss.apply(ops, options, *savable(*inputs))
+
+
+SMALL = 65536
+"""Most elements of a map of which both gradients are kept from the forward pass on."""
+
+
+def _keeps_no_more(student: Tensor, teacher: Tensor, channel: Tensor | None) -> bool:
+    """Return whether the gradients may be computed in the forward pass and kept in place of the maps.
+
+    One gradient takes the place of the other map. Those of half precision would take twice as much: they wait in
+    float32, to be rounded once.
+    """
+    one = not (student.requires_grad and teacher.requires_grad)
+    return student.dtype in WIDE and (one or student.numel() <= SMALL)
+
+
+class _AtOnce(AtOnce):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, options: Options, student: Tensor, teacher: Tensor, channel: Tensor | None
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[2:]
+        total, *grads = ops.features_pointwise_both(student, teacher, channel, *options, *wanted)
+        AtOnce.keep(ctx, (ops, options, student, teacher, channel), grads)
+        return total
+
+
+def _tries_hint(student: Any, teacher: Any) -> bool:
+    return (
+        tries_at_once(student, teacher)
+        and runs_cpu_kernels()
+        and student.dtype in WIDE
+        and student.numel() > 0
+        and not teacher.requires_grad
+    )
+
+
+class _Hint(AtOnce):
+    """The same for the hint loss of a student's dense map and a constant, with fewer steps."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
+        scale = 1 / max(student.numel(), 1)
+        try:
+            total, grad = torch.ops.sftn_fast.features_pointwise_both.default(
+                student, teacher, None, HINT, 0.0, scale, True, False, False
+            )
+        except Exception as error:
+            raise Refused from error
+        ctx.save_for_backward(student, grad)
+        return total
 
 
 class _PointwiseLoss(torch.autograd.Function):
@@ -207,6 +275,11 @@ def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]
     return [next(grads) if want else None for want in wanted]
 
 
+@register_fake("features_pointwise_both")
+def _(student: Tensor, teacher: Tensor, channel: Tensor | None, *rest: Any) -> list[Tensor]:
+    return [student.new_empty(()), *_fake_gradients(student, channel, *rest[-3:])]
+
+
 @register_fake("features_pointwise_forward")
 def _(student: Tensor, teacher: Tensor, channel: Tensor | None, kind: int, *scalars: Any) -> tuple[Tensor, Tensor]:
     dtype = accumulator(student)
@@ -216,7 +289,12 @@ def _(student: Tensor, teacher: Tensor, channel: Tensor | None, kind: int, *scal
 
 @register_fake("features_pointwise_backward")
 def _(grad_total: Tensor, student: Tensor, teacher: Tensor, channel: Tensor | None, *rest: Any) -> list[Tensor]:
-    student_wanted, teacher_wanted, channel_wanted = rest[-3:]
+    return _fake_gradients(student, channel, *rest[-3:])
+
+
+def _fake_gradients(
+    student: Tensor, channel: Tensor | None, student_wanted: bool, teacher_wanted: bool, channel_wanted: bool
+) -> list[Tensor]:
     grads = [torch.empty_like(student) for _ in range(int(student_wanted) + int(teacher_wanted))]
     if channel_wanted and channel is not None:
         grads.append(torch.empty_like(channel))
@@ -228,10 +306,14 @@ def check_margin(name: str, value: Any) -> None:
     check.check_finite(name, value, most=1e15)
 
 
-def _check_pair(student_name: str, student: Any, teacher_name: str, teacher: Any) -> None:
-    check.check_map(student_name, student)
-    check.check_map(teacher_name, teacher)
-    check.check_like(teacher_name, teacher, student_name, student)
+def _check_vid(mean: Any, log_scale: Any, teacher: Any, eps: Any) -> None:
+    check.check_map("mean", mean)
+    check.check_map("teacher_features", teacher)
+    if teacher.shape != mean.shape:
+        _check_poolable(mean, teacher)
+    check.check_same_device("teacher_features", teacher, "mean", mean)
+    check.check_channels("log_scale", log_scale, "mean", mean)
+    check.check_positive("eps", eps)
 
 
 def _check_poolable(mean: Tensor, teacher: Tensor) -> None:

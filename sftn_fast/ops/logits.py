@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sftn_fast.ops import _dense, reference
+from sftn_fast.ops import _dense, _logits, reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._autograd import Refused, tries_at_once
+from sftn_fast.ops._backend import kernels, runs_cpu_kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import widened, widened_beside
-from sftn_fast.ops._logits import Options, fused
+from sftn_fast.ops._logits import OneStudent, Options, fused, packed, remembered
 from sftn_fast.ops._logits_arguments import check_logits, check_target, check_temperature_tensor
 from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
 from sftn_fast.ops._logits_divergence import divergence_kernels, fused_divergence
@@ -63,11 +65,21 @@ def kd_loss(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value, and with ``standardize`` for a teacher that requires a gradient.
     """
-    _check_pair(student_logits, teacher_logits, temperature)
-    if reduction not in REDUCTIONS:
-        check.check_choice("reduction", reduction, REDUCTIONS)
-    if standardize is not False:
-        _check_standardize(standardize, teacher_logits)
+    if standardize is False and tries_at_once(student_logits, teacher_logits) and runs_cpu_kernels():
+        shape = student_logits.shape
+        if _logits.fits_one_student(shape) and reduction != "none" and not isinstance(temperature, Tensor):
+            try:
+                scalars = _kd_scalars(temperature, reduction, shape[0])
+                return OneStudent.apply((None, scalars, 0), teacher_logits, student_logits)
+            except Refused:
+                pass
+    if checked():
+        _check_pair(student_logits, teacher_logits, temperature)
+        if reduction not in REDUCTIONS:
+            check.check_choice("reduction", reduction, REDUCTIONS)
+        check.check_flag("standardize", standardize)
+    if standardize:
+        check.check_constant("teacher_logits", teacher_logits)
     if student_logits.dim() != 2:
         return _dense.kd_loss(
             kd_loss, student_logits, teacher_logits, temperature, reduction=reduction, standardize=standardize
@@ -79,13 +91,10 @@ def kd_loss(
         return reference.kd_loss(
             student_logits, teacher_logits, temperature, reduction=reduction, standardize=standardize
         )
-    scale = temperature**2
-    if reduction == "batchmean":
-        scale /= max(student_logits.shape[0], 1)
+    options = _kd_options(temperature, reduction, student_logits.shape[0])
     if standardize:
-        of_rows = _standardized(temperature, scale)._replace(rows=reduction == "none")
+        of_rows = _standardized(temperature, options.kl_scale)._replace(rows=options.rows)
         return fused_divergence(ops, student_logits, teacher_logits, None, of_rows)[0]
-    options = Options(float(temperature), kl_scale=scale, rows=reduction == "none")
     return fused(ops, teacher_logits, (student_logits,), None, options)[0]
 
 
@@ -135,13 +144,26 @@ def kd_ce_loss(
             A class out of range raises on the CPU only. On a GPU it is a device-side assertion, as in
             ``F.cross_entropy``, because the check would cost a synchronisation.
     """
-    _check_pair(student_logits, teacher_logits, temperature)
-    check.check_integer("ignore_index", ignore_index)
-    check_target(target, student_logits, ignore_index)
-    check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
-    check.check_fraction("label_smoothing", label_smoothing)
-    if standardize is not False:
-        _check_standardize(standardize, teacher_logits)
+    if standardize is False and tries_at_once(student_logits, teacher_logits) and runs_cpu_kernels():
+        shape = student_logits.shape
+        if _logits.fits_one_student(shape) and _logits.are_classes(target) and not isinstance(temperature, Tensor):
+            try:
+                scalars = _kd_ce_scalars(temperature, kd_weight, ce_weight, ignore_index, label_smoothing, shape[0])
+                arguments = target, scalars, ignore_index
+                total, ce, kd = OneStudent.apply(arguments, teacher_logits, student_logits)
+                return KDTerms(total, kd, ce)
+            except Refused:
+                pass
+    if checked():
+        _check_pair(student_logits, teacher_logits, temperature)
+        check.check_integer("ignore_index", ignore_index)
+        check_target(target, student_logits, ignore_index)
+        check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
+        check.check_fraction("label_smoothing", label_smoothing)
+        check.check_flag("standardize", standardize)
+    check.check_constant("target", target)
+    if standardize:
+        check.check_constant("teacher_logits", teacher_logits)
     if student_logits.dim() != 2:
         return _dense.kd_ce_loss(
             kd_ce_loss,
@@ -173,14 +195,7 @@ def kd_ce_loss(
             label_smoothing=label_smoothing,
             standardize=standardize,
         )
-    options = Options(
-        float(temperature),
-        ce_weight=float(ce_weight),
-        kl_weight=float(kd_weight),
-        kl_scale=temperature**2 / max(student_logits.shape[0], 1),
-        ignore_index=ignore_index,
-        label_smoothing=float(label_smoothing),
-    )
+    options = _kd_ce_options(temperature, kd_weight, ce_weight, ignore_index, label_smoothing, student_logits.shape[0])
     if standardize:  # the cross-entropy is of the logits as they are
         # Both gradients are added before they are rounded.
         student_logits, teacher_logits = widened_beside(tuple(widened(student_logits, teacher_logits)), target)
@@ -231,15 +246,19 @@ def sftn_loss(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value; as in :func:`kd_ce_loss` for a class out of range.
     """
-    branches = _branches(branch_logits)
-    check.check_logits("teacher_logits", teacher_logits)
-    for i, branch in enumerate(branches):
-        check.check_logits_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
-    check.check_temperature(temperature)
-    check_target(target, teacher_logits)
-    check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
-    check.check_choice("direction", direction, DIRECTIONS)
-    check.check_choice("branch_reduction", branch_reduction, BRANCH_REDUCTIONS)
+    if checked():
+        _check_branches(branch_logits)
+    branches = branch_logits.unbind() if isinstance(branch_logits, Tensor) else branch_logits
+    if checked():
+        check.check_logits("teacher_logits", teacher_logits)
+        for i, branch in enumerate(branches):
+            check.check_logits_like(f"branch_logits[{i}]", branch, "teacher_logits", teacher_logits)
+        check.check_temperature(temperature)
+        check_target(target, teacher_logits)
+        check_weights(teacher_weight=teacher_weight, ce_weight=ce_weight, kl_weight=kl_weight)
+        check.check_choice("direction", direction, DIRECTIONS)
+        check.check_choice("branch_reduction", branch_reduction, BRANCH_REDUCTIONS)
+    check.check_constant("target", target)
     ops = kernels(teacher_logits.device.type)
     if ops is None:
         return reference.sftn_loss(
@@ -269,20 +288,18 @@ def sftn_loss(
     return SFTNTerms(total, teacher_ce, branch_ce, branch_kl)
 
 
-def _branches(branch_logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+def _check_branches(branch_logits: Any) -> None:
     if isinstance(branch_logits, Tensor):
         check.check_tensor("branch_logits", branch_logits)
         if branch_logits.dim() != 3:
             raise ValueError(
                 f"branch_logits must be K tensors [N, C] or one [K, N, C], got {list(branch_logits.shape)}"
             )
-        branch_logits = branch_logits.unbind()
     elif not isinstance(branch_logits, (list, tuple)):
         kind = type(branch_logits).__name__
         raise TypeError(f"branch_logits must be a list or tuple of tensors or one tensor, got {kind}")
-    if not branch_logits:
+    if len(branch_logits) == 0:
         raise ValueError("branch_logits must hold at least one branch, got none")
-    return branch_logits
 
 
 def _kd_loss_at(
@@ -306,15 +323,48 @@ def _check_pair(student_logits: Any, teacher_logits: Any, temperature: Any) -> N
         check.check_temperature(temperature)
 
 
+def _kd_options(temperature: float, reduction: str, n: int) -> Options:
+    scale = temperature**2
+    if reduction == "batchmean":
+        scale /= max(n, 1)
+    return Options(float(temperature), kl_scale=scale, rows=reduction == "none")
+
+
+def _kd_ce_options(
+    temperature: float, kd_weight: float, ce_weight: float, ignore_index: int, label_smoothing: float, n: int
+) -> Options:
+    return Options(
+        float(temperature),
+        ce_weight=float(ce_weight),
+        kl_weight=float(kd_weight),
+        kl_scale=temperature**2 / max(n, 1),
+        ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
+    )
+
+
+@remembered
+def _kd_scalars(temperature: Any, reduction: Any, n: int) -> Tensor:
+    check.check_temperature(temperature)
+    check.check_choice("reduction", reduction, REDUCTIONS)
+    return packed(_kd_options(temperature, reduction, n))
+
+
+@remembered
+def _kd_ce_scalars(
+    temperature: Any, kd_weight: Any, ce_weight: Any, ignore_index: Any, label_smoothing: Any, n: int
+) -> Tensor:
+    check.check_temperature(temperature)
+    check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
+    check.check_integer("ignore_index", ignore_index)
+    check.check_fraction("label_smoothing", label_smoothing)
+    return packed(_kd_ce_options(temperature, kd_weight, ce_weight, ignore_index, label_smoothing, n))
+
+
 def _standardized(temperature: float, scale: float) -> DivergenceOptions:
     return DivergenceOptions(
         student_temperature=float(temperature), teacher_temperature=float(temperature), scale=scale, standardize=True
     )
-
-
-def _check_standardize(standardize: Any, teacher_logits: Tensor) -> None:
-    check.check_flag("standardize", standardize)
-    check.check_constant("teacher_logits", teacher_logits)
 
 
 def check_weights(**weights: Any) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops.terms import DISTTerms
 
 
@@ -41,11 +42,11 @@ def dist_loss(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value.
     """
-    check.check_logits("student_logits", student_logits)
-    check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
-    check.check_temperature(temperature)
-    check.check_finite("inter_weight", inter_weight)
-    check.check_finite("intra_weight", intra_weight)
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_temperature(temperature)
+        check.check_finite("inter_weight", inter_weight)
+        check.check_finite("intra_weight", intra_weight)
     return reference.dist_loss(
         student_logits, teacher_logits, temperature, inter_weight=inter_weight, intra_weight=intra_weight
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._logits_divergence import Divergence, Kept, Label, Options, divergence_kernels, fused_divergence
 from sftn_fast.ops.terms import DKDTerms
 
@@ -62,11 +63,13 @@ def divergence_loss(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient.
     """
-    check_pair(student_logits, teacher_logits)
-    check.check_temperature(temperature)
-    check.check_choice("kind", kind, tuple(KINDS))
-    _check_parameters(kind, alpha, beta)
-    check.check_choice("reduction", reduction, REDUCTIONS)
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_temperature(temperature)
+        check.check_choice("kind", kind, tuple(KINDS))
+        _check_parameters(kind, alpha, beta)
+        check.check_choice("reduction", reduction, REDUCTIONS)
+    check.check_constant("teacher_logits", teacher_logits)
     ops = divergence_kernels(student_logits)
     if ops is None:
         return reference.divergence_loss(
@@ -105,9 +108,11 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float = 0
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient.
     """
-    check_pair(student_logits, teacher_logits)
-    check.check_temperature(gamma, "gamma")
-    check.check_flag("weighted", weighted)
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_temperature(gamma, "gamma")
+        check.check_flag("weighted", weighted)
+    check.check_constant("teacher_logits", teacher_logits)
     ops = divergence_kernels(student_logits)
     if ops is None:
         return reference.ttm_loss(student_logits, teacher_logits, gamma=gamma, weighted=weighted)
@@ -141,10 +146,12 @@ def nkd_loss(
         ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient; as in
             :func:`kd_ce_loss` for a class out of range.
     """
-    check_pair(student_logits, teacher_logits)
-    check.check_temperature(temperature)
-    check.check_target(target, student_logits)
-    check.check_finite("gamma", gamma)
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_temperature(temperature)
+        check.check_target(target, student_logits)
+        check.check_finite("gamma", gamma)
+    check.check_constant("teacher_logits", teacher_logits)
     ops = divergence_kernels(student_logits)
     if ops is None:
         return reference.nkd_loss(student_logits, teacher_logits, target, temperature, gamma=gamma)
@@ -196,12 +203,14 @@ def dkd_loss(
         ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient; as in
             :func:`kd_ce_loss` for a class out of range.
     """
-    check_pair(student_logits, teacher_logits)
-    check.check_temperature(temperature)
-    check.check_target(target, student_logits)
-    check.check_finite("target_weight", target_weight)
-    check.check_finite("nontarget_weight", nontarget_weight)
-    check.check_flag("standardize", standardize)
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_temperature(temperature)
+        check.check_target(target, student_logits)
+        check.check_finite("target_weight", target_weight)
+        check.check_finite("nontarget_weight", nontarget_weight)
+        check.check_flag("standardize", standardize)
+    check.check_constant("teacher_logits", teacher_logits)
     ops = divergence_kernels(student_logits)
     if ops is None:
         return reference.dkd_loss(
@@ -266,12 +275,14 @@ def rld_loss(
         ValueError: for a wrong shape, device or value, and for a teacher that requires a gradient; as in
             :func:`kd_ce_loss` for a class out of range.
     """
-    check_pair(student_logits, teacher_logits)
-    check.check_temperature(temperature)
-    check.check_target(target, student_logits)
-    check.check_finite("confidence_weight", confidence_weight)
-    check.check_finite("ranking_weight", ranking_weight)
-    check.check_temperature(confidence_temperature, "confidence_temperature")
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_temperature(temperature)
+        check.check_target(target, student_logits)
+        check.check_finite("confidence_weight", confidence_weight)
+        check.check_finite("ranking_weight", ranking_weight)
+        check.check_temperature(confidence_temperature, "confidence_temperature")
+    check.check_constant("teacher_logits", teacher_logits)
     ops = divergence_kernels(student_logits)
     if ops is None:
         return reference.rld_loss(
@@ -309,13 +320,6 @@ def _without_limits(kind: str, options: Options) -> Options:
     if kind in ("skew_kl", "skew_reverse_kl") and options.alpha == 0:
         return options._replace(divergence=Divergence.KL if kind == "skew_kl" else Divergence.REVERSE_KL)
     return options
-
-
-def check_pair(student_logits: Any, teacher_logits: Any) -> None:
-    """Raise unless both are logits of one shape on one device, the teacher's without a gradient."""
-    check.check_logits("student_logits", student_logits)
-    check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
-    check.check_constant("teacher_logits", teacher_logits)
 
 
 def _check_parameters(kind: str, alpha: Any, beta: Any) -> None:

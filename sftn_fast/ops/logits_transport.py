@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._checking import checked
 
 
 def wkd_loss(
@@ -51,14 +52,15 @@ def wkd_loss(
         ValueError: for a wrong shape, device or value, and for a cost that requires a gradient. A class out of range
             raises on the CPU only. On a GPU it is a device-side assertion, as in ``F.cross_entropy``.
     """
-    check.check_logits("student_logits", student_logits)
-    check.check_logits_like("teacher_logits", teacher_logits, "student_logits", student_logits)
-    check.check_target(target, student_logits)
-    _check_cost(cost, student_logits)
-    check.check_temperature(temperature)
-    check.check_finite("gamma", gamma)
-    check.check_positive("regularization", regularization)
-    check.check_size("iterations", iterations)
+    if checked():
+        check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+        check.check_target(target, student_logits)
+        _check_cost(cost, student_logits)
+        check.check_temperature(temperature)
+        check.check_finite("gamma", gamma)
+        check.check_positive("regularization", regularization)
+        check.check_size("iterations", iterations)
+    check.check_constant("cost", cost)
     return reference.wkd_loss(
         student_logits,
         teacher_logits,
@@ -77,4 +79,3 @@ def _check_cost(cost: Any, logits: Tensor) -> None:
     if cost.shape != (num_classes, num_classes):
         raise ValueError(f"cost must be [C, C] = {[num_classes, num_classes]}, got {list(cost.shape)}")
     check.check_same_device("cost", cost, "student_logits", logits)
-    check.check_constant("cost", cost)

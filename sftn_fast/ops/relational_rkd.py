@@ -16,6 +16,7 @@ from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.reference.relational_rkd import TINY
@@ -44,8 +45,9 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value.
     """
-    _check(student, teacher)
-    check.check_positive("eps", eps, least=0.0)
+    if checked():
+        check.check_embedding_pair("student", student, "teacher", teacher)
+        check.check_positive("eps", eps, least=0.0)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.rkd_distance_loss(student, teacher, eps=eps)
@@ -74,8 +76,9 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> T
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value.
     """
-    _check(student, teacher)
-    check.check_positive("eps", eps, least=0.0)
+    if checked():
+        check.check_embedding_pair("student", student, "teacher", teacher)
+        check.check_positive("eps", eps, least=0.0)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.rkd_angle_loss(student, teacher, eps=eps)
@@ -103,9 +106,10 @@ def rkd_loss(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value.
     """
-    _check(student, teacher)
-    check.check_finite("distance_weight", distance_weight)
-    check.check_finite("angle_weight", angle_weight)
+    if checked():
+        check.check_embedding_pair("student", student, "teacher", teacher)
+        check.check_finite("distance_weight", distance_weight)
+        check.check_finite("angle_weight", angle_weight)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.rkd_loss(student, teacher, distance_weight=distance_weight, angle_weight=angle_weight)
@@ -180,9 +184,3 @@ def _(student: Tensor, teacher: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Ten
 @register_fake("relational_rkd_backward")
 def _(grad_total: Tensor, rows: Tensor, pairs: Tensor) -> Tensor:
     return rows.new_empty(rows.shape)
-
-
-def _check(student: Any, teacher: Any) -> None:
-    check.check_embedding("student", student)
-    check.check_embedding("teacher", teacher)
-    check.check_same_batch("teacher", teacher, "student", student)

@@ -18,6 +18,7 @@ from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._library import register_fake
 
@@ -40,9 +41,10 @@ def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape or device.
     """
-    check.check_batch("student_features", student_features)
-    check.check_batch("teacher_features", teacher_features)
-    check.check_same_batch("teacher_features", teacher_features, "student_features", student_features)
+    if checked():
+        check.check_batch("student_features", student_features)
+        check.check_batch("teacher_features", teacher_features)
+        check.check_same_batch("teacher_features", teacher_features, "student_features", student_features)
     ops = kernels(student_features.device.type)
     if ops is None:
         return reference.sp_loss(student_features, teacher_features)
@@ -69,10 +71,11 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for a wrong shape, device or value.
     """
-    check.check_batch("student", student, dim=2)
-    check.check_batch("teacher", teacher, dim=2)
-    check.check_same_batch("teacher", teacher, "student", student)
-    check.check_positive("eps", eps, least=1e-18)
+    if checked():
+        check.check_batch("student", student, dim=2)
+        check.check_batch("teacher", teacher, dim=2)
+        check.check_same_batch("teacher", teacher, "student", student)
+        check.check_positive("eps", eps, least=1e-18)
     ops = kernels(student.device.type)
     if ops is None:
         return reference.pkt_loss(student, teacher, eps=eps)

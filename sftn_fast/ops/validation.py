@@ -1,6 +1,7 @@
 """Checks of arguments. A valid argument costs a comparison.
 
-Every message names the argument, the accepted values and the value it got.
+Every message names the argument, the accepted values and the value it got. :func:`sftn_fast.ops.unchecked` turns them
+off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,21 @@ LEAST, MOST = 1e-30, 1e30
 """Bounds of a loss's scalars, so that float32 holds them and a few products with tensor values."""
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Return whether both are dense floating-point tensors of one shape, dtype and device: one look at valid ones."""
+    return (
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.dtype is b.dtype
+        and a.layout is torch.strided
+        and b.layout is torch.strided
+        and not (a.is_nested or b.is_nested)
+        and a.shape == b.shape
+        and a.device == b.device
+        and a.dtype in FLOATING
+    )
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -50,14 +66,35 @@ def check_logits(name: str, logits: Any) -> None:
 
 def check_logits_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
     """Raise unless the logits have the shape and device of ``other``, logits that were checked."""
-    try:
-        same = value.layout is other.layout and not value.is_nested and value.shape == other.shape
-        if same and value.dtype is other.dtype and value.device == other.device:
-            return
-    except AttributeError:
-        pass  # not a tensor
-    check_floating(name, value)
-    check_like(name, value, other_name, other)
+    if not alike(value, other):
+        check_floating(name, value)
+        check_like(name, value, other_name, other)
+
+
+def check_logits_pair(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Raise unless both are logits ``[N, C]`` of one shape and device."""
+    if alike(value, other) and value.dim() == 2 and value.shape[1] > 0:
+        return
+    check_logits(name, value)
+    check_logits_like(other_name, other, name, value)
+
+
+def check_map_pair(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Raise unless both are maps ``[N, C, ...]`` of one shape and device."""
+    if alike(value, other) and value.dim() > 1 and value.shape[1] > 0:
+        return
+    check_map(name, value)
+    check_map(other_name, other)
+    check_like(other_name, other, name, value)
+
+
+def check_embedding_pair(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Raise unless both are embeddings ``[B, D]`` with as many rows on one device; their widths may differ."""
+    if alike(value, other) and value.dim() == 2 and value.shape[1] > 0:
+        return
+    check_embedding(name, value)
+    check_embedding(other_name, other)
+    check_same_batch(other_name, other, name, value)
 
 
 def check_map(name: str, value: Any) -> None:

@@ -232,10 +232,14 @@ FLOATING = [pytest.param(name, key, id=f"{name}-{key}") for name, op in TABLE.it
 
 
 def refuse(name, key, change, error):
-    """Assert that the call raises `error` with a message that names the argument."""
-    arguments = TABLE[name].arguments()
-    with pytest.raises(error, match=rf"\b{key}\b"):
-        TABLE[name].call(ops, arguments | {key: change(arguments[key])})
+    """Assert that the call raises `error` with a message that names the argument, also where the others learn."""
+    for learns in (False, True):
+        arguments = TABLE[name].arguments()
+        wrong = change(arguments[key])
+        for other in TABLE[name].differentiable:
+            arguments[other].requires_grad_(learns)
+        with pytest.raises(error, match=rf"\b{key}\b"):
+            TABLE[name].call(ops, arguments | {key: wrong})
 
 
 @pytest.mark.parametrize(("name", "key"), ARGUMENTS)
@@ -264,9 +268,13 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("name", "key"), ARGUMENTS)
 def test_what_is_not_dense_is_refused(name, key, layout):
-    arguments = TABLE[name].arguments()
-    with pytest.raises(TypeError, match=rf"^{key}\S* must be a dense tensor, got a tensor of layout \w+$"):
-        TABLE[name].call(ops, arguments | {key: LAYOUTS[layout](arguments[key])})
+    for learns in (False, True):
+        arguments = TABLE[name].arguments()
+        wrong = LAYOUTS[layout](arguments[key])
+        for other in TABLE[name].differentiable:
+            arguments[other].requires_grad_(learns)
+        with pytest.raises(TypeError, match=rf"^{key}\S* must be a dense tensor, got a tensor of layout \w+$"):
+            TABLE[name].call(ops, arguments | {key: wrong})
 
 
 @pytest.mark.parametrize(("name", "key"), FLOATING)

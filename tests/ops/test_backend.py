@@ -16,7 +16,7 @@ import torch
 
 import sftn_fast
 from sftn_fast import ops
-from sftn_fast.ops import _backend, _library
+from sftn_fast.ops import _backend, _context_setting, _library
 
 X, Y = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
 PACKAGE = Path(sftn_fast.__file__).parent
@@ -116,9 +116,9 @@ def test_the_default_is_the_processes():
 @pytest.mark.parametrize("reads_contexts", [True, False])
 def test_compiled_code_follows_the_switch(monkeypatch, reads_contexts):
     """In one graph, also by compilers that can't read a context variable."""
-    if reads_contexts and not _backend._COMPILERS_READ_CONTEXTS:
+    if reads_contexts and not _context_setting._COMPILERS_READ_CONTEXTS:
         pytest.skip("this torch's compiler can't read a context variable")
-    monkeypatch.setattr(_backend, "_COMPILERS_READ_CONTEXTS", reads_contexts)
+    monkeypatch.setattr(_context_setting, "_COMPILERS_READ_CONTEXTS", reads_contexts)
     targets = []
 
     def note(graph, _):

@@ -33,7 +33,7 @@ DTYPES = [*HALF, torch.float32, torch.float64]
 
 # ---- the table ----
 
-SWITCHES = {"backend", "set_backend"}
+SWITCHES = {"backend", "set_backend", "unchecked", "set_unchecked"}
 
 
 def public_functions(module) -> set[str]:

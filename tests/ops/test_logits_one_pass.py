@@ -6,6 +6,8 @@ import pytest
 import torch
 from families import DTYPES, ids, needs_kernels
 from logits_table import LOSSES, assert_close, differentiate, make
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftn_fast import ops
 from sftn_fast.ops import _logits
@@ -24,13 +26,17 @@ def in_two_passes(monkeypatch):
     return run
 
 
-@pytest.fixture
-def calls(monkeypatch) -> list[str]:
-    """The names of the raw ops that are called."""
-    names = []
-    real = _logits._call
-    monkeypatch.setattr(_logits, "_call", lambda op, *rest: names.append(op.__name__) or real(op, *rest))
-    return names
+class Calls(TorchDispatchMode):
+    """The names of the raw ops that are called inside ``with``."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "sftn_fast":
+            self.names.append(op._schema.name.removeprefix("sftn_fast::"))
+        return op(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("loss", SCALAR.values(), ids=SCALAR.keys())
@@ -65,14 +71,16 @@ def test_any_temperature(temperature, dtype):
     torch.testing.assert_close(grad, true_grad, rtol=0, atol=tolerance * true_grad.abs().max().item())
 
 
-def test_who_takes_one_pass(calls):
+def test_who_takes_one_pass():
     student, teacher = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
-    ops.kd_loss(student, teacher)
-    ops.kd_loss(student, teacher, reduction="none")  # a number for each row
-    ops.kd_loss(student.detach(), teacher)  # no gradient
     wide = torch.randn(1, _logits.MOST_KEPT // 2 + 1, requires_grad=True)
-    ops.kd_loss(wide, wide.detach())  # would leave the cache
-    assert calls == ["logits_both", "logits_forward", "logits_forward", "logits_forward"]
+    with Calls() as calls:
+        ops.kd_loss(student, teacher)
+        ops.kd_loss(student, teacher, reduction="none")  # a number for each row
+        ops.kd_loss(student.detach(), teacher)  # no gradient
+        ops.kd_loss(wide, wide.detach())  # would leave the cache
+        ops.sftn_loss(teacher, [student, teacher], torch.zeros(4, dtype=torch.int64))
+    assert calls.names == ["logits_both", "logits_forward", "logits_forward", "logits_forward", "logits_both"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
@@ -106,10 +114,56 @@ def test_a_small_gradient_of_half_precision_is_not_lost():
 def test_opcheck(wanted, target):
     options = _logits.Options(4.0, teacher_weight=0.5, ce_weight=1.0)
     teacher, students = torch.randn(3, 7), [torch.randn(3, 7) for _ in range(2)]
-    torch.library.opcheck(torch.ops.sftn_fast.logits_both.default, (teacher, students, target, *options, *wanted))
+    arguments = teacher, students, target, _logits.packed(options), options.ignore_index, *wanted
+    torch.library.opcheck(torch.ops.sftn_fast.logits_both.default, arguments)
 
 
-def test_rows_are_refused_by_the_raw_op():
-    options = _logits.Options(4.0, rows=True)
-    with pytest.raises(RuntimeError, match="a loss for each row"):
-        torch.ops.sftn_fast.logits_both(torch.randn(3, 7), [torch.randn(3, 7)], None, *options, True, True)
+@pytest.mark.parametrize(
+    "scalars", [torch.ones(7, dtype=torch.float64), torch.ones(8), torch.ones(16, dtype=torch.float64)[::2]]
+)
+def test_other_scalars_are_refused_by_the_raw_op(scalars):
+    with pytest.raises(RuntimeError, match="scalars must be 8 numbers of float64"):
+        torch.ops.sftn_fast.logits_both(torch.randn(3, 7), [torch.randn(3, 7)], None, scalars, -100, True, True)
+
+
+def test_scalars_are_checked_by_type_and_value():
+    """A valid value is remembered; one that equals it may be of a wrong type."""
+    student, teacher = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
+    expected = ops.kd_loss(student, teacher, 1.0)
+    torch.testing.assert_close(ops.kd_loss(student, teacher, 1), expected, rtol=0, atol=0)
+    for wrong, error, message in (
+        (True, TypeError, "temperature must be a number, got bool"),
+        ([1.0], TypeError, "temperature must be a number, got list"),
+        (float("nan"), ValueError, "temperature must be a finite number above 0"),
+    ):
+        with pytest.raises(error, match=message):
+            ops.kd_loss(student, teacher, wrong)
+
+
+def test_scalars_are_packed_outside_of_modes():
+    """What is remembered serves every later call, so it is no tensor of a mode that was active."""
+    student, teacher = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
+    _logits.packed.cache_clear()
+    with torch.device("meta"):
+        first = ops.kd_loss(student, teacher, 3.25)
+    torch.testing.assert_close(ops.kd_loss(student, teacher, 3.25), first, rtol=0, atol=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ops.kd_loss(student, teacher, 3.5)
+    torch.testing.assert_close(ops.kd_loss(student, teacher, 3.5), ops.reference.kd_loss(student, teacher, 3.5))
+
+
+def test_it_is_refused_as_by_the_long_way():
+    """Whatever the op refuses before any check, the checks explain."""
+    student, teacher = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
+    target = torch.zeros(4, dtype=torch.int64)
+    for call, error, message in (
+        (lambda: ops.kd_loss(student, teacher[:3]), ValueError, "teacher_logits must have the shape"),
+        (lambda: ops.kd_loss(student[0], teacher[0]), ValueError, "student_logits must be "),
+        (lambda: ops.kd_loss(student, teacher.to_sparse()), TypeError, "teacher_logits must be a dense tensor"),
+        (lambda: ops.kd_ce_loss(student, teacher, target + 9), ValueError, "target must hold classes from 0 to 8"),
+        (lambda: ops.kd_ce_loss(student, teacher, target[:3]), ValueError, "target must be "),
+        (lambda: ops.kd_ce_loss(student, teacher, target.int()), TypeError, "target must be "),
+        (lambda: ops.hint_loss(student, teacher[:3]), ValueError, "teacher_features must have the shape"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
