@@ -39,9 +39,9 @@ def kd_ce_loss(
     kd_weight: float,
     **options: Any,
 ) -> KDTerms:
-    """Return the terms of ``loss``, the same with cross-entropy of rows: its mean over rows is not that over images."""
-    pixels = math.prod(student.shape[2:])
+    """Return the terms of ``loss``, the distillation loss with cross-entropy of rows, of the pixels of both maps."""
     rows = as_rows(target) if target.is_floating_point() else target.reshape(-1)
+    pixels = math.prod(student.shape[2:])  # of an image; the loss divides by the number of rows, not by that of images
     weight = kd_weight * pixels
     terms = loss(as_rows(student), as_rows(teacher), rows, *args, kd_weight=weight, **options)
     return KDTerms(terms.total, terms.kd * pixels, terms.ce)
