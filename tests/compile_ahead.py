@@ -15,9 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import registers
-from simt.build import build_target
-
 if TYPE_CHECKING:
     import pytest
 
@@ -61,6 +58,10 @@ def end_with_the_parent() -> None:
 
 def main(targets: Sequence[str]) -> None:
     """Compile each target, whatever becomes of the others."""
+    # Not at the top: the processes that run tests import this module, and a copy of the tests may lack the emulator.
+    import registers
+    from simt.build import build_target
+
     for target in targets:
         with suppress(RuntimeError, OSError):
             registers.compile_all() if target == REGISTERS else build_target(target)
