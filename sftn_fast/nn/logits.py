@@ -10,16 +10,18 @@ from sftn_fast import ops
 from sftn_fast.nn.loss import OpLoss
 from sftn_fast.ops import KDTerms, SFTNTerms
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._logits_arguments import check_temperature_tensor
 from sftn_fast.ops.logits import BRANCH_REDUCTIONS, DIRECTIONS, REDUCTIONS, check_weights
 
 
 class KDLoss(OpLoss):
-    """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`, which also takes a learned temperature."""
+    """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`, whose temperature may be a Parameter."""
 
-    def __init__(self, temperature: float = 4.0, *, reduction: str = "batchmean") -> None:
-        check.check_temperature(temperature)
+    def __init__(self, temperature: float | Tensor = 4.0, *, reduction: str = "batchmean") -> None:
+        _check_temperature(temperature)
         check.check_choice("reduction", reduction, REDUCTIONS)
         super().__init__(temperature=temperature, reduction=reduction)
+        self.temperature = temperature  # a Parameter learns and moves with the module
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Compute the loss of logits ``[N, C]`` or ``[N, C, d1, ...]``, 0-dim, or one for each row or pixel."""
@@ -31,14 +33,14 @@ class KDCELoss(OpLoss):
 
     def __init__(
         self,
-        temperature: float = 4.0,
+        temperature: float | Tensor = 4.0,
         *,
         kd_weight: float = 0.9,
         ce_weight: float = 0.1,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> None:
-        check.check_temperature(temperature)
+        _check_temperature(temperature)
         check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
         check.check_integer("ignore_index", ignore_index)
         check.check_fraction("label_smoothing", label_smoothing)
@@ -49,6 +51,7 @@ class KDCELoss(OpLoss):
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         )
+        self.temperature = temperature  # a Parameter learns and moves with the module
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> KDTerms:
         """Compute the terms of logits ``[N, C]`` and a target, ``[N]`` int64 classes or ``[N, C]`` probabilities.
@@ -87,3 +90,10 @@ class SFTNLoss(OpLoss):
     def forward(self, teacher_logits: Tensor, branch_logits: Sequence[Tensor] | Tensor, target: Tensor) -> SFTNTerms:
         """Compute the terms of the teacher ``[N, C]``, K branches ``[N, C]`` and a target, as :class:`KDCELoss`."""
         return ops.sftn_loss(teacher_logits, branch_logits, target, **self.options)
+
+
+def _check_temperature(temperature: float | Tensor) -> None:
+    if isinstance(temperature, Tensor):
+        check_temperature_tensor(temperature)
+    else:
+        check.check_temperature(temperature)

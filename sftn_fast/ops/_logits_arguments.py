@@ -50,8 +50,8 @@ def _letters(logits: Tensor) -> str:
     return "[N, C]" if logits.dim() == 2 else "[N, C, d1, ...]"
 
 
-def check_temperature_tensor(value: Tensor, logits: Tensor) -> None:
-    """Raise unless the temperature is a floating-point 0-dim tensor on the logits' device.
+def check_temperature_tensor(value: Tensor, logits: Tensor | None = None) -> None:
+    """Raise unless the temperature is a floating-point 0-dim tensor, on the device of ``logits`` if given.
 
     Its value is read on the CPU only. On a GPU that would be a synchronisation.
     """
@@ -60,7 +60,8 @@ def check_temperature_tensor(value: Tensor, logits: Tensor) -> None:
         raise TypeError(f"temperature must be a number or a floating-point tensor, got a tensor of {value.dtype}")
     if value.dim() != 0:
         raise ValueError(f"temperature must be a number or a 0-dim tensor, got a tensor of shape {list(value.shape)}")
-    check.check_same_device("temperature", value, "the logits", logits)
+    if logits is not None:
+        check.check_same_device("temperature", value, "the logits", logits)
     if value.is_cpu and _is_readable(value):
         check.check_temperature(value.item())
 
