@@ -40,7 +40,6 @@ def start(targets: Sequence[str]) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
 
 
@@ -68,6 +67,7 @@ def main(targets: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    os.setpgrp()  # and not a session, which may get a share of its own of the processor, whatever its priority
     os.nice(19)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
     main(sys.argv[1:])
