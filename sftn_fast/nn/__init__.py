@@ -7,6 +7,8 @@ from sftn_fast.nn.features import ABLoss, ATLoss, FTLoss, HintLoss, OHLoss, VIDL
 from sftn_fast.nn.fsp import FSPLoss
 from sftn_fast.nn.kdsvd import KDSVDLoss
 from sftn_fast.nn.logits import KDCELoss, KDLoss, SFTNLoss
+from sftn_fast.nn.logits_batch import DISTLoss, WKDLoss
+from sftn_fast.nn.logits_divergence import DivergenceLoss, DKDLoss, NKDLoss, RLDLoss, TTMLoss
 from sftn_fast.nn.nst import NSTLoss
 from sftn_fast.nn.relational import PKTLoss, RKDAngleLoss, RKDDistanceLoss, RKDLoss, SPLoss
 
@@ -16,6 +18,9 @@ __all__ = [
     "AdaptedHint",
     "CRDLoss",
     "CorrelationLoss",
+    "DISTLoss",
+    "DKDLoss",
+    "DivergenceLoss",
     "Embed",
     "FSPLoss",
     "FTLoss",
@@ -23,14 +28,18 @@ __all__ = [
     "KDCELoss",
     "KDLoss",
     "KDSVDLoss",
+    "NKDLoss",
     "NSTLoss",
     "OHLoss",
     "PKTLoss",
     "RKDAngleLoss",
     "RKDDistanceLoss",
     "RKDLoss",
+    "RLDLoss",
     "SFTNLoss",
     "SPLoss",
+    "TTMLoss",
     "VIDLoss",
+    "WKDLoss",
     "hint_convolution",
 ]

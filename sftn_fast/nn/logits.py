@@ -17,10 +17,13 @@ from sftn_fast.ops.logits import BRANCH_REDUCTIONS, DIRECTIONS, REDUCTIONS, chec
 class KDLoss(OpLoss):
     """Distillation on softened logits; see :func:`sftn_fast.ops.kd_loss`, whose temperature may be a Parameter."""
 
-    def __init__(self, temperature: float | Tensor = 4.0, *, reduction: str = "batchmean") -> None:
+    def __init__(
+        self, temperature: float | Tensor = 4.0, *, reduction: str = "batchmean", standardize: bool = False
+    ) -> None:
         _check_temperature(temperature)
         check.check_choice("reduction", reduction, REDUCTIONS)
-        super().__init__(temperature=temperature, reduction=reduction)
+        check.check_flag("standardize", standardize)
+        super().__init__(temperature=temperature, reduction=reduction, standardize=standardize)
         self.temperature = temperature  # a Parameter learns and moves with the module
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -39,17 +42,20 @@ class KDCELoss(OpLoss):
         ce_weight: float = 0.1,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        standardize: bool = False,
     ) -> None:
         _check_temperature(temperature)
         check_weights(kd_weight=kd_weight, ce_weight=ce_weight)
         check.check_integer("ignore_index", ignore_index)
         check.check_fraction("label_smoothing", label_smoothing)
+        check.check_flag("standardize", standardize)
         super().__init__(
             temperature=temperature,
             kd_weight=kd_weight,
             ce_weight=ce_weight,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            standardize=standardize,
         )
         self.temperature = temperature  # a Parameter learns and moves with the module
 

@@ -67,7 +67,7 @@ def divergence_loss(
         check.check_logits_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
         check.check_temperature(temperature)
         check.check_choice("kind", kind, tuple(KINDS))
-        _check_parameters(kind, alpha, beta)
+        check_parameters(kind, alpha, beta)
         check.check_choice("reduction", reduction, REDUCTIONS)
     check.check_constant("teacher_logits", teacher_logits)
     ops = divergence_kernels(student_logits)
@@ -322,7 +322,7 @@ def _without_limits(kind: str, options: Options) -> Options:
     return options
 
 
-def _check_parameters(kind: str, alpha: Any, beta: Any) -> None:
+def check_parameters(kind: str, alpha: Any, beta: Any) -> None:
     """Raise unless the divergence takes the parameters. It ignores those that it doesn't have, but not their type."""
     check.check_finite("alpha", alpha)
     check.check_finite("beta", beta)

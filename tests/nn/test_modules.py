@@ -16,6 +16,7 @@ MAPS = torch.linspace(-2, 3, 2 * 3 * 4 * 4).sin().reshape(2, 3, 4, 4), torch.lin
 ROWS = torch.linspace(-3, 3, 20).sin().view(4, 5), torch.linspace(-1, 5, 20).cos().view(4, 5)
 TARGET = torch.tensor([0, 4, 1, 1])
 MARGIN = torch.tensor([-0.5, -0.2, -1.0])
+COST = torch.linspace(0, 1, 25).view(5, 5)
 
 FACES = {
     "kd": (nn.KDLoss(2.0), ROWS, lambda: ops.kd_loss(*ROWS, 2.0)),
@@ -30,6 +31,17 @@ FACES = {
         (ROWS[0], [ROWS[1], ROWS[1] + 1], TARGET),
         lambda: ops.sftn_loss(ROWS[0], [ROWS[1], ROWS[1] + 1], TARGET, kl_weight=1.0, branch_reduction="sum").total,
     ),
+    "divergence": (nn.DivergenceLoss(2.0, kind="jsd"), ROWS, lambda: ops.divergence_loss(*ROWS, 2.0, kind="jsd")),
+    "ttm": (nn.TTMLoss(gamma=0.3, weighted=True), ROWS, lambda: ops.ttm_loss(*ROWS, gamma=0.3, weighted=True)),
+    "nkd": (nn.NKDLoss(3.0), (*ROWS, TARGET), lambda: ops.nkd_loss(*ROWS, TARGET, 3.0)),
+    "dkd": (
+        nn.DKDLoss(target_weight=2.0, standardize=True),
+        (*ROWS, TARGET),
+        lambda: ops.dkd_loss(*ROWS, TARGET, target_weight=2.0, standardize=True).total,
+    ),
+    "rld": (nn.RLDLoss(ranking_weight=1.0), (*ROWS, TARGET), lambda: ops.rld_loss(*ROWS, TARGET, ranking_weight=1.0)),
+    "dist": (nn.DISTLoss(1.0, inter_weight=2.0), ROWS, lambda: ops.dist_loss(*ROWS, 1.0, inter_weight=2.0).total),
+    "wkd": (nn.WKDLoss(COST, gamma=2.0), (*ROWS, TARGET), lambda: ops.wkd_loss(*ROWS, TARGET, COST, gamma=2.0)),
     "rkd": (nn.RKDLoss(distance_weight=1.0), ROWS, lambda: ops.rkd_loss(*ROWS, distance_weight=1.0).total),
     "rkd distance": (nn.RKDDistanceLoss(), ROWS, lambda: ops.rkd_distance_loss(*ROWS)),
     "rkd angle": (nn.RKDAngleLoss(), ROWS, lambda: ops.rkd_angle_loss(*ROWS)),
@@ -53,6 +65,12 @@ OPTIONS_OF_OPS = {
     nn.KDLoss: ops.kd_loss,
     nn.KDCELoss: ops.kd_ce_loss,
     nn.SFTNLoss: ops.sftn_loss,
+    nn.DivergenceLoss: ops.divergence_loss,
+    nn.TTMLoss: ops.ttm_loss,
+    nn.NKDLoss: ops.nkd_loss,
+    nn.DKDLoss: ops.dkd_loss,
+    nn.RLDLoss: ops.rld_loss,
+    nn.DISTLoss: ops.dist_loss,
     nn.RKDLoss: ops.rkd_loss,
     nn.RKDDistanceLoss: ops.rkd_distance_loss,
     nn.RKDAngleLoss: ops.rkd_angle_loss,
@@ -103,7 +121,7 @@ def test_the_banks_have_the_same_options(memory):
 
 
 def test_the_repr_shows_the_options():
-    assert repr(nn.KDLoss(2.0)) == "KDLoss(temperature=2.0, reduction='batchmean')"
+    assert repr(nn.KDLoss(2.0)) == "KDLoss(temperature=2.0, reduction='batchmean', standardize=False)"
     assert repr(nn.HintLoss()) == "HintLoss()"
 
 
