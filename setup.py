@@ -6,8 +6,10 @@ sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but n
 
 CUDA kernels are built for what the machine needs: none without a GPU, its own architecture with one, all of
 ARCHITECTURES for a wheel. SFTN_CUDA=1 builds all in any case and makes a missing nvcc an error, SFTN_CUDA=0 builds
-none. SFTN_PORTABLE=1 compiles the CPU kernels on x86 as for other machines, to test them. CUDA_HOME, CXX and
-TORCH_CUDA_ARCH_LIST have their usual meaning. Build in place with `python setup.py build_ext --inplace`.
+none. CPU kernels likewise: for this machine's highest level of vector instructions, and for all levels in a wheel or
+with SFTN_CPU_LEVELS=all, which can also be a list such as default,avx2. SFTN_PORTABLE=1 compiles the CPU kernels on x86
+as for other machines, to test them. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST have their usual meaning. Build in place
+with `python setup.py build_ext --inplace`.
 
 With pip's --no-build-isolation the environment must have torch and setuptools 77 or newer; ninja makes it faster, and
 wheel is not needed.
@@ -21,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,6 +47,7 @@ CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-g0"]
 FASTER_FLAGS = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
 
+CPU_LEVELS = ("default", "avx2", "avx512")  # in the order of csrc/cpu/machine_level.h
 
 # Of a wheel: A100, H100 and H200, B200, and RTX 50 with what comes after it.
 ARCHITECTURES = "8.0 9.0 10.0 12.0+PTX"
@@ -72,12 +76,44 @@ def missing_compiler() -> str | None:
     return None if compiles("-std=c++17") else "no C++17 compiler was found (set CXX)"
 
 
+def machine_level() -> str | None:
+    """Return this machine's level of vector instructions, None if a program that tells it can't be made or run."""
+    source = b'#include "machine_level.h"\nint main() { return sftn::machine_level(); }\n'
+    compiler = [*shlex.split(os.environ.get("CXX", "c++")), f"-I{ROOT / 'csrc' / 'cpu'}", "-x", "c++", "-", "-o"]
+    with tempfile.TemporaryDirectory() as folder:
+        program = os.path.join(folder, "level")
+        try:
+            subprocess.run([*compiler, program], input=source, capture_output=True, check=True)
+            return CPU_LEVELS[subprocess.run([program], check=False).returncode]
+        except (OSError, subprocess.CalledProcessError, IndexError):
+            return None
+
+
+def cpu_levels() -> set[str]:
+    """Return the levels of vector instructions to compile the CPU kernels for."""
+    wanted = os.environ.get("SFTN_CPU_LEVELS", "")
+    if wanted and wanted != "all":
+        levels = set(wanted.split(","))
+        if not levels <= set(CPU_LEVELS):
+            allowed = f"all, unset, or a list of {', '.join(CPU_LEVELS)} with commas between"
+            raise SystemExit(f"sftn_fast: SFTN_CPU_LEVELS must be {allowed}, got {wanted!r}")
+        return levels
+    own = None if wanted or "bdist_wheel" in sys.argv else machine_level()
+    if own:
+        say(f"CPU kernels for this machine's vector instructions alone, {own} (SFTN_CPU_LEVELS=all builds all levels)")
+    return {own} if own else set(CPU_LEVELS)
+
+
 def cxx_flags() -> list[str]:
     portable = os.environ.get("SFTN_PORTABLE", "")
     if portable not in ("", "0", "1"):
         raise SystemExit(f"sftn_fast: SFTN_PORTABLE must be 0, 1 or unset, got {portable!r}")
     faster = [flag for flag in FASTER_FLAGS if compiles(flag)]
-    return [*CXX_FLAGS, *faster, *(["-DSFTN_PORTABLE"] if portable == "1" else []), *without_paths()]
+    chosen = "-DSFTN_PORTABLE"
+    if portable != "1":
+        levels = cpu_levels()
+        chosen = f"-DSFTN_BUILT_LEVELS={sum(1 << bit for bit, level in enumerate(CPU_LEVELS) if level in levels)}"
+    return [*CXX_FLAGS, *faster, chosen, *without_paths()]
 
 
 def asked_toolkit(nvcc: str) -> Path | None:
@@ -169,7 +205,7 @@ class TaggedWheel(bdist_wheel):
         return python, abi, manylinux((library.read_bytes() for library in sorted(built)), platform)
 
 
-def cuda_extension(toolkit: Path) -> Extension:
+def cuda_extension(toolkit: Path, cxx: list[str]) -> Extension:
     os.environ["CUDA_HOME"] = str(toolkit)  # read when torch.utils.cpp_extension is imported
     from torch.utils.cpp_extension import CUDAExtension
 
@@ -178,7 +214,7 @@ def cuda_extension(toolkit: Path) -> Extension:
         sources("csrc/cuda/*.cu"),
         depends=sources(*HEADERS),
         extra_compile_args={
-            "cxx": cxx_flags(),
+            "cxx": cxx,
             "nvcc": NVCC_FLAGS + [f"-Xcompiler={flag}" for flag in without_paths()],
         },
         py_limited_api=True,
@@ -196,14 +232,15 @@ def build_options() -> dict:
         say(f"{missing}: installing pure Python, the ops run on their reference")
         return {}
     toolkit = cuda_toolkit()
-    extensions = [cuda_extension(toolkit)] if toolkit else []
+    cxx = cxx_flags()
+    extensions = [cuda_extension(toolkit, cxx)] if toolkit else []
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     cpu = CppExtension(
         "sftn_fast._C",
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         depends=sources(*HEADERS),
-        extra_compile_args={"cxx": cxx_flags()},
+        extra_compile_args={"cxx": cxx},
         py_limited_api=True,
     )
     return {

@@ -50,10 +50,14 @@ def describe(library: _library.Library) -> str:
 
 
 def instructions() -> str:
-    """Return the level of vector instructions of the CPU kernels, and those that can be chosen."""
+    """Return the level of vector instructions of the CPU kernels, and which others can be chosen or were not built."""
     levels = _capability.available()
+    if not levels:
+        return "none, without CPU kernels"
     others = f"; {_capability.VARIABLE} can be {', '.join(levels)}" if len(levels) > 1 else ""
-    return f"{_capability.current()}{others}" if levels else "none, without CPU kernels"
+    missing = [level for level in _capability.of_machine() if level not in levels]
+    not_built = f"; not built: {', '.join(missing)} (SFTN_CPU_LEVELS=all)" if missing else ""
+    return f"{_capability.current()}{others}{not_built}"
 
 
 def devices() -> Iterator[tuple[str, str]]:

@@ -6,18 +6,18 @@
 // stay at the lowest level. Braces without a type can't be an argument.
 //
 // Levels exist for x86-64 and g++. Elsewhere there is one, and the compiler's target decides: Arm's base has vectors.
-// SFTN_PORTABLE takes this way everywhere, so that x86 can test what other machines run.
+// SFTN_PORTABLE takes this way everywhere, so that x86 can test what other machines run. SFTN_BUILT_LEVELS chooses the
+// levels to compile, a bit for each: they cost the compiler about equal times, and one machine needs one of them.
 #pragma once
 
 #include <atomic>
 #include <type_traits>
 
+#include "machine_level.h"
+
 namespace sftn {
 
-// In ascending order, and by PyTorch's names: "default", "avx2", "avx512".
-enum CpuLevel { kDefaultLevel, kAvx2Level, kAvx512Level };
-
-extern std::atomic<int> cpu_level;  // the level in use: at first the machine's highest
+extern std::atomic<int> cpu_level;  // the level in use: at first the highest that machine and library have
 
 // How a function of a level receives an argument: numbers and pointers in registers, objects by reference.
 template <class Arg>
@@ -41,23 +41,56 @@ using Passed = std::conditional_t<std::is_scalar_v<std::decay_t<Arg>>, std::deca
 #define SFTN_AVX2 "arch=haswell"
 #define SFTN_AVX512 "arch=skylake-avx512"
 #endif
+#ifndef SFTN_BUILT_LEVELS
+#define SFTN_BUILT_LEVELS 7
+#endif
 
-#define SFTN_LEVELS(name, ...)                                                     \
-  SFTN_LEVEL(__attribute__((target(SFTN_AVX512))), name##_avx512, 64, __VA_ARGS__) \
-  SFTN_LEVEL(__attribute__((target(SFTN_AVX2))), name##_avx2, 32, __VA_ARGS__)     \
-  SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)                                    \
-  template <class... Args>                                                         \
-  static auto name(Args&&... args) {                                               \
-    switch (::sftn::cpu_level.load(std::memory_order_relaxed)) {                   \
-      case ::sftn::kAvx512Level:                                                   \
-        return name##_avx512<::sftn::Passed<Args>...>(args...);                    \
-      case ::sftn::kAvx2Level:                                                     \
-        return name##_avx2<::sftn::Passed<Args>...>(args...);                      \
-      default:                                                                     \
-        return name##_default<::sftn::Passed<Args>...>(args...);                   \
-    }                                                                              \
+// The version of each level that is built, and its case of the switch.
+#define SFTN_CASE(level, version) \
+  case ::sftn::level:             \
+    return version<::sftn::Passed<Args>...>(args...);
+
+#if SFTN_BUILT_LEVELS & 1
+#define SFTN_DEFAULT_VERSION(name, ...) SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)
+#define SFTN_DEFAULT_CASE(name) SFTN_CASE(kDefaultLevel, name##_default)
+#else
+#define SFTN_DEFAULT_VERSION(name, ...)
+#define SFTN_DEFAULT_CASE(name)
+#endif
+
+#if SFTN_BUILT_LEVELS & 2
+#define SFTN_AVX2_VERSION(name, ...) SFTN_LEVEL(__attribute__((target(SFTN_AVX2))), name##_avx2, 32, __VA_ARGS__)
+#define SFTN_AVX2_CASE(name) SFTN_CASE(kAvx2Level, name##_avx2)
+#else
+#define SFTN_AVX2_VERSION(name, ...)
+#define SFTN_AVX2_CASE(name)
+#endif
+
+#if SFTN_BUILT_LEVELS & 4
+#define SFTN_AVX512_VERSION(name, ...) SFTN_LEVEL(__attribute__((target(SFTN_AVX512))), name##_avx512, 64, __VA_ARGS__)
+#define SFTN_AVX512_CASE(name) SFTN_CASE(kAvx512Level, name##_avx512)
+#else
+#define SFTN_AVX512_VERSION(name, ...)
+#define SFTN_AVX512_CASE(name)
+#endif
+
+// The level in use is always one that is built: without any, Python does not use the library.
+#define SFTN_LEVELS(name, ...)                                   \
+  SFTN_AVX512_VERSION(name, __VA_ARGS__)                         \
+  SFTN_AVX2_VERSION(name, __VA_ARGS__)                           \
+  SFTN_DEFAULT_VERSION(name, __VA_ARGS__)                        \
+  template <class... Args>                                       \
+  static auto name(Args&&... args) {                             \
+    switch (::sftn::cpu_level.load(std::memory_order_relaxed)) { \
+      SFTN_AVX512_CASE(name)                                     \
+      SFTN_AVX2_CASE(name)                                       \
+      SFTN_DEFAULT_CASE(name)                                    \
+    }                                                            \
+    __builtin_unreachable();                                     \
   }
 #else
+#undef SFTN_BUILT_LEVELS
+#define SFTN_BUILT_LEVELS 1
 #define SFTN_LEVELS(name, ...)                               \
   SFTN_LEVEL(, name##_default, 16, __VA_ARGS__)              \
   template <class... Args>                                   \
