@@ -89,6 +89,10 @@ class DataConfig:
     """Download the files if they are not in root."""
     train_size: Annotated[int, Bound(2)] | None = None
     """Number of training images to use, a fixed, class-balanced selection; null for all."""
+    student_size: Annotated[int, Bound(2)] | None = None
+    """Number of these images that students learn from, alone and from a teacher, again a fixed, class-balanced
+    selection; null for all. Teachers learn from all of them. For a teacher that knew more images than the student can
+    have."""
     val_size: NonNegativeInt = 0
     """Number of training images to hold out as a validation split."""
     image_size: Annotated[int, Bound(8, 512)] | None = None
@@ -110,6 +114,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         validate(self, "data.")
+        check(
+            not (self.student_size and self.train_size) or self.student_size <= self.train_size,
+            "data.student_size",
+            self.student_size,
+            f"at most data.train_size={self.train_size}",
+        )
         from_files = self.name in FILE_DATASETS
         check(
             from_files or not self.streams,
@@ -506,6 +516,8 @@ class TransferConfig:
         milestones = list(self.milestones or ())
         allowed = f"increasing epochs from 1 to {self.epochs - 1}"
         check(max(milestones, default=0) < self.epochs, "milestones", milestones, allowed)
+        size = self.data.student_size
+        check(size is None, "data.student_size", size, "null, since nothing is distilled; see data.train_size")
 
 
 def rename_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.config import ConfigError, DataConfig, check
 from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files, digest_of_sizes
@@ -43,6 +43,7 @@ class ImageData:
     white: float | None = None  # data.white, if files are decoded on demand
     class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
     preprocessing: Preprocessing | None = None  # from an image file to the input of a network
+    of_students: ImageData | None = None  # with data.student_size: the same with a part of the training images
 
     @property
     def train_labels(self) -> Tensor:
@@ -100,6 +101,26 @@ def build(
     Raises:
         ConfigError: Files are missing or corrupt, a package is missing, or sizes do not fit the data set.
     """
+    whole = _build(config, seed, batch_size, device, rank, world_size, channels_last)
+    size = config.student_size
+    if size is None:
+        return whole
+    check(size <= whole.num_train, "data.student_size", size, f"at most {whole.num_train}, the training images")
+    # Smaller selections are contained in larger ones.
+    part = dataclasses.replace(config, train_size=size, student_size=None)
+    students = _build(part, seed, batch_size, device, rank, world_size, channels_last)
+    return dataclasses.replace(whole, of_students=dataclasses.replace(students, val=whole.val, test=whole.test))
+
+
+def _build(
+    config: DataConfig,
+    seed: int,
+    batch_size: int,
+    device: torch.device | str,
+    rank: int,
+    world_size: int,
+    channels_last: bool,
+) -> ImageData:
     share = {"rank": rank, "world_size": world_size}
     step = {"seed": seed, "batch_size": batch_size, **share}
     if config.streams:

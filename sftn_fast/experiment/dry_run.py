@@ -259,7 +259,8 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 def _about(images: ImageData) -> str:
     size = f"{images.in_channels} x {images.image_size} x {images.image_size}"
     val = f", {images.val.num_samples} for validation" if images.val else ""
-    counts = f"{images.num_train} training images of {size}{val}, {images.test.num_samples} for the test"
+    part = f", {images.of_students.num_train} of them for students" if images.of_students else ""
+    counts = f"{images.num_train} training images of {size}{part}{val}, {images.test.num_samples} for the test"
     return f"data {images.name}: {images.num_classes} classes, {counts}, {readable_bytes(_resident(images))}"
 
 
@@ -277,7 +278,7 @@ def _networks(config: Config, images: ImageData) -> Iterable[str]:
 
 def _resident(images: ImageData) -> int:
     """Return the bytes of the splits that are held in memory."""
-    loaders = (images.train, images.val, images.test)
+    loaders = (images.train, images.of_students and images.of_students.train, images.val, images.test)
     splits = [getattr(loader, "data", None) for loader in loaders if loader is not None]
     return sum(_bytes((split.pixels, split.labels)) for split in splits if split is not None)
 

@@ -62,10 +62,12 @@ class JobRunner:
         images: ImageData,
         services: Services | None = None,
     ) -> None:
-        self.config, self.job, self.device, self.data = config, job, device, images
+        self.config, self.job, self.device = config, job, device
         self.root, self.folder = root, job.folder(root)
         self.seed_folder = self.folder.parent
         self.behaviour = job.behaviour
+        self._images = images
+        self.data = self.behaviour.images(images)
         self.services = services or Services()
         self._seconds_before = 0.0
 
@@ -76,7 +78,7 @@ class JobRunner:
             self._compare_again()
             return
         if self.config.cache_teacher:
-            policy.check_run(self.config, self.data, self.seed_folder.parent)
+            policy.check_run(self.config, self._images, self.seed_folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         engine.seed_everything(self.job.seed)
         with self._open_run() as run:
@@ -346,7 +348,7 @@ class JobRunner:
         for name in sorted(self.behaviour.needs(self.config, self.job)):
             if distributed.on_main(partial(self._is_damaged, name)):
                 source = Job(name, self.job.seed)
-                JobRunner(self.config, source, self.root, self.device, self.data, self.services).finish()
+                JobRunner(self.config, source, self.root, self.device, self._images, self.services).finish()
 
     def _is_damaged(self, name: str) -> bool:
         if not (self.seed_folder / name / RESULT).exists():

@@ -103,7 +103,8 @@ def environment_changes(config: Config, state: JobState, now: Mapping[str, str])
 
 
 def wanted_identity(config: Config, job: Job, root: Path, images: ImageData) -> dict[str, Any]:
-    """Return the identity of ``job`` by ``config``."""
+    """Return the identity of ``job`` by ``config``; ``images`` are the experiment's, or those of the job."""
+    images = job.behaviour.images(images)
     return identity.identity_of(
         config,
         job,

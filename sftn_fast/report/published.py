@@ -153,7 +153,7 @@ def _data_set(settings: Mapping[str, Any]) -> str | None:
     name = data.get("name")
     pairs = {"cifar100": PAIRS, "imagenet": IMAGENET_PAIRS}.get(name, ())
     resized = data.get("image_size") not in (None, IMAGE_SIZE.get(name))
-    whole = not resized and not data.get("train_size") and not data.get("val_size")
+    whole = not resized and not (data.get("train_size") or data.get("student_size")) and not data.get("val_size")
     epochs = {settings.get("epochs"), *(settings.get("stage_epochs") or {}).values()}
     known = (settings.get("teacher"), settings.get("student")) in pairs and whole and epochs == {EPOCHS.get(name)}
     return name if known else None

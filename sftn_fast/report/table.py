@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sftn_fast.experiment.kinds import KINDS
 from sftn_fast.experiment.labels import LABELS, kind, label, method_in
 from sftn_fast.report import published
 from sftn_fast.report.matrix import SOURCES, MethodLine, average_gain, sources_of
@@ -144,6 +145,22 @@ def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[s
             top1 = mean_and_deviation(row.values(TOP1), TOP1.digits)
             sentences.append(f"{label(row.name)} ({row.network}): top-1 {top1} %, n = {len(row.results)}")
     return sentences
+
+
+def images_sentences(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence if students learned from fewer images than their teachers."""
+    counts: dict[bool, set[int]] = {True: set(), False: set()}
+    for row in rows:
+        for result in row.results:
+            if result.get("epochs"):  # a teacher from a file learned from images that nobody recorded
+                count = result.get("identity", {}).get("data", {}).get("num_train")
+                counts[KINDS[result["name"].partition("-")[0]].teaches].add(count)
+    if None in counts[True] | counts[False] or not len(counts[True]) == len(counts[False]) == 1:
+        return []
+    (teachers,), (students,) = counts[True], counts[False]
+    if students == teachers:
+        return []
+    return [f"Students, alone or taught, learned from {students:,} of the teachers' {teachers:,} training images"]
 
 
 def cost_sentence(rows: Sequence[Row]) -> str:

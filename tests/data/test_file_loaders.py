@@ -299,6 +299,8 @@ def test_built_from_a_configuration(name, tmp_path, capsys):
     features = joined(images.train.unaugmented())
     assert features[2].tolist() == list(range(6)) and torch.equal(features[1], images.train_labels)
 
+    students = build(root, loader=name, val_size=3, train_size=6, student_size=3).of_students
+    assert torch.equal(students.train_labels.bincount(), torch.tensor([1, 1, 1]))
     assert images.fingerprint() == build(root, loader=name, val_size=3, train_size=6, workers=2).fingerprint()
     assert images.fingerprint()["loader"] == name
     for other in ({"train_size": 5}, {"image_size": 24}, {"flip": False}):

@@ -86,6 +86,18 @@ def test_splits_are_disjoint_and_the_index_counts_the_training_images():
     assert images.val.data.labels.bincount().tolist() == [10] * 10
 
 
+def test_students_get_a_balanced_part_of_the_training_images():
+    whole, images = (build("digits", train_size=300, val_size=40, student_size=size) for size in (None, 50))
+    students = images.of_students
+    assert whole.of_students is None and images.fingerprint() == whole.fingerprint()
+    assert (images.num_train, students.num_train) == (300, 50)
+    assert students.train_labels.bincount().tolist() == [5] * 10
+    both = torch.cat([images.train.data.pixels, students.train.data.pixels])
+    assert len(both.unique(dim=0)) == len(images.train.data.pixels.unique(dim=0)) == 300
+    assert (students.val, students.test) == (images.val, images.test)
+    assert students.fingerprint()["content"] != images.fingerprint()["content"]
+
+
 def test_the_seed_changes_the_order_and_not_the_splits():
     first, second = (build(seed=seed, train_size=100, val_size=50) for seed in (0, 1))
     for split in ("train", "val", "test"):
@@ -111,6 +123,10 @@ def test_ranks_together_see_what_one_sees(world_size):
         ({"train_size": 1001}, "data.train_size must be at most 1000"),
         ({"val_size": 1000}, "data.val_size must be at most 998"),
         ({"train_size": 950, "val_size": 100}, "data.train_size must be at most 900"),
+        ({"student_size": 1001}, "data.student_size must be at most 1000, the training images, got 1001"),
+        ({"student_size": 901, "val_size": 100}, "data.student_size must be at most 900, the training images"),
+        ({"student_size": 51, "train_size": 50}, "data.student_size must be at most data.train_size=50, got 51"),
+        ({"student_size": 1}, "data.student_size must be at least 2, got 1"),
         ({"batch_size": 9, "world_size": 2}, "optim.batch_size must be divisible by the 2 ranks, got 9"),
     ],
 )

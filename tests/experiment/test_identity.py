@@ -56,6 +56,7 @@ OUTCOMES = {
     "data.root": ("elsewhere", KEPT),
     "data.download": ("true", KEPT),
     "data.train_size": ("40", REFUSED),
+    "data.student_size": ("16", REFUSED),
     "data.val_size": ("10", REFUSED),
     "data.image_size": ("16", REFUSED),
     "data.loader": ("memory", KEPT),  # which auto means for these images
@@ -440,6 +441,14 @@ def survey(options: str, root: Path) -> dict[Job, JobState]:
     prepared = experiment.prepare(config, root / "nowhere")
     assert prepared.worker is not None
     return job_state.survey(config, prepared.jobs, root, prepared.worker.images_of(0))
+
+
+def test_fewer_images_for_students_leave_their_teachers_as_they_are(finished: Path) -> None:
+    states = survey(f"{ALL} --data.student_size 16 --resume force", finished)
+    again = {job.name: {field for field, *_ in state.differing} for job, state in states.items() if not state.kept}
+    assert again == dict.fromkeys(
+        ("student", "distill-teacher", "distill-sftn", "collaborate"), {"data.num_train", "data.content"}
+    )
 
 
 def test_other_ranks_are_named_and_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

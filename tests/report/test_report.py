@@ -15,7 +15,7 @@ import pytest
 from sftn_fast import report
 from sftn_fast.config import ConfigError
 from sftn_fast.report.results import Row
-from sftn_fast.report.table import cost_sentence
+from sftn_fast.report.table import cost_sentence, images_sentences
 from sftn_fast.utils import atomic
 from sftn_fast.utils.text import counted
 
@@ -131,6 +131,19 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
             capsys.readouterr()
             assert report.main(argv) == 2
             assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_fewer_images_for_students_are_told() -> None:
+    def rows(**counts: int | None) -> list[Row]:
+        names = {name.replace("_", "-"): count for name, count in counts.items()}
+        data = {name: {"identity": {"data": {"num_train": count}}} for name, count in names.items()}
+        return [Row(name, "resnet8", (result(name, 0, 90.0) | data[name],)) for name in names]
+
+    (sentence,) = images_sentences(rows(teacher=1000, sftn=1000, student=50, distill_sftn=50))
+    assert sentence == "Students, alone or taught, learned from 50 of the teachers' 1,000 training images"
+    assert images_sentences(rows(teacher=50, student=50)) == []
+    assert images_sentences(rows(student=50)) == []
+    assert images_sentences(rows(teacher=1000, student=None)) == []  # from a version that did not record it
 
 
 def test_one_is_singular() -> None:

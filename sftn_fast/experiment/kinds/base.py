@@ -10,6 +10,7 @@ from sftn_fast.config import Config
 
 # Kinds are looked up by the report and the command line, which import no torch.
 if TYPE_CHECKING:
+    from sftn_fast.data import ImageData
     from sftn_fast.experiment.job import JobRunner
     from sftn_fast.experiment.plan import Job
     from sftn_fast.models import StagedNet
@@ -59,6 +60,10 @@ class Kind(ABC):
     def check(self, config: Config, teachers: list[str]) -> None:
         """Raise :class:`ConfigError` if a job of this kind needs what the experiment lacks."""
         return
+
+    def images(self, images: ImageData) -> ImageData:
+        """Return the part of ``images`` that the networks learn from: with ``data.student_size``, students have less."""
+        return images.of_students if self.exports_student and images.of_students else images
 
     def trains(self, config: Config) -> bool:
         """Return whether the job trains its network; if not, it measures one, see :meth:`measured`."""

@@ -18,7 +18,7 @@ FOLDER = "teacher-logits"
 
 def epoch_bytes(config: Config, images: ImageData) -> int:
     """Return the bytes of the logits of one epoch, in memory and in a file."""
-    return images.num_train * images.num_classes * AMP_DTYPES[config.engine.amp].itemsize
+    return (images.of_students or images).num_train * images.num_classes * AMP_DTYPES[config.engine.amp].itemsize
 
 
 def missing_bytes(config: Config, images: ImageData, root: Path) -> int:
