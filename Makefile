@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: demo test check lint docs wheel bench setup clean
 
 demo: setup
-	$(PY) -m sftn_fast.train
+	$(PY) -m sftn_fast.train --config few_images
 
 test: setup
 	SFTN_REQUIRE_KERNELS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

@@ -26,6 +26,7 @@ LIGHT = {
     "cifar100": ["--teacher", "resnet14", "--student", "resnet8"],
 }
 LIGHT["imagenet"] += ["--engine.amp", "fp32"]
+LIGHT["few_images"] = ["--data.student_size", "6"]
 # A recipe for a pair differs from its base in the networks alone: a test of its own proves that, and another one trains
 # a step of both networks. The files of a whole run, of 1 to 100 MB a network, are left to the base.
 PAIRS = [name for name in cli.recipe_names() if name.startswith("cifar100")]
