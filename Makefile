@@ -13,6 +13,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
 PIP     := $(PY) -m pip --disable-pip-version-check
+# Python compiles a module when it is first imported: of torch, most never are.
+INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANGED := $(SOURCES) $(shell find tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
@@ -20,10 +22,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test check lint docs wheel bench setup clean
 
-demo: setup
+demo: $(VENV)/built
 	$(PY) -m sftn_fast.train --config few_images
 
-test: setup
+test: setup $(VENV)/all-levels
 	SFTN_REQUIRE_KERNELS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 check: lint docs test
@@ -52,7 +54,7 @@ bench: setup
 	$(PY) -m bench
 	$(PY) -m bench.readme
 
-setup: $(VENV)/built
+setup: $(VENV)/developed
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit("sftn_fast needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -62,14 +64,26 @@ $(VENV)/created:
 
 $(VENV)/installed: $(VENV)/created constraints.txt
 	@echo "== installing torch as pinned in constraints.txt (with CUDA, about 5 GB on the disk: some minutes)"
-	@$(PIP) install --quiet -c constraints.txt torch torchvision setuptools ninja
+	@$(INSTALL) torch torchvision setuptools ninja
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
-	@echo "== building the C++ library, and CUDA kernels for this machine's GPU if it has one, and installing the remaining packages"
-	@echo "   $(words $(filter %.cpp,$(SOURCES))) C++ files to compile: one to two minutes on two idle cores"
-	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
+	@echo "== building the C++ library, and CUDA kernels for this machine's GPU if it has one, while pip installs what it needs"
+	@echo "   $(words $(filter csrc/cpu/%.cpp,$(SOURCES))) C++ files to compile: about a minute on two idle cores"
+	@# pip builds last, and so finds the objects. What goes wrong with the first build, it repeats and prints.
+	@$(PY) setup.py --quiet build_ext --inplace >$(VENV)/build.log 2>&1 & \
+	$(INSTALL) --no-build-isolation -e '.[vision]'; status=$$?; wait; exit $$status
 	@$(PY) -m sftn_fast.info
+	@touch $@
+
+$(VENV)/developed: $(VENV)/built
+	@echo "== installing the packages for tests, checks and benchmarks"
+	@$(INSTALL) --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
+	@touch $@
+
+$(VENV)/all-levels: $(VENV)/developed
+	@echo "== building the C++ library for all levels of vector instructions, which are tested too: two minutes on two cores"
+	@SFTN_CPU_LEVELS=all $(PY) setup.py --quiet build_ext --inplace >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
 
 clean:

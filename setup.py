@@ -6,8 +6,8 @@ sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but n
 
 CUDA kernels are built for what the machine needs: none without a GPU, its own architecture with one, all of
 ARCHITECTURES for a wheel. SFTN_CUDA=1 builds all in any case and makes a missing nvcc an error, SFTN_CUDA=0 builds
-none. CPU kernels likewise: for this machine's highest level of vector instructions, and for all levels in a wheel or
-with SFTN_CPU_LEVELS=all, which can also be a list such as default,avx2. SFTN_PORTABLE=1 compiles the CPU kernels on x86
+none. CPU kernels likewise: in place for this machine's highest level of vector instructions, otherwise for all levels;
+SFTN_CPU_LEVELS=all, or a list such as default,avx2, chooses them. SFTN_PORTABLE=1 compiles the CPU kernels on x86
 as for other machines, to test them. CUDA_HOME, CXX and TORCH_CUDA_ARCH_LIST have their usual meaning. Build in place
 with `python setup.py build_ext --inplace`.
 
@@ -15,6 +15,7 @@ With pip's --no-build-isolation the environment must have torch and setuptools 7
 wheel is not needed.
 """
 
+import contextlib
 import os
 import platform as platform_module
 import re
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -98,7 +99,8 @@ def cpu_levels() -> set[str]:
             allowed = f"all, unset, or a list of {', '.join(CPU_LEVELS)} with commas between"
             raise SystemExit(f"sftn_fast: SFTN_CPU_LEVELS must be {allowed}, got {wanted!r}")
         return levels
-    own = None if wanted or "bdist_wheel" in sys.argv else machine_level()
+    in_place = {"editable_wheel", "--inplace", "-i"} & set(sys.argv)
+    own = machine_level() if in_place and not wanted else None
     if own:
         say(f"CPU kernels for this machine's vector instructions alone, {own} (SFTN_CPU_LEVELS=all builds all levels)")
     return {own} if own else set(CPU_LEVELS)
@@ -196,6 +198,17 @@ def manylinux(libraries: Iterable[bytes], platform: str) -> str:
     return f"many{platform.replace('linux_', f'linux_2_{min(fitting)}_', 1)}" if contents and fitting else platform
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other build uses ``folder``: `make` compiles while pip, which builds too, downloads packages."""
+    import fcntl  # not on Windows, where nothing is compiled
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class TaggedWheel(bdist_wheel):
     """setuptools' own command, with the tag of what the libraries need."""
 
@@ -236,6 +249,18 @@ def build_options() -> dict:
     extensions = [cuda_extension(toolkit, cxx)] if toolkit else []
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+    class Build(BuildExtension.with_options(no_python_abi_suffix=True)):
+        """Keeps the objects of in-place and editable builds, so that the next build compiles what changed."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            if self.editable_mode or self.inplace:  # pip would compile everything in a new folder
+                self.build_temp = os.path.join("build", f"objects-{sysconfig.get_platform()}")
+
+        def run(self) -> None:
+            with alone(Path(self.build_temp)):
+                super().run()
+
     cpu = CppExtension(
         "sftn_fast._C",
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
@@ -246,7 +271,7 @@ def build_options() -> dict:
     return {
         "ext_modules": [cpu, *extensions],
         "cmdclass": {
-            "build_ext": BuildExtension.with_options(no_python_abi_suffix=True),
+            "build_ext": Build,
             "bdist_wheel": TaggedWheel,
         },
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},

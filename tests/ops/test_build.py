@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sftn_fast.ops import _capability
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,7 +24,7 @@ def setup_py(monkeypatch):
     spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA", "SFTN_CPU_LEVELS", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "argv", ["setup.py", "editable_wheel"])
@@ -184,6 +187,56 @@ def test_x86_compiles_what_other_machines_run(setup_py, monkeypatch, tmp_path):
     monkeypatch.setenv("SFTN_PORTABLE", "yes")
     with pytest.raises(SystemExit, match="SFTN_PORTABLE must be 0, 1 or unset, got 'yes'"):
         setup_py.cxx_flags()
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted", "levels"),
+    [
+        (["editable_wheel"], "", {"avx2"}),
+        (["build_ext", "--inplace"], "", {"avx2"}),
+        (["bdist_wheel"], "", {"default", "avx2", "avx512"}),
+        (["build_ext", "--build-lib", "x"], "", {"default", "avx2", "avx512"}),
+        (["editable_wheel"], "all", {"default", "avx2", "avx512"}),
+        (["editable_wheel"], "avx512", {"avx512"}),
+        (["bdist_wheel"], "default,avx2", {"default", "avx2"}),
+    ],
+)
+def test_a_build_for_this_machine_has_its_level_alone(setup_py, monkeypatch, capsys, command, wanted, levels):
+    monkeypatch.setattr(setup_py, "machine_level", lambda: "avx2")
+    monkeypatch.setattr(sys, "argv", ["setup.py", *command])
+    monkeypatch.setenv("SFTN_CPU_LEVELS", wanted)
+    assert setup_py.cpu_levels() == levels
+    said = capsys.readouterr().err
+    assert ("SFTN_CPU_LEVELS=all builds all levels" in said) == (levels == {"avx2"})
+    flag = f"-DSFTN_BUILT_LEVELS={sum({'default': 1, 'avx2': 2, 'avx512': 4}[level] for level in levels)}"
+    assert flag in setup_py.cxx_flags()
+
+
+def test_where_the_level_can_not_be_found_out_all_are_built(setup_py, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert setup_py.machine_level() is None
+    assert setup_py.cpu_levels() == set(setup_py.CPU_LEVELS) == set(_capability.LEVELS)
+
+
+@pytest.mark.skipif(not _capability.of_machine(), reason="no library to compare with")
+def test_the_machine_is_asked_for_its_level(setup_py):
+    needs_compiler(setup_py)
+    assert setup_py.machine_level() == _capability.of_machine()[-1]
+
+
+@pytest.mark.parametrize("wanted", ["avx", "default,", "all,avx2", "AVX2"])
+def test_unknown_levels_are_refused_in_one_line(setup_py, monkeypatch, wanted):
+    monkeypatch.setenv("SFTN_CPU_LEVELS", wanted)
+    allowed = "all, unset, or a list of default, avx2, avx512 with commas between"
+    with pytest.raises(SystemExit, match=f"^sftn_fast: SFTN_CPU_LEVELS must be {allowed}, got '{wanted}'$"):
+        setup_py.cpu_levels()
+
+
+def test_one_build_waits_for_another(setup_py, tmp_path):
+    with setup_py.alone(tmp_path), (tmp_path / "lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def needs_compiler(setup_py):
