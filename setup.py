@@ -82,7 +82,7 @@ def machine_level() -> str | None:
     source = b'#include "machine_level.h"\nint main() { return sftn::machine_level(); }\n'
     compiler = [*shlex.split(os.environ.get("CXX", "c++")), f"-I{ROOT / 'csrc' / 'cpu'}", "-x", "c++", "-", "-o"]
     with tempfile.TemporaryDirectory() as folder:
-        program = os.path.join(folder, "level")
+        program = str(Path(folder) / "level")
         try:
             subprocess.run([*compiler, program], input=source, capture_output=True, check=True)
             return CPU_LEVELS[subprocess.run([program], check=False).returncode]
@@ -255,7 +255,7 @@ def build_options() -> dict:
         def finalize_options(self) -> None:
             super().finalize_options()
             if self.editable_mode or self.inplace:  # pip would compile everything in a new folder
-                self.build_temp = os.path.join("build", f"objects-{sysconfig.get_platform()}")
+                self.build_temp = str(Path("build") / f"objects-{sysconfig.get_platform()}")
 
         def run(self) -> None:
             with alone(Path(self.build_temp)):

@@ -62,7 +62,7 @@ class Kind(ABC):
         return
 
     def images(self, images: ImageData) -> ImageData:
-        """Return the part of ``images`` that the networks learn from: with ``data.student_size``, students have less."""
+        """Return the part of ``images`` that the networks learn from: ``data.student_size`` of them for students."""
         return images.of_students if self.exports_student and images.of_students else images
 
     def trains(self, config: Config) -> bool:
