@@ -22,8 +22,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test check lint docs wheel bench setup clean
 
+# Two trainings at a time, unless there is a GPU, which runs them one by one.
+DEVICES := $(shell nvidia-smi >/dev/null 2>&1 || echo --devices cpu,cpu)
 demo: $(VENV)/built
-	$(PY) -m sftn_fast.train --config few_images
+	$(PY) -m sftn_fast.train --config few_images $(DEVICES)
 
 test: setup $(VENV)/all-levels
 	SFTN_REQUIRE_KERNELS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

@@ -18,7 +18,7 @@ from sftn_fast.distillers import registry
 README = (pages.ROOT / "README.md").read_text()
 RESULTS = (pages.ROOT / "docs" / "results.md").read_text()
 MAKEFILE = (pages.ROOT / "Makefile").read_text()
-REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "demo")}
+REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "few_images")}
 PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
 BANNED = (
     *("anew", "beforehand", "hence", "lest", "thereby", "whoever", "whosoever", "goes on with", "go on with"),
