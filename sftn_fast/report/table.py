@@ -149,7 +149,7 @@ def matrix_sentences(rows: Sequence[Row], lines: Sequence[MethodLine]) -> list[s
 
 def images_sentences(rows: Sequence[Row]) -> list[str]:
     """Return a sentence if students learned from fewer images than their teachers."""
-    counts: dict[bool, set[int]] = {True: set(), False: set()}
+    counts: dict[bool, set[Any]] = {True: set(), False: set()}
     for row in rows:
         for result in row.results:
             if result.get("epochs"):  # a teacher from a file learned from images that nobody recorded
