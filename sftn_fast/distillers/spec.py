@@ -28,7 +28,7 @@ OPTION_ALIASES = {
     "fitnet": {"hint_layer": "layer"},
 }
 """Names of the options in RepDistiller's script. Its hint layer 0, the stem, is not supported."""
-ALONE = ("cat", "crd", "dist", "dkd", "kd", "simkd", "srd", "srrl", "sskd", "wkd_f")
+ALONE = ("cat", "crd", "dist", "dkd", "kd", "ofa", "simkd", "srd", "srrl", "sskd", "wkd_f")
 """Methods that the SFTN paper or the method's own paper trains without KD beside them."""
 
 

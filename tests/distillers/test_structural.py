@@ -1,4 +1,4 @@
-"""CAT-KD, SRRL, SRD, VkD and WKD-F: golden values of the authors' code, gradients, and what they refuse."""
+"""CAT-KD, SRRL, SRD, VkD, WKD-F and OFA: golden values of the authors' code, gradients, and what they refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from sftn_fast import distillers, models, ops
 from sftn_fast.distillers.decay import CosineDecay
-from sftn_fast.distillers.methods import cat, srd, srrl, wkd_f
+from sftn_fast.distillers.methods import cat, ofa, srd, srrl, wkd_f
 from sftn_fast.models import StagedNet
 from sftn_fast.models.staged import Head
 
@@ -66,6 +66,20 @@ def test_srd_of_equal_vectors_is_finite():
 def test_wkd_f(grid, expected):
     found = wkd_f.distances(golden.STUDENT_MAP, golden.TEACHER_MAP, grid)
     assert [x.item() for x in found] == pytest.approx(expected, **EXACT)
+
+
+@pytest.mark.parametrize(("eps", "expected"), [(1.0, 2.5901825736107558), (1.5, 1.9167564750868877)])
+def test_ofa(eps, expected):
+    found = ofa.ofa_loss(golden.STUDENT_LOGITS, golden.TEACHER_LOGITS, golden.TARGET, eps)
+    assert found.item() == pytest.approx(expected, **EXACT)
+
+
+def test_ofa_has_an_exit_behind_each_stage():
+    distiller = build("ofa,ce=0", "resnet8", "wrn_16_2")
+    (method,) = distiller.methods[0].values()
+    assert [sum(isinstance(x, torch.nn.Conv2d) and x.groups > 1 for x in each) for each in method.exits] == [2, 1, 0]
+    maps = distiller.student.forward_features(batch()[0]).stages
+    assert all(each(x).shape == (12, 6) for each, x in zip(method.exits, maps, strict=True))
 
 
 @pytest.mark.parametrize("grid", [1, 3, 4, 5])
