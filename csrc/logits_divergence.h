@@ -76,7 +76,7 @@ enum DivergenceKind : int64_t {
 enum KeptClasses : int64_t { kAllClasses, kOthers, kBelow, kKeptClasses };
 enum LabelTerm : int64_t { kNoLabel, kLabelKl, kTopKl, kLabelCrossEntropy, kLabelTerms };
 
-constexpr double kNearLogSum = 1.0 / 256, kNearRatio = 0.5, kStandardEps = 1e-7;
+constexpr double kNearLogSum = 1.0 / 256, kNearRatio = 0.5, kFarLogSum = 1.0 / 16, kStandardEps = 1e-7;
 
 struct DivergenceOptions {
   int64_t divergence, kept, label;

@@ -9,6 +9,9 @@
 //   exp_remainder(y)     e^y - 1 - y for |y| up to about 1/2
 //   log(r, r_less_1)     log r for r > 0, precise around 1, from r - 1; any value for other r
 // Nothing branches, so that loops over lanes become vectors. `y` is NaN where p = q = 0, and compares as not near.
+//
+// Terms with kFar are for rows of log_sum above kFarLogSum. There the textbook's formula, which is cheaper, loses no
+// digits.
 #pragma once
 
 #include "logits_divergence.h"
@@ -45,17 +48,21 @@ SFTN_TERM A class_excess(A p, A m, A y) {
 }
 
 // KL(p || q)
+template <bool kFar>
 struct KlTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    if constexpr (kFar) return {x.p == 0 ? A(0) : -x.p * x.y, x.q - x.p};
     return {class_excess<Math>(x.p, x.q, x.y), class_difference<Math>(x)};
   }
 };
 
 // -sum p log q
+template <bool kFar>
 struct CrossEntropyTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    if constexpr (kFar) return {x.p == 0 ? A(0) : -x.p * x.q_log, x.q - x.p};
     const A entropy = x.p == 0 ? A(0) : -x.p * x.p_log;
     return {class_excess<Math>(x.p, x.q, x.y) + entropy, class_difference<Math>(x)};
   }
@@ -96,67 +103,94 @@ struct AlphaBetaTerm {
   }
 };
 
-// a KL(p || m) + (1 - a) KL(q || m), m = a p + (1 - a) q
+// log(m / p) of a far row, of a mixture m; where p is 0, it counts for nothing
 template <class A>
+SFTN_TERM A far_log(A m_log, A p, A p_log) {
+  return p == 0 ? A(0) : m_log - p_log;
+}
+
+// a KL(p || m) + (1 - a) KL(q || m), m = a p + (1 - a) q
+template <class A, bool kFar>
 struct JensenShannonTerm {
   A a;
 
   template <class Math>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    const A rest = 1 - a, difference = class_difference<Math>(x), m = a * x.p + rest * x.q;
-    const A of_p = Math::log(m / x.p, rest * difference / x.p), of_q = Math::log(m / x.q, -a * difference / x.q);
+    const A rest = 1 - a, m = a * x.p + rest * x.q;
+    if constexpr (kFar) {
+      const A m_log = Math::log(m, m - 1);
+      const A p_part = -x.p * far_log(m_log, x.p, x.p_log), q_part = -rest * x.q * far_log(m_log, x.q, x.q_log);
+      return {a * p_part + q_part, q_part};
+    }
+    const A difference = class_difference<Math>(x), p_inverse = 1 / x.p, q_inverse = 1 / x.q;
+    const A of_p = Math::log(m * p_inverse, rest * difference * p_inverse);
+    const A of_q = Math::log(m * q_inverse, -a * difference * q_inverse);
     return {a * class_excess<Math>(x.p, m, of_p) + rest * class_excess<Math>(x.q, m, of_q),
             x.q == 0 ? A(0) : -rest * x.q * of_q};
   }
 };
 
 // KL(p || m), m = a p + (1 - a) q
-template <class A>
+template <class A, bool kFar>
 struct SkewKlTerm {
   A a;
 
   template <class Math>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    const A rest = 1 - a, difference = class_difference<Math>(x), m = a * x.p + rest * x.q;
-    const A of_p = Math::log(m / x.p, rest * difference / x.p);
-    return {class_excess<Math>(x.p, m, of_p), m == 0 ? A(0) : rest * rest * (x.q / m) * difference};
+    const A rest = 1 - a, m = a * x.p + rest * x.q, share = m == 0 ? A(0) : x.q / m;
+    if constexpr (kFar) {
+      return {-x.p * far_log(Math::log(m, m - 1), x.p, x.p_log), rest * share * (m - x.p)};
+    }
+    const A difference = class_difference<Math>(x), p_inverse = 1 / x.p;
+    const A of_p = Math::log(m * p_inverse, rest * difference * p_inverse);
+    return {class_excess<Math>(x.p, m, of_p), rest * rest * share * difference};
   }
 };
 
 // KL(q || m), m = a q + (1 - a) p
-template <class A>
+template <class A, bool kFar>
 struct SkewReverseKlTerm {
   A a;
 
   template <class Math>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    const A rest = 1 - a, difference = class_difference<Math>(x), m = a * x.q + rest * x.p;
-    const A of_q = Math::log(m / x.q, -rest * difference / x.q);
-    return {class_excess<Math>(x.q, m, of_q), x.q == 0 ? A(0) : -x.q * of_q - a * rest * (x.q / m) * difference};
+    const A rest = 1 - a, m = a * x.q + rest * x.p, share = m == 0 ? A(0) : x.q / m;
+    if constexpr (kFar) {
+      const A value = -x.q * far_log(Math::log(m, m - 1), x.q, x.q_log);
+      return {value, value + a * share * (m - x.q)};
+    }
+    const A difference = class_difference<Math>(x), q_inverse = 1 / x.q;
+    const A of_q = Math::log(m * q_inverse, -rest * difference * q_inverse);
+    return {class_excess<Math>(x.q, m, of_q), x.q == 0 ? A(0) : -x.q * of_q - a * rest * share * difference};
   }
 };
 
 // Calls f with the term of a divergence.
-template <class A, class F>
+template <class A, bool kFar, class F>
 SFTN_TERM void visit_divergence(const DivergenceOptions& options, F f) {
   switch (options.divergence) {
     case kCrossEntropy:
-      return f(CrossEntropyTerm{});
+      return f(CrossEntropyTerm<kFar>{});
     case kAlphaBeta:
       return f(AlphaBetaTerm<A>{A(options.alpha), A(options.beta)});
     case kJensenShannon:
-      return f(JensenShannonTerm<A>{A(options.beta)});
+      return f(JensenShannonTerm<A, kFar>{A(options.beta)});
     case kTotalVariation:
       return f(TotalVariationTerm{});
     case kReverseKl:
       return f(ReverseKlTerm{});
     case kSkewKl:
-      return f(SkewKlTerm<A>{A(options.alpha)});
+      return f(SkewKlTerm<A, kFar>{A(options.alpha)});
     case kSkewReverseKl:
-      return f(SkewReverseKlTerm<A>{A(options.alpha)});
+      return f(SkewReverseKlTerm<A, kFar>{A(options.alpha)});
     default:
-      return f(KlTerm{});
+      return f(KlTerm<kFar>{});
   }
+}
+
+template <class A, class F>
+SFTN_TERM void visit_divergence(const DivergenceOptions& options, double log_sum, F f) {
+  return log_sum > kFarLogSum ? visit_divergence<A, true>(options, f) : visit_divergence<A, false>(options, f);
 }
 
 // ---- the label's term ----

@@ -12,7 +12,11 @@
 namespace sftn {
 
 SFTN_LEVELS(moments, moments_inline(args...))
-SFTN_LEVELS(pair_sums, pair_sums_inline(args...))
+SFTN_LEVELS(maximum, finite_maximum(args...))
+SFTN_LEVELS(place, place_inline(args...))
+SFTN_LEVELS(exp_sum, exp_sum_inline(args...))
+SFTN_LEVELS(pair_sums_of_one_rate, pair_sums_inline<true>(args...))
+SFTN_LEVELS(pair_sums_of_two_rates, pair_sums_inline<false>(args...))
 SFTN_LEVELS(terms, terms_inline(args...))
 SFTN_LEVELS(gradient, gradient_inline(args...))
 SFTN_LEVELS(standardize_gradient, standardize_gradient_inline(args...))
@@ -26,8 +30,8 @@ class DivergenceRows {
   static constexpr A kMasked = -std::numeric_limits<A>::infinity();
 
   explicit DivergenceRows(const DivergenceInput& in)
-      : in_(in), size_(whole_blocks(in.c)), memory_(8 * size_), next_(memory_.data()) {
-    for (A** buffer : {&s_copy_, &t_copy_, &s_kept_, &t_kept_, &s_e_, &t_e_, &label_s_e_, &label_t_e_}) {
+      : in_(in), size_(whole_blocks(in.c)), memory_(9 * size_), next_(memory_.data()) {
+    for (A** buffer : {&s_copy_, &t_copy_, &s_kept_, &t_kept_, &s_e_, &t_e_, &d_, &label_e_, &label_t_e_}) {
       *buffer = next_;
       next_ += size_;
     }
@@ -51,15 +55,16 @@ class DivergenceRows {
 
     const A *s_kept = student, *t_kept = teacher;
     if (options.kept != kAllClasses) mask(student, teacher, y, &s_kept, &t_kept);
-    const PairSums<A> sums = pair_sums(s_kept, t_kept, c, rates, s_e_, t_e_);
+    const PairSums<A> sums = pair_sums(s_kept, t_kept, rates, s_e_, t_e_, d_);
     RowTerms of_row{0, 0};
     const bool nothing = options.kept != kAllClasses && sums.t_z == 0;
     if (nothing) {
       std::fill(s_e_, s_e_ + size_, A(0));
       std::fill(t_e_, t_e_ + size_, A(0));
     } else {
-      visit_divergence<A>(options,
-                          [&](const auto& term) { of_row = terms(term, s_kept, t_kept, c, rates, sums, s_e_, t_e_); });
+      visit_divergence<A>(options, sums.log_sum, [&](const auto& term) {
+        of_row = terms(term, s_kept, t_kept, c, rates, sums, static_cast<const A*>(d_), s_e_, t_e_);
+      });
     }
     const double weight = options.weighted ? row_weight(teacher, sums) : 1;
     terms_of_row[1] = weight * of_row.value;
@@ -75,7 +80,7 @@ class DivergenceRows {
     } else if (options.label != kNoLabel) {
       label_rate = 1 / options.label_temperature;
       label = separate_label(student, teacher, y, label_rate, &label_z);
-      softmax_at_label = label_s_e_;
+      softmax_at_label = label_e_;
     }
     terms_of_row[0] = label.value;
     if (grad == nullptr) return;
@@ -117,11 +122,15 @@ class DivergenceRows {
     *t_kept = t_kept_;
   }
 
+  PairSums<A> pair_sums(const A* student, const A* teacher, const PairRates<A>& rates, A* s_e, A* t_e, A* d) {
+    return rates.a == rates.b ? pair_sums_of_one_rate(student, teacher, in_.c, rates, s_e, t_e, d)
+                              : pair_sums_of_two_rates(student, teacher, in_.c, rates, s_e, t_e, d);
+  }
+
   // sum_c softmax(teacher)_c^b, from the sum of exp(b (teacher - max))
   double row_weight(const A* teacher, const PairSums<A>& sums) {
-    const PairRates<A> at_one(1, 1);
-    const PairSums<A> full = pair_sums(teacher, teacher, in_.c, at_one, label_s_e_, label_t_e_);
-    return std::exp(std::log(sums.t_z) - std::log(full.t_z) / in_.options.teacher_temperature);
+    const double z = exp_sum(teacher, in_.c, sums.t_max, A(kLog2E), static_cast<A*>(nullptr));
+    return std::exp(std::log(sums.t_z) - std::log(z) / in_.options.teacher_temperature);
   }
 
   LabelResult label_term(const PairRates<A>& rates, const PairSums<A>& sums, A of_student, A of_teacher) {
@@ -133,23 +142,30 @@ class DivergenceRows {
 
   // The label's term from sums of its own. Leaves the student's exponentials without y, whose sum is z.
   LabelResult separate_label(const A* student, const A* teacher, int64_t y, double rate, double* z) {
-    std::copy(student, student + in_.c, s_kept_);
-    std::copy(teacher, teacher + in_.c, t_kept_);
-    if (in_.options.label == kTopKl) std::swap(t_kept_[y], *std::max_element(t_kept_, t_kept_ + in_.c));
+    const int64_t c = in_.c;
+    std::copy(student, student + c, s_kept_);
+    std::copy(teacher, teacher + c, t_kept_);
+    const A *s_others = s_kept_, *t_others = t_kept_;
+    if (in_.options.label == kTopKl) std::swap(t_kept_[y], t_kept_[place(t_others, c, maximum(t_others, c))]);
     const A of_student = student[y], of_teacher = t_kept_[y];
     s_kept_[y] = t_kept_[y] = kMasked;
     const PairRates<A> rates(rate, rate);
-    const PairSums<A> sums =
-        pair_sums(static_cast<const A*>(s_kept_), static_cast<const A*>(t_kept_), in_.c, rates, label_s_e_, label_t_e_);
+    PairSums<A> sums{maximum(s_others, c), maximum(t_others, c), 0, 0, 0, 0};
+    sums.s_z = exp_sum(s_others, c, sums.s_max, rates.a2, label_e_);
+    sums.t_z = exp_sum(t_others, c, sums.t_max, rates.b2, static_cast<A*>(nullptr));
+    sums.log_sum = std::log(sums.s_z / sums.t_z);
     *z = sums.s_z;
-    return label_term(rates, sums, of_student, of_teacher);
+    const LabelResult label = label_term(rates, sums, of_student, of_teacher);
+    if (in_.options.label == kLabelCrossEntropy || !(label.value < kNearLogSum)) return label;
+    const PairSums<A> precise = pair_sums(s_others, t_others, rates, label_e_, label_t_e_, d_);
+    return label_term(rates, precise, of_student, of_teacher);
   }
 
   const DivergenceInput& in_;
   int64_t size_;
   std::vector<A> memory_;
   A* next_;
-  A *s_copy_, *t_copy_, *s_kept_, *t_kept_, *s_e_, *t_e_, *label_s_e_, *label_t_e_;
+  A *s_copy_, *t_copy_, *s_kept_, *t_kept_, *s_e_, *t_e_, *d_, *label_e_, *label_t_e_;
 };
 
 // Throws for a target out of range; here, because parallel regions may lose an error's text.

@@ -118,26 +118,21 @@ SFTN_INLINE A finite_maximum(const A* row, int64_t c) {
 
 // log1p of sum p (exp(d - mean) - 1), or -1 if the row is not near.
 template <class A>
-SFTN_INLINE double near_log_sum(const A* student, const A* teacher, int64_t c, const PairRates<A>& rates,
-                                const PairSums<A>& sums, const A* t_e) {
-  Tail<A> s_tail, t_tail;
+SFTN_INLINE double near_log_sum(const A* d, int64_t c, const PairSums<A>& sums, const A* t_e) {
   Lanes<A> far(0);
-  const A s_max = sums.s_max, t_max = sums.t_max, mean = A(sums.mean);
-  const PairRates<A> by = rates;
+  const A mean = A(sums.mean);
   double total = 0;
   for (int64_t begin = 0; begin < c; begin += kChunk) {
-    const int64_t size = std::min(kChunk, c - begin);
-    const ChunkView<A> s(student + begin, size, s_tail), t(teacher + begin, size, t_tail);
+    const int64_t end = std::min(begin + kChunk, whole_blocks(c));
     Lanes<A> first(0), rest(0);
-    for (int64_t b = 0; b < s.blocks(); ++b) {
-      const A *of_s = s.block(b), *of_t = t.block(b), *weight = t_e + begin + b * kLanes;
+    for (int64_t j = begin; j < end; j += kLanes) {
       SFTN_LANES {
-        const A given = by.difference(of_s[l] - s_max, of_t[l] - t_max) - mean;
+        const A given = d[j + l] - mean;
         const A y = given == given ? given : A(0);  // NaN for a class that both rule out
         const A distance = y < 0 ? -y : y;
         far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
-        first.lane[l] += weight[l] * y;
-        rest.lane[l] += weight[l] * exp_remainder(y);
+        first.lane[l] += t_e[j + l] * y;
+        rest.lane[l] += t_e[j + l] * exp_remainder(y);
       }
     }
     total += double(first.sum()) + rest.sum();
@@ -145,10 +140,10 @@ SFTN_INLINE double near_log_sum(const A* student, const A* teacher, int64_t c, c
   return far.max() <= A(kNearRatio) ? std::log1p(total / sums.t_z) : -1;
 }
 
-// Leaves the exponentials of both rows in s_e and t_e, whole blocks.
-template <class A>
+// Leaves the exponentials of both rows in s_e and t_e, and the differences in d, whole blocks.
+template <bool kOneRate, class A>
 SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int64_t c, const PairRates<A>& rates,
-                                         A* s_e, A* t_e) {
+                                         A* s_e, A* t_e, A* d) {
   Tail<A> s_tail, t_tail;
   PairSums<A> sums{finite_maximum(student, c), finite_maximum(teacher, c), 0, 0, 0, 0};
   const A s_max = sums.s_max, t_max = sums.t_max;
@@ -160,7 +155,7 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
     Lanes<A> s_z(0), t_z(0), of_dot(0);
     for (int64_t b = 0; b < s.blocks(); ++b) {
       const A *of_s = s.block(b), *of_t = t.block(b);
-      A *to_s = s_e + begin + b * kLanes, *to_t = t_e + begin + b * kLanes;
+      A *to_s = s_e + begin + b * kLanes, *to_t = t_e + begin + b * kLanes, *to_d = d + begin + b * kLanes;
       SFTN_LANES {
         const A x_s = of_s[l] - s_max, x_t = of_t[l] - t_max;
         const A e_s = fast_exp2(x_s * by.a2), e_t = fast_exp2(x_t * by.b2);
@@ -168,7 +163,9 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
         to_t[l] = e_t;
         s_z.lane[l] += e_s;
         t_z.lane[l] += e_t;
-        of_dot.lane[l] += e_t == 0 ? A(0) : e_t * by.difference(x_s, x_t);
+        const A difference = kOneRate ? (x_s - x_t) * by.both : by.difference(x_s, x_t);
+        to_d[l] = difference;
+        of_dot.lane[l] += e_t == 0 ? A(0) : e_t * difference;
       }
     }
     sums.s_z += s_z.sum();
@@ -180,10 +177,46 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
   if (!std::isfinite(sums.mean)) sums.mean = 0;
   sums.log_sum = log_ratio - sums.mean;
   if (sums.log_sum < kNearLogSum) {
-    const double near = near_log_sum(student, teacher, c, rates, sums, t_e);
+    const double near = near_log_sum(d, c, sums, t_e);
     if (near > -1) sums.log_sum = near;
   }
   return sums;
+}
+
+// Sum of exp(rate (x - max)); `rate` is to base 2. Leaves the exponentials in e, whole blocks, unless it is null.
+template <class A>
+SFTN_INLINE double exp_sum_inline(const A* row, int64_t c, A max, A rate, A* e) {
+  Tail<A> tail;
+  alignas(64) A unwanted[kLanes];
+  double sum = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const ChunkView<A> view(row + begin, std::min(kChunk, c - begin), tail);
+    Lanes<A> of(0);
+    for (int64_t b = 0; b < view.blocks(); ++b) {
+      const A* x = view.block(b);
+      A* to = e == nullptr ? unwanted : e + begin + b * kLanes;
+      SFTN_LANES {
+        to[l] = fast_exp2((x[l] - max) * rate);
+        of.lane[l] += to[l];
+      }
+    }
+    sum += of.sum();
+  }
+  return sum;
+}
+
+// The first place of a value in a row, which has it.
+template <class A>
+SFTN_INLINE int64_t place_inline(const A* row, int64_t c, A value) {
+  int64_t j = 0;
+  for (; j + kLanes <= c; j += kLanes) {
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t l = 0; l < kLanes; ++l) found |= row[j + l] == value;
+    if (found) break;
+  }
+  while (j < c - 1 && row[j] != value) ++j;
+  return j;
 }
 
 struct RowTerms {
@@ -193,7 +226,7 @@ struct RowTerms {
 // Step 4: the sums of values and slopes. Leaves q in place of s_e, and the slopes in place of t_e.
 template <class Term, class A>
 SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* teacher, int64_t c,
-                                  const PairRates<A>& rates, const PairSums<A>& sums, A* s_e, A* t_e) {
+                                  const PairRates<A>& rates, const PairSums<A>& sums, const A* d, A* s_e, A* t_e) {
   Tail<A> s_tail, t_tail;
   const A s_inverse = A(1 / sums.s_z), t_inverse = A(1 / sums.t_z), mean = A(sums.mean), log_sum = A(sums.log_sum);
   const A s_log = A(std::log(sums.s_z)), t_log = A(std::log(sums.t_z));
@@ -207,11 +240,12 @@ SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* t
     Lanes<A> value(0), slope(0);
     for (int64_t b = 0; b < s.blocks(); ++b) {
       const A *of_s = s.block(b), *of_t = t.block(b);
+      const A* of_d = d + begin + b * kLanes;
       A *q = s_e + begin + b * kLanes, *w = t_e + begin + b * kLanes;
       SFTN_LANES {
         const A x_s = of_s[l] - s_max, x_t = of_t[l] - t_max;
         const ClassPair<A> pair{w[l] * t_inverse, q[l] * s_inverse, x_t * by.b - t_log, x_s * by.a - s_log,
-                                (by.difference(x_s, x_t) - mean) - log_sum};
+                                (of_d[l] - mean) - log_sum};
         const ClassTerm<A> of = of_class.template of<CpuMath>(pair);
         value.lane[l] += of.value;
         slope.lane[l] += of.slope;
