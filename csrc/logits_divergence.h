@@ -27,6 +27,8 @@
 //        kLabelKl:           B = KL([v_y, 1 - v_y] || [s_y, 1 - s_y]),  dB/du = s_y - v_y
 //        kTopKl:             the same after the teacher's logits of y and of its largest class changed places
 //        kLabelCrossEntropy: B = -v_y log s_y,  dB/du = -v_y (1 - s_y)
+//        kHardCrossEntropy:  B = -log s_y,  dB/du = -(1 - s_y), of the student's logits as they are even if
+//                            standardised. It saves the CPU a second op; other backends may refuse it.
 //      du / d student_y = r, and of the others -r o_c, with o their softmax. If only y is not kept and all temperatures
 //      are equal (`label_shares_sums`: DKD, and NKD at its default), the sums are those of step 3 and o is q.
 //   7. g_c = weight scale U a (slope_c - q_c sum slope) + label_weight label_scale dB/du r (1 if c = y, else -o_c).
@@ -74,7 +76,7 @@ enum DivergenceKind : int64_t {
   kDivergenceKinds
 };
 enum KeptClasses : int64_t { kAllClasses, kOthers, kBelow, kKeptClasses };
-enum LabelTerm : int64_t { kNoLabel, kLabelKl, kTopKl, kLabelCrossEntropy, kLabelTerms };
+enum LabelTerm : int64_t { kNoLabel, kLabelKl, kTopKl, kLabelCrossEntropy, kHardCrossEntropy, kLabelTerms };
 
 constexpr double kNearLogSum = 1.0 / 256, kNearRatio = 0.5, kFarLogSum = 1.0 / 16, kStandardEps = 1e-7;
 
@@ -133,7 +135,8 @@ inline DivergenceInput divergence_input(const Tensor& student, const Tensor& tea
                   "logits_divergence: temperatures must be positive");
   STD_TORCH_CHECK(options.divergence != kAlphaBeta || (options.alpha > 0 && options.beta > 0),
                   "logits_divergence: alpha and beta must be positive");
-  STD_TORCH_CHECK(!options.standardize || options.label == kNoLabel || options.label_shares_sums(),
+  STD_TORCH_CHECK(!options.standardize || options.label == kNoLabel || options.label == kHardCrossEntropy ||
+                      options.label_shares_sums(),
                   "logits_divergence: standardised logits have one temperature");
   STD_TORCH_CHECK(!(options.rows && options.label != kNoLabel), "logits_divergence: rows are without a label's term");
   STD_TORCH_CHECK(target.has_value() == options.needs_target(),

@@ -69,37 +69,45 @@ struct CrossEntropyTerm {
 };
 
 // KL(q || p)
+template <bool kFar>
 struct ReverseKlTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
+    if constexpr (kFar) {
+      const A value = x.q == 0 ? A(0) : x.q * x.y;
+      return {value, value};
+    }
     return {class_excess<Math>(x.q, x.p, -x.y), x.q == 0 ? A(0) : x.q * x.y};
   }
 };
 
 // sum |p - q| / 2; at a tie the slope is 0
+template <bool kFar>
 struct TotalVariationTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    const A difference = class_difference<Math>(x);
+    const A difference = kFar ? x.q - x.p : class_difference<Math>(x);
     const A half = A(0.5) * x.q, sign = difference > 0 ? half : -half;
     return {A(0.5) * (difference < 0 ? -difference : difference), difference == 0 ? A(0) : sign};
   }
 };
 
 // -sum (p^a q^b - a / k p^k - b / k q^k) / (a b), k = a + b
-template <class A>
+template <class A, bool kFar>
 struct AlphaBetaTerm {
   A a, b;
 
   template <class Math>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    const A k = a + b, ky = k * x.y, by = b * x.y, ay = a * x.y;
+    const A k = a + b;
     const A p_k = Math::exp(k * x.p_log), q_k = Math::exp(k * x.q_log), both = Math::exp(a * x.p_log + b * x.q_log);
-    const A of_b = Math::exp_remainder(by);
+    const ClassTerm<A> far{p_k / (b * k) + q_k / (a * k) - both / (a * b), (q_k - both) / a};
+    if constexpr (kFar) return far;
+    const A ky = k * x.y, by = b * x.y, ay = a * x.y, of_b = Math::exp_remainder(by);
     const A near_value = p_k * (Math::exp_remainder(ky) / (a * k) - of_b / (a * b));
     const A near_slope = p_k * (1 + (by + of_b)) * ((ay + Math::exp_remainder(ay)) / a);
     const bool near = is_near(ky);
-    return {near ? near_value : p_k / (b * k) + q_k / (a * k) - both / (a * b), near ? near_slope : (q_k - both) / a};
+    return {near ? near_value : far.value, near ? near_slope : far.slope};
   }
 };
 
@@ -172,13 +180,13 @@ SFTN_TERM void visit_divergence(const DivergenceOptions& options, F f) {
     case kCrossEntropy:
       return f(CrossEntropyTerm<kFar>{});
     case kAlphaBeta:
-      return f(AlphaBetaTerm<A>{A(options.alpha), A(options.beta)});
+      return f(AlphaBetaTerm<A, kFar>{A(options.alpha), A(options.beta)});
     case kJensenShannon:
       return f(JensenShannonTerm<A, kFar>{A(options.beta)});
     case kTotalVariation:
-      return f(TotalVariationTerm{});
+      return f(TotalVariationTerm<kFar>{});
     case kReverseKl:
-      return f(ReverseKlTerm{});
+      return f(ReverseKlTerm<kFar>{});
     case kSkewKl:
       return f(SkewKlTerm<A, kFar>{A(options.alpha)});
     case kSkewReverseKl:

@@ -14,11 +14,13 @@ namespace sftn {
 SFTN_LEVELS(moments, moments_inline(args...))
 SFTN_LEVELS(maximum, finite_maximum(args...))
 SFTN_LEVELS(place, place_inline(args...))
+SFTN_LEVELS(keep_below, keep_below_inline(args...))
 SFTN_LEVELS(exp_sum, exp_sum_inline(args...))
 SFTN_LEVELS(pair_sums_of_one_rate, pair_sums_inline<true>(args...))
 SFTN_LEVELS(pair_sums_of_two_rates, pair_sums_inline<false>(args...))
 SFTN_LEVELS(terms, terms_inline(args...))
 SFTN_LEVELS(gradient, gradient_inline(args...))
+SFTN_LEVELS(label_gradient, label_gradient_inline(args...))
 SFTN_LEVELS(standardize_gradient, standardize_gradient_inline(args...))
 
 // A thread's work on rows of T.
@@ -70,27 +72,34 @@ class DivergenceRows {
     terms_of_row[1] = weight * of_row.value;
 
     LabelResult label{0, 0};
-    double label_rate = 0;
-    const A* softmax_at_label = nullptr;  // times its sum
-    double label_z = 1;
+    double label_rate = 1 / options.label_temperature;
+    const A* others = nullptr;  // their softmax, times others_z
+    double others_z = 1;
     if (options.label != kNoLabel && options.label_shares_sums()) {
       label = label_term(rates, sums, student[y], teacher[y]);
       label_rate = a;
-      softmax_at_label = s_e_;  // divided already
+      others = s_e_;  // divided already
+    } else if (options.label == kHardCrossEntropy) {
+      label = hard_label(student, y, label_rate, &others_z);
+      others = label_e_;
     } else if (options.label != kNoLabel) {
-      label_rate = 1 / options.label_temperature;
-      label = separate_label(student, teacher, y, label_rate, &label_z);
-      softmax_at_label = label_e_;
+      label = separate_label(student, teacher, y, label_rate, &others_z);
+      others = label_e_;
     }
     terms_of_row[0] = label.value;
     if (grad == nullptr) return;
 
     const double factor = options.weight * options.scale * weight * a;
     const double of_label = options.label_weight * options.label_scale * label.slope * label_rate;
-    gradient(c, A(factor), A(of_row.slope), static_cast<const A*>(t_e_), static_cast<const A*>(s_e_),
-             A(label_z > 0 ? of_label / label_z : 0), softmax_at_label, grad);
-    if (options.label != kNoLabel) grad[y] += A(of_label);
+    const auto add_label = [&] {
+      label_gradient(c, A(others_z > 0 ? of_label / others_z : 0), others, grad);
+      grad[y] += A(of_label);
+    };
+    gradient(c, A(factor), A(of_row.slope), static_cast<const A*>(t_e_), static_cast<const A*>(s_e_), grad);
+    const bool of_plain_logits = options.label == kHardCrossEntropy;
+    if (options.label != kNoLabel && !of_plain_logits) add_label();
     if (options.standardize) standardize_gradient(student, c, of_student, grad);
+    if (of_plain_logits) add_label();
   }
 
  private:
@@ -105,18 +114,12 @@ class DivergenceRows {
   }
 
   void mask(const A* student, const A* teacher, int64_t y, const A** s_kept, const A** t_kept) {
-    std::copy(student, student + in_.c, s_kept_);
-    std::copy(teacher, teacher + in_.c, t_kept_);
     if (in_.options.kept == kOthers) {
+      std::copy(student, student + in_.c, s_kept_);
+      std::copy(teacher, teacher + in_.c, t_kept_);
       s_kept_[y] = t_kept_[y] = kMasked;
     } else {
-      const A limit = teacher[y];
-#pragma omp simd
-      for (int64_t j = 0; j < in_.c; ++j) {
-        const bool kept = teacher[j] < limit;
-        s_kept_[j] = kept ? student[j] : kMasked;
-        t_kept_[j] = kept ? teacher[j] : kMasked;
-      }
+      keep_below(student, teacher, in_.c, teacher[y], s_kept_, t_kept_);
     }
     *s_kept = s_kept_;
     *t_kept = t_kept_;
@@ -138,6 +141,13 @@ class DivergenceRows {
     const double u = double(rates.a) * x_s - std::log(sums.s_z), v = double(rates.b) * x_t - std::log(sums.t_z);
     if (in_.options.label == kLabelCrossEntropy) return label_cross_entropy(u, v);
     return label_kl(u, v, (double(rates.difference(x_s, x_t)) - sums.mean) - sums.log_sum);
+  }
+
+  // The cross-entropy. Leaves the student's exponentials, whose sum is z.
+  LabelResult hard_label(const A* student, int64_t y, double rate, double* z) {
+    const A highest = maximum(student, in_.c);
+    *z = exp_sum(student, in_.c, highest, A(rate * kLog2E), label_e_);
+    return {std::log(*z) - rate * (double(student[y]) - double(highest)), -1};
   }
 
   // The label's term from sums of its own. Leaves the student's exponentials without y, whose sum is z.

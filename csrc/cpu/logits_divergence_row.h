@@ -205,6 +205,16 @@ SFTN_INLINE double exp_sum_inline(const A* row, int64_t c, A max, A rate, A* e) 
   return sum;
 }
 
+// Copies of both rows with -inf instead of the classes to which the teacher gives `limit` or more.
+template <class A>
+SFTN_INLINE void keep_below_inline(const A* student, const A* teacher, int64_t c, A limit, A* s_kept, A* t_kept) {
+  constexpr A kMasked = -std::numeric_limits<A>::infinity();
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) s_kept[j] = teacher[j] < limit ? student[j] : kMasked;
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) t_kept[j] = teacher[j] < limit ? teacher[j] : kMasked;
+}
+
 // The first place of a value in a row, which has it.
 template <class A>
 SFTN_INLINE int64_t place_inline(const A* row, int64_t c, A value) {
@@ -259,16 +269,18 @@ SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* t
   return row;
 }
 
-// Step 7 without the target's class and a varying deviation: g = factor (w - slope q) - label r, or without r if null.
+// Step 7 without the label's term and a varying deviation: g = factor (w - slope q).
 template <class A>
-SFTN_INLINE void gradient_inline(int64_t c, A factor, A slope, const A* w, const A* q, A label, const A* r, A* g) {
-  if (r == nullptr) {
+SFTN_INLINE void gradient_inline(int64_t c, A factor, A slope, const A* w, const A* q, A* g) {
 #pragma omp simd
-    for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * q[j]);
-  } else {
+  for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * q[j]);
+}
+
+// g -= label r
+template <class A>
+SFTN_INLINE void label_gradient_inline(int64_t c, A label, const A* r, A* g) {
 #pragma omp simd
-    for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * q[j]) - label * r[j];
-  }
+  for (int64_t j = 0; j < c; ++j) g[j] -= label * r[j];
 }
 
 // Adds the derivative of the deviation to a gradient.

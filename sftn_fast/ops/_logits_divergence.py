@@ -33,7 +33,7 @@ class Kept(IntEnum):
 class Label(IntEnum):
     """The term of the target's class against all others together."""
 
-    NONE, KL, TOP_KL, CROSS_ENTROPY = range(4)
+    NONE, KL, TOP_KL, CROSS_ENTROPY, HARD_CROSS_ENTROPY = range(5)
 
 
 class Options(NamedTuple):
@@ -60,6 +60,18 @@ def divergence_kernels(logits: Tensor) -> Any | None:
     """Return the namespace of the raw ops, or None for the reference. So far the CPU alone has a kernel."""
     ops = kernels(logits.device.type)
     return ops if ops is torch.ops.sftn_fast and logits.is_cpu else None
+
+
+def takes_cross_entropy(target: Tensor, ignore_index: int) -> bool:
+    """Return whether the op may compute the cross-entropy too: on the CPU, of classes, if no row is ignored."""
+    if torch.compiler.is_compiling() or not target.is_cpu or target.is_floating_point():
+        return False
+    return not _has(target, ignore_index)
+
+
+def _has(target: Tensor, value: int) -> bool:
+    """Return whether a tensor on the CPU holds a value."""
+    return torch._C._len_torch_dispatch_stack() > 0 or bool((target == value).any())
 
 
 def fused_divergence(

@@ -15,8 +15,8 @@ from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import widened, widened_beside
 from sftn_fast.ops._logits import OneStudent, Options, fused, packed, remembered
 from sftn_fast.ops._logits_arguments import check_logits, check_target, check_temperature_tensor
+from sftn_fast.ops._logits_divergence import Label, divergence_kernels, fused_divergence, takes_cross_entropy
 from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
-from sftn_fast.ops._logits_divergence import divergence_kernels, fused_divergence
 from sftn_fast.ops.reference.logits import _scaled, cross_entropy, standardized, tensor_as
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
 
@@ -196,14 +196,8 @@ def kd_ce_loss(
             standardize=standardize,
         )
     options = _kd_ce_options(temperature, kd_weight, ce_weight, ignore_index, label_smoothing, student_logits.shape[0])
-    if standardize:  # the cross-entropy is of the logits as they are
-        # Both gradients are added before they are rounded.
-        student_logits, teacher_logits = widened_beside(tuple(widened(student_logits, teacher_logits)), target)
-        of_kd = _standardized(temperature, options.kl_scale)._replace(weight=float(kd_weight))
-        total, parts = fused_divergence(ops, student_logits, teacher_logits, None, of_kd)
-        of_ce = options._replace(temperature=1.0, kl_weight=0.0)
-        ce_total, _, ce, _ = fused(ops, teacher_logits, (student_logits,), target, of_ce)
-        return KDTerms(total + ce_total, parts[1], ce)
+    if standardize:
+        return _standardized_kd_ce(ops, student_logits, teacher_logits, target, options)
     total, _, ce, kd = fused(ops, teacher_logits, (student_logits,), target, options)
     return KDTerms(total, kd, ce)
 
@@ -359,6 +353,23 @@ def _kd_ce_scalars(
     check.check_integer("ignore_index", ignore_index)
     check.check_fraction("label_smoothing", label_smoothing)
     return packed(_kd_ce_options(temperature, kd_weight, ce_weight, ignore_index, label_smoothing, n))
+
+
+def _standardized_kd_ce(ops: Any, student: Tensor, teacher: Tensor, target: Tensor, options: Options) -> KDTerms:
+    """Compute KD on standardised logits, and the cross-entropy on the logits as they are."""
+    of_kd = _standardized(options.temperature, options.kl_scale)._replace(weight=options.kl_weight)
+    if options.label_smoothing == 0 and takes_cross_entropy(target, options.ignore_index):
+        both = of_kd._replace(
+            label=Label.HARD_CROSS_ENTROPY, label_weight=options.ce_weight, label_scale=1 / max(student.shape[0], 1)
+        )
+        total, parts = fused_divergence(ops, student, teacher, target, both)
+        ce, kd = parts.unbind()
+        return KDTerms(total, kd, ce)
+    # Both gradients are added before they are rounded.
+    student, teacher = widened_beside(tuple(widened(student, teacher)), target)
+    total, parts = fused_divergence(ops, student, teacher, None, of_kd)
+    ce_total, _, ce, _ = fused(ops, teacher, (student,), target, options._replace(temperature=1.0, kl_weight=0.0))
+    return KDTerms(total + ce_total, parts[1], ce)
 
 
 def _standardized(temperature: float, scale: float) -> DivergenceOptions:

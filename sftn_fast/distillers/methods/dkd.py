@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sftn_fast.data import Batch
@@ -17,7 +15,7 @@ from sftn_fast.distillers.options import Bound, NonNegative, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.distillers.warmup import WarmUp
 from sftn_fast.models import Features
-from sftn_fast.nn.precision import in_float32
+from sftn_fast.ops import dkd_loss
 
 
 @register("dkd")
@@ -52,20 +50,12 @@ class DKD(Method):
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
-        ours = _decoupled(student.logits, batch.target, self.temperature)
-        theirs = _decoupled(teacher.logits, batch.target, self.temperature)
-        binary, others = (
-            F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in zip(ours, theirs, strict=True)
-        )
-        return self.warmup.factor * self.temperature**2 * (self.alpha * binary + self.beta * others)
-
-
-@in_float32
-def _decoupled(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return logarithms of b [N, 2], the class and all others together, and of q [N, C], with 0 at the class."""
-    logits = logits / temperature
-    is_class = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target[:, None], True)
-    others = logits.masked_fill(is_class, -torch.inf)
-    binary = torch.stack([logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], 1)
-    # The class itself is 0 in both networks, and adds exp(0) (0 - 0) = 0 to the divergence.
-    return binary.log_softmax(1), others.log_softmax(1).masked_fill(is_class, 0)
+        total = dkd_loss(
+            student.logits,
+            teacher.logits,
+            batch.target,
+            self.temperature,
+            target_weight=self.alpha,
+            nontarget_weight=self.beta,
+        ).total
+        return self.warmup.factor * total
