@@ -288,6 +288,29 @@ def test_terms_are_those_of_the_total(backend):
     assert [term.requires_grad for term in terms] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [
+        (True, {}),
+        (True, {"ignore_index": 3}),
+        (True, {"label_smoothing": 0.1}),
+        (True, {"kd_weight": 0.0, "ce_weight": 2.0}),
+        (False, {}),
+    ],
+    ids=["classes", "ignored", "smooth", "ce alone", "probabilities"],
+)
+def test_cross_entropy_beside_standardised_distillation(backend, classes, options):
+    """On the CPU one op computes both, unless it can't; the cross-entropy is of the logits as they are."""
+    student, teacher, _ = draw(4, 20, backend.device)
+    target = torch.tensor([0, 3, 1, 7], device=backend.device)
+    if not classes:
+        target = torch.rand(4, 20, device=backend.device)
+    loss = with_target("kd_ce_loss", 2.0, **options, standardize=True)
+    assert_as_in_float64(loss, student, teacher, target)
+    one, other = loss(ops, student, teacher, target), loss(reference, student, teacher, target)
+    assert [x.item() for x in one] == pytest.approx([x.item() for x in other], rel=1e-5)
+
+
 def test_second_backward_pass(backend):
     student, teacher, target = draw(5, 12, backend.device)
     student.requires_grad_()
