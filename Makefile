@@ -27,6 +27,8 @@ DEVICES := $(shell nvidia-smi >/dev/null 2>&1 || echo --devices cpu,cpu)
 demo: $(VENV)/built
 	$(PY) -m sftn_fast.train --config few_images $(DEVICES)
 
+# Exported for what it depends on too: a fresh clone builds all levels at once.
+test: export SFTN_CPU_LEVELS := all
 test: setup $(VENV)/all-levels
 	SFTN_REQUIRE_KERNELS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
