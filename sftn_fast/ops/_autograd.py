@@ -109,7 +109,8 @@ def tries_at_once(student: Any, teacher: Any) -> bool:
     The op checks whatever it touches. A loss that it refuses goes the long way.
     """
     return (
-        type(student) in PLAIN
+        not _is_compiling()
+        and type(student) in PLAIN
         and type(teacher) in PLAIN
         and student.is_cpu
         and teacher.is_cpu
@@ -119,7 +120,6 @@ def tries_at_once(student: Any, teacher: Any) -> bool:
         and not student.is_inference()
         and forward_ad._current_level < 0
         and not _is_transformed()
-        and not _is_compiling()
     )
 
 
@@ -165,11 +165,16 @@ def scaled(grads: Sequence[Tensor], grad_total: Tensor) -> Sequence[Tensor]:
     They may be handed out or written to only if no other backward pass needs them, because the caller may write to
     them too. What is fake or recorded can't be compared with 1.
     """
-    if _keeps_graph() or type(grad_total) is not Tensor or _len_dispatch_stack() > 0:
+    if _keeps_graph() or not is_readable(grad_total):
         return [grad * grad_total for grad in grads]
     if grad_total.item() != 1:
         return [grad.mul_(grad_total) for grad in grads]
     return grads
+
+
+def is_readable(x: Tensor) -> bool:
+    """Return whether a number on the CPU can be read: it is not fake, and nothing records what happens."""
+    return type(x) is Tensor and _len_dispatch_stack() == 0
 
 
 class _Once(torch.autograd.Function):

@@ -134,7 +134,7 @@ def fits_one_student(shape: torch.Size) -> bool:
 
 def are_classes(target: Any) -> bool:
     """Return whether a target may be classes, which :class:`OneStudent` takes."""
-    return type(target) is Tensor and target.dtype is torch.int64
+    return type(target) is Tensor and target.is_cpu and target.dtype is torch.int64
 
 
 class OneStudent(AtOnce):

@@ -6,6 +6,7 @@ schemas of the raw ops are in ``csrc/features_pointwise.h``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import (
-    AtOnce,
     Refused,
     Saved,
-    computes_at_once,
     first_derivatives,
+    is_readable,
     needs_function,
     savable,
+    scaled,
     tries_at_once,
 )
 from sftn_fast.ops._backend import kernels, runs_cpu_kernels
@@ -197,34 +198,11 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, o
     inputs = student, teacher, channel
     if not needs_function(inputs):
         return ops.features_pointwise_forward(*inputs, *options)[0]
-    if ops is torch.ops.sftn_fast and _keeps_no_more(*inputs) and computes_at_once(student, teacher):
-        return _AtOnce.apply(ops, options, *savable(*inputs))
     return _PointwiseLoss.apply(ops, options, *savable(*inputs))
 
 
 SMALL = 65536
-"""Most elements of a map of which both gradients are kept from the forward pass on."""
-
-
-def _keeps_no_more(student: Tensor, teacher: Tensor, channel: Tensor | None) -> bool:
-    """Return whether the gradients may be computed in the forward pass and kept in place of the maps.
-
-    One gradient takes the place of the other map. Those of half precision would take twice as much: they wait in
-    float32, to be rounded once.
-    """
-    one = not (student.requires_grad and teacher.requires_grad)
-    return student.dtype in WIDE and (one or student.numel() <= SMALL)
-
-
-class _AtOnce(AtOnce):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, ops: Any, options: Options, student: Tensor, teacher: Tensor, channel: Tensor | None
-    ) -> Tensor:
-        wanted = ctx.needs_input_grad[2:]
-        total, *grads = ops.features_pointwise_both(student, teacher, channel, *options, *wanted)
-        AtOnce.keep(ctx, (ops, options, student, teacher, channel), grads)
-        return total
+"""Most elements of a map whose hint loss computes its gradient in the forward pass."""
 
 
 def _tries_hint(student: Any, teacher: Any) -> bool:
@@ -232,25 +210,38 @@ def _tries_hint(student: Any, teacher: Any) -> bool:
         tries_at_once(student, teacher)
         and runs_cpu_kernels()
         and student.dtype in WIDE
-        and student.numel() > 0
-        and not teacher.requires_grad
+        and 0 < student.numel() <= SMALL
+        and not (teacher.requires_grad or teacher.is_inference())
     )
 
 
-class _Hint(AtOnce):
-    """The same for the hint loss of a student's dense map and a constant, with fewer steps."""
+class _Hint(torch.autograd.Function):
+    """The hint loss of a small map and a constant in one op, with fewer steps: they are most of its cost."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
-        scale = 1 / max(student.numel(), 1)
         try:
             total, grad = torch.ops.sftn_fast.features_pointwise_both.default(
-                student, teacher, None, HINT, 0.0, scale, True, False, False
+                student, teacher, None, HINT, 0.0, 1 / student.numel(), True, False, False
             )
         except Exception as error:
             raise Refused from error
-        ctx.save_for_backward(student, grad)
+        ctx.save_for_backward(student, teacher, grad)
         return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *first_derivatives(_hint_backward, ctx, grad_total), None
+
+
+def _hint_backward(_: Any, grad_total: Tensor, saved: Saved) -> Sequence[Tensor]:
+    """Scale the gradient that was kept, unless scaling up would show that tiny values had been lost."""
+    student, teacher, grad = saved
+    if is_readable(grad_total) and abs(grad_total.item()) <= 1:
+        return scaled((grad,), grad_total)
+    options = Options(HINT, 0.0, 1 / student.numel())
+    stats, wanted = student.new_empty(0), (True, False, False)
+    return torch.ops.sftn_fast.features_pointwise_backward(grad_total, student, teacher, None, stats, *options, *wanted)
 
 
 class _PointwiseLoss(torch.autograd.Function):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, wave
+from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, needs_kernels, wave
 from features_pointwise_table import LOSSES, ORACLE, assert_close, differentiate, expected, make
 
 from sftn_fast import ops
@@ -165,6 +165,22 @@ def test_tiny_values_are_theirs_or_zero(backend, scale):
     total.backward(torch.tensor(384e5, device=backend.device))
     assert 0 <= total.item() < 1e-37
     torch.testing.assert_close(student.grad, 2e5 * (student - teacher).detach(), rtol=1e-3, atol=1.2e-38)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", range(4), ids=["hint", "ab", "oh", "vid"])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 5, 7, 7), (3, 4, 40, 40)], **ids)
+def test_both_at_once(kind, shape):
+    """One pass leaves what two passes do."""
+    student, teacher, channel = make(shape, dtype=torch.float32, device="cpu")
+    channel = channel if kind > 1 else None
+    scalars, wanted = (kind, 0.5, 0.25), (True, kind != 1, kind == 3)
+    raw = torch.ops.sftn_fast
+    total, stats = raw.features_pointwise_forward(student, teacher, channel, *scalars)
+    grads = raw.features_pointwise_backward(torch.ones(()), student, teacher, channel, stats, *scalars, *wanted)
+    both = raw.features_pointwise_both(student, teacher, channel, *scalars, *wanted)
+    torch.testing.assert_close(both, [total, *grads], rtol=0, atol=0)
+    torch.library.opcheck(raw.features_pointwise_both.default, (student, teacher, channel, *scalars, *wanted))
 
 
 @all_losses

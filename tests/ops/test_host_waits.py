@@ -14,6 +14,7 @@ FILES = sorted(Path(ops.__file__).parent.glob("*.py"))
 # (file, function): the reason why it may wait, which must hold on a GPU.
 ALLOWED = {
     ("_autograd.py", "scaled"): "reads the gradient of a loss that was computed on the CPU",
+    ("features_pointwise.py", "_hint_backward"): "reads the gradient of a loss that was computed on the CPU",
     ("_logits.py", "packed"): "makes a tensor on the CPU, for an op of the CPU alone",
     ("_logits_arguments.py", "check_temperature_tensor"): "reads a temperature that is on the CPU",
     ("_logits_divergence.py", "_has"): "reads a target on the CPU",
