@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define SFTN_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SFTN_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace sftn {
 

@@ -9,6 +9,7 @@
 #include "features_pool.h"
 #include "logits.h"
 #include "logits_divergence.h"
+#include "logits_correlation.h"
 #include "relational_rkd.h"
 #include "relational_similarity.h"
 
@@ -23,6 +24,8 @@ void define_ops(Library& m) {
   m.def(kContrastiveNormalizersSchema);
   m.def(kContrastiveForwardSchema);
   m.def(kContrastiveUpdateSchema);
+  m.def(kDistForwardSchema);
+  m.def(kDistBackwardSchema);
   m.def(kLogitsBothSchema);
   m.def(kLogitsDivergenceSchema);
   m.def(kLogitsForwardSchema);

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
+from sftn_fast.ops._dtype import accumulator, same_dtype
+from sftn_fast.ops._library import register_fake
 from sftn_fast.ops.terms import DISTTerms
 
 
@@ -47,6 +54,69 @@ def dist_loss(
         check.check_temperature(temperature)
         check.check_finite("inter_weight", inter_weight)
         check.check_finite("intra_weight", intra_weight)
-    return reference.dist_loss(
-        student_logits, teacher_logits, temperature, inter_weight=inter_weight, intra_weight=intra_weight
-    )
+    ops = kernels(student_logits.device.type)
+    if ops is None:
+        return reference.dist_loss(
+            student_logits, teacher_logits, temperature, inter_weight=inter_weight, intra_weight=intra_weight
+        )
+    options = Options(float(temperature), float(inter_weight), float(intra_weight))
+    total, parts = _fused(ops, *same_dtype((student_logits, teacher_logits)), options)
+    return DISTTerms(total, *parts.unbind())
+
+
+class Options(NamedTuple):
+    """Scalars of the raw ops, in the schemas' order."""
+
+    temperature: float
+    inter_weight: float
+    intra_weight: float
+
+
+def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Return ``(total, parts)``. Only ``total`` is differentiable."""
+    if needs_function((student, teacher)):
+        return _DISTLoss.apply(ops, options, *savable(student, teacher))
+    total, parts, _, _ = ops.dist_forward(student, teacher, *options)
+    return total, parts
+
+
+class _DISTLoss(torch.autograd.Function):
+    """DIST's autograd. The forward op leaves a few numbers for each row and column, the backward op computes again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, options: Options, student: Tensor, teacher: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total, parts, rows, columns = ops.dist_forward(student, teacher, *options)
+        ctx.save_for_backward(student, teacher, rows, columns)
+        ctx.ops, ctx.options = ops, options
+        ctx.mark_non_differentiable(parts)
+        ctx.set_materialize_grads(False)
+        return total, parts
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return (None,) * 4
+        return None, None, *first_derivatives(_backward, ctx, grad_total)
+
+
+def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
+    """Return the gradients of student and teacher, None where none is wanted."""
+    _, _, *wanted = ctx.needs_input_grad
+    grads = iter(ctx.ops.dist_backward(grad_total, *saved, *ctx.options, *wanted))
+    return [next(grads) if want else None for want in wanted]
+
+
+@register_fake("dist_forward")
+def _(student: Tensor, teacher: Tensor, *options: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, c = student.shape
+    dtype = accumulator(student)
+    sizes: tuple[tuple[int, ...], ...] = ((), (2,), (n, 8), (6, c))
+    total, parts, rows, columns = (student.new_empty(size, dtype=dtype) for size in sizes)
+    return total, parts, rows, columns
+
+
+@register_fake("dist_backward")
+def _(grad_total: Tensor, student: Tensor, *rest: Any) -> list[Tensor]:
+    return [student.new_empty(student.shape) for wanted in rest[-2:] if wanted]

@@ -1,0 +1,236 @@
+// DIST on a block of rows, in float or double; ../logits_correlation.h has the formulas.
+#pragma once
+
+#include "../logits_correlation.h"
+#include "chunk.h"
+#include "exp.h"
+
+namespace sftn {
+
+// The numbers by which a row's logits become probabilities: p = exp((x - max) / T) scale.
+template <class A>
+struct RowSoftmax {
+  A max, scale;
+};
+
+// Writes the softmax of x [c] at a rate of log2(e) / T to p, padded with 1 / c to whole blocks.
+template <class A>
+SFTN_INLINE RowSoftmax<A> softmax_row(const A* x, int64_t c, A rate, A* p) {
+  Tail<A> tail;
+  const ChunkView<A> view(x, c, tail);
+  Lanes<A> largest(-std::numeric_limits<A>::infinity());
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    const A* from = view.block(b);
+    SFTN_LANES largest.lane[l] = from[l] > largest.lane[l] ? from[l] : largest.lane[l];
+  }
+  const A max = largest.max();
+  double sum = 0;
+  for (int64_t begin = 0; begin < view.blocks(); begin += kChunk / kLanes) {
+    Lanes<A> part(0);
+    for (int64_t b = begin; b < std::min(begin + kChunk / kLanes, view.blocks()); ++b) {
+      const A* from = view.block(b);
+      A* to = p + b * kLanes;
+      SFTN_LANES {
+        const A e = fast_exp2((from[l] - max) * rate);
+        to[l] = e;
+        part.lane[l] += e;
+      }
+    }
+    sum += part.sum();
+  }
+  const A scale = A(1 / sum);
+  for (int64_t b = 0; b < view.blocks(); ++b) {
+    A* to = p + b * kLanes;
+    SFTN_LANES to[l] *= scale;
+  }
+  for (int64_t j = c; j < view.blocks() * kLanes; ++j) p[j] = A(1) / A(c);
+  return {max, scale};
+}
+
+// The moments of a row's probabilities around 1 / c.
+template <class A>
+SFTN_INLINE Moments<A> row_moments(const A* s, const A* t, int64_t c) {
+  const A mean = A(1) / A(c);
+  const int64_t blocks = divide_up(c, kLanes);
+  double ss = 0, tt = 0, st = 0;
+  for (int64_t begin = 0; begin < blocks; begin += kChunk / kLanes) {
+    Lanes<A> s_s(0), t_t(0), s_t(0);
+    for (int64_t b = begin; b < std::min(begin + kChunk / kLanes, blocks); ++b) {
+      const A *of_s = s + b * kLanes, *of_t = t + b * kLanes;
+      SFTN_LANES {
+        const A apart_s = of_s[l] - mean, apart_t = of_t[l] - mean;
+        s_s.lane[l] += apart_s * apart_s;
+        t_t.lane[l] += apart_t * apart_t;
+        s_t.lane[l] += apart_s * apart_t;
+      }
+    }
+    ss += s_s.sum();
+    tt += t_t.sum();
+    st += s_t.sum();
+  }
+  return {A(ss), A(tt), A(st)};
+}
+
+// Computes a row: its probabilities into s and t, and its numbers [8]. Returns 1 - r.
+template <class A>
+SFTN_INLINE double correlation_row_inline(const A* student, const A* teacher, int64_t c, A rate, A* s, A* t,
+                                          A* numbers) {
+  const RowSoftmax<A> of_student = softmax_row(student, c, rate, s), of_teacher = softmax_row(teacher, c, rate, t);
+  const Correlation<A> correlation(row_moments(s, t, c));
+  numbers[0] = of_student.max;
+  numbers[1] = of_student.scale;
+  numbers[2] = of_teacher.max;
+  numbers[3] = of_teacher.scale;
+  numbers[4] = correlation.h_s;
+  numbers[5] = correlation.k_s;
+  numbers[6] = correlation.h_t;
+  numbers[7] = correlation.k_t;
+  return 1 - double(correlation.r);
+}
+
+// Moments of `stride` columns, one array for each of the numbers of ColumnMoments, in this order.
+template <class A>
+struct ColumnState {
+  A* data;
+  int64_t stride;
+
+  SFTN_INLINE ColumnMoments<A> at(int64_t j) const {
+    return {data[j], data[stride + j], {data[2 * stride + j], data[3 * stride + j], data[4 * stride + j]}};
+  }
+  SFTN_INLINE void set(int64_t j, const ColumnMoments<A>& m) const {
+    data[j] = m.s_mean;
+    data[stride + j] = m.t_mean;
+    data[2 * stride + j] = m.of.ss;
+    data[3 * stride + j] = m.of.tt;
+    data[4 * stride + j] = m.of.st;
+  }
+};
+
+// Adds `count` rows of probabilities, [count, stride] each, to the moments of `before` rows.
+template <class A>
+SFTN_INLINE void add_columns_inline(const A* s, const A* t, int64_t count, int64_t before, ColumnState<A> state) {
+  const int64_t stride = state.stride;
+  const A inverse = A(1) / A(count), share = A(count) / A(before + count);
+  for (int64_t begin = 0; begin < stride; begin += kLanes) {
+    const A *first_s = s + begin, *first_t = t + begin;
+    Lanes<A> s_mean(0), t_mean(0), ss(0), tt(0), st(0);
+    for (int64_t i = 1; i < count; ++i) {
+      const A *row_s = first_s + i * stride, *row_t = first_t + i * stride;
+      SFTN_LANES {
+        s_mean.lane[l] += row_s[l] - first_s[l];
+        t_mean.lane[l] += row_t[l] - first_t[l];
+      }
+    }
+    SFTN_LANES {
+      s_mean.lane[l] = first_s[l] + s_mean.lane[l] * inverse;
+      t_mean.lane[l] = first_t[l] + t_mean.lane[l] * inverse;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const A *row_s = first_s + i * stride, *row_t = first_t + i * stride;
+      SFTN_LANES {
+        const A apart_s = row_s[l] - s_mean.lane[l], apart_t = row_t[l] - t_mean.lane[l];
+        ss.lane[l] += apart_s * apart_s;
+        tt.lane[l] += apart_t * apart_t;
+        st.lane[l] += apart_s * apart_t;
+      }
+    }
+    SFTN_LANES {
+      ColumnMoments<A> all = state.at(begin + l);
+      all.join({s_mean.lane[l], t_mean.lane[l], {ss.lane[l], tt.lane[l], st.lane[l]}}, share, A(before) * share);
+      state.set(begin + l, all);
+    }
+  }
+}
+
+// Joins the moments of `slices` slices of the batch in order, for the columns of a block, into those of the first.
+//   rows  [slices] number of rows of each
+template <class A>
+SFTN_INLINE void join_slices(A* states, int64_t stride, int64_t block, const int64_t* rows, int64_t slices) {
+  const ColumnState<A> all{states, stride};
+  int64_t before = rows[0];
+  for (int64_t slice = 1; slice < slices; ++slice) {
+    const ColumnState<A> next{states + slice * kDistMoments * stride, stride};
+    const A share = A(rows[slice]) / A(before + rows[slice]), weight = A(before) * share;
+    SFTN_LANES {
+      ColumnMoments<A> joined = all.at(block + l);
+      joined.join(next.at(block + l), share, weight);
+      all.set(block + l, joined);
+    }
+    before += rows[slice];
+  }
+}
+
+// Writes the numbers of the columns of a block, at most c. Returns their sum of 1 - r.
+template <class A>
+SFTN_INLINE double finish_columns_inline(A* states, int64_t stride, int64_t block, const int64_t* rows, int64_t slices,
+                                         int64_t c, A* columns) {
+  join_slices(states, stride, block, rows, slices);
+  const ColumnState<A> all{states, stride};
+  Lanes<A> apart(0);
+  alignas(64) A numbers[kDistColumnNumbers][kLanes];
+  SFTN_LANES {
+    const ColumnMoments<A> m = all.at(block + l);
+    const Correlation<A> correlation(m.of);
+    apart.lane[l] = 1 - correlation.r;
+    numbers[0][l] = m.s_mean;
+    numbers[1][l] = m.t_mean;
+    numbers[2][l] = correlation.h_s;
+    numbers[3][l] = correlation.k_s;
+    numbers[4][l] = correlation.h_t;
+    numbers[5][l] = correlation.k_t;
+  }
+  const int64_t count = std::min(kLanes, c - block);
+  double sum = 0;
+  for (int64_t j = 0; j < count; ++j) sum += apart.lane[j];
+  for (int64_t k = 0; k < kDistColumnNumbers; ++k) std::copy_n(numbers[k], count, columns + k * c + block);
+  return sum;
+}
+
+// What the gradient of one network needs of a row and of the columns; `ours` is that network, `theirs` the other.
+template <class A>
+struct CorrelationGradient {
+  const A *ours, *theirs;  // [c] logits
+  RowSoftmax<A> our_row, their_row;
+  A h, k;                                                  // of the row
+  const A *our_means, *their_means, *column_h, *column_k;  // [c]
+  A inter, intra, factor;                                  // of g, and -grad_total / T
+};
+
+// Writes the gradient [c] to out. `p` is a buffer of c values.
+template <class A>
+SFTN_INLINE void gradient_row_inline(const CorrelationGradient<A>& of, int64_t c, A rate, A* p, A* out) {
+  const A mean = A(1) / A(c), h = of.inter * of.h, k = of.inter * of.k;
+  const int64_t whole = c / kLanes * kLanes;
+  const auto entry = [&](int64_t j) __attribute__((always_inline)) {
+    const A ours = fast_exp2((of.ours[j] - of.our_row.max) * rate) * of.our_row.scale;
+    const A theirs = fast_exp2((of.theirs[j] - of.their_row.max) * rate) * of.their_row.scale;
+    const A along_row = h * (theirs - mean) - k * (ours - mean);
+    const A along_column = of.column_h[j] * (theirs - of.their_means[j]) - of.column_k[j] * (ours - of.our_means[j]);
+    p[j] = ours;
+    const A weighted = ours * (along_row + of.intra * along_column);
+    out[j] = weighted;
+    return weighted;
+  };
+  double sum = 0;
+  for (int64_t begin = 0; begin < whole; begin += kChunk) {
+    Lanes<A> part(0);
+    for (int64_t b = begin; b < std::min(begin + kChunk, whole); b += kLanes) {
+      SFTN_LANES part.lane[l] += entry(b + l);
+    }
+    sum += part.sum();
+  }
+  for (int64_t j = whole; j < c; ++j) {
+    asm volatile("" ::: "memory");  // scalar: which products are fused would depend on addresses
+    sum += entry(j);
+  }
+  const A all = A(sum);
+  for (int64_t b = 0; b < whole; b += kLanes) {
+    SFTN_LANES out[b + l] = of.factor * (out[b + l] - p[b + l] * all);
+  }
+  for (int64_t j = whole; j < c; ++j) {
+    asm volatile("" ::: "memory");
+    out[j] = of.factor * (out[j] - p[j] * all);
+  }
+}
+
+}  // namespace sftn
