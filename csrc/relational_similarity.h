@@ -77,12 +77,6 @@ struct SimilarityOutput {
   }
 };
 
-// Calls f(Tag<float>{}) or f(Tag<double>{}). A Gram matrix in half precision would be too inexact.
-template <class F>
-void visit_accumulator(ScalarType dtype, F&& f) {
-  dtype == ScalarType::Double ? f(Tag<double>{}) : f(Tag<float>{});
-}
-
 inline GramPair gram_pair(const Tensor& student, const Tensor& teacher) {
   const int64_t n = student.size(0);
   const ScalarType dtype = student.scalar_type();

@@ -10,6 +10,7 @@
 #include "logits.h"
 #include "logits_divergence.h"
 #include "logits_correlation.h"
+#include "logits_transport.h"
 #include "relational_rkd.h"
 #include "relational_similarity.h"
 
@@ -40,6 +41,11 @@ void define_ops(Library& m) {
   m.def(kRelationalRkdBackwardSchema);
   m.def(kSampleNegativesSchema);
   m.def(kSpForwardSchema);
+  m.def(kWkdMarginalsSchema);
+  m.def(kWkdStepSchema);
+  m.def(kWkdLossSchema);
+  m.def(kWkdReverseSchema);
+  m.def(kWkdGradientSchema);
 }
 
 }  // namespace sftn

@@ -64,6 +64,12 @@ void visit_floating(ScalarType dtype, const char* op, F&& f) {
   }
 }
 
+// Calls f(Tag<float>{}) or f(Tag<double>{}), of tensors that are never in half precision.
+template <class F>
+void visit_accumulator(ScalarType dtype, F&& f) {
+  dtype == ScalarType::Double ? f(Tag<double>{}) : f(Tag<float>{});
+}
+
 // An uninitialised tensor on like's device. It calls the shim directly, because a boxed call of aten::empty costs more
 // than the rest of a small op's host code.
 inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, ScalarType dtype,

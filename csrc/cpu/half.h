@@ -9,6 +9,17 @@ namespace sftn {
 void widen(const Half* from, float* to, int64_t n);
 void widen(const BFloat16* from, float* to, int64_t n);
 
+// n values in the accumulator's type: where they are, or a copy converted into `buffer`.
+template <class T>
+const accumulator_t<T>* as_accumulator(const T* from, int64_t n, accumulator_t<T>* buffer) {
+  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
+    return from;
+  } else {
+    widen(from, buffer, n);
+    return buffer;
+  }
+}
+
 // n values rounded to nearest, ties to even.
 void narrow(const float* from, Half* to, int64_t n);
 void narrow(const float* from, BFloat16* to, int64_t n);

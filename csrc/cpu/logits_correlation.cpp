@@ -16,16 +16,9 @@ SFTN_LEVELS(add_columns, add_columns_inline(args...))
 SFTN_LEVELS(finish_columns, finish_columns_inline(args...))
 SFTN_LEVELS(correlation_gradient_row, gradient_row_inline(args...))
 
-// A row in the accumulator's type: the tensor's own memory, or a copy converted into `buffer`.
 template <class T>
 static const accumulator_t<T>* read_row(const Matrix& matrix, int64_t i, int64_t c, accumulator_t<T>* buffer) {
-  const T* from = matrix.data<T>() + i * matrix.stride;
-  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
-    return from;
-  } else {
-    widen(from, buffer, c);
-    return buffer;
-  }
+  return as_accumulator(matrix.data<T>() + i * matrix.stride, c, buffer);
 }
 
 // How the batch is divided: into slices with moments of their own, and those into blocks of rows whose probabilities

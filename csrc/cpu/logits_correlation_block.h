@@ -3,49 +3,9 @@
 
 #include "../logits_correlation.h"
 #include "chunk.h"
-#include "exp.h"
+#include "softmax_row.h"
 
 namespace sftn {
-
-// The numbers by which a row's logits become probabilities: p = exp((x - max) / T) scale.
-template <class A>
-struct RowSoftmax {
-  A max, scale;
-};
-
-// Writes the softmax of x [c] at a rate of log2(e) / T to p, padded with 1 / c to whole blocks.
-template <class A>
-SFTN_INLINE RowSoftmax<A> softmax_row(const A* x, int64_t c, A rate, A* p) {
-  Tail<A> tail;
-  const ChunkView<A> view(x, c, tail);
-  Lanes<A> largest(-std::numeric_limits<A>::infinity());
-  for (int64_t b = 0; b < view.blocks(); ++b) {
-    const A* from = view.block(b);
-    SFTN_LANES largest.lane[l] = from[l] > largest.lane[l] ? from[l] : largest.lane[l];
-  }
-  const A max = largest.max();
-  double sum = 0;
-  for (int64_t begin = 0; begin < view.blocks(); begin += kChunk / kLanes) {
-    Lanes<A> part(0);
-    for (int64_t b = begin; b < std::min(begin + kChunk / kLanes, view.blocks()); ++b) {
-      const A* from = view.block(b);
-      A* to = p + b * kLanes;
-      SFTN_LANES {
-        const A e = fast_exp2((from[l] - max) * rate);
-        to[l] = e;
-        part.lane[l] += e;
-      }
-    }
-    sum += part.sum();
-  }
-  const A scale = A(1 / sum);
-  for (int64_t b = 0; b < view.blocks(); ++b) {
-    A* to = p + b * kLanes;
-    SFTN_LANES to[l] *= scale;
-  }
-  for (int64_t j = c; j < view.blocks() * kLanes; ++j) p[j] = A(1) / A(c);
-  return {max, scale};
-}
 
 // The moments of a row's probabilities around 1 / c.
 template <class A>
@@ -200,37 +160,21 @@ struct CorrelationGradient {
 template <class A>
 SFTN_INLINE void gradient_row_inline(const CorrelationGradient<A>& of, int64_t c, A rate, A* p, A* out) {
   const A mean = A(1) / A(c), h = of.inter * of.h, k = of.inter * of.k;
-  const int64_t whole = c / kLanes * kLanes;
-  const auto entry = [&](int64_t j) __attribute__((always_inline)) {
-    const A ours = fast_exp2((of.ours[j] - of.our_row.max) * rate) * of.our_row.scale;
-    const A theirs = fast_exp2((of.theirs[j] - of.their_row.max) * rate) * of.their_row.scale;
-    const A along_row = h * (theirs - mean) - k * (ours - mean);
-    const A along_column = of.column_h[j] * (theirs - of.their_means[j]) - of.column_k[j] * (ours - of.our_means[j]);
-    p[j] = ours;
-    const A weighted = ours * (along_row + of.intra * along_column);
-    out[j] = weighted;
-    return weighted;
-  };
-  double sum = 0;
-  for (int64_t begin = 0; begin < whole; begin += kChunk) {
-    Lanes<A> part(0);
-    for (int64_t b = begin; b < std::min(begin + kChunk, whole); b += kLanes) {
-      SFTN_LANES part.lane[l] += entry(b + l);
-    }
-    sum += part.sum();
-  }
-  for (int64_t j = whole; j < c; ++j) {
-    asm volatile("" ::: "memory");  // scalar: which products are fused would depend on addresses
-    sum += entry(j);
-  }
-  const A all = A(sum);
-  for (int64_t b = 0; b < whole; b += kLanes) {
-    SFTN_LANES out[b + l] = of.factor * (out[b + l] - p[b + l] * all);
-  }
-  for (int64_t j = whole; j < c; ++j) {
-    asm volatile("" ::: "memory");
-    out[j] = of.factor * (out[j] - p[j] * all);
-  }
+  Lanes<A> sum(0);
+  over_columns(
+      c, SFTN_COLUMN {
+        const A ours = fast_exp2((of.ours[j] - of.our_row.max) * rate) * of.our_row.scale;
+        const A theirs = fast_exp2((of.theirs[j] - of.their_row.max) * rate) * of.their_row.scale;
+        const A along_row = h * (theirs - mean) - k * (ours - mean);
+        const A along_column =
+            of.column_h[j] * (theirs - of.their_means[j]) - of.column_k[j] * (ours - of.our_means[j]);
+        const A weighted = ours * (along_row + of.intra * along_column);
+        p[j] = ours;
+        out[j] = weighted;
+        sum.lane[l] += weighted;
+      });
+  const A all = sum.sum();
+  over_columns(c, SFTN_COLUMN { out[j] = of.factor * (out[j] - p[j] * all); });
 }
 
 }  // namespace sftn

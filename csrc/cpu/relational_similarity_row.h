@@ -13,22 +13,6 @@
 
 namespace sftn {
 
-// Calls f(j, l) for the n columns j of a row, in lane l. The end of the row stays scalar. The compiler would vectorise
-// it depending on addresses; which products are fused with sums, and so the last bit, would depend on them too.
-template <class F>
-SFTN_INLINE void over_columns(int64_t n, F f) {
-  const int64_t whole = n / kLanes * kLanes;
-  for (int64_t begin = 0; begin < whole; begin += kLanes) {
-    SFTN_LANES f(begin + l, l);
-  }
-  for (int64_t j = whole; j < n; ++j) {
-    asm volatile("" ::: "memory");
-    f(j, j - whole);
-  }
-}
-
-#define SFTN_COLUMN [&](int64_t j, int64_t l) __attribute__((always_inline))
-
 // ---- SP ----
 
 // Student or teacher: its Gram matrix, and the numbers of each row that the passes keep, [B].
@@ -215,7 +199,5 @@ SFTN_INLINE void pkt_slope_inline(const PktRows<A>& rows, int64_t i, A* out) {
       });
   out[i] -= radial.sum() * row_scale * side.inverse_norm[i];
 }
-
-#undef SFTN_COLUMN
 
 }  // namespace sftn

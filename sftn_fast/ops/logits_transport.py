@@ -1,14 +1,24 @@
-"""WKD: the cost of transporting the student's probabilities of the other classes to the teacher's."""
+"""WKD: the cost of transporting the student's probabilities of the other classes to the teacher's.
+
+PyTorch computes the matrix products of the iterations. What is between them are the raw ops of
+``csrc/logits_transport.h``, which has their formulas.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
+from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside, without_autocast
+from sftn_fast.ops._library import register_fake
 
 
 def wkd_loss(
@@ -61,16 +71,23 @@ def wkd_loss(
         check.check_positive("regularization", regularization)
         check.check_size("iterations", iterations)
     check.check_constant("cost", cost)
-    return reference.wkd_loss(
-        student_logits,
-        teacher_logits,
-        target,
-        cost,
-        temperature,
-        gamma=gamma,
-        regularization=regularization,
-        iterations=iterations,
-    )
+    ops = kernels(student_logits.device.type)
+    if ops is None:
+        return reference.wkd_loss(
+            student_logits,
+            teacher_logits,
+            target,
+            cost,
+            temperature,
+            gamma=gamma,
+            regularization=regularization,
+            iterations=iterations,
+        )
+    options = Options(float(temperature), float(gamma), float(regularization), int(iterations))
+    student, teacher = same_dtype(widened_beside((student_logits, teacher_logits), cost))
+    if needs_function((student, teacher)):
+        return _WKDLoss.apply(ops, options, *savable(target, cost, student, teacher))
+    return _forward(ops, options, target, cost, student, teacher)[0]
 
 
 def _check_cost(cost: Any, logits: Tensor) -> None:
@@ -79,3 +96,137 @@ def _check_cost(cost: Any, logits: Tensor) -> None:
     if cost.shape != (num_classes, num_classes):
         raise ValueError(f"cost must be [C, C] = {[num_classes, num_classes]}, got {list(cost.shape)}")
     check.check_same_device("cost", cost, "student_logits", logits)
+
+
+class Options(NamedTuple):
+    """Scalars of the loss."""
+
+    temperature: float
+    gamma: float
+    regularization: float
+    iterations: int
+
+
+def _forward(
+    ops: Any, options: Options, target: Tensor, cost: Tensor, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the loss, the kernel matrix ``K`` and ``v`` of each iteration."""
+    source, sink, rows = _marginals(ops, options, target, student, teacher)
+    num_classes = student.shape[1]
+    with without_autocast(student.device.type):
+        cost = cost.to(source.dtype)
+        kernel = (cost / -options.regularization).exp_()
+        u = torch.full_like(source, 1 / max(num_classes - 1, 1)).scatter_(1, target[:, None], 0.0)
+        steps = []
+        for _ in range(options.iterations):
+            v = ops.wkd_step(sink, u @ kernel)
+            u = ops.wkd_step(source, v @ kernel.t())
+            steps.append(v)
+        loss = ops.wkd_loss(u, steps[-1] @ (kernel * cost).t(), rows, options.gamma)
+    return loss, kernel, steps
+
+
+def _marginals(
+    ops: Any, options: Options, target: Tensor, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        return ops.wkd_marginals(student, teacher, target, options.temperature)
+    except RuntimeError:
+        check.check_classes(target, student.shape[1])
+        raise
+
+
+class _WKDLoss(torch.autograd.Function):
+    """WKD's autograd. It saves ``v`` of each iteration, and computes ``u`` again from it by one product."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, options: Options, target: Tensor, cost: Tensor, student: Tensor, teacher: Tensor
+    ) -> Tensor:
+        loss, kernel, steps = _forward(ops, options, target, cost, student, teacher)
+        ctx.save_for_backward(target, cost, student, teacher, kernel, *steps)
+        ctx.ops, ctx.options = ops, options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, None, None, *first_derivatives(_backward, ctx, grad_loss)
+
+
+def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
+    """Return the gradients of student and teacher, None where none is wanted."""
+    target, cost, student, teacher, kernel, *steps = saved
+    ops, options = ctx.ops, ctx.options
+    source, sink, rows = _marginals(ops, options, target, student, teacher)
+    with without_autocast(student.device.type):
+        costs = kernel * cost.to(kernel.dtype)
+        sums = _reverse(ops, source, sink, kernel, costs, steps)
+    *_, student_wanted, teacher_wanted = ctx.needs_input_grad
+    grads = iter(
+        ops.wkd_gradient(
+            grad_loss,
+            student,
+            teacher,
+            target,
+            source,
+            sink,
+            rows,
+            *sums,
+            options.temperature,
+            options.gamma,
+            student_wanted,
+            teacher_wanted,
+        )
+    )
+    return [next(grads) if wanted else None for wanted in (student_wanted, teacher_wanted)]
+
+
+def _reverse(
+    ops: Any, source: Tensor, sink: Tensor, kernel: Tensor, costs: Tensor, steps: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Go through the iterations from the last to the first.
+
+    Returns:
+        The marginals ``[N, C]``, ``source`` and ``sink``, each times the derivative of the transport along it.
+    """
+    source_sum = sink_sum = None
+    grad_u = steps[-1] @ costs.t()
+    for number in reversed(range(len(steps))):
+        v = steps[number]
+        u = ops.wkd_step(source, v @ kernel.t())
+        grad_product, source_sum = ops.wkd_reverse(source, u, grad_u, source_sum)
+        grad_v = grad_product @ kernel
+        if number == len(steps) - 1:
+            grad_v += u @ costs
+        grad_product, sink_sum = ops.wkd_reverse(sink, v, grad_v, sink_sum)
+        if number > 0:
+            grad_u = grad_product @ kernel.t()
+    assert source_sum is not None and sink_sum is not None
+    return source_sum, sink_sum
+
+
+@register_fake("wkd_marginals")
+def _(student: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulator(student)
+    source, sink = (student.new_empty(student.shape, dtype=dtype) for _ in range(2))
+    return source, sink, student.new_empty((student.shape[0], 2), dtype=dtype)
+
+
+@register_fake("wkd_step")
+def _(marginal: Tensor, product: Tensor) -> Tensor:
+    return marginal.new_empty(marginal.shape)
+
+
+@register_fake("wkd_loss")
+def _(value: Tensor, *_: Any) -> Tensor:
+    return value.new_empty(())
+
+
+@register_fake("wkd_reverse")
+def _(marginal: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return marginal.new_empty(marginal.shape), marginal.new_empty(marginal.shape)
+
+
+@register_fake("wkd_gradient")
+def _(grad_loss: Tensor, student: Tensor, *rest: Any) -> list[Tensor]:
+    return [student.new_empty(student.shape) for wanted in rest[-2:] if wanted]
