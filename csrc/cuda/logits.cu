@@ -7,34 +7,10 @@
 #include "../logits.h"
 #include "logits_backward.cuh"
 #include "logits_forward.cuh"
+#include "row_grid.cuh"
 
 namespace sftn {
 namespace {
-
-// Rows of up to this many classes get a warp each, longer rows a block.
-constexpr int64_t kWarpRow = 1024;
-constexpr int kThreads = 256;
-
-struct Grid {
-  unsigned blocks, threads;
-};
-
-// Enough blocks to fill the device, `at_once` on each multiprocessor, each with several rows once there are more rows.
-Grid grid_for(const LogitsInput& in, bool warp_rows, int at_once) {
-  const int64_t multiprocessors = simt::multiprocessors(in.teacher.tensor.get_device_index());
-  int threads = kThreads;
-  if (warp_rows) {
-    // Spread a small batch over as many multiprocessors as possible.
-    while (threads > simt::kWarpSize && in.n < multiprocessors * (threads / simt::kWarpSize)) threads /= 2;
-  }
-  const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
-  const int64_t blocks = std::min(divide_up(in.n, rows_per_block), multiprocessors * at_once);
-  return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads)};
-}
-
-bool rows_are_aligned(const void* data, int64_t stride, int64_t item_bytes) {
-  return is_aligned(data) && stride * item_bytes % kVectorBytes == 0;
-}
 
 // Whether every row of every input begins at a 16-byte boundary.
 template <class T>
@@ -81,19 +57,19 @@ void check_limits(const LogitsInput& in) {
 struct LogitsCuda {
   static void forward(const LogitsInput& in, const LogitsOutput& out) {
     check_limits(in);
-    const simt::DeviceScope scope(in.teacher.tensor.get_device_index());
-    const bool warp_rows = in.c <= kWarpRow;
+    const int32_t device = in.teacher.tensor.get_device_index();
+    const simt::DeviceScope scope(device);
     visit_floating(in.dtype, "logits_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
       const LogitsParams<T> params(in, aligned_inputs<T>(in), aligned_probabilities<T>(in));
       visit_group<T>(in.k(), [&](auto group) {
-        const Grid grid = grid_for(in, warp_rows, kForwardBlocks<T, group>);
+        const RowGrid grid = row_grid(in.n, in.c, device, kForwardBlocks<T, group>);
         const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 4}, accumulator_dtype(in.dtype), out.parts);
         const Arrivals arrivals(scope, out.parts);
         const LogitsForwardOutput<T> output{data_of<A>(out.total), data_of<A>(out.parts), data_of<A>(out.stats),
                                             data_of<A>(partials), arrivals.counter()};
-        visit_team(warp_rows, [&](auto team) {
+        visit_team(grid.warp_rows, [&](auto team) {
           simt::launch(logits_forward_kernel<T, decltype(team), group>, grid.blocks, grid.threads, scope.stream(),
                        params, output);
         });
@@ -103,19 +79,19 @@ struct LogitsCuda {
 
   static void backward(const LogitsInput& in, const LogitsGrad& grad) {
     check_limits(in);
-    const simt::DeviceScope scope(in.teacher.tensor.get_device_index());
-    const bool warp_rows = in.c <= kWarpRow;
+    const int32_t device = in.teacher.tensor.get_device_index();
+    const simt::DeviceScope scope(device);
     visit_floating(in.dtype, "logits_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const Grid grid = grid_for(in, warp_rows, kBackwardBlocks<T>);
+      const RowGrid grid = row_grid(in.n, in.c, device, kBackwardBlocks<T>);
       const LogitsParams<T> params(in, aligned_inputs<T>(in) && aligned_outputs<T>(in, grad),
                                    aligned_probabilities<T>(in));
       LogitsBackwardOutput<T> output{
           const_data_of<A>(grad.grad_total), grad.grad_stride,      const_data_of<A>(grad.parts),
           const_data_of<A>(grad.stats),      grad.teacher_out<T>(), {}};
       for (int64_t k = 0; k < in.k(); ++k) output.students[k] = grad.student_out<T>(k);
-      visit_team(warp_rows, [&](auto team) {
+      visit_team(grid.warp_rows, [&](auto team) {
         simt::launch(logits_backward_kernel<T, decltype(team)>, grid.blocks, grid.threads, scope.stream(), params,
                      output);
       });

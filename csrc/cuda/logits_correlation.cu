@@ -6,34 +6,12 @@
 #include "../logits_correlation.h"
 #include "logits_correlation_backward.cuh"
 #include "logits_correlation_forward.cuh"
+#include "row_grid.cuh"
 
 namespace sftn {
 namespace {
 
-// Rows of up to this many classes get a warp each, longer rows a block.
-constexpr int64_t kWarpRow = 1024;
-constexpr int kRowThreads = 256;
-
-struct RowGrid {
-  unsigned blocks, threads;
-  bool warp_rows;
-};
-
-RowGrid row_grid(const CorrelationInput& in, int64_t multiprocessors) {
-  const bool warp_rows = in.c <= kWarpRow;
-  int threads = kRowThreads;
-  if (warp_rows) {
-    // Spread a small batch over as many multiprocessors as possible.
-    while (threads > simt::kWarpSize && in.n < multiprocessors * (threads / simt::kWarpSize)) threads /= 2;
-  }
-  const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
-  const int64_t blocks = std::min(divide_up(in.n, rows_per_block), multiprocessors * 2);
-  return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), warp_rows};
-}
-
-bool rows_are_aligned(const void* data, int64_t stride, int64_t item_bytes) {
-  return is_aligned(data) && stride * item_bytes % kVectorBytes == 0;
-}
+constexpr int kRowBlocks = 2;  // of a multiprocessor at once
 
 // Whether rows of the inputs, and of dense tensors of their width, begin at 16-byte boundaries.
 template <class T>
@@ -61,7 +39,7 @@ struct CorrelationCuda {
     const simt::DeviceScope scope(device);
     const int64_t multiprocessors = simt::multiprocessors(device), tiles = divide_up(in.c, kCorrelationThreads);
     const int64_t slices = slices_for(in, tiles, multiprocessors);
-    const RowGrid grid = row_grid(in, multiprocessors);
+    const RowGrid grid = row_grid(in.n, in.c, device, kRowBlocks);
     visit_floating(in.dtype, "dist_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
@@ -71,10 +49,10 @@ struct CorrelationCuda {
       const Tensor partials = empty(std::array<int64_t, 2>{tiles, 2}, dtype, out.total);
       const CorrelationParams<T> params(in, aligned_rows<T>(in));
       const auto rows = grid.warp_rows ? dist_rows_kernel<T, WarpTeam> : dist_rows_kernel<T, BlockTeam>;
-      simt::launch(rows, grid.blocks, grid.threads, scope.stream(), params, data_of<A>(out.rows),
-                   data_of<A>(apart));
+      simt::launch(rows, grid.blocks, grid.threads, scope.stream(), params, data_of<A>(out.rows), data_of<A>(apart));
       simt::launch(dist_slices_kernel<T>, static_cast<unsigned>(tiles * slices), unsigned{kCorrelationThreads},
-                   scope.stream(), params, const_data_of<A>(out.rows), static_cast<int>(tiles), static_cast<int>(slices), data_of<A>(moments));
+                   scope.stream(), params, const_data_of<A>(out.rows), static_cast<int>(tiles),
+                   static_cast<int>(slices), data_of<A>(moments));
       const Arrivals arrivals(scope, out.total);
       const double square = in.options.square();
       const CorrelationTotal<A> total{data_of<A>(out.total),
@@ -95,7 +73,7 @@ struct CorrelationCuda {
     check_limits(in);
     const int32_t device = in.student.tensor.get_device_index();
     const simt::DeviceScope scope(device);
-    const RowGrid grid = row_grid(in, simt::multiprocessors(device));
+    const RowGrid grid = row_grid(in.n, in.c, device, kRowBlocks);
     visit_floating(in.dtype, "dist_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;

@@ -9,13 +9,13 @@ namespace sftn {
 template <class T>
 struct CorrelationBackward {
   using A = accumulator_t<T>;
-  const A* grad_total;   // []
-  const A* rows;         // [N, 8]
-  const A* columns;      // [6, C]
-  A inter, intra;        // T^2 inter_weight / N, T^2 intra_weight / C
+  const A* grad_total;  // []
+  const A* rows;        // [N, 8]
+  const A* columns;     // [6, C]
+  A inter, intra;       // T^2 inter_weight / N, T^2 intra_weight / C
   A inverse_temperature;
-  T* student;            // [N, C], null if not requested
-  T* teacher;            // the same
+  T* student;  // [N, C], null if not requested
+  T* teacher;  // the same
 };
 
 // The numbers of one network's gradient in a row.

@@ -208,6 +208,10 @@ def _branches(draw: Draw, n: int, width: int) -> dict[str, Any]:
     }
 
 
+def _logits_and_cost(draw: Draw, n: int, width: int) -> dict[str, Any]:
+    return {**_logits_and_target(draw, n, width), "cost": draw.uniform(width, width, low=0.0, high=1.0)}
+
+
 LOGITS = ("student_logits", "teacher_logits")
 
 
@@ -344,6 +348,17 @@ TABLE: dict[str, Op] = {
     "dkd": _pair("dkd_loss", _logits_and_target, {}),
     "dkd-standardized": _pair("dkd_loss", _logits_and_target, {"temperature": 2.0, "standardize": True}),
     "rld": _pair("rld_loss", _logits_and_target, {}),
+    "dist": Op("dist_loss", _logits, LOGITS),
+    "dist-weights-T1": Op("dist_loss", _logits, LOGITS, {"temperature": 1.0, "inter_weight": 0.5, "intra_weight": 2.0}),
+    "wkd": Op("wkd_loss", _logits_and_cost, LOGITS, {"iterations": 3}, refused=("cost",), long_products=True),
+    "wkd-T8": Op(
+        "wkd_loss",
+        _logits_and_cost,
+        LOGITS,
+        {"temperature": 8, "gamma": 200.0, "regularization": 0.1, "iterations": 2},
+        refused=("cost",),
+        long_products=True,
+    ),
     "crd": Op("crd_loss", _crd, EMBEDDINGS, state=("memory",)),
     "crd-frozen": Op("crd_loss", _crd, EMBEDDINGS, {"update": False}),
     "crd-half": Op("crd_loss", lambda *x: _crd(*x, dtype=torch.float16), EMBEDDINGS, state=("memory",)),

@@ -23,6 +23,8 @@ OPTIONS_ALONE = (
     "kd_ce-smooth",
     "kd_ce-ignore",
     "sftn-reverse",
+    "dist-weights-T1",
+    "wkd-T8",
     "crd-frozen",
     "crd-first",
     "kd-standardized",

@@ -1,0 +1,37 @@
+// The grid of a kernel whose teams share the rows of a matrix, and whether rows are aligned.
+#pragma once
+
+#include <algorithm>
+
+#include "../tensor.h"
+#include "chunk.cuh"
+#include "simt.cuh"
+
+namespace sftn {
+
+struct RowGrid {
+  unsigned blocks, threads;
+  bool warp_rows;  // each row is a warp's, else a block's
+};
+
+// Enough blocks to fill the device, `at_once` on each multiprocessor, each with several rows once there are more rows.
+inline RowGrid row_grid(int64_t rows, int64_t cols, int32_t device, int at_once) {
+  constexpr int64_t kWarpRow = 1024;  // rows of up to this many columns get a warp each, longer rows a block
+  const int64_t multiprocessors = simt::multiprocessors(device);
+  const bool warp_rows = cols <= kWarpRow;
+  int threads = 256;
+  if (warp_rows) {
+    // Spread a small batch over as many multiprocessors as possible.
+    while (threads > simt::kWarpSize && rows < multiprocessors * (threads / simt::kWarpSize)) threads /= 2;
+  }
+  const int64_t rows_per_block = warp_rows ? threads / simt::kWarpSize : 1;
+  const int64_t blocks = std::min(divide_up(rows, rows_per_block), multiprocessors * at_once);
+  return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), warp_rows};
+}
+
+// Whether every row begins at a 16-byte boundary.
+inline bool rows_are_aligned(const void* data, int64_t stride, int64_t item_bytes) {
+  return is_aligned(data) && stride * item_bytes % kVectorBytes == 0;
+}
+
+}  // namespace sftn
