@@ -62,7 +62,7 @@ def marginal(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 
 def assert_near(actual: Tensor, right: Tensor, tolerance: float) -> None:
-    atol = tolerance * float(right[right.isfinite()].abs().max()) + 1e-12
+    atol = tolerance * float(right.detach()[right.isfinite()].abs().max()) + 1e-12
     torch.testing.assert_close(actual.double(), right.detach(), rtol=0, atol=atol)
 
 
