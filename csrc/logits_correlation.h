@@ -15,9 +15,13 @@
 // The teacher's is the same with a and b exchanged. If b is 0, h_a is saved as 0: 1 / d is then 1e8, by which the
 // rounding of b would be multiplied when it is computed again.
 //
+// With e = exp((x - max) / T) and S its sum, a_n = (e - S / C) / S. If all e are near 1, as at a large T, e - 1 and its
+// mean take the place of e and S / C: their difference keeps its digits. a_c is taken of a_n, which is p less a
+// constant.
+//
 // Nothing of the size of the logits is saved. The forward pass leaves, for the gradient,
-//   rows    [N, 8]  (max, 1 / sum exp((x - max) / T)) of the student and of the teacher, then (h, k) of a and of b
-//   columns [6, C]  means of student and teacher, then h and k of a and of b
+//   rows    [N, 12]  (max, 1 / S, mean of e - base, base) of the student and of the teacher, then (h, k) of a and of b
+//   columns [6, C]   means of a and b, then h and k of a and of b
 //
 // The moments of a column are those of slices of the batch, joined in order, so that they depend neither on the number
 // of threads nor on that of blocks. Each slice sums around its own mean, and that around its first row: equal rows have
@@ -44,7 +48,16 @@ constexpr const char* kDistBackwardSchema =
     "dist_backward(Tensor grad_total, Tensor student, Tensor teacher, Tensor rows, Tensor columns, float temperature, "
     "float inter_weight, float intra_weight, bool student_grad, bool teacher_grad) -> Tensor[]";
 
-constexpr int64_t kDistRowNumbers = 8, kDistColumnNumbers = 6, kDistMoments = 5;
+constexpr int64_t kDistRowNumbers = 12, kDistColumnNumbers = 6, kDistMoments = 5;
+
+// Rows whose mean of e is above this are near uniform.
+constexpr double kNearUniform = 0.5;
+
+// The numbers by which a row's logits become p and a: e / S and ((e - base) - mean) / S, with a base of 0 or 1.
+template <class A>
+struct CentredSoftmax {
+  A max, scale, mean, base;
+};
 
 // Sums over a row or a column of the student's a and the teacher's b, less their means.
 template <class A>
@@ -108,7 +121,7 @@ struct CorrelationInput {
 struct CorrelationOutput {
   Tensor total;    // []
   Tensor parts;    // [2]
-  Tensor rows;     // [N, 8]
+  Tensor rows;     // [N, 12]
   Tensor columns;  // [6, C]
 };
 

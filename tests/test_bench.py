@@ -441,6 +441,8 @@ def of_family(family: str, large: bool) -> list[Case]:
 HALF = {
     "kd_ce": partial(logits.kd_ce, 9, 17),
     "sftn": partial(logits.sftn, 9, 17),
+    "dist": partial(logits.dist, 9, 17),
+    "wkd": partial(logits.wkd, 9, 17),
     "hint": partial(features._hint, (2, 3, 4, 5)),
     "oh": partial(features._oh, (2, 3, 4, 5), channels_last=True),
     "at": partial(features._at, (2, 3, 4, 5), (2, 3, 4, 5)),

@@ -62,6 +62,31 @@ def sftn(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32, num
     return {name: step([teacher, *branches], loss) for name, loss in losses.items()}
 
 
+def dist(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
+    student, teacher = (_logits(n, c, device, dtype, grad=grad) for grad in (True, False))
+    authors = eager.DIST()
+    losses = {
+        "eager": lambda: authors(student, teacher),
+        "reference": lambda: reference.dist_loss(student, teacher),
+        "ours": lambda: ops.dist_loss(student, teacher),
+    }
+    return {name: step([student], loss) for name, loss in losses.items()}
+
+
+def wkd(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
+    student, teacher = (_logits(n, c, device, dtype, grad=grad) for grad in (True, False))
+    target = torch.randint(c, (n,), device=device)
+    classes = torch.nn.functional.normalize(torch.randn(c, 64, device=device))
+    cost = 1 - torch.exp(classes @ classes.t() - 1)
+    authors = eager.WKD()
+    losses = {
+        "eager": lambda: authors(student, teacher, target, cost),
+        "reference": lambda: reference.wkd_loss(student, teacher, target, cost),
+        "ours": lambda: ops.wkd_loss(student, teacher, target, cost),
+    }
+    return {name: step([student], loss) for name, loss in losses.items()}
+
+
 def _case(
     name: str,
     build: Callable[..., dict[str, Step]],
@@ -83,15 +108,27 @@ def _sftn_case(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Cas
     return _case("SFTN, 3 branches", sftn, size, 4, 4, dtype)
 
 
+def _dist_case(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Case:
+    return _case("DIST", dist, size, 2, 1, dtype)
+
+
+def _wkd_case(size: tuple[int, int]) -> Case:
+    return Case(f"WKD {size}", partial(wkd, *size))
+
+
 CASES = [
     *map(_kd_ce_case, [(64, 100), (256, 1000), (1024, 1000)]),
     *map(_sftn_case, [(64, 100), (256, 1000)]),
     _case("KD + CE of mixed images", kd_ce_of_mixed, (256, 1000), 3, 1),
     _case("KD + CE of pixels", kd_ce_of_pixels, (8, 21, 64, 64), 2, 1),
+    *map(_dist_case, [(64, 100), (256, 1000)]),
+    *map(_wkd_case, [(64, 100), (64, 1000)]),
 ]
 LARGE_CASES = [
     _kd_ce_case((8192, 1000)),
     _kd_ce_case((8192, 1000), torch.bfloat16),
     _sftn_case((8192, 1000), torch.bfloat16),
     _kd_ce_case((64, 100), torch.bfloat16),
+    _dist_case((8192, 1000)),
+    _dist_case((8192, 1000), torch.bfloat16),
 ]

@@ -14,7 +14,17 @@ namespace sftn {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-SFTN_INLINE float fast_exp2(float y) {
+// 2^y = power (1 + rest), where rest is near y ln 2 if y is near 0: 1 has lost its last digits then.
+template <class A>
+struct Exp2Parts {
+  A power, rest;
+
+  SFTN_INLINE A value() const { return (rest + 1) * power; }
+  // 2^y - base, of a base of 0 or 1
+  SFTN_INLINE A less(A base) const { return (power - base) + power * rest; }
+};
+
+SFTN_INLINE Exp2Parts<float> exp2_parts(float y) {
   constexpr float kLowest = -127.f, kRound = 12582912.f;  // 1.5 * 2^23
   const float held = y < kLowest ? kLowest : y;
   const float rounded = held + kRound;
@@ -25,11 +35,10 @@ SFTN_INLINE float fast_exp2(float y) {
   p = p * f + 5.5503286e-2f;
   p = p * f + 2.4022646e-1f;
   p = p * f + 6.9314718e-1f;
-  p = p * f + 1.f;
-  return p * bit_cast<float>((bit_cast<uint32_t>(rounded) << 23) + 0x3F800000u);
+  return {bit_cast<float>((bit_cast<uint32_t>(rounded) << 23) + 0x3F800000u), p * f};
 }
 
-SFTN_INLINE double fast_exp2(double y) {
+SFTN_INLINE Exp2Parts<double> exp2_parts(double y) {
   constexpr double kLowest = -1023.0, kRound = 6755399441055744.0;  // 1.5 * 2^52
   const double held = y < kLowest ? kLowest : y;
   const double rounded = held + kRound;
@@ -47,8 +56,12 @@ SFTN_INLINE double fast_exp2(double y) {
   p = p * r + 1.0 / 6;
   p = p * r + 0.5;
   p = p * r + 1.0;
-  p = p * r + 1.0;
-  return p * bit_cast<double>((bit_cast<uint64_t>(rounded) << 52) + 0x3FF0000000000000u);
+  return {bit_cast<double>((bit_cast<uint64_t>(rounded) << 52) + 0x3FF0000000000000u), p * r};
+}
+
+template <class A>
+SFTN_INLINE A fast_exp2(A y) {
+  return exp2_parts(y).value();
 }
 
 // exp(y) - 1 - y for |y| up to about 1/2, as y^2 times a Taylor polynomial (relative error 6e-9 in float, below

@@ -21,7 +21,7 @@ static const accumulator_t<T>* read_row(const Matrix& matrix, int64_t i, int64_t
   return as_accumulator(matrix.data<T>() + i * matrix.stride, c, buffer);
 }
 
-// How the batch is divided: into slices with moments of their own, and those into blocks of rows whose probabilities
+// How the batch is divided: into slices with moments of their own, and those into blocks of rows that
 // stay in the second-level cache.
 struct CorrelationSlices {
   int64_t n, rows, block;
@@ -41,8 +41,8 @@ static void forward_slice(const CorrelationInput& in, const CorrelationSlices& s
   using A = accumulator_t<T>;
   const int64_t stride = whole_blocks(in.c), begin = slice * slices.rows, size = slices.size(slice);
   const A rate = A(kLog2E / in.options.temperature);
-  std::vector<A> probabilities(2 * slices.block * stride), buffers(std::is_same_v<T, A> ? 0 : 2 * in.c);
-  A *s = probabilities.data(), *t = s + slices.block * stride;
+  std::vector<A> rows(2 * slices.block * stride), buffers(std::is_same_v<T, A> ? 0 : 2 * in.c);
+  A *s = rows.data(), *t = s + slices.block * stride;
   const ColumnState<A> state{states + slice * kDistMoments * stride, stride};
   for (int64_t at = 0; at < size; at += slices.block) {
     const int64_t count = std::min(slices.block, size - at);
@@ -62,6 +62,13 @@ static double mean_of(const std::vector<double>& numbers, int64_t count) {
   double sum = 0;
   for (const double x : numbers) sum += x;
   return sum / double(count);
+}
+
+// A network's softmax among the numbers of a row.
+template <class A>
+static CentredSoftmax<A> softmax_of(const A* row, int64_t network) {
+  const A* of = row + 4 * network;
+  return {of[0], of[1], of[2], of[3]};
 }
 
 // The gradient of one network, with row `i` of both, and the places of the two networks' numbers.
@@ -87,10 +94,10 @@ struct GradientPass {
       const CorrelationGradient<A> of{
           read_row<T>(teacher ? in.teacher : in.student, i, c, copies.data()),
           read_row<T>(teacher ? in.student : in.teacher, i, c, copies.data() + c),
-          {row[2 * own], row[2 * own + 1]},
-          {row[2 * other], row[2 * other + 1]},
-          row[4 + 2 * own],
-          row[5 + 2 * own],
+          softmax_of(row, own),
+          softmax_of(row, other),
+          row[8 + 2 * own],
+          row[9 + 2 * own],
           columns + own * c,
           columns + other * c,
           columns + (2 + 2 * own) * c,

@@ -7,21 +7,47 @@
 
 namespace sftn {
 
-// The moments of a row's probabilities around 1 / c.
+// Writes a of x [c] at a rate of log2(e) / T to `to`, padded with 0 to whole blocks.
 template <class A>
-SFTN_INLINE Moments<A> row_moments(const A* s, const A* t, int64_t c) {
-  const A mean = A(1) / A(c);
-  const int64_t blocks = divide_up(c, kLanes);
+SFTN_INLINE CentredSoftmax<A> centred_row(const A* x, int64_t c, A rate, A* to) {
+  const RowExponentials<A> of = exponentials_row(x, c, rate, to);
+  double sum = of.sum, mean = sum / double(c);
+  const bool near_one = sum >= kNearUniform * double(c);
+  if (near_one) {
+    double less_1 = 0;
+    for (int64_t begin = 0; begin < c; begin += kChunk) {
+      const A* from = x + begin;
+      A* apart = to + begin;
+      Lanes<A> part(0);
+      over_columns(
+          std::min(kChunk, c - begin), SFTN_COLUMN {
+            apart[j] = exp2_parts((from[j] - of.max) * rate).less(A(1));
+            part.lane[l] += apart[j];
+          });
+      less_1 += part.sum();
+    }
+    mean = less_1 / double(c);
+    sum = double(c) + less_1;
+  }
+  const CentredSoftmax<A> softmax{of.max, A(1 / sum), A(mean), A(near_one)};
+  for (int64_t b = 0; b < whole_blocks(c); b += kLanes) {
+    SFTN_LANES to[b + l] = (to[b + l] - softmax.mean) * softmax.scale;
+  }
+  std::fill(to + c, to + whole_blocks(c), A(0));
+  return softmax;
+}
+
+template <class A>
+SFTN_INLINE Moments<A> row_moments(const A* a, const A* b, int64_t c) {
+  const int64_t end = whole_blocks(c);
   double ss = 0, tt = 0, st = 0;
-  for (int64_t begin = 0; begin < blocks; begin += kChunk / kLanes) {
+  for (int64_t begin = 0; begin < end; begin += kChunk) {
     Lanes<A> s_s(0), t_t(0), s_t(0);
-    for (int64_t b = begin; b < std::min(begin + kChunk / kLanes, blocks); ++b) {
-      const A *of_s = s + b * kLanes, *of_t = t + b * kLanes;
+    for (int64_t j = begin; j < std::min(begin + kChunk, end); j += kLanes) {
       SFTN_LANES {
-        const A apart_s = of_s[l] - mean, apart_t = of_t[l] - mean;
-        s_s.lane[l] += apart_s * apart_s;
-        t_t.lane[l] += apart_t * apart_t;
-        s_t.lane[l] += apart_s * apart_t;
+        s_s.lane[l] += a[j + l] * a[j + l];
+        t_t.lane[l] += b[j + l] * b[j + l];
+        s_t.lane[l] += a[j + l] * b[j + l];
       }
     }
     ss += s_s.sum();
@@ -31,20 +57,16 @@ SFTN_INLINE Moments<A> row_moments(const A* s, const A* t, int64_t c) {
   return {A(ss), A(tt), A(st)};
 }
 
-// Computes a row: its probabilities into s and t, and its numbers [8]. Returns 1 - r.
+// Computes a row: its a and b, and its numbers [12]. Returns 1 - r.
 template <class A>
-SFTN_INLINE double correlation_row_inline(const A* student, const A* teacher, int64_t c, A rate, A* s, A* t,
+SFTN_INLINE double correlation_row_inline(const A* student, const A* teacher, int64_t c, A rate, A* a, A* b,
                                           A* numbers) {
-  const RowSoftmax<A> of_student = softmax_row(student, c, rate, s), of_teacher = softmax_row(teacher, c, rate, t);
-  const Correlation<A> correlation(row_moments(s, t, c));
-  numbers[0] = of_student.max;
-  numbers[1] = of_student.scale;
-  numbers[2] = of_teacher.max;
-  numbers[3] = of_teacher.scale;
-  numbers[4] = correlation.h_s;
-  numbers[5] = correlation.k_s;
-  numbers[6] = correlation.h_t;
-  numbers[7] = correlation.k_t;
+  const CentredSoftmax<A> of_student = centred_row(student, c, rate, a), of_teacher = centred_row(teacher, c, rate, b);
+  const Correlation<A> correlation(row_moments(a, b, c));
+  const A values[kDistRowNumbers] = {of_student.max,  of_student.scale, of_student.mean, of_student.base,
+                                     of_teacher.max,  of_teacher.scale, of_teacher.mean, of_teacher.base,
+                                     correlation.h_s, correlation.k_s,  correlation.h_t, correlation.k_t};
+  std::copy_n(values, kDistRowNumbers, numbers);
   return 1 - double(correlation.r);
 }
 
@@ -66,7 +88,7 @@ struct ColumnState {
   }
 };
 
-// Adds `count` rows of probabilities, [count, stride] each, to the moments of `before` rows.
+// Adds `count` rows of a and b, [count, stride] each, to the moments of `before` rows.
 template <class A>
 SFTN_INLINE void add_columns_inline(const A* s, const A* t, int64_t count, int64_t before, ColumnState<A> state) {
   const int64_t stride = state.stride;
@@ -150,7 +172,7 @@ SFTN_INLINE double finish_columns_inline(A* states, int64_t stride, int64_t bloc
 template <class A>
 struct CorrelationGradient {
   const A *ours, *theirs;  // [c] logits
-  RowSoftmax<A> our_row, their_row;
+  CentredSoftmax<A> our_row, their_row;
   A h, k;                                                  // of the row
   const A *our_means, *their_means, *column_h, *column_k;  // [c]
   A inter, intra, factor;                                  // of g, and -grad_total / T
@@ -159,17 +181,20 @@ struct CorrelationGradient {
 // Writes the gradient [c] to out. `p` is a buffer of c values.
 template <class A>
 SFTN_INLINE void gradient_row_inline(const CorrelationGradient<A>& of, int64_t c, A rate, A* p, A* out) {
-  const A mean = A(1) / A(c), h = of.inter * of.h, k = of.inter * of.k;
+  const A h = of.inter * of.h, k = of.inter * of.k;
+  const CentredSoftmax<A>&our_row = of.our_row, &their_row = of.their_row;
   Lanes<A> sum(0);
   over_columns(
       c, SFTN_COLUMN {
-        const A ours = fast_exp2((of.ours[j] - of.our_row.max) * rate) * of.our_row.scale;
-        const A theirs = fast_exp2((of.theirs[j] - of.their_row.max) * rate) * of.their_row.scale;
-        const A along_row = h * (theirs - mean) - k * (ours - mean);
+        const Exp2Parts<A> e = exp2_parts((of.ours[j] - our_row.max) * rate);
+        const A ours = (e.less(our_row.base) - our_row.mean) * our_row.scale;
+        const A theirs =
+            (exp2_parts((of.theirs[j] - their_row.max) * rate).less(their_row.base) - their_row.mean) * their_row.scale;
+        const A along_row = h * theirs - k * ours;
         const A along_column =
             of.column_h[j] * (theirs - of.their_means[j]) - of.column_k[j] * (ours - of.our_means[j]);
-        const A weighted = ours * (along_row + of.intra * along_column);
-        p[j] = ours;
+        p[j] = e.value() * our_row.scale;
+        const A weighted = p[j] * (along_row + of.intra * along_column);
         out[j] = weighted;
         sum.lane[l] += weighted;
       });

@@ -12,9 +12,15 @@ struct RowSoftmax {
   A max, scale;
 };
 
-// Writes the softmax of x [c] at a rate of log2(e) / T to p, padded with 1 / c to whole blocks.
 template <class A>
-SFTN_INLINE RowSoftmax<A> softmax_row(const A* x, int64_t c, A rate, A* p) {
+struct RowExponentials {
+  A max;
+  double sum;
+};
+
+// Writes exp((x - max) / T) of x [c], at a rate of log2(e) / T, to e in whole blocks.
+template <class A>
+SFTN_INLINE RowExponentials<A> exponentials_row(const A* x, int64_t c, A rate, A* e) {
   Tail<A> tail;
   const ChunkView<A> view(x, c, tail);
   Lanes<A> largest(-std::numeric_limits<A>::infinity());
@@ -28,22 +34,26 @@ SFTN_INLINE RowSoftmax<A> softmax_row(const A* x, int64_t c, A rate, A* p) {
     Lanes<A> part(0);
     for (int64_t b = begin; b < std::min(begin + kChunk / kLanes, view.blocks()); ++b) {
       const A* from = view.block(b);
-      A* to = p + b * kLanes;
+      A* to = e + b * kLanes;
       SFTN_LANES {
-        const A e = fast_exp2((from[l] - max) * rate);
-        to[l] = e;
-        part.lane[l] += e;
+        to[l] = fast_exp2((from[l] - max) * rate);
+        part.lane[l] += to[l];
       }
     }
     sum += part.sum();
   }
-  const A scale = A(1 / sum);
-  for (int64_t b = 0; b < view.blocks(); ++b) {
-    A* to = p + b * kLanes;
-    SFTN_LANES to[l] *= scale;
+  return {max, sum};
+}
+
+// Writes the softmax of x [c] to p in whole blocks.
+template <class A>
+SFTN_INLINE RowSoftmax<A> softmax_row(const A* x, int64_t c, A rate, A* p) {
+  const RowExponentials<A> of = exponentials_row(x, c, rate, p);
+  const A scale = A(1 / of.sum);
+  for (int64_t b = 0; b < whole_blocks(c); b += kLanes) {
+    SFTN_LANES p[b + l] *= scale;
   }
-  for (int64_t j = c; j < view.blocks() * kLanes; ++j) p[j] = A(1) / A(c);
-  return {max, scale};
+  return {of.max, scale};
 }
 
 }  // namespace sftn

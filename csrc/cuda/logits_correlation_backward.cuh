@@ -10,7 +10,7 @@ template <class T>
 struct CorrelationBackward {
   using A = accumulator_t<T>;
   const A* grad_total;  // []
-  const A* rows;        // [N, 8]
+  const A* rows;        // [N, 12]
   const A* columns;     // [6, C]
   A inter, intra;       // T^2 inter_weight / N, T^2 intra_weight / C
   A inverse_temperature;
@@ -25,20 +25,20 @@ struct CorrelationSide {
   const A *our_means, *their_means, *column_h, *column_k;  // [C]
 
   __device__ CorrelationSide(const A* row, const A* columns, int c, A inter, int own)
-      : h(inter * row[4 + 2 * own]),
-        k(inter * row[5 + 2 * own]),
+      : h(inter * row[8 + 2 * own]),
+        k(inter * row[9 + 2 * own]),
         our_means(columns + int64_t(own) * c),
         their_means(columns + int64_t(1 - own) * c),
         column_h(columns + int64_t(2 + 2 * own) * c),
         column_k(columns + int64_t(3 + 2 * own) * c) {}
 };
 
-// Calls f(i, p, p g) for the values of a thread's chunk: p of the network, and g its gradient along p, less the sign.
+// Calls f(i, p g) for the values of a thread's chunk: p of the network, and g its gradient along p, less the sign.
 template <class T, class A, class F>
 __device__ __forceinline__ void over_gradient(const CorrelationSide<A>& side, const Chunk<T>& chunk, A intra,
-                                              const A (&ours)[kChunk<T>], const A (&theirs)[kChunk<T>], F f) {
+                                              const A (&p)[kChunk<T>], const A (&ours)[kChunk<T>],
+                                              const A (&theirs)[kChunk<T>], F f) {
   constexpr int kPack = Chunk<T>::kPack;
-  const A mean = A(1) / A(chunk.cols);
 #pragma unroll
   for (int pack = 0; pack < Chunk<T>::kPacks; ++pack) {
     const int column = chunk.pack_column(pack);
@@ -61,9 +61,9 @@ __device__ __forceinline__ void over_gradient(const CorrelationSide<A>& side, co
 #pragma unroll
     for (int v = 0; v < kPack; ++v) {
       const int i = pack * kPack + v;
-      const A along_row = side.h * (theirs[i] - mean) - side.k * (ours[i] - mean);
+      const A along_row = side.h * theirs[i] - side.k * ours[i];
       const A along_column = h[v] * (theirs[i] - their_means[v]) - k[v] * (ours[i] - our_means[v]);
-      f(i, ours[i], ours[i] * (along_row + intra * along_column));
+      f(i, p[i] * (along_row + intra * along_column));
     }
   }
 }
@@ -76,32 +76,34 @@ __device__ __forceinline__ void correlation_gradient(const CorrelationParams<T>&
   constexpr int kSize = kChunk<T>;
   const A* numbers = out.rows + row * kDistRowNumbers;
   const CorrelationSide<A> side(numbers, out.columns, p.c, out.inter, own);
-  const RowSoftmax<A> student{numbers[0], numbers[1]}, teacher{numbers[2], numbers[3]};
+  const CentredSoftmax<A> our_row = softmax_of(numbers, own), their_row = softmax_of(numbers, 1 - own);
   const A factor = -*out.grad_total * out.inverse_temperature;
   const int step = Team::size() * kSize;
-  const auto load = [&](const Chunk<T>& chunk, A(&ours)[kSize], A(&theirs)[kSize]) {
+  const auto load = [&](const Chunk<T>& chunk, A(&probability)[kSize], A(&ours)[kSize], A(&theirs)[kSize]) {
     chunk.load((own == 0 ? p.student : p.teacher).row(row), ours);
     chunk.load((own == 0 ? p.teacher : p.student).row(row), theirs);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      ours[i] = (own == 0 ? student : teacher)(ours[i], p.rate);
-      theirs[i] = (own == 0 ? teacher : student)(theirs[i], p.rate);
+      const CentredProbability<A> centred(ours[i], our_row, p.rate);
+      probability[i] = centred.p;
+      ours[i] = centred.a;
+      theirs[i] = CentredProbability<A>(theirs[i], their_row, p.rate).a;
     }
   };
   A sum[1] = {A(0)};
   for (int begin = 0; begin < p.c; begin += step) {
     const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
-    A ours[kSize], theirs[kSize];
-    load(chunk, ours, theirs);
-    over_gradient(side, chunk, out.intra, ours, theirs, [&](int, A, A weighted) { sum[0] += weighted; });
+    A probability[kSize], ours[kSize], theirs[kSize];
+    load(chunk, probability, ours, theirs);
+    over_gradient(side, chunk, out.intra, probability, ours, theirs, [&](int, A weighted) { sum[0] += weighted; });
   }
   Team::template reduce<Add>(sum);
   for (int begin = 0; begin < p.c; begin += step) {
     const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
-    A ours[kSize], theirs[kSize], grad[kSize];
-    load(chunk, ours, theirs);
-    over_gradient(side, chunk, out.intra, ours, theirs,
-                  [&](int i, A probability, A weighted) { grad[i] = factor * (weighted - probability * sum[0]); });
+    A probability[kSize], ours[kSize], theirs[kSize], grad[kSize];
+    load(chunk, probability, ours, theirs);
+    over_gradient(side, chunk, out.intra, probability, ours, theirs,
+                  [&](int i, A weighted) { grad[i] = factor * (weighted - probability[i] * sum[0]); });
     chunk.store(to, grad);
   }
 }

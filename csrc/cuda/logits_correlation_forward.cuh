@@ -30,10 +30,23 @@ struct OnlineSoftmax {
   }
 };
 
+// Replaces a row's mean of e by that of e - 1. The whole team must call it.
+template <class T, class Team, class A>
+__device__ __forceinline__ void centre_near_uniform(const CorrelationParams<T>& p, const T* row,
+                                                    CentredSoftmax<A>& out) {
+  constexpr A kLog2 = A(0.6931471805599453);
+  A sum[1] = {A(0)};
+  for (int column = Team::rank(); column < p.c; column += Team::size()) {
+    sum[0] += expm1_of((static_cast<A>(row[column]) - out.max) * (p.rate * kLog2));
+  }
+  Team::template reduce<Add>(sum);
+  out = {out.max, A(1) / (A(p.c) + sum[0]), sum[0] / A(p.c), A(1)};
+}
+
 // The softmax of a row of both networks, in every thread of the team that reads the row.
 template <class T, class Team, class A>
 __device__ __forceinline__ void row_softmax(const CorrelationParams<T>& p, const T* s_row, const T* t_row,
-                                            RowSoftmax<A> (&out)[2]) {
+                                            CentredSoftmax<A> (&out)[2]) {
   OnlineSoftmax<A> student, teacher;
   const int step = Team::size() * kChunk<T>;
   for (int begin = 0; begin < p.c; begin += step) {
@@ -51,21 +64,24 @@ __device__ __forceinline__ void row_softmax(const CorrelationParams<T>& p, const
   A sums[2] = {student.sum, teacher.sum};
   Team::template reduce<Add>(sums);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) out[i] = {finite_max(largest[i]), A(1) / sums[i]};
+  for (int i = 0; i < 2; ++i) {
+    const A mean = sums[i] / A(p.c);
+    out[i] = {finite_max(largest[i]), A(1) / sums[i], mean, A(0)};
+    if (mean >= A(kNearUniform)) centre_near_uniform<T, Team>(p, i == 0 ? s_row : t_row, out[i]);
+  }
 }
 
 // A team reads each row twice, the second time from the cache: its softmax, then its moments.
-//   rows   [N, 8]
+//   rows   [N, 12]
 //   apart  [N] 1 - r of each row
 template <class T, class Team>
 __global__ void __launch_bounds__(Team::kMaxThreads, 2)
     dist_rows_kernel(const CorrelationParams<T> p, accumulator_t<T>* rows, accumulator_t<T>* apart) {
   using A = accumulator_t<T>;
-  const A mean = A(1) / A(p.c);
   const int step = Team::size() * kChunk<T>;
   for (int64_t row = Team::first_row(); row < p.n; row += Team::row_step()) {
     const T *s_row = p.student.row(row), *t_row = p.teacher.row(row);
-    RowSoftmax<A> softmax[2];
+    CentredSoftmax<A> softmax[2];
     row_softmax<T, Team>(p, s_row, t_row, softmax);
     A sums[3] = {A(0), A(0), A(0)};
     for (int begin = 0; begin < p.c; begin += step) {
@@ -76,7 +92,8 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 2)
 #pragma unroll
       for (int i = 0; i < kChunk<T>; ++i) {
         if (chunk.column(i) >= p.c) continue;
-        const A a = softmax[0](s[i], p.rate) - mean, b = softmax[1](t[i], p.rate) - mean;
+        const A a = CentredProbability<A>(s[i], softmax[0], p.rate).a;
+        const A b = CentredProbability<A>(t[i], softmax[1], p.rate).a;
         sums[0] += a * a;
         sums[1] += b * b;
         sums[2] += a * b;
@@ -85,7 +102,8 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 2)
     Team::template reduce<Add>(sums);
     if (Team::rank() == 0) {
       const Correlation<A> correlation(Moments<A>{sums[0], sums[1], sums[2]});
-      const A numbers[kDistRowNumbers] = {softmax[0].max,  softmax[0].scale, softmax[1].max,  softmax[1].scale,
+      const A numbers[kDistRowNumbers] = {softmax[0].max,  softmax[0].scale, softmax[0].mean, softmax[0].base,
+                                          softmax[1].max,  softmax[1].scale, softmax[1].mean, softmax[1].base,
                                           correlation.h_s, correlation.k_s,  correlation.h_t, correlation.k_t};
 #pragma unroll
       for (int k = 0; k < kDistRowNumbers; ++k) rows[row * kDistRowNumbers + k] = numbers[k];
@@ -95,7 +113,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 2)
 }
 
 // A thread follows one column over one slice of the batch: block slice * tiles + tile.
-//   rows     [N, 8]
+//   rows     [N, 12]
 //   moments  [5, slices, C]
 template <class T>
 __global__ void __launch_bounds__(kCorrelationThreads)
@@ -109,9 +127,9 @@ __global__ void __launch_bounds__(kCorrelationThreads)
   ColumnMoments<A> m{A(0), A(0), {A(0), A(0), A(0)}};
   for (int64_t row = begin; row < end; ++row) {
     const A* numbers = rows + row * kDistRowNumbers;
-    const RowSoftmax<A> student{numbers[0], numbers[1]}, teacher{numbers[2], numbers[3]};
-    const A s = student(static_cast<A>(p.student.row(row)[column]), p.rate) - m.s_mean;
-    const A t = teacher(static_cast<A>(p.teacher.row(row)[column]), p.rate) - m.t_mean;
+    const A student = static_cast<A>(p.student.row(row)[column]), teacher = static_cast<A>(p.teacher.row(row)[column]);
+    const A s = CentredProbability<A>(student, softmax_of(numbers, 0), p.rate).a - m.s_mean;
+    const A t = CentredProbability<A>(teacher, softmax_of(numbers, 1), p.rate).a - m.t_mean;
     const A share = A(1) / A(row - begin + 1), weight = A(row - begin) * share;
     m.s_mean += s * share;
     m.t_mean += t * share;

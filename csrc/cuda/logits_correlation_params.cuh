@@ -35,12 +35,24 @@ struct CorrelationParams {
         aligned(all_aligned) {}
 };
 
-// The numbers by which a row's logits become probabilities.
+// A row's softmax among its numbers, of the student (0) or of the teacher (1).
 template <class A>
-struct RowSoftmax {
-  A max, scale;
+__device__ __forceinline__ CentredSoftmax<A> softmax_of(const A* numbers, int network) {
+  const A* of = numbers + 4 * network;
+  return {of[0], of[1], of[2], of[3]};
+}
 
-  __device__ __forceinline__ A operator()(A x, A rate) const { return exp2_of((x - max) * rate) * scale; }
+// p and a of a logit
+template <class A>
+struct CentredProbability {
+  A p, a;
+
+  __device__ __forceinline__ CentredProbability(A x, const CentredSoftmax<A>& row, A rate) {
+    constexpr A kLog2 = A(0.6931471805599453);
+    const A y = (x - row.max) * rate, e = exp2_of(y);
+    p = e * row.scale;
+    a = ((row.base == A(0) ? e : expm1_of(y * kLog2)) - row.mean) * row.scale;
+  }
 };
 
 }  // namespace sftn

@@ -62,6 +62,15 @@ __global__ void __launch_bounds__(kTransportThreads)
   });
 }
 
+// A row's numbers, p_t(y) and -log p_s(y).
+template <class A>
+struct alignas(2 * sizeof(A)) TargetNumbers {
+  A p_t, surprise;
+
+  __device__ static TargetNumbers of(const A* rows, int64_t row) { return load_whole<TargetNumbers>(rows + 2 * row); }
+  __device__ A loss() const { return times(p_t, surprise); }
+};
+
 template <class A>
 struct TransportTotal {
   A* loss;        // []
@@ -86,7 +95,7 @@ __global__ void __launch_bounds__(kTransportThreads)
   sums[0] *= out.gamma;
   const int64_t threads = int64_t(gridDim.x) * blockDim.x;
   for (int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < n; row += threads) {
-    sums[0] += times(out.rows[2 * row], out.rows[2 * row + 1]);
+    sums[0] += TargetNumbers<A>::of(out.rows, row).loss();
   }
   if (grid_sum(sums, out.partials, out.arrivals.get())) *out.loss = sums[0] / A(n);
 }

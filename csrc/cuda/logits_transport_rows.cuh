@@ -3,6 +3,7 @@
 
 #include "../logits_transport.h"
 #include "chunk.cuh"
+#include "logits_transport_elements.cuh"
 #include "math.cuh"
 #include "softmax.cuh"
 #include "team.cuh"
@@ -170,13 +171,14 @@ __global__ void __launch_bounds__(Team::kMaxThreads, sizeof(T) == 8 ? 1 : 2)
   const A scale = *out.grad_loss * out.inverse_n, transport = scale * out.transport;
   for (int64_t row = Team::first_row(); row < p.n; row += Team::row_step()) {
     const int target = p.target_of(row);
-    const A p_t = out.rows[2 * row], surprise = out.rows[2 * row + 1];
+    const auto numbers = TargetNumbers<A>::of(out.rows, row);
     if (out.student.out != nullptr) {
-      write_gradient<T, Team>(p, out.student, p.student + row * p.student_stride, row, target, scale * p_t, transport);
+      write_gradient<T, Team>(p, out.student, p.student + row * p.student_stride, row, target, scale * numbers.p_t,
+                              transport);
     }
     if (out.teacher.out != nullptr) {
-      write_gradient<T, Team>(p, out.teacher, p.teacher + row * p.teacher_stride, row, target,
-                              -scale * times(p_t, surprise), transport);
+      write_gradient<T, Team>(p, out.teacher, p.teacher + row * p.teacher_stride, row, target, -scale * numbers.loss(),
+                              transport);
     }
   }
 }

@@ -112,7 +112,7 @@ def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]
 def _(student: Tensor, teacher: Tensor, *options: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c = student.shape
     dtype = accumulator(student)
-    sizes: tuple[tuple[int, ...], ...] = ((), (2,), (n, 8), (6, c))
+    sizes: tuple[tuple[int, ...], ...] = ((), (2,), (n, 12), (6, c))
     total, parts, rows, columns = (student.new_empty(size, dtype=dtype) for size in sizes)
     return total, parts, rows, columns
 

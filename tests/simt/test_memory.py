@@ -33,6 +33,7 @@ LOOSE = {
     "vid_finish_kernel": (2.5, 1.0),  # the partial sums of a channel
     # float32 for each value of a pack in half precision: two accesses, each to half of a lane's sector
     "attend_kernel": (1.0, 2.0),
+    "dist_backward_kernel": (1.8, 1.0),
     "slopes_kernel": (1.5, 1.0),
     "vid_columns_kernel": (1.0, 2.0),
     "pool_kernel": (1.85, 1.0),  # windows overlap
@@ -82,6 +83,10 @@ class Inputs:
         index, embeddings = torch.arange(N), (self.embedding(), self.embedding())
         return ops.crd_loss(*embeddings, index, self.negatives(negatives), self.bank())
 
+    def wkd(self) -> Tensor:
+        cost = torch.rand(WIDTH, WIDTH, generator=self.generator)
+        return ops.wkd_loss(self.normal(N, WIDTH), self.normal(N, WIDTH), self.classes(), cost, iterations=2)
+
     def adapted_hint(self, side: int = SIDE) -> Tensor:
         ones = torch.ones(CHANNELS, requires_grad=True), torch.zeros(CHANNELS, requires_grad=True)
         running = torch.zeros(CHANNELS), torch.ones(CHANNELS)
@@ -97,6 +102,9 @@ CALLS: dict[str, tuple[Callable[[Inputs], Any], int]] = {
     "kd_ce": (lambda x: ops.kd_ce_loss(x.normal(N, WIDTH), x.normal(N, WIDTH), x.classes()).total, 2),
     "kd_ce long rows": (lambda x: ops.kd_ce_loss(x.normal(N, 2048), x.normal(N, 2048), x.classes()).total, 2),
     "sftn": (lambda x: ops.sftn_loss(x.normal(N, WIDTH), x.normal(BRANCHES, N, WIDTH), x.classes()).total, 2),
+    "dist": (lambda x: ops.dist_loss(x.normal(N, WIDTH), x.normal(N, WIDTH)).total, 4),
+    "dist long rows": (lambda x: ops.dist_loss(x.normal(N, 2048), x.normal(N, 2048)).total, 4),
+    "wkd": (Inputs.wkd, 14),  # two iterations
     "crd": (Inputs.crd, 4),
     "crd of every row": (lambda x: x.crd(negatives=2 * SAMPLES), 5),
     "negatives": (lambda x: ops.sample_negatives(torch.arange(2), torch.arange(64) % 2, 8), 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sftn_fast.ops._dtype import widened
@@ -10,6 +11,8 @@ from sftn_fast.ops.terms import DISTTerms
 
 EPS = 1e-8
 """What is added to the product of two norms, as in the authors' code."""
+NEAR_UNIFORM = 0.5
+"""Least distance from 1 of the mean exponential of a row that is not near uniform."""
 LEAST_SQUARE = 1e-24
 """Least square of a norm: the root of 0 has no derivative."""
 
@@ -24,10 +27,21 @@ def dist_loss(
 ) -> DISTTerms:
     """Compute :func:`sftn_fast.ops.dist_loss` in plain PyTorch."""
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
-    student, teacher = (_scaled(x, temperature).softmax(1) for x in (student_logits, teacher_logits))
+    student, teacher = (_probabilities(_scaled(x, temperature)) for x in (student_logits, teacher_logits))
     inter = temperature**2 * _uncorrelated(student, teacher)
     intra = temperature**2 * _uncorrelated(student.t(), teacher.t())
     return DISTTerms(inter_weight * inter + intra_weight * intra, inter.detach(), intra.detach())
+
+
+def _probabilities(scaled: Tensor) -> Tensor:
+    """Return the softmax ``[N, C]`` less ``1 / C``."""
+    num_classes = scaled.shape[1]
+    # If all exponentials are near 1, as at a large temperature, that difference has lost its digits.
+    less_1 = scaled.expm1()
+    mean = less_1.mean(1, keepdim=True)
+    near = mean.detach() >= -NEAR_UNIFORM
+    apart = (less_1 - mean) / (num_classes * torch.where(near, 1 + mean, 1.0))
+    return torch.where(near, apart, scaled.softmax(1) - 1 / num_classes)
 
 
 def _uncorrelated(a: Tensor, b: Tensor) -> Tensor:
