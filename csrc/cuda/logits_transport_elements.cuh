@@ -26,11 +26,12 @@ template <class A>
 __global__ void __launch_bounds__(kTransportThreads)
     wkd_step_kernel(const A* marginal, const A* product, int64_t count, bool aligned, A* out) {
   over_packs<A>(count, aligned, [&](int64_t i, auto width) {
-    A m[width], x[width];
+    constexpr int kWidth = decltype(width)::value;
+    A m[kWidth], x[kWidth];
     load_adjacent(marginal + i, m);
     load_adjacent(product + i, x);
 #pragma unroll
-    for (int v = 0; v < width; ++v) m[v] /= x[v] + A(kTransportEps);
+    for (int v = 0; v < kWidth; ++v) m[v] /= x[v] + A(kTransportEps);
     store_adjacent(out + i, m);
   });
 }
@@ -46,13 +47,14 @@ template <class A>
 __global__ void __launch_bounds__(kTransportThreads)
     wkd_reverse_kernel(const ReverseParams<A> p, int64_t count, bool aligned) {
   over_packs<A>(count, aligned, [&](int64_t i, auto width) {
-    A marginal[width], value[width], grad[width], sum[width] = {};
+    constexpr int kWidth = decltype(width)::value;
+    A marginal[kWidth], value[kWidth], grad[kWidth], sum[kWidth] = {};
     load_adjacent(p.marginal + i, marginal);
     load_adjacent(p.value + i, value);
     load_adjacent(p.grad_value + i, grad);
     if (p.sum != nullptr) load_adjacent(p.sum + i, sum);
 #pragma unroll
-    for (int v = 0; v < width; ++v) {
+    for (int v = 0; v < kWidth; ++v) {
       const A along = grad[v] * value[v];
       sum[v] += along;
       grad[v] = marginal[v] == A(0) ? A(0) : -along * (value[v] / marginal[v]);
@@ -86,11 +88,12 @@ __global__ void __launch_bounds__(kTransportThreads)
                     const TransportTotal<A> out) {
   A sums[1] = {A(0)};
   over_packs<A>(count, aligned, [&](int64_t i, auto width) {
-    A u[width], x[width];
+    constexpr int kWidth = decltype(width)::value;
+    A u[kWidth], x[kWidth];
     load_adjacent(value + i, u);
     load_adjacent(product + i, x);
 #pragma unroll
-    for (int v = 0; v < width; ++v) sums[0] += u[v] * x[v];
+    for (int v = 0; v < kWidth; ++v) sums[0] += u[v] * x[v];
   });
   sums[0] *= out.gamma;
   const int64_t threads = int64_t(gridDim.x) * blockDim.x;
