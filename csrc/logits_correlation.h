@@ -16,8 +16,9 @@
 // rounding of b would be multiplied when it is computed again.
 //
 // With e = exp((x - max) / T) and S its sum, a_n = (e - S / C) / S. If all e are near 1, as at a large T, e - 1 and its
-// mean take the place of e and S / C: their difference keeps its digits. a_c is taken of a_n, which is p less a
-// constant.
+// mean take the place of e and S / C: their difference keeps its digits. From T = 64 on, a_c is taken of a_n instead
+// of p: they differ by a constant, and p has lost the digits of its differences there. At a small T, a_n has lost those
+// of a small p.
 //
 // Nothing of the size of the logits is saved. The forward pass leaves, for the gradient,
 //   rows    [N, 12]  (max, 1 / S, mean of e - base, base) of the student and of the teacher, then (h, k) of a and of b
@@ -53,10 +54,16 @@ constexpr int64_t kDistRowNumbers = 12, kDistColumnNumbers = 6, kDistMoments = 5
 // Rows whose mean of e is above this are near uniform.
 constexpr double kNearUniform = 0.5;
 
+// The temperature from which on columns are of a.
+constexpr double kCentredFrom = 64;
+
 // The numbers by which a row's logits become p and a: e / S and ((e - base) - mean) / S, with a base of 0 or 1.
 template <class A>
 struct CentredSoftmax {
   A max, scale, mean, base;
+
+  // What is subtracted from e - base, before the division, for the value of which columns are: a, or p.
+  SFTN_HOST_DEVICE A column_shift(bool centred) const { return centred ? mean : -base; }
 };
 
 // Sums over a row or a column of the student's a and the teacher's b, less their means.
@@ -108,6 +115,7 @@ struct CorrelationOptions {
   double temperature, inter_weight, intra_weight;
 
   double square() const { return temperature * temperature; }
+  bool centred() const { return temperature >= kCentredFrom; }
 };
 
 struct CorrelationInput {

@@ -50,8 +50,8 @@ static void forward_slice(const CorrelationInput& in, const CorrelationSlices& s
       const int64_t i = begin + at + k;
       const A* student = read_row<T>(in.student, i, in.c, buffers.data());
       const A* teacher = read_row<T>(in.teacher, i, in.c, buffers.data() + in.c);
-      apart[i] =
-          correlation_row(student, teacher, in.c, rate, s + k * stride, t + k * stride, numbers + i * kDistRowNumbers);
+      apart[i] = correlation_row(student, teacher, in.c, rate, in.options.centred(), s + k * stride, t + k * stride,
+                                 numbers + i * kDistRowNumbers);
     }
     add_columns(s, t, count, at, state);
   }
@@ -102,6 +102,7 @@ struct GradientPass {
           columns + other * c,
           columns + (2 + 2 * own) * c,
           columns + (3 + 2 * own) * c,
+          in.options.centred(),
           inter,
           intra,
           factor,

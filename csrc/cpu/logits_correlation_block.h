@@ -7,9 +7,9 @@
 
 namespace sftn {
 
-// Writes a of x [c] at a rate of log2(e) / T to `to`, padded with 0 to whole blocks.
+// Writes e - base of x [c] at a rate of log2(e) / T to `to`, padded with their mean to whole blocks.
 template <class A>
-SFTN_INLINE CentredSoftmax<A> centred_row(const A* x, int64_t c, A rate, A* to) {
+SFTN_INLINE CentredSoftmax<A> exponentials_less_base(const A* x, int64_t c, A rate, A* to) {
   const RowExponentials<A> of = exponentials_row(x, c, rate, to);
   double sum = of.sum, mean = sum / double(c);
   const bool near_one = sum >= kNearUniform * double(c);
@@ -30,24 +30,27 @@ SFTN_INLINE CentredSoftmax<A> centred_row(const A* x, int64_t c, A rate, A* to) 
     sum = double(c) + less_1;
   }
   const CentredSoftmax<A> softmax{of.max, A(1 / sum), A(mean), A(near_one)};
-  for (int64_t b = 0; b < whole_blocks(c); b += kLanes) {
-    SFTN_LANES to[b + l] = (to[b + l] - softmax.mean) * softmax.scale;
-  }
-  std::fill(to + c, to + whole_blocks(c), A(0));
+  std::fill(to + c, to + whole_blocks(c), softmax.mean);
   return softmax;
 }
 
+// The moments of a row, from its e - base. These become the values of which columns are.
 template <class A>
-SFTN_INLINE Moments<A> row_moments(const A* a, const A* b, int64_t c) {
+SFTN_INLINE Moments<A> row_moments(A* s, A* t, int64_t c, const CentredSoftmax<A>& student,
+                                   const CentredSoftmax<A>& teacher, bool centred) {
   const int64_t end = whole_blocks(c);
+  const A s_shift = student.column_shift(centred), t_shift = teacher.column_shift(centred);
   double ss = 0, tt = 0, st = 0;
   for (int64_t begin = 0; begin < end; begin += kChunk) {
     Lanes<A> s_s(0), t_t(0), s_t(0);
     for (int64_t j = begin; j < std::min(begin + kChunk, end); j += kLanes) {
       SFTN_LANES {
-        s_s.lane[l] += a[j + l] * a[j + l];
-        t_t.lane[l] += b[j + l] * b[j + l];
-        s_t.lane[l] += a[j + l] * b[j + l];
+        const A a = (s[j + l] - student.mean) * student.scale, b = (t[j + l] - teacher.mean) * teacher.scale;
+        s_s.lane[l] += a * a;
+        t_t.lane[l] += b * b;
+        s_t.lane[l] += a * b;
+        s[j + l] = (s[j + l] - s_shift) * student.scale;
+        t[j + l] = (t[j + l] - t_shift) * teacher.scale;
       }
     }
     ss += s_s.sum();
@@ -57,12 +60,13 @@ SFTN_INLINE Moments<A> row_moments(const A* a, const A* b, int64_t c) {
   return {A(ss), A(tt), A(st)};
 }
 
-// Computes a row: its a and b, and its numbers [12]. Returns 1 - r.
+// Computes a row: the values of which columns are, and its numbers [12]. Returns 1 - r.
 template <class A>
-SFTN_INLINE double correlation_row_inline(const A* student, const A* teacher, int64_t c, A rate, A* a, A* b,
-                                          A* numbers) {
-  const CentredSoftmax<A> of_student = centred_row(student, c, rate, a), of_teacher = centred_row(teacher, c, rate, b);
-  const Correlation<A> correlation(row_moments(a, b, c));
+SFTN_INLINE double correlation_row_inline(const A* student, const A* teacher, int64_t c, A rate, bool centred, A* s,
+                                          A* t, A* numbers) {
+  const CentredSoftmax<A> of_student = exponentials_less_base(student, c, rate, s);
+  const CentredSoftmax<A> of_teacher = exponentials_less_base(teacher, c, rate, t);
+  const Correlation<A> correlation(row_moments(s, t, c, of_student, of_teacher, centred));
   const A values[kDistRowNumbers] = {of_student.max,  of_student.scale, of_student.mean, of_student.base,
                                      of_teacher.max,  of_teacher.scale, of_teacher.mean, of_teacher.base,
                                      correlation.h_s, correlation.k_s,  correlation.h_t, correlation.k_t};
@@ -88,7 +92,7 @@ struct ColumnState {
   }
 };
 
-// Adds `count` rows of a and b, [count, stride] each, to the moments of `before` rows.
+// Adds `count` rows of values of student and teacher, [count, stride] each, to the moments of `before` rows.
 template <class A>
 SFTN_INLINE void add_columns_inline(const A* s, const A* t, int64_t count, int64_t before, ColumnState<A> state) {
   const int64_t stride = state.stride;
@@ -175,6 +179,7 @@ struct CorrelationGradient {
   CentredSoftmax<A> our_row, their_row;
   A h, k;                                                  // of the row
   const A *our_means, *their_means, *column_h, *column_k;  // [c]
+  bool centred;                                            // whether columns are of a
   A inter, intra, factor;                                  // of g, and -grad_total / T
 };
 
@@ -183,16 +188,17 @@ template <class A>
 SFTN_INLINE void gradient_row_inline(const CorrelationGradient<A>& of, int64_t c, A rate, A* p, A* out) {
   const A h = of.inter * of.h, k = of.inter * of.k;
   const CentredSoftmax<A>&our_row = of.our_row, &their_row = of.their_row;
+  const A our_shift = our_row.column_shift(of.centred), their_shift = their_row.column_shift(of.centred);
   Lanes<A> sum(0);
   over_columns(
       c, SFTN_COLUMN {
         const Exp2Parts<A> e = exp2_parts((of.ours[j] - our_row.max) * rate);
-        const A ours = (e.less(our_row.base) - our_row.mean) * our_row.scale;
-        const A theirs =
-            (exp2_parts((of.theirs[j] - their_row.max) * rate).less(their_row.base) - their_row.mean) * their_row.scale;
-        const A along_row = h * theirs - k * ours;
-        const A along_column =
-            of.column_h[j] * (theirs - of.their_means[j]) - of.column_k[j] * (ours - of.our_means[j]);
+        const A our_e = e.less(our_row.base);
+        const A their_e = exp2_parts((of.theirs[j] - their_row.max) * rate).less(their_row.base);
+        const A along_row =
+            h * ((their_e - their_row.mean) * their_row.scale) - k * ((our_e - our_row.mean) * our_row.scale);
+        const A along_column = of.column_h[j] * ((their_e - their_shift) * their_row.scale - of.their_means[j]) -
+                               of.column_k[j] * ((our_e - our_shift) * our_row.scale - of.our_means[j]);
         p[j] = e.value() * our_row.scale;
         const A weighted = p[j] * (along_row + of.intra * along_column);
         out[j] = weighted;

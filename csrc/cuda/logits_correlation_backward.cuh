@@ -21,11 +21,14 @@ struct CorrelationBackward {
 // The numbers of one network's gradient in a row.
 template <class A>
 struct CorrelationSide {
+  CentredSoftmax<A> our_row, their_row;
   A h, k;                                                  // of the row, times the weight
   const A *our_means, *their_means, *column_h, *column_k;  // [C]
 
   __device__ CorrelationSide(const A* row, const A* columns, int c, A inter, int own)
-      : h(inter * row[8 + 2 * own]),
+      : our_row(softmax_of(row, own)),
+        their_row(softmax_of(row, 1 - own)),
+        h(inter * row[8 + 2 * own]),
         k(inter * row[9 + 2 * own]),
         our_means(columns + int64_t(own) * c),
         their_means(columns + int64_t(1 - own) * c),
@@ -33,11 +36,11 @@ struct CorrelationSide {
         column_k(columns + int64_t(3 + 2 * own) * c) {}
 };
 
-// Calls f(i, p g) for the values of a thread's chunk: p of the network, and g its gradient along p, less the sign.
+// Calls f(i, p, p g) for a thread's logits of a chunk: p of the network, and g its gradient along p, less the sign.
 template <class T, class A, class F>
-__device__ __forceinline__ void over_gradient(const CorrelationSide<A>& side, const Chunk<T>& chunk, A intra,
-                                              const A (&p)[kChunk<T>], const A (&ours)[kChunk<T>],
-                                              const A (&theirs)[kChunk<T>], F f) {
+__device__ __forceinline__ void over_gradient(const CorrelationParams<T>& p, const CorrelationSide<A>& side,
+                                              const Chunk<T>& chunk, A intra, const A (&our_logits)[kChunk<T>],
+                                              const A (&their_logits)[kChunk<T>], F f) {
   constexpr int kPack = Chunk<T>::kPack;
 #pragma unroll
   for (int pack = 0; pack < Chunk<T>::kPacks; ++pack) {
@@ -61,9 +64,11 @@ __device__ __forceinline__ void over_gradient(const CorrelationSide<A>& side, co
 #pragma unroll
     for (int v = 0; v < kPack; ++v) {
       const int i = pack * kPack + v;
-      const A along_row = side.h * theirs[i] - side.k * ours[i];
-      const A along_column = h[v] * (theirs[i] - their_means[v]) - k[v] * (ours[i] - our_means[v]);
-      f(i, p[i] * (along_row + intra * along_column));
+      const CentredProbability<A> ours(our_logits[i], side.our_row, p.rate, p.centred);
+      const CentredProbability<A> theirs(their_logits[i], side.their_row, p.rate, p.centred);
+      const A along_row = side.h * theirs.a - side.k * ours.a;
+      const A along_column = h[v] * (theirs.value - their_means[v]) - k[v] * (ours.value - our_means[v]);
+      f(i, ours.p, ours.p * (along_row + intra * along_column));
     }
   }
 }
@@ -76,34 +81,26 @@ __device__ __forceinline__ void correlation_gradient(const CorrelationParams<T>&
   constexpr int kSize = kChunk<T>;
   const A* numbers = out.rows + row * kDistRowNumbers;
   const CorrelationSide<A> side(numbers, out.columns, p.c, out.inter, own);
-  const CentredSoftmax<A> our_row = softmax_of(numbers, own), their_row = softmax_of(numbers, 1 - own);
   const A factor = -*out.grad_total * out.inverse_temperature;
   const int step = Team::size() * kSize;
-  const auto load = [&](const Chunk<T>& chunk, A(&probability)[kSize], A(&ours)[kSize], A(&theirs)[kSize]) {
-    chunk.load((own == 0 ? p.student : p.teacher).row(row), ours);
-    chunk.load((own == 0 ? p.teacher : p.student).row(row), theirs);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      const CentredProbability<A> centred(ours[i], our_row, p.rate);
-      probability[i] = centred.p;
-      ours[i] = centred.a;
-      theirs[i] = CentredProbability<A>(theirs[i], their_row, p.rate).a;
-    }
-  };
+  const T* our_logits = (own == 0 ? p.student : p.teacher).row(row);
+  const T* their_logits = (own == 0 ? p.teacher : p.student).row(row);
   A sum[1] = {A(0)};
   for (int begin = 0; begin < p.c; begin += step) {
     const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
-    A probability[kSize], ours[kSize], theirs[kSize];
-    load(chunk, probability, ours, theirs);
-    over_gradient(side, chunk, out.intra, probability, ours, theirs, [&](int, A weighted) { sum[0] += weighted; });
+    A ours[kSize], theirs[kSize];
+    chunk.load(our_logits, ours);
+    chunk.load(their_logits, theirs);
+    over_gradient(p, side, chunk, out.intra, ours, theirs, [&](int, A, A weighted) { sum[0] += weighted; });
   }
   Team::template reduce<Add>(sum);
   for (int begin = 0; begin < p.c; begin += step) {
     const Chunk<T> chunk{begin, Team::rank(), Team::size(), p.c, p.aligned};
-    A probability[kSize], ours[kSize], theirs[kSize], grad[kSize];
-    load(chunk, probability, ours, theirs);
-    over_gradient(side, chunk, out.intra, probability, ours, theirs,
-                  [&](int i, A weighted) { grad[i] = factor * (weighted - probability[i] * sum[0]); });
+    A ours[kSize], theirs[kSize], grad[kSize];
+    chunk.load(our_logits, ours);
+    chunk.load(their_logits, theirs);
+    over_gradient(p, side, chunk, out.intra, ours, theirs,
+                  [&](int i, A probability, A weighted) { grad[i] = factor * (weighted - probability * sum[0]); });
     chunk.store(to, grad);
   }
 }

@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(Team::kMaxThreads, 2)
 #pragma unroll
       for (int i = 0; i < kChunk<T>; ++i) {
         if (chunk.column(i) >= p.c) continue;
-        const A a = CentredProbability<A>(s[i], softmax[0], p.rate).a;
-        const A b = CentredProbability<A>(t[i], softmax[1], p.rate).a;
+        const A a = CentredProbability<A>(s[i], softmax[0], p.rate, p.centred).a;
+        const A b = CentredProbability<A>(t[i], softmax[1], p.rate, p.centred).a;
         sums[0] += a * a;
         sums[1] += b * b;
         sums[2] += a * b;
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(kCorrelationThreads)
   for (int64_t row = begin; row < end; ++row) {
     const A* numbers = rows + row * kDistRowNumbers;
     const A student = static_cast<A>(p.student.row(row)[column]), teacher = static_cast<A>(p.teacher.row(row)[column]);
-    const A s = CentredProbability<A>(student, softmax_of(numbers, 0), p.rate).a - m.s_mean;
-    const A t = CentredProbability<A>(teacher, softmax_of(numbers, 1), p.rate).a - m.t_mean;
+    const A s = CentredProbability<A>(student, softmax_of(numbers, 0), p.rate, p.centred).value - m.s_mean;
+    const A t = CentredProbability<A>(teacher, softmax_of(numbers, 1), p.rate, p.centred).value - m.t_mean;
     const A share = A(1) / A(row - begin + 1), weight = A(row - begin) * share;
     m.s_mean += s * share;
     m.t_mean += t * share;

@@ -24,6 +24,7 @@ struct CorrelationParams {
   int64_t n;
   int c;
   A rate;        // log2(e) / T
+  bool centred;  // columns are of a, else of p
   bool aligned;  // every row that is read or written begins at a 16-byte boundary
 
   CorrelationParams(const CorrelationInput& in, bool all_aligned)
@@ -32,6 +33,7 @@ struct CorrelationParams {
         n(in.n),
         c(static_cast<int>(in.c)),
         rate(static_cast<A>(1.4426950408889634 / in.options.temperature)),
+        centred(in.options.centred()),
         aligned(all_aligned) {}
 };
 
@@ -42,16 +44,18 @@ __device__ __forceinline__ CentredSoftmax<A> softmax_of(const A* numbers, int ne
   return {of[0], of[1], of[2], of[3]};
 }
 
-// p and a of a logit
+// p and a of a logit, and the value of which columns are: rounded, so that equal rows do not differ from their mean.
 template <class A>
 struct CentredProbability {
-  A p, a;
+  A p, a, value;
 
-  __device__ __forceinline__ CentredProbability(A x, const CentredSoftmax<A>& row, A rate) {
+  __device__ __forceinline__ CentredProbability(A x, const CentredSoftmax<A>& row, A rate, bool centred) {
     constexpr A kLog2 = A(0.6931471805599453);
     const A y = (x - row.max) * rate, e = exp2_of(y);
     p = e * row.scale;
-    a = ((row.base == A(0) ? e : expm1_of(y * kLog2)) - row.mean) * row.scale;
+    const A less_base = row.base == A(0) ? e : expm1_of(y * kLog2);
+    a = (less_base - row.mean) * row.scale;
+    value = rounded_product(less_base - row.column_shift(centred), row.scale);
   }
 };
 

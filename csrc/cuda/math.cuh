@@ -26,6 +26,10 @@ __device__ __forceinline__ double lesser(double a, double b) { return ::fmin(a, 
 __device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double greater(double a, double b) { return ::fmax(a, b); }
 
+// a b, rounded, where a sum that follows would be fused with it.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 // exp(y) - 1 - y for |y| up to about 1/2, of second order there: y^2 times a Taylor polynomial
 template <class A>
 __device__ __forceinline__ A exp_remainder(A y) {

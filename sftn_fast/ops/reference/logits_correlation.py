@@ -11,6 +11,8 @@ from sftn_fast.ops.terms import DISTTerms
 
 EPS = 1e-8
 """What is added to the product of two norms, as in the authors' code."""
+CENTRED_FROM = 64
+"""Temperature from which on the columns are those of the probabilities less ``1 / C``."""
 NEAR_UNIFORM = 0.5
 """Least distance from 1 of the mean exponential of a row that is not near uniform."""
 LEAST_SQUARE = 1e-24
@@ -27,13 +29,16 @@ def dist_loss(
 ) -> DISTTerms:
     """Compute :func:`sftn_fast.ops.dist_loss` in plain PyTorch."""
     student_logits, teacher_logits = widened(student_logits, teacher_logits)
-    student, teacher = (_probabilities(_scaled(x, temperature)) for x in (student_logits, teacher_logits))
-    inter = temperature**2 * _uncorrelated(student, teacher)
-    intra = temperature**2 * _uncorrelated(student.t(), teacher.t())
+    student, teacher = (_scaled(x, temperature) for x in (student_logits, teacher_logits))
+    rows = _centred_softmax(student), _centred_softmax(teacher)
+    # The columns differ by a constant, which costs small probabilities their digits, or at a large temperature all.
+    columns = rows if temperature >= CENTRED_FROM else (student.softmax(1), teacher.softmax(1))
+    inter = temperature**2 * _uncorrelated(*rows)
+    intra = temperature**2 * _uncorrelated(*(x.t() for x in columns))
     return DISTTerms(inter_weight * inter + intra_weight * intra, inter.detach(), intra.detach())
 
 
-def _probabilities(scaled: Tensor) -> Tensor:
+def _centred_softmax(scaled: Tensor) -> Tensor:
     """Return the softmax ``[N, C]`` less ``1 / C``."""
     num_classes = scaled.shape[1]
     # If all exponentials are near 1, as at a large temperature, that difference has lost its digits.

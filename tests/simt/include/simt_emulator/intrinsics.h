@@ -126,6 +126,8 @@ inline unsigned atomicAnd(unsigned* address, unsigned value) {
 inline void __threadfence() {}
 
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __clz(unsigned value) { return value == 0 ? 32 : __builtin_clz(value); }
