@@ -21,7 +21,7 @@ from sftn_fast.cli.options import CommandLine, first_sentence
 from sftn_fast.cli.parser import train_line, transfer_line
 from sftn_fast.cli.verify_options import parser as verify_parser
 from sftn_fast.compare.command import parser as compare_parser
-from sftn_fast.distillers import registry
+from sftn_fast.distillers import spec
 from sftn_fast.export.command import parser as export_parser
 from sftn_fast.predict.command import parser as predict_parser
 from sftn_fast.report.command import parser as report_parser
@@ -83,7 +83,7 @@ def _add_options(parser: argparse.ArgumentParser, line: CommandLine) -> None:
         if option.name == "config":
             action.complete = _words_or_files("config", recipe_names(), "*.yaml")  # type: ignore[attr-defined]
         elif option.name == "method":
-            action.choices = registry.names()
+            action.choices = spec.known()
 
 
 def _choices(key: Key) -> Sequence[str] | None:
@@ -91,7 +91,7 @@ def _choices(key: Key) -> Sequence[str] | None:
     if key.name in ("teacher", "student", "collaborate.networks"):
         return NETWORKS
     if key.name in ("distill", "methods"):
-        return registry.names()
+        return spec.known()
     found = [(("true", "false") if unwrap(kind)[0] is bool else choices_of(kind)) for kind in _kinds(key)]
     return [text for texts in found for text in texts] or None
 

@@ -40,8 +40,7 @@ class Classifier:
                 f"the {role} {about.net.name or 'network'} must classify the mean of its last map: give its head the "
                 "methods forward_unpooled and classify, as sftn_fast.models.staged.Head has them"
             )
-        if _linear(about.net) is None:
-            raise ValueError(f"the {role} {about.net.name or 'network'} must end with one linear layer")
+        linear_layer(role, about.net)
 
     @property
     def layer(self) -> nn.Linear:
@@ -51,6 +50,18 @@ class Classifier:
     def map(self, features: Features) -> Tensor:
         """Return the map [N, D, H, W] of a pass through the network."""
         return cast(Tensor, features.unpooled) if self._at == "unpooled" else features.stages[-1]
+
+
+def linear_layer(role: str, net: StagedNet) -> nn.Linear:
+    """Return the linear layer between the pooled vector and the logits of ``net``, the ``role`` in messages.
+
+    Raises:
+        ValueError: The network ends otherwise.
+    """
+    layer = _linear(net)
+    if layer is None:
+        raise ValueError(f"the {role} {net.name or 'network'} must end with one linear layer")
+    return layer
 
 
 def _linear(net: StagedNet) -> nn.Linear | None:

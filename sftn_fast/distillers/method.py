@@ -99,8 +99,8 @@ class Method(nn.Module):
     replace the teacher's pass; see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
     defaults_in_words: ClassVar[dict[str, str]] = {}
     """Effective value of each option whose default stands for another one; for the table of methods."""
-    published: ClassVar[Mapping[str, str]] = {}
-    """Specifications that the authors publish for single pairs of networks, by ``"TEACHER STUDENT"``."""
+    published: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    """Specifications that authors publish for single pairs of networks, one or several by ``"TEACHER STUDENT"``."""
     replaces_head: ClassVar[bool] = False
     """Whether the student gets the head that :meth:`student_head` returns, before any other method is built."""
     only_initialises: bool = False

@@ -28,7 +28,10 @@ OPTION_ALIASES = {
     "fitnet": {"hint_layer": "layer"},
 }
 """Names of the options in RepDistiller's script. Its hint layer 0, the stem, is not supported."""
-ALONE = ("cat", "crd", "dist", "dkd", "kd", "ofa", "simkd", "srd", "srrl", "sskd", "wkd_f")
+ALONE = (
+    *("cat", "crd", "ctkd", "dist", "dkd", "hard", "kd", "lskd", "nkd", "ofa", "rld", "simkd", "srd", "srrl"),
+    *("sskd", "ttm", "uskd", "wkd", "wkd_f", "wsld", "wttm"),
+)
 """Methods that the SFTN paper or the method's own paper trains without KD beside them."""
 
 
@@ -40,6 +43,13 @@ class Term:
     weight: float | None = None
     """None for the method's default."""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "lskd": Term("kd", 9.0, {"temperature": 2.0, "standardize": True}),
+    "wttm": Term("ttm", 3.0, {"weighted": True}),
+}
+"""Methods that are published under a name of their own and are settings of another one."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,16 @@ def parse(text: str) -> Spec:
     return Spec(methods, ce_weight=next((term.weight for term in terms if term.name == CE), None))
 
 
+def known() -> list[str]:
+    """Return the names of all methods and variants, sorted."""
+    return sorted([*registry.names(), *VARIANTS])
+
+
 def of_method(name: str) -> str:
     """Return the specification of one method as the SFTN paper trains it: methods on features jointly with KD."""
     name = ALIASES.get(name, name)
-    if name not in registry.names():
-        raise ConfigError(f"method must be one of {', '.join(registry.names())}, got {name!r}{_meant(name)}")
+    if name not in registry.names() and name not in VARIANTS:
+        raise ConfigError(f"method must be one of {', '.join(known())}, got {name!r}{_meant(name)}")
     return name if name in ALONE else f"{name},kd=1"
 
 
@@ -101,10 +116,11 @@ def _parse_term(piece: str) -> Term:
     head, *options = piece.split(":")
     name, has_weight, weight = (part.strip() for part in head.partition("="))
     name = ALIASES.get(name, name)
-    known = [CE, *registry.names()]
-    if name not in known:
-        raise _error(piece, f"unknown method {name!r}, known are {', '.join(known)}{_meant(name)}")
-    return Term(name, _parse_weight(piece, weight) if has_weight else None, _parse_options(piece, name, options))
+    if name not in [CE, *known()]:
+        raise _error(piece, f"unknown method {name!r}, known are {', '.join([CE, *known()])}{_meant(name)}")
+    base = VARIANTS.get(name, Term(name))
+    given = _parse_weight(piece, weight) if has_weight else base.weight
+    return Term(base.name, given, dict(base.options) | _parse_options(piece, base.name, options))
 
 
 def _parse_weight(piece: str, text: str) -> float:
@@ -120,19 +136,19 @@ def _parse_weight(piece: str, text: str) -> float:
 def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, OptionValue]:
     if not texts:
         return {}
-    known = {} if name == CE else options_of(registry.find(name))
+    takes = {} if name == CE else options_of(registry.find(name))
     values: dict[str, OptionValue] = {}
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
         key = OPTION_ALIASES.get(name, {}).get(key, key)
-        if key not in known:
-            takes = "; ".join(f"{option.name} ({option.allowed})" for option in known.values()) or "no options"
-            meant = did_you_mean(nearest(key, [*known, *OPTION_ALIASES.get(name, {})]))
-            raise _error(piece, f"unknown option {key!r}, {name} takes {takes}{meant}")
+        if key not in takes:
+            listed = "; ".join(f"{option.name} ({option.allowed})" for option in takes.values()) or "no options"
+            meant = did_you_mean(nearest(key, [*takes, *OPTION_ALIASES.get(name, {})]))
+            raise _error(piece, f"unknown option {key!r}, {name} takes {listed}{meant}")
         if key in values:
             raise _error(piece, f"option {key!r} is given twice")
         try:
-            values[key] = known[key].read(value)
+            values[key] = takes[key].read(value)
         except ValueError as error:
             raise _error(piece, str(error)) from None
     return values
@@ -140,7 +156,7 @@ def _parse_options(piece: str, name: str, texts: list[str]) -> dict[str, OptionV
 
 def _meant(name: str) -> str:
     """Return a hint on the methods that ``name`` may stand for, by the names that they have here."""
-    return did_you_mean(ALIASES.get(near, near) for near in nearest(name, [CE, *registry.names(), *ALIASES]))
+    return did_you_mean(ALIASES.get(near, near) for near in nearest(name, [CE, *known(), *ALIASES]))
 
 
 def _error(piece: str, problem: str) -> ConfigError:

@@ -16,7 +16,7 @@ from sftn_fast import models
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import Method, NetInfo, Setup
 from sftn_fast.distillers.options import options_of
-from sftn_fast.distillers.spec import ALIASES, of_method
+from sftn_fast.distillers.spec import ALIASES, VARIANTS, Term, of_method
 from sftn_fast.models import StagedNet
 from sftn_fast.report.published import IMAGENET_PAIRS, PAIRS
 from sftn_fast.report.table import markdown
@@ -84,10 +84,11 @@ def document() -> str:
         for name, reason in refusals(teacher, student, size).items()
     ]
     aliases = ", ".join(f"`{alias}` for `{name}`" for alias, name in ALIASES.items())
+    variants = ", ".join(f"`{name}` for `{_written(term)}`" for name, term in VARIANTS.items())
     paragraphs = [
         INTRODUCTION.rstrip(),
         markdown(methods),
-        f"The names of other code bases work too: {aliases}.",
+        f"The names of other code bases work too: {aliases}. Some settings have names of their own: {variants}.",
         "## Sources",
         "\n".join(sources),
         "## Settings for single pairs",
@@ -114,12 +115,23 @@ def _line(name: str) -> list[str]:
     return [f"`{name}`", about, weight, f"`{of_method(name)}`", options or "-"]
 
 
+def _written(term: Term) -> str:
+    """Return ``term`` as ``--distill`` takes it."""
+    options = (f"{name}={_as_text(value)}" for name, value in term.options.items())
+    return ":".join([f"{term.name}={term.weight:g}", *options])
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _published() -> list[list[str]]:
     """Return a table with a row for each method and pair of networks that have a published specification."""
     rows = [["method", "teacher", "student", "--distill"]]
     for name in registry.names():
-        for pair, spec in registry.find(name).published.items():
-            rows.append([f"`{name}`", *pair.split(), f"`{spec}`"])
+        for pair, specs in registry.find(name).published.items():
+            for spec in (specs,) if isinstance(specs, str) else specs:
+                rows.append([f"`{name}`", *pair.split(), f"`{spec}`"])
     return rows
 
 

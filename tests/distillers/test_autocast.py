@@ -19,7 +19,7 @@ from sftn_fast.distillers.methods.reviewkd import Fusion
 from sftn_fast.models import Features
 
 VARIANTS = ["kd:temperature=1", "at:p=1", "ft:variant=paper", "dkd:warmup=0:temperature=2", "dist:inter=2:intra=0.5"]
-VARIANTS += ["cat:regions=4:normalise=true", "srd:projector=vkd", "wkd_f:grid=2"]
+VARIANTS += ["cat:regions=4:normalise=true", "srd:projector=vkd", "wkd_f:grid=2", "kd:divergence=ab:standardize=true"]
 SPECS = [OPTIONS.get(name, name) for name in NAMES if name not in ONLY_INITIALISE] + VARIANTS
 ADAPTERS = (*LAYERS, Fusion)
 ARITHMETIC = 2e-4  # of the largest gradient: float32 rounding in the sums of the largest method

@@ -19,7 +19,7 @@ from sftn_fast.tasks import DistillTask
 SIZE, CLASSES, SAMPLES, BATCH = 8, 4, 36, 12
 STEPS = 3
 RELATIONAL = ("rkd", "sp", "pkt", "cc", "dist", "srd:kd=0")
-SPECS = (*RELATIONAL, "crd:negatives=8", "sp,rkd=0.5,crd:negatives=8")
+SPECS = (*RELATIONAL, "uskd", "crd:negatives=8", "sp,rkd=0.5,crd:negatives=8")
 
 
 def negatives_by_index(index: Tensor, labels: Tensor, count: int, **_: Any) -> Tensor:

@@ -19,7 +19,8 @@ from sftn_fast.utils import plugins
 
 ODD = str(Path(__file__).parents[1] / "odd_networks.py")
 NAMES = [name for name in registry.names() if "-" not in name]
-ON_MAPS = {"ab", "at", "cat", "fitnet", "fsp", "ft", "kdsvd", "nst", "oh", "reviewkd", "simkd", "srrl", "vid", "wkd_f"}
+ON_MAPS = {"ab", "at", "cat", "fitnet", "fsp", "ft", "kdsvd", "nst", "oh", "reviewkd", "simkd", "srrl", "uskd", "vid"}
+ON_MAPS |= {"wkd_f"}
 ODD_PAIRS = [(odd, "resnet8") for odd in ("odd_one_stage", "odd_unused", "odd_weight_norm", "odd_qat")]
 ODD_PAIRS += [("resnet8", odd) for odd in ("odd_one_stage", "odd_weight_norm", "odd_qat")]
 PREACTS = {"ab", "oh", "reviewkd"}
@@ -83,9 +84,10 @@ def test_tokens(images: ImageData, student: str, teacher: str) -> None:
 def test_every_method_with_every_network(images: ImageData, pair: tuple[str, str]) -> None:
     """It trains for a step, or is refused for a reason of its own."""
     found = refused_methods(images, *pair)
-    assert set(found) <= {*PREACTS, "cat", "fsp", "fitnet", "kdsvd", "wkd_f"}
+    assert set(found) <= {*PREACTS, "cat", "fsp", "fitnet", "kdsvd", "uskd", "wkd_f"}
     assert "the side of the smaller last map" in found.get("cat", "the side of the smaller last map")
     assert "two pixels or more" in found.get("wkd_f", "two pixels or more")
+    assert "two stages or more" in found.get("uskd", "two stages or more")
     assert all("pre-activations" in found[name] for name in PREACTS)
     assert "the same channels" in found["fsp"]
     assert "the same channels" in found["kdsvd"] or "two stages or more" in found["kdsvd"]
