@@ -43,7 +43,10 @@ def test_a_whole_distiller_refuses_what_its_method_does() -> None:
 
 
 PUBLISHED = [
-    (name, *pair.split(), spec) for name in registry.names() for pair, spec in registry.find(name).published.items()
+    (name, *pair.split(), spec)
+    for name in registry.names()
+    for pair, specs in registry.find(name).published.items()
+    for spec in ((specs,) if isinstance(specs, str) else specs)
 ]
 
 
