@@ -115,8 +115,11 @@ def test_every_choice_is_taken(name: str) -> None:
         (lambda: EngineConfig(threads=0), "engine.threads must be from 1 to 1024, auto or null, got 0"),
         (lambda: CollaborateConfig(init="student"), "collaborate.init must be teacher, sftn or null, got 'student'"),
         (lambda: Config(devices=0), "devices must be at least 1 or all, got 0"),
-        (lambda: Config(stages=("teachers",)), "stages must be one of teacher, sftn, student, distill, collaborate, "),
-        (lambda: Config(stages=()), "stages must be one or more of teacher, sftn, "),
+        (
+            lambda: Config(stages=("teachers",)),
+            "stages must be one of teacher, early, soteacher, sftn, student, ",
+        ),
+        (lambda: Config(stages=()), "stages must be one or more of teacher, early, "),
         (lambda: Config(stage_epochs={"teacher": 0}), "stage_epochs must be at least 1, got 0"),
         (lambda: Config(stage_epochs={"all": 3}), "stage_epochs must be one of teacher, "),
         (lambda: Config(resume=" "), "resume must be a path, auto, must, never or force, got ' '"),

@@ -276,7 +276,7 @@ def _with_new_head(name: str, method: Method, setup: Setup, teachers: int) -> Se
         raise ValueError(f"{name} takes one teacher, whose classifier the student gets, got {teachers}")
     shape = setup.student.unpooled or setup.student.stages[-1]
     net = setup.student.net
-    net.head = head = method.student_head().to(next(net.parameters())).train(net.training)
+    net.head = head = method.build_student_head().to(next(net.parameters())).train(net.training)
     features, size = head.fc.in_features, getattr(head, "size", None) or shape[1:]
     student = dataclasses.replace(setup.student, pooled=features, unpooled=(features, *size))
     return dataclasses.replace(setup, student=student)

@@ -102,7 +102,7 @@ class Method(nn.Module):
     published: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
     """Specifications that authors publish for single pairs of networks, one or several by ``"TEACHER STUDENT"``."""
     replaces_head: ClassVar[bool] = False
-    """Whether the student gets the head that :meth:`student_head` returns, before any other method is built."""
+    """Whether the student gets the head that :meth:`build_student_head` returns, before any other method is built."""
     only_initialises: bool = False
     """Whether the method has an :meth:`initialisation` only: it has no ``loss`` and needs no teacher later."""
 
@@ -120,9 +120,9 @@ class Method(nn.Module):
         """Return further images [M, C, H, W] that both networks see after the batch's own, or None."""
         return None
 
-    def student_head(self) -> Head:
+    def build_student_head(self) -> Head:
         """Return a head that replaces the student's, for methods that set ``replaces_head``."""
-        raise NotImplementedError(f"the class {type(self).__name__} has no method student_head()")
+        raise NotImplementedError(f"the class {type(self).__name__} has no method build_student_head()")
 
     def initialisation(self, student: StagedNet, teacher: StagedNet) -> Initialisation | None:
         """Return the training that must run before the student's, or None."""

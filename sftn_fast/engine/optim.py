@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +89,13 @@ def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD
     return sgd
 
 
-def load_sgd(sgd: torch.optim.SGD, state: dict[str, Any]) -> None:
+def load_sgd(sgd: torch.optim.SGD, state: Mapping[str, Any]) -> None:
     """Load ``state`` into an optimizer of :func:`build_sgd`.
 
     The fused kernel reads parameter, gradient and momentum by address. The momentum is therefore converted to the
     parameter's memory format, whatever it is in the checkpoint.
     """
-    sgd.load_state_dict(state)
+    sgd.load_state_dict(dict(state))
     for parameter, entry in sgd.state.items():
         if entry.get("momentum_buffer") is not None:
             entry["momentum_buffer"] = torch.empty_like(parameter).copy_(entry["momentum_buffer"])

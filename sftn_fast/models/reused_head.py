@@ -5,7 +5,7 @@ SimKD trains such a student. The head is a part of the network, so it is evaluat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,8 +57,9 @@ class ReusedHead(Head):
 
     def forward_unpooled(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
         """Return the map [N, D, H, W] that is pooled; ``normed`` is for a head that takes it."""
-        if hasattr(self.own, "forward_unpooled"):
-            x = self.own.forward_unpooled(x) if normed is None else self.own.forward_unpooled(x, normed)
+        unpooled: Callable[..., Tensor] | None = getattr(self.own, "forward_unpooled", None)
+        if unpooled is not None:
+            x = unpooled(x) if normed is None else unpooled(x, normed)
         if self.size is not None:
             x = nn.functional.adaptive_avg_pool2d(x, self.size)
         return self.connector(x)

@@ -60,7 +60,8 @@ def dist_loss(
             student_logits, teacher_logits, temperature, inter_weight=inter_weight, intra_weight=intra_weight
         )
     options = Options(float(temperature), float(inter_weight), float(intra_weight))
-    total, parts = _fused(ops, *same_dtype((student_logits, teacher_logits)), options)
+    student_logits, teacher_logits = same_dtype((student_logits, teacher_logits))
+    total, parts = _fused(ops, student_logits, teacher_logits, options)
     return DISTTerms(total, *parts.unbind())
 
 

@@ -5,7 +5,7 @@ Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from sftn_fast.distillers.classifier import Classifier
 from sftn_fast.distillers.method import Method, Setup
 from sftn_fast.distillers.options import Bound
 from sftn_fast.distillers.registry import register
-from sftn_fast.models import Features, StagedNet
+from sftn_fast.models import Features
 from sftn_fast.models.reused_head import ReusedHead
 from sftn_fast.nn.precision import average_pooled, in_float32
 
@@ -53,8 +53,8 @@ class SimKD(Method):
         # A tuple, so that nn.Module does not register the student.
         self._held = (setup.student.net,)
 
-    def student_head(self) -> ReusedHead:
-        """See :meth:`Method.student_head`."""
+    def build_student_head(self) -> ReusedHead:
+        """See :meth:`Method.build_student_head`."""
         (net,), (student, teacher) = self._held, self._shapes
         head = ReusedHead(
             net.head,
@@ -69,7 +69,7 @@ class SimKD(Method):
 
     def begin_epoch(self, epoch: int) -> bool:
         """Follow a teacher whose weights have changed, see :meth:`Method.begin_epoch`."""
-        head = cast(StagedNet, self._held[0]).head
+        head = self._held[0].head
         if isinstance(head, ReusedHead):
             head.copy_classifier(self._teacher.layer)
         return False

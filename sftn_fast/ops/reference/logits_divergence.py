@@ -226,8 +226,8 @@ def _terms(pair: Pair, kind: str, alpha: float, beta: float) -> Tensor:
             return _alpha_beta(pair, alpha, beta)
         case "jsd":
             mixture = beta * p + (1 - beta) * q
-            of_p = beta * _excess(p, mixture, _log_mixture(beta, y)) if beta > 0 else 0.0
-            of_q = (1 - beta) * _excess(q, mixture, _log_mixture(1 - beta, -y)) if beta < 1 else 0.0
+            of_p = beta * _excess(p, mixture, _log_mixture(beta, y)) if beta > 0 else torch.zeros_like(p)
+            of_q = (1 - beta) * _excess(q, mixture, _log_mixture(1 - beta, -y)) if beta < 1 else torch.zeros_like(q)
             return of_p + of_q
         case "tvd":
             return 0.5 * _difference(pair).abs()
