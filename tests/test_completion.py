@@ -13,7 +13,7 @@ from sftn_fast.cli import recipe_names
 from sftn_fast.cli.network_names import NETWORKS
 from sftn_fast.completion import main
 from sftn_fast.completion.command import SHELLS
-from sftn_fast.distillers import registry
+from sftn_fast.distillers import spec
 
 COMPLETE = """
 while IFS= read -r line; do
@@ -59,7 +59,7 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
         "sftn transfer --plugins x ru": {"runs"},
         "sftn train --teacher ": {*NETWORKS},
         "sftn train --epochs 3 --data.name cifar": {"cifar10", "cifar100"},
-        "sftn train --method ": {*registry.names()},
+        "sftn train --method ": {*spec.known()},
         "sftn train --config cifar100_v": {name for name in recipe_names() if name.startswith("cifar100_v")},
         "sftn train --config mi": {"mine.yaml"},
         "sftn train --resume m": {"must", "mine.yaml", "mine.txt"},
