@@ -5,6 +5,7 @@ Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
