@@ -42,7 +42,7 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
         "sftn train --data.lo": {"--data.loader"},
         "sftn train --data.loader ": {"auto", "memory", "dali", "torchvision"},
         "sftn train --engine.tensorboard ": {"true", "false"},
-        "sftn train --stages s": {"sftn", "student"},
+        "sftn train --stages s": {"sftn", "soteacher", "student"},
         "sftn train --stages teacher st": {"student"},
         "sftn train --stages teacher student --epo": {"--epochs"},
         "sftn train --stages teacher --export b": {"best"},
@@ -85,7 +85,7 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
 def test_zsh_accepts_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = script_for("zsh", capsys)
     assert '"--export=[Epoch whose weights become the exported student]:export:(last best)"' in script
-    stages = "stages:(teacher sftn student distill collaborate)"
+    stages = "stages:(teacher early soteacher sftn student distill collaborate)"
     assert f'"--stages=[Stages to run]:{stages}::{stages}::{stages}' in script
     for word in (*VERBS, "--data.loader", "wrn_40_2", "cifar100", "onnx-legacy", *recipe_names()):
         assert word in script

@@ -155,6 +155,7 @@ def networks():
 
 
 def build(spec: str, student, teacher):
+    torch.manual_seed(1)  # layers of the methods' own
     return distillers.build(spec, student=student, teacher=teacher, num_samples=IMAGES, image_size=8)
 
 
