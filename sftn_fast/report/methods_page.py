@@ -18,11 +18,47 @@ from sftn_fast.distillers.method import Method, NetInfo, Setup
 from sftn_fast.distillers.options import options_of
 from sftn_fast.distillers.spec import ALIASES, VARIANTS, Term, of_method
 from sftn_fast.models import StagedNet
+from sftn_fast.report import published_since
 from sftn_fast.report.published import IMAGENET_PAIRS, PAIRS
 from sftn_fast.report.table import markdown
 
 IMAGE_SIZE, IMAGENET_SIZE = 32, 224  # pixels
 SAMPLES = 50  # number of training images; no method is refused for it
+
+FAMILIES = {
+    "predictions": (
+        "kd",
+        "ctkd",
+        "dist",
+        "dkd",
+        "hard",
+        "nkd",
+        "rld",
+        "ttm",
+        "uskd",
+        "wkd",
+        "wsld",
+        "ofa",
+    ),
+    "feature maps": (
+        "ab",
+        "at",
+        "cat",
+        "fitnet",
+        "fsp",
+        "ft",
+        "kdsvd",
+        "nst",
+        "oh",
+        "reviewkd",
+        "simkd",
+        "vid",
+        "wkd_f",
+    ),
+    "vectors": ("srd", "srrl"),
+    "relations": ("cc", "crd", "pkt", "rkd", "sp", "sskd"),
+}
+"""What a method compares, and the names of the methods."""
 
 INTRODUCTION = """# Methods
 
@@ -73,8 +109,8 @@ python -m sftn_fast.train --stages collaborate --collaborate.method kdcl --colla
 
 def document() -> str:
     """Return the content of ``docs/methods.md``."""
-    methods = [["method", "what it compares", "weight", "--method", "options"]]
-    methods += [_line(name) for name in registry.names()]
+    methods = [["family", "method", "what it compares", "weight", "--method", "options"]]
+    methods += [[family, *_line(name)] for family, names in FAMILIES.items() for name in names]
     sources = [f"- `{name}`: {_source(registry.find(name))}" for name in registry.names()]
     refused = [["teacher", "student", "method", "reason"]]
     refused += [
@@ -94,6 +130,15 @@ def document() -> str:
         "## Settings for single pairs",
         "What the authors publish for single pairs of networks, for `--distill`:",
         markdown(_published()),
+        "## Published accuracies since 2021",
+        "Top-1 in percent with standard teachers, for a reader to hold against: the sources differ in epochs and views "
+        "of the images, and in whether they print the best epoch or the last. No run is compared with them. A report "
+        "names what it compares a run with.",
+        "\n".join(published_since.sources()),
+        "CIFAR-100:",
+        markdown(published_since.cifar100_table()),
+        "ImageNet:",
+        markdown(published_since.imagenet_table()),
         "## Unsupported pairs",
         "Of the 13 usual pairs on CIFAR-100 and the 2 on ImageNet, these methods refuse the following before anything "
         "is trained. All other combinations work.",

@@ -10,7 +10,7 @@ import torch
 from sftn_fast import cli, distillers, models
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import Setup
-from sftn_fast.report import methods_page
+from sftn_fast.report import methods_page, published_since
 from sftn_fast.report.published import PAIRS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -18,6 +18,18 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 
 def test_the_document_is_what_the_methods_say() -> None:
     assert DOCUMENT.read_text() == methods_page.document(), "python -m sftn_fast.report.methods_page > docs/methods.md"
+
+
+def test_every_method_is_in_one_family() -> None:
+    assert sorted(name for names in methods_page.FAMILIES.values() for name in names) == sorted(registry.names())
+
+
+def test_published_accuracies_are_of_methods_pairs_and_sources_that_exist() -> None:
+    heading, *rows = published_since.cifar100_table()
+    assert len(heading) == 2 + len(PAIRS)
+    for name, source, *numbers in rows + published_since.imagenet_table()[1:]:
+        assert distillers.parse(name.strip("`")).methods and source in published_since.SOURCES
+        assert len(numbers) in (1, len(PAIRS)) and all(x == "-" or 58 < float(x) < 80 for x in numbers)
 
 
 @pytest.mark.parametrize("method", registry.names())
