@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable, scaled
-from sftn_fast.ops._backend import kernels
+from sftn_fast.ops._backend import kernels, without_kernel_of
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
 
@@ -57,8 +57,14 @@ class Options(NamedTuple):
 
 
 def divergence_kernels(logits: Tensor) -> Any | None:
-    """Return the namespace of the raw ops, or None for the reference. So far the CPU alone has a kernel."""
+    """Return the namespace of the raw ops, or None for the reference. So far the CPU alone has a kernel.
+
+    Raises:
+        RuntimeError: the backend is ``"fused"``, and there is no kernel.
+    """
     ops = kernels(logits.device.type)
+    if ops is not None and logits.is_cuda:
+        without_kernel_of("divergences of logits", "cuda")
     return ops if ops is torch.ops.sftn_fast and logits.is_cpu else None
 
 
