@@ -31,14 +31,17 @@ Conditions = dict[str, Any]
 
 def kernels(folder: Path) -> str:
     """Return the README's table of losses: a row for each case in ``SHOWN``, and where they were measured."""
-    conditions, cases = _losses(folder)
-    return _losses_table({case: cases[case] for case in SHOWN}, conditions)
+    shown = []
+    for places, cases in _losses(folder):
+        found = {case: cases[case] for case in SHOWN if case in cases}
+        if found:
+            shown.append(_losses_table(found, places))
+    return "\n\n".join(shown)
 
 
 def losses(folder: Path) -> str:
-    """Return the table of all cases of all families of losses, and where they were measured."""
-    conditions, cases = _losses(folder)
-    return _losses_table(cases, conditions)
+    """Return the cases of all families of losses, a table for each machine and day that measured them."""
+    return "\n\n".join(_losses_table(cases, place) for place, cases in _losses(folder))
 
 
 def steps(folder: Path) -> str:
@@ -56,7 +59,7 @@ def steps(folder: Path) -> str:
         for case, found in by_case(rows).items()
         if "ours" in found
     ]
-    return f"{markdown(names, lines)}\n\nMedians; {_where([conditions])}."
+    return f"{markdown(names, lines)}\n\nMedians; {_where(conditions)}."
 
 
 def loaders(folder: Path) -> str:
@@ -64,12 +67,12 @@ def loaders(folder: Path) -> str:
     conditions, rows = read("loaders-cpu", folder)
     names = ["loader", "images/s", "times as fast", "epochs measured"]
     lines = [[row["loader"], f"{row['p50']:.0f}", f"**{row['ratio']:.2f}**", str(row["n"])] for row in rows]
-    return f"{markdown(names, lines)}\n\nMedians; {_where([conditions])}."
+    return f"{markdown(names, lines)}\n\nMedians; {_where(conditions)}."
 
 
 def limits(folder: Path) -> str:
     """Return a list of the recorded cases in which the gain is smallest, and of those that cost more memory."""
-    gains = sorted((_gain(found), case) for case, found in _losses(folder)[1].items())
+    gains = sorted((_gain(found), case) for _, cases in _losses(folder) for case, found in cases.items())
     whole = by_case(read("training-cpu", folder)[1])
     trained = {case: found for case, found in whole.items() if "ours" in found}
     heavier = [
@@ -121,16 +124,16 @@ def refreshed(text: str, folder: Path = RESULTS) -> str:
     return text
 
 
-def _losses(folder: Path) -> tuple[list[Conditions], ByCase]:
-    conditions, cases = [], {}
+def _losses(folder: Path) -> list[tuple[str, ByCase]]:
+    """Return all cases, by where they were measured."""
+    by_place: dict[str, ByCase] = {}
     for family in FAMILIES:
         about, rows = read(f"{family}-cpu", folder)
-        conditions.append(about)
-        cases.update(by_case(rows))
-    return conditions, cases
+        by_place.setdefault(_where(about), {}).update(by_case(rows))
+    return list(by_place.items())
 
 
-def _losses_table(cases: ByCase, conditions: list[Conditions]) -> str:
+def _losses_table(cases: ByCase, place: str) -> str:
     names = ["forward + backward, float32", "authors' code", "torch.compile", "ours", "times as fast"]
     lines = []
     for case, found in cases.items():
@@ -139,7 +142,7 @@ def _losses_table(cases: ByCase, conditions: list[Conditions]) -> str:
         times = [duration(found["eager"]["p50"]), compiled, duration(ours["p50"]), f"**{ours['ratio']:.1f}**"]
         lines.append([case, *times, memory(found)])
     what = "Medians of single calls; times as fast as the authors' code"
-    return f"{markdown([*names, 'memory, theirs / ours'], lines)}\n\n{what}; {_where(conditions)}."
+    return f"{markdown([*names, 'memory, theirs / ours'], lines)}\n\n{what}; {place}."
 
 
 def _gain(found: dict[str, Row]) -> float:
@@ -152,13 +155,11 @@ def _level(about: Conditions) -> str:
     return str(about.get("level", about["simd"].lower()))
 
 
-def _where(conditions: list[Conditions]) -> str:
-    places = (
+def _where(about: Conditions) -> str:
+    return (
         f"{about['threads']} threads of {about['processor']} at level {_level(about)}, torch {about['torch']}, "
         f"{about['date']}"
-        for about in conditions
     )
-    return "; ".join(dict.fromkeys(places))
 
 
 def refresh() -> None:

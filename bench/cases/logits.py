@@ -63,7 +63,7 @@ def sftn(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32, num
 
 
 def dist(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
-    student, teacher = (_logits(n, c, device, dtype, grad=grad) for grad in (True, False))
+    student, teacher = (_logits((n, c), device, dtype, grad=grad) for grad in (True, False))
     authors = eager.DIST()
     losses = {
         "eager": lambda: authors(student, teacher),
@@ -74,13 +74,13 @@ def dist(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> 
 
 
 def wkd(n: int, c: int, device: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
-    student, teacher = (_logits(n, c, device, dtype, grad=grad) for grad in (True, False))
+    student, teacher = (_logits((n, c), device, dtype, grad=grad) for grad in (True, False))
     target = torch.randint(c, (n,), device=device)
     classes = torch.nn.functional.normalize(torch.randn(c, 64, device=device))
     cost = 1 - torch.exp(classes @ classes.t() - 1)
     authors = eager.WKD()
     losses = {
-        "eager": lambda: authors(student, teacher, target, cost),
+        "eager": lambda: authors(student.float(), teacher.float(), target, cost),
         "reference": lambda: reference.wkd_loss(student, teacher, target, cost),
         "ours": lambda: ops.wkd_loss(student, teacher, target, cost),
     }

@@ -17,6 +17,8 @@ Stage = tuple[Part, ...]
 
 FAMILIES = ("logits", "contrastive", "relational", "features", "negatives")
 """Families in the order in which they are measured: what is last may have no time left."""
+WITHOUT_KERNELS = ("logits_divergence",)
+"""Families that run as plain PyTorch on a GPU, so that there is nothing to measure yet."""
 WORKERS = min(8, os.cpu_count() or 1)
 SHOWN = ("KD + CE (64, 100)", "SFTN, 3 branches (64, 100)", "CRD, N 50,000", "RKD (64, 128)", "OH (64, 64, 32, 32)")
 """Cases that torch.compile is measured in, because it needs 10 to 20 seconds for each."""

@@ -74,8 +74,8 @@ def test_no_line_is_wider_than_the_terminal(program: tuple[dict, Callable[[], st
     [
         ("epochs", "whole number at least 1"),
         ("seeds", "list of distinct numbers from 0 on"),
-        ("stages", "list of {teacher, sftn, student, distill, collaborate}"),
-        ("stage_epochs", "{teacher|sftn|student|distill|collaborate: whole number at least 1}"),
+        ("stages", "list of {teacher, early, soteacher, sftn, student, distill, collaborate}"),
+        ("stage_epochs", "{teacher|early|soteacher|sftn|student|distill|collaborate: whole number at least 1}"),
         ("plugins", "list of paths"),
         ("methods", "list of texts"),
         ("output", "path"),

@@ -214,6 +214,7 @@ def test_the_page_lists_what_does_not_matter() -> None:
     page = whole.partition("## Settings that do not matter")[2]
     assert dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE)) == neutral_keys(Config)
     others = {"stages", "methods", "seeds", "cache_teacher", "data.loader"}  # which are explained beside the table
+    others |= {"soteacher.lipschitz", "soteacher.consistency"}
     assert {key for key, (_, expected) in OUTCOMES.items() if expected != REFUSED} == neutral_keys(
         Config
     ).keys() | others

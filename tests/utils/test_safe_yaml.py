@@ -72,7 +72,8 @@ def test_an_option_beyond_a_bound_is_one_line(text: str) -> None:
         (b"stage_epochs: {teacher: 1, teacher: 2}\n", "teacher is given twice"),
         (
             b"stages: null\n",
-            "stages must be a list, as in [a,b], of teacher, sftn, student, distill, collaborate, got null",
+            "stages must be a list, as in [a,b], of teacher, early, soteacher, sftn, student, distill, collaborate, "
+            "got null",
         ),
         (b"seeds:\n", "seeds must be a list of whole numbers, as in [0,1,2], got null"),
         (b"methods: ~\n", "methods must be a list"),
