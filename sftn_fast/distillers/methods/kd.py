@@ -78,8 +78,10 @@ class KD(FusedMethod):
             return ops.kd_loss(student, teacher, self.temperature, standardize=self.standardize)
         if self.standardize:
             student, teacher = in_float32(standardized)(student), in_float32(standardized)(teacher)
-        settings = {"kind": self.divergence, "alpha": self.alpha, "beta": self.beta}
-        return self.temperature**2 * ops.divergence_loss(student, teacher, self.temperature, **settings)
+        apart = ops.divergence_loss(
+            student, teacher, self.temperature, kind=self.divergence, alpha=self.alpha, beta=self.beta
+        )
+        return self.temperature**2 * apart
 
     def loss_with_ce(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, *, weight: float, ce_weight: float
