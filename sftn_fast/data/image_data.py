@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +17,13 @@ from sftn_fast.config import ConfigError, DataConfig, check
 from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files, digest_of_sizes
-from sftn_fast.data.file_loaders import FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
-from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, find
+from sftn_fast.data.file_loaders import Decoder, FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
+from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.notices import print_once
 from sftn_fast.data.preprocessing import Preprocessing
 from sftn_fast.data.resources import require_memory
-from sftn_fast.data.source import Images, load
+from sftn_fast.data.source import Images, Source, load
 from sftn_fast.data.splits import train_val_indices
 
 
@@ -101,39 +103,37 @@ def build(
     Raises:
         ConfigError: Files are missing or corrupt, a package is missing, or sizes do not fit the data set.
     """
-    whole = _build(config, seed, batch_size, device, rank, world_size, channels_last)
-    size = config.student_size
+    device, share = torch.device(device), {"rank": rank, "world_size": world_size}
+    step = {"seed": seed, "batch_size": batch_size, **share}
+    select: Callable[[DataConfig], ImageData]
+    if config.streams:
+        files = find(config)
+        image_format = ImageFormat(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last, config.white)
+        decoder = build_decoder(config, image_format, files.root)
+        select = partial(_from_files, files, image_format, decoder, step=step, share=share)
+    else:
+        select = partial(_in_memory, load(config), device, step=step, share=share)
+    whole, size = select(config), config.student_size
     if size is None:
         return whole
     check(size <= whole.num_train, "data.student_size", size, f"at most {whole.num_train}, the training images")
     # Smaller selections are contained in larger ones.
-    part = dataclasses.replace(config, train_size=size, student_size=None)
-    students = _build(part, seed, batch_size, device, rank, world_size, channels_last)
+    students = select(dataclasses.replace(config, train_size=size, student_size=None))
     return dataclasses.replace(whole, of_students=dataclasses.replace(students, val=whole.val, test=whole.test))
 
 
-def _build(
-    config: DataConfig,
-    seed: int,
-    batch_size: int,
-    device: torch.device | str,
-    rank: int,
-    world_size: int,
-    channels_last: bool,
+def _in_memory(
+    source: Source, device: torch.device, config: DataConfig, *, step: dict[str, int], share: dict[str, int]
 ) -> ImageData:
-    share = {"rank": rank, "world_size": world_size}
-    step = {"seed": seed, "batch_size": batch_size, **share}
-    if config.streams:
-        return _build_from_files(config, torch.device(device), channels_last, step, share)
-    source = load(config)
+    """Return the selection of ``source`` that ``config`` asks for, on ``device``."""
     size = config.image_size or source.train.pixels.shape[-1]
-    train_index, val_index = _choose(config, source.train.labels, source.held_out, batch_size)
+    train_index, val_index = _choose(config, source.train.labels, source.held_out, step["batch_size"])
     require_memory(len(train_index) + len(val_index) + len(source.test.labels), len(source.mean), size)
     splits = [
         _resize(images, size)
         for images in (source.train.select(train_index), source.train.select(val_index), source.test)
     ]
-    train, val, test = (DeviceImages.place(split, source.mean, source.std, torch.device(device)) for split in splits)
+    train, val, test = (DeviceImages.place(split, source.mean, source.std, device) for split in splits)
     return ImageData(
         name=source.name,
         num_classes=source.num_classes,
@@ -155,12 +155,16 @@ def _build(
     )
 
 
-def _build_from_files(
-    config: DataConfig, device: torch.device, channels_last: bool, step: dict[str, int], share: dict[str, int]
+def _from_files(
+    files: ImageFiles,
+    image_format: ImageFormat,
+    decoder: Decoder,
+    config: DataConfig,
+    *,
+    step: dict[str, int],
+    share: dict[str, int],
 ) -> ImageData:
-    files = find(config)
-    image_format = ImageFormat(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last, config.white)
-    decoder = build_decoder(config, image_format, files.root)
+    """Return the selection of ``files`` that ``config`` asks for, decoded on demand."""
     train_index, val_index = _choose(config, tensor(files.train.labels), files.held_out, step["batch_size"])
     train, val = (FileSplit.choose(files.train, index) for index in (train_index, val_index))
     test = FileSplit.choose(files.test)

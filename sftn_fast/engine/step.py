@@ -195,20 +195,21 @@ class TrainStep:
         split = [tensor.tensor_split(parts) for tensor in (batch.images, batch.target, batch.index)]
         return [(len(part[1]) / len(batch.target), part) for part in zip(*split, strict=True)]
 
+    def _forward(self, part: tuple[Tensor, Tensor, Tensor]) -> Terms:
+        """Return the terms of ``part``: networks run in the chosen arithmetic, and losses return in float32."""
+        images, target, index = part
+        with self.layout.autocast():
+            return self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+
     def _backward(self, part: tuple[Tensor, Tensor, Tensor], share: float) -> Terms:
         """Add the gradient of ``share`` times the loss of ``part``; return the detached terms times ``share``."""
-        images, target, index = part
-        # Networks run in the chosen arithmetic and losses return in float32.
-        with self.layout.autocast():
-            terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+        terms = self._forward(part)
         self.scaler.scale(share * _checked_total(terms)).backward()
         return {name: share * term.detach() for name, term in terms.items()}
 
     def _split(self, part: tuple[Tensor, Tensor, Tensor], share: float, both: list[dot.Gradients]) -> Terms:
         """Add both gradients of ``share`` times the loss of ``part`` to ``both``; return the terms times ``share``."""
-        images, target, index = part
-        with self.layout.autocast():
-            terms = self._call(self.layout.images(images), self.layout.indices(target), self.layout.indices(index))
+        terms = self._forward(part)
         labels, total = terms.pop(dot.LABELS), _checked_total(terms)
         new = dot.split_gradients(share * total, share * labels, self._parameters)
         both[:] = [dot.added(old, more) for old, more in zip(both, new, strict=True)]

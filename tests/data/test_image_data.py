@@ -9,6 +9,7 @@ from PIL import Image
 
 from sftn_fast import data
 from sftn_fast.config import ConfigError, DataConfig
+from sftn_fast.data import image_data, source
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -96,6 +97,12 @@ def test_students_get_a_balanced_part_of_the_training_images():
     assert len(both.unique(dim=0)) == len(images.train.data.pixels.unique(dim=0)) == 300
     assert (students.val, students.test) == (images.val, images.test)
     assert students.fingerprint()["content"] != images.fingerprint()["content"]
+
+
+def test_the_images_of_students_are_not_loaded_again(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(image_data, "load", lambda config: loaded.append(config) or source.load(config))
+    assert build("digits", student_size=50).of_students is not None and len(loaded) == 1
 
 
 def test_the_seed_changes_the_order_and_not_the_splits():
