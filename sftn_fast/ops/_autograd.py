@@ -149,8 +149,13 @@ class AtOnce(torch.autograd.Function):
             grads = [_Once.apply(grad, *saved) for grad in grads]
         else:
             grads = _kept_gradients(saved, grad_total)
-        remaining = iter(grads)
-        return tuple([next(remaining) if is_wanted else None for is_wanted in wanted])
+        return tuple(in_places(grads, wanted))
+
+
+def in_places(grads: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Return the gradients of the inputs that want one in these inputs' places, None in the others."""
+    remaining = iter(grads)
+    return [next(remaining) if is_wanted else None for is_wanted in wanted]
 
 
 def _kept_gradients(saved: Saved, grad_total: Tensor) -> Sequence[Tensor]:
@@ -173,8 +178,8 @@ def scaled(grads: Sequence[Tensor], grad_total: Tensor) -> Sequence[Tensor]:
 
 
 def is_readable(x: Tensor) -> bool:
-    """Return whether a number on the CPU can be read: it is not fake, and nothing records what happens."""
-    return type(x) is Tensor and _len_dispatch_stack() == 0
+    """Return whether values on the CPU can be read: they are not fake, and nothing records what happens."""
+    return type(x) in PLAIN and _len_dispatch_stack() == 0
 
 
 class _Once(torch.autograd.Function):

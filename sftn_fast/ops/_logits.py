@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import AtOnce, Refused, Saved, computes_at_once, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import (
+    AtOnce,
+    Refused,
+    Saved,
+    computes_at_once,
+    first_derivatives,
+    in_places,
+    needs_function,
+    savable,
+)
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._library import register_fake
 
@@ -190,8 +199,7 @@ def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]
     grads = ctx.ops.logits_backward(
         grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, True in wanted
     )
-    needed = iter(_of_wanted(grads, teacher_wanted, wanted))
-    return [next(needed) if is_wanted else None for is_wanted in (teacher_wanted, *wanted)]
+    return in_places(_of_wanted(grads, teacher_wanted, wanted), (teacher_wanted, *wanted))
 
 
 @register_fake("logits_both")

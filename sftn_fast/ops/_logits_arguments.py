@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._autograd import is_readable
 
 
 def check_logits(name: str, logits: Any) -> None:
@@ -62,12 +63,6 @@ def check_temperature_tensor(value: Tensor, logits: Tensor | None = None) -> Non
         raise ValueError(f"temperature must be a number or a 0-dim tensor, got a tensor of shape {list(value.shape)}")
     if logits is not None:
         check.check_same_device("temperature", value, "the logits", logits)
-    if value.is_cpu and _is_readable(value):
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if value.is_cpu and not traced and is_readable(value):
         check.check_temperature(value.item())
-
-
-def _is_readable(value: Tensor) -> bool:
-    """Return whether a tensor holds a number, not a symbol of what is traced or transformed."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return type(value) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable, scaled
+from sftn_fast.ops._autograd import Saved, first_derivatives, is_readable, needs_function, savable, scaled
 from sftn_fast.ops._backend import kernels, without_kernel_of
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
@@ -72,12 +72,7 @@ def takes_cross_entropy(target: Tensor, ignore_index: int) -> bool:
     """Return whether the op may compute the cross-entropy too: on the CPU, of classes, if no row is ignored."""
     if torch.compiler.is_compiling() or not target.is_cpu or target.is_floating_point():
         return False
-    return not _has(target, ignore_index)
-
-
-def _has(target: Tensor, value: int) -> bool:
-    """Return whether a tensor on the CPU holds a value."""
-    return torch._C._len_torch_dispatch_stack() > 0 or bool((target == value).any())
+    return is_readable(target) and not bool((target == ignore_index).any())
 
 
 def fused_divergence(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import Saved, first_derivatives, in_places, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
@@ -118,8 +118,8 @@ class _AttentionLoss(torch.autograd.Function):
 def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
     """Return the gradients of student and teacher, None where none is wanted."""
     wanted = ctx.needs_input_grad[3:]
-    grads = iter(ctx.ops.features_attention_backward(grad_loss, *saved, ctx.power, ctx.absolute, *wanted))
-    return [next(grads) if is_wanted else None for is_wanted in wanted]
+    grads = ctx.ops.features_attention_backward(grad_loss, *saved, ctx.power, ctx.absolute, *wanted)
+    return in_places(grads, wanted)
 
 
 @register_fake("features_attention_forward")

@@ -18,6 +18,7 @@ from sftn_fast.ops._autograd import (
     Refused,
     Saved,
     first_derivatives,
+    in_places,
     is_readable,
     needs_function,
     savable,
@@ -262,8 +263,7 @@ class _PointwiseLoss(torch.autograd.Function):
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """Return the gradients of student, teacher and channel, None where none is wanted."""
     wanted = ctx.needs_input_grad[2:]
-    grads = iter(ctx.ops.features_pointwise_backward(grad_total, *saved, *ctx.options, *wanted))
-    return [next(grads) if want else None for want in wanted]
+    return in_places(ctx.ops.features_pointwise_backward(grad_total, *saved, *ctx.options, *wanted), wanted)
 
 
 @register_fake("features_pointwise_both")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import Saved, first_derivatives, in_places, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype
@@ -105,8 +105,7 @@ class _DISTLoss(torch.autograd.Function):
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """Return the gradients of student and teacher, None where none is wanted."""
     _, _, *wanted = ctx.needs_input_grad
-    grads = iter(ctx.ops.dist_backward(grad_total, *saved, *ctx.options, *wanted))
-    return [next(grads) if want else None for want in wanted]
+    return in_places(ctx.ops.dist_backward(grad_total, *saved, *ctx.options, *wanted), wanted)
 
 
 @register_fake("dist_forward")

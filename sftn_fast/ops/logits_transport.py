@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import Saved, first_derivatives, in_places, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside, without_autocast
@@ -161,24 +161,10 @@ def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
     with without_autocast(student.device.type):
         costs = kernel * cost.to(kernel.dtype)
         sums = _reverse(ops, source, sink, kernel, costs, steps)
-    *_, student_wanted, teacher_wanted = ctx.needs_input_grad
-    grads = iter(
-        ops.wkd_gradient(
-            grad_loss,
-            student,
-            teacher,
-            target,
-            source,
-            sink,
-            rows,
-            *sums,
-            options.temperature,
-            options.gamma,
-            student_wanted,
-            teacher_wanted,
-        )
-    )
-    return [next(grads) if wanted else None for wanted in (student_wanted, teacher_wanted)]
+    wanted = ctx.needs_input_grad[-2:]
+    scalars = options.temperature, options.gamma
+    grads = ops.wkd_gradient(grad_loss, student, teacher, target, source, sink, rows, *sums, *scalars, *wanted)
+    return in_places(grads, wanted)
 
 
 def _reverse(
