@@ -40,6 +40,9 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     return in_wide
 
 
+cross_entropy = in_float32(F.cross_entropy)
+"""``F.cross_entropy`` in float32, or in float64 for float64 logits."""
+
 average_pooled = in_float32(F.adaptive_avg_pool2d)
 """``F.adaptive_avg_pool2d`` in float32: averages in half precision would be rounded."""
 

@@ -5,13 +5,13 @@ Touvron et al., "Training Data-Efficient Image Transformers & Distillation throu
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sftn_fast.data import Batch
 from sftn_fast.distillers.method import Method
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
+from sftn_fast.nn.precision import cross_entropy
 
 
 @register("hard")
@@ -27,8 +27,3 @@ class Hard(Method):
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """See :meth:`Method.loss`."""
         return cross_entropy(student.logits, teacher.logits.argmax(1))
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return ``F.cross_entropy`` in float32, or in float64 for float64 logits."""
-    return F.cross_entropy(logits.float() if logits.itemsize < 4 else logits, target)

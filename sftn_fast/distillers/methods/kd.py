@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sftn_fast import ops
@@ -16,7 +15,7 @@ from sftn_fast.distillers.method import FusedMethod, FusedTerms, Setup
 from sftn_fast.distillers.options import NonNegative, Positive
 from sftn_fast.distillers.registry import register
 from sftn_fast.models import Features
-from sftn_fast.nn.precision import in_float32
+from sftn_fast.nn.precision import cross_entropy, in_float32
 from sftn_fast.ops.reference.logits import standardized
 
 MIXTURES = ("jsd", "skew_kl", "skew_reverse_kl")
@@ -88,7 +87,7 @@ class KD(FusedMethod):
     ) -> FusedTerms:
         """See :meth:`FusedMethod.loss_with_ce`."""
         if self.divergence != "kl":
-            loss, ce = self._loss(student_logits, teacher_logits), F.cross_entropy(student_logits.float(), target)
+            loss, ce = self._loss(student_logits, teacher_logits), cross_entropy(student_logits, target)
             return FusedTerms(weight * loss + ce_weight * ce, ce=ce.detach(), loss=loss.detach())
         terms = ops.kd_ce_loss(
             student_logits,
