@@ -467,6 +467,11 @@ class Config:
         return self.optim if stage == "distill" else replace(self.optim, dot=0.0)
 
     @property
+    def takes_early_teacher(self) -> bool:
+        """Whether the stage "early" runs: ``teacher_epoch`` adds it."""
+        return "early" in self.stages or self.teacher_epoch is not None
+
+    @property
     def early_epoch(self) -> int:
         """Epoch of the standard teacher that the stage "early" takes, counted from 1."""
         return self.teacher_epoch or max(1, self.epochs_of("teacher") // 2)

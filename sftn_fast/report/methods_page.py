@@ -14,7 +14,7 @@ import torch
 
 from sftn_fast import models
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.method import Method, NetInfo, Setup
+from sftn_fast.distillers.method import FAMILIES, Method, NetInfo, Setup
 from sftn_fast.distillers.options import options_of
 from sftn_fast.distillers.spec import ALIASES, VARIANTS, Term, of_method
 from sftn_fast.models import StagedNet
@@ -24,41 +24,6 @@ from sftn_fast.report.table import markdown
 
 IMAGE_SIZE, IMAGENET_SIZE = 32, 224  # pixels
 SAMPLES = 50  # number of training images; no method is refused for it
-
-FAMILIES = {
-    "predictions": (
-        "kd",
-        "ctkd",
-        "dist",
-        "dkd",
-        "hard",
-        "nkd",
-        "rld",
-        "ttm",
-        "uskd",
-        "wkd",
-        "wsld",
-        "ofa",
-    ),
-    "feature maps": (
-        "ab",
-        "at",
-        "cat",
-        "fitnet",
-        "fsp",
-        "ft",
-        "kdsvd",
-        "nst",
-        "oh",
-        "reviewkd",
-        "simkd",
-        "vid",
-        "wkd_f",
-    ),
-    "vectors": ("srd", "srrl"),
-    "relations": ("cc", "crd", "pkt", "rkd", "sp", "sskd"),
-}
-"""What a method compares, and the names of the methods."""
 
 INTRODUCTION = """# Methods
 
@@ -110,7 +75,8 @@ python -m sftn_fast.train --stages collaborate --collaborate.method kdcl --colla
 def document() -> str:
     """Return the content of ``docs/methods.md``."""
     methods = [["family", "method", "what it compares", "weight", "--method", "options"]]
-    methods += [[family, *_line(name)] for family, names in FAMILIES.items() for name in names]
+    by_family = sorted(registry.names(), key=lambda name: (FAMILIES.index(registry.find(name).family), name))
+    methods += [[registry.find(name).family, *_line(name)] for name in by_family]
     sources = [f"- `{name}`: {_source(registry.find(name))}" for name in registry.names()]
     refused = [["teacher", "student", "method", "reason"]]
     refused += [

@@ -31,6 +31,7 @@ class AB(PairedMethod):
     ``ab,kd=0.1111:temperature=3,ce=0``.
     """
 
+    family = "feature maps"
     default_weight = 1.0
     only_initialises = True
 

@@ -24,6 +24,7 @@ class AT(PairedMethod):
     Defaults: weight 1000 and p = 2 as in RepDistiller and the authors' code, which agree.
     """
 
+    family = "feature maps"
     default_weight = 1000.0
 
     def __init__(self, setup: Setup, *, p: Positive = 2.0) -> None:

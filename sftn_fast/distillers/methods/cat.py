@@ -30,6 +30,7 @@ class CAT(Method):
     Defaults: weight 15 and R = 2 as in the authors' code for resnet32x4 and resnet8x4.
     """
 
+    family = "feature maps"
     default_weight = 15.0
     published: ClassVar = {
         "wrn_40_2 wrn_16_2": "cat=12",

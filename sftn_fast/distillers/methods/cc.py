@@ -27,6 +27,7 @@ class CC(RelationalMethod):
     Defaults: formula as in RepDistiller, which has it from the author; weight 0.02 and dimension 128 as there.
     """
 
+    family = "relations"
     default_weight = 0.02
 
     def __init__(self, setup: Setup, *, dim: Annotated[int, Bound(1)] = 128) -> None:

@@ -40,6 +40,7 @@ class CRD(Method):
     Defaults: weight 0.8, 16384 negatives, dimension 128, temperature 0.07 and momentum 0.5 as in RepDistiller.
     """
 
+    family = "relations"
     default_weight = 0.8
     labels: Tensor
 

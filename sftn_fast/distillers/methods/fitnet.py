@@ -27,6 +27,7 @@ class FitNet(Method):
     trains the student up to the hint first, which nobody compares with today.
     """
 
+    family = "feature maps"
     default_weight = 100.0
 
     def __init__(self, setup: Setup, *, layer: Annotated[int, Bound(1)] = 2) -> None:

@@ -31,6 +31,7 @@ class FSP(Method):
     Defaults: variant ``init`` as in the paper and RepDistiller, 30 epochs and weight 50 as in RepDistiller.
     """
 
+    family = "feature maps"
     default_weight = 50.0
 
     def __init__(

@@ -36,6 +36,7 @@ class FT(Method):
     Defaults: variant ``repdistiller``, weight 200 and factors of half the channels as in RepDistiller.
     """
 
+    family = "feature maps"
     default_weight = 200.0
     defaults_in_words: ClassVar[dict[str, str]] = {"init_epochs": "30, or 5 with variant=paper"}
 

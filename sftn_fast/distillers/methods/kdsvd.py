@@ -28,6 +28,7 @@ class KDSVD(PairedMethod):
     Defaults: formula and k = 1 as in RepDistiller, which names no weight; it is 1 here.
     """
 
+    family = "feature maps"
     default_weight = 1.0
 
     def __init__(self, setup: Setup, *, k: Annotated[int, Bound(1)] = 1) -> None:

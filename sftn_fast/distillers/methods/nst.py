@@ -23,6 +23,7 @@ class NST(PairedMethod):
     Defaults: weight 50 as in RepDistiller.
     """
 
+    family = "feature maps"
     default_weight = 50.0
 
     def __init__(self, setup: Setup) -> None:

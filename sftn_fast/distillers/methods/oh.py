@@ -29,6 +29,7 @@ class OH(PairedMethod):
     Defaults: weight 1e-3 as in the authors' code for CIFAR. For ImageNet they use 1e-4.
     """
 
+    family = "feature maps"
     default_weight = 1e-3
     needs_preacts = True
 

@@ -23,6 +23,7 @@ class PKT(RelationalMethod):
     Defaults: weight 30000 as in RepDistiller; it is large because the loss is a mean over all pairs of images.
     """
 
+    family = "relations"
     default_weight = 30000.0
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:

@@ -33,6 +33,7 @@ class ReviewKD(PairedMethod):
     from 0.6 to 8.
     """
 
+    family = "feature maps"
     needs_preacts = True
 
     def __init__(self, setup: Setup, *, warmup: Annotated[int, Bound(0)] = 20) -> None:

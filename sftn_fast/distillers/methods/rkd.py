@@ -25,6 +25,7 @@ class RKD(RelationalMethod):
     Defaults: 25 and 50 as in RepDistiller. The authors' own example, for metric learning, uses 1 and 2.
     """
 
+    family = "relations"
     default_weight = 1.0
 
     def __init__(self, setup: Setup, *, distance: NonNegative = 25.0, angle: NonNegative = 50.0) -> None:

@@ -32,6 +32,7 @@ class SimKD(Method):
     Defaults: factor 2 as in the authors' code; alone, cross-entropy 0, as there.
     """
 
+    family = "feature maps"
     weights_alone = (1.0, 0.0)
     replaces_head = True
 

@@ -23,6 +23,7 @@ class SP(RelationalMethod):
     Defaults: weight 3000 as in RepDistiller, whose code the author confirmed.
     """
 
+    family = "relations"
     default_weight = 3000.0
 
     def loss(self, student: Features, teacher: Features, batch: Batch) -> Tensor:

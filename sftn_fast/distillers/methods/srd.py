@@ -36,6 +36,8 @@ class SRD(RelationalMethod):
     Defaults: ``features=2``, ``kd=1`` and temperature 1 as in the authors' code for ImageNet.
     """
 
+    family = "vectors"
+
     def __init__(
         self,
         setup: Setup,

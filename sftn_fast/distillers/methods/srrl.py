@@ -29,6 +29,8 @@ class SRRL(Method):
     distillation toolbox has ``regression=5``.
     """
 
+    family = "vectors"
+
     def __init__(self, setup: Setup, *, features: NonNegative = 1.0, regression: NonNegative = 1.0) -> None:
         super().__init__(setup)
         self.features, self.regression = features, regression

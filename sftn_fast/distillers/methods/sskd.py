@@ -38,6 +38,7 @@ class SSKD(Method):
     Defaults: as in the authors' code; alone, cross-entropy 0.1.
     """
 
+    family = "relations"
     weights_alone = (1.0, 0.1)
 
     def __init__(

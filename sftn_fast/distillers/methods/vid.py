@@ -24,6 +24,7 @@ class VID(PairedMethod):
     Defaults: weight 1 and initial variance 5 as in RepDistiller.
     """
 
+    family = "feature maps"
     default_weight = 1.0
 
     def __init__(self, setup: Setup, *, init_variance: Positive = 5.0) -> None:

@@ -37,6 +37,7 @@ class WKDF(Method):
     resnet32x4 and resnet8x4.
     """
 
+    family = "feature maps"
     default_weight = 0.08
     published: ClassVar = {
         "resnet32x4 resnet8x4": "wkd_f=0.08",

@@ -27,7 +27,7 @@ class Early(Kind):
 
     def is_planned(self, config: Config) -> bool:
         """See :meth:`Kind.is_planned`."""
-        return super().is_planned(config) or config.teacher_epoch is not None
+        return config.takes_early_teacher
 
     def check(self, config: Config, teachers: list[str]) -> None:
         """See :meth:`Kind.check`."""

@@ -26,7 +26,7 @@ def route_epochs(config: Config, teacher: str) -> list[int]:
 def snapshot_epochs(config: Config, teacher: str) -> dict[int, str]:
     """Return the epochs after which the job ``teacher`` saves a snapshot, each with the setting that asks for it."""
     epochs = dict.fromkeys(route_epochs(config, teacher), "route")
-    if teacher == "teacher" and ("early" in config.stages or config.teacher_epoch is not None):
+    if teacher == "teacher" and config.takes_early_teacher:
         epochs[config.early_epoch] = "teacher_epoch"
     return epochs
 
