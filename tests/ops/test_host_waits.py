@@ -17,7 +17,7 @@ ALLOWED = {
     ("features_pointwise.py", "_hint_backward"): "reads the gradient of a loss that was computed on the CPU",
     ("_logits.py", "packed"): "makes a tensor on the CPU, for an op of the CPU alone",
     ("_logits_arguments.py", "check_temperature_tensor"): "reads a temperature that is on the CPU",
-    ("_logits_divergence.py", "_has"): "reads a target on the CPU",
+    ("_logits_divergence.py", "takes_cross_entropy"): "reads a target on the CPU",
     ("memory.py", "check_rows"): "called once the CPU kernel has raised, to say what is wrong",
     ("validation.py", "check_classes"): "called once the CPU kernel has raised, to say what is wrong",
 }
