@@ -68,6 +68,8 @@ Workers = Annotated[int, Bound(1, MOST_WORKERS)]
 Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
 
 STAGES: tuple[str, ...] = typing.get_args(Stage)
+ALL_METHODS = "all"
+"""In ``methods``, stands for every method that is not given beside it."""
 DATASETS: tuple[str, ...] = typing.get_args(Dataset)
 RESUME: tuple[str, ...] = typing.get_args(Resume)
 FILE_DATASETS = ("tiny_imagenet", "imagenet", "folder")
@@ -361,7 +363,9 @@ class Config:
     distill: str = "kd"
     """Losses of the stage "distill" with their weights, such as kd=0.9 or kd=1:temperature=2,ce=0.5."""
     methods: Annotated[tuple[str, ...], HasCommas()] = ()
-    """Several such losses instead of distill, as in kd=1 at=1000,kd=1. Each is distilled in a training of its own."""
+    """Several such losses instead of distill, as in kd=1 at=1000,kd=1. Each is distilled in a training of its own.
+    all: every other method that this pair of networks can be distilled by, with its authors' settings for the pair
+    where they publish any."""
     cache_teacher: bool = False
     """Save the teacher's logits of each epoch to files. The next method with the same seed and teacher reads them
     instead of running the teacher. For methods that use only the teacher's logits. Each seed and teacher takes epochs x

@@ -15,7 +15,7 @@ from sftn_fast.cli.messages import refuse_name, refuse_network
 from sftn_fast.cli.network_names import NETWORKS, describe, twin_of
 from sftn_fast.cli.options import CommandLine, Option
 from sftn_fast.cli.recipe import BASE, Reader
-from sftn_fast.config import Config, ConfigError, TransferConfig, check, check_path
+from sftn_fast.config import ALL_METHODS, Config, ConfigError, TransferConfig, check, check_path
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
@@ -141,12 +141,13 @@ def describe_twins(config: Config) -> list[str]:
 
 def check_distill(config: Config) -> None:
     """Raise :class:`ConfigError` for an unknown method or option, or a method that can't use ``cache_teacher``."""
-    for distill in (config.distill, *config.methods):
+    methods = [each for each in config.methods if each != ALL_METHODS]
+    for distill in (config.distill, *methods):
         parse_distill(distill)
     if config.cache_teacher and "distill" in config.stages:
         ranks = launcher.world_size()
         check(ranks == 1, "cache_teacher", True, f"false where torchrun starts {ranks} processes")
-        for distill in config.methods or (config.distill,):
+        for distill in methods if config.methods else (config.distill,):
             _check_logits_suffice(distill)
 
 
@@ -292,11 +293,13 @@ def _origin(message: str, given: Collection[str], files: list[tuple[Path, dict[s
 @cache
 def train_line() -> CommandLine:
     """Return the command line of :mod:`sftn_fast.train`."""
+    families = "; ".join(f"{family}: {', '.join(names)}" for family, names in registry.by_family().items())
     options = [
         Option(("--config",), f"Recipe: a YAML file, or one of {', '.join(recipe_names())}.", many=True),
         Option(
             ("--method",),
-            "Method with the SFTN paper's settings (methods on features are combined with KD), instead of --distill.",
+            "Method with the SFTN paper's settings (methods on features are combined with KD), instead of --distill. "
+            f"By what they compare: {families}.",
         ),
         Option(
             ("-r", "--gamma"), "With --distill METHOD, as in RepDistiller: weight of the cross-entropy (default: 1)."

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, cast
 from torch import Tensor, nn
 
 from sftn_fast.data import Batch
+from sftn_fast.distillers import registry
 from sftn_fast.distillers.gather import whole_batch
 from sftn_fast.distillers.pairing import StagePair, pair_stages
 from sftn_fast.models import Features, StagedNet
@@ -80,10 +81,6 @@ class Setup:
                     raise ValueError(f"its maps must be [N, C, H, W], and {given}")
 
 
-FAMILIES = ("predictions", "feature maps", "vectors", "relations")
-"""What methods compare: logits, maps, pooled vectors, or how images relate."""
-
-
 class Method(nn.Module):
     """A loss between a student and a teacher. Its parameters, if any, are adapters that learn beside the student.
 
@@ -103,8 +100,8 @@ class Method(nn.Module):
     replace the teacher's pass; see :meth:`~sftn_fast.distillers.distiller.Distiller.keep_logits`."""
     defaults_in_words: ClassVar[dict[str, str]] = {}
     """Effective value of each option whose default stands for another one; for the table of methods."""
-    family: ClassVar[str] = "predictions"
-    """What the method compares, one of :data:`FAMILIES`."""
+    family: ClassVar[str] = registry.FAMILIES[0]
+    """What the method compares, one of :data:`~sftn_fast.distillers.registry.FAMILIES`."""
     published: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
     """Specifications that authors publish for single pairs of networks, one or several by ``"TEACHER STUDENT"``."""
     replaces_head: ClassVar[bool] = False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sftn_fast.distillers import methods
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from sftn_fast.distillers.method import Method
 
     M = TypeVar("M", bound=Method)
+
+FAMILIES = ("predictions", "feature maps", "vectors", "relations")
+"""What methods compare: logits, maps, pooled vectors, or how images relate."""
 
 _methods: dict[str, type[Method]] = {}
 
@@ -44,6 +49,21 @@ def names() -> list[str]:
 
 def _files() -> set[str]:
     return {module.name for module in pkgutil.iter_modules(methods.__path__)}
+
+
+def by_family() -> dict[str, list[str]]:
+    """Return the names of all methods, sorted, by family."""
+    families = {name: _family_of(name) for name in names()}
+    return {family: [name for name in families if families[name] == family] for family in FAMILIES}
+
+
+def _family_of(name: str) -> str:
+    """Return the ``family`` of a method, from its file if it is not imported yet."""
+    if name in _methods:
+        return _methods[name].family
+    source = (Path(methods.__path__[0]) / f"{name}.py").read_text("utf-8")
+    found = re.search(r'^    family = "(.+)"$', source, re.MULTILINE)
+    return found[1] if found else FAMILIES[0]
 
 
 def find(name: str) -> type[Method]:

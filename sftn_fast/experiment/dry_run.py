@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -54,7 +54,7 @@ def run(config: Config) -> None:
         say_precision(checked, devices)
         if checked.cache_teacher:
             policy.check_run(checked, images, source or root)
-        distributed.say(f"\n{cli.dump(config)}\n{_about(images)}\n")
+        distributed.say(f"\n{cli.dump(replace(config, methods=checked.methods))}\n{_about(images)}\n")
         for line in _networks(config, images):
             distributed.say(line)
         kept = {job for job, state in states.items() if state.kept}

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 
 from sftn_fast import cli, data, engine, loggers, models
-from sftn_fast.config import Config, ConfigError, check
+from sftn_fast.config import ALL_METHODS, Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.normal_form import refuse_equal
 from sftn_fast.engine import distributed
-from sftn_fast.experiment import job_state, pool, resume, service_runs
+from sftn_fast.experiment import every_method, job_state, pool, resume, service_runs
 from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate
 from sftn_fast.experiment.exported_student import require_best
@@ -109,6 +109,12 @@ def prepare(config: Config, root: Path) -> Prepared:
     source = distributed.on_main(partial(resume.source_of, config, root))
     distributed.on_main(partial(loggers.check, config.logger, root))
     config = resume.for_jobs(config)
+    distributed.on_every_rank(partial(_check_names, config))
+    if "distill" in config.stages and ALL_METHODS in config.methods:
+        images = _images_to_look_at(config, config.seeds[0])
+        config, lines = distributed.on_every_rank(partial(every_method.expand, config, images))
+        for line in lines:
+            distributed.say(line)
     jobs, devices = distributed.on_every_rank(partial(_checked_plan, config))
     distributed.on_main(partial(_require_files, config, jobs, source or root))
     worker = worker_on(devices[0], config, root) if len(devices) == 1 else None
@@ -128,14 +134,18 @@ def _has_any(jobs: list[Job], root: Path) -> bool:
     return any(job.folder(root).exists() for job in jobs)
 
 
-def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
-    """Return jobs and devices of a configuration, once all its names are known to exist."""
+def _check_names(config: Config) -> None:
+    """Raise :class:`ConfigError` for a name that doesn't exist, or a package that is missing."""
     plugins.load(config.plugins)
     cli.check_distill(config)
-    jobs = plan(config)
-    refuse_equal(config.methods)
     _check_networks(config)
     _check_packages()
+
+
+def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
+    """Return jobs and devices of a configuration."""
+    jobs = plan(config)
+    refuse_equal(config.methods)
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
     devices = engine.resolve_devices(config.devices, config.engine.device)

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 
 from sftn_fast import models
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.method import FAMILIES, Method, NetInfo, Setup
+from sftn_fast.distillers.method import Method, NetInfo, Setup
 from sftn_fast.distillers.options import options_of
+from sftn_fast.distillers.refusals import refusals
 from sftn_fast.distillers.spec import ALIASES, VARIANTS, Term, of_method
-from sftn_fast.models import StagedNet
 from sftn_fast.report import published_since
 from sftn_fast.report.published import IMAGENET_PAIRS, PAIRS
 from sftn_fast.report.table import markdown
@@ -35,8 +35,12 @@ takes several combinations and trains a student by each:
 
 ```sh
 python -m sftn_fast.train --config resnet32x4_resnet8x4 --method crd
-python -m sftn_fast.train --config resnet32x4_resnet8x4 --methods '["kd", "crd", "at,kd=1"]'
+python -m sftn_fast.train --config resnet32x4_resnet8x4 --methods kd crd at,kd=1
+python -m sftn_fast.train --config resnet32x4_resnet8x4 --methods all
 ```
+
+`all` is every method of this page that can serve the pair of networks, in its authors' settings for the pair where
+they publish any. A method given beside it keeps the settings that it is given with: `--methods all at=60,kd=1`.
 
 The cross-entropy with the labels, `ce`, is part of every combination. Its weight is 1 unless the table says otherwise.
 """
@@ -75,15 +79,14 @@ python -m sftn_fast.train --stages collaborate --collaborate.method kdcl --colla
 def document() -> str:
     """Return the content of ``docs/methods.md``."""
     methods = [["family", "method", "what it compares", "weight", "--method", "options"]]
-    by_family = sorted(registry.names(), key=lambda name: (FAMILIES.index(registry.find(name).family), name))
-    methods += [[registry.find(name).family, *_line(name)] for name in by_family]
+    methods += [[family, *_line(name)] for family, names in registry.by_family().items() for name in names]
     sources = [f"- `{name}`: {_source(registry.find(name))}" for name in registry.names()]
     refused = [["teacher", "student", "method", "reason"]]
     refused += [
         [teacher, student, f"`{name}`", reason]
         for pairs, size in ((PAIRS, IMAGE_SIZE), (IMAGENET_PAIRS, IMAGENET_SIZE))
         for teacher, student in pairs
-        for name, reason in refusals(teacher, student, size).items()
+        for name, reason in refused_by(teacher, student, size).items()
     ]
     aliases = ", ".join(f"`{alias}` for `{name}`" for alias, name in ALIASES.items())
     variants = ", ".join(f"`{name}` for `{_written(term)}`" for name, term in VARIANTS.items())
@@ -168,26 +171,16 @@ def _paragraphs(documented: object) -> list[str]:
     return [" ".join(each.split()) for each in (inspect.getdoc(documented) or "").split("\n\n")]
 
 
-def refusals(teacher: str, student: str, image_size: int = IMAGE_SIZE) -> dict[str, str]:
+def refused_by(teacher: str, student: str, image_size: int = IMAGE_SIZE) -> dict[str, str]:
     """Return the methods that refuse this pair on images of ``image_size`` pixels, with their error messages."""
-    # On the meta device, since no weights are needed and some adapters are larger than the networks.
-    with torch.device("meta"):
-        setup = Setup(_about(student, image_size), _about(teacher, image_size), SAMPLES, image_size)
-        return dict(_refused(registry.names(), setup))
-
-
-def _refused(names: Iterable[str], setup: Setup) -> Iterator[tuple[str, str]]:
-    for name in names:
-        try:
-            registry.find(name)(setup)
-        except ValueError as error:
-            yield name, str(error)
+    setup = Setup(_about(student, image_size), _about(teacher, image_size), SAMPLES, image_size)
+    return dict(refusals(registry.names(), setup))
 
 
 @cache
 def _about(name: str, image_size: int) -> NetInfo:
-    network: StagedNet = models.build(name)
-    return NetInfo.of(network, image_size)
+    with torch.device("meta"):  # no weights are needed
+        return NetInfo.of(models.build(name), image_size)
 
 
 if __name__ == "__main__":

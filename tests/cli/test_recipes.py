@@ -99,4 +99,4 @@ def test_pairs_of_imagenet(teacher: str, student: str) -> None:
         aware = StudentAwareTeacher(*networks, image_size=224)
     assert [entry.student_stage for entry in aware.entries] == [1, 2, 3]
     refused = {"fsp", "kdsvd"} if teacher == "resnet50" else set()
-    assert methods_page.refusals(teacher, student, 224).keys() == refused
+    assert methods_page.refused_by(teacher, student, 224).keys() == refused

@@ -10,7 +10,8 @@ import torch
 
 from sftn_fast import cli, distillers, models
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.method import FAMILIES, Setup
+from sftn_fast.distillers.method import Setup
+from sftn_fast.distillers.registry import FAMILIES
 from sftn_fast.report import methods_page, published_since
 from sftn_fast.report.published import PAIRS
 
@@ -47,7 +48,7 @@ def test_a_pair_and_a_method_are_a_whole_command_line(method: str) -> None:
 def test_a_method_builds_or_refuses_the_pair_in_a_line(teacher: str, student: str) -> None:
     config, _ = cli.parse(["--config", f"{teacher}_{student}", "--method", "at"])
     assert (config.teacher, config.student, config.distill) == (teacher, student, "at,kd=1")
-    for name, reason in methods_page.refusals(teacher, student).items():
+    for name, reason in methods_page.refused_by(teacher, student).items():
         assert reason.startswith(name) and "\n" not in reason
 
 
