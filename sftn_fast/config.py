@@ -61,6 +61,7 @@ Stage = Literal["teacher", "early", "soteacher", "sftn", "student", "distill", "
 Dataset = Literal[
     "digits", "fashion_mnist", "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet", "folder", "fake"
 ]
+ClassOrder = Literal["name", "natural"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Resume = Literal["auto", "must", "never", "force"]
 ExportedEpoch = Literal["last", "best"]
@@ -71,6 +72,7 @@ STAGES: tuple[str, ...] = typing.get_args(Stage)
 ALL_METHODS = "all"
 """In ``methods``, stands for every method that is not given beside it."""
 DATASETS: tuple[str, ...] = typing.get_args(Dataset)
+CLASS_ORDERS: tuple[str, ...] = typing.get_args(ClassOrder)
 RESUME: tuple[str, ...] = typing.get_args(Resume)
 FILE_DATASETS = ("tiny_imagenet", "imagenet", "folder")
 """Data sets that consist of image files."""
@@ -110,6 +112,9 @@ class DataConfig:
     and torchvision crop a random part of 8 % of the image or more."""
     flip: bool | None = None
     """Flip images horizontally at random; null for the data set's own setting (CIFAR: true, digits: false)."""
+    class_order: ClassOrder = "name"
+    """Order of the class folders, which numbers the classes. name: by the characters of their names, as torchvision
+    does: 1, 10, 2. natural: by the numbers in their names: 1, 2, 10."""
     white: PositiveFloat | None = None
     """Value of white in image files of more than 8 bits that do not state it, such as 4095 for 12 bits or 1 for
     floating-point pixels; null to refuse such files."""
@@ -134,6 +139,12 @@ class DataConfig:
             "data.crop_padding",
             self.crop_padding,
             f"null for data.name={self.name} with data.loader={self.loader}, which crops without padding",
+        )
+        check(
+            self.class_order == "name" or self.name == "folder",
+            "data.class_order",
+            self.class_order,
+            f"name for data.name={self.name}, whose classes have an order of their own",
         )
         check(
             self.white is None or from_files,

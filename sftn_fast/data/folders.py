@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from sftn_fast.config import ConfigError
@@ -49,8 +51,8 @@ def image_files(folder: Path, ignored: IgnoredFiles | None = None) -> list[Path]
         raise _unreadable(folder, error) from error
 
 
-def class_names(split: Path, ignored: IgnoredFiles | None = None) -> list[str]:
-    """Return the names of the class folders in ``split``, sorted.
+def class_names(split: Path, ignored: IgnoredFiles | None = None, *, order: str = "name") -> list[str]:
+    """Return the names of the class folders in ``split`` in ``order``, which is ``data.class_order``.
 
     Raises:
         ConfigError: ``split`` has no class folders (the message says if it has images instead), or can't be read.
@@ -70,9 +72,20 @@ def class_names(split: Path, ignored: IgnoredFiles | None = None) -> list[str]:
     except OSError as error:
         raise _unreadable(split, error) from error
     if names:
-        return names
+        return in_order(names, order)
     held = "images, but no class folders" if ignored.stray else "no class folders"
     raise ConfigError(f"{split} has {held}; images must be in {split.name}/CLASS/IMAGE.jpg")
+
+
+def in_order(names: list[str], order: str) -> list[str]:
+    """Return the names of classes in one of ``config.CLASS_ORDERS``."""
+    return sorted(names, key=_natural if order == "natural" else None)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts by the numbers in a name. Texts and numbers take turns in it, so they never compare."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if odd else part for part, odd in zip(parts, cycle((False, True)), strict=False)], name
 
 
 def labelled(split: Path, classes: list[str], skipped: SkipList, ignored: IgnoredFiles | None = None) -> LabelledFiles:

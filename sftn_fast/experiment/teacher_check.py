@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sftn_fast import engine, models
-from sftn_fast.config import ConfigError
+from sftn_fast.config import CLASS_ORDERS, ConfigError
 from sftn_fast.data import ImageData
+from sftn_fast.data.folders import in_order
 from sftn_fast.distillers.teacher_mode import teacher_mode
 from sftn_fast.engine import distributed
 from sftn_fast.engine.divergence import near_chance
@@ -69,10 +70,14 @@ def check_class_names(key: str, file: str, data: ImageData) -> None:
     theirs, ours = class_names_in(file), class_names(data)
     if theirs == ours or sorted(theirs) != sorted(ours):
         return
+    other = next((order for order in CLASS_ORDERS if theirs == in_order(ours, order)), None)
+    remedy = (
+        f"set data.class_order to {other}" if other and data.name == "folder" else "rename the folders of the images"
+    )
     number = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
     raise ConfigError(
         f"{key}: its classes are in another order than those of {data.name}: class {number} is {theirs[number]!r} "
-        f"there and {ours[number]!r} here. Rename the folders of the images, or train it again on these"
+        f"there and {ours[number]!r} here; {remedy}, or train it again on these"
     )
 
 

@@ -56,6 +56,17 @@ def test_classes_are_the_train_folders_in_order(folder, test, tmp_path):
     assert (source.crop_padding, source.flip) == (1, True)
 
 
+def test_classes_in_the_order_of_their_numbers(tmp_path):
+    names = ["2", "10", "a2b3", "a2b10", "a10", "b", "x1", "x01"]
+    for split in ("train", "val"):
+        for number, name in enumerate(names):
+            pictures.write(tmp_path / split / name / "0.png", pictures.draw("red", (8, 8 + number)))
+    source = load_from(tmp_path, class_order="natural")
+    assert source.class_names == ("2", "10", "a2b3", "a2b10", "a10", "b", "x01", "x1")
+    assert sorted(source.class_names) == list(load_from(tmp_path).class_names) != list(source.class_names)
+    assert source.train.labels.tolist() == source.test.labels.tolist() == list(range(len(names)))
+
+
 def test_val_comes_before_test(tmp_path):
     make(make(tmp_path, test="test"), count=1)
     assert len(load_from(tmp_path).test.labels) == len(CLASSES)

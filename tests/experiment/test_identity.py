@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sftn_fast import cli, data, engine, report, train
 from sftn_fast.cli.keys import neutral_keys
-from sftn_fast.config import Config, ConfigError, DataConfig
+from sftn_fast.config import ClassOrder, Config, ConfigError, DataConfig
 from sftn_fast.engine import CheckpointStore, distributed
 from sftn_fast.engine.fingerprint import FingerprintMismatch
 from sftn_fast.experiment import file_digest, job_state
@@ -63,6 +63,7 @@ OUTCOMES = {
     "data.workers": ("2", KEPT),
     "data.crop_padding": ("1", REFUSED),
     "data.flip": ("true", REFUSED),
+    "data.class_order": ("natural", REFUSED),
     "data.white": ("4095", REFUSED),
     "optim.lr": ("0.01", REFUSED),
     "optim.momentum": ("0.8", REFUSED),
@@ -175,11 +176,15 @@ def outcome(config: Config, root: Path) -> str:
     return KEPT if all(prepared.states[stage].kept for stage in prepared.jobs) else JOINS
 
 
+OF_FOLDERS = ("data.white", "data.class_order")
+"""Keys that only image files have."""
+
+
 def test_every_key_has_an_outcome() -> None:
     assert list(OUTCOMES) == keys()
 
 
-@pytest.mark.parametrize("key", [key for key in OUTCOMES if key != "data.white"])
+@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in OF_FOLDERS])
 def test_another_value_is_noticed_or_documented(
     key: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,19 +199,22 @@ def test_another_value_is_noticed_or_documented(
 
 
 @pytest.mark.parametrize("loader", ["memory", "torchvision"])
-def test_another_white_of_image_files_is_noticed(loader: str, tmp_path: Path) -> None:
+def test_another_reading_of_image_files_is_noticed(loader: str, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for split in ("train", "val"):
         for number in range(4):
-            path = tmp_path / split / f"class{number % 2}" / f"{number}.png"
+            path = tmp_path / split / ("class2", "class10")[number % 2] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.fromarray(np.full((8, 8), 1000 + number, dtype=np.uint16)).save(path)
+            image.fromarray(np.full((8, 8), 1000 + 100 * number, dtype=np.uint16)).save(path)
 
-    def fingerprint(white: float) -> dict[str, Any]:
-        config = DataConfig(name="folder", root=str(tmp_path), image_size=8, loader=loader, white=white)
+    def fingerprint(white: float, order: ClassOrder = "name") -> dict[str, Any]:
+        config = DataConfig(
+            name="folder", root=str(tmp_path), image_size=8, loader=loader, white=white, class_order=order
+        )
         return data.build(config, seed=0, batch_size=2, device="cpu").fingerprint()
 
     assert fingerprint(4095) == fingerprint(4095) != fingerprint(2047)
+    assert fingerprint(4095, "natural") != fingerprint(4095)
 
 
 def test_the_page_lists_what_does_not_matter() -> None:

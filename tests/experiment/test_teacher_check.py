@@ -105,6 +105,9 @@ def test_class_names_in_another_order_are_refused(tmp_path):
         data = images(class_names=["1", "2", "10"])
         with pytest.raises(ConfigError, match=r"teacher_file: .* class 1 is '10' there and '2' here"):
             teacher_check.check_class_names("teacher_file", str(tmp_path / file), data)
+        data.name = "folder"
+        with pytest.raises(ConfigError, match=r"set data\.class_order to name, or train it again"):
+            teacher_check.check_class_names("teacher_file", str(tmp_path / file), data)
         teacher_check.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["1", "10", "2"]))
         teacher_check.check_class_names("teacher_file", str(tmp_path / file), images(class_names=["a", "b", "c"]))
         teacher_check.check_class_names("teacher_file", str(tmp_path / file), images())

@@ -29,7 +29,7 @@ PART = 5  # an error message proposes to test on one in so many images
 
 @register_files("folder")
 def find_folder(config: DataConfig) -> ImageFiles:
-    """Find the images of any folder; classes are named by their folders, in sorted order.
+    """Find the images of any folder; classes are named by their folders, in the order ``data.class_order``.
 
     All images are resized to ``data.image_size``. The run is tested on ``val``, or on ``test`` if there is no ``val``;
     it must have the classes of ``train``. If neither exists, or if ROOT has the class folders itself, the run is tested
@@ -48,11 +48,13 @@ def files_of(name: str, config: DataConfig, size: int) -> ImageFiles:
     root = root_folder(config)
     ignored, skipped = IgnoredFiles(), SkipList(root)
     train_folder, test_folder = _layout(name, root, config.val_size)
-    classes = class_names(train_folder, ignored)
+    classes = class_names(train_folder, ignored, order=config.class_order)
     if len(classes) < 2:
         raise ConfigError(f"data.root must have two classes or more, got only {listing(classes)} in {train_folder}")
     if test_folder is not None:
-        _check_same_classes(train_folder, classes, test_folder, class_names(test_folder, ignored))
+        _check_same_classes(
+            train_folder, classes, test_folder, class_names(test_folder, ignored, order=config.class_order)
+        )
     train = labelled(train_folder, classes, skipped, ignored)
     if test_folder is not None:
         test, held_out = labelled(test_folder, classes, skipped, ignored), 0
