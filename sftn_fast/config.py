@@ -231,6 +231,11 @@ class SFTNConfig:
     """Weight of the branches' cross-entropy (lambda_CE)."""
     kl_weight: NonNegativeFloat = 3.0
     """Weight of the divergence between teacher and branches (lambda_KL)."""
+    kl_warmup_epochs: NonNegativeInt = 0
+    """Epochs over which this weight rises linearly; 0 for none."""
+    kl_gradient: Literal["both", "branches"] = "both"
+    """Logits that the divergence changes: the teacher's and the branches', or the branches' alone. The teacher's stages
+    learn from it through the branches in any case."""
     temperature: PositiveFloat = 1.0
     """Temperature of the divergence (tau)."""
     direction: Literal["teacher_to_branch", "branch_to_teacher"] = "teacher_to_branch"
@@ -441,6 +446,9 @@ class Config:
             self.stage_epochs.get("early"),
             "left out: early is not trained",
         )
+        warmup, sftn_epochs = self.sftn.kl_warmup_epochs, self.epochs_of("sftn")
+        fits = warmup <= sftn_epochs or "sftn" not in self.stages
+        check(fits, "sftn.kl_warmup_epochs", warmup, f"at most {sftn_epochs}, the epochs of the stage sftn")
         fixed = not (self.route.anchors or self.route.epochs)
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
         self._check_devices()

@@ -101,6 +101,8 @@ def test_every_choice_is_taken(name: str) -> None:
     for choice in itertools.chain.from_iterable(map(choices_of, members_of(key.type))):
         if name == "data.loader" and choice in ("dali", "torchvision"):
             assert DataConfig(name="folder", loader=choice).loader == choice
+        elif name == "data.class_order":
+            assert DataConfig(name="folder", class_order=choice).class_order == choice
         else:
             assert dataclasses.asdict(build(name, choice))[name.rpartition(".")[2]] == choice
 
@@ -129,6 +131,10 @@ def test_every_choice_is_taken(name: str) -> None:
         (
             lambda: TransferConfig("net", epochs=9, milestones=(3, 9)),
             "milestones must be increasing epochs from 1 to 8",
+        ),
+        (
+            lambda: Config(epochs=3, sftn=SFTNConfig(kl_warmup_epochs=4)),
+            "sftn.kl_warmup_epochs must be at most 3, the epochs of the stage sftn, got 4",
         ),
         (lambda: SFTNConfig(init=""), "sftn.init must be a path, got ''"),
     ],

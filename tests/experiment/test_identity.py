@@ -82,6 +82,8 @@ OUTCOMES = {
     "sftn.teacher_weight": ("2", REFUSED),
     "sftn.ce_weight": ("2", REFUSED),
     "sftn.kl_weight": ("2", REFUSED),
+    "sftn.kl_warmup_epochs": ("1", REFUSED),
+    "sftn.kl_gradient": ("branches", REFUSED),
     "sftn.temperature": ("2", REFUSED),
     "sftn.direction": ("branch_to_teacher", REFUSED),
     "sftn.branch_reduction": ("sum", REFUSED),

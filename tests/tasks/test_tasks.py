@@ -41,6 +41,10 @@ def distill_task() -> DistillTask:
 TASKS: dict[str, tuple[Callable[[], Task], set[str]]] = {
     "supervised": (lambda: SupervisedTask(net("resnet8")), {"total", "ce"}),
     "sftn": (lambda: sftn_task(SFTNConfig()), {"total", "teacher_ce", "branch_ce", "branch_kl"}),
+    "sftn, branches": (
+        lambda: sftn_task(SFTNConfig(kl_gradient="branches")),
+        {"total", "teacher_ce", "branch_ce", "branch_kl"},
+    ),
     "distill": (distill_task, {"total", "ce", "kd"}),
 }
 
@@ -165,6 +169,36 @@ def test_sftn_trains_a_finished_teacher_on() -> None:
     task = SFTNTask(aware, SFTNConfig())
     assert task.model is teacher
     assert all(torch.equal(before[name], tensor) for name, tensor in task.model.state_dict().items())
+
+
+def test_the_divergence_of_sftn_warms_up() -> None:
+    task = sftn_task(SFTNConfig(kl_weight=2, kl_warmup_epochs=4))
+    weights = []
+    for epoch in range(6):
+        moved = task.begin_epoch(epoch)
+        terms = {name: term.item() for name, term in task(*batch()).items()}
+        weights.append((terms["total"] - terms["teacher_ce"] - terms["branch_ce"]) / terms["branch_kl"])
+        assert moved == (epoch < 4), "a recorded step is recorded again where the weight changed"
+    assert weights == pytest.approx([0.5, 1, 1.5, 2, 2, 2], rel=1e-3)
+
+
+@pytest.mark.parametrize("teacher_weight", [0.0, 1.5])
+def test_the_divergence_may_leave_the_teachers_logits_alone(teacher_weight: float) -> None:
+    def head_of(kl_gradient: str, kl_weight: float) -> tuple[dict[str, float], Tensor]:
+        torch.manual_seed(0)
+        config = SFTNConfig(teacher_weight=teacher_weight, kl_weight=kl_weight, kl_gradient=kl_gradient)  # type: ignore[arg-type]
+        task = sftn_task(config).double()
+        images, target, index = batch()
+        terms = task(images.double(), target, index)
+        terms["total"].backward()
+        grad = task.model.get_parameter("head.fc.weight").grad
+        return {name: term.item() for name, term in terms.items()}, torch.zeros(()) if grad is None else grad
+
+    both, of_both = head_of("both", 3.0)
+    branches, of_branches = head_of("branches", 3.0)
+    assert both == pytest.approx(branches), "only gradients differ"
+    without = head_of("both", 0.0)[1]
+    assert torch.allclose(of_branches, without) and not torch.allclose(of_both, without)
 
 
 def test_a_distiller_of_another_student_is_refused() -> None:
