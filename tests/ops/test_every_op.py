@@ -21,6 +21,7 @@ from every_op import (
     widened,
 )
 from families import ids, on_threads
+from pairing import paired
 from precision import assert_rounded_once
 
 from sftn_fast import ops
@@ -30,6 +31,7 @@ each = pytest.mark.parametrize("name", TABLE)
 each_loss = pytest.mark.parametrize("name", LOSSES)
 HALF = [torch.float16, torch.bfloat16]
 DTYPES = [*HALF, torch.float32, torch.float64]
+SIZES = [(5, 9), (8, 16), (3, 33)]
 
 # ---- the table ----
 
@@ -80,17 +82,17 @@ def assert_dtypes(outcome: Outcome, arguments) -> None:
 @each
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 def test_values_and_gradients(backend, name, dtype):
+    """Each kernel, at one of three sizes by its dtype; the family's tests have more."""
     op = TABLE[name]
-    for n, width in ((5, 9), (8, 16), (3, 33)):
-        arguments = op.arguments(dtype=dtype, device=backend.device, n=n, width=width)
-        expected = truth(op, op.arguments(dtype=dtype, device=backend.device, n=n, width=width))
-        actual = evaluate(op, arguments)
-        assert_dtypes(actual, arguments)
-        assert_close(actual, expected)
+    n, width = SIZES[DTYPES.index(dtype) % len(SIZES)]
+    arguments = op.arguments(dtype=dtype, device=backend.device, n=n, width=width)
+    expected = truth(op, op.arguments(dtype=dtype, device=backend.device, n=n, width=width))
+    actual = evaluate(op, arguments)
+    assert_dtypes(actual, arguments)
+    assert_close(actual, expected)
 
 
-@each_loss
-@pytest.mark.parametrize("dtype", HALF, **ids)
+@paired(backend=BACKENDS, name=LOSSES, dtype=HALF)
 def test_half_precision_is_rounded_once(backend, name, dtype):
     """Inputs in half precision, arithmetic in float32, and one rounding when results are stored."""
     op = TABLE[name]
@@ -100,8 +102,7 @@ def test_half_precision_is_rounded_once(backend, name, dtype):
         assert_rounded_once(actual, right, TOLERANCE[torch.float32])
 
 
-@each_loss
-@pytest.mark.parametrize("pair", [HALF, [torch.bfloat16, torch.float32], [torch.float64, torch.float16]], **ids)
+@paired(backend=BACKENDS, name=LOSSES, pair=[HALF, [torch.bfloat16, torch.float32], [torch.float64, torch.float16]])
 def test_mixed_dtypes(backend, name, pair):
     """The first argument has one dtype, the others another: each gets a gradient of its own dtype."""
     op = TABLE[name]
@@ -155,8 +156,7 @@ LAYOUTS = {
 }
 
 
-@each
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, name=TABLE, dtype=[torch.float32, torch.bfloat16])
 def test_layouts(backend, name, dtype):
     op = TABLE[name]
 
@@ -183,8 +183,7 @@ def test_layouts(backend, name, dtype):
 # ---- edges ----
 
 
-@each_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, name=LOSSES, dtype=DTYPES)
 def test_empty_batch(backend, name, dtype):
     arguments = TABLE[name].arguments(dtype=dtype, device=backend.device, n=0)
     outcome = evaluate(TABLE[name], arguments)
@@ -217,10 +216,9 @@ def test_meta_tensors_have_the_shapes_of_others(name):
         assert all(moved[key].grad.shape == moved[key].shape for key in op.differentiable)
 
 
-@each_loss
-@pytest.mark.parametrize(("n", "width"), [(1, 7), (4, 1), (1, 1)])
-def test_smallest_sizes(backend, name, n, width):
-    op = TABLE[name]
+@paired(backend=BACKENDS, name=LOSSES, size=[(1, 7), (4, 1), (1, 1)])
+def test_smallest_sizes(backend, name, size):
+    op, (n, width) = TABLE[name], size
     arguments, same = (op.arguments(device=backend.device, n=n, width=width) for _ in range(2))
     outcome = evaluate(op, arguments)
     assert all(x.isfinite().all() for x in outcome.tensors)
@@ -228,8 +226,7 @@ def test_smallest_sizes(backend, name, n, width):
         assert_close(outcome, truth(op, same), slack=1.0)
 
 
-@each_loss
-@pytest.mark.parametrize("dtype", HALF, **ids)
+@paired(backend=BACKENDS, name=LOSSES, dtype=HALF)
 def test_large_half_precision_values_stay_finite(backend, name, dtype):
     """Vectors of norm 320 and more: float16 can't hold the squares."""
     arguments = TABLE[name].arguments(dtype=dtype, device=backend.device, spread=100.0)
@@ -249,8 +246,7 @@ def test_equal_rows_stay_finite(backend, name):
     assert all(x.isfinite().all() for x in evaluate(op, arguments).tensors)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if TABLE[name].shows_nan])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, name=[name for name in LOSSES if TABLE[name].shows_nan], dtype=DTYPES)
 def test_nan_shows(backend, name, dtype):
     """A NaN anywhere makes the loss NaN, so that training stops at it instead of continuing with a partial loss."""
     for key in TABLE[name].differentiable:
@@ -263,8 +259,7 @@ def test_nan_shows(backend, name, dtype):
 # ---- contracts ----
 
 
-@each
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, name=TABLE, dtype=DTYPES)
 def test_inputs_are_not_written_to(backend, name, dtype):
     op = TABLE[name]
     arguments = op.arguments(dtype=dtype, device=backend.device)
@@ -274,9 +269,7 @@ def test_inputs_are_not_written_to(backend, name, dtype):
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-@each
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "emulated"], indirect=True)
+@paired(backend=[name for name in BACKENDS if name != "emulated"], name=TABLE, dtype=[torch.float32, torch.bfloat16])
 def test_same_inputs_same_bits(backend, name, dtype):
     """The emulator repeats a schedule exactly: tests/simt/test_schedules.py compares different ones."""
     op = TABLE[name]
@@ -293,8 +286,7 @@ def test_threads_do_not_change_the_bits(backend, name):
         (assert_close if op.long_products else assert_same_bits)(outcomes[0], outcome)
 
 
-@each
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, name=TABLE, dtype=[torch.float32, torch.bfloat16])
 def test_autocast_leaves_the_loss_alone(backend, name, dtype):
     op = TABLE[name]
 
