@@ -76,6 +76,8 @@ CLASS_ORDERS: tuple[str, ...] = typing.get_args(ClassOrder)
 RESUME: tuple[str, ...] = typing.get_args(Resume)
 FILE_DATASETS = ("tiny_imagenet", "imagenet", "folder")
 """Data sets that consist of image files."""
+MAX_LEVEL = 30
+"""Highest level of an augmentation's magnitude, as in torchvision."""
 RENAMED = {"sftn.stages": "sftn.branch_stages"}
 """Keys by the names that they had in earlier versions."""
 
@@ -112,6 +114,15 @@ class DataConfig:
     and torchvision crop a random part of 8 % of the image or more."""
     flip: bool | None = None
     """Flip images horizontally at random; null for the data set's own setting (CIFAR: true, digits: false)."""
+    auto_augment: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Random operations on each training image after crop and flip, by torchvision. randaugment: several, all of one
+    magnitude. trivialaugment: one of any magnitude, over wider ranges."""
+    randaugment_ops: Annotated[int, Bound(1, 14)] | None = None
+    """Number of operations with auto_augment randaugment; null for 2."""
+    randaugment_magnitude: Annotated[int, Bound(0, MAX_LEVEL)] | None = None
+    """Their magnitude, from 0, which changes nothing or little, to 30; null for 9."""
+    random_erasing: Annotated[float, Bound(0, 1)] = 0.0
+    """Share of the training images of which a random part, 2 % to 33 % of the image, is hidden behind their mean."""
     class_order: ClassOrder = "name"
     """Order of the class folders, which numbers the classes. name: by the characters of their names, as torchvision
     does: 1, 10, 2. natural: by the numbers in their names: 1, 2, 10."""
@@ -152,6 +163,16 @@ class DataConfig:
             self.white,
             f"null for data.name={self.name}, which has no image files",
         )
+        self._check_auto_augment()
+
+    def _check_auto_augment(self) -> None:
+        chosen = self.auto_augment
+        for key in ("randaugment_ops", "randaugment_magnitude"):
+            value, allowed = getattr(self, key), f"null with data.auto_augment={chosen}; randaugment takes it"
+            check(value is None or chosen == "randaugment", f"data.{key}", value, allowed)
+        if chosen != "none":
+            allowed = f"auto, memory or torchvision with data.auto_augment={chosen}, which DALI can't apply"
+            check(self.loader != "dali", "data.loader", self.loader, allowed)
 
     @property
     def streams(self) -> bool:

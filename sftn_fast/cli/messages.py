@@ -22,6 +22,9 @@ SYNONYMS = {
     **dict.fromkeys(("dataset", "data_set"), "data.name"),
     **dict.fromkeys(("data_dir", "data_folder", "data_path", "dataset_path", "datadir"), "data.root"),
     **dict.fromkeys(("num_workers", "j"), "data.workers"),
+    **dict.fromkeys(("aa", "autoaugment", "rand_augment", "trivial_augment", "ta_wide"), "data.auto_augment"),
+    "ra_magnitude": "data.randaugment_magnitude",
+    **dict.fromkeys(("reprob", "random_erase", "cutout"), "data.random_erasing"),
     **dict.fromkeys(("img_size", "input_size", "resolution"), "data.image_size"),
     **dict.fromkeys(("model_s", "arch", "model", "network", "net"), "student"),
     "model_t": "teacher",
@@ -45,9 +48,13 @@ SYNONYMS = {
 ABSENT = {
     ("name", "type", "optimizer", "opt", "adam", "adamw", "betas", "solver"): "SGD is the only optimizer",
     (
-        *("mixup", "cutmix", "cutout", "randaugment", "auto_augment", "autoaugment", "aa", "color_jitter"),
-        *("random_erasing", "reprob", "augmentation", "augment", "transforms"),
-    ): "images are only cropped and flipped, see data.crop_padding and data.flip",
+        "mixup",
+        "cutmix",
+        "color_jitter",
+        "augmentation",
+        "augment",
+        "transforms",
+    ): "images are cropped and flipped, and changed as data.auto_augment and data.random_erasing say",
     ("label_smoothing", "smoothing"): "labels are not smoothed",
     ("ema", "model_ema", "ema_decay", "swa"): "weights are not averaged",
     (

@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+from sftn_fast.data.auto_augment import Policy
 from sftn_fast.data.seeding import generator
 
 AREA = (0.08, 1.0)  # range of a crop's area, as a fraction of the image's (Szegedy et al., 2015)
@@ -39,12 +41,20 @@ class Sample:
     """Key of the random numbers; None for the central crop."""
     flip: bool = False
     """Mirror random crops with probability 1/2."""
+    policy: Policy | None = None
+    """Operations on the crop, with a key."""
 
     def crop(self, height: int, width: int, size: int) -> Crop:
         """Return the crop of ``size`` x ``size`` pixels of this image, which has ``height`` x ``width``."""
         if self.key is None:
             return center_crop(height, width, size)
         return random_crop(generator(*self.key), height, width, size, flip=self.flip)
+
+    def change(self, pixels: Tensor) -> Tensor:
+        """Return the crop [C, size, size] uint8 after the operations of the policy; for a sample that has one."""
+        assert self.policy is not None and self.key is not None
+        codes = self.policy.draw(generator(*self.key, "policy"), count=1)
+        return self.policy.apply(pixels[None], codes)[0]
 
 
 def random_crop(draws: np.random.Generator, height: int, width: int, size: int, *, flip: bool) -> Crop:

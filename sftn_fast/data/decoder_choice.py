@@ -18,8 +18,12 @@ def _chosen(config: DataConfig) -> tuple[str, str | None]:
     """Return the decoder's name; with ``auto``, also why it is not DALI."""
     if config.loader != "auto":
         return config.loader, None
+    if config.auto_augment != "none":
+        return "torchvision", f"DALI has no data.auto_augment={config.auto_augment}"
     reason = dali_decoder.why_not()
-    return ("torchvision", reason) if reason else ("dali", None)
+    if reason:
+        return "torchvision", f"DALI can't be imported ({reason}); pip install nvidia-dali-cuda130"
+    return "dali", None
 
 
 def _workers(config: DataConfig) -> int:
@@ -34,7 +38,7 @@ def describe_loader(config: DataConfig) -> str | None:
     workers = _workers(config)
     unit = "thread" if name == "dali" else "process"
     plural = ("s" if name == "dali" else "es") if workers > 1 else ""
-    because = f", because DALI can't be imported ({reason}); pip install nvidia-dali-cuda130" if reason else ""
+    because = f", because {reason}" if reason else ""
     label = "DALI" if name == "dali" else "torchvision"
     return f"images are decoded on demand by {label} in {workers} {unit}{plural}{because}"
 

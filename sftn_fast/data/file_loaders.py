@@ -8,20 +8,25 @@ nor the decoder changes the random numbers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, from_numpy, tensor
 
 from sftn_fast.data.augment import normalize
+from sftn_fast.data.boxes import fill_boxes
 from sftn_fast.data.crops import AREA, Sample
 from sftn_fast.data.folders import LabelledFiles
 from sftn_fast.data.loaders import EVAL_BATCH_SIZE, Batch
 from sftn_fast.data.sampler import ShuffledSampler, sequential_batches
+from sftn_fast.data.seeding import generator
+from sftn_fast.data.views import PLAIN, View, several_views
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class ImageFormat:
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         pixels = pixels.to(self.device, non_blocking=True).contiguous(memory_format=memory_format)
         return normalize(pixels, *self._constants)
+
+    def hidden_value(self, view: View) -> Tensor:
+        """Return what hidden parts of ``view`` look like [C, 1, 1]."""
+        return view.hidden_value(*self._constants)
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
@@ -106,11 +115,13 @@ class FileTrainLoader(ShuffledSampler):
         seed: int,
         batch_size: int,
         flip: bool,
+        view: View = PLAIN,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__(len(files), seed=seed, batch_size=batch_size, rank=rank, world_size=world_size)
         self.files, self.decoder, self.flip = files, decoder, flip
+        self.views = (view,)
 
     @property
     def labels(self) -> Tensor:
@@ -120,11 +131,18 @@ class FileTrainLoader(ShuffledSampler):
     def augmentation(self) -> dict[str, str | int]:
         """Return the augmentation's settings, for the run's fingerprint."""
         white = {} if self.decoder.image_format.white is None else {"white": str(self.decoder.image_format.white)}
-        return {"loader": self.decoder.name, "crop_area": str(AREA), "flip": int(self.flip), **white}
+        settings = {**white, **self.views[0].settings()}
+        return {"loader": self.decoder.name, "crop_area": str(AREA), "flip": int(self.flip), **settings}
 
     def unaugmented(self) -> FileEvalLoader:
         """Return a loader of the same images in order, cropped as in evaluation."""
         return FileEvalLoader(self.files, self.decoder)
+
+    def with_views(self, views: int, *, strong: bool = False) -> FileTrainLoader:
+        """See :meth:`sftn_fast.data.loaders.TrainLoader.with_views`. DALI decodes a file once for each view."""
+        other = copy.copy(self)
+        other.views = several_views(self.views[0], views, strong=strong)
+        return other
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of ``epoch`` from step ``start`` on, bit-identical to those of the whole epoch.
@@ -135,14 +153,37 @@ class FileTrainLoader(ShuffledSampler):
         """
         places = list(self.shares(start))
         order = self.order(epoch)
-        samples = ([self._sample(epoch, index) for index in order[share].tolist()] for share in places)
-        images = self.decoder(samples, self.batch_size // self.world_size)
+        samples = (
+            [self._sample(epoch, index, number) for index in order[share].tolist() for number in range(len(self.views))]
+            for share in places
+        )
+        images = self.decoder(samples, len(self.views) * (self.batch_size // self.world_size))
+        hidden_values = [self.decoder.image_format.hidden_value(view) if view.hides else None for view in self.views]
         return (
-            self.files.batch(decoded, from_numpy(order[share])) for share, decoded in zip(places, images, strict=True)
+            self.files.batch(self._finished(decoded, epoch, order[share], hidden_values), from_numpy(order[share]))
+            for share, decoded in zip(places, images, strict=True)
         )
 
-    def _sample(self, epoch: int, index: int) -> Sample:
-        return Sample(self.files.paths[index], (self.seed, epoch, "view", index), self.flip)
+    def _sample(self, epoch: int, index: int, number: int) -> Sample:
+        key = self._key(epoch, index, number)
+        return Sample(self.files.paths[index], key, self.flip, self.views[number].policy)
+
+    def _key(self, epoch: int, index: int, number: int) -> tuple[int | str, ...]:
+        """Return the key of the random numbers of one view of an image; the first view has the same among others."""
+        return (self.seed, epoch, "view", index, *((number,) if number else ()))
+
+    def _finished(
+        self, images: Tensor, epoch: int, index: np.ndarray, hidden_values: Sequence[Tensor | None]
+    ) -> Tensor:
+        """Hide parts of the decoded views [B * views, C, H, W]; return [B, C, H, W] or [B, views, C, H, W]."""
+        several = images.unflatten(0, (len(index), len(self.views)))
+        for number, (view, value) in enumerate(zip(self.views, hidden_values, strict=True)):
+            if value is not None:
+                keys = [self._key(epoch, i, number) for i in index.tolist()]
+                boxes = [view.boxes(generator(*key, "box"), 1, images.shape[-1]) for key in keys]
+                place = from_numpy(np.concatenate(boxes, axis=1)).to(images.device, non_blocking=True)
+                several[:, number].copy_(fill_boxes(several[:, number], place, value))
+        return images if len(self.views) == 1 else several
 
 
 class FileEvalLoader:

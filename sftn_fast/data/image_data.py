@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, tensor
 
 from sftn_fast.config import ConfigError, DataConfig, check
+from sftn_fast.data.auto_augment import require_operators
 from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files, digest_of_sizes
@@ -25,6 +26,7 @@ from sftn_fast.data.preprocessing import Preprocessing
 from sftn_fast.data.resources import require_memory
 from sftn_fast.data.source import Images, Source, load
 from sftn_fast.data.splits import train_val_indices
+from sftn_fast.data.views import view_of
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,31 @@ class ImageData:
         """Labels of the training images [num_train] int64, by the index in a batch."""
         return self.train.labels
 
-    def with_views(self, views: int) -> ImageData:
+    def with_views(self, views: int, *, strong: bool = False) -> ImageData:
         """Return this data set with ``views`` augmentations of each image in training batches: [B, views, C, H, W].
 
+        Args:
+            views: Their number.
+            strong: Make the last one a strong view, see :data:`sftn_fast.data.views.STRONG`.
+
         Raises:
-            ConfigError: ``views`` is above 1, and the images are decoded on demand.
+            ConfigError: The loader gives one view of each image, or has no strong ones.
         """
         if views == 1:
             return self
-        if not isinstance(self.train, TrainLoader):
+        if not isinstance(self.train, TrainLoader | FileTrainLoader):
             allowed = f"false for {self.name}, whose loader gives one view per image"
             raise ConfigError(f"collaborate.own_views must be {allowed}, got True")
-        return dataclasses.replace(self, train=self.train.with_views(views))
+        if strong:
+            self._require_strong_views()
+        return dataclasses.replace(self, train=self.train.with_views(views, strong=strong))
+
+    def _require_strong_views(self) -> None:
+        what = "a method that sees strong views of the images"
+        require_operators(what, self.in_channels)
+        if isinstance(self.train, FileTrainLoader):
+            decoder = self.train.decoder.name
+            check(decoder != "dali", "data.loader", decoder, f"torchvision or memory for {what}")
 
     def fingerprint(self) -> dict[str, str | int | float]:
         """Return the properties of the data that must not change when a run is resumed."""
@@ -144,6 +159,7 @@ def _in_memory(
             train,
             crop_padding=source.crop_padding if config.crop_padding is None else config.crop_padding,
             flip=source.flip if config.flip is None else config.flip,
+            view=view_of(config, len(source.mean)),
             **step,
         ),
         val=EvalLoader(val, **share) if len(val) else None,
@@ -174,7 +190,7 @@ def _from_files(
         in_channels=len(image_format.mean),
         image_size=files.size,
         num_train=len(train),
-        train=FileTrainLoader(train, decoder, flip=config.flip is not False, **step),
+        train=FileTrainLoader(train, decoder, flip=config.flip is not False, view=view_of(config, 3), **step),
         val=FileEvalLoader(val, decoder, **share) if len(val) else None,
         test=FileEvalLoader(test, decoder, **share),
         content=_digest_of_names([train, val, test], files.root),

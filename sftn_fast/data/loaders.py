@@ -8,18 +8,23 @@ uses its slice. There is no state to save.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, from_numpy
 
 from sftn_fast.data.augment import crop_flip, normalize
+from sftn_fast.data.boxes import fill_boxes
 from sftn_fast.data.sampler import ShuffledSampler, sequential_batches
 from sftn_fast.data.seeding import generator
 from sftn_fast.data.source import Images
+from sftn_fast.data.views import PLAIN, View, several_views
 
 EVAL_BATCH_SIZE = 256
+CROP_ROWS, BOX_ROWS = 3, 4
+"""Random numbers of a crop with its flip, and of a box."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class TrainLoader(ShuffledSampler):
         batch_size: Images per step, over all ranks.
         crop_padding: Width in pixels of the zero border from which a window is cut; 0 for no crop.
         flip: Mirror each image with probability 1/2.
+        view: What happens to the images after that.
         rank, world_size: The share of each batch that this process gets.
 
     Raises:
@@ -93,12 +99,13 @@ class TrainLoader(ShuffledSampler):
         batch_size: int,
         crop_padding: int,
         flip: bool,
+        view: View = PLAIN,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__(len(data), seed=seed, batch_size=batch_size, rank=rank, world_size=world_size)
         self.data, self.crop_padding, self.flip = data, crop_padding, flip
-        self.views = 1
+        self._take((view,))
 
     @property
     def labels(self) -> Tensor:
@@ -108,21 +115,31 @@ class TrainLoader(ShuffledSampler):
     @property
     def augments(self) -> bool:
         """True if the pixels of an image differ between epochs."""
-        return bool(self.crop_padding or self.flip)
+        return bool(self.crop_padding or self.flip or self.views[0].augments)
 
     def augmentation(self) -> dict[str, str | int]:
         """Return the augmentation's settings, for the run's fingerprint."""
-        return {"crop_padding": self.crop_padding, "flip": int(self.flip)}
+        return {"crop_padding": self.crop_padding, "flip": int(self.flip), **self.views[0].settings()}
 
     def unaugmented(self) -> EvalLoader:
         """Return a loader of the same images in order, without augmentation."""
         return EvalLoader(self.data)
 
-    def with_views(self, views: int) -> TrainLoader:
-        """Return this loader with ``views`` independent augmentations of each image; the first one stays the same."""
+    def with_views(self, views: int, *, strong: bool = False) -> TrainLoader:
+        """Return this loader with ``views`` independent augmentations of each image; the first one stays the same.
+
+        Args:
+            views: Their number.
+            strong: Make the last one a strong view.
+        """
         other = copy.copy(self)
-        other.views = views
+        other._take(several_views(self.views[0], views, strong=strong))
         return other
+
+    def _take(self, views: tuple[View, ...]) -> None:
+        constants = self.data.mean, self.data.std
+        self.views = views
+        self._hidden_values = [view.hidden_value(*constants) if view.hides else None for view in views]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of ``epoch`` from step ``start`` on, bit-identical to those of the whole epoch.
@@ -133,40 +150,77 @@ class TrainLoader(ShuffledSampler):
         return (deferred.make(*deferred.tensors) for deferred in self.deferred_batches(epoch, start))
 
     def deferred_batches(self, epoch: int, start: int = 0) -> Iterator[DeferredBatch]:
-        """Iterate over the batches of :meth:`epoch` before they are computed, for a graphed step that computes them."""
+        """Iterate over the batches of :meth:`epoch` before they are computed, for a graphed step that computes them.
+
+        The operations of a policy are not the same in each batch, as a graph's are. So they run before.
+        """
         shares = self.shares(start)
         draws = self._draw(epoch)
-        return (DeferredBatch(draws[0, share], (draws[:, share],), self._batch) for share in shares)
+        if not any(view.policy for view in self.views):
+            return (DeferredBatch(draws[0, share], (draws[:, share],), self._batch) for share in shares)
+        codes = self._draw_codes(epoch)
+        return (self._changed(draws[:, share], [rows[:, share] for rows in codes]) for share in shares)
 
-    def _batch(self, draws: Tensor) -> Batch:
-        index = draws[0]
-        pixels = self.data.pixels.index_select(0, index)
-        views = [self._augmented(pixels, *view) for view in draws[1:].unflatten(0, (self.views, 3))]
+    def _changed(self, draws: Tensor, codes: Sequence[np.ndarray]) -> DeferredBatch:
+        """Return a batch whose pixels the policies have changed, by ``codes`` [ops, B] of each view."""
+        parts = zip(self.views, self._cropped(draws), codes, strict=True)
+        changed = [view.policy.apply(pixels, rows) if view.policy else pixels for view, pixels, rows in parts]
+        return DeferredBatch(draws[0], (draws, *changed), self._batch)
+
+    def _batch(self, draws: Tensor, *changed: Tensor) -> Batch:
+        """Return the batch of ``draws``; ``changed`` are the pixels of the views where policies have changed them."""
+        index, pixels = draws[0], changed or self._cropped(draws)
+        views = [self._finished(*parts) for parts in zip(pixels, self._rows(draws), self._hidden_values, strict=True)]
         return Batch(
-            images=views[0] if self.views == 1 else torch.stack(views, dim=1),
+            images=views[0] if len(views) == 1 else torch.stack(views, dim=1),
             target=self.data.labels.index_select(0, index),
             index=index,
         )
 
-    def _augmented(self, pixels: Tensor, top: Tensor, left: Tensor, flipped: Tensor) -> Tensor:
-        if self.crop_padding or self.flip:
-            pixels = crop_flip(pixels, top, left, flipped.bool(), self.crop_padding)
-        return normalize(pixels, self.data.mean, self.data.std)
+    def _cropped(self, draws: Tensor) -> list[Tensor]:
+        """Return the pixels of each view after crop and flip: [B, C, H, W] uint8."""
+        pixels = self.data.pixels.index_select(0, draws[0])
+        if not (self.crop_padding or self.flip):
+            return [pixels] * len(self.views)
+        return [
+            crop_flip(pixels, top, left, flipped.bool(), self.crop_padding)
+            for top, left, flipped, *_ in self._rows(draws)
+        ]
+
+    def _finished(self, pixels: Tensor, rows: Tensor, hidden_value: Tensor | None) -> Tensor:
+        images = normalize(pixels, self.data.mean, self.data.std)
+        return images if hidden_value is None else fill_boxes(images, rows[CROP_ROWS:], hidden_value)
+
+    def _rows(self, draws: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows of ``draws`` for each view, see :meth:`_draw`."""
+        return draws[1:].split([CROP_ROWS + BOX_ROWS * view.hides for view in self.views])
 
     def _draw(self, epoch: int) -> Tensor:
-        """Draw the random numbers of an epoch: [1 + 3 views, num_train] int64, a column per position in the epoch.
+        """Draw the random numbers of an epoch: [rows, num_train] int64, a column per position in the epoch.
 
-        The rows are the image, then top and left of the window and the flip of each view. Each has its own random
-        stream, so that changing the augmentation or the number of views changes neither the order nor other views.
+        The rows are the image, then top and left of the window and the flip of each view, and the box of a view that
+        hides a part. Each has its own random stream, so that changing the augmentation or the number of views changes
+        neither the order nor other views.
         """
         count, offsets = len(self.data), 2 * self.crop_padding + 1
-        draws = torch.empty(1 + 3 * self.views, count, dtype=torch.int64)
+        draws = torch.empty(1 + sum(CROP_ROWS + BOX_ROWS * view.hides for view in self.views), count, dtype=torch.int64)
         draws[0] = from_numpy(self.order(epoch))
-        for number, view in enumerate(draws[1:].split(3)):
+        for number, (view, rows) in enumerate(zip(self.views, self._rows(draws), strict=True)):
             key = (number,) if number else ()
-            view[:2] = from_numpy(generator(self.seed, epoch, "crop", *key).integers(offsets, size=(2, count)))
-            view[2] = from_numpy(generator(self.seed, epoch, "flip", *key).integers(2 if self.flip else 1, size=count))
+            rows[:2] = from_numpy(generator(self.seed, epoch, "crop", *key).integers(offsets, size=(2, count)))
+            rows[2] = from_numpy(generator(self.seed, epoch, "flip", *key).integers(2 if self.flip else 1, size=count))
+            if view.hides:
+                size = self.data.pixels.shape[-1]
+                rows[3:] = from_numpy(view.boxes(generator(self.seed, epoch, "box", *key), count, size))
         return draws.to(self.data.labels.device)
+
+    def _draw_codes(self, epoch: int) -> list[np.ndarray]:
+        """Draw the codes of the policies' operations, [ops, num_train] for each view."""
+        count, codes = len(self.data), []
+        for number, view in enumerate(self.views):
+            draws = generator(self.seed, epoch, "policy", number)
+            codes.append(view.policy.draw(draws, count) if view.policy else np.empty((0, count), np.int64))
+        return codes
 
 
 class EvalLoader:

@@ -81,13 +81,16 @@ class _Files(Dataset[Tensor]):
     def __getitems__(self, samples: Sequence[Sample]) -> Tensor | tuple[str, str]:
         """Return pixels [B, 3, size, size] uint8; or a file that can't be decoded, and the reason."""
         pixels = np.empty((len(samples), 3, self.size, self.size), np.uint8)
+        image, path = torch.empty(0), ""
         for row, sample in zip(pixels, samples, strict=True):
             try:
-                encoded = read_encoded(sample.path, self.white)
-                crop = sample.crop(encoded.height, encoded.width, self.size)
+                if sample.path != path:  # else another view of the same image
+                    image, path = self._decode(read_encoded(sample.path, self.white), sample.path), sample.path
+                crop = sample.crop(image.shape[1], image.shape[2], self.size)
                 top, left, height, width = crop.box
-                image = self._decode(encoded, sample.path)
                 row[:] = resize_cut_flip(image[:, top : top + height, left : left + width], crop, self.size)
+                if sample.policy:
+                    row[:] = sample.change(from_numpy(row))
             except DecodeError as error:
                 return sample.path, str(error)
         return from_numpy(pixels)

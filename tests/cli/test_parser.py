@@ -91,6 +91,11 @@ def test_a_dumped_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
         (["--optim.lr", "0,1"], ["optim.lr must be a number or null, got '0,1'"]),
         (["--stage_epochs", "teacher=3"], ["stage_epochs must be keys and values", "teacher=3"]),
         (["--devices", "some"], ["devices must be all or a whole number", "or a list"]),
+        (["--data.auto_augment", "augmix"], ["data.auto_augment must be one of none, randaugment, trivialaugment"]),
+        (["--data.auto_augment", "randaugment", "--data.randaugment_magnitude", "31"], ["from 0 to 30", "31"]),
+        (["--data.auto_augment", "randaugment", "--data.randaugment_ops", "0"], ["randaugment_ops", "from 1 to 14"]),
+        (["--data.randaugment_ops", "3"], ["data.randaugment_ops must be null with data.auto_augment=none", "3"]),
+        (["--data.random_erasing", "1.5"], ["data.random_erasing", "from 0 to 1", "1.5"]),
         (["--data.flip", "maybe"], ["data.flip must be true or false or null, got 'maybe'"]),
     ],
 )

@@ -63,6 +63,10 @@ OUTCOMES = {
     "data.workers": ("2", KEPT),
     "data.crop_padding": ("1", REFUSED),
     "data.flip": ("true", REFUSED),
+    "data.auto_augment": ("trivialaugment", REFUSED),
+    "data.randaugment_ops": ("3", REFUSED),
+    "data.randaugment_magnitude": ("5", REFUSED),
+    "data.random_erasing": ("0.25", REFUSED),
     "data.class_order": ("natural", REFUSED),
     "data.white": ("4095", REFUSED),
     "optim.lr": ("0.01", REFUSED),
@@ -180,13 +184,15 @@ def outcome(config: Config, root: Path) -> str:
 
 OF_FOLDERS = ("data.white", "data.class_order")
 """Keys that only image files have."""
+OF_RANDAUGMENT = ("data.randaugment_ops", "data.randaugment_magnitude")
+"""Keys that only that policy has."""
 
 
 def test_every_key_has_an_outcome() -> None:
     assert list(OUTCOMES) == keys()
 
 
-@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in OF_FOLDERS])
+@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in (*OF_FOLDERS, *OF_RANDAUGMENT)])
 def test_another_value_is_noticed_or_documented(
     key: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +223,15 @@ def test_another_reading_of_image_files_is_noticed(loader: str, tmp_path: Path) 
 
     assert fingerprint(4095) == fingerprint(4095) != fingerprint(2047)
     assert fingerprint(4095, "natural") != fingerprint(4095)
+
+
+@pytest.mark.parametrize("key", OF_RANDAUGMENT)
+def test_another_strength_of_randaugment_is_noticed(key: str) -> None:
+    def fingerprint(*options: str) -> dict[str, Any]:
+        config = configure(Path("run"), f"{TINY} --data.auto_augment randaugment {' '.join(options)}").data
+        return data.build(config, seed=0, batch_size=16, device="cpu").fingerprint()
+
+    assert fingerprint() != fingerprint(f"--{key}", OUTCOMES[key][0])
 
 
 def test_the_page_lists_what_does_not_matter() -> None:
