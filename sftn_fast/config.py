@@ -126,6 +126,21 @@ class DataConfig:
     class_order: ClassOrder = "name"
     """Order of the class folders, which numbers the classes. name: by the characters of their names, as torchvision
     does: 1, 10, 2. natural: by the numbers in their names: 1, 2, 10."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of mixup: each training image is averaged with another, with a weight drawn from Beta(alpha, alpha) once a
+    step. All networks of a step see the same mixed images. 0 for none; 0.1 to 1 is usual."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of cutmix: a box of another image replaces that part of each training image, with the other image's share
+    drawn from Beta(alpha, alpha) once a step. 0 for none; 1 is usual."""
+    mixup_prob: Annotated[float, Bound(0, 1)] = 1.0
+    """Probability that the images of a step are mixed, by mixup or cutmix."""
+    mixup_switch_prob: Annotated[float, Bound(0, 1)] = 0.5
+    """Probability of cutmix rather than mixup in a step, if both are on."""
+    label_smoothing: Annotated[float, Bound(0, below=1)] = 0.0
+    """Share of each training label that is spread over all classes, in the cross-entropy with the labels."""
+    mixed: Literal["all", "students"] = "all"
+    """Networks that are trained on mixed images and smoothed labels: all, or only students, alone and with a teacher.
+    Teachers then learn from images and labels as they are."""
     white: PositiveFloat | None = None
     """Value of white in image files of more than 8 bits that do not state it, such as 4095 for 12 bits or 1 for
     floating-point pixels; null to refuse such files."""
@@ -164,6 +179,7 @@ class DataConfig:
             f"null for data.name={self.name}, which has no image files",
         )
         self._check_auto_augment()
+        self._check_mixing()
 
     def _check_auto_augment(self) -> None:
         chosen = self.auto_augment
@@ -173,6 +189,20 @@ class DataConfig:
         if chosen != "none":
             allowed = f"auto, memory or torchvision with data.auto_augment={chosen}, which DALI can't apply"
             check(self.loader != "dali", "data.loader", self.loader, allowed)
+
+    def _check_mixing(self) -> None:
+        unused = "1 where data.mixup and data.cutmix are 0"
+        check(self.mixes or self.mixup_prob == 1, "data.mixup_prob", self.mixup_prob, unused)
+        both = self.mixup > 0 and self.cutmix > 0
+        unused = "0.5 unless data.mixup and data.cutmix are both above 0"
+        check(both or self.mixup_switch_prob == 0.5, "data.mixup_switch_prob", self.mixup_switch_prob, unused)
+        unused = "all where data.mixup, data.cutmix and data.label_smoothing are 0"
+        check(self.mixes or self.label_smoothing > 0 or self.mixed == "all", "data.mixed", self.mixed, unused)
+
+    @property
+    def mixes(self) -> bool:
+        """Mix the images of a step with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def streams(self) -> bool:
@@ -472,6 +502,8 @@ class Config:
         check(fits, "sftn.kl_warmup_epochs", warmup, f"at most {sftn_epochs}, the epochs of the stage sftn")
         fixed = not (self.route.anchors or self.route.epochs)
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
+        mixes = "false beside data.mixup and data.cutmix, since logits are kept of single images"
+        check(not (self.data.mixes and self.cache_teacher), "cache_teacher", True, mixes)
         self._check_devices()
         self._check_dot()
         self._check_schedule(self.optim, min(map(self.epochs_of, self.stages)))
@@ -567,6 +599,11 @@ class TransferConfig:
         check(max(milestones, default=0) < self.epochs, "milestones", milestones, allowed)
         size = self.data.student_size
         check(size is None, "data.student_size", size, "null, since nothing is distilled; see data.train_size")
+        for name in ("mixup", "cutmix", "label_smoothing"):
+            value = getattr(self.data, name)
+            check(
+                value == 0, f"data.{name}", value, "0, since the classifier learns from single images and their labels"
+            )
 
 
 def rename_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def test_every_choice_is_taken(name: str) -> None:
             assert DataConfig(name="folder", loader=choice).loader == choice
         elif name == "data.class_order":
             assert DataConfig(name="folder", class_order=choice).class_order == choice
+        elif name == "data.mixed":
+            assert DataConfig(cutmix=1.0, mixed=choice).mixed == choice
         else:
             assert dataclasses.asdict(build(name, choice))[name.rpartition(".")[2]] == choice
 
@@ -137,6 +139,27 @@ def test_every_choice_is_taken(name: str) -> None:
             "sftn.kl_warmup_epochs must be at most 3, the epochs of the stage sftn, got 4",
         ),
         (lambda: SFTNConfig(init=""), "sftn.init must be a path, got ''"),
+        (lambda: DataConfig(mixup=-0.1), "data.mixup must be a finite number at least 0, got -0.1"),
+        (lambda: DataConfig(cutmix=math.nan), "data.cutmix must be a finite number at least 0, got nan"),
+        (lambda: DataConfig(cutmix=1, mixup_prob=1.5), "data.mixup_prob must be a finite number from 0 to 1, got 1.5"),
+        (lambda: DataConfig(mixup_prob=0.5), "data.mixup_prob must be 1 where data.mixup and data.cutmix are 0, got 0"),
+        (
+            lambda: DataConfig(cutmix=1, mixup_switch_prob=0.4),
+            "data.mixup_switch_prob must be 0.5 unless data.mixup and data.cutmix are both above 0, got 0.4",
+        ),
+        (
+            lambda: DataConfig(mixed="students"),
+            "data.mixed must be all where data.mixup, data.cutmix and data.label_smoothing are 0, got 'students'",
+        ),
+        (lambda: DataConfig(label_smoothing=1.0), "data.label_smoothing must be a finite number at least 0 and less t"),
+        (
+            lambda: Config(cache_teacher=True, data=DataConfig(mixup=1)),
+            "cache_teacher must be false beside data.mixup and data.cutmix, since logits are kept of single images",
+        ),
+        (
+            lambda: TransferConfig("net", data=DataConfig(cutmix=1.0)),
+            "data.cutmix must be 0, since the classifier learns from single images and their labels, got 1.0",
+        ),
     ],
 )
 def test_messages(make: Any, message: str) -> None:

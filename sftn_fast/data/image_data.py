@@ -21,6 +21,7 @@ from sftn_fast.data.file_contents import digest_of_files, digest_of_sizes
 from sftn_fast.data.file_loaders import Decoder, FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
 from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
+from sftn_fast.data.mixing import MixedLoader, Mixing
 from sftn_fast.data.notices import print_once
 from sftn_fast.data.preprocessing import Preprocessing
 from sftn_fast.data.resources import require_memory
@@ -48,6 +49,7 @@ class ImageData:
     class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
     preprocessing: Preprocessing | None = None  # from an image file to the input of a network
     of_students: ImageData | None = None  # with data.student_size: the same with a part of the training images
+    mixing: Mixing | None = None  # of the training images with each other, if they are mixed or labels are smoothed
 
     @property
     def train_labels(self) -> Tensor:
@@ -80,6 +82,17 @@ class ImageData:
             decoder = self.train.decoder.name
             check(decoder != "dali", "data.loader", decoder, f"torchvision or memory for {what}")
 
+    def of_teachers(self) -> ImageData:
+        """Return this data set as teachers learn from it: not mixed if that is for students alone."""
+        for_students = self.mixing is not None and self.mixing.config.mixed == "students"
+        return dataclasses.replace(self, mixing=None) if for_students else self
+
+    def mixed(self) -> ImageData | MixedData:
+        """Return the splits as a training sees them: batches of the training split are mixed, if so configured."""
+        if self.mixing is None:
+            return self
+        return MixedData(self.num_train, MixedLoader(self.train, self.mixing), self.val, self.test)
+
     def fingerprint(self) -> dict[str, str | int | float]:
         """Return the properties of the data that must not change when a run is resumed."""
         return {
@@ -89,10 +102,21 @@ class ImageData:
             "num_test": self.test.num_samples,
             "image_size": self.image_size,
             **self.train.augmentation(),
+            **(self.mixing.settings() if self.mixing else {}),
             "content": self.content,
             **({"files": self.files} if self.files else {}),
             **({} if self.white is None else {"white": self.white}),
         }
+
+
+@dataclass(frozen=True)
+class MixedData:
+    """The splits of a data set whose training batches are mixed."""
+
+    num_train: int
+    train: MixedLoader
+    val: EvalLoader | FileEvalLoader | None
+    test: EvalLoader | FileEvalLoader
 
 
 def build(
@@ -167,6 +191,7 @@ def _in_memory(
         content=_digest(splits),
         test_content=_digest([source.test]),
         class_names=source.class_names,
+        mixing=Mixing.of(config, source.num_classes, size, device),
         preprocessing=Preprocessing(size, size, tuple(source.mean), tuple(source.std), config.white),
     )
 
@@ -198,6 +223,7 @@ def _from_files(
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
         white=config.white,
         class_names=tuple(files.class_names),
+        mixing=Mixing.of(config, files.num_classes, files.size, image_format.device),
         preprocessing=Preprocessing(
             round(files.size * RESIZED), files.size, image_format.mean, image_format.std, config.white
         ),

@@ -32,7 +32,7 @@ class Batch:
     """One rank's share of a global batch."""
 
     images: Tensor  # [B, C, H, W] float32, augmented and normalised; [B, V, C, H, W] from a loader of V views
-    target: Tensor  # [B] int64
+    target: Tensor  # [B] int64; [B, num_classes] float32 if images are mixed or labels smoothed
     index: Tensor  # [B] int64, the index of each image in its split, the same in every epoch
 
 

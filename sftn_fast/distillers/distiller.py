@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftn_fast.data import Batch
+from sftn_fast.data import Batch, labels_of
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.gather import warn_if_not_averaged
 from sftn_fast.distillers.logits_source import LogitsSource, OnlyLogits
@@ -177,7 +177,8 @@ class Distiller(nn.Module):
 
         Args:
             images: [N, C, H, W].
-            target: Labels [N], int64.
+            target: Labels [N] int64; or probabilities [N, num_classes], as those of mixed images, for the cross-entropy
+                with them. Methods see the most probable class.
             index: Indices of the images in the training data [N], int64.
 
         Returns:
@@ -187,32 +188,32 @@ class Distiller(nn.Module):
         if not self._has_run:
             self._has_run = True
             warn_if_not_averaged(self.student)
-        losses, batch = self._losses_of(0), Batch(images, target, index)
+        losses, batch = self._losses_of(0), Batch(images, labels_of(target), index)
         if self.splits:
-            return self._split_terms(batch)
+            return self._split_terms(batch, target)
         if len(self.teachers) == len(losses) == 1:
             ((name, method),) = losses.items()
             if isinstance(method, FusedMethod):
-                return self._fused_terms(name, method, batch)
-        return self._terms(batch)
+                return self._fused_terms(name, method, batch, target)
+        return self._terms(batch, target)
 
-    def _fused_terms(self, name: str, method: FusedMethod, batch: Batch) -> dict[str, Tensor]:
+    def _fused_terms(self, name: str, method: FusedMethod, batch: Batch, target: Tensor) -> dict[str, Tensor]:
         teacher_logits = self._teacher_logits(batch)
         weights = {"weight": self.weights[name], "ce_weight": self.weights[CE]}
-        terms = method.loss_with_ce(self.student(batch.images), teacher_logits, batch.target, **weights)
+        terms = method.loss_with_ce(self.student(batch.images), teacher_logits, target, **weights)
         require_terms(name, method.loss_with_ce, terms)
         return {"total": terms.total, CE: terms.ce, name: terms.loss}
 
-    def _split_terms(self, batch: Batch) -> dict[str, Tensor]:
+    def _split_terms(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
         if not self._losses_of(0):
             raise ValueError("optim.dot needs a loss beside the cross-entropy while the student trains")
-        return self._terms(batch)
+        return self._terms(batch, target)
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
         images, extra = self._all_images(batch.images)
         student = self.student.forward_features(images, preact=self._needs_preacts)
         own = student.first(len(batch.target))
-        losses = {CE: F.cross_entropy(own.logits.float(), batch.target)}
+        losses = {CE: F.cross_entropy(own.logits.float(), target)}
         for number, teacher in enumerate(self.teachers):
             methods = self._losses_of(number)
             if not methods:

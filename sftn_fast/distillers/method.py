@@ -116,6 +116,7 @@ class Method(nn.Module):
         """Return the loss, 0-dim and unweighted, with gradients to the student's features only.
 
         The features are those of ``batch.images``, followed by those of :meth:`extra_images` if there are any.
+        ``batch.target`` has one label for each image [N] int64: of a mixed image, that with the largest share.
         """
         raise NotImplementedError(f"the class {type(self).__name__} has no method loss(student, teacher, batch)")
 
@@ -239,7 +240,7 @@ class FusedMethod(Method):
 
         Args:
             student_logits, teacher_logits: [N, num_classes].
-            target: Labels [N], int64.
+            target: Labels [N] int64, or probabilities [N, num_classes], as those of mixed images.
             weight, ce_weight: Weights of this method's loss and of the cross-entropy in the total.
         """
         raise NotImplementedError

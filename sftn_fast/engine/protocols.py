@@ -23,7 +23,7 @@ class Batch(Protocol):
 
     @property
     def target(self) -> Tensor:
-        """Labels ``[N]`` int64."""
+        """Labels ``[N]`` int64, or probabilities ``[N, K]`` if images are mixed or labels smoothed."""
 
     @property
     def index(self) -> Tensor:

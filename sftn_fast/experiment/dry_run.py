@@ -24,6 +24,7 @@ from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import InitTask
 from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import listing
+from sftn_fast.engine.protocols import Splits
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.kinds.snapshots import snapshot_epochs
@@ -239,7 +240,7 @@ def _activations(task: nn.Module, train_step: engine.TrainStep, batch: Any) -> i
     return sum(kept.values())
 
 
-def _endless(images: ImageData) -> Iterable[Any]:
+def _endless(images: Splits) -> Iterable[Any]:
     """Yield training batches without end, however few an epoch has."""
     return chain.from_iterable(images.train.epoch(epoch) for epoch in count())
 

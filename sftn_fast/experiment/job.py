@@ -20,6 +20,7 @@ from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed, divergence
 from sftn_fast.engine.best_epoch import BestEpoch
 from sftn_fast.engine.device import is_channels_last
+from sftn_fast.engine.protocols import Splits
 from sftn_fast.experiment import (
     best_epoch,
     class_accuracy,
@@ -228,9 +229,9 @@ class JobRunner:
             services=run,
         )
 
-    def images_for(self, task: Task | InitTask) -> ImageData:
-        """Return the images, with as many augmented views of each as ``task`` asks for."""
-        return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1)
+    def images_for(self, task: Task | InitTask) -> Splits:
+        """Return the images, mixed if so configured, with as many augmented views of each as ``task`` asks for."""
+        return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1).mixed()
 
     def _measure(self, run: OpenRun) -> None:
         """Evaluate a network that is not trained here and record it as the job's result."""

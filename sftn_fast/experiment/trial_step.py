@@ -105,7 +105,8 @@ class Trial(JobRunner):
         views = (task.views,) if isinstance(task, CollaborativeTask) and task.views > 1 else ()
         index = torch.arange(count)
         images = torch.randn(count, *views, data.in_channels, data.image_size, data.image_size)
-        return images, index % data.num_classes, index
+        labels = index % data.num_classes
+        return images, labels if data.mixing is None else data.mixing.probabilities(labels), index
 
     def finished(self, name: str) -> StagedNet:
         """Return an untrained teacher."""

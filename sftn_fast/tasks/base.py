@@ -23,7 +23,7 @@ class Task(nn.Module):
 
         Args:
             images: [N, C, H, W].
-            target: labels [N], int64.
+            target: labels [N] int64; or probabilities [N, num_classes] if images are mixed or labels smoothed.
             index: the images' numbers in the training data [N], int64.
 
         Returns:

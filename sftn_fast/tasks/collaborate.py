@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sftn_fast import ops
 from sftn_fast.config import CollaborateConfig
+from sftn_fast.data import labels_of
 from sftn_fast.distillers.network_checks import check_pair
 from sftn_fast.models import StagedNet
 from sftn_fast.tasks.base import Task
@@ -94,7 +95,7 @@ class CollaborativeTask(Task):
         with torch.no_grad():
             stacked = torch.stack([x.float() for x in logits])  # [networks, N, C]
             if self.config.ensemble == "minlogit":
-                label = stacked.gather(2, target.expand(len(logits), -1)[..., None])
+                label = stacked.gather(2, labels_of(target).expand(len(logits), -1)[..., None])
                 wanted = (stacked - label).amin(0)
             else:
                 wanted = stacked.mean(0)

@@ -27,6 +27,8 @@ LIGHT = {
 }
 LIGHT["imagenet"] += ["--engine.amp", "fp32"]
 LIGHT["few_images"] = ["--data.student_size", "6"]
+LIGHT["cutmix_cifar100"] = LIGHT["cifar100"]
+LIGHT["function_matching_cifar100"] = [*LIGHT["cifar100"], "--stage_epochs", "{}"]
 # A recipe for a pair differs from its base in the networks alone: a test of its own proves that, and another one trains
 # a step of both networks. The files of a whole run, of 1 to 100 MB a network, are left to the base.
 PAIRS = [name for name in cli.recipe_names() if name.startswith("cifar100")]
@@ -77,6 +79,16 @@ def test_cifar_recipes_are_the_setting_of_the_reference(recipe: str) -> None:
     assert (config.sftn.teacher_weight, config.sftn.ce_weight, config.sftn.kl_weight) == (1, 1, 3)
     assert (config.sftn.temperature, config.distill) == (1, "kd=0.9")
     assert (optim.lr, optim.schedule, optim.milestones) == (None, "milestones", None)
+
+
+def test_recipes_of_mixed_images_are_those_of_their_authors() -> None:
+    cutmix, matching = (cli.parse(["--config", f"{name}_cifar100"])[0] for name in ("cutmix", "function_matching"))
+    base, _ = cli.parse(["--config", "cifar100"])
+    changed = dataclasses.replace(base.data, cutmix=1.0, mixed="students")
+    assert cutmix == dataclasses.replace(base, data=changed, output=cutmix.output)
+    assert matching.distill == "kd=1:temperature=1,ce=0"  # the divergence alone
+    assert (matching.data.mixup, matching.data.cutmix, matching.data.mixup_prob) == (1, 0, 1)
+    assert (matching.optim.schedule, matching.optim.clip_grad, matching.data.mixed) == ("cosine", 1, "students")
 
 
 @pytest.mark.parametrize("recipe", [name for name in cli.recipe_names() if name.startswith("imagenet")])

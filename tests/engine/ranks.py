@@ -108,8 +108,8 @@ class SharedData(Data):
 class FrozenNormTask(TinyTask):
     """Task in which a sample's gradient does not depend on the others of its rank or on random numbers."""
 
-    def __init__(self) -> None:
-        super().__init__(dropout=0.0, classes=CLASSES)
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__(dropout=0.0, classes=classes)
         self.epochs_begun: list[int] = []
 
     def train(self, mode: bool = True) -> FrozenNormTask:

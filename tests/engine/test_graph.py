@@ -38,8 +38,8 @@ cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 on_each = pytest.mark.parametrize("device", ["cpu", cuda])
 
 
-def images_on(device: str) -> ImageData:
-    config = DataConfig("fake", train_size=TRAIN, image_size=SIZE, crop_padding=2, flip=True)
+def images_on(device: str, **mixing: float) -> ImageData:
+    config = DataConfig("fake", train_size=TRAIN, image_size=SIZE, crop_padding=2, flip=True, **mixing)
     return data.build(config, seed=0, batch_size=BATCH, device=device)
 
 
@@ -95,13 +95,14 @@ def train(
     *,
     amp: str = "fp32",
     epochs: int = 2,
+    mixing: dict[str, float] | None = None,
     **options: object,
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Return weights, memories and momenta after ``epochs``, and the terms of every step."""
     torch.manual_seed(3)
-    images = images_on(device)
+    images = images_on(device, **(mixing or {}))
     task = build(images).train()
-    images = images.with_views(getattr(task, "views", 1))
+    images = images.with_views(getattr(task, "views", 1)).mixed()
     optim = OptimConfig(lr=0.02, batch_size=BATCH, schedule="cosine", **options)
     layout = Layout(torch.device(device), DTYPES[amp])
     sgd = build_sgd(task.to(device), optim, 0.02)
@@ -160,6 +161,23 @@ def test_replays_train_as_steps_without_a_graph_do(name, device):
 )
 def test_whatever_the_arithmetic_and_the_optimizer(options, device):
     check_like_eager(TASKS["several"], device, **options)
+
+
+@on_each
+@pytest.mark.parametrize("name", ["several", "sftn", "kdcl", "supervised"])
+def test_mixed_images_are_mixed_in_the_replay(name, device):
+    check_like_eager(TASKS[name], device, mixing={"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1})
+
+
+def test_one_recording_serves_every_mixture_of_a_shape():
+    recorded = []
+
+    def record(function):
+        recorded.append(1)
+        return fake_cuda_graph.record(function)
+
+    train(TASKS["supervised"], "cpu", record, epochs=3, mixing={"mixup": 1.0, "cutmix": 1.0})
+    assert len(recorded) == 2  # full batches and the last, partial one
 
 
 @on_each

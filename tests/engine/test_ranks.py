@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sftn_fast.config import ConfigError
+from sftn_fast import data
+from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.engine import FingerprintMismatch, Interrupted, NonFiniteError, PeerError, distributed, parallel
 
 from .faults import processes
@@ -58,6 +59,24 @@ def test_any_division_of_a_step_trains_to_the_same_weights(tmp_path, alone, rank
             assert row == pytest.approx(expected, rel=1e-4)
         assert their_begun == begun == [0, 1]
     assert all(torch.equal(run[0][name], runs[0][0][name]) for run in runs for name in weights)
+
+
+def train_on_mixed_images(folder: Path, options: dict[str, float]) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    task, config = FrozenNormTask(classes=10), DataConfig("fake", train_size=48, image_size=8, **options)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    images = data.build(config, seed=0, batch_size=BATCH, device="cpu", **share)
+    run_fit(folder, task=task, data=images.mixed(), optim={"batch_size": BATCH})
+    return task.state_dict()
+
+
+def test_two_ranks_train_on_the_mixed_images_of_one(tmp_path):
+    mixing = {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}
+    alone, plain = (train_on_mixed_images(tmp_path / f"{len(o)}", o) for o in (mixing, {}))
+    for weights in on_ranks(2, train_on_mixed_images, tmp_path / "run", mixing):
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, alone[name], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(alone["model.0.weight"], plain["model.0.weight"], rtol=1e-3)
 
 
 class Signalled(SharedTrainLoader):

@@ -17,6 +17,7 @@ from sftn_fast import data, distillers, models
 from sftn_fast.config import DataConfig, EngineConfig, OptimConfig, SFTNConfig
 from sftn_fast.data import ImageData
 from sftn_fast.engine import Interrupted, fit, read_checkpoint
+from sftn_fast.engine.protocols import Splits
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks import DistillTask, SFTNTask, Task
 
@@ -30,6 +31,10 @@ def crops_and_flips(root: Path) -> DataConfig:
     return DataConfig("fake", train_size=BATCH * STEPS_AN_EPOCH, image_size=8, crop_padding=2, flip=True)
 
 
+def mixed(root: Path) -> DataConfig:
+    return dataclasses.replace(crops_and_flips(root), mixup=0.4, cutmix=1.0, label_smoothing=0.1)
+
+
 def image_folder(root: Path) -> DataConfig:
     image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(0)
@@ -41,6 +46,10 @@ def image_folder(root: Path) -> DataConfig:
                 pixels = random.integers(256, size=(10, 10, 3), dtype=np.uint8)
                 image.fromarray(pixels).save(folder / f"{number:03d}.png")
     return DataConfig("folder", root=str(root / "images"), image_size=8)
+
+
+def mixed_files(root: Path) -> DataConfig:
+    return dataclasses.replace(image_folder(root), loader="torchvision", workers=1, cutmix=1.0)
 
 
 def distil(images: ImageData) -> Task:
@@ -62,12 +71,20 @@ def student_aware(images: ImageData) -> Task:
 
 
 @pytest.mark.parametrize(
-    ("source", "build"), [(crops_and_flips, distil), (image_folder, distil), (crops_and_flips, student_aware)]
+    ("source", "build"),
+    [
+        (crops_and_flips, distil),
+        (image_folder, distil),
+        (crops_and_flips, student_aware),
+        (mixed, distil),
+        (mixed_files, distil),
+        (mixed, student_aware),
+    ],
 )
 def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tmp_path):
     images = data.build(source(tmp_path), seed=0, batch_size=BATCH, device="cpu")
 
-    def train(name: str, batches: ImageData, seed: int) -> Task:
+    def train(name: str, batches: Splits, seed: int) -> Task:
         torch.manual_seed(7)  # the teacher, which is in no checkpoint
         task = build(images)
         if seed:
@@ -83,12 +100,12 @@ def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tm
         newest = max((tmp_path / name / "checkpoints").iterdir())
         return {key: value for key, value in read_checkpoint(newest).items() if key not in NOT_COMPARED}
 
-    whole = train("unbroken", images, seed=0)
-    stopping = dataclasses.replace(images, train=StoppingLoader(images.train, 13, signal.SIGTERM))
+    whole = train("unbroken", images.mixed(), seed=0)
+    stopping = dataclasses.replace(images.mixed(), train=StoppingLoader(images.mixed().train, 13, signal.SIGTERM))
     with pytest.raises(Interrupted):
         train("broken", stopping, seed=0)
     assert read_checkpoint(tmp_path / "broken" / "checkpoints" / "step_000000013")["position"] == [0, 13, 13]
-    resumed = train("broken", images, seed=99)  # resuming replaces these weights
+    resumed = train("broken", images.mixed(), seed=99)  # resuming replaces these weights
 
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []

@@ -68,6 +68,12 @@ OUTCOMES = {
     "data.randaugment_magnitude": ("5", REFUSED),
     "data.random_erasing": ("0.25", REFUSED),
     "data.class_order": ("natural", REFUSED),
+    "data.mixup": ("1", REFUSED),
+    "data.cutmix": ("1", REFUSED),
+    "data.mixup_prob": ("0.5", REFUSED),
+    "data.mixup_switch_prob": ("1", REFUSED),
+    "data.label_smoothing": ("0.1", REFUSED),
+    "data.mixed": ("students", REFUSED),
     "data.white": ("4095", REFUSED),
     "optim.lr": ("0.01", REFUSED),
     "optim.momentum": ("0.8", REFUSED),
@@ -186,13 +192,15 @@ OF_FOLDERS = ("data.white", "data.class_order")
 """Keys that only image files have."""
 OF_RANDAUGMENT = ("data.randaugment_ops", "data.randaugment_magnitude")
 """Keys that only that policy has."""
+OF_MIXING = ("data.mixup_prob", "data.mixup_switch_prob", "data.mixed")
+"""Keys that only mixed images have."""
 
 
 def test_every_key_has_an_outcome() -> None:
     assert list(OUTCOMES) == keys()
 
 
-@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in (*OF_FOLDERS, *OF_RANDAUGMENT)])
+@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in (*OF_FOLDERS, *OF_RANDAUGMENT, *OF_MIXING)])
 def test_another_value_is_noticed_or_documented(
     key: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +240,15 @@ def test_another_strength_of_randaugment_is_noticed(key: str) -> None:
         return data.build(config, seed=0, batch_size=16, device="cpu").fingerprint()
 
     assert fingerprint() != fingerprint(f"--{key}", OUTCOMES[key][0])
+
+
+def test_how_images_are_mixed_is_noticed(tmp_path: Path) -> None:
+    mixed, output = f"{TINY} --stages teacher --epochs 1 --data.mixup 1 --data.cutmix 1", tmp_path / "run"
+    assert run(output, mixed) == 0
+    assert outcome(configure(output, mixed), output) == KEPT
+    for key in OF_MIXING:
+        value, expected = OUTCOMES[key]
+        assert outcome(configure(output, f"{mixed} --{key} {value}"), output) == expected, key
 
 
 def test_the_page_lists_what_does_not_matter() -> None:
@@ -474,6 +491,14 @@ def test_fewer_images_for_students_leave_their_teachers_as_they_are(finished: Pa
     again = {job.name: {field for field, *_ in state.differing} for job, state in states.items() if not state.kept}
     assert set(again) == {"student", "distill-teacher", "distill-sftn", "collaborate"}
     assert all(fields == {"data.num_train", "data.content"} for fields in again.values())
+
+
+def test_mixing_for_students_leaves_their_teachers_as_they_are(finished: Path) -> None:
+    states = survey(f"{ALL} --data.cutmix 1 --data.mixed students --resume force", finished)
+    again = {job.name: {field for field, *_ in state.differing} for job, state in states.items() if not state.kept}
+    assert set(again) == {"student", "distill-teacher", "distill-sftn", "collaborate"}
+    fields = {f"data.{name}" for name in ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob")}
+    assert all(each == fields for each in again.values())
 
 
 def test_other_ranks_are_named_and_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

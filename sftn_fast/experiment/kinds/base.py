@@ -62,8 +62,11 @@ class Kind(ABC):
         return
 
     def images(self, images: ImageData) -> ImageData:
-        """Return the part of ``images`` that the networks learn from: ``data.student_size`` of them for students."""
-        return images.of_students if self.exports_student and images.of_students else images
+        """Return ``images`` as the networks learn from them: ``data.student_size`` of them for students, for example.
+
+        Of what it returns it returns the same.
+        """
+        return images.of_students or images if self.exports_student else images.of_teachers()
 
     def trains(self, config: Config) -> bool:
         """Return whether the job trains its network; if not, it measures one, see :meth:`measured`."""

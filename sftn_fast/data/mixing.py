@@ -1,0 +1,149 @@
+"""Mixed images: mixup and cutmix of a whole batch on its device, and the targets of the mixtures.
+
+mixup is that of Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018: the mean of two images, weighted.
+cutmix is that of Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers", ICCV 2019: a box of one
+image in another. As in timm, a batch is mixed in one way with one weight.
+
+The choice, weight and box of a step are a pure function of ``(seed, epoch, step)``, equal on all ranks. Images mix with
+their neighbours in the batch, in pairs. So ranks with an even number of images each see what one rank would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, from_numpy
+
+from sftn_fast.config import DataConfig
+from sftn_fast.data.file_loaders import FileTrainLoader
+from sftn_fast.data.loaders import Batch, DeferredBatch, TrainLoader
+from sftn_fast.data.seeding import generator
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the batches of a training are mixed, and how far their targets are smoothed.
+
+    A mixed batch has probabilities [B, num_classes] as targets. Its indices are those of the images with the larger
+    share, so that they still name each image of the batch once. Nothing here waits for the device.
+    """
+
+    config: DataConfig
+    num_classes: int
+    image_size: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: DataConfig, num_classes: int, image_size: int, device: torch.device) -> Mixing | None:
+        """Return what ``config`` asks for, or None if images and labels stay as they are."""
+        return cls(config, num_classes, image_size, device) if config.mixes or config.label_smoothing else None
+
+    def settings(self) -> dict[str, float]:
+        """Return the settings in effect, for the run's fingerprint."""
+        names = ["mixup", "cutmix", "mixup_prob", "mixup_switch_prob"] if self.config.mixes else []
+        names += ["label_smoothing"] if self.config.label_smoothing else []
+        return {name: getattr(self.config, name) for name in names}
+
+    def draw(self, seed: int, epoch: int, steps: int) -> Tensor:
+        """Draw the random numbers of an epoch: [steps, 6] float32, on the device.
+
+        The columns are the partner's share of each pixel outside of the box, its share of the target, and the box, from
+        top to bottom and from left to right. The box is empty for mixup. Each number has its own random stream.
+        """
+        config, size = self.config, self.image_size
+        draws = np.zeros((steps, 6))
+        if config.mixes:
+            mixed = generator(seed, epoch, "mix").random(steps) < config.mixup_prob
+            cut = generator(seed, epoch, "mix by").random(steps) < config.mixup_switch_prob
+            cut = mixed & (cut if config.mixup and config.cutmix else config.cutmix > 0)
+            blend = mixed & ~cut
+            if config.mixup:
+                shares = generator(seed, epoch, "mixup").beta(config.mixup, config.mixup, steps)
+                draws[blend, :2] = shares[blend, None]
+            if config.cutmix:
+                shares = generator(seed, epoch, "cutmix").beta(config.cutmix, config.cutmix, steps)
+                half = (size * np.sqrt(shares)).astype(int)[:, None] // 2
+                centre = generator(seed, epoch, "cutmix box").integers(size, size=(steps, 2))
+                first, last = (centre - half).clip(0), (centre + half).clip(max=size)
+                draws[cut, 1] = (np.prod(last - first, axis=1) / size**2)[cut]  # what the border leaves of the box
+                draws[cut, 2:] = np.stack([first, last], axis=2).reshape(steps, 4)[cut]
+        return from_numpy(draws.astype(np.float32)).to(self.device)
+
+    def __call__(self, batch: Batch, draw: Tensor) -> Batch:
+        """Return ``batch`` mixed by ``draw``, a row of :meth:`draw`."""
+        images, index, target = batch.images, batch.index, self.probabilities(batch.target)
+        if self.config.mixes:
+            partner, (of_pixels, of_target, *box) = neighbours(len(index), index.device), draw.unbind()
+            share = torch.maximum(inside(*box, *images.shape[-2:]).float(), of_pixels)
+            images = torch.lerp(images, images.index_select(0, partner), share)
+            target = torch.lerp(target, target.index_select(0, partner), of_target)
+            index = torch.where(of_target > 0.5, index.index_select(0, partner), index)
+        return Batch(images, target, index)
+
+    def probabilities(self, labels: Tensor) -> Tensor:
+        """Return the targets [B, num_classes] float32 of unmixed images with ``labels`` [B], smoothed.
+
+        Smoothing before mixing is smoothing after it: both are weighted means.
+        """
+        smoothing = self.config.label_smoothing
+        rest = torch.full((len(labels), self.num_classes), smoothing / self.num_classes, device=labels.device)
+        # F.one_hot would read the classes on the host.
+        return rest.scatter_(1, labels[:, None], 1 - smoothing + smoothing / self.num_classes)
+
+
+def neighbours(count: int, device: torch.device) -> Tensor:
+    """Return the place of each image's partner [count] int64: 1, 0, 3, 2, ... The last of an odd number has none."""
+    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
+
+
+def inside(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+    """Return which pixels [height, width] are in a box, whose limits are 0-dim; the lower ones belong to it."""
+    rows, columns = (torch.arange(length, device=top.device) for length in (height, width))
+    return ((rows >= top) & (rows < bottom))[:, None] & (columns >= left) & (columns < right)
+
+
+def labels_of(target: Tensor) -> Tensor:
+    """Return the label [N] of each image: the target itself, or the most probable class of targets [N, num_classes]."""
+    return target if target.dim() == 1 else target.argmax(1)
+
+
+class MixedLoader:
+    """Training batches of ``loader``, mixed."""
+
+    def __init__(self, loader: TrainLoader | FileTrainLoader, mixing: Mixing) -> None:
+        self.loader, self.mixing = loader, mixing
+
+    def __len__(self) -> int:
+        """Return the steps per epoch."""
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of ``epoch`` from step ``start`` on, bit-identical to those of the whole epoch."""
+        return (deferred.make(*deferred.tensors) for deferred in self.deferred_batches(epoch, start))
+
+    def deferred_batches(self, epoch: int, start: int = 0) -> Iterator[DeferredBatch]:
+        """Iterate over the batches of :meth:`epoch` before they are mixed, and if possible before they are made."""
+        if isinstance(self.loader, TrainLoader):
+            batches = self.loader.deferred_batches(epoch, start)
+        else:
+            batches = map(DeferredBatch.of, self.loader.epoch(epoch, start))
+        draws = self.mixing.draw(self.loader.seed, epoch, len(self))[start:]
+        return (
+            DeferredBatch(batch.index, (draw, *batch.tensors), _Mixed(self.mixing, batch.make))
+            for draw, batch in zip(draws, batches, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Function that makes a batch and mixes it. Equal for all batches of a loader, so that a graph serves all."""
+
+    mixing: Mixing
+    make: Callable[..., Batch]
+
+    def __call__(self, draw: Tensor, *tensors: Any) -> Batch:
+        return self.mixing(self.make(*tensors), draw)
