@@ -77,8 +77,8 @@ class Mixing:
         """Return ``batch`` mixed by ``draw``, a row of :meth:`draw`."""
         images, index, target = batch.images, batch.index, self.probabilities(batch.target)
         if self.config.mixes:
-            partner, (of_pixels, of_target, *box) = neighbours(len(index), index.device), draw.unbind()
-            share = torch.maximum(inside(*box, *images.shape[-2:]).float(), of_pixels)
+            partner, of_pixels, of_target = neighbours(len(index), index.device), draw[0], draw[1]
+            share = torch.maximum(inside(draw[2:], *images.shape[-2:]).float(), of_pixels)
             images = torch.lerp(images, images.index_select(0, partner), share)
             target = torch.lerp(target, target.index_select(0, partner), of_target)
             index = torch.where(of_target > 0.5, index.index_select(0, partner), index)
@@ -100,9 +100,10 @@ def neighbours(count: int, device: torch.device) -> Tensor:
     return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
 
 
-def inside(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels [height, width] are in a box, whose limits are 0-dim; the lower ones belong to it."""
-    rows, columns = (torch.arange(length, device=top.device) for length in (height, width))
+def inside(box: Tensor, height: int, width: int) -> Tensor:
+    """Return which pixels [height, width] are in a box [4], from top to bottom and from left to right."""
+    rows, columns = (torch.arange(length, device=box.device) for length in (height, width))
+    top, bottom, left, right = box
     return ((rows >= top) & (rows < bottom))[:, None] & (columns >= left) & (columns < right)
 
 
