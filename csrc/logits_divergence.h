@@ -28,7 +28,7 @@
 //        kTopKl:             the same after the teacher's logits of y and of its largest class changed places
 //        kLabelCrossEntropy: B = -v_y log s_y,  dB/du = -v_y (1 - s_y)
 //        kHardCrossEntropy:  B = -log s_y,  dB/du = -(1 - s_y), of the student's logits as they are even if
-//                            standardised. It saves the CPU a second op; other backends may refuse it.
+//                            standardised
 //      du / d student_y = r, and of the others -r o_c, with o their softmax. If only y is not kept and all temperatures
 //      are equal (`label_shares_sums`: DKD, and NKD at its default), the sums are those of step 3 and o is q.
 //   7. g_c = weight scale U a (slope_c - q_c sum slope) + label_weight label_scale dB/du r (1 if c = y, else -o_c).
@@ -42,27 +42,27 @@
 // N = 0 gives zeros. NaN in a row gives NaN. For a target outside [0, C), the CPU throws before it computes; a GPU
 // stops at a device-side assertion. A sum over rows is added up in a fixed order.
 //
-// A block for each row suits a GPU. Its passes are maxima (and moments), sums of step 3, its near sum where needed,
-// value and slope, and gradient. Nothing of size N x C is needed beside `grad`: p, q and y are computed again in each
-// pass, or kept in shared memory where a row fits.
-//
-// Everything on the host is here. A backend is a class with one static function,
-// `run(const DivergenceInput&, const DivergenceOutput&)`, called with N >= 1, and registers
-// `logits_divergence<Backend>`.
+// The op is the CPU's; a GPU has two, of the same formulas (logits_divergence_passes.h). Everything on the host is
+// here. A backend is a class with one static function, `run(const DivergenceInput&, const DivergenceOutput&)`, called
+// with N >= 1, and registers `logits_divergence<Backend>`.
 #pragma once
 
 #include <optional>
 #include <tuple>
 
+#include "host_device.h"
 #include "tensor.h"
 
 namespace sftn {
 
+#define SFTN_DIVERGENCE_SCALARS                                                                          \
+  "int divergence, int kept, int label, float student_temperature, float teacher_temperature, "          \
+  "float label_temperature, float alpha, float beta, float weight, float scale, float label_weight, "    \
+  "float label_scale, bool standardize, bool weighted, bool rows"
+
 constexpr const char* kLogitsDivergenceSchema =
-    "logits_divergence(Tensor student, Tensor teacher, Tensor? target, int divergence, int kept, int label, "
-    "float student_temperature, float teacher_temperature, float label_temperature, float alpha, float beta, "
-    "float weight, float scale, float label_weight, float label_scale, bool standardize, bool weighted, bool rows, "
-    "bool wants_grad) -> (Tensor total, Tensor parts, Tensor grad)";
+    "logits_divergence(Tensor student, Tensor teacher, Tensor? target, " SFTN_DIVERGENCE_SCALARS
+    ", bool wants_grad) -> (Tensor total, Tensor parts, Tensor grad)";
 
 enum DivergenceKind : int64_t {
   kKl,
@@ -86,10 +86,11 @@ struct DivergenceOptions {
   double alpha, beta;
   double weight, scale, label_weight, label_scale;
   bool standardize, weighted, rows;
+  int64_t ignore_index = 0;  // of the ops in logits_divergence_passes.h
 
   bool needs_target() const { return kept != kAllClasses || label != kNoLabel; }
   // Whether the label's term takes its sums from the kept classes.
-  bool label_shares_sums() const {
+  SFTN_HOST_DEVICE bool label_shares_sums() const {
     return kept == kOthers && (label == kLabelKl || label == kLabelCrossEntropy) &&
            label_temperature == student_temperature && label_temperature == teacher_temperature;
   }
@@ -138,6 +139,8 @@ inline DivergenceInput divergence_input(const Tensor& student, const Tensor& tea
   STD_TORCH_CHECK(!options.standardize || options.label == kNoLabel || options.label == kHardCrossEntropy ||
                       options.label_shares_sums(),
                   "logits_divergence: standardised logits have one temperature");
+  STD_TORCH_CHECK(!options.weighted || (options.kept == kAllClasses && !options.standardize),
+                  "logits_divergence: weights of rows are of all classes, of logits as they are");
   STD_TORCH_CHECK(!(options.rows && options.label != kNoLabel), "logits_divergence: rows are without a label's term");
   STD_TORCH_CHECK(target.has_value() == options.needs_target(),
                   "logits_divergence: target must be given if and only if it is needed");

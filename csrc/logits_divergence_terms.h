@@ -14,6 +14,8 @@
 // digits.
 #pragma once
 
+#include <cmath>
+
 #include "logits_divergence.h"
 
 namespace sftn {
@@ -203,38 +205,53 @@ SFTN_TERM void visit_divergence(const DivergenceOptions& options, double log_sum
 
 // ---- the label's term ----
 
+template <class A>
 struct LabelResult {
-  double value, slope;  // B, dB/du
+  A value, slope;  // B, dB/du
 };
 
 // log(1 / (1 + e^-u))
-SFTN_TERM double log_sigmoid(double u) { return u < 0 ? u - log1p(exp(u)) : -log1p(exp(-u)); }
-SFTN_TERM double sigmoid(double u) { return u < 0 ? exp(u) / (1 + exp(u)) : 1 / (1 + exp(-u)); }
+template <class A>
+SFTN_TERM A log_sigmoid(A u) {
+  using std::exp, std::log1p;
+  return u < 0 ? u - log1p(exp(u)) : -log1p(exp(-u));
+}
+
+template <class A>
+SFTN_TERM A sigmoid(A u) {
+  using std::exp;
+  const A e = exp(u < 0 ? u : -u);
+  return (u < 0 ? e : A(1)) / (1 + e);
+}
 
 // p log(p / q) + q - p
-SFTN_TERM double binary_excess(double p, double q, double y) {
+template <class A>
+SFTN_TERM A binary_excess(A p, A q, A y) {
   if (p == 0) return q;
   if (!is_near(y)) return (q - p) - p * y;
-  double series = 1;  // e^y - 1 - y = y^2 / 2 (1 + y / 3 (1 + y / 4 (...)))
-  for (int n = 18; n > 2; --n) series = 1 + series * y / n;
-  return p * 0.5 * series * y * y;
+  A series = 1;  // e^y - 1 - y = y^2 / 2 (1 + y / 3 (1 + y / 4 (...)))
+  for (int n = sizeof(A) == 4 ? 10 : 18; n > 2; --n) series = 1 + series * y / A(n);
+  return p * A(0.5) * series * y * y;
 }
 
 // From the log odds of student and teacher and their difference, which is precise where it is small.
-SFTN_TERM LabelResult label_kl(double u, double v, double apart) {
-  const double p = sigmoid(v), p_other = sigmoid(-v), q = sigmoid(u), q_other = sigmoid(-u);
+template <class A>
+SFTN_TERM LabelResult<A> label_kl(A u, A v, A apart) {
+  using std::expm1, std::log1p;
+  const A p = sigmoid(v), p_other = sigmoid(-v), q = sigmoid(u), q_other = sigmoid(-u);
   if (is_near(apart)) {
-    const double of_other = -log1p(p * expm1(apart)), of_class = apart + of_other;
+    const A of_other = -log1p(p * expm1(apart)), of_class = apart + of_other;
     return {binary_excess(p, q, of_class) + binary_excess(p_other, q_other, of_other), p * expm1(of_class)};
   }
-  const double of_class = p == 0 ? 0 : log_sigmoid(u) - log_sigmoid(v);
-  const double of_other = p_other == 0 ? 0 : log_sigmoid(-u) - log_sigmoid(-v);
+  const A of_class = p == 0 ? A(0) : log_sigmoid(u) - log_sigmoid(v);
+  const A of_other = p_other == 0 ? A(0) : log_sigmoid(-u) - log_sigmoid(-v);
   return {binary_excess(p, q, of_class) + binary_excess(p_other, q_other, of_other), q - p};
 }
 
-SFTN_TERM LabelResult label_cross_entropy(double u, double v) {
-  const double p = sigmoid(v);
-  return {p == 0 ? 0 : -p * log_sigmoid(u), -p * sigmoid(-u)};
+template <class A>
+SFTN_TERM LabelResult<A> label_cross_entropy(A u, A v) {
+  const A p = sigmoid(v);
+  return {p == 0 ? A(0) : -p * log_sigmoid(u), -p * sigmoid(-u)};
 }
 
 }  // namespace sftn

@@ -9,7 +9,7 @@
 #include "features_pool.h"
 #include "logits.h"
 #include "logits_correlation.h"
-#include "logits_divergence.h"
+#include "logits_divergence_passes.h"
 #include "logits_transport.h"
 #include "relational_rkd.h"
 #include "relational_similarity.h"
@@ -29,6 +29,8 @@ void define_ops(Library& m) {
   m.def(kDistBackwardSchema);
   m.def(kLogitsBothSchema);
   m.def(kLogitsDivergenceSchema);
+  m.def(kLogitsDivergenceForwardSchema);
+  m.def(kLogitsDivergenceBackwardSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
   m.def(kPktForwardSchema);

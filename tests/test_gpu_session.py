@@ -157,7 +157,7 @@ def test_the_first_run_has_time_for_all_its_parts(monkeypatch, tmp_path):
 def test_named_cases_exist(name):
     names = [case.name for family in plan.FAMILIES for case in of_family(family)]
     assert any(case.startswith(name) for case in names)
-    assert sorted([*plan.FAMILIES, *plan.WITHOUT_KERNELS]) == sorted(FAMILIES)
+    assert sorted(plan.FAMILIES) == sorted(FAMILIES)
 
 
 def test_benchmarks_understand_what_the_plans_ask(stages, monkeypatch):

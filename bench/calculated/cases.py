@@ -52,10 +52,21 @@ def normal(*shape: int, grad: bool = False) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape))).requires_grad_(grad)
 
 
-def kd_ce(n: int, c: int) -> Call:
+def on_logits(loss: Callable[..., Any], n: int, c: int) -> Call:
     student, teacher, target = 3 * normal(n, c), 3 * normal(n + 1, c)[1:], torch.arange(n) % c
     student.requires_grad_()
-    return call_on([student, teacher, target], lambda: ops.kd_ce_loss(student, teacher, target))
+    return call_on([student, teacher, target], lambda: loss(student, teacher, target))
+
+
+def kd_ce(n: int, c: int) -> Call:
+    return on_logits(ops.kd_ce_loss, n, c)
+
+
+def js(student: Tensor, teacher: Tensor, _: Tensor) -> Tensor:
+    return ops.divergence_loss(student, teacher, kind="jsd", beta=0.5)
+
+
+LSKD = partial(ops.kd_ce_loss, standardize=True)
 
 
 def sftn(n: int, c: int, branches: int = 3) -> Call:
@@ -133,6 +144,11 @@ CASES = [
     Case("KD + CE (64, 100)", partial(kd_ce, 64, 100)),
     Case("KD + CE (256, 1000)", partial(kd_ce, 256, 1000)),
     Case("KD + CE (8192, 1000)", partial(kd_ce, *LARGE), _of_bytes(5 * 4 * math.prod(LARGE))),
+    Case("DKD (64, 100)", partial(on_logits, ops.dkd_loss, 64, 100)),
+    Case("DKD (256, 1000)", partial(on_logits, ops.dkd_loss, 256, 1000)),
+    Case("DKD (8192, 1000)", partial(on_logits, ops.dkd_loss, *LARGE), _of_bytes(5 * 4 * math.prod(LARGE))),
+    Case("LSKD + CE (256, 1000)", partial(on_logits, LSKD, 256, 1000)),
+    Case("JS divergence (256, 1000)", partial(on_logits, js, 256, 1000)),
     Case("SFTN, 3 branches (64, 100)", partial(sftn, 64, 100)),
     Case("SFTN, 3 branches (256, 1000)", partial(sftn, 256, 1000)),
     Case("CRD, N 50,000", partial(crd, 50_000, 100, sampler=False), 120),

@@ -15,17 +15,20 @@ from bench.ncu import summary as ncu_summary
 
 Stage = tuple[Part, ...]
 
-FAMILIES = ("logits", "contrastive", "relational", "features", "negatives")
+FAMILIES = ("logits", "contrastive", "relational", "features", "negatives", "logits_divergence")
 """Families in the order in which they are measured: what is last may have no time left."""
-WITHOUT_KERNELS = ("logits_divergence",)
-"""Families that run as plain PyTorch on a GPU, so that there is nothing to measure yet."""
 WORKERS = min(8, os.cpu_count() or 1)
 SHOWN = ("KD + CE (64, 100)", "SFTN, 3 branches (64, 100)", "CRD, N 50,000", "RKD (64, 128)", "OH (64, 64, 32, 32)")
 """Cases that torch.compile is measured in, because it needs 10 to 20 seconds for each."""
 PROFILED = (
     *("KD + CE (64, 100)", "KD + CE (1024, 1000)", "SFTN, 3 branches (256, 1000)", "CRD and its negatives, N 50,000"),
     *("RKD (256, 128)", "SP (256, 512, 7, 7)", "PKT (256, 512)", "hint (64, 256, 8, 8)", "OH (64, 64, 32, 32)"),
-    *("AT (64, 64, 32, 32)", "BatchNorm + ReLU + MSE (64, 64, 32, 32)", "negatives, 64 x 16384 of 1,281,167"),
+    *(
+        "DKD (256, 1000)",
+        "AT (64, 64, 32, 32)",
+        "BatchNorm + ReLU + MSE (64, 64, 32, 32)",
+        "negatives, 64 x 16384 of 1,281,167",
+    ),
 )
 """Cases whose kernels Nsight Compute looks at."""
 FIRST_PAIR = "wrn_40_2 -> wrn_16_2"

@@ -71,7 +71,7 @@ class DivergenceRows {
     const double weight = options.weighted ? row_weight(teacher, sums) : 1;
     terms_of_row[1] = weight * of_row.value;
 
-    LabelResult label{0, 0};
+    LabelResult<double> label{0, 0};
     double label_rate = 1 / options.label_temperature;
     const A* others = nullptr;  // their softmax, times others_z
     double others_z = 1;
@@ -136,7 +136,7 @@ class DivergenceRows {
     return std::exp(std::log(sums.t_z) - std::log(z) / in_.options.teacher_temperature);
   }
 
-  LabelResult label_term(const PairRates<A>& rates, const PairSums<A>& sums, A of_student, A of_teacher) {
+  LabelResult<double> label_term(const PairRates<A>& rates, const PairSums<A>& sums, A of_student, A of_teacher) {
     const A x_s = of_student - sums.s_max, x_t = of_teacher - sums.t_max;
     const double u = double(rates.a) * x_s - std::log(sums.s_z), v = double(rates.b) * x_t - std::log(sums.t_z);
     if (in_.options.label == kLabelCrossEntropy) return label_cross_entropy(u, v);
@@ -144,14 +144,14 @@ class DivergenceRows {
   }
 
   // The cross-entropy. Leaves the student's exponentials, whose sum is z.
-  LabelResult hard_label(const A* student, int64_t y, double rate, double* z) {
+  LabelResult<double> hard_label(const A* student, int64_t y, double rate, double* z) {
     const A highest = maximum(student, in_.c);
     *z = exp_sum(student, in_.c, highest, A(rate * kLog2E), label_e_);
     return {std::log(*z) - rate * (double(student[y]) - double(highest)), -1};
   }
 
   // The label's term from sums of its own. Leaves the student's exponentials without y, whose sum is z.
-  LabelResult separate_label(const A* student, const A* teacher, int64_t y, double rate, double* z) {
+  LabelResult<double> separate_label(const A* student, const A* teacher, int64_t y, double rate, double* z) {
     const int64_t c = in_.c;
     std::copy(student, student + c, s_kept_);
     std::copy(teacher, teacher + c, t_kept_);
@@ -165,7 +165,7 @@ class DivergenceRows {
     sums.t_z = exp_sum(t_others, c, sums.t_max, rates.b2, static_cast<A*>(nullptr));
     sums.log_sum = std::log(sums.s_z / sums.t_z);
     *z = sums.s_z;
-    const LabelResult label = label_term(rates, sums, of_student, of_teacher);
+    const LabelResult<double> label = label_term(rates, sums, of_student, of_teacher);
     if (in_.options.label == kLabelCrossEntropy || !(label.value < kNearLogSum)) return label;
     const PairSums<A> precise = pair_sums(s_others, t_others, rates, label_e_, label_t_e_, d_);
     return label_term(rates, precise, of_student, of_teacher);

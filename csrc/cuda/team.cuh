@@ -12,6 +12,10 @@ struct Max {
   __device__ static double apply(double a, double b) { return fmax(a, b); }
 };
 
+struct Min {
+  __device__ static int apply(int a, int b) { return a < b ? a : b; }
+};
+
 struct Add {
   template <class A>
   __device__ static A apply(A a, A b) {
@@ -78,6 +82,25 @@ struct BlockTeam {
   template <class Op, int N, class A>
   __device__ static void reduce(A (&values)[N]) {
     block_reduce<Op>(values);
+  }
+};
+
+// One or the other, chosen at run time: half the kernels to compile.
+struct RowTeam {
+  bool is_warp;
+  int rank, size;
+  int64_t first_row, row_step;
+
+  __device__ explicit RowTeam(bool warp)
+      : is_warp(warp),
+        rank(warp ? WarpTeam::rank() : BlockTeam::rank()),
+        size(warp ? WarpTeam::size() : BlockTeam::size()),
+        first_row(warp ? WarpTeam::first_row() : BlockTeam::first_row()),
+        row_step(warp ? WarpTeam::row_step() : BlockTeam::row_step()) {}
+
+  template <class Op, int N, class A>
+  __device__ __forceinline__ void reduce(A (&values)[N]) const {
+    is_warp ? warp_reduce<Op>(values) : block_reduce<Op>(values);
   }
 };
 

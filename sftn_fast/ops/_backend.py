@@ -82,26 +82,14 @@ def why_not(device_type: str) -> str:
     return library.error or "none registered" if library else "there are kernels for cpu and cuda only"
 
 
-def without_kernel_of(losses: str, device_type: str) -> None:
-    """Report that some losses have no kernel on a device where others have one.
-
-    Raises:
-        RuntimeError: the backend is ``"fused"``.
-    """
-    _without(f"no kernel of {losses} for device {device_type!r} yet", _setting.get(), "they")
-
-
 def _without_kernels(device_type: str, name: str) -> None:
-    _without(f"no compiled kernels for device {device_type!r} ({why_not(device_type)})", name, "its losses")
-
-
-def _without(reason: str, name: str, losses: str) -> None:
     """Raise for the backend ``"fused"``, else warn once of each reason."""
+    reason = f"no compiled kernels for device {device_type!r} ({why_not(device_type)})"
     if name == "fused":
         raise RuntimeError(f"backend 'fused': {reason}")
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"sftn_fast: {reason}; {losses} run as plain PyTorch, slower", stacklevel=5)
+        warnings.warn(f"sftn_fast: {reason}; its losses run as plain PyTorch, slower", stacklevel=4)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""The divergences as one autograd function around the raw op of ``csrc/logits_divergence.h``, which has their formulas.
+"""The divergences as autograd functions around the raw ops of ``csrc/logits_divergence.h``, which has their formulas.
 
-The op leaves the loss and the student's gradient, which the backward pass multiplies by the gradient of the loss.
+The CPU's op leaves the loss and the student's gradient, which the backward pass multiplies by the gradient of the loss.
+A GPU has an op in each direction, because N x C numbers that are written and read again would cost more than the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from torch import Tensor
 
 from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, is_readable, needs_function, savable, scaled
-from sftn_fast.ops._backend import kernels, without_kernel_of
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
 
@@ -37,7 +38,7 @@ class Label(IntEnum):
 
 
 class Options(NamedTuple):
-    """Scalars of the raw op, in the schema's order."""
+    """Scalars of the raw ops, in the schemas' order. The CPU's op has no ``ignore_index``."""
 
     divergence: int = Divergence.KL
     kept: int = Kept.ALL
@@ -54,25 +55,20 @@ class Options(NamedTuple):
     standardize: bool = False
     weighted: bool = False
     rows: bool = False
+    ignore_index: int = -100
 
 
-def divergence_kernels(logits: Tensor) -> Any | None:
-    """Return the namespace of the raw ops, or None for the reference. So far the CPU alone has a kernel.
-
-    Raises:
-        RuntimeError: the backend is ``"fused"``, and there is no kernel.
-    """
-    ops = kernels(logits.device.type)
-    if ops is not None and logits.is_cuda:
-        without_kernel_of("divergences of logits", "cuda")
-    return ops if ops is torch.ops.sftn_fast and logits.is_cpu else None
-
-
-def takes_cross_entropy(target: Tensor, ignore_index: int) -> bool:
-    """Return whether the op may compute the cross-entropy too: on the CPU, of classes, if no row is ignored."""
-    if torch.compiler.is_compiling() or not target.is_cpu or target.is_floating_point():
+def takes_cross_entropy(ops: Any, target: Tensor, ignore_index: int) -> bool:
+    """Return whether the kernels compute the cross-entropy of classes too: on the CPU only if no row is ignored."""
+    if target.is_floating_point():
         return False
-    return is_readable(target) and not bool((target == ignore_index).any())
+    if not _is_one_op(ops, target):
+        return True
+    return not torch.compiler.is_compiling() and is_readable(target) and not bool((target == ignore_index).any())
+
+
+def _is_one_op(ops: Any, x: Tensor) -> bool:
+    return x.is_cpu and ops is torch.ops.sftn_fast
 
 
 def fused_divergence(
@@ -80,31 +76,70 @@ def fused_divergence(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss, and the parts ``[2]``: of the label and of the divergence, without their weights."""
     student, teacher = same_dtype((student, teacher))
-    if needs_function((student, teacher)):
-        return _DivergenceLoss.apply(ops, options, *savable(target, student, teacher))
-    total, parts, _ = _call(ops, student, teacher, target, options, False)
-    return total, parts
+    wants_grad = needs_function((student, teacher))
+    if _is_one_op(ops, student):
+        if wants_grad:
+            return _InOneOp.apply(ops, options, *savable(target, student, teacher))
+        total, parts, _ = _call(ops.logits_divergence, student, teacher, target, options, *options[:-1], False)
+        return total, parts
+    if wants_grad:
+        total, parts = _InTwoOps.apply(ops, options, *savable(target, student, teacher))
+    else:
+        total, parts, _ = _call(ops.logits_divergence_forward, student, teacher, target, options, *options)
+    return total, parts[:2]
 
 
 def _call(
-    ops: Any, student: Tensor, teacher: Tensor, target: Tensor | None, options: Options, wants_grad: bool
+    op: Any, student: Tensor, teacher: Tensor, target: Tensor | None, options: Options, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        return ops.logits_divergence(student, teacher, target, *options, wants_grad)
+        return op(student, teacher, target, *rest)
     except RuntimeError:
         if target is not None:
-            check.check_classes(target, student.shape[1])
+            ignored = options.ignore_index if options.label == Label.HARD_CROSS_ENTROPY else None
+            check.check_classes(target, student.shape[1], ignored)
         raise
 
 
-class _DivergenceLoss(torch.autograd.Function):
+class _InOneOp(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, ops: Any, options: Options, target: Tensor | None, student: Tensor, teacher: Tensor
     ) -> tuple[Tensor, Tensor]:
-        total, parts, grad = _call(ops, student, teacher, target, options, True)
+        total, parts, grad = _call(ops.logits_divergence, student, teacher, target, options, *options[:-1], True)
         ctx.save_for_backward(student, grad)
         ctx.rows = options.rows
+        ctx.mark_non_differentiable(parts)
+        ctx.set_materialize_grads(False)
+        return total, parts
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return (None,) * 5
+        return None, None, None, *first_derivatives(_multiply, ctx, grad_total), None
+
+
+def _multiply(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
+    """Return the gradient that the forward pass left, times the one that the loss was given."""
+    student, grad = saved
+    if ctx.rows:
+        grad = grad * grad_total[:, None]
+    elif torch.compiler.is_compiling():
+        grad = grad * grad_total
+    else:
+        (grad,) = scaled((grad,), grad_total)
+    return [grad.to(student.dtype)]
+
+
+class _InTwoOps(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ops: Any, options: Options, target: Tensor | None, student: Tensor, teacher: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total, parts, numbers = _call(ops.logits_divergence_forward, student, teacher, target, options, *options)
+        ctx.save_for_backward(student, teacher, target, parts, numbers)
+        ctx.ops, ctx.options = ops, options
         ctx.mark_non_differentiable(parts)
         ctx.set_materialize_grads(False)
         return total, parts
@@ -117,21 +152,29 @@ class _DivergenceLoss(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
-    """Return the gradient that the forward pass left, times the one that the loss was given."""
-    student, grad = saved
-    if ctx.rows:
-        grad = grad * grad_total[:, None]
-    elif torch.compiler.is_compiling() or not grad.is_cpu:
-        grad = grad * grad_total
-    else:
-        (grad,) = scaled((grad,), grad_total)
-    return [grad.to(student.dtype)]
+    return [ctx.ops.logits_divergence_backward(grad_total, *saved, *ctx.options)]
 
 
 @register_fake("logits_divergence")
 def _(student: Tensor, teacher: Tensor, target: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *scalars, wants_grad = rest
-    dtype = accumulator(student)
+    total, parts = _results_like(student, Options(*scalars), 2)
     n, c = student.shape
-    total = student.new_empty((n,) if Options(*scalars).rows else (), dtype=dtype)
-    return total, student.new_empty(2, dtype=dtype), student.new_empty((n if wants_grad else 0, c), dtype=dtype)
+    return total, parts, student.new_empty((n if wants_grad else 0, c), dtype=parts.dtype)
+
+
+@register_fake("logits_divergence_forward")
+def _(student: Tensor, teacher: Tensor, target: Tensor | None, *scalars: Any) -> tuple[Tensor, Tensor, Tensor]:
+    total, parts = _results_like(student, Options(*scalars), 3)
+    return total, parts, student.new_empty((student.shape[0], 16), dtype=parts.dtype)
+
+
+@register_fake("logits_divergence_backward")
+def _(grad_total: Tensor, student: Tensor, *rest: Any) -> Tensor:
+    return student.new_empty(student.shape)
+
+
+def _results_like(student: Tensor, options: Options, num_parts: int) -> tuple[Tensor, Tensor]:
+    dtype = accumulator(student)
+    total = student.new_empty((student.shape[0],) if options.rows else (), dtype=dtype)
+    return total, student.new_empty(num_parts, dtype=dtype)

@@ -15,7 +15,7 @@ from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import widened, widened_beside
 from sftn_fast.ops._logits import OneStudent, Options, fused, packed, remembered
 from sftn_fast.ops._logits_arguments import check_logits, check_target, check_temperature_tensor
-from sftn_fast.ops._logits_divergence import Label, divergence_kernels, fused_divergence, takes_cross_entropy
+from sftn_fast.ops._logits_divergence import Label, fused_divergence, takes_cross_entropy
 from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
 from sftn_fast.ops.reference.logits import _scaled, cross_entropy, standardized, tensor_as
 from sftn_fast.ops.terms import KDTerms, SFTNTerms
@@ -86,7 +86,7 @@ def kd_loss(
         )
     if isinstance(temperature, Tensor):
         return _kd_loss_at(temperature, student_logits, teacher_logits, reduction, standardize=standardize)
-    ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_loss(
             student_logits, teacher_logits, temperature, reduction=reduction, standardize=standardize
@@ -182,7 +182,7 @@ def kd_ce_loss(
         kd = _kd_loss_at(temperature, student_logits, teacher_logits, "batchmean", standardize=standardize)
         ce = cross_entropy(student_logits, target, ignore_index, label_smoothing)
         return KDTerms(kd_weight * kd + ce_weight * ce, kd.detach(), ce.detach())
-    ops = divergence_kernels(student_logits) if standardize else kernels(student_logits.device.type)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.kd_ce_loss(
             student_logits,
@@ -358,9 +358,12 @@ def _kd_ce_scalars(
 def _standardized_kd_ce(ops: Any, student: Tensor, teacher: Tensor, target: Tensor, options: Options) -> KDTerms:
     """Compute KD on standardised logits, and the cross-entropy on the logits as they are."""
     of_kd = _standardized(options.temperature, options.kl_scale)._replace(weight=options.kl_weight)
-    if options.label_smoothing == 0 and takes_cross_entropy(target, options.ignore_index):
+    if options.label_smoothing == 0 and takes_cross_entropy(ops, target, options.ignore_index):
         both = of_kd._replace(
-            label=Label.HARD_CROSS_ENTROPY, label_weight=options.ce_weight, label_scale=1 / max(student.shape[0], 1)
+            label=Label.HARD_CROSS_ENTROPY,
+            label_weight=options.ce_weight,
+            label_scale=1 / max(student.shape[0], 1),
+            ignore_index=options.ignore_index,
         )
         total, parts = fused_divergence(ops, student, teacher, target, both)
         ce, kd = parts.unbind()

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
+from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
-from sftn_fast.ops._logits_divergence import Divergence, Kept, Label, Options, divergence_kernels, fused_divergence
+from sftn_fast.ops._logits_divergence import Divergence, Kept, Label, Options, fused_divergence
 from sftn_fast.ops.terms import DKDTerms
 
 REDUCTIONS = ("batchmean", "sum", "none")
@@ -70,7 +71,7 @@ def divergence_loss(
         check_parameters(kind, alpha, beta)
         check.check_choice("reduction", reduction, REDUCTIONS)
     check.check_constant("teacher_logits", teacher_logits)
-    ops = divergence_kernels(student_logits)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.divergence_loss(
             student_logits, teacher_logits, temperature, kind=kind, alpha=alpha, beta=beta, reduction=reduction
@@ -113,7 +114,7 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float = 0
         check.check_temperature(gamma, "gamma")
         check.check_flag("weighted", weighted)
     check.check_constant("teacher_logits", teacher_logits)
-    ops = divergence_kernels(student_logits)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.ttm_loss(student_logits, teacher_logits, gamma=gamma, weighted=weighted)
     options = Options(teacher_temperature=1 / gamma, scale=1 / _count(student_logits), weighted=weighted)
@@ -152,7 +153,7 @@ def nkd_loss(
         check.check_target(target, student_logits)
         check.check_finite("gamma", gamma)
     check.check_constant("teacher_logits", teacher_logits)
-    ops = divergence_kernels(student_logits)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.nkd_loss(student_logits, teacher_logits, target, temperature, gamma=gamma)
     options = Options(
@@ -211,7 +212,7 @@ def dkd_loss(
         check.check_finite("nontarget_weight", nontarget_weight)
         check.check_flag("standardize", standardize)
     check.check_constant("teacher_logits", teacher_logits)
-    ops = divergence_kernels(student_logits)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.dkd_loss(
             student_logits,
@@ -283,7 +284,7 @@ def rld_loss(
         check.check_finite("ranking_weight", ranking_weight)
         check.check_temperature(confidence_temperature, "confidence_temperature")
     check.check_constant("teacher_logits", teacher_logits)
-    ops = divergence_kernels(student_logits)
+    ops = kernels(student_logits.device.type)
     if ops is None:
         return reference.rld_loss(
             student_logits,

@@ -64,7 +64,6 @@ class Op:
     long_products: bool = False  # PyTorch's matrix products sum in an order that depends on the number of threads
     traceable: bool = True  # False: torch.compile can't take the arguments, a torch.Generator
     draws: bool = False  # the result depends on the device's generator
-    without_kernel: tuple[str, ...] = ()  # backends that run plain PyTorch
 
     def arguments(
         self,
@@ -217,7 +216,7 @@ LOGITS = ("student_logits", "teacher_logits")
 
 def _pair(function: str, build: Build, options: dict[str, Any]) -> Op:
     """Return a loss of the family `logits_divergence`, whose teacher is a constant."""
-    return Op(function, build, LOGITS[:1], options, refused=LOGITS[1:], without_kernel=("emulated", "cuda"))
+    return Op(function, build, LOGITS[:1], options, refused=LOGITS[1:])
 
 
 BRANCHES = ("teacher_logits", "branch_logits")

@@ -10,7 +10,6 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ import torch
 import sftn_fast
 from sftn_fast import ops
 from sftn_fast.ops import _backend, _context_setting, _library
-from sftn_fast.ops._logits_divergence import divergence_kernels
 
 X, Y = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
 PACKAGE = Path(sftn_fast.__file__).parent
@@ -36,18 +34,6 @@ def test_switch_is_undone_even_after_an_error():
         assert _backend.current() == "reference"
         raise KeyError
     assert _backend.current() == "auto"
-
-
-def test_losses_without_a_kernel_on_a_gpu_say_so():
-    on_gpu = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, is_cpu=False)
-    with _backend._use_namespace("cuda", torch.ops.sftn_fast):
-        with pytest.warns(UserWarning, match=r"no kernel of divergences of logits for device 'cuda' yet; they run as"):
-            assert divergence_kernels(on_gpu) is None
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # once is enough
-            assert divergence_kernels(on_gpu) is None
-        with ops.backend("fused"), pytest.raises(RuntimeError, match="backend 'fused': no kernel of divergences"):
-            divergence_kernels(on_gpu)
 
 
 def test_overlapping_blocks_of_threads():

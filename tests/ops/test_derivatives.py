@@ -15,11 +15,6 @@ each_loss = pytest.mark.parametrize("name", LOSSES)
 fused = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 
 
-def needs_kernel(op, backend):
-    if backend.name in op.without_kernel:
-        pytest.skip("plain PyTorch")
-
-
 def double(op, backend, **sizes):
     return op.arguments(dtype=torch.float64, device=backend.device, **sizes)
 
@@ -92,7 +87,6 @@ def test_constants_are_no_part_of_the_graph(backend, name, key):
 def test_second_derivatives_are_refused(backend, name):
     """A gradient penalty raises instead of continuing without the penalty."""
     op = TABLE[name]
-    needs_kernel(op, backend)
     for key in op.differentiable:
         arguments = double(op, backend)
         arguments[key].requires_grad_()
@@ -107,7 +101,6 @@ def test_second_derivatives_are_refused(backend, name):
 def test_functorch_is_refused(backend, name):
     """The transforms hide which input requires a gradient: the raw ops would treat it as a constant."""
     op = TABLE[name]
-    needs_kernel(op, backend)
     key = op.differentiable[0]
     arguments = double(op, backend)
 
@@ -125,7 +118,6 @@ def test_functorch_is_refused(backend, name):
 @each_loss
 def test_forward_mode_is_refused(backend, name):
     op = TABLE[name]
-    needs_kernel(op, backend)
     for key in op.differentiable:
         arguments = double(op, backend)
         tangent = torch.ones_like(arguments[key])

@@ -300,7 +300,7 @@ def test_terms_are_those_of_the_total(backend):
     ids=["classes", "ignored", "smooth", "ce alone", "probabilities"],
 )
 def test_cross_entropy_beside_standardised_distillation(backend, classes, options):
-    """On the CPU one op computes both, unless it can't; the cross-entropy is of the logits as they are."""
+    """Kernels compute both at once where they can; the cross-entropy is of the logits as they are."""
     student, teacher, _ = draw(4, 20, backend.device)
     target = torch.tensor([0, 3, 1, 7], device=backend.device)
     if not classes:

@@ -83,6 +83,10 @@ class Inputs:
         index, embeddings = torch.arange(N), (self.embedding(), self.embedding())
         return ops.crd_loss(*embeddings, index, self.negatives(negatives), self.bank())
 
+    def standardized(self) -> Tensor:
+        student, teacher = self.normal(N, WIDTH), self.normal(N, WIDTH).detach()
+        return ops.kd_ce_loss(student, teacher, self.classes(), standardize=True).total
+
     def wkd(self) -> Tensor:
         cost = torch.rand(WIDTH, WIDTH, generator=self.generator)
         return ops.wkd_loss(self.normal(N, WIDTH), self.normal(N, WIDTH), self.classes(), cost, iterations=2)
@@ -102,6 +106,9 @@ CALLS: dict[str, tuple[Callable[[Inputs], Any], int]] = {
     "kd_ce": (lambda x: ops.kd_ce_loss(x.normal(N, WIDTH), x.normal(N, WIDTH), x.classes()).total, 2),
     "kd_ce long rows": (lambda x: ops.kd_ce_loss(x.normal(N, 2048), x.normal(N, 2048), x.classes()).total, 2),
     "sftn": (lambda x: ops.sftn_loss(x.normal(N, WIDTH), x.normal(BRANCHES, N, WIDTH), x.classes()).total, 2),
+    "dkd": (lambda x: ops.dkd_loss(x.normal(N, WIDTH), x.normal(N, WIDTH).detach(), x.classes()).total, 2),
+    "rld long rows": (lambda x: ops.rld_loss(x.normal(N, 2112), x.normal(N, 2112).detach(), x.classes()), 2),
+    "kd_ce standardized": (Inputs.standardized, 2),
     "dist": (lambda x: ops.dist_loss(x.normal(N, WIDTH), x.normal(N, WIDTH)).total, 4),
     "dist long rows": (lambda x: ops.dist_loss(x.normal(N, 2048), x.normal(N, 2048)).total, 4),
     "wkd": (Inputs.wkd, 14),  # two iterations
