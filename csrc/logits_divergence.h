@@ -55,9 +55,9 @@
 
 namespace sftn {
 
-#define SFTN_DIVERGENCE_SCALARS                                                                          \
-  "int divergence, int kept, int label, float student_temperature, float teacher_temperature, "          \
-  "float label_temperature, float alpha, float beta, float weight, float scale, float label_weight, "    \
+#define SFTN_DIVERGENCE_SCALARS                                                                       \
+  "int divergence, int kept, int label, float student_temperature, float teacher_temperature, "       \
+  "float label_temperature, float alpha, float beta, float weight, float scale, float label_weight, " \
   "float label_scale, bool standardize, bool weighted, bool rows"
 
 constexpr const char* kLogitsDivergenceSchema =

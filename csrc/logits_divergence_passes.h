@@ -45,15 +45,17 @@ struct DivergenceBackward {
 };
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> logits_divergence_forward(
-    const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& target, int64_t divergence, int64_t kept,
-    int64_t label, double student_temperature, double teacher_temperature, double label_temperature, double alpha,
-    double beta, double weight, double scale, double label_weight, double label_scale, bool standardize, bool weighted,
-    bool rows, int64_t ignore_index) {
-  const DivergenceInput in = divergence_input(
-      student, teacher, target,
-      {divergence, kept, label, student_temperature, teacher_temperature, label_temperature, alpha, beta, weight, scale,
-       label_weight, label_scale, standardize, weighted, rows, ignore_index});
+std::tuple<Tensor, Tensor, Tensor> logits_divergence_forward(const Tensor& student, const Tensor& teacher,
+                                                             const std::optional<Tensor>& target, int64_t divergence,
+                                                             int64_t kept, int64_t label, double student_temperature,
+                                                             double teacher_temperature, double label_temperature,
+                                                             double alpha, double beta, double weight, double scale,
+                                                             double label_weight, double label_scale, bool standardize,
+                                                             bool weighted, bool rows, int64_t ignore_index) {
+  const DivergenceInput in =
+      divergence_input(student, teacher, target,
+                       {divergence, kept, label, student_temperature, teacher_temperature, label_temperature, alpha,
+                        beta, weight, scale, label_weight, label_scale, standardize, weighted, rows, ignore_index});
   const ScalarType dtype = accumulator_dtype(in.dtype);
   using Sizes1 = std::array<int64_t, 1>;
   const DivergenceForward out{
@@ -75,14 +77,13 @@ Tensor logits_divergence_backward(const Tensor& grad_total, const Tensor& studen
                                   double teacher_temperature, double label_temperature, double alpha, double beta,
                                   double weight, double scale, double label_weight, double label_scale,
                                   bool standardize, bool weighted, bool rows, int64_t ignore_index) {
-  const DivergenceInput in = divergence_input(
-      student, teacher, target,
-      {divergence, kept, label, student_temperature, teacher_temperature, label_temperature, alpha, beta, weight, scale,
-       label_weight, label_scale, standardize, weighted, rows, ignore_index});
+  const DivergenceInput in =
+      divergence_input(student, teacher, target,
+                       {divergence, kept, label, student_temperature, teacher_temperature, label_temperature, alpha,
+                        beta, weight, scale, label_weight, label_scale, standardize, weighted, rows, ignore_index});
   const ScalarType dtype = accumulator_dtype(in.dtype);
-  STD_TORCH_CHECK(
-      grad_total.scalar_type() == dtype && parts.scalar_type() == dtype && numbers.scalar_type() == dtype,
-      "logits_divergence: grad_total, parts and numbers must have the accumulator's dtype");
+  STD_TORCH_CHECK(grad_total.scalar_type() == dtype && parts.scalar_type() == dtype && numbers.scalar_type() == dtype,
+                  "logits_divergence: grad_total, parts and numbers must have the accumulator's dtype");
   STD_TORCH_CHECK(grad_total.numel() == (rows ? in.n : 1),
                   "logits_divergence: grad_total must have the shape of total");
   STD_TORCH_CHECK(parts.is_contiguous() && parts.numel() == 3,

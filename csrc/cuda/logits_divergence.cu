@@ -30,11 +30,12 @@ struct DivergenceCuda {
     visit_floating(in.dtype, "logits_divergence_forward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const RowGrid grid = held_row_grid(in.n, in.c, kChunk<T>, device, kDivergenceBlocks<T>);
+      const RowGrid grid = held_row_grid(in.n, in.c, kChunk<T>, device, kDivergenceForwardBlocks<T>);
       const Tensor partials = empty(std::array<int64_t, 2>{grid.blocks, 3}, ScalarType::Double, out.parts);
       const Arrivals arrivals(scope, out.parts);
-      const DivergenceTotal<T> total{data_of<A>(out.total),   data_of<A>(out.parts), data_of<RowNumbers<A>>(out.numbers),
-                                     data_of<double>(partials), arrivals.counter(),    double(in.n)};
+      const DivergenceTotal<T> total{
+          data_of<A>(out.total),     data_of<A>(out.parts), data_of<RowNumbers<A>>(out.numbers),
+          data_of<double>(partials), arrivals.counter(),    double(in.n)};
       simt::launch(logits_divergence_forward_kernel<T>, grid.blocks, grid.threads, scope.stream(),
                    DivergenceParams<T>(in, grid.warp_rows, aligned_inputs<T>(in)), total);
     });
@@ -47,7 +48,7 @@ struct DivergenceCuda {
     visit_floating(in.dtype, "logits_divergence_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      const RowGrid grid = held_row_grid(in.n, in.c, kChunk<T>, device, kDivergenceBlocks<T>);
+      const RowGrid grid = held_row_grid(in.n, in.c, kChunk<T>, device, kDivergenceBackwardBlocks<T>);
       const bool aligned = aligned_inputs<T>(in) && rows_are_aligned(grad.out.const_data_ptr(), in.c, sizeof(T));
       const DivergenceGradient<T> gradient{const_data_of<A>(grad.grad_total), grad.grad_stride,
                                            const_data_of<A>(grad.parts), const_data_of<RowNumbers<A>>(grad.numbers),

@@ -16,7 +16,7 @@ struct DivergenceGradient {
 };
 
 template <class T>
-__global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceBlocks<T>)
+__global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceBackwardBlocks<T>)
     logits_divergence_backward_kernel(const __grid_constant__ DivergenceParams<T> p, const DivergenceGradient<T> grad) {
   using A = accumulator_t<T>;
   const DivergenceOptions& options = p.options;
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceBlocks<T>)
 #pragma unroll
       for (int k = 0; k < kChunk<T>; ++k) {
         const int column = chunk.column(k);
-        if (separate_label && column != left_out) g[k] -= other_scale * exp2_of((s[k] - numbers.other_max) * other_rate);
+        if (separate_label && column != left_out)
+          g[k] -= other_scale * exp2_of((s[k] - numbers.other_max) * other_rate);
         if (options.standardize) g[k] -= ((s[k] - first) - numbers.centre) * numbers.pull;
         if (column == y) g[k] += numbers.label * counts;
         g[k] *= upstream;

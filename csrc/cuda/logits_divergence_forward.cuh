@@ -1,7 +1,7 @@
 // Forward pass of the divergences: each row's terms, and the numbers that its gradient needs.
 //
-// A team reads a row once if it holds it in one chunk, else once for each pass: moments if logits are standardised, sums,
-// those of a label apart, and the terms. KL(p || q) needs no terms, because the sums have it.
+// A team reads a row once if it holds it in one chunk, else once for each pass: moments if logits are standardised,
+// sums, those of a label apart, and the terms. KL(p || q) needs no terms, because the sums have it.
 #pragma once
 
 #include "arrivals.cuh"
@@ -149,7 +149,7 @@ __device__ __forceinline__ RowLosses divergence_row(const DivergenceParams<T>& p
 }
 
 template <class T>
-__global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceBlocks<T>)
+__global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceForwardBlocks<T>)
     logits_divergence_forward_kernel(const __grid_constant__ DivergenceParams<T> p, const DivergenceTotal<T> out) {
   using A = accumulator_t<T>;
   const RowTeam team(p.warp_rows);

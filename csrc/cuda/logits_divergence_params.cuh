@@ -33,7 +33,9 @@ struct CudaMath {
 
 // Blocks of 256 threads of a multiprocessor at once: the compiler fits registers to them, the grid its size.
 template <class T>
-constexpr int kDivergenceBlocks = sizeof(T) == 8 ? 1 : 3;
+constexpr int kDivergenceForwardBlocks = sizeof(T) == 8 ? 1 : 2;
+template <class T>
+constexpr int kDivergenceBackwardBlocks = sizeof(T) == 8 ? 1 : 3;
 
 template <class T>
 struct DivergenceParams {
@@ -119,8 +121,8 @@ template <class A>
 struct PairView {
   int masked = -1;  // a class that does not count
   bool below = false;
-  A limit = A(0);            // with `below`, only classes to which the teacher gives less count
-  int replaced = -1;         // a class to which the teacher gives `replacement` instead
+  A limit = A(0);     // with `below`, only classes to which the teacher gives less count
+  int replaced = -1;  // a class to which the teacher gives `replacement` instead
   A replacement = A(0);
   A a = A(1), b = A(1);
 
@@ -142,12 +144,12 @@ struct PairView {
 // What the backward op needs of a row. The fields of the label's term are before its division by the valid rows.
 template <class A>
 struct alignas(kVectorBytes) RowNumbers {
-  A s_max, t_max, a, b;  // of the kept classes
-  A s_log, t_log;        // of the sums of exponentials; inf where no class counts
-  A mean, log_sum;       // y = (difference - mean) - log_sum
-  A limit;               // PairView::limit
-  A factor, through;     // of the slope, and of -q
-  A label;               // of (1 if c = y, else 0)
+  A s_max, t_max, a, b;      // of the kept classes
+  A s_log, t_log;            // of the sums of exponentials; inf where no class counts
+  A mean, log_sum;           // y = (difference - mean) - log_sum
+  A limit;                   // PairView::limit
+  A factor, through;         // of the slope, and of -q
+  A label;                   // of (1 if c = y, else 0)
   A other_max, other_scale;  // -exp(r (student - other_max)) other_scale: the label's term beside q
   A centre, pull;            // -x pull of standardised logits, x = (student - student_0) - centre
 };
@@ -174,8 +176,16 @@ struct RowPairs {
   __device__ __forceinline__ ClassPair<A> of(int column, A s, A t) const {
     view.apply(column, s, t);
     const A x_s = s - s_max, x_t = t - t_max;
-    return {exp2_of(x_t * (view.b * kLog2E<A>)) * t_scale, exp2_of(x_s * (view.a * kLog2E<A>)) * s_scale,
-            x_t * view.b - t_log, x_s * view.a - s_log, (view.difference(x_s, x_t) - mean) - log_sum};
+    return {probability(exp2_of(x_t * (view.b * kLog2E<A>)) * t_scale),
+            probability(exp2_of(x_s * (view.a * kLog2E<A>)) * s_scale), x_t * view.b - t_log, x_s * view.a - s_log,
+            (view.difference(x_s, x_t) - mean) - log_sum};
+  }
+
+ private:
+  // 0 where the inverse would be infinite.
+  __device__ static __forceinline__ A probability(A value) {
+    constexpr A kLeastNormal = sizeof(A) == 4 ? A(1.17549435e-38) : A(2.2250738585072014e-308);
+    return value < kLeastNormal ? A(0) : value;
   }
 };
 
