@@ -46,6 +46,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "EmaConfig",
     "EngineConfig",
     "OptimConfig",
     "RouteConfig",
@@ -64,8 +65,10 @@ Dataset = Literal[
 ClassOrder = Literal["name", "natural"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Resume = Literal["auto", "must", "never", "force"]
-ExportedEpoch = Literal["last", "best"]
+Exported = Literal["last", "best", "ema"]
 Workers = Annotated[int, Bound(1, MOST_WORKERS)]
+FiniteFloat = Annotated[float, Bound()]
+Argument = bool | FiniteFloat | tuple[FiniteFloat | None, ...]
 Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
 
 STAGES: tuple[str, ...] = typing.get_args(Stage)
@@ -80,6 +83,8 @@ MAX_LEVEL = 30
 """Highest level of an augmentation's magnitude, as in torchvision."""
 RENAMED = {"sftn.stages": "sftn.branch_stages"}
 """Keys by the names that they had in earlier versions."""
+SGD = "sgd"
+SGD_DECAY = 5e-4
 
 
 @dataclass(frozen=True)
@@ -212,16 +217,27 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD and its learning-rate schedule. The defaults are the CIFAR-100 settings of CRD and SFTN."""
+    """Optimizer and learning-rate schedule. The defaults are the CIFAR-100 settings of CRD and SFTN: SGD."""
 
+    name: str = SGD
+    """Optimizer: sgd, adamw, or another class of torch.optim, in capitals or not. A recipe's lr, momentum, nesterov,
+    weight_decay, arguments and dot are for the recipe's optimizer: another one starts without them."""
+    arguments: dict[str, Argument] = field(default_factory=dict)
+    """Further arguments of the optimizer's class, such as {betas: [0.9,0.95]}. Sgd takes none: see momentum and
+    nesterov."""
     lr: PositiveFloat | None = None
-    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks."""
+    """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks.
+    With another optimizer than sgd, null is its class's own: 0.001 for adamw."""
     momentum: Annotated[float, Bound(0, below=1)] = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD. Other optimizers take theirs in arguments."""
     nesterov: bool = False
-    """Use Nesterov momentum."""
-    weight_decay: NonNegativeFloat = 5e-4
-    """L2 penalty, on all parameters, as in the reference code."""
+    """Use Nesterov momentum, in SGD."""
+    weight_decay: NonNegativeFloat | None = None
+    """Weight decay: in adamw decoupled, in sgd and most others an L2 penalty. Null for 0.0005 in sgd, as in the
+    reference code, and the class's own in others: 0.01 in adamw."""
+    decay_norms_and_biases: bool = True
+    """Decay all parameters, as the reference code does. false: not those with one dimension or none, such as biases and
+    the weights of normalisation layers, nor those that a network's no_weight_decay() names."""
     batch_size: Annotated[int, Bound(2)] = 64
     """Images per step, summed over all ranks."""
     accumulate: PositiveInt = 1
@@ -231,15 +247,20 @@ class OptimConfig:
     """linear: multiply the learning rate by batch_size / base_batch_size."""
     base_batch_size: PositiveInt = 64
     """Batch size that lr is meant for, with lr_scale linear."""
-    schedule: Literal["milestones", "cosine", "constant"] = "milestones"
-    """Learning-rate schedule."""
+    schedule: Literal["milestones", "cosine", "constant", "onecycle"] = "milestones"
+    """Learning-rate schedule. onecycle: up to lr along a cosine in the first 3/10 of the steps, or in warmup_epochs if
+    they are not 0, and down along another."""
     milestones: Epochs | None = None
     """Epochs after which the learning rate is multiplied by gamma; null for 5/8, 6/8 and 7/8 of all epochs, which is
     150, 180 and 210 of 240."""
     gamma: PositiveFloat = 0.1
     """Factor at each milestone."""
     warmup_epochs: NonNegativeFloat = 0.0
-    """Epochs of linear warm-up, starting at lr / 10. It must end before the training and its first milestone."""
+    """Epochs of linear warm-up, starting at warmup_lr. It must end before the training and its first milestone."""
+    warmup_lr: NonNegativeFloat | None = None
+    """Learning rate of the first step, with a warm-up or onecycle; null for lr / 10, or lr / 25 with onecycle."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate to which cosine and onecycle fall."""
     clip_grad: PositiveFloat | None = None
     """Largest norm of the gradient, which is clipped to it; null for no clipping."""
     dot: Annotated[float, Bound(0, below=1)] = 0.0
@@ -248,11 +269,33 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         validate(self, "optim.")
+        # Frozen, but one way to write it: identities and recipes of runs hold the number.
+        object.__setattr__(self, "name", self.name.lower())
+        if self.is_sgd and self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", SGD_DECAY)
+        self._check_of_sgd()
         check(not self.nesterov or self.momentum > 0, "optim.nesterov", self.nesterov, "false when optim.momentum is 0")
         self._check_dot()
+        self._check_rates()
         parts = self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate
         allowed = f"a divisor of optim.batch_size, {self.batch_size}, that leaves 2 images or more in each part"
         check(parts, "optim.accumulate", self.accumulate, allowed)
+
+    @property
+    def is_sgd(self) -> bool:
+        """Whether the optimizer is the one that momentum, nesterov and dot belong to."""
+        return self.name == SGD
+
+    def _check_of_sgd(self) -> None:
+        """Refuse settings of SGD beside another optimizer, and the other way round."""
+        if self.is_sgd:
+            allowed = "left out with sgd, whose settings are optim.momentum and optim.nesterov"
+            check(not self.arguments, "optim.arguments", self.arguments, allowed)
+            return
+        for key in ("momentum", "nesterov", "dot"):
+            value, default = getattr(self, key), getattr(OptimConfig, key)
+            allowed = f"left out with optim.name={self.name}: it is for sgd"
+            check(value == default, f"optim.{key}", value, allowed)
 
     def _check_dot(self) -> None:
         if self.dot:
@@ -261,6 +304,20 @@ class OptimConfig:
             check(fits, "optim.dot", self.dot, allowed)
             check(not self.nesterov, "optim.nesterov", True, "false beside optim.dot, which has two momenta")
             check(self.clip_grad is None, "optim.clip_grad", self.clip_grad, "null beside optim.dot")
+
+    def _check_rates(self) -> None:
+        falls, rises = self.schedule in ("cosine", "onecycle"), self.schedule == "onecycle" or self.warmup_epochs > 0
+        check(falls or not self.min_lr, "optim.min_lr", self.min_lr, f"0 with optim.schedule={self.schedule}")
+        allowed = "null without optim.warmup_epochs or optim.schedule=onecycle"
+        check(rises or self.warmup_lr is None, "optim.warmup_lr", self.warmup_lr, allowed)
+        if self.lr is not None:
+            self.check_peak(self.scaled(self.lr))
+
+    def check_peak(self, peak: float) -> None:
+        """Raise :class:`ConfigError` if the schedule would start or end above its highest learning rate, ``peak``."""
+        allowed = f"at most the learning rate, {peak:g}"
+        check(self.min_lr <= peak, "optim.min_lr", self.min_lr, allowed)
+        check((self.warmup_lr or 0) <= peak, "optim.warmup_lr", self.warmup_lr, allowed)
 
     def milestones_of(self, epochs: int) -> tuple[int, ...]:
         """Return the milestones of a training: the given ones, else 5/8, 6/8 and 7/8 of its epochs."""
@@ -316,6 +373,30 @@ class SoTeacherConfig:
 
     def __post_init__(self) -> None:
         validate(self, "soteacher.")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average (EMA) of a network's weights, which is evaluated beside them. Off by default."""
+
+    decay: Annotated[float, Bound(0, below=1)] = 0.0
+    """Decay of the average in each step, such as 0.999, or 0.9998 for long trainings; 0 for no average."""
+    warmup: bool = True
+    """Let the decay rise from 0 to decay, as 1 - step^(-2/3), so that the average forgets the first weights."""
+    networks: Literal["all", "teachers", "students"] = "all"
+    """Networks with an average. A teacher with one teaches by it."""
+
+    def __post_init__(self) -> None:
+        validate(self, "ema.")
+        for key in ("warmup", "networks"):
+            value = getattr(self, key)
+            check(
+                bool(self.decay) or value == getattr(EmaConfig, key), f"ema.{key}", value, "left out without ema.decay"
+            )
+
+    def of(self, *, teacher: bool) -> EmaConfig | None:
+        """Return these settings for a teacher or a student; None if it has no average."""
+        return self if self.decay and self.networks != ("students" if teacher else "teachers") else None
 
 
 @dataclass(frozen=True)
@@ -447,10 +528,11 @@ class Config:
     """Folder of the run. Default: the recipe's folder, or runs/NAME if the recipe names none, plus the options of the
     command line that differ from the recipe: runs/demo-epochs=4. Seeds, and options that do not change the training,
     are not in the name."""
-    export: Annotated[ExportedEpoch, Neutral("which weights are exported; every job keeps both")] = "last"
-    """Epoch whose weights become the exported student. last: the last epoch, as in the paper. best: the epoch with the
-    highest accuracy on the validation split, see data.val_size. Without that split it is chosen on the test images,
-    which makes the student's accuracy on them optimistic. Teachers teach with their last epoch."""
+    export: Annotated[Exported, Neutral("which weights are exported; every job keeps all of them")] = "last"
+    """Weights that become the exported student. last: the last epoch's, as in the paper. best: those of the epoch with
+    the highest accuracy on the validation split, see data.val_size. Without that split it is chosen on the test images,
+    which makes the student's accuracy on them optimistic. ema: the last epoch's average, see ema.decay. Teachers teach
+    with their last epoch."""
     gather: bool = False
     """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist and srd, not those of
     each rank."""
@@ -468,6 +550,7 @@ class Config:
     folder: copy that run to output and resume the copy. Finished stages with the same settings are always kept."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     sftn: SFTNConfig = field(default_factory=SFTNConfig)
     soteacher: SoTeacherConfig = field(default_factory=SoTeacherConfig)
     route: RouteConfig = field(default_factory=RouteConfig)
@@ -504,6 +587,8 @@ class Config:
         check(fixed or not self.cache_teacher, "cache_teacher", True, "false beside route, which changes the teacher")
         mixes = "false beside data.mixup and data.cutmix, since logits are kept of single images"
         check(not (self.data.mixes and self.cache_teacher), "cache_teacher", True, mixes)
+        averaged = self.export != "ema" or self.ema.of(teacher=False) is not None
+        check(averaged, "export", self.export, "last or best without ema.decay for students")
         self._check_devices()
         self._check_dot()
         self._check_schedule(self.optim, min(map(self.epochs_of, self.stages)))

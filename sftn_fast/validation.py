@@ -50,12 +50,14 @@ class Bound:
         large_enough = value > self.minimum if self.exclusive else value >= self.minimum
         small_enough = value <= self.maximum and (self.below is None or value < self.below)
         finite = "a finite number " if isinstance(value, float) else ""
-        allowed = join_words([f"{finite}{self}", *alternatives])
+        allowed = join_words([f"{finite}{self}".strip(), *alternatives])
         check(math.isfinite(value) and large_enough and small_enough, key, value, allowed)
 
     def __str__(self) -> str:
         if self.maximum < math.inf:
             return f"from {self.minimum:g} to {self.maximum:g}"
+        if self.minimum == -math.inf and self.below is None:
+            return ""
         least = f"{'greater than' if self.exclusive else 'at least'} {self.minimum:g}"
         return least if self.below is None else f"{least} and less than {self.below:g}"
 

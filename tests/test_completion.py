@@ -49,9 +49,9 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
         "sftn train --logger wandb ml": {"mlflow"},
         "sftn train --plugins mine.yaml mi": {"mine.yaml", "mine.txt"},
         "sftn train --export = b": {"best"},  # as bash divides --export=b
-        "sftn train --export =": {"last", "best"},
+        "sftn train --export =": {"last", "best", "ema"},
         "sftn train --export=b": {"--export=best"},  # where = divides no words
-        "sftn train --export=": {"--export=last", "--export=best"},
+        "sftn train --export=": {"--export=last", "--export=best", "--export=ema"},
         "sftn train --export = best --data.loader = mem": {"memory"},
         "sftn train --stages = teacher st": {"student"},
         "sftn train --config = mi": {"mine.yaml"},
@@ -84,7 +84,7 @@ def test_bash_completes_verbs_options_choices_and_paths(tmp_path: Path, capsys: 
 
 def test_zsh_accepts_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = script_for("zsh", capsys)
-    assert '"--export=[Epoch whose weights become the exported student]:export:(last best)"' in script
+    assert '"--export=[Weights that become the exported student]:export:(last best ema)"' in script
     stages = "stages:(teacher early soteacher sftn student distill collaborate)"
     assert f'"--stages=[Stages to run]:{stages}::{stages}::{stages}' in script
     for word in (*VERBS, "--data.loader", "wrn_40_2", "cifar100", "onnx-legacy", *recipe_names()):

@@ -17,6 +17,7 @@ from sftn_fast.config import (
     Config,
     ConfigError,
     DataConfig,
+    EmaConfig,
     EngineConfig,
     OptimConfig,
     RouteConfig,
@@ -101,6 +102,10 @@ def test_every_choice_is_taken(name: str) -> None:
     for choice in itertools.chain.from_iterable(map(choices_of, members_of(key.type))):
         if name == "data.loader" and choice in ("dali", "torchvision"):
             assert DataConfig(name="folder", loader=choice).loader == choice
+        elif name == "ema.networks":
+            assert EmaConfig(0.9, networks=choice).networks == choice
+        elif name == "export":
+            assert Config(ema=EmaConfig(0.9), export=choice).export == choice
         elif name == "data.class_order":
             assert DataConfig(name="folder", class_order=choice).class_order == choice
         elif name == "data.mixed":

@@ -15,10 +15,13 @@ SYNONYMS = {
     **dict.fromkeys(("lr_decay_epochs", "lr_milestones", "decay_epochs"), "optim.milestones"),
     **dict.fromkeys(("lr_decay_rate", "lr_decay"), "optim.gamma"),
     **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("optimizer", "opt", "solver", "sgd", "adam", "adamw"), "optim.name"),
+    **dict.fromkeys(("betas", "opt_betas", "opt_eps", "optimizer_args", "optimizer_kwargs"), "optim.arguments"),
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "sched"), "optim.schedule"),
     **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size"), "optim.batch_size"),
     **dict.fromkeys(("accum_iter", "accumulation_steps", "grad_accum", "accumulate_grad_batches"), "optim.accumulate"),
     **dict.fromkeys(("clip", "clip_norm", "gradient_clip_val", "max_grad_norm"), "optim.clip_grad"),
+    **dict.fromkeys(("model_ema", "ema_decay", "model_ema_decay"), "ema.decay"),
     **dict.fromkeys(("dataset", "data_set"), "data.name"),
     **dict.fromkeys(("data_dir", "data_folder", "data_path", "dataset_path", "datadir"), "data.root"),
     **dict.fromkeys(("num_workers", "j"), "data.workers"),
@@ -46,7 +49,6 @@ SYNONYMS = {
 """Names that other programs give to a key, without its group."""
 
 ABSENT = {
-    ("name", "type", "optimizer", "opt", "adam", "adamw", "betas", "solver"): "SGD is the only optimizer",
     (
         "mixup",
         "cutmix",
@@ -56,7 +58,7 @@ ABSENT = {
         "transforms",
     ): "images are cropped and flipped, and changed as data.auto_augment and data.random_erasing say",
     ("label_smoothing", "smoothing"): "labels are not smoothed",
-    ("ema", "model_ema", "ema_decay", "swa"): "weights are not averaged",
+    ("swa",): "weights are averaged by ema.decay",
     (
         "comet",
         "neptune",
@@ -97,7 +99,7 @@ def suggest(name: str, names: Collection[str], *, prefix: str = "") -> str:
         near = [SYNONYMS[last]]
     if near:
         return f"; did you mean {' or '.join(prefix + each for each in near)}?"
-    if (instead := _absent(group, last)) is not None:
+    if (instead := _absent(last)) is not None:
         return f", which is not available here: {instead}"
     elsewhere = _nearest(last, [other for other in names if other not in of_group])
     if elsewhere and last not in ("name", "type"):  # these mean something else in each group
@@ -105,9 +107,9 @@ def suggest(name: str, names: Collection[str], *, prefix: str = "") -> str:
     return f"; {group} has {', '.join(other.removeprefix(f'{group}.') for other in of_group)}" if of_group else ""
 
 
-def _absent(group: str, last: str) -> str | None:
+def _absent(last: str) -> str | None:
     for names, instead in ABSENT.items():
-        if last in names and (last not in ("name", "type") or group.startswith("optim")):
+        if last in names:
             return instead
     return None
 

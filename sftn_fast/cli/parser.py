@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from sftn_fast.cli.messages import refuse_name, refuse_network
 from sftn_fast.cli.network_names import NETWORKS, describe, twin_of
 from sftn_fast.cli.options import CommandLine, Option
 from sftn_fast.cli.recipe import BASE, Reader
-from sftn_fast.config import ALL_METHODS, Config, ConfigError, TransferConfig, check, check_path
+from sftn_fast.config import ALL_METHODS, SGD, Config, ConfigError, TransferConfig, check, check_path
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
@@ -37,6 +37,10 @@ COMMAND_LINE_ONLY = {
 }
 """Options that are not configuration keys, with the key to use in a recipe."""
 ALIASES = {"compile": "engine.compile"}
+OF_AN_OPTIMIZER = tuple(
+    f"optim.{key}" for key in ("lr", "momentum", "nesterov", "weight_decay", "arguments", "dot", "warmup_lr", "min_lr")
+)
+"""Keys that another optimizer than the recipe's does not take from it."""
 
 USAGE = "train [--config RECIPE] [--KEY VALUE ...]"
 DESCRIPTION = """
@@ -90,7 +94,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     reader = Reader(line.keys, ALIASES, COMMAND_LINE_ONLY)
     files = [each for recipe in recipes for each in _with_bases(recipe, reader)]
     of_recipes = _merge_recipes(files)
-    values = line.merge(of_recipes, given | _resolve_distill(given))
+    values = line.merge(_without_other_optimizers(of_recipes, given), given | _resolve_distill(given))
     if given.get("compile"):
         if "engine.compile" in given:
             raise ConfigError("compile can't be combined with engine.compile; give one of the two")
@@ -233,8 +237,16 @@ def _merge_recipes(files: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, An
                 check_path("output", values["output"])
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
-        merged |= values
+        merged = _without_other_optimizers(merged, values) | values
     return merged
+
+
+def _without_other_optimizers(before: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values ``before``, without those of their optimizer if ``later`` ones name another."""
+    name = str(before.get("optim.name", SGD)).lower()
+    if str(later.get("optim.name", name)).lower() == name:
+        return before
+    return {key: value for key, value in before.items() if key not in OF_AN_OPTIMIZER}
 
 
 def _own_folder(recipe: str, own: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:

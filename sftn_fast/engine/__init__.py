@@ -12,9 +12,9 @@ from sftn_fast.engine.fingerprint import FingerprintMismatch
 from sftn_fast.engine.finite import NonFiniteError
 from sftn_fast.engine.folder import FolderError, RunFolder
 from sftn_fast.engine.loop import FitResult, fit, steps_an_epoch
-from sftn_fast.engine.optim import Schedule
 from sftn_fast.engine.process_group import process_group
 from sftn_fast.engine.rng import seed_everything
+from sftn_fast.engine.schedule import Schedule
 from sftn_fast.engine.signals import Interrupted
 from sftn_fast.engine.step import TrainStep, build_step
 from sftn_fast.engine.threads import fastest_threads

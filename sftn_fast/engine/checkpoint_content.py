@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sftn_fast.engine.best_epoch import best_row
+from sftn_fast.engine.ema import EMA
+from sftn_fast.engine.optim import numbered_state
 from sftn_fast.utils.observers import is_sized_by_data
 from sftn_fast.utils.text import printable
 
@@ -25,8 +27,10 @@ PART_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def check_content(state: Any, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Check that ``state`` belongs to a run of ``task`` with as many ``optimizers``.
+def check_content(
+    state: Any, task: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: EMA | None = None
+) -> None:
+    """Check that ``state`` belongs to a run of ``task`` with such ``optimizers`` and, if it has one, such an average.
 
     Raises:
         ValueError: a part is missing or has another type, shape or dtype. The message names it.
@@ -48,7 +52,11 @@ def check_content(state: Any, task: nn.Module, optimizers: Sequence[torch.optim.
     if len(saved) != len(optimizers):
         raise ValueError(f"it has {len(saved)} optimizers, not {len(optimizers)}")
     for momenta, optimizer in zip(saved, optimizers, strict=True):
-        _check_momentum(momenta, optimizer)
+        _check_momenta(momenta, optimizer)
+    if ema is not None:
+        if not isinstance(state.get("ema"), Mapping):
+            raise ValueError("the average of the network's weights is missing")
+        _check_tensors(state["ema"], ema.state_dict())
 
 
 def optimizer_states(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -89,12 +97,19 @@ def _check_tensors(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         _check_alike(name, theirs[name], own[name])
 
 
-def _check_momentum(theirs: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, entry in theirs.get("state", {}).items():
-        buffer = entry.get("momentum_buffer")
-        if buffer is not None:
-            _check_alike(f"momentum {number}", buffer, parameters[number])
+def _check_momenta(theirs: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    groups = [group["params"] for group in theirs["param_groups"]]
+    if groups != [group["params"] for group in optimizer.state_dict()["param_groups"]]:
+        raise ValueError("its optimizer has other parameters")
+    saved, own = theirs.get("state", {}), numbered_state(optimizer)
+    if more := saved.keys() - own.keys():
+        raise ValueError(f"its optimizer has a state of parameter {printable(next(iter(more)))}, which does not learn")
+    for number, values in own.items():
+        for name, value in values.items():
+            what = f"{name.removesuffix('_buffer')} {number}"  # such as "momentum 3"
+            if not isinstance(entry := saved.get(number), Mapping) or name not in entry:
+                raise ValueError(f"{what} is missing")
+            _check_alike(what, entry[name], value)
 
 
 def _check_alike(name: str, theirs: Any, own: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sftn_fast.engine.finite import BufferSnapshot
+from sftn_fast.engine.finite import Snapshot
 from sftn_fast.engine.protocols import Terms
 
 
@@ -30,7 +30,7 @@ class Compiled:
     def _first(self, images: Tensor, target: Tensor, index: Tensor) -> Terms:
         compiled = torch.compile(self._task)
         # BatchNorms may have counted the batch before a later part fails.
-        buffers = BufferSnapshot(self._task)
+        buffers = Snapshot(self._task.buffers())
         buffers.take()
         try:
             terms: Terms = compiled(images, target, index)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sftn_fast.config import OptimConfig
 from sftn_fast.engine import distributed
-from sftn_fast.engine.optim import build_sgd
+from sftn_fast.engine.optim import build_optimizer
 
 LABELS = "labels"
 """Name of the term that carries the gradient of the labels' part of the total, of a task that splits its total."""
@@ -23,13 +23,15 @@ LABELS = "labels"
 Gradients = list[Tensor | None]
 
 
-def build_pair(task: nn.Module, optim: OptimConfig, lr: float) -> tuple[torch.optim.SGD, torch.optim.SGD | None]:
+def build_pair(
+    task: nn.Module, optim: OptimConfig, lr: float
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """Return the optimizer of the labels' gradient and, with ``optim.dot``, that of the teacher's."""
     if not optim.dot:
-        return build_sgd(task, optim, lr), None
+        return build_optimizer(task, optim, lr), None
     labels = dataclasses.replace(optim, dot=0.0, momentum=optim.momentum - optim.dot)
     teacher = dataclasses.replace(optim, dot=0.0, momentum=optim.momentum + optim.dot, weight_decay=0.0)
-    return build_sgd(task, labels, lr), build_sgd(task, teacher, lr)
+    return build_optimizer(task, labels, lr), build_optimizer(task, teacher, lr)
 
 
 def split_gradients(total: Tensor, labels: Tensor, parameters: Sequence[Tensor]) -> tuple[Gradients, Gradients]:

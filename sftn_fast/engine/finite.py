@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sftn_fast.engine import distributed
 
@@ -81,29 +82,29 @@ class FiniteWatch:
         return found, int(step)
 
 
-class BufferSnapshot:
-    """Copy of the buffers of ``module`` before a step, to undo what its forward pass writes into them.
+class Snapshot:
+    """Copy of ``tensors``, all on one device, before something writes into them, to undo that.
 
-    The forward pass updates BatchNorm's running statistics, long before an overflow is detected. Buffers of one dtype
-    are handled as one tensor: a few kernels per step instead of some for each buffer.
+    A network's forward pass updates BatchNorm's running statistics, long before an overflow is detected. Tensors of one
+    dtype are handled as one: a few kernels per step instead of some for each tensor.
     """
 
-    def __init__(self, module: nn.Module):
-        buffers = list(module.buffers())
-        dtypes = dict.fromkeys(buffer.dtype for buffer in buffers)
-        self._groups = [[buffer for buffer in buffers if buffer.dtype == dtype] for dtype in dtypes]
+    def __init__(self, tensors: Iterable[Tensor]):
+        known = list(tensors)
+        dtypes = dict.fromkeys(tensor.dtype for tensor in known)
+        self._groups = [[tensor for tensor in known if tensor.dtype == dtype] for dtype in dtypes]
         self._saved: list[Tensor] = []
 
     def take(self) -> None:
-        """Save the buffers' current values."""
+        """Save the current values."""
         self._saved = [_flat(group) for group in self._groups]
 
     def restore_if(self, condition: Tensor) -> None:
         """Restore the saved values if ``condition`` (0-dim bool) is true, without waiting for the device."""
         for group, saved in zip(self._groups, self._saved, strict=True):
-            chosen = torch.where(condition, saved, _flat(group)).split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [part.view(buffer.shape) for part, buffer in zip(chosen, group, strict=True)])
+            chosen = torch.where(condition, saved, _flat(group)).split([tensor.numel() for tensor in group])
+            torch._foreach_copy_(group, [part.view(tensor.shape) for part, tensor in zip(chosen, group, strict=True)])
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])

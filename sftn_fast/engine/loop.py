@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sftn_fast.config import ConfigError, EngineConfig, OptimConfig
+from sftn_fast.config import ConfigError, EmaConfig, EngineConfig, OptimConfig
 from sftn_fast.engine import distributed
 from sftn_fast.engine.averages import RUN
 from sftn_fast.engine.best_epoch import BestEpoch, best_row
@@ -21,11 +21,11 @@ from sftn_fast.engine.checkpoint_policy import CheckpointPolicy
 from sftn_fast.engine.device import amp_dtype, resolve_device
 from sftn_fast.engine.evaluate import evaluate
 from sftn_fast.engine.fingerprint import normalise
-from sftn_fast.engine.optim import Schedule
 from sftn_fast.engine.protocols import EpochTask, Splits, Task
 from sftn_fast.engine.resume import check_agreement, check_mode, resume_run
 from sftn_fast.engine.rng import seed_everything
 from sftn_fast.engine.run_log import RunLog
+from sftn_fast.engine.schedule import Schedule, peak_lr
 from sftn_fast.engine.signals import StopSignals
 from sftn_fast.engine.state import TrainState
 from sftn_fast.engine.step import build_step
@@ -41,11 +41,13 @@ class FitResult:
     """Metrics of a finished run.
 
     Attributes:
-        history: a row for each epoch: ``epoch`` from 1, ``step``, ``lr``, ``train_*``, ``val_*``, ``test_*``, speed.
+        history: a row for each epoch: ``epoch`` from 1, ``step``, ``lr``, ``train_*``, ``val_*``, ``test_*``, speed;
+            with an average of the weights, also ``val_ema_*`` and ``test_ema_*``.
         last: the last epoch's row, which the reference code reports.
         best: the row of the highest ``val_top1``, or ``test_top1`` if nothing is held out, the earliest of equal ones;
             the last row if nothing is evaluated.
         best_weights: the network's state after the best epoch, on the CPU of the main process; None if not kept.
+        ema_weights: the network's state with the average of its weights, on the CPU of the main process; None without.
         images_per_second: of training, without evaluations.
         seconds: of training, without evaluations, including the time before a stop.
         data_wait_share: share of that time spent waiting for data, 0 to 1.
@@ -56,6 +58,7 @@ class FitResult:
     last: dict[str, Any]
     best: dict[str, Any]
     best_weights: dict[str, Tensor] | None
+    ema_weights: dict[str, Tensor] | None
     images_per_second: float
     seconds: float
     data_wait_share: float
@@ -77,6 +80,7 @@ def fit(
     on_epoch: Callable[[int], None] | None = None,
     on_best: Callable[[BestEpoch], None] | None = None,
     services: OpenRun | None = None,
+    ema: EmaConfig | None = None,
 ) -> FitResult:
     """Train ``task`` on ``data`` for ``epochs``.
 
@@ -93,16 +97,17 @@ def fit(
         fingerprint: values of JSON types that must agree with a checkpoint's for it to be resumed. The loop adds
             epochs, seed, steps per epoch and ranks.
         seed: seeds the global generators, which dropout uses, at the start.
-        lr: learning rate if ``optim.lr`` is None; 0.05 if that is None too. Both are for ``optim.base_batch_size`` if
-            ``optim.lr_scale`` is linear.
+        lr: learning rate of SGD if ``optim.lr`` is None; 0.05 if that is None too. Both are for
+            ``optim.base_batch_size`` if ``optim.lr_scale`` is linear.
         resume: "auto" resumes from the newest valid checkpoint in ``folder``; "never" refuses a folder with
             checkpoints.
         on_epoch: called on the main process after each epoch, counted from 1, before its checkpoint. It is called again
-            for an epoch that a stopped run repeats.
+            for an epoch that a stopped run repeats. With ``ema``, the task's model then has the averaged weights.
         on_best: called on the main process after each epoch that is better than all before, before its checkpoint. If
             given, the checkpoints keep the best epoch's network, and so does the result.
         services: receive the metrics on the main process; the caller closes them. None for ``engine.tensorboard``
             alone.
+        ema: average of the weights of the task's model, which is evaluated beside them; None for no average.
 
     Raises:
         ConfigError: device, arithmetic, data, folder or ``resume`` can't be used.
@@ -119,7 +124,7 @@ def fit(
     check_mode(resume)
     device = resolve_device(engine.device)
     amp_dtype(engine.amp, device)  # refuse it before doing anything else
-    rate = optim.scaled(optim.lr if optim.lr is not None else lr if lr is not None else DEFAULT_LR)
+    rate = peak_lr(optim, DEFAULT_LR if lr is None else lr)
     steps_per_epoch, ranks, main = steps_an_epoch(data, optim), distributed.world_size(), distributed.is_main()
 
     run = {"epochs": epochs, "seed": seed, "steps_per_epoch": steps_per_epoch, "ranks": ranks}
@@ -129,7 +134,7 @@ def fit(
 
     seed_everything(seed + distributed.rank())
     schedule = Schedule(optim, rate, steps_per_epoch, epochs)
-    train_step = build_step(task, schedule, engine, device, lambda: next(data.train.epoch(0)))
+    train_step = build_step(task, schedule, engine, device, lambda: next(data.train.epoch(0)), ema)
     state = TrainState(train_step.module, train_step)
 
     store = distributed.on_main(partial(CheckpointStore, folder / "checkpoints", keep=engine.keep_checkpoints))
@@ -212,10 +217,14 @@ def _train(
         row = state.epoch_record()
         if (state.epoch + 1) % engine.eval_every == 0 or state.epoch + 1 == epochs:
             row |= _evaluate(task.model, data, state)
+            if train_step.ema is not None:
+                with train_step.ema.applied():
+                    row |= _evaluate(task.model, data, state, "_ema")
         state.next_epoch(row)
         log.epoch(state.history)
         if on_epoch is not None:
-            distributed.on_main(partial(on_epoch, state.epoch))
+            with nullcontext() if train_step.ema is None else train_step.ema.applied():
+                distributed.on_main(partial(on_epoch, state.epoch))
         if on_best is not None and task.model is not None and best_row(state.history) is row:
             distributed.on_main(partial(_keep_best, task.model, state, on_best))
 
@@ -234,13 +243,16 @@ def _changes(task: Task, epoch: int) -> bool:
     return changes
 
 
-def _evaluate(model: nn.Module | None, data: Splits, state: TrainState) -> dict[str, float]:
-    """Return the metrics of the validation split, if there is one, and the test split, as ``val_*`` and ``test_*``."""
+def _evaluate(model: nn.Module | None, data: Splits, state: TrainState, of: str = "") -> dict[str, float]:
+    """Return the metrics of the validation split, if there is one, and the test split, as ``val_*`` and ``test_*``.
+
+    ``of`` is put before the star.
+    """
     if model is None:
         return {}
     splits = {"val": data.val, "test": data.test}
     return {
-        f"{split}_{name}": value
+        f"{split}{of}_{name}": value
         for split, batches in splits.items()
         if batches is not None
         for name, value in evaluate(model, batches, state.train_step.layout).items()
@@ -260,4 +272,5 @@ def _result(state: TrainState, resumed_from: int | None) -> FitResult:
     kept = state.best.weights if state.best is not None and state.best.row["epoch"] == best["epoch"] else None
     speed = state.stopwatch.read(RUN)
     rates = speed["images_per_second"], speed["seconds"], speed["data_wait"]
-    return FitResult(state.history, last, best, kept, *rates, resumed_from)
+    ema = state.train_step.ema if distributed.is_main() else None  # other ranks have other BatchNorm statistics
+    return FitResult(state.history, last, best, kept, None if ema is None else ema.weights(), *rates, resumed_from)

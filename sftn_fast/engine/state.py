@@ -10,7 +10,7 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.averages import EPOCH, WINDOW, AverageMeter, Stopwatch
 from sftn_fast.engine.best_epoch import BestEpoch
 from sftn_fast.engine.checkpoint_content import check_content, optimizer_states
-from sftn_fast.engine.optim import load_sgd
+from sftn_fast.engine.optim import load_optimizer
 from sftn_fast.engine.rng import rng_state, set_rng_state
 from sftn_fast.engine.step import TrainStep
 from sftn_fast.utils.environment import surroundings
@@ -75,6 +75,7 @@ class TrainState:
             "task": self.task.state_dict(),
             "optimizer": self.train_step.optimizer.state_dict(),
             "teacher_optimizer": [optimizer.state_dict() for optimizer in self.train_step.optimizers[1:]],
+            "ema": None if self.train_step.ema is None else self.train_step.ema.state_dict(),
             "scaler": self.train_step.scaler.state_dict(),
             "rng": distributed.gather(rng_state(self.train_step.layout.device)),
             "meter": distributed.gather(self.meter.state_dict()),
@@ -95,10 +96,12 @@ class TrainState:
                 has been loaded.
         """
         optimizers = self.train_step.optimizers
-        check_content(state, self.task, optimizers)
+        check_content(state, self.task, optimizers, self.train_step.ema)
         self.task.load_state_dict(state["task"])
         for optimizer, saved in zip(optimizers, optimizer_states(state), strict=True):
-            load_sgd(optimizer, saved)
+            load_optimizer(optimizer, saved)
+        if self.train_step.ema is not None:
+            self.train_step.ema.load_state_dict(state["ema"])
         if state["scaler"]:
             self.train_step.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self.step = state["position"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sftn_fast.config import EngineConfig
+from sftn_fast.config import ConfigError, EmaConfig, EngineConfig
 from sftn_fast.data import loaders
 from sftn_fast.data.loaders import DeferredBatch
 from sftn_fast.engine import distributed, dot, parallel
@@ -22,11 +23,14 @@ from sftn_fast.engine.device import (
     is_channels_last,
     uses_cudnn_benchmark,
 )
-from sftn_fast.engine.finite import FP16_PATIENCE, BufferSnapshot, FiniteWatch, NonFiniteError
+from sftn_fast.engine.ema import EMA
+from sftn_fast.engine.finite import FP16_PATIENCE, FiniteWatch, NonFiniteError, Snapshot
 from sftn_fast.engine.graph import GraphedStep, Recorder, recorder
-from sftn_fast.engine.optim import Schedule
+from sftn_fast.engine.optim import parameters_of, runs_on_device, state_of
 from sftn_fast.engine.protocols import Batch, DeferredTrainData, FrozenTask, Task, Terms, TrainData
 from sftn_fast.engine.rollback import rollback
+from sftn_fast.engine.schedule import Schedule
+from sftn_fast.engine.update import Update
 
 
 class TrainStep:
@@ -34,7 +38,7 @@ class TrainStep:
 
     Args:
         task: module that returns 0-dim terms, including "total"; already on the device.
-        optimizer: a fused SGD, see :func:`~sftn_fast.engine.optim.build_sgd`.
+        optimizer: one of :func:`~sftn_fast.engine.optim.build_optimizer`.
         schedule: learning rate by step number.
         layout: device and arithmetic. Below float32 the task runs under autocast, in float16 with a gradient scaler.
         clip_grad: largest norm of the gradient, or None.
@@ -47,12 +51,13 @@ class TrainStep:
         benchmark: let cuDNN time its algorithms for each new shape.
         teacher_optimizer: takes the gradient of all but the labels' part of the total; see
             :mod:`~sftn_fast.engine.dot`. The task must split its total, and ``clip_grad`` must be None.
+        ema: average of the weights of the task's model, which each step updates; None for no average.
     """
 
     def __init__(
         self,
         task: nn.Module,
-        optimizer: torch.optim.SGD,
+        optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         layout: Layout,
         *,
@@ -63,7 +68,8 @@ class TrainStep:
         must_record: bool = False,
         find_unused: bool = False,
         benchmark: bool = False,
-        teacher_optimizer: torch.optim.SGD | None = None,
+        teacher_optimizer: torch.optim.Optimizer | None = None,
+        ema: EMA | None = None,
     ):
         # Only the step uses the wrapper: everything else, checkpoints above all, needs the task's own names.
         self.module, self.optimizer, self.schedule = task, optimizer, schedule
@@ -71,17 +77,18 @@ class TrainStep:
         self.task = parallel.wrap(task, find_unused=find_unused)
         self._call = Compiled(self.task) if compile else self.task
         self.layout, self.clip_grad, self.accumulate = layout, clip_grad, accumulate
-        self._benchmark = benchmark
+        self._benchmark, self.ema = benchmark, ema
         half = layout.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=half)
         self.watch = FiniteWatch(layout.device, patience=FP16_PATIENCE if half else 1)
         self._buffers = list(task.buffers())
-        self._snapshot = BufferSnapshot(task) if half else None
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._snapshot = Snapshot(self._buffers) if half else None
+        self._parameters = parameters_of(optimizer)
         # On the device, where a replayed step reads them. The fused update on a GPU needs float32.
         cpu = layout.device.type == "cpu"
         self._lr = torch.zeros((), dtype=torch.float64 if cpu else torch.float32, device=layout.device)
         self._number = torch.zeros((), dtype=torch.float64, device=layout.device)
+        self._updates = [Update(each, self._lr) for each in self.optimizers]
         self._graphed = None
         if record is not None:
             self._graphed = GraphedStep(self._update, self.rollback, record, layout.device, must=must_record)
@@ -98,7 +105,11 @@ class TrainStep:
             ConfigError: the step can't be recorded, and must be.
             NonFiniteError: on the CPU. On a GPU :meth:`check` raises it. Both skip the update.
         """
-        self._lr.fill_(self.schedule(number))
+        self._lr.fill_(lr := self.schedule(number))
+        for update in self._updates:
+            update.set_lr(lr)
+        if self.ema is not None:
+            self.ema.begin_step(number)
         self._number.fill_(number)
         if self._graphed is not None:
             terms = self._graphed(DeferredBatch.of(cast(loaders.Batch | DeferredBatch, batch)))
@@ -137,9 +148,9 @@ class TrainStep:
 
     def rollback(self) -> AbstractContextManager[None]:
         """Return a context that undoes the steps inside it, see :func:`~sftn_fast.engine.rollback.rollback`."""
-        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
-        momenta = [value for state in states for value in state.values()]
-        written = [*self._parameters, *self._buffers, *momenta, self.watch.streak]
+        momenta = [value for optimizer in self.optimizers for value in state_of(optimizer)]
+        averages = [] if self.ema is None else self.ema.state_dict().values()
+        written = [*self._parameters, *self._buffers, *momenta, *averages, self.watch.streak]
         return rollback(written, self.scaler, self.layout.device)
 
     def _update(self, batch: Batch) -> Terms:
@@ -177,15 +188,14 @@ class TrainStep:
         if self.clip_grad is not None:
             clip_grads_with_norm_(self._parameters, self.clip_grad, grad_norm)
 
-        # The fused update reads the verdict on the device. It is ours, since the scaler's covers gradients only. The
-        # update is skipped exactly when the buffers are restored, so that a skipped step leaves no trace.
-        for number, optimizer in enumerate(self.optimizers):
+        # The verdict is ours, since the scaler's covers gradients only. The update is skipped exactly when the buffers
+        # are restored, so that a skipped step leaves no trace.
+        for number, update in enumerate(self._updates):
             if split:
                 self._give(both[number])
-            optimizer.found_inf = skipped  # type: ignore[attr-defined]
-            for group in optimizer.param_groups:
-                group["lr"] = self._lr
-            optimizer.step()
+            update(skipped)
+        if self.ema is not None:
+            self.ema.update(skipped)
         self.scaler.update()
         return {**values, "skipped": skipped}
 
@@ -235,11 +245,12 @@ def build_step(
     engine: EngineConfig,
     device: torch.device,
     first_batch: Callable[[], Batch] | None = None,
+    ema: EmaConfig | None = None,
 ) -> TrainStep:
     """Return the step that trains ``task`` by ``schedule`` and ``engine``, after moving the task to ``device``.
 
     Over several ranks, ``first_batch()`` returns a batch for finding out whether a step uses all of the task. Without
-    it, the step is assumed to.
+    it, the step is assumed to. With ``ema``, the step averages the weights of the task's model, if it has one.
 
     Raises:
         ConfigError: the device can't do what ``engine`` asks for.
@@ -256,25 +267,41 @@ def build_step(
     layout = Layout(device, amp_dtype(engine.amp, device), is_channels_last(engine, model, device))
     if layout.channels_last:
         task.to(memory_format=torch.channels_last)
-    sgd, of_teacher = dot.build_pair(task, optim, schedule.lr)
+    optimizer, of_teacher = dot.build_pair(task, optim, schedule(0))
     find_unused = False
     if first_batch is not None and distributed.world_size() > 1:
         find_unused = parallel.leaves_some_unused(task, first_batch(), layout)
     parts, clip = optim.accumulate, optim.clip_grad
     return TrainStep(
         task,
-        sgd,
+        optimizer,
         schedule,
         layout,
         clip_grad=clip,
         accumulate=parts,
         compile=engine.compile,
-        record=recorder(engine.cuda_graphs, device),
+        record=_recorder(engine, optimizer, device),
         must_record=engine.cuda_graphs is True,
         find_unused=find_unused,
         benchmark=uses_cudnn_benchmark(engine, device),
         teacher_optimizer=of_teacher,
+        ema=EMA(model, ema, device) if ema is not None and model is not None else None,
     )
+
+
+def _recorder(engine: EngineConfig, optimizer: torch.optim.Optimizer, device: torch.device) -> Recorder | None:
+    """Return the recorder of steps; None, after a line, for an optimizer that no graph can hold.
+
+    Raises:
+        ConfigError: there must be a graph.
+    """
+    found, name = recorder(engine.cuda_graphs, device), type(optimizer).__name__
+    if found is None or runs_on_device(optimizer):
+        return found
+    if engine.cuda_graphs is True:
+        raise ConfigError(f"engine.cuda_graphs must be auto or false with {name}, which reads its state on the host")
+    print(f"engine.cuda_graphs: steps run without a graph; {name} reads its state on the host", file=sys.stderr)
+    return None
 
 
 def _checked_total(terms: Terms) -> Tensor:

@@ -24,6 +24,7 @@ from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import InitTask
 from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import listing
+from sftn_fast.engine.optim import state_of
 from sftn_fast.engine.protocols import Splits
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
@@ -150,7 +151,8 @@ class CostProbe(JobRunner):
         steps = engine.steps_an_epoch(self.data, optim)
         # A tiny learning rate keeps untrained networks from diverging.
         schedule = engine.Schedule(optim, 1e-9, steps, epochs)
-        train_step = engine.build_step(task, schedule, self.config.engine, self.device)
+        ema = None if isinstance(task, InitTask) else self.behaviour.ema(self.config)
+        train_step = engine.build_step(task, schedule, self.config.engine, self.device, ema=ema)
         train_step.store_frozen()
         batches = list(islice(_endless(self.images_for(task)), 1 + TIMED_STEPS))
         memory = self._memory(task.train(), train_step, batches[0])
@@ -159,12 +161,14 @@ class CostProbe(JobRunner):
         seconds = statistics.median(
             [_seconds(partial(train_step, batch, number), self.device) for number, batch in enumerate(batches)][1:]
         )
-        evaluations = 0 if task.model is None else -(-epochs // self.config.engine.eval_every)
+        evaluations = (
+            0 if task.model is None else -(-epochs // self.config.engine.eval_every) * (1 if ema is None else 2)
+        )
         evaluation = 0.0 if task.model is None else self._evaluation(task.model, train_step.layout)
         tested = f"; an evaluation {1000 * evaluation:.0f} ms, {evaluations} of them" if evaluations else ""
         distributed.say(f"  a step {1000 * seconds:.1f} ms, {steps} of them an epoch, {epochs} epochs{tested}")
         whole = epochs * steps * seconds + evaluations * evaluation
-        return Cost(whole, memory, self._disk(task, epochs, steps))
+        return Cost(whole, memory, self._disk(task, train_step, epochs, steps))
 
     def _evaluation(self, network: nn.Module, layout: engine.Layout) -> float:
         """Return the seconds that one evaluation of ``network`` takes."""
@@ -173,27 +177,27 @@ class CostProbe(JobRunner):
         seconds = _seconds(lambda: engine.evaluate(network, some, layout), self.device)
         return seconds * sum(split.num_samples for split in splits) / max(1, sum(len(batch.target) for batch in some))
 
-    def _disk(self, task: Task | InitTask, epochs: int, steps: int) -> int:
+    def _disk(self, task: Task | InitTask, train_step: engine.TrainStep, epochs: int, steps: int) -> int:
         """Return the bytes of the files that hold networks when the training of ``task`` has ended."""
         network = 0 if task.model is None else _bytes(task.model.state_dict().values())
-        state, learning = _bytes(task.state_dict().values()), (p for p in task.parameters() if p.requires_grad)
-        momentum = _bytes(learning) if self.config.optim.momentum else 0
+        state = _bytes(task.state_dict().values())
         peers = state - network if isinstance(task, CollaborativeTask) else 0
         anchors = len(snapshot_epochs(self.config, self.job.kind)) if self.behaviour.teaches else 0
         saved = -(-epochs * steps // (self.config.engine.checkpoint_every or steps))
         checkpoints = min(self.config.engine.keep_checkpoints, saved)
-        # A checkpoint and the job's folder have the network of the best epoch too.
-        return checkpoints * (state + momentum + network) + (2 + anchors) * network + peers
+        # A checkpoint and the job's folder have the network of the best epoch too, and its average.
+        others = 1 if train_step.ema is None else 2
+        held = state + _optimizer_bytes(train_step) + others * network
+        return checkpoints * held + (1 + others + anchors) * network + peers
 
     def _memory(self, task: Task | InitTask, train_step: engine.TrainStep, batch: Any) -> int:
         """Return the bytes that a step holds; print them by purpose."""
-        learning = [p for p in task.parameters() if p.requires_grad]
         banks = [m for m in task.modules() if isinstance(m, CRDMemory)]
-        whole = _bytes(learning)
         sizes = {
             "weights": _bytes(task.state_dict().values()) - sum(_bytes(bank.buffers()) for bank in banks),
-            "gradients": whole,
-            "momentum": whole if self.config.optim.momentum else 0,
+            "gradients": _bytes(p for p in task.parameters() if p.requires_grad),
+            "momentum": _optimizer_bytes(train_step),
+            "average": 0 if train_step.ema is None else _bytes(train_step.ema.state_dict().values()),
             "frozen networks": sum(_bytes(network.state_dict().values()) for network in _held(task)),
             "CRD's banks": sum(_bytes(bank.buffers()) for bank in banks),
             "activations": _activations(task, train_step, batch),
@@ -202,6 +206,11 @@ class CostProbe(JobRunner):
         held = ", ".join(f"{name} {readable_bytes(size)}" for name, size in sizes.items() if size)
         distributed.say(f"  memory: {readable_bytes(sum(sizes.values()))}: {held} (of {len(batch.target)} images)")
         return sum(sizes.values())
+
+
+def _optimizer_bytes(train_step: engine.TrainStep) -> int:
+    """Return the bytes that the optimizers keep between steps: momenta and the like."""
+    return sum(_bytes(state_of(optimizer)) for optimizer in train_step.optimizers)
 
 
 def _parameters(task: Task | InitTask) -> list[tuple[str, int]]:

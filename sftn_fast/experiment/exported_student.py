@@ -36,17 +36,22 @@ def require_best(jobs: Sequence[Job], root: Path, states: Mapping[Job, JobState]
     check(kept, "export", "best", allowed)
 
 
-def export_student(job: Job, root: Path, epoch: str) -> str:
-    """Copy the student of ``job`` as it was after its ``epoch``, last or best; return a line that tells what it is."""
+FOLDERS = {"last": ".", "best": run_files.BEST, "ema": run_files.EMA}
+"""Folders in a job's folder with the weights that ``export`` may name."""
+
+
+def export_student(job: Job, root: Path, weights: str) -> str:
+    """Copy the student of ``job`` with the ``weights`` that ``export`` names; return a line that tells what it is."""
     target, source = root / run_files.STUDENT, job.folder(root)
     try:
-        contents = models.read_files(source / run_files.BEST if epoch == "best" else source)
+        contents = models.read_files(source / FOLDERS[weights])
     except (OSError, models.WeightsError) as error:
         raise DamagedError(f"{target} is left unchanged: {error}") from error
     discard(target, contents)
     if _differs(target, contents):
         replace_files(target, contents)
-    which = f", epoch {models.read_config(target)['meta']['epoch']}, the best one" if epoch == "best" else ""
+    which = f", epoch {models.read_config(target)['meta']['epoch']}, the best one" if weights == "best" else ""
+    which = ", the average of its weights" if weights == "ema" else which
     return f"exported student ({label(job.name)}, seed {job.seed}{which}): sftn_fast.models.load({str(target)!r})"
 
 

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from sftn_fast import cli, models
-from sftn_fast.config import Config
+from sftn_fast.config import Config, OptimConfig
 from sftn_fast.engine.fingerprint import FORMAT, differences
 from sftn_fast.experiment import file_digest
+from sftn_fast.experiment.kinds import KINDS
 from sftn_fast.experiment.plan import RESULT, Job
+from sftn_fast.utils import run_files
 
 PENDING = "(not there yet)"
 """Stands for the weights of a teacher that is not trained yet. Equal to anything."""
 OF_THE_FIT = {"run", "initialisation"}
 """Keys that the engine adds to the identity of a job."""
+
+ADDED = ("name", "arguments", "decay_norms_and_biases", "warmup_lr", "min_lr", "dot")
+"""Settings of the optimizer that are in an identity only with another value than the default."""
 
 Differences = list[tuple[str, Any, Any]]
 """Fields in which two identities differ: dotted name, old value, new value."""
@@ -50,13 +55,16 @@ def identity_of(
     }
     if behaviour.trains(config):
         identity |= _training(config, job.kind, ranks)
-    return identity | behaviour.identity(config, job, _Contents(seed_folder, augments))
+        if (ema := behaviour.ema(config)) is not None:
+            identity["ema"] = {"decay": ema.decay, "warmup": ema.warmup}
+    return identity | behaviour.identity(config, job, _Contents(config, seed_folder, augments))
 
 
 @dataclass(frozen=True)
 class _Contents:
     """See :class:`sftn_fast.experiment.kinds.Contents`."""
 
+    config: Config
     seed_folder: Path
     augments: bool
 
@@ -64,14 +72,16 @@ class _Contents:
         return (file_digest.of_weights(path, network) or PENDING) if path else None
 
     def of_trained(self, job: str) -> str:
-        return trained_digest(self.seed_folder / job) or PENDING
+        return trained_digest(self.config, self.seed_folder, job) or PENDING
 
 
 def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:
     """Return the settings by which every network is trained."""
-    optim = cli.to_dict(config.optim_of(kind))
-    if not optim["dot"]:  # identities of earlier versions don't have it
-        del optim["dot"]
+    optim, unchanged = cli.to_dict(config.optim_of(kind)), cli.to_dict(OptimConfig())
+    # Identities of earlier versions don't have these.
+    for key in ADDED:
+        if optim[key] == unchanged[key]:
+            del optim[key]
     return {
         "epochs": config.epochs_of(kind),
         "amp": config.engine.amp,
@@ -93,12 +103,19 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
     return [each for each in differences(recorded, new) if each[2] != PENDING]
 
 
-def trained_digest(folder: Path) -> str | None:
-    """Return the checksum of a finished job's weights.
+def teaching_folder(config: Config, seed_folder: Path, name: str) -> Path:
+    """Return where the job ``name`` exports the network that others learn from: its average, if it keeps one."""
+    folder = seed_folder / name
+    return folder if KINDS[name].ema(config) is None else folder / run_files.EMA
+
+
+def trained_digest(config: Config, seed_folder: Path, name: str) -> str | None:
+    """Return the checksum of the weights of the finished job ``name`` that others learn from.
 
     None if the job is not finished, or damaged: then it is repaired before anything reads it.
     """
     try:
-        return str(models.read_config(folder)["sha256"]) if (folder / RESULT).is_file() else None
+        finished = (seed_folder / name / RESULT).is_file()
+        return str(models.read_config(teaching_folder(config, seed_folder, name))["sha256"]) if finished else None
     except (OSError, models.WeightsError):
         return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sftn_fast import engine, models
-from sftn_fast.config import Config, ConfigError, OptimConfig
+from sftn_fast.config import Config, ConfigError, EmaConfig, OptimConfig
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import Initialisation, InitTask
 from sftn_fast.engine import distributed, divergence
@@ -31,7 +31,7 @@ from sftn_fast.experiment import (
     teacher_check,
 )
 from sftn_fast.experiment.clock import SECONDS, Clock
-from sftn_fast.experiment.identity import trained_digest
+from sftn_fast.experiment.identity import teaching_folder, trained_digest
 from sftn_fast.experiment.kinds.base import EndOfEpoch
 from sftn_fast.experiment.kinds.snapshots import route_epochs, snapshot
 from sftn_fast.experiment.plan import RESULT, Job
@@ -101,9 +101,9 @@ class JobRunner:
         return models.build(name, num_classes=self.data.num_classes, in_channels=self.data.in_channels)
 
     def finished(self, name: str) -> StagedNet:
-        """Return the network that the job ``name`` of the same seed has exported."""
+        """Return the network of the job ``name`` of the same seed that others learn from."""
         try:
-            return models.load(self.seed_folder / name)
+            return models.load(teaching_folder(self.config, self.seed_folder, name))
         except (OSError, models.WeightsError) as error:
             raise DamagedError(str(error)) from error
 
@@ -153,8 +153,12 @@ class JobRunner:
             "data_wait_share": fit.data_wait_share,
             "diverged": self._diverged(task, fit),
         }
+        if "test_ema_top1" in fit.last:
+            figures["ema"] = _scores(fit.last, "test_ema_")
         figures |= self.behaviour.extra_figures(self, task)
-        self._record(task.model, identity, figures, run, fit.best_weights)
+        self._record(
+            task.model, identity, figures, run, {run_files.BEST: fit.best_weights, run_files.EMA: fit.ema_weights}
+        )
 
     def _diverged(self, task: Task, fit: engine.FitResult) -> str | None:
         """Return what went wrong with the training, if anything did, and print it."""
@@ -180,17 +184,25 @@ class JobRunner:
             lr=lr,
             on_epoch=self.behaviour.end_of_epoch(self, task),
             on_best=partial(self._keep_best, task.model),
+            ema=self.behaviour.ema(config),
         )
 
     def _initialise(self, name: str, first: Initialisation, identity: dict[str, Any], *, lr: float) -> None:
         """Train what the method ``name`` needs before the student can learn. Resumes as any other training."""
         distributed.say(f"  initialisation of {name}, {first.epochs} epochs")
+        # A learning rate that a method's authors give is one of SGD.
+        chosen = self.config.optim if first.lr is None or self.config.optim.is_sgd else OptimConfig()
         optim = dataclasses.replace(
             self.config.optim,
+            name=chosen.name,
+            arguments=chosen.arguments,
+            weight_decay=chosen.weight_decay,
             dot=0.0,
             lr=first.lr if first.lr is not None else self.config.optim.lr,
             schedule="milestones" if first.milestones else "constant",
             milestones=tuple(first.milestones) or None,
+            warmup_lr=None,
+            min_lr=0.0,
             warmup_epochs=warmup if (warmup := self.config.optim.warmup_epochs) < first.epochs else 0.0,
         )
         folder = self.folder / f"init-{name}"
@@ -212,6 +224,7 @@ class JobRunner:
         lr: float,
         on_epoch: EndOfEpoch | None = None,
         on_best: Callable[[BestEpoch], None] | None = None,
+        ema: EmaConfig | None = None,
     ) -> engine.FitResult:
         return engine.fit(
             task,
@@ -226,6 +239,7 @@ class JobRunner:
             resume="never" if self.config.resume == "never" else "auto",
             on_epoch=on_epoch,
             on_best=on_best,
+            ema=ema,
             services=run,
         )
 
@@ -253,9 +267,12 @@ class JobRunner:
         identity: dict[str, Any],
         figures: dict[str, Any],
         run: OpenRun,
-        best_weights: dict[str, Tensor] | None = None,
+        others: Mapping[str, dict[str, Tensor] | None] | None = None,
     ) -> None:
-        """Export the network, then write ``result.json``, whose presence says that the job is finished."""
+        """Export the network, then write ``result.json``, whose presence says that the job is finished.
+
+        ``others`` are other weights of it by the name of their figures, which is that of their folder too.
+        """
         job = self.job
         likeness = self._likeness(network)
         counts = engine.count_by_class(network, self.data.test, self._layout(network), self.data.num_classes)
@@ -272,7 +289,7 @@ class JobRunner:
             "identity": identity,
             "test_content": self.data.test_content,
         }
-        distributed.on_main(partial(self._write, network, result, counts, best_weights))
+        distributed.on_main(partial(self._write, network, result, counts, others or {}))
         run.results(service_runs.figures(result))
 
     def _layout(self, network: StagedNet) -> engine.Layout:
@@ -286,14 +303,15 @@ class JobRunner:
         network: StagedNet,
         result: dict[str, Any],
         counts: engine.ClassCounts,
-        best_weights: dict[str, Tensor] | None,
+        others: Mapping[str, dict[str, Tensor] | None],
     ) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.folder))
         why = {"chosen_by": best_epoch.LAST} if result["epochs"] else {}
         models.save(network, self.folder, meta=self._meta(result["last"] | why))
-        if best_weights is not None:
-            self._write_best(network, result["best"], best_weights)
+        for folder, weights in others.items():
+            if weights is not None:
+                self._write_weights(folder, network, result[folder] | (why if folder == run_files.EMA else {}), weights)
         names = teacher_check.class_names(self.data)
         result["by_class"] = class_accuracy.write(self.folder, counts.images, counts.right, counts.predicted, names)
         if warning := class_accuracy.only_class(result):
@@ -316,16 +334,21 @@ class JobRunner:
     def _keep_best(self, network: StagedNet, best: BestEpoch) -> None:
         """Export the best epoch so far. On a full disk this waits for the job's end: the checkpoints have it too."""
         try:
-            self._write_best(network, _scores(best.row) | best_epoch.choice(best.row), best.weights)
+            scores = _scores(best.row) | best_epoch.choice(best.row)
+            self._write_weights(run_files.BEST, network, scores, best.weights)
         except OSError as error:
             if not self.folder.is_dir():
                 raise
             folder, reason = self.folder / run_files.BEST, error.strerror or error
             logger.warning("%s can't be written (%s); training continues, its end writes it again", folder, reason)
 
-    def _write_best(self, network: StagedNet, scores: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
-        """Export ``weights`` of ``network`` as the best epoch, unless that is there already."""
-        folder, files = self.folder / run_files.BEST, models.to_files(network, weights=weights, meta=self._meta(scores))
+    def _write_weights(
+        self, name: str, network: StagedNet, scores: Mapping[str, Any], weights: dict[str, Tensor]
+    ) -> None:
+        """Export ``weights`` of ``network`` into the folder ``name``, unless they are there already."""
+        averaged = {"ema_decay": self.config.ema.decay} if name == run_files.EMA else {}
+        files = models.to_files(network, weights=weights, meta=self._meta(scores) | averaged)
+        folder = self.folder / name
         try:
             same = models.read_files(folder) == files
         except (OSError, models.WeightsError):
@@ -342,7 +365,7 @@ class JobRunner:
             return {**nothing, COMPARED: None}
         teacher = self.finished(source).to(self.device)
         alike = dataclasses.asdict(similarity.measure(network, teacher, self.data.test))
-        return {**alike, COMPARED: trained_digest(self.seed_folder / source)}
+        return {**alike, COMPARED: trained_digest(self.config, self.seed_folder, source)}
 
     def _repair_sources(self) -> None:
         """Make the networks again that this job reads, if they were damaged after they were finished."""
@@ -355,7 +378,7 @@ class JobRunner:
         if not (self.seed_folder / name / RESULT).exists():
             return False
         try:
-            models.verify(self.seed_folder / name)
+            models.verify(teaching_folder(self.config, self.seed_folder, name))
         except (OSError, models.WeightsError):
             return True
         return False
@@ -402,14 +425,14 @@ class JobRunner:
         if source is None or source in self.behaviour.learns_from(self.config, self.job):
             return
         result = distributed.on_main(partial(run_files.read_result, self.folder))
-        teacher = trained_digest(self.seed_folder / source)
+        teacher = trained_digest(self.config, self.seed_folder, source)
         if teacher is None or result.get(COMPARED, teacher) == teacher:
             return
         distributed.say("  compared again, with the present teacher")
-        compared = result | self._likeness(self.finished(self.job.name).to(self.device))
+        compared = result | self._likeness(models.load(self.folder).to(self.device))
         distributed.on_main(partial(write_atomically, self.folder / RESULT, seal(compared)))
 
 
-def _scores(row: dict[str, Any]) -> dict[str, Any]:
+def _scores(row: dict[str, Any], prefix: str = "test_") -> dict[str, Any]:
     """Return the figures on the test set out of an epoch's row."""
-    return {"epoch": row["epoch"], "top1": row["test_top1"], "ce": row["test_ce"]}
+    return {"epoch": row["epoch"], "top1": row[f"{prefix}top1"], "ce": row[f"{prefix}ce"]}

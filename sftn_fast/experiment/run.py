@@ -22,6 +22,7 @@ from sftn_fast.config import ALL_METHODS, Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.normal_form import refuse_equal
 from sftn_fast.engine import distributed
+from sftn_fast.engine.optim import check_optimizer
 from sftn_fast.experiment import every_method, job_state, pool, resume, service_runs
 from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate
@@ -138,6 +139,7 @@ def _check_names(config: Config) -> None:
     """Raise :class:`ConfigError` for a name that doesn't exist, or a package that is missing."""
     plugins.load(config.plugins)
     cli.check_distill(config)
+    check_optimizer(config.optim)
     _check_networks(config)
     _check_packages()
 

@@ -45,6 +45,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
     found = {
         "top1_last": result["last"]["top1"],
         "top1_best": result["best"]["top1"],
+        "top1_ema": result.get("ema", {}).get("top1"),
         "parameters": result["parameters"],
         **{name: result.get(name) for name in FIGURES},
     }

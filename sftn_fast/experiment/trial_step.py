@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import InitTask
+from sftn_fast.engine.schedule import peak_lr
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.kinds import KINDS
 from sftn_fast.experiment.plan import Job
@@ -36,7 +37,7 @@ def try_jobs(config: Config, jobs: Sequence[Job], images: ImageData) -> list[str
         Lines on parameters that will not learn.
 
     Raises:
-        ConfigError: The images have one class, or networks, methods and images don't fit each other.
+        ConfigError: The images have one class, or networks, methods, learning rates and images don't fit each other.
     """
     if images.num_classes < 2:
         raise ConfigError(f"data.name must be of two classes or more, got {images.name} with {images.num_classes}")
@@ -74,6 +75,7 @@ class Trial(JobRunner):
             for _, first in task.distiller.initialisations():
                 self._step(first.task)
                 first.task.finish()
+        peak_lr(self.config.optim_of(self.job.kind), task.model.default_lr)
         unused = self._step(task)
         self._evaluate(task.model)
         if not unused:

@@ -1,4 +1,4 @@
-"""Sentences on best epochs: how they were chosen, and whether the exported student is of one."""
+"""Sentences on best epochs and averages: how epochs were chosen, and which weights the exported student has."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ def choice_sentences(rows: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def student_sentences(folder: Path) -> list[str]:
-    """Return a sentence on the exported student of the run in ``folder`` if it is of a best epoch, or is damaged."""
+    """Return a sentence on the exported student of the run in ``folder``, unless it is simply of the last epoch."""
     if not (folder / run_files.STUDENT).is_dir():
         return []
     try:
         meta = read_sealed(folder / run_files.STUDENT / run_files.NETWORK[1]).get("meta")
     except DamagedError as error:
         return [f"{error}; run the training command again to export the student again"]
-    if not isinstance(meta, dict) or not is_choice(meta.get("chosen_by")):
+    if not isinstance(meta, dict) or not ("ema_decay" in meta or is_choice(meta.get("chosen_by"))):
         return []
     what, epoch = (printable(str(meta.get(key)), LONGEST) for key in ("trained_as", "epoch"))
     top1 = f", top-1 {meta['top1']:.2f} %" if isinstance(meta.get("top1"), int | float) else ""
+    if "ema_decay" in meta:
+        return [f"The exported student ({what}) has the average (EMA) of its weights after epoch {epoch}{top1}"]
     return [f"The exported student ({what}) is of its best epoch, {epoch}{top1}, {IN_WORDS[meta['chosen_by']]}"]

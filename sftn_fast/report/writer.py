@@ -26,7 +26,7 @@ from sftn_fast.utils.text import printable
 
 CSV_COLUMNS = (
     *("name", "method", "seed", "network", "parameters", "epochs", "top1_last"),
-    *("top1_best", "best_epoch", "best_chosen_by"),
+    *("top1_best", "best_epoch", "best_chosen_by", "top1_ema"),
     *("agreement", "agreement5", "kl", "cka", "calibration_error"),
     *("seconds", "images_per_second", "data_wait_share", "device_seconds"),
 )
@@ -193,6 +193,7 @@ def _csv(rows: Sequence[Row]) -> str:
                 "top1_best": result["best"]["top1"],
                 "best_epoch": result["best"]["epoch"],
                 "best_chosen_by": chosen_by(result) or "",
+                "top1_ema": result.get("ema", {}).get("top1", ""),
                 "device_seconds": COST.value(result),
             }
             writer.writerow({**result, **derived})

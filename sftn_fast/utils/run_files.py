@@ -55,10 +55,12 @@ COPY = ".tmp_resume"
 """Temporary folder while a run is copied from another. Only the code that copies removes it."""
 BEST = "best"
 """Folder in a job's folder with its network after the best epoch."""
+EMA = "ema"
+"""Folder in a job's folder with the average of its network's weights after the last epoch."""
 TEMPORARY = re.compile(r"(?:\.old)?\.(.+)\.\d+\.tmp", re.DOTALL)
 """Name of a temporary file, and the name of the file that it was for."""
 CLASSES = "by_class.csv"
-EXPORTS = (BEST, "anchors/epoch*", "peer*")
+EXPORTS = (BEST, EMA, "anchors/epoch*", "peer*")
 """Patterns of the folders in a job's folder that hold networks."""
 CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in EXPORTS for file in NETWORK))
 CHECKED += tuple(f"init-*/{file}" for file in LOGS)
@@ -190,7 +192,7 @@ def _first_wrong(result: dict[str, Any]) -> str | None:
     for key, kind in (("name", str), ("network", str), ("seed", int), ("parameters", int), ("epochs", int)):
         if not isinstance(result.get(key), kind) or isinstance(result[key], bool):
             return f"{key!r} is missing or wrong"
-    for key in ("last", "best"):
+    for key in ("last", "best", *(["ema"] if "ema" in result else [])):
         row = result.get(key)
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int) or not _is_number(row.get("top1")):
             return f"{key!r} is missing or wrong"

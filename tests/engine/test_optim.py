@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from sftn_fast.config import OptimConfig
+from sftn_fast.config import ConfigError, OptimConfig
 from sftn_fast.engine import Layout, Schedule
-from sftn_fast.engine.optim import build_sgd, load_sgd
+from sftn_fast.engine.optim import build_sgd, load_optimizer
+from sftn_fast.engine.schedule import peak_lr
 from sftn_fast.engine.step import TrainStep
 
 from .stubs import Data, make_task
@@ -49,12 +50,70 @@ def test_a_short_run_starts_at_the_full_rate(epochs):
         ({"schedule": "cosine", "warmup_epochs": 2}, 20, 1.0),
         ({"schedule": "cosine", "warmup_epochs": 2}, 510, 0.5),
         ({"schedule": "milestones", "milestones": (1,), "gamma": 0.5}, 10, 0.5),
+        ({"schedule": "cosine", "min_lr": 0.2}, 500, 0.6),
+        ({"schedule": "cosine", "min_lr": 0.2}, 999, 0.2),
+        ({"schedule": "constant", "warmup_epochs": 2, "warmup_lr": 0.0}, 5, 0.25),
+        ({"schedule": "cosine", "warmup_epochs": 2, "warmup_lr": 0.5, "min_lr": 0.2}, 10, 0.75),
+        ({"schedule": "cosine", "warmup_epochs": 2, "warmup_lr": 0.5, "min_lr": 0.2}, 510, 0.6),
+        ({"schedule": "onecycle"}, 0, 0.04),
+        ({"schedule": "onecycle", "warmup_epochs": 10, "warmup_lr": 0.3, "min_lr": 0.1}, 0, 0.3),
+        ({"schedule": "onecycle", "warmup_epochs": 10, "warmup_lr": 0.3, "min_lr": 0.1}, 99, 1.0),
+        ({"schedule": "onecycle", "warmup_epochs": 10, "warmup_lr": 0.3, "min_lr": 0.1}, 999, 0.1),
     ],
 )
 def test_the_other_schedules(optim, step, expected):
     assert Schedule(OptimConfig(**optim), 1.0, steps_per_epoch=10, epochs=100)(step) == pytest.approx(
         expected, rel=1e-4
     )
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(10, 5), (7, 3), (1, 4)])
+def test_one_cycle_is_torchs(steps, epochs):
+    schedule = Schedule(OptimConfig(schedule="onecycle", lr=0.5, min_lr=0.5 / 25e4), 0.5, steps, epochs)
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.5, total_steps=steps * epochs, cycle_momentum=False)
+    for step in range(steps * epochs):
+        assert schedule(step) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9), step
+        sgd.step()
+        if step + 1 < steps * epochs:
+            torchs.step()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_cycle_of_few_steps_has_a_rate_for_each(steps):
+    schedule = Schedule(OptimConfig(schedule="onecycle"), 1.0, steps, 1)
+    assert schedule(0) == 1.0 and all(0 <= schedule(step) <= 1 for step in range(steps))
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        ({"min_lr": 0.1}, r"optim\.min_lr must be 0 with optim\.schedule=milestones, got 0\.1"),
+        ({"warmup_lr": 0.1}, r"optim\.warmup_lr must be null without optim\.warmup_epochs or optim\.schedule=onecycle"),
+        (
+            {"schedule": "cosine", "lr": 0.1, "min_lr": 0.2},
+            r"optim\.min_lr must be at most the learning rate, 0\.1, got",
+        ),
+        ({"schedule": "onecycle", "lr": 0.1, "warmup_lr": 0.2}, r"optim\.warmup_lr must be at most the learning rate"),
+    ],
+)
+def test_rates_that_the_schedule_does_not_have_are_refused(optim, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**optim)
+    if "lr" in optim:  # or where only the network tells it
+        with pytest.raises(ConfigError, match=message):
+            peak_lr(OptimConfig(**optim | {"lr": None}), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("optim", "says"),
+    [
+        ({"schedule": "cosine", "min_lr": 0.01}, "learning rate 0.5, down to 0.01 along a cosine over 10 epochs"),
+        ({"schedule": "onecycle"}, "learning rate 0.5 in one cycle, from 0.02 up in 3 epochs and down to 0 at the end"),
+    ],
+)
+def test_a_schedule_says_what_it_does(optim, says):
+    assert Schedule(OptimConfig(**optim), 0.5, 10, 10).describe().startswith(says)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -115,7 +174,7 @@ def test_loaded_momentum_takes_the_parameters_memory_format():
     sgds = [build_sgd(holder, OptimConfig(weight_decay=0), 0.1) for holder in (stored, other)]
     momentum = torch.randn(2, 3, 2, 2)
     sgds[0].state[stored.weight]["momentum_buffer"].copy_(momentum)
-    load_sgd(sgds[1], sgds[0].state_dict())
+    load_optimizer(sgds[1], sgds[0].state_dict())
     for holder, sgd in zip((stored, other), sgds, strict=True):
         holder.weight.grad = torch.zeros_like(holder.weight)
         sgd.step()

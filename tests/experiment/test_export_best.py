@@ -158,10 +158,10 @@ def dying(call: Callable[..., Any], *, at: int, before: bool) -> Callable[..., A
 @pytest.mark.parametrize(
     ("owner", "name", "at", "before"),
     [
-        (job_module.JobRunner, "_write_best", 2, True),  # the best epoch is over, and nothing tells of it
-        (job_module.JobRunner, "_write_best", 2, False),  # best/ is newer than every checkpoint
+        (job_module.JobRunner, "_write_weights", 2, True),  # the best epoch is over, and nothing tells of it
+        (job_module.JobRunner, "_write_weights", 2, False),  # best/ is newer than every checkpoint
         (CheckpointPolicy, "after_epoch", 2, False),
-        (job_module.JobRunner, "_write_best", 3, True),  # the job ends
+        (job_module.JobRunner, "_write_weights", 3, True),  # the job ends
     ],
 )
 def test_killed_and_resumed_it_has_the_same_best_epoch(

@@ -21,6 +21,7 @@ from sftn_fast.config import ClassOrder, Config, ConfigError, DataConfig
 from sftn_fast.engine import CheckpointStore, distributed
 from sftn_fast.engine.fingerprint import FingerprintMismatch
 from sftn_fast.experiment import file_digest, job_state
+from sftn_fast.experiment import identity as identities
 from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.plan import Job
@@ -75,10 +76,13 @@ OUTCOMES = {
     "data.label_smoothing": ("0.1", REFUSED),
     "data.mixed": ("students", REFUSED),
     "data.white": ("4095", REFUSED),
+    "optim.name": ("adamw", REFUSED),
+    "optim.arguments": ("{eps: 1.0e-6}", REFUSED),
     "optim.lr": ("0.01", REFUSED),
     "optim.momentum": ("0.8", REFUSED),
     "optim.nesterov": ("true", REFUSED),
     "optim.weight_decay": ("0.1", REFUSED),
+    "optim.decay_norms_and_biases": ("false", REFUSED),
     "optim.batch_size": ("8", REFUSED),
     "optim.accumulate": ("2", REFUSED),
     "optim.lr_scale": ("linear", REFUSED),
@@ -87,8 +91,13 @@ OUTCOMES = {
     "optim.milestones": ("[1]", REFUSED),
     "optim.gamma": ("0.5", REFUSED),
     "optim.warmup_epochs": ("0.5", REFUSED),
+    "optim.warmup_lr": ("0.001", REFUSED),
+    "optim.min_lr": ("0.001", REFUSED),
     "optim.clip_grad": ("1", REFUSED),
     "optim.dot": ("0.05", REFUSED),
+    "ema.decay": ("0.9", REFUSED),
+    "ema.warmup": ("false", REFUSED),
+    "ema.networks": ("students", REFUSED),
     "sftn.teacher_weight": ("2", REFUSED),
     "sftn.ce_weight": ("2", REFUSED),
     "sftn.kl_weight": ("2", REFUSED),
@@ -194,13 +203,17 @@ OF_RANDAUGMENT = ("data.randaugment_ops", "data.randaugment_magnitude")
 """Keys that only that policy has."""
 OF_MIXING = ("data.mixup_prob", "data.mixup_switch_prob", "data.mixed")
 """Keys that only mixed images have."""
+NEEDING = ("optim.arguments", "optim.warmup_lr", "ema.warmup", "ema.networks")
+"""Keys that are refused beside the other settings of the finished run."""
+ELSEWHERE = (*OF_FOLDERS, *OF_RANDAUGMENT, *OF_MIXING, *NEEDING)
+"""Keys of which tests of their own notice other values."""
 
 
 def test_every_key_has_an_outcome() -> None:
     assert list(OUTCOMES) == keys()
 
 
-@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in (*OF_FOLDERS, *OF_RANDAUGMENT, *OF_MIXING)])
+@pytest.mark.parametrize("key", [key for key in OUTCOMES if key not in ELSEWHERE])
 def test_another_value_is_noticed_or_documented(
     key: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +225,26 @@ def test_another_value_is_noticed_or_documented(
     changed = cli.parse([*ALL.split(), "--output", str(finished), f"--{key}", value])[0]
     assert changed != cli.load(finished / "config.yaml")
     assert outcome(changed, finished) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ("--optim.name adamw", "--optim.arguments.eps 1e-6"),
+        ("--optim.warmup_epochs 1", "--optim.warmup_lr 0.001"),
+        ("--ema.decay 0.9", "--ema.warmup false"),
+        ("--ema.decay 0.9 --ema.networks students", "--ema.decay 0.8"),
+    ],
+)
+def test_another_value_beside_what_it_needs_is_noticed(options: str, changed: str, tmp_path: Path) -> None:
+    def identity(options: str) -> dict[str, Any]:
+        job, config = Job("student", 0), configure(tmp_path, f"{TINY} {options}")
+        return identities.identity_of(config, job, tmp_path, {}, augments=True, ranks=1)
+
+    before = identity(options)
+    assert identities.compare(before, identity(options)) == []
+    key, _, _ = changed.removeprefix("--").partition(" ")
+    assert [each[0] for each in identities.compare(before, identity(f"{options} {changed}"))] == [key]
 
 
 @pytest.mark.parametrize("loader", ["memory", "torchvision"])

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from sftn_fast.config import Config
+from sftn_fast.config import Config, EmaConfig
 
 # Kinds are looked up by the report and the command line, which import no torch.
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class Kind(ABC):
     def trains(self, config: Config) -> bool:
         """Return whether the job trains its network; if not, it measures one, see :meth:`measured`."""
         return True
+
+    def ema(self, config: Config) -> EmaConfig | None:
+        """Return the settings of the average that the job keeps of its network's weights; None if it keeps none."""
+        return config.ema.of(teacher=self.teaches) if self.trains(config) else None
 
     @abstractmethod
     def networks(self, config: Config) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def cache_logits(runner: JobRunner, task: DistillTask) -> EndOfEpoch:
     source, data = str(runner.job.source), runner.data
     folder = runner.seed_folder / policy.FOLDER / source
     distributed.say(f"  {policy.describe(folder, data, runner.config.epochs_of('distill'))}")
-    about = {"teacher": trained_digest(runner.seed_folder / source), "seed": runner.job.seed}
+    about = {"teacher": trained_digest(runner.config, runner.seed_folder, source), "seed": runner.job.seed}
     return attach(task, data, runner.config, runner.device, folder, about).end_epoch
 
 
