@@ -22,6 +22,9 @@ SYNONYMS = {
     **dict.fromkeys(("accum_iter", "accumulation_steps", "grad_accum", "accumulate_grad_batches"), "optim.accumulate"),
     **dict.fromkeys(("clip", "clip_norm", "gradient_clip_val", "max_grad_norm"), "optim.clip_grad"),
     **dict.fromkeys(("model_ema", "ema_decay", "model_ema_decay"), "ema.decay"),
+    **dict.fromkeys(("smoothing",), "data.label_smoothing"),
+    **dict.fromkeys(("mixup_alpha", "mixup_mode"), "data.mixup"),
+    **dict.fromkeys(("cutmix_alpha",), "data.cutmix"),
     **dict.fromkeys(("dataset", "data_set"), "data.name"),
     **dict.fromkeys(("data_dir", "data_folder", "data_path", "dataset_path", "datadir"), "data.root"),
     **dict.fromkeys(("num_workers", "j"), "data.workers"),
@@ -50,14 +53,11 @@ SYNONYMS = {
 
 ABSENT = {
     (
-        "mixup",
-        "cutmix",
         "color_jitter",
         "augmentation",
         "augment",
         "transforms",
     ): "images are cropped and flipped, and changed as data.auto_augment and data.random_erasing say",
-    ("label_smoothing", "smoothing"): "labels are not smoothed",
     ("swa",): "weights are averaged by ema.decay",
     (
         "comet",
