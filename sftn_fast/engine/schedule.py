@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from sftn_fast.config import OptimConfig
-from sftn_fast.engine.optim import default_lr
+from sftn_fast.engine.optimizer_classes import default_lr
 
 RISE = 0.3
 """Share of the steps in which onecycle rises, as in torch."""
@@ -85,6 +85,9 @@ class Schedule:
 
     def describe(self) -> str:
         """Return a line that describes the learning rate and what follows from the number of epochs."""
+        return self._describe() if self.optim.is_sgd else f"{self.optim.name}, {self._describe()}"
+
+    def _describe(self) -> str:
         optim, end = self.optim, f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         warmup = f", after {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
         if optim.schedule == "cosine":

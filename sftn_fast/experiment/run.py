@@ -22,7 +22,7 @@ from sftn_fast.config import ALL_METHODS, Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.normal_form import refuse_equal
 from sftn_fast.engine import distributed
-from sftn_fast.engine.optim import check_optimizer
+from sftn_fast.engine.optimizer_classes import check_optimizer
 from sftn_fast.experiment import every_method, job_state, pool, resume, service_runs
 from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate

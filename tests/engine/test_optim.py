@@ -109,6 +109,7 @@ def test_rates_that_the_schedule_does_not_have_are_refused(optim, message):
     ("optim", "says"),
     [
         ({"schedule": "cosine", "min_lr": 0.01}, "learning rate 0.5, down to 0.01 along a cosine over 10 epochs"),
+        ({"name": "AdamW", "schedule": "constant"}, "adamw, learning rate 0.5, constant over 10 epochs"),
         ({"schedule": "onecycle"}, "learning rate 0.5 in one cycle, from 0.02 up in 3 epochs and down to 0 at the end"),
     ],
 )

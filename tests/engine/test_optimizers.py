@@ -16,7 +16,8 @@ from sftn_fast import cli, data, train
 from sftn_fast.config import ConfigError, DataConfig, EmaConfig, OptimConfig
 from sftn_fast.engine import Interrupted, Layout, Schedule, distributed
 from sftn_fast.engine.checkpoint_content import check_content
-from sftn_fast.engine.optim import build_optimizer, check_optimizer, optimizers, runs_on_device
+from sftn_fast.engine.optim import build_optimizer, runs_on_device
+from sftn_fast.engine.optimizer_classes import check_optimizer, optimizers
 from sftn_fast.engine.schedule import peak_lr
 from sftn_fast.engine.state import TrainState
 from sftn_fast.engine.step import TrainStep
