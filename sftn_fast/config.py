@@ -69,6 +69,7 @@ Exported = Literal["last", "best", "ema"]
 Workers = Annotated[int, Bound(1, MOST_WORKERS)]
 FiniteFloat = Annotated[float, Bound()]
 Argument = bool | FiniteFloat | tuple[FiniteFloat | None, ...]
+ClassWeight = Annotated[float, Bound(1e-6, 1e6)]
 Epochs = Annotated[tuple[int, ...], Series(1, "epochs", increasing=True, may_be_empty=True)]
 
 STAGES: tuple[str, ...] = typing.get_args(Stage)
@@ -143,9 +144,12 @@ class DataConfig:
     """Probability of cutmix rather than mixup in a step, if both are on."""
     label_smoothing: Annotated[float, Bound(0, below=1)] = 0.0
     """Share of each training label that is spread over all classes, in the cross-entropy with the labels."""
+    class_weights: Literal["none", "balanced"] | tuple[ClassWeight, ...] = "none"
+    """Weight of each image in the cross-entropy with the labels, by its class: balanced for the inverse of the class's
+    share of the training images, or a number for each class in their order. Scaled to a mean of 1 over the images."""
     mixed: Literal["all", "students"] = "all"
-    """Networks that are trained on mixed images and smoothed labels: all, or only students, alone and with a teacher.
-    Teachers then learn from images and labels as they are."""
+    """Networks that are trained on mixed images, smoothed labels and by class weights: all, or only students, alone and
+    with a teacher. Teachers then learn from images and labels as they are."""
     white: PositiveFloat | None = None
     """Value of white in image files of more than 8 bits that do not state it, such as 4095 for 12 bits or 1 for
     floating-point pixels; null to refuse such files."""
@@ -201,13 +205,18 @@ class DataConfig:
         both = self.mixup > 0 and self.cutmix > 0
         unused = "0.5 unless data.mixup and data.cutmix are both above 0"
         check(both or self.mixup_switch_prob == 0.5, "data.mixup_switch_prob", self.mixup_switch_prob, unused)
-        unused = "all where data.mixup, data.cutmix and data.label_smoothing are 0"
-        check(self.mixes or self.label_smoothing > 0 or self.mixed == "all", "data.mixed", self.mixed, unused)
+        unused = "all where data.mixup, data.cutmix and data.label_smoothing are 0, and data.class_weights none"
+        check(self.mixes or self.changes_labels or self.mixed == "all", "data.mixed", self.mixed, unused)
 
     @property
     def mixes(self) -> bool:
         """Mix the images of a step with each other."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def changes_labels(self) -> bool:
+        """Train on other targets than the labels, apart from mixed images."""
+        return self.label_smoothing > 0 or self.class_weights != "none"
 
     @property
     def streams(self) -> bool:
@@ -689,6 +698,8 @@ class TransferConfig:
             check(
                 value == 0, f"data.{name}", value, "0, since the classifier learns from single images and their labels"
             )
+        weights = self.data.class_weights
+        check(weights == "none", "data.class_weights", weights, "none, since the classifier's images weigh the same")
 
 
 def rename_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

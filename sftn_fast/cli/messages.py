@@ -23,6 +23,7 @@ SYNONYMS = {
     **dict.fromkeys(("clip", "clip_norm", "gradient_clip_val", "max_grad_norm"), "optim.clip_grad"),
     **dict.fromkeys(("model_ema", "ema_decay", "model_ema_decay"), "ema.decay"),
     **dict.fromkeys(("smoothing",), "data.label_smoothing"),
+    **dict.fromkeys(("class_weight", "loss_weights", "weighted_loss"), "data.class_weights"),
     **dict.fromkeys(("mixup_alpha", "mixup_mode"), "data.mixup"),
     **dict.fromkeys(("cutmix_alpha",), "data.cutmix"),
     **dict.fromkeys(("dataset", "data_set"), "data.name"),

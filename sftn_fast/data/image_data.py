@@ -191,7 +191,7 @@ def _in_memory(
         content=_digest(splits),
         test_content=_digest([source.test]),
         class_names=source.class_names,
-        mixing=Mixing.of(config, source.num_classes, size, device),
+        mixing=Mixing.of(config, train.labels, source.num_classes, size),
         preprocessing=Preprocessing(size, size, tuple(source.mean), tuple(source.std), config.white),
     )
 
@@ -223,7 +223,7 @@ def _from_files(
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
         white=config.white,
         class_names=tuple(files.class_names),
-        mixing=Mixing.of(config, files.num_classes, files.size, image_format.device),
+        mixing=Mixing.of(config, train.labels.to(image_format.device), files.num_classes, files.size),
         preprocessing=Preprocessing(
             round(files.size * RESIZED), files.size, image_format.mean, image_format.std, config.white
         ),

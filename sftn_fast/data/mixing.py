@@ -11,14 +11,14 @@ their neighbours in the batch, in pairs. So ranks with an even number of images 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, from_numpy
 
-from sftn_fast.config import DataConfig
+from sftn_fast.config import DataConfig, check
 from sftn_fast.data.file_loaders import FileTrainLoader
 from sftn_fast.data.loaders import Batch, DeferredBatch, TrainLoader
 from sftn_fast.data.seeding import generator
@@ -36,17 +36,34 @@ class Mixing:
     num_classes: int
     image_size: int
     device: torch.device
+    weights: Tensor | None = field(default=None, compare=False)
+    """Weight of an image of each class [num_classes] float32; None if all weigh the same."""
 
     @classmethod
-    def of(cls, config: DataConfig, num_classes: int, image_size: int, device: torch.device) -> Mixing | None:
-        """Return what ``config`` asks for, or None if images and labels stay as they are."""
-        return cls(config, num_classes, image_size, device) if config.mixes or config.label_smoothing else None
+    def of(cls, config: DataConfig, labels: Tensor, num_classes: int, image_size: int) -> Mixing | None:
+        """Return what ``config`` asks for, or None if images and labels stay as they are.
 
-    def settings(self) -> dict[str, float]:
+        Args:
+            config: Settings.
+            labels: Classes of the training images [N] int64, on the device of the batches.
+            num_classes: Classes.
+            image_size: Side of the images in pixels.
+
+        Raises:
+            ConfigError: ``data.class_weights`` does not have a number for each class.
+        """
+        if not (config.mixes or config.changes_labels):
+            return None
+        return cls(config, num_classes, image_size, labels.device, weights_of(config, labels, num_classes))
+
+    def settings(self) -> dict[str, str | float]:
         """Return the settings in effect, for the run's fingerprint."""
         names = ["mixup", "cutmix", "mixup_prob", "mixup_switch_prob"] if self.config.mixes else []
         names += ["label_smoothing"] if self.config.label_smoothing else []
-        return {name: getattr(self.config, name) for name in names}
+        settings: dict[str, str | float] = {name: getattr(self.config, name) for name in names}
+        if self.config.class_weights != "none":
+            settings["class_weights"] = str(self.config.class_weights)
+        return settings
 
     def draw(self, seed: int, epoch: int, steps: int) -> Tensor:
         """Draw the random numbers of an epoch: [steps, 6] float32, on the device.
@@ -76,13 +93,16 @@ class Mixing:
     def __call__(self, batch: Batch, draw: Tensor) -> Batch:
         """Return ``batch`` mixed by ``draw``, a row of :meth:`draw`."""
         images, index, target = batch.images, batch.index, self.probabilities(batch.target)
+        weights = None if self.weights is None else self.weights.index_select(0, batch.target)
         if self.config.mixes:
             partner, of_pixels, of_target = neighbours(len(index), index.device), draw[0], draw[1]
             share = torch.maximum(inside(draw[2:], *images.shape[-2:]).float(), of_pixels)
             images = torch.lerp(images, images.index_select(0, partner), share)
             target = torch.lerp(target, target.index_select(0, partner), of_target)
             index = torch.where(of_target > 0.5, index.index_select(0, partner), index)
-        return Batch(images, target, index)
+            weights = None if weights is None else torch.lerp(weights, weights.index_select(0, partner), of_target)
+        # The cross-entropy is linear in its target: a target times a weight is a loss times it.
+        return Batch(images, target if weights is None else target * weights[:, None], index)
 
     def probabilities(self, labels: Tensor) -> Tensor:
         """Return the targets [B, num_classes] float32 of unmixed images with ``labels`` [B], smoothed.
@@ -93,6 +113,25 @@ class Mixing:
         rest = torch.full((len(labels), self.num_classes), smoothing / self.num_classes, device=labels.device)
         # F.one_hot would read the classes on the host.
         return rest.scatter_(1, labels[:, None], 1 - smoothing + smoothing / self.num_classes)
+
+
+def weights_of(config: DataConfig, labels: Tensor, num_classes: int) -> Tensor | None:
+    """Return ``data.class_weights`` [num_classes] float32, with a mean of 1 over the images with ``labels``; or None.
+
+    Raises:
+        ConfigError: There is no number for each class.
+    """
+    given = config.class_weights
+    if given == "none":
+        return None
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    if given == "balanced":
+        weights = 1 / counts.clamp(min=1)
+    else:
+        fits = len(given) == num_classes
+        check(fits, "data.class_weights", list(given), f"none, balanced or {num_classes} numbers, one for each class")
+        weights = torch.tensor(given, dtype=torch.float64, device=labels.device)
+    return (weights * (counts.sum() / (weights @ counts))).float()
 
 
 def neighbours(count: int, device: torch.device) -> Tensor:

@@ -17,6 +17,7 @@ VALUES = {
     "optim.milestones": (1, 2),
     "route.epochs": (3, 4),
     "sftn.branch_stages": (1, 2),
+    "data.class_weights": (1.5, 2.0),
     "logger": ("tensorboard", "mlflow"),
 }
 WITH_COMMAS = {"methods": ("kd = 0.9,ce=0.1", "at=1000,kd=1")}

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from batches import rng_states, same
 from torch import Tensor
 
-from sftn_fast import data
-from sftn_fast.config import DataConfig
+from sftn_fast import data, ops
+from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.data import Batch, labels_of
 from sftn_fast.data.loaders import DeviceImages, TrainLoader
 from sftn_fast.data.mixing import MixedLoader, Mixing
@@ -24,7 +24,7 @@ KINDS = {"mixup": {"mixup": 1.0}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0
 
 
 def mixing(size: int = SIZE, **options: float) -> Mixing:
-    found = Mixing.of(DataConfig("fake", **options), CLASSES, size, CPU)
+    found = Mixing.of(DataConfig("fake", **options), torch.arange(CLASSES), CLASSES, size)
     assert found is not None
     return found
 
@@ -128,6 +128,45 @@ def test_smoothing_alone_is_that_of_cross_entropy():
         F.cross_entropy(logits, smoothed.target), F.cross_entropy(logits, batch.target, label_smoothing=0.2)
     )
     assert torch.equal(labels_of(smoothed.target), batch.target)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("weights", ["balanced", (4.0, 1.0, 2.0)])
+def test_class_weights_are_those_of_cross_entropy(weights, options):
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2])
+    mix = Mixing.of(DataConfig("fake", class_weights=weights, **options), labels, 3, SIZE)
+    assert mix is not None
+    batch = Batch(torch.zeros(8, 3, SIZE, SIZE), labels, torch.arange(8))
+    (draw,) = mix.draw(0, 0, 1)
+    student, teacher = torch.randn(2, 8, 3)
+    given = torch.tensor([8.0, 4.0, 1.6] if weights == "balanced" else weights)
+    each = F.cross_entropy(student, labels, reduction="none", **options) * given[labels]
+    expected = each.sum() / given[labels].sum()  # over all images, as torch has it over a batch
+    target = mix(batch, draw).target
+    torch.testing.assert_close(F.cross_entropy(student, target), expected)
+    torch.testing.assert_close(ops.kd_ce_loss(student, teacher, target).ce, expected)
+    torch.testing.assert_close(ops.sftn_loss(student, [teacher], target).teacher_ce, expected)
+    assert torch.equal(labels_of(target), labels)
+
+
+def test_the_weight_of_a_mixed_image_is_mixed_and_its_label_is_not():
+    labels = torch.tensor([0, 1])
+    mix = Mixing.of(DataConfig("fake", cutmix=1.0, class_weights=(1.0, 1000.0)), labels, 2, SIZE)
+    assert mix is not None
+    batch = Batch(torch.zeros(2, 3, SIZE, SIZE), labels, torch.arange(2))
+    target = mix(batch, torch.tensor([0, 0.25, 0, 4, 0, 4])).target
+    one, other = 2 / 1001, 2000 / 1001  # a mean of 1
+    expected = torch.tensor([[0.75, 0.25], [0.25, 0.75]]) * torch.tensor(
+        [[0.75 * one + 0.25 * other], [0.25 * one + 0.75 * other]]
+    )
+    torch.testing.assert_close(target, expected)
+    assert labels_of(target).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("weights", "shown"), [((1.0, 2.0), r"\[1.0, 2.0\]"), ((), r"\[\]")])
+def test_weights_for_other_classes_are_refused(weights, shown):
+    with pytest.raises(ConfigError, match=f"data.class_weights must be none, balanced or 3 numbers, .*, got {shown}$"):
+        Mixing.of(DataConfig("fake", class_weights=weights), torch.tensor([0, 1, 2]), 3, SIZE)
 
 
 def test_one_label_is_taken_of_either_kind_of_target():

@@ -74,6 +74,7 @@ OUTCOMES = {
     "data.mixup_prob": ("0.5", REFUSED),
     "data.mixup_switch_prob": ("1", REFUSED),
     "data.label_smoothing": ("0.1", REFUSED),
+    "data.class_weights": ("balanced", REFUSED),
     "data.mixed": ("students", REFUSED),
     "data.white": ("4095", REFUSED),
     "optim.name": ("adamw", REFUSED),
