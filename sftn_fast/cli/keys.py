@@ -267,6 +267,8 @@ def _in_words(kind: Any, *, typed: bool) -> str:
         choices, element = choices_of(arguments[0]), unwrap(arguments[0])[0]
         if element is int:
             return f"a list of whole numbers, as in {'0 1 2' if typed else '[0,1,2]'}"
+        if element is float:
+            return f"a list of numbers, as in {'1 2.5' if typed else '[1,2.5]'}"
         return f"a list, as in {'a b' if typed else '[a,b]'}" + (f", of {', '.join(choices)}" if choices else "")
     return WORDS[kind]
 
