@@ -311,6 +311,17 @@ def test_cross_entropy_beside_standardised_distillation(backend, classes, option
     assert [x.item() for x in one] == pytest.approx([x.item() for x in other], rel=1e-5)
 
 
+def test_rows_without_a_class_have_no_cross_entropy(backend):
+    student, teacher, _ = draw(4, 20, backend.device)
+    nowhere = torch.full((4,), -100, device=backend.device)
+    loss = with_target("kd_ce_loss", 2.0, kd_weight=1.0, standardize=True)
+    total, grad = evaluate(ops, loss, student, teacher, nowhere)
+    alone, grad_alone = evaluate(ops, LOSSES["kd-standardized"], student, teacher, nowhere)
+    assert loss(ops, student, teacher, nowhere).ce.item() == 0
+    assert total.item() == pytest.approx(alone.item(), rel=1e-6)
+    torch.testing.assert_close(grad, grad_alone)
+
+
 def test_second_backward_pass(backend):
     student, teacher, target = draw(5, 12, backend.device)
     student.requires_grad_()
