@@ -1,7 +1,8 @@
 // Forward pass of the divergences: each row's terms, and the numbers that its gradient needs.
 //
 // A team reads a row once if it holds it in one chunk, else once for each pass: moments if logits are standardised,
-// sums, those of a label apart, and the terms. KL(p || q) needs no terms, because the sums have it.
+// sums, those of a label apart, and the terms. KL(p || q) of logits as they are is among the sums, unless it is so
+// small that these lack digits.
 #pragma once
 
 #include "arrivals.cuh"
