@@ -93,6 +93,8 @@ class CommandLine:
         while others:
             name, has_value, text = others.pop(0).partition("=")
             key = self.keys.get(name.removeprefix("--").rpartition(".")[0])
+            if name.removeprefix("--") == self.positional:
+                raise ConfigError(f"{self.positional} is given without {name}; usage: {self.usage}")
             if key is None or not key.is_dict:
                 raise ConfigError(refuse_argument(name + has_value + text, self._names(), usage=self.usage))
             if not has_value and not others:
@@ -154,7 +156,8 @@ class CommandLine:
         return parser
 
     def _names(self) -> list[str]:
-        return [*self.keys, *(name.lstrip("-") for option in self.options for name in option.names if name[:2] == "--")]
+        keys = [name for name in self.keys if name != self.positional]
+        return [*keys, *(name.lstrip("-") for option in self.options for name in option.names if name[:2] == "--")]
 
     def help(self) -> str:
         """Return the text of ``--help``: the common options, then all others in their groups."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,17 @@ def test_a_name_of_other_capitals(argv: list[str], meant: str) -> None:
 def test_a_name_that_is_like_no_other() -> None:
     assert "did you mean" not in refusal("--method", "telepathy")
     assert "did you mean" not in refusal("--engine.amp", "none")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "network is missing; usage: "),
+        (["--network", "x"], "network is given without --network; usage: "),
+        (["x", "--network", "y"], "network is given without --network; usage: "),
+        (["x", "--networks", "y"], "unknown option --networks; --help lists all"),
+    ],
+)
+def test_an_argument_without_a_name(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        cli.parse_transfer(argv, "")
