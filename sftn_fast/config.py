@@ -543,8 +543,8 @@ class Config:
     which makes the student's accuracy on them optimistic. ema: the last epoch's average, see ema.decay. Teachers teach
     with their last epoch."""
     gather: bool = False
-    """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist and srd, not those of
-    each rank."""
+    """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist, srd and mlld, not those
+    of each rank."""
     devices: Annotated[
         PositiveInt | Literal["all"] | tuple[str, ...], Neutral("which process runs a job; each job sets its seed")
     ] = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,15 @@ from sftn_fast.distillers import registry
 from sftn_fast.distillers.gather import warn_if_not_averaged
 from sftn_fast.distillers.logits_source import LogitsSource, OnlyLogits
 from sftn_fast.distillers.loss_checks import require_scalar, require_terms
-from sftn_fast.distillers.method import FusedMethod, Initialisation, Method, NetInfo, Setup
+from sftn_fast.distillers.method import (
+    FusedMethod,
+    Initialisation,
+    Method,
+    NetInfo,
+    Setup,
+    TwoViewMethod,
+    sum_of,
+)
 from sftn_fast.distillers.network_checks import check_teachers
 from sftn_fast.distillers.spec import CE, Spec, Term
 from sftn_fast.distillers.stored_weights import store_weights
@@ -44,6 +52,7 @@ class Distiller(nn.Module):
     Attributes:
         methods: For each teacher, its methods by name.
         weights: Weight of each term, ``ce`` and the methods by name.
+        strong_view: Whether a method compares two views of each image, so that images are [N, 2, C, H, W].
         splits: Whether the terms have ``labels`` too, the weighted cross-entropy, which carries its part of the total's
             gradient; for an optimizer that treats the two parts differently.
 
@@ -80,6 +89,7 @@ class Distiller(nn.Module):
             self.methods.append(nn.ModuleDict({term.name: built[term.name] for term in spec.methods}))
         self.weights = complete_weights(spec, self._methods_of(0))
         self._needs_preacts = any(method.needs_preacts for method in self._losses_of(0).values())
+        self.strong_view = any(isinstance(method, TwoViewMethod) for method in self._losses_of(0).values())
         self._image_size = image_size
         self._logits: LogitsSource | None = None
         self._has_run = False
@@ -176,7 +186,7 @@ class Distiller(nn.Module):
         """Compute the losses of one batch.
 
         Args:
-            images: [N, C, H, W].
+            images: [N, C, H, W]; with ``strong_view`` a weak and a strong view of each, [N, 2, C, H, W].
             target: Labels [N] int64; or probabilities [N, num_classes], as those of mixed images, for the cross-entropy
                 with them. Methods see the most probable class.
             index: Indices of the images in the training data [N], int64.
@@ -188,14 +198,15 @@ class Distiller(nn.Module):
         if not self._has_run:
             self._has_run = True
             warn_if_not_averaged(self.student)
+        images, strong = self._views(images)
         losses, batch = self._losses_of(0), Batch(images, labels_of(target), index)
         if self.splits:
-            return self._split_terms(batch, target)
+            return self._split_terms(batch, target, strong)
         if len(self.teachers) == len(losses) == 1:
             ((name, method),) = losses.items()
             if isinstance(method, FusedMethod):
                 return self._fused_terms(name, method, batch, target)
-        return self._terms(batch, target)
+        return self._terms(batch, target, strong)
 
     def _fused_terms(self, name: str, method: FusedMethod, batch: Batch, target: Tensor) -> dict[str, Tensor]:
         teacher_logits = self._teacher_logits(batch)
@@ -204,28 +215,36 @@ class Distiller(nn.Module):
         require_terms(name, method.loss_with_ce, terms)
         return {"total": terms.total, CE: terms.ce, name: terms.loss}
 
-    def _split_terms(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
+    def _split_terms(self, batch: Batch, target: Tensor, strong: Tensor | None) -> dict[str, Tensor]:
         if not self._losses_of(0):
             raise ValueError("optim.dot needs a loss beside the cross-entropy while the student trains")
-        return self._terms(batch, target)
+        return self._terms(batch, target, strong)
 
-    def _terms(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, target: Tensor, strong: Tensor | None) -> dict[str, Tensor]:
+        """Return the terms of all methods; ``strong`` are the strong views [N, C, H, W], if a method compares them."""
         images, extra = self._all_images(batch.images)
         student = self.student.forward_features(images, preact=self._needs_preacts)
         own = student.first(len(batch.target))
-        losses = {CE: F.cross_entropy(own.logits.float(), target)}
+        views = [own] if strong is None else [own, self.student.forward_features(strong)]
+        losses = {CE: sum_of(F.cross_entropy(view.logits.float(), target) for view in views)}
         for number, teacher in enumerate(self.teachers):
             methods = self._losses_of(number)
             if not methods:
                 continue
+            taught_strong = []
             if self._logits is not None:
                 taught: Features = OnlyLogits(self._teacher_logits(batch))
             else:
                 with teacher_mode(teacher):
                     taught = teacher.forward_features(images, preact=self._needs_preacts)
+                    if strong is not None:
+                        taught_strong = [teacher.forward_features(strong)]
             for name, method in methods.items():
-                pair = (student, taught) if name == extra else (own, taught.first(len(batch.target)))
-                loss = require_scalar(name, method.loss, method.loss(*pair, batch)).float() / len(self.teachers)
+                theirs, compare = taught.first(len(batch.target)), _loss_function(method)
+                sides: tuple[Any, Any] = (student, taught) if name == extra else (own, theirs)
+                if isinstance(method, TwoViewMethod):
+                    sides = views, [theirs, *taught_strong]
+                loss = require_scalar(name, compare, compare(*sides, batch)).float() / len(self.teachers)
                 losses[name] = losses[name] + loss if name in losses else loss
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         labels = {"labels": self.weights[CE] * losses[CE]} if self.splits else {}
@@ -240,6 +259,19 @@ class Distiller(nn.Module):
                 return self.teacher(batch.images)
 
         return run_teacher() if self._logits is None else self._logits(batch.index, run_teacher)
+
+    def _views(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the weak views [N, C, H, W], and the strong ones if a method compares them."""
+        if not self.strong_view:
+            return images, None
+        if images.ndim != 5 or images.shape[1] != 2:
+            names = [name for name, method in self._losses_of(0).items() if isinstance(method, TwoViewMethod)]
+            raise ValueError(
+                f"images must be [N, 2, C, H, W] for {' and '.join(names)}, a weak and a strong view of each, "
+                f"got {list(images.shape)}"
+            )
+        weak, strong = images.unbind(1)
+        return weak, strong
 
     def _all_images(self, images: Tensor) -> tuple[Tensor, str | None]:
         """Return the batch's images followed by those that a method adds, and the name of that method."""
@@ -269,6 +301,10 @@ class Distiller(nn.Module):
         for teacher in self.teachers:
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def _loss_function(method: Method) -> Callable[..., Tensor]:
+    return method.loss_of_views if isinstance(method, TwoViewMethod) else method.loss
 
 
 def _with_new_head(name: str, method: Method, setup: Setup, teachers: int) -> Setup:

@@ -170,6 +170,23 @@ class PairedMethod(Method):
         return [", ".join(str(pair) for pair in self.pairs)]
 
 
+class TwoViewMethod(Method):
+    """A method that compares the networks on a weak and a strong view of each image.
+
+    The weak view is the image as other methods see it. Both networks see the views one after the other, and the student
+    learns the labels of both: the cross-entropy is the sum over the views.
+    """
+
+    def loss_of_views(self, student: Sequence[Features], teacher: Sequence[Features], batch: Batch) -> Tensor:
+        """Return the loss as :meth:`Method.loss` does, from the features of the weak view and of the strong one.
+
+        ``batch.images`` are the weak views.
+        """
+        raise NotImplementedError(
+            f"the class {type(self).__name__} has no method loss_of_views(student, teacher, batch)"
+        )
+
+
 class RelationalMethod(Method):
     """A method that compares how the images of a batch relate to each other."""
 

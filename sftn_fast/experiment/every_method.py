@@ -11,7 +11,7 @@ from sftn_fast import cli, models
 from sftn_fast.config import ALL_METHODS, Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.distillers import registry
-from sftn_fast.distillers.method import NetInfo, Setup
+from sftn_fast.distillers.method import NetInfo, Setup, TwoViewMethod
 from sftn_fast.distillers.refusals import refusals
 from sftn_fast.distillers.spec import known, of_method, parse
 
@@ -59,5 +59,7 @@ def _left_out(config: Config, specs: list[str], images: ImageData) -> Iterator[t
     for spec in specs:
         try:
             cli.check_distill(dataclasses.replace(config, methods=(spec,)))
+            if any(issubclass(registry.find(term.name), TwoViewMethod) for term in parse(spec).methods):
+                images.with_views(2, strong=True)
         except ConfigError as error:
             yield spec, str(error)

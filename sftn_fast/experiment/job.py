@@ -245,7 +245,8 @@ class JobRunner:
 
     def images_for(self, task: Task | InitTask) -> Splits:
         """Return the images, mixed if so configured, with as many augmented views of each as ``task`` asks for."""
-        return self.data.with_views(task.views if isinstance(task, CollaborativeTask) else 1).mixed()
+        views, strong = (task.views, task.strong_view) if isinstance(task, Task) else (1, False)
+        return self.data.with_views(views, strong=strong).mixed()
 
     def _measure(self, run: OpenRun) -> None:
         """Evaluate a network that is not trained here and record it as the job's result."""

@@ -21,7 +21,7 @@ from sftn_fast.experiment.kinds import KINDS
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.teacher_check import check_class_names
 from sftn_fast.models import StagedNet
-from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, Task
+from sftn_fast.tasks import DistillTask, Route, Task
 from sftn_fast.utils.user_code import describe_error
 
 IMAGES = 4
@@ -76,6 +76,7 @@ class Trial(JobRunner):
                 self._step(first.task)
                 first.task.finish()
         peak_lr(self.config.optim_of(self.job.kind), task.model.default_lr)
+        self.images_for(task)  # refuses views that the loader can't give
         unused = self._step(task)
         self._evaluate(task.model)
         if not unused:
@@ -104,7 +105,7 @@ class Trial(JobRunner):
 
     def _noise(self, task: Task | InitTask | None) -> tuple[Tensor, Tensor, Tensor]:
         data, count = self.data, min(IMAGES, self.data.num_train)
-        views = (task.views,) if isinstance(task, CollaborativeTask) and task.views > 1 else ()
+        views = (task.views,) if isinstance(task, Task) and task.views > 1 else ()
         index = torch.arange(count)
         images = torch.randn(count, *views, data.in_channels, data.image_size, data.image_size)
         labels = index % data.num_classes

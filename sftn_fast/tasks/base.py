@@ -14,9 +14,13 @@ class Task(nn.Module):
 
     Attributes:
         model: the network to evaluate and export. In evaluation mode it returns logits [N, num_classes].
+        views: augmentations of each image in a batch; images are [N, views, C, H, W] if there are several.
+        strong_view: whether the last of them is a strong one.
     """
 
     model: StagedNet
+    views: int = 1
+    strong_view: bool = False
 
     def forward(self, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Return the loss terms of one batch.

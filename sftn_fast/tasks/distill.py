@@ -56,6 +56,7 @@ class DistillTask(Task):
             raise ValueError("the distiller was built for another student than the one given")
         self.model = student
         self.distiller = distiller
+        self.views, self.strong_view = 1 + distiller.strong_view, distiller.strong_view
         self.route = route
         self._anchor: Path | None = None  # the anchor that the teacher's weights are from
 

@@ -15,6 +15,7 @@ from precision import assert_rounded_once
 from test_methods import NAMES, NETWORKS, ONLY_INITIALISE, OPTIONS, batch, build
 
 from sftn_fast.data import Batch
+from sftn_fast.distillers.method import TwoViewMethod
 from sftn_fast.distillers.methods.reviewkd import Fusion
 from sftn_fast.models import Features
 
@@ -48,6 +49,13 @@ def features_of(distiller, method, dtype):
     return student, teacher, Batch(images, target, index)
 
 
+def loss_of(method, student, teacher, of_batch):
+    """Return the loss; a method of two views has the same features for both."""
+    if isinstance(method, TwoViewMethod):
+        return method.loss_of_views([student] * 2, [teacher] * 2, of_batch)
+    return method.loss(student, teacher, of_batch)
+
+
 def test_every_method_is_here():
     assert {spec.split(":")[0] for spec in SPECS} == set(NAMES) - ONLY_INITIALISE
 
@@ -64,14 +72,14 @@ def test_half_precision_is_computed_in_float32(spec, dtype):
     student = leaves_of(student)
     torch.manual_seed(3)  # negatives
     with torch.autocast("cpu", dtype), recorded(method, ADAPTERS) as outputs:
-        value = method.loss(joined(student), joined(teacher), of_batch)
+        value = loss_of(method, joined(student), joined(teacher), of_batch)
     actual = gradients(value, student, outputs)
 
     wide_student, wide_teacher = (changed(x, torch.Tensor.double) for x in (student, teacher))
     wide_student, wide_outputs = leaves_of(wide_student), [x.detach().double().requires_grad_() for x in outputs]
     torch.manual_seed(3)
     with replayed(wide, wide_outputs, ADAPTERS):
-        true_value = wide.loss(joined(wide_student), joined(wide_teacher), of_batch)
+        true_value = loss_of(wide, joined(wide_student), joined(wide_teacher), of_batch)
     assert value.item() == pytest.approx(true_value.item(), rel=ARITHMETIC)
     for grad, right in zip(actual, gradients(true_value, wide_student, wide_outputs), strict=True):
         assert_rounded_once(grad, right, ARITHMETIC)

@@ -18,7 +18,7 @@ from sftn_fast.tasks import DistillTask
 
 SIZE, CLASSES, SAMPLES, BATCH = 8, 4, 36, 12
 STEPS = 3
-RELATIONAL = ("rkd", "sp", "pkt", "cc", "dist", "srd:kd=0")
+RELATIONAL = ("rkd", "sp", "pkt", "cc", "dist", "srd:kd=0", "mlld:per_row=true")
 SPECS = (*RELATIONAL, "uskd", "crd:negatives=8", "sp,rkd=0.5,crd:negatives=8")
 
 
@@ -48,6 +48,8 @@ def train(spec: str, gather: bool) -> dict[str, Any]:
     ops.sample_negatives = negatives_by_index
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(2))
     images = torch.randn(SAMPLES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    if distiller.strong_view:
+        images = torch.stack([images, images.flip(-1)], dim=1)
     gradients = []
     for step in range(STEPS):
         share = BATCH // ranks

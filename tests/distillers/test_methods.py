@@ -45,6 +45,12 @@ def batch(n=12, size=SIZE):
     return torch.randn(n, 3, size, size, generator=generator), index % CLASSES, index
 
 
+def batch_for(distiller, n=12, size=SIZE):
+    """Return the batch with a strong view of each image, if the distiller asks for it."""
+    images, target, index = batch(n, size)
+    return torch.stack([images, images.flip(-1)], 1) if distiller.strong_view else images, target, index
+
+
 def initialise(distiller, steps=1):
     """Run a few steps of the methods' initialisations; return the losses of each."""
     history = []
@@ -80,7 +86,7 @@ def test_its_own_loss_falls(name):
     if name in ONLY_INITIALISE:
         return
     optimizer = torch.optim.Adam(learning(distiller), 1e-3)
-    losses = [minimise(optimizer, lambda: distiller(*batch())["total"]) for _ in range(12)]
+    losses = [minimise(optimizer, lambda: distiller(*batch_for(distiller))["total"]) for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
@@ -94,7 +100,7 @@ def test_methods_that_only_initialise_cost_no_teacher_later(spec, terms, teacher
     initialise(distiller)
     passes = []
     distiller.teacher.stem.register_forward_hook(lambda *_: passes.append(1))
-    losses = distiller.train()(*batch())
+    losses = distiller.train()(*batch_for(distiller))
     assert losses.keys() == {"total"} | terms and len(passes) == teacher_passes
     weighted = sum(distiller.weights[name] * losses[name] for name in terms)
     torch.testing.assert_close(losses["total"].detach(), weighted)
@@ -119,7 +125,7 @@ def test_gradients_reach_what_learns_and_nothing_else(name):
     for parameter in learning(distiller):
         parameter.grad = None
     distiller.train()
-    distiller(*batch())["total"].backward()
+    distiller(*batch_for(distiller))["total"].backward()
     silent = [number for number, p in enumerate(learning(distiller)) if p.grad is None or not p.grad.isfinite().all()]
     assert not silent
     assert all(p.grad is None for p in distiller.teacher.parameters())
@@ -136,7 +142,7 @@ def test_networks_of_other_families(name, pair):
         assert name in str(error)
         return
     initialise(distiller)
-    terms = distiller(*batch(4, size=32))
+    terms = distiller(*batch_for(distiller, 4, size=32))
     assert terms["total"].isfinite()
     assert set(terms) == {"total", "ce", name} - ONLY_INITIALISE
 
@@ -146,7 +152,7 @@ def test_with_kd(name):
     if name == "kd":
         pytest.skip("that is itself")
     distiller = build(f"kd=2,{spec_of(name)}", *NETWORKS.get(name, ()))
-    terms, weights = distiller(*batch()), distiller.weights
+    terms, weights = distiller(*batch_for(distiller)), distiller.weights
     total = sum(weights[term] * value for term, value in terms.items() if term != "total")
     torch.testing.assert_close(terms["total"].detach(), total)
     assert weights["kd"] == 2 and weights["ce"] == 1
@@ -157,6 +163,6 @@ def test_half_precision(name):
     distiller = build(spec_of(name), *NETWORKS.get(name, ()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         initialise(distiller)
-        terms = distiller(*batch())
+        terms = distiller(*batch_for(distiller))
     assert all(term.dtype == torch.float32 and term.dim() == 0 and term.isfinite() for term in terms.values())
     terms["total"].backward()

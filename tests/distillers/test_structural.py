@@ -1,8 +1,10 @@
-"""CAT-KD, SRRL, SRD, VkD, WKD-F and OFA: golden values of the authors' code, gradients, and what they refuse."""
+"""CAT-KD, SRRL, SRD, VkD, WKD-F, OFA and SDD: golden values of the authors' code, gradients, and what they refuse."""
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import golden
 import pytest
@@ -12,9 +14,10 @@ from test_methods import batch, build
 from torch import nn
 
 from sftn_fast import distillers, models, ops
+from sftn_fast.data import Batch
 from sftn_fast.distillers.decay import CosineDecay
-from sftn_fast.distillers.methods import cat, ofa, srd, srrl, wkd_f
-from sftn_fast.models import StagedNet
+from sftn_fast.distillers.methods import cat, ofa, sdd, srd, srrl, wkd_f
+from sftn_fast.models import Features, StagedNet
 from sftn_fast.models.staged import Head
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
@@ -72,6 +75,50 @@ def test_wkd_f(grid, expected):
 def test_ofa(eps, expected):
     found = ofa.ofa_loss(golden.STUDENT_LOGITS, golden.TEACHER_LOGITS, golden.TARGET, eps)
     assert found.item() == pytest.approx(expected, **EXACT)
+
+
+def sdd_of(student, teacher, target, **settings):
+    """Return SDD's loss of two maps that the golden classifiers read."""
+
+    def info(weight, bias):
+        head = Head(8, 10).double()
+        head.fc.weight.data, head.fc.bias.data = weight, bias
+        return SimpleNamespace(net=SimpleNamespace(name="own", head=head), unpooled=(8, 4, 4))
+
+    ours, theirs = info(golden.STUDENT_WEIGHT, golden.STUDENT_BIAS), info(golden.TEACHER_WEIGHT, golden.TEACHER_BIAS)
+    method = sdd.SDD(SimpleNamespace(student=ours, teacher=theirs, require_maps=lambda: None), **settings)
+    seen = (Features(map_, [map_], None, None, None, map_) for map_ in (student, teacher))
+    return method.loss(*seen, Batch(None, torch.tensor(target), None))
+
+
+def test_sdd():
+    student = golden.STUDENT_MAP.clone().requires_grad_()
+    loss = sdd_of(student, golden.TEACHER_MAP, [3, 2, 6, 5])
+    loss.backward()
+    assert loss.item() == pytest.approx(0.9708604911911517, **EXACT)
+    assert student.grad.isfinite().all() and student.grad.abs().sum() > 0
+
+
+def test_sdd_by_loops_over_regions():
+    target, alike, unlike = [3, 2, 6, 5], 0.0, 0.0
+    maps = (golden.STUDENT_MAP, golden.TEACHER_MAP)
+    classifiers = (golden.STUDENT_WEIGHT, golden.STUDENT_BIAS), (golden.TEACHER_WEIGHT, golden.TEACHER_BIAS)
+    for side in (1, 2, 4):
+        step = 4 // side
+        for row, column in itertools.product(range(0, 4, step), repeat=2):
+            ours, theirs = (
+                F.linear(map_[..., row : row + step, column : column + step].mean((2, 3)), *classifier)
+                for map_, classifier in zip(maps, classifiers, strict=True)
+            )
+            for i, label in enumerate(target):
+                kl = ops.kd_loss(ours[i : i + 1], theirs[i : i + 1], 2.0).item() / 84
+                right = theirs[i].argmax() == label
+                of_image = F.linear(golden.TEACHER_MAP.mean((2, 3)), *classifiers[1])[i].argmax() == label
+                alike, unlike = (alike + kl, unlike) if right == of_image else (alike, unlike + kl)
+    assert alike > 0 and unlike > 0
+    for weight in (0.0, 3.0):
+        found = sdd_of(*maps, target, temperature=2.0, complementary=weight)
+        assert found.item() == pytest.approx(alike + weight * unlike, rel=1e-9)
 
 
 def test_ofa_has_an_exit_behind_each_stage():
@@ -195,7 +242,7 @@ def with_head(head: nn.Module) -> StagedNet:
     return StagedNet(stem, [stage], head, num_classes=6, in_channels=3, name="own")
 
 
-@pytest.mark.parametrize("name", ["cat", "srrl"])
+@pytest.mark.parametrize("name", ["cat", "srrl", "sdd"])
 @pytest.mark.parametrize(
     ("head", "message"),
     [

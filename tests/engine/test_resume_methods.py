@@ -35,6 +35,10 @@ def mixed(root: Path) -> DataConfig:
     return dataclasses.replace(crops_and_flips(root), mixup=0.4, cutmix=1.0, label_smoothing=0.1)
 
 
+def policies(root: Path) -> DataConfig:
+    return dataclasses.replace(crops_and_flips(root), auto_augment="randaugment", random_erasing=0.5)
+
+
 def image_folder(root: Path) -> DataConfig:
     image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(0)
@@ -52,10 +56,10 @@ def mixed_files(root: Path) -> DataConfig:
     return dataclasses.replace(image_folder(root), loader="torchvision", workers=1, cutmix=1.0)
 
 
-def distil(images: ImageData) -> Task:
+def distil(images: ImageData, spec: str = "crd:negatives=8,kd,at=10") -> Task:
     student, teacher = (models.build(name, num_classes=images.num_classes) for name in ("resnet8", "resnet14"))
     distiller = distillers.build(
-        "crd:negatives=8,kd,at=10",
+        spec,
         student=student,
         teacher=teacher,
         num_samples=images.num_train,
@@ -63,6 +67,10 @@ def distil(images: ImageData) -> Task:
         labels=images.train_labels,
     )
     return DistillTask(student, distiller)
+
+
+def distil_two_views(images: ImageData) -> Task:
+    return distil(images, "mlld,at=10")
 
 
 def student_aware(images: ImageData) -> Task:
@@ -79,10 +87,14 @@ def student_aware(images: ImageData) -> Task:
         (mixed, distil),
         (mixed_files, distil),
         (mixed, student_aware),
+        (policies, student_aware),
+        (policies, distil_two_views),
     ],
 )
 def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tmp_path):
     images = data.build(source(tmp_path), seed=0, batch_size=BATCH, device="cpu")
+    if build is distil_two_views:
+        images = images.with_views(2, strong=True)
 
     def train(name: str, batches: Splits, seed: int) -> Task:
         torch.manual_seed(7)  # the teacher, which is in no checkpoint
