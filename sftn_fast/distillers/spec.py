@@ -19,6 +19,7 @@ ALIASES = {
     "correlation": "cc",
     "factor": "ft",
     "hint": "fitnet",
+    "mlkd": "mlld",
     "ofd": "oh",
     "similarity": "sp",
 }
@@ -29,8 +30,8 @@ OPTION_ALIASES = {
 }
 """Names of the options in RepDistiller's script. Its hint layer 0, the stem, is not supported."""
 ALONE = (
-    *("cat", "crd", "ctkd", "dist", "dkd", "hard", "kd", "lskd", "nkd", "ofa", "rld", "simkd", "srd", "srrl"),
-    *("sskd", "ttm", "uskd", "wkd", "wkd_f", "wsld", "wttm"),
+    *("cat", "crd", "ctkd", "dist", "dkd", "hard", "kd", "lskd", "mlld", "nkd", "ofa", "rld", "sdd", "simkd", "srd"),
+    *("srrl", "sskd", "ttm", "uskd", "wkd", "wkd_f", "wsld", "wttm"),
 )
 """Methods that the SFTN paper or the method's own paper trains without KD beside them."""
 
