@@ -49,10 +49,15 @@ def features_of(distiller, method, dtype):
     return student, teacher, Batch(images, target, index)
 
 
+def halves(features):
+    count = len(features.logits) // 2
+    return features.first(count), joined(changed(parts(features), lambda x: x[count:]))
+
+
 def loss_of(method, student, teacher, of_batch):
-    """Return the loss; a method of two views has the same features for both."""
+    """Return the loss; for a method of two views the first half of the features is of the weak ones."""
     if isinstance(method, TwoViewMethod):
-        return method.loss_of_views([student] * 2, [teacher] * 2, of_batch)
+        return method.loss_of_views(halves(student), halves(teacher), of_batch)
     return method.loss(student, teacher, of_batch)
 
 

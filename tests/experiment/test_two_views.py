@@ -1,4 +1,4 @@
-"""Runs with a method that sees strong views: beside others, resumed, from files, and what is refused before training."""
+"""Runs with a method that sees strong views: beside others, from files, and what is refused before training."""
 
 from __future__ import annotations
 

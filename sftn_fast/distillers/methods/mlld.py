@@ -66,7 +66,10 @@ class MLLD(TwoViewMethod, RelationalMethod):
     def loss_of_views(self, student: Sequence[Features], teacher: Sequence[Features], batch: Batch) -> Tensor:
         """See :meth:`TwoViewMethod.loss_of_views`."""
         logits = (features.logits for sides in (student, teacher) for features in sides)
-        s_weak, s_strong, t_weak, t_strong = self.together(*logits)
+        return self._loss_of_logits(*self.together(*logits))
+
+    @in_float32  # once for all terms, so that a gradient is rounded once
+    def _loss_of_logits(self, s_weak: Tensor, s_strong: Tensor, t_weak: Tensor, t_strong: Tensor) -> Tensor:
         images, classes = masks(t_weak)
         losses = []
         for number, temperature in enumerate(self.temperatures):
@@ -89,7 +92,6 @@ class MLLD(TwoViewMethod, RelationalMethod):
         return (losses * mask).sum() if self.per_row else losses.sum() * mask.mean()
 
 
-@in_float32
 def masks(teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return which images [N] and classes [C] count: those of which the teacher is no surer than of the median one."""
     predictions = teacher.detach().softmax(1)
@@ -103,14 +105,12 @@ def _median(values: Tensor) -> Tensor:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
-@in_float32
 def class_distances(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the networks' squared distance in how each class goes with all C, divided by C: [C]."""
     s, t = ((logits / temperature).softmax(1) for logits in (student, teacher))
     return (t.T @ t - s.T @ s).square().mean(1)
 
 
-@in_float32
 def image_distances(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the networks' squared distance in how each image is like all N, divided by N: [N]."""
     s, t = ((logits / temperature).softmax(1) for logits in (student, teacher))
