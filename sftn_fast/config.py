@@ -700,6 +700,9 @@ class TransferConfig:
             )
         weights = self.data.class_weights
         check(weights == "none", "data.class_weights", weights, "none, since the classifier's images weigh the same")
+        for name, off in (("auto_augment", "none"), ("random_erasing", 0.0)):
+            value = getattr(self.data, name)
+            check(self.augment or value == off, f"data.{name}", value, f"{off} unless augment is true")
 
 
 def rename_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

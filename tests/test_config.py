@@ -169,6 +169,22 @@ def test_every_choice_is_taken(name: str) -> None:
             lambda: TransferConfig("net", data=DataConfig(cutmix=1.0)),
             "data.cutmix must be 0, since the classifier learns from single images and their labels, got 1.0",
         ),
+        (
+            lambda: TransferConfig("net", data=DataConfig(auto_augment="trivialaugment")),
+            "data.auto_augment must be none unless augment is true, got 'trivialaugment'",
+        ),
+        (
+            lambda: DataConfig("imagenet", loader="dali", auto_augment="randaugment"),
+            "data.loader must be auto, memory or torchvision with data.auto_augment=randaugment, which DALI can't apply",
+        ),
+        (
+            lambda: DataConfig(auto_augment="trivialaugment", randaugment_magnitude=3),
+            "data.randaugment_magnitude must be null with data.auto_augment=trivialaugment; randaugment takes it, got 3",
+        ),
+        (
+            lambda: DataConfig(random_erasing=math.nan),
+            "data.random_erasing must be a finite number from 0 to 1, got na",
+        ),
     ],
 )
 def test_messages(make: Any, message: str) -> None:

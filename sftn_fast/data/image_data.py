@@ -30,6 +30,10 @@ from sftn_fast.data.splits import train_val_indices
 from sftn_fast.data.views import view_of
 
 
+STRONG_VIEWS = "a method that sees strong views of the images"
+"""What asks for them, in messages."""
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set ready for training: its loaders, and the sizes that a network needs."""
@@ -68,19 +72,19 @@ class ImageData:
         """
         if views == 1:
             return self
-        if not isinstance(self.train, TrainLoader | FileTrainLoader):
-            allowed = f"false for {self.name}, whose loader gives one view per image"
-            raise ConfigError(f"collaborate.own_views must be {allowed}, got True")
+        able = isinstance(self.train, TrainLoader | FileTrainLoader)
         if strong:
+            check(able, "data.name", self.name, f"one whose loader gives several views per image for {STRONG_VIEWS}")
             self._require_strong_views()
+        allowed = f"false for {self.name}, whose loader gives one view per image"
+        check(able, "collaborate.own_views", True, allowed)
         return dataclasses.replace(self, train=self.train.with_views(views, strong=strong))
 
     def _require_strong_views(self) -> None:
-        what = "a method that sees strong views of the images"
-        require_operators(what, self.in_channels)
+        require_operators(STRONG_VIEWS, self.in_channels)
         if isinstance(self.train, FileTrainLoader):
             decoder = self.train.decoder.name
-            check(decoder != "dali", "data.loader", decoder, f"torchvision or memory for {what}")
+            check(decoder != "dali", "data.loader", decoder, f"torchvision or memory for {STRONG_VIEWS}")
 
     def of_teachers(self) -> ImageData:
         """Return this data set as teachers learn from it: not mixed if that is for students alone."""

@@ -86,6 +86,18 @@ def test_both_networks_see_both_views_one_after_the_other():
     torch.testing.assert_close(terms["ce"], ce.detach())
 
 
+def test_labels_of_mixed_images():
+    """Both views have the same probabilities as target."""
+    distiller = build("mlld").eval()
+    distiller.student.eval()
+    images, target, index = batch_for(distiller)
+    mixed = (0.7 * F.one_hot(target, 6) + 0.3 * F.one_hot(target.flip(0), 6)).float()
+    terms, of_labels = distiller(images, mixed, index), distiller(images, target, index)
+    logits = [distiller.student(images[:, view]) for view in (0, 1)]
+    torch.testing.assert_close(terms["ce"], sum(F.cross_entropy(x, mixed) for x in logits).detach())
+    assert torch.equal(terms["mlld"], of_labels["mlld"])
+
+
 @pytest.mark.parametrize("others", ["kd", "at=10", "crd:negatives=9", "sskd"])
 def test_other_methods_see_the_weak_view(others):
     both = build(f"mlld,{others}")
