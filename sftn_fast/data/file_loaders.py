@@ -121,7 +121,7 @@ class FileTrainLoader(ShuffledSampler):
     ) -> None:
         super().__init__(len(files), seed=seed, batch_size=batch_size, rank=rank, world_size=world_size)
         self.files, self.decoder, self.flip = files, decoder, flip
-        self.views = (view,)
+        self.views: tuple[View, ...] = (view,)
 
     @property
     def labels(self) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from sftn_fast.config import ConfigError, DataConfig, check
+from sftn_fast.config import DataConfig, check
 from sftn_fast.data.auto_augment import require_operators
 from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
@@ -28,7 +28,6 @@ from sftn_fast.data.resources import require_memory
 from sftn_fast.data.source import Images, Source, load
 from sftn_fast.data.splits import train_val_indices
 from sftn_fast.data.views import view_of
-
 
 STRONG_VIEWS = "a method that sees strong views of the images"
 """What asks for them, in messages."""
