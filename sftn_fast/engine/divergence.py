@@ -21,7 +21,7 @@ def near_chance(top1: float, num_classes: int) -> bool:
     return top1 <= chance + min(chance, (100 - chance) / 10)
 
 
-def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: int = 1) -> str | None:
+def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, summed: int = 1) -> str | None:
     """Return in one line how the training of these rows diverged; None if it did not.
 
     The measure is ln C, the cross-entropy of a constant prediction. A training diverged in one of three cases:
@@ -31,11 +31,11 @@ def verdict(history: Sequence[dict[str, Any]], num_classes: int, *, networks: in
     Args:
         history: a row for each epoch, as in :class:`~sftn_fast.engine.loop.FitResult`; the last one is evaluated.
         num_classes: C.
-        networks: number of networks that ``train_ce`` is summed over.
+        summed: number of cross-entropies that ``train_ce`` is the sum of, of several networks or views.
     """
     constant = math.log(num_classes)
-    last = _cross_entropies(history[-1], networks)
-    everything = [(value, row["epoch"]) for row in history for value in _cross_entropies(row, networks)]
+    last = _cross_entropies(history[-1], summed)
+    everything = [(value, row["epoch"]) for row in history for value in _cross_entropies(row, summed)]
     highest, where = max(everything, key=lambda found: _nan_as_inf(found[0]))
     end = max(last, key=_nan_as_inf)
     at_chance = near_chance(history[-1]["test_top1"], num_classes)
@@ -55,8 +55,8 @@ def _nan_as_inf(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _cross_entropies(row: dict[str, Any], networks: int) -> list[float]:
+def _cross_entropies(row: dict[str, Any], summed: int) -> list[float]:
     found = {name: row[name] for name in CROSS_ENTROPIES if row.get(name) is not None}
     if "train_ce" in found:
-        found["train_ce"] /= networks
+        found["train_ce"] /= summed
     return list(found.values())

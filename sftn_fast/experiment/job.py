@@ -162,8 +162,8 @@ class JobRunner:
 
     def _diverged(self, task: Task, fit: engine.FitResult) -> str | None:
         """Return what went wrong with the training, if anything did, and print it."""
-        networks = len(task.networks) if isinstance(task, CollaborativeTask) else 1
-        wrong = divergence.verdict(fit.history, self.data.num_classes, networks=networks)
+        summed = len(task.networks) if isinstance(task, CollaborativeTask) else task.views
+        wrong = divergence.verdict(fit.history, self.data.num_classes, summed=summed)
         if wrong:
             distributed.say(f"  warning: {wrong}")
         return wrong

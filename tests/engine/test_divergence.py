@@ -42,7 +42,7 @@ def test_verdict(history, says):
 
 def test_a_sum_over_networks_counts_as_their_mean():
     history = rows((6.0, 2.2, 12))
-    assert verdict(history, 10, networks=3) is None
+    assert verdict(history, 10, summed=3) is None
     assert "ends at 6" in str(verdict(history, 10))
 
 

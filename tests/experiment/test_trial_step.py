@@ -20,7 +20,7 @@ from sftn_fast.utils import plugins
 ODD = str(Path(__file__).parents[1] / "odd_networks.py")
 NAMES = [name for name in registry.names() if "-" not in name]
 ON_MAPS = {"ab", "at", "cat", "fitnet", "fsp", "ft", "kdsvd", "nst", "oh", "reviewkd", "simkd", "srrl", "uskd", "vid"}
-ON_MAPS |= {"wkd_f"}
+ON_MAPS |= {"sdd", "wkd_f"}
 ODD_PAIRS = [(odd, "resnet8") for odd in ("odd_one_stage", "odd_unused", "odd_weight_norm", "odd_qat")]
 ODD_PAIRS += [("resnet8", odd) for odd in ("odd_one_stage", "odd_weight_norm", "odd_qat")]
 PREACTS = {"ab", "oh", "reviewkd"}

@@ -30,7 +30,7 @@ class MLLD(TwoViewMethod, RelationalMethod):
 
     With P the predictions of the weak views, CC is the squared distance of ``P^T P`` from the teacher's over the number
     of classes, and BC that of ``P P^T`` over the number of images. The masks m and m_c leave out what the teacher is
-    surer of than the median, among images and among classes. The student learns the labels of both views.
+    surer of than the median, among images and among classes. The cross-entropy is the sum of both views'.
 
     The published code multiplies losses that are reduced already, so a mask only scales its term, by about a half. It
     also reads the weak view in the second term at temperatures 2 and 6. That is the default, for the published
