@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -28,6 +29,9 @@ for name in ("torch._dynamo", "torch.distributed.run", "sftn_fast.train", "sftn_
              "sftn_fast.experiment.dry_run", "sftn_fast.report", "sftn_fast.distillers.methods", "matplotlib.pyplot"):
     importlib.import_module(name)
 os.fsync = os.fstat  # as in unsynced.py
+sys.path.insert(0, "FOLDER")
+importlib.import_module("sketched")
+sys.path.pop(0)
 
 def open_streams():
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(target, "w", closefd=False), write_through=True)
@@ -103,7 +107,7 @@ while True:
     os.write(report, f"{program}\\n".encode())
     os.write(report, f"{os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])}\\n".encode())
     os._exit(0)
-""".replace("COLD", COLD)
+""".replace("COLD", COLD).replace("FOLDER", str(Path(__file__).parent))
 
 
 @functools.cache

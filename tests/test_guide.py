@@ -33,6 +33,7 @@ from sftn_fast.data.source import Images, Source
 from sftn_fast.distillers import registry
 from sftn_fast.engine import threads
 from sftn_fast.experiment import dry_run
+from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.worker import Worker
 
 NOT_RUN = {
@@ -57,7 +58,7 @@ MISSING_PACKAGES = ("lightning", "accelerate", "onnx", "onnxscript", "torchao")
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch, forgotten_plugins, parsed_once):
+def checkout(tmp_path, monkeypatch, forgotten_plugins, parsed_once, rendered):
     """Make a working folder with images, teachers of each kind, and small stand-ins for data sets and networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -115,6 +116,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "AVAILABLE", 1)  # several threads wait for each other where other work runs
     monkeypatch.setattr(threads, "TIMED_STEPS", 1)
     monkeypatch.setattr(dry_run, "TIMED_STEPS", 1)
+    monkeypatch.setattr(experiment, "_try_jobs", lambda *_: None)  # a step of what is trained for a step anyway
     # Processes that verify starts would import torch, each for seconds.
     monkeypatch.setattr(verify, "_faults", lambda paths, *_: map(verify.find_fault, map(str, paths)))
 
@@ -208,8 +210,9 @@ def forget_plugins() -> None:
     for name, method in list(registry._methods.items()):
         if is_foreign(method):
             del registry._methods[name]
+    checkout = str(Path.cwd())
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(Path.cwd())):
+        if str(getattr(module, "__file__", None)).startswith(checkout):
             del sys.modules[name]
 
 
