@@ -1,17 +1,19 @@
 """Choices of cases from a table of several axes: every pair of values, instead of every combination.
 
 A fault shows with one value of an axis or with two together, hardly ever with three alone. So each value of each axis
-meets each value of each other axis in at least one test. Kernels of a family with code of their own for three values
-together need the full table.
+meets each value of each other axis in at least one test. Where code is written for three values together, a test needs
+the full table: tests/ops/test_every_op.py has the values of each loss, on each backend, in each dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import pytest
+
+Axis = Iterable[Any] | Mapping[str, Any]
 
 
 def choose_pairs(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -46,21 +48,29 @@ def choose_pairs(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _met(row: dict[int, int], axis: int, value: int) -> Iterable[tuple[int, int, int, int]]:
+def _met(row: Mapping[int, int], axis: int, value: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield the pairs of a value with the others of a row."""
     for other, its in row.items():
         if other != axis:
             yield (axis, value, other, its) if axis < other else (other, its, axis, value)
 
 
-def label(value: Any) -> str | None:
-    """Return the name of a dtype or memory format in a test's name; None leaves other values to pytest."""
-    text = str(value)
-    return text.removeprefix("torch.") if text.startswith("torch.") else None
+def paired(**axes: Axis) -> pytest.MarkDecorator:
+    """Parametrize a test by the values of each argument, in pairs. ``backend`` goes to the fixture of this name.
 
-
-def paired(*, ids: Callable[[Any], Any] = label, **axes: Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test by the values of each argument, in pairs. ``backend`` goes to the fixture of this name."""
-    rows = choose_pairs(*(list(axis) for axis in axes.values()))
+    A mapping has the names of its values. Other values are named by themselves.
+    """
+    labelled = [_labelled(axis) for axis in axes.values()]
+    rows = choose_pairs(*(list(axis) for axis in labelled))
+    values = [tuple(axis[label] for axis, label in zip(labelled, row, strict=True)) for row in rows]
     indirect = ["backend"] if "backend" in axes else False
-    return pytest.mark.parametrize(tuple(axes), rows, ids=ids, indirect=indirect)
+    return pytest.mark.parametrize(tuple(axes), values, ids=["-".join(row) for row in rows], indirect=indirect)
+
+
+def _labelled(axis: Axis) -> dict[str, Any]:
+    if isinstance(axis, Mapping):
+        return dict(axis)
+    values = list(axis)
+    labels = [getattr(value, "__name__", str(value)).removeprefix("torch.") for value in values]
+    assert len(set(labels)) == len(values), f"values with equal names: {labels}"
+    return dict(zip(labels, values, strict=True))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from pairing import paired
 from torch import nn
 
 from sftn_fast.engine import Layout, evaluate
@@ -17,9 +18,7 @@ def images_and_target(size: int, classes: int) -> tuple[torch.Tensor, torch.Tens
     return torch.randn(size, 3, 6, 6, generator=generator), torch.randint(classes, (size,), generator=generator)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 101])
-@pytest.mark.parametrize("batch_size", [1, 8, 64, 200])
-@pytest.mark.parametrize("classes", [2, 4, 5, 30])
+@paired(size=[1, 7, 64, 101], batch_size=[1, 8, 64, 200], classes=[2, 4, 5, 30])
 def test_each_image_counts_once(size, batch_size, classes):
     images, target = images_and_target(size, classes)
     model = make_task(classes=classes).model

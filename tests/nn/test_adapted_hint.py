@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import BACKENDS
+from pairing import paired
 from torch import nn
 
 from sftn_fast import ops
@@ -98,8 +100,11 @@ def test_names_are_those_of_repdistillers_regressor():
     hint.load_state_dict(plain.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}], ids=str)
-@pytest.mark.parametrize("channels_last", [False, True])
+@paired(
+    backend=BACKENDS,
+    channels_last=[False, True],
+    options=[{}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1}],
+)
 def test_training_agrees_with_the_plain_modules(backend, options, channels_last):
     shapes = (6, 8, 8), (4, 4, 4)
     hint, plain = (module.to(backend.device) for module in twins(*shapes, **options))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from every_loss import COMPAT, EVERY, MODULES, changed, tensors_in, total
 from layers import LAYERS, gradients, leaves_of, recorded, replayed
+from pairing import paired
 from precision import assert_rounded_once
 from torch import nn as torch_nn
 
@@ -40,10 +41,7 @@ def build(name):
 # ---- precision ----
 
 
-@each
-@pytest.mark.parametrize("kind", ["fused", "reference"])
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
+@paired(autocast={"autocast": True, "plain": False}, dtype=HALF, kind=["fused", "reference"], name=list(EVERY))
 def test_half_precision_is_computed_in_float32(name, kind, dtype, autocast):
     """Half-precision inputs, and outputs of layers, are computed as exactly as float32, with and without autocast."""
     module = build(name)

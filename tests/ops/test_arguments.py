@@ -8,8 +8,10 @@ import math
 
 import pytest
 import torch
+from backends import BACKENDS
 from every_op import TABLE, assert_close, evaluate, widened
 from families import ids, refusals
+from pairing import paired
 
 from sftn_fast import ops
 
@@ -143,8 +145,7 @@ test_type_errors = refusals(TypeError, TYPE_ERRORS)
 test_value_errors = refusals(ValueError, VALUE_ERRORS)
 
 
-@pytest.mark.parametrize("wrong", [3, -1, -100, 2**62])
-@pytest.mark.parametrize("needs_grad", [True, False])
+@paired(backend=BACKENDS, needs_grad=[True, False], wrong=[3, -1, -100, 2**62])
 def test_class_out_of_range(backend, wrong, needs_grad):
     if backend.name == "cuda":
         pytest.skip("a device-side assertion, which ends the process's CUDA context")

@@ -9,7 +9,9 @@ import contrastive_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import BACKENDS
 from families import DTYPES, accumulator, ids, offset, on_threads, wave
+from pairing import paired
 
 from sftn_fast import ops
 
@@ -116,14 +118,16 @@ def test_repdistillers_nce_loss(backend):
 # ---- values and gradients ----
 
 
-@pytest.mark.parametrize("bank_dtype", DTYPES, **ids)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, bank_dtype=DTYPES)
 def test_dtypes(backend, dtype, bank_dtype):
     check(make(dtype=dtype, bank_dtype=bank_dtype, device=backend.device), grad_output=-1.7)
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 16, 31, 64, 127, 128, 130, 256, 515, 1024])
-@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float16, torch.float64], **ids)
+@paired(
+    backend=BACKENDS,
+    bank_dtype=[torch.float32, torch.float16, torch.float64],
+    d=[1, 2, 3, 16, 31, 64, 127, 128, 130, 256, 515, 1024],
+)
 def test_widths(backend, d, bank_dtype):
     check(make(n=40, b=3, k=21, d=d, bank_dtype=bank_dtype, device=backend.device))
 

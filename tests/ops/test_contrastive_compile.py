@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import needs_kernels
+from families import FAKES, needs_kernels
 from test_contrastive import make
 
 from sftn_fast import ops
@@ -21,11 +21,13 @@ def test_opcheck(bank_dtype, wanted):
     banks, z = (memory.student_bank, memory.teacher_bank), (memory.z_student, memory.z_teacher)
     batch = (student, teacher, index, negatives, *banks, *z, 0.07)
     namespace = torch.ops.sftn_fast
-    torch.library.opcheck(namespace.contrastive_normalizers.default, batch)
+    torch.library.opcheck(namespace.contrastive_normalizers.default, batch, test_utils=FAKES)
     namespace.contrastive_normalizers(*batch)
-    torch.library.opcheck(namespace.contrastive_forward.default, (*batch, *wanted))
-    torch.library.opcheck(namespace.contrastive_forward.default, (*batch, *wanted, True))
-    torch.library.opcheck(namespace.contrastive_update.default, (student, teacher, index, *banks, 0.5))
+    torch.library.opcheck(namespace.contrastive_forward.default, (*batch, *wanted), test_utils=FAKES)
+    torch.library.opcheck(namespace.contrastive_forward.default, (*batch, *wanted, True), test_utils=FAKES)
+    torch.library.opcheck(
+        namespace.contrastive_update.default, (student, teacher, index, *banks, 0.5), test_utils=FAKES
+    )
 
 
 @pytest.mark.parametrize(("kind", "compiler"), [("fused", "aot_eager"), ("reference", "inductor")])

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from families import needs_kernels, on_threads, refusals
+from families import FAKES, needs_kernels, on_threads, refusals
 from simt.contrastive_negatives_cases import CASES, LARGE_CASES, Case, oracle
 
 from sftn_fast import ops
@@ -274,7 +274,9 @@ def test_rows_and_calls_are_independent():
 @needs_kernels
 @pytest.mark.parametrize("as_int32", [False, True])
 def test_opcheck(as_int32):
-    torch.library.opcheck(torch.ops.sftn_fast.sample_negatives.default, (torch.tensor([5]), INDEX, LABELS, 7, as_int32))
+    torch.library.opcheck(
+        torch.ops.sftn_fast.sample_negatives.default, (torch.tensor([5]), INDEX, LABELS, 7, as_int32), test_utils=FAKES
+    )
 
 
 @needs_kernels

@@ -156,7 +156,7 @@ LAYOUTS = {
 }
 
 
-@paired(backend=BACKENDS, name=TABLE, dtype=[torch.float32, torch.bfloat16])
+@paired(backend=BACKENDS, name=list(TABLE), dtype=[torch.float32, torch.bfloat16])
 def test_layouts(backend, name, dtype):
     op = TABLE[name]
 
@@ -259,7 +259,7 @@ def test_nan_shows(backend, name, dtype):
 # ---- contracts ----
 
 
-@paired(backend=BACKENDS, name=TABLE, dtype=DTYPES)
+@paired(backend=BACKENDS, name=list(TABLE), dtype=DTYPES)
 def test_inputs_are_not_written_to(backend, name, dtype):
     op = TABLE[name]
     arguments = op.arguments(dtype=dtype, device=backend.device)
@@ -269,7 +269,9 @@ def test_inputs_are_not_written_to(backend, name, dtype):
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-@paired(backend=[name for name in BACKENDS if name != "emulated"], name=TABLE, dtype=[torch.float32, torch.bfloat16])
+@paired(
+    backend=[name for name in BACKENDS if name != "emulated"], name=list(TABLE), dtype=[torch.float32, torch.bfloat16]
+)
 def test_same_inputs_same_bits(backend, name, dtype):
     """The emulator repeats a schedule exactly: tests/simt/test_schedules.py compares different ones."""
     op = TABLE[name]
@@ -286,7 +288,7 @@ def test_threads_do_not_change_the_bits(backend, name):
         (assert_close if op.long_products else assert_same_bits)(outcomes[0], outcome)
 
 
-@paired(backend=BACKENDS, name=TABLE, dtype=[torch.float32, torch.bfloat16])
+@paired(backend=BACKENDS, name=list(TABLE), dtype=[torch.float32, torch.bfloat16])
 def test_autocast_leaves_the_loss_alone(backend, name, dtype):
     op = TABLE[name]
 

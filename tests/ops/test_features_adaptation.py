@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from families import DTYPES, MAP_LAYOUTS, accumulator, ids, needs_kernels, on_threads, refusals
+from backends import BACKENDS
+from families import DTYPES, FAKES, MAP_LAYOUTS, accumulator, ids, needs_kernels, on_threads, refusals
+from pairing import paired
 from precision import assert_rounded_once, rounding
 from torch import Tensor
 
@@ -111,25 +113,20 @@ def check(arguments: Arguments, *, slack: float = 1.0, **options) -> Result:
 # ---- values and gradients ----
 
 
-@formats
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, training={"training": True, "evaluation": False}, memory_format=FORMATS)
 def test_values_and_gradients(backend, dtype, training, memory_format):
     for shape in SHAPES:
         check(make(shape, dtype, backend.device, memory_format), training=training)
 
 
-@formats
-@pytest.mark.parametrize("shape", LARGE, **ids)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, dtype=[torch.float32, torch.bfloat16], shape=LARGE, memory_format=FORMATS)
 def test_many_values(backend, dtype, shape, memory_format):
     if backend.name == "emulated":
         shape = (min(shape[0], 40), *shape[1:])
     check(make(shape, dtype, backend.device, memory_format))
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("missing", ["weight", "bias", "both"])
+@paired(backend=BACKENDS, missing=["weight", "bias", "both"], training={"training": True, "evaluation": False})
 def test_without_affine(backend, missing, training):
     arguments = make((3, 5, 4, 3), torch.float32, backend.device)
     if missing != "bias":
@@ -144,8 +141,7 @@ def test_eps(backend, eps):
     check(make((3, 5, 4, 3), torch.float32, backend.device), eps=eps)
 
 
-@pytest.mark.parametrize("features", DTYPES, **ids)
-@pytest.mark.parametrize("teacher", DTYPES, **ids)
+@paired(backend=BACKENDS, teacher=DTYPES, features=DTYPES)
 def test_mixed_dtypes(backend, features, teacher):
     arguments = make((3, 4, 4, 3), torch.float16, backend.device)
     arguments.features, arguments.teacher = arguments.features.to(features), arguments.teacher.to(teacher)
@@ -187,8 +183,7 @@ def test_evaluation_leaves_the_running_statistics_alone(backend):
 # ---- extremes ----
 
 
-@formats
-@pytest.mark.parametrize("offset", [1e4, -3e5])
+@paired(backend=BACKENDS, offset=[1e4, -3e5], memory_format=FORMATS)
 def test_large_mean(backend, offset, memory_format):
     """The deviations of features far from zero keep their digits, where PyTorch's rounded mean loses three."""
     if not backend.fused:
@@ -207,8 +202,7 @@ def test_outlier(backend, memory_format):
         check(arguments, slack=10)
 
 
-@formats
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, memory_format=FORMATS)
 def test_no_variance(backend, dtype, memory_format):
     arguments = make((6, 3, 4, 4), dtype, backend.device, memory_format)
     arguments.features[:, 1] = 3.3
@@ -227,9 +221,7 @@ def test_half_precision_of_large_norm(backend, memory_format):
     check(arguments)
 
 
-@formats
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, training={"training": True, "evaluation": False}, memory_format=FORMATS)
 def test_nan_shows(backend, dtype, training, memory_format):
     arguments = make((3, 4, 4, 4), dtype, backend.device, memory_format)
     arguments.features[1, 2, 3, 0] = torch.nan
@@ -240,8 +232,7 @@ def test_nan_shows(backend, dtype, training, memory_format):
     assert result.grads[0][:, [0, 1, 3]].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)], **ids)
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@paired(backend=BACKENDS, training={"training": True, "evaluation": False}, shape=[(0, 3, 4, 4), (2, 3, 0, 4)])
 def test_empty(backend, shape, training):
     arguments = make(shape, torch.float32, backend.device)
     result = differentiate(ops.adapted_hint_loss, arguments, training=training)
@@ -262,8 +253,7 @@ def test_one_value_a_channel(backend):
 # ---- layouts ----
 
 
-@pytest.mark.parametrize("of_features", MAP_LAYOUTS.values(), ids=MAP_LAYOUTS.keys())
-@pytest.mark.parametrize("of_teacher", MAP_LAYOUTS.values(), ids=MAP_LAYOUTS.keys())
+@paired(backend=BACKENDS, of_teacher=MAP_LAYOUTS, of_features=MAP_LAYOUTS)
 def test_layouts(backend, of_features, of_teacher):
     arguments = make((4, 8, 4, 4), torch.float32, backend.device)
     arguments.features, arguments.teacher = of_features(arguments.features), of_teacher(arguments.teacher)
@@ -323,8 +313,7 @@ def test_without_gradients(backend):
     assert not torch.equal(before, arguments.mean)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@formats
+@paired(backend=BACKENDS, memory_format=FORMATS, training={"training": True, "evaluation": False})
 def test_gradcheck(backend, training, memory_format):
     arguments = make((2, 3, 2, 3), torch.float64, backend.device, memory_format)
     running = (None, None) if training else (arguments.mean, arguments.var)
@@ -349,8 +338,7 @@ def test_half_precision_is_rounded_once(dtype):
 # ---- conduct ----
 
 
-@formats
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, memory_format=FORMATS)
 def test_inputs_are_not_written_to(backend, dtype, memory_format):
     arguments = make((3, 5, 4, 4), dtype, backend.device, memory_format)
     before = arguments.map(Tensor.clone)
@@ -372,9 +360,7 @@ def test_same_inputs_same_bits(backend, memory_format):
 
 
 @needs_kernels
-@formats
-@pytest.mark.parametrize("shape", [(64, 33, 16, 16), (64, 16, 15, 15)], **ids)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(dtype=[torch.float32, torch.bfloat16], shape=[(64, 33, 16, 16), (64, 16, 15, 15)], memory_format=FORMATS)
 def test_threads_do_not_change_the_bits(dtype, shape, memory_format):
     arguments = make(shape, dtype, "cpu", memory_format)
     results = on_threads(lambda: differentiate(ops.adapted_hint_loss, arguments))
@@ -403,12 +389,15 @@ def test_opcheck(memory_format):
     arguments = make((2, 3, 4, 4), torch.float32, "cpu", memory_format)
     namespace = torch.ops.sftn_fast
     for running in ((None, None), (arguments.mean, arguments.var)):
-        torch.library.opcheck(namespace.adapted_hint_forward.default, (*arguments.leaves, *running, 1e-5))
+        torch.library.opcheck(
+            namespace.adapted_hint_forward.default, (*arguments.leaves, *running, 1e-5), test_utils=FAKES
+        )
     loss, stats = namespace.adapted_hint_forward(*arguments.leaves, None, None, 1e-5)
     for wanted in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
         torch.library.opcheck(
             namespace.adapted_hint_backward.default,
             (torch.ones_like(loss), *arguments.leaves, stats, True, *wanted),
+            test_utils=FAKES,
         )
 
 

@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import DTYPES, MAP_LAYOUTS, channels_last, ids, needs_kernels, on_threads, refusals, shapes_for, wave
+from backends import BACKENDS
+from families import (
+    DTYPES,
+    FAKES,
+    MAP_LAYOUTS,
+    channels_last,
+    ids,
+    needs_kernels,
+    on_threads,
+    refusals,
+    shapes_for,
+    wave,
+)
+from pairing import paired
 from precision import assert_rounded_once, rounding
 from torch import Tensor
 
@@ -125,15 +138,13 @@ def check(loss, student, teacher, slack=0.0):
 SHAPES = [(3, 5, 4, 4), (2, 300, 2, 2), (2, 33, 7, 7), (1, 1, 3, 5), (2, 3, 1, 9), (2, 4, 33, 35), (3, 64, 8, 8)]
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_values_and_gradients(backend, loss, dtype):
     for shape in shapes_for(backend, SHAPES):
         check(loss, *make(loss, shape, dtype=dtype, device=backend.device))
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_channels_last(backend, loss, dtype):
     for shape in shapes_for(backend, SHAPES):
         check(loss, *map(channels_last, make(loss, shape, dtype=dtype, device=backend.device)))
@@ -143,9 +154,12 @@ def test_channels_last(backend, loss, dtype):
         check(loss, student, channels_last(teacher))
 
 
-@pytest.mark.parametrize("name", ["at", "ft-paper"])  # ft is at's kernels on the same maps
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
-@pytest.mark.parametrize("shape", [(2, 64, 56, 56), (3, 2048, 4, 4), (2, 2048, 7, 7), (300, 8, 4, 4)], **ids)
+@paired(
+    backend=BACKENDS,
+    shape=[(2, 64, 56, 56), (3, 2048, 4, 4), (2, 2048, 7, 7), (300, 8, 4, 4)],
+    dtype=[torch.float32, torch.bfloat16],
+    name=["at", "ft-paper"],
+)
 def test_large(backend, name, dtype, shape):
     if backend.name == "emulated":
         shape = tuple(min(size, most) for size, most in zip(shape, (40, 700, 40, 40), strict=True))
@@ -178,9 +192,12 @@ def test_repdistillers_own_value(backend, loss, student, teacher, golden):
     assert loss.run(ops, student.float(), teacher.float()).item() == pytest.approx(golden, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("sizes", [((8, 6), (4, 3)), ((4, 4), (1, 1)), ((7, 7), (5, 3)), ((3, 9), (3, 4))], **ids)
+@paired(
+    backend=BACKENDS,
+    sizes=[((8, 6), (4, 3)), ((4, 4), (1, 1)), ((7, 7), (5, 3)), ((3, 9), (3, 4))],
+    dtype=DTYPES,
+    name=["at", "ft", "ft-paper"],
+)
 def test_the_larger_map_is_pooled(backend, name, dtype, sizes):
     large, small = ((2, 5, *size) for size in sizes)
     for shape, teacher_shape in ((large, small), (small, large)):
@@ -190,8 +207,7 @@ def test_the_larger_map_is_pooled(backend, name, dtype, sizes):
         check(LOSSES[name], channels_last(student), channels_last(teacher), slack)
 
 
-@pytest.mark.parametrize("name", ["at", "ft", "at-p1"])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, name=["at", "ft", "at-p1"])
 def test_one_pixel(backend, name, dtype):
     """The attention of one pixel is always 1: no loss and no gradient, up to the last bit."""
     student, teacher = make(LOSSES[name], (3, 70, 1, 1), dtype=dtype, device=backend.device)
@@ -200,9 +216,7 @@ def test_one_pixel(backend, name, dtype):
     assert all(grad.abs().max() < 3e-7 for grad in result.grads)
 
 
-@pytest.mark.parametrize("name", ["at", "ft-paper"])
-@pytest.mark.parametrize("student_dtype", DTYPES, **ids)
-@pytest.mark.parametrize("teacher_dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, teacher_dtype=DTYPES, student_dtype=DTYPES, name=["at", "ft-paper"])
 def test_mixed_dtypes(backend, name, student_dtype, teacher_dtype):
     student, teacher = make(LOSSES[name], (2, 5, 4, 4), dtype=torch.bfloat16, device=backend.device)
     true = differentiate(LOSSES[name], Oracle, student.double(), teacher.double())
@@ -218,9 +232,7 @@ def test_mixed_dtypes(backend, name, student_dtype, teacher_dtype):
 # ---- layouts ----
 
 
-@pytest.mark.parametrize("layout", MAP_LAYOUTS.values(), ids=MAP_LAYOUTS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
-@pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
+@paired(backend=BACKENDS, name=["at", "ft", "ft-paper"], dtype=[torch.float32, torch.bfloat16], layout=MAP_LAYOUTS)
 def test_layouts(backend, name, dtype, layout):
     student, teacher = make(LOSSES[name], (3, 8, 5, 4), dtype=dtype, device=backend.device)
     check(LOSSES[name], layout(student), layout(teacher))
@@ -279,8 +291,7 @@ def test_gradcheck(backend, name, teacher_size):
     assert torch.autograd.gradcheck(lambda s, t: loss.run(ops, s, t), leaves, eps=1e-7, atol=1e-6, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["at", "ft", "ft-paper"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, dtype=[torch.float16, torch.bfloat16], name=["at", "ft", "ft-paper"])
 def test_half_precision_is_rounded_once(backend, name, dtype):
     loss = LOSSES[name]
     student, teacher = make(loss, (8, 32, 8, 8), dtype=dtype, device=backend.device)
@@ -296,8 +307,7 @@ def test_half_precision_is_rounded_once(backend, name, dtype):
 # ---- extremes ----
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_large_maps(backend, loss, dtype):
     """Norms far beyond the range of half precision."""
     student, teacher = make(loss, (2, 40, 5, 4), dtype=dtype, device=backend.device)
@@ -308,9 +318,7 @@ def test_large_maps(backend, loss, dtype):
     assert_close(result, true, dtype)
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("layout", [torch.clone, channels_last], ids=["contiguous", "last"])
+@paired(backend=BACKENDS, layout={"contiguous": torch.clone, "last": channels_last}, dtype=DTYPES, loss=LOSSES)
 def test_zeros(backend, loss, dtype, layout):
     """A map of zeros has a norm of 1e-12, and a zero among other values has no gradient; neither gives a NaN."""
     student, teacher = make(loss, (3, 6, 4, 4), dtype=dtype, device=backend.device)
@@ -352,9 +360,7 @@ def test_equal_maps(backend, loss):
     assert all(grad.count_nonzero() == 0 for grad in result.grads)
 
 
-@every_loss
-@pytest.mark.parametrize("where", [0, 1], ids=["student", "teacher"])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, where={"student": 0, "teacher": 1}, loss=LOSSES)
 def test_nan_propagates(backend, loss, where, dtype):
     maps = make(loss, (2, 5, 4, 4), dtype=dtype, device=backend.device)
     maps[where][1, 2, 3, 1] = torch.nan
@@ -364,8 +370,7 @@ def test_nan_propagates(backend, loss, where, dtype):
     assert not result.student[0].isnan().any()
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_empty_batch(backend, loss, dtype):
     for teacher_size in ((4, 4), (2, 2), (3, 3)):
         student, teacher = make(loss, (0, 5, 4, 4), (0, 5, *teacher_size), dtype=dtype, device=backend.device)
@@ -379,8 +384,7 @@ def test_empty_batch(backend, loss, dtype):
 # ---- contracts ----
 
 
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_inputs_are_not_written_to(backend, loss, dtype):
     maps = make(loss, (2, 5, 4, 4), dtype=dtype, device=backend.device)
     before = [x.clone() for x in maps]
@@ -405,8 +409,7 @@ def test_threads_do_not_change_the_bits(loss):
         assert all(torch.equal(a, b) for a, b in zip(result.grads, results[0].grads, strict=True))
 
 
-@pytest.mark.parametrize("name", ["at", "ft-paper"])
-@pytest.mark.parametrize("teacher_size", [(4, 4), (2, 2), (3, 3)], **ids)
+@paired(backend=BACKENDS, teacher_size=[(4, 4), (2, 2), (3, 3)], name=["at", "ft-paper"])
 def test_autocast_leaves_the_loss_alone(backend, name, teacher_size):
     maps = make(LOSSES[name], (3, 5, 4, 4), (3, 5, *teacher_size), device=backend.device)
     plain = differentiate(LOSSES[name], ops, *maps)
@@ -430,10 +433,10 @@ def test_opcheck(power, absolute, wanted):
     student, teacher = make(LOSSES["ft-paper"], (2, 4, 3, 3))
     namespace = torch.ops.sftn_fast
     for maps in ((student, teacher), (channels_last(student), channels_last(teacher))):
-        torch.library.opcheck(namespace.features_attention_forward.default, (*maps, power, absolute))
+        torch.library.opcheck(namespace.features_attention_forward.default, (*maps, power, absolute), test_utils=FAKES)
         loss, saved, stats = namespace.features_attention_forward(*maps, power, absolute)
         backward = (torch.ones_like(loss), *maps, saved, stats, power, absolute, *wanted)
-        torch.library.opcheck(namespace.features_attention_backward.default, backward)
+        torch.library.opcheck(namespace.features_attention_backward.default, backward, test_utils=FAKES)
 
 
 @pytest.mark.parametrize(("name", "teacher_size"), [("at", (3, 3)), ("at-p3", (4, 4)), ("ft-paper", (2, 2))], **ids)

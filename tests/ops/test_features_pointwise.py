@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import BACKENDS
 from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, needs_kernels, wave
 from features_pointwise_table import LOSSES, ORACLE, assert_close, differentiate, expected, make
+from pairing import paired
 
 from sftn_fast import ops
 
@@ -24,15 +26,13 @@ def check(loss, student, teacher, channel):
     return actual
 
 
-@all_losses
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_values_and_gradients(backend, loss, dtype):
     for shape in SHAPES:
         check(loss, *make(shape, dtype=dtype, device=backend.device))
 
 
-@all_losses
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_channels_last(backend, loss, dtype):
     """The gradients come in the layout of the maps."""
     for shape in ((2, 3, 2, 5), (3, 64, 3, 3), (2, 17, 9, 4), (70, 5, 2, 2), (1, 2051, 2, 2)):
@@ -43,9 +43,12 @@ def test_channels_last(backend, loss, dtype):
             assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in result.grads[:1])
 
 
-@pytest.mark.parametrize("shape", [(64, 32, 16, 16), (700, 100), (64, 100, 3, 3)], **ids)
-@pytest.mark.parametrize("loss", ["oh", "vid", "hint"])
-@pytest.mark.parametrize("last", [False, True])
+@paired(
+    backend=BACKENDS,
+    last=[False, True],
+    loss=["oh", "vid", "hint"],
+    shape=[(64, 32, 16, 16), (700, 100), (64, 100, 3, 3)],
+)
 def test_large_maps(backend, loss, shape, last):
     if backend.name == "emulated":
         shape = (9, *shape[1:])
@@ -149,8 +152,7 @@ def test_any_log_scale(backend, value):
     torch.testing.assert_close(log_scale.grad, true.to(log_scale.grad), rtol=1e-9, atol=0)
 
 
-@all_losses
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, dtype=[torch.float16, torch.bfloat16], loss=LOSSES)
 def test_large_half_precision_is_finite(backend, loss, dtype):
     student, teacher, channel = make((2, 3, 8, 8), dtype=dtype, device=backend.device)
     check(loss, 2000 * student, 2000 * teacher, channel)
@@ -183,9 +185,7 @@ def test_both_at_once(kind, shape):
     torch.library.opcheck(raw.features_pointwise_both.default, (student, teacher, channel, *scalars, *wanted))
 
 
-@all_losses
-@pytest.mark.parametrize("where", ["student", "teacher"])
-@pytest.mark.parametrize("last", [False, True])
+@paired(backend=BACKENDS, last=[False, True], where=["student", "teacher"], loss=LOSSES)
 def test_nan_shows(backend, loss, where, last):
     student, teacher, channel = make((2, 5, 7, 7), dtype=torch.float32, device=backend.device)
     (student if where == "student" else teacher)[1, 3, 6, 6] = torch.nan
@@ -198,9 +198,7 @@ def test_nan_shows(backend, loss, where, last):
         assert result.student[1, 3, 6, 6].isnan()
 
 
-@all_losses
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3, 3), (4, 5, 0, 3)], **ids)
+@paired(backend=BACKENDS, shape=[(0, 5), (0, 5, 3, 3), (4, 5, 0, 3)], dtype=DTYPES, loss=LOSSES)
 def test_no_elements(backend, loss, dtype, shape):
     result = differentiate(loss, ops, *make(shape, dtype=dtype, device=backend.device))
     assert result.total.item() == 0
@@ -213,9 +211,12 @@ def test_no_elements(backend, loss, dtype, shape):
 LAYOUTS = {**MAP_LAYOUTS, "contiguous": lambda x: x}
 
 
-@pytest.mark.parametrize("teacher_layout", ["contiguous", "channels last", "channel slice"])
-@pytest.mark.parametrize("student_layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(
+    backend=BACKENDS,
+    dtype=[torch.float32, torch.bfloat16],
+    student_layout=list(LAYOUTS),
+    teacher_layout=["contiguous", "channels last", "channel slice"],
+)
 def test_layouts(backend, dtype, student_layout, teacher_layout):
     for name in ("ab", "oh", "vid"):
         student, teacher, channel = make((3, 12, 6, 6), dtype=dtype, device=backend.device)
@@ -224,8 +225,7 @@ def test_layouts(backend, dtype, student_layout, teacher_layout):
         check(LOSSES[name], student, teacher, channel)
 
 
-@pytest.mark.parametrize("student_dtype", DTYPES, **ids)
-@pytest.mark.parametrize("teacher_dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, teacher_dtype=DTYPES, student_dtype=DTYPES)
 def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
     for name in ("hint", "oh", "vid"):
         student, teacher, channel = make((2, 5, 3, 3), dtype=torch.bfloat16, device=backend.device)

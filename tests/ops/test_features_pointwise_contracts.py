@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
-from families import DTYPES, channels_last, ids, needs_kernels, on_threads, refusals
+from backends import BACKENDS
+from families import DTYPES, FAKES, channels_last, ids, needs_kernels, on_threads, refusals
 from features_pointwise_table import LOSSES, differentiate, expected, make
+from pairing import paired
 from precision import assert_rounded_once, rounding
 
 from bench.measure import peak_memory
@@ -47,8 +49,7 @@ def test_without_gradients(backend, loss):
     assert quiet.item() == with_grad.item()
 
 
-@all_losses
-@pytest.mark.parametrize("last", [False, True])
+@paired(backend=BACKENDS, last=[False, True], loss=LOSSES)
 def test_gradcheck(backend, loss, last):
     student, teacher, channel = make((2, 3, 2, 2), dtype=torch.float64, device=backend.device)
     leaves = [channels_last(x) if last else x for x in (student, teacher)] + [channel]
@@ -71,8 +72,7 @@ def test_half_precision_is_rounded_once(backend, dtype):
 # ---- conduct ----
 
 
-@all_losses
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_inputs_are_not_written_to(backend, loss, dtype):
     arguments = make((3, 5, 7, 7), dtype=dtype, device=backend.device)
     before = [x.clone() for x in arguments]
@@ -128,10 +128,12 @@ def test_opcheck(kind, wanted):
     student, teacher = channels_last(student), channels_last(teacher)
     channel = channel if kind in (OH, VID) else None
     namespace, scalars = torch.ops.sftn_fast, (kind, 0.5, 0.1)
-    torch.library.opcheck(namespace.features_pointwise_forward.default, (student, teacher, channel, *scalars))
+    torch.library.opcheck(
+        namespace.features_pointwise_forward.default, (student, teacher, channel, *scalars), test_utils=FAKES
+    )
     total, stats = namespace.features_pointwise_forward(student, teacher, channel, *scalars)
     backward = (torch.ones_like(total), student, teacher, channel, stats, *scalars, *wanted, kind == VID)
-    torch.library.opcheck(namespace.features_pointwise_backward.default, backward)
+    torch.library.opcheck(namespace.features_pointwise_backward.default, backward, test_utils=FAKES)
 
 
 @needs_kernels

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from every_op import TABLE, assert_close, assert_same_bits, evaluate, widened
-from families import ids, needs_kernels
+from families import needs_kernels
+from pairing import paired
 
 from sftn_fast import info, ops
 from sftn_fast.ops import _capability, _library, reference
@@ -33,9 +34,7 @@ def fused() -> Iterator[None]:
         _capability.use(before)
 
 
-@pytest.mark.parametrize("level", LEVELS[:-1])
-@pytest.mark.parametrize("name", TABLE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], **ids)
+@paired(dtype=[torch.float32, torch.bfloat16, torch.float64], name=list(TABLE), level=LEVELS[:-1])
 def test_values_and_gradients(level, name, dtype):
     op = TABLE[name]
     _capability.use(level)

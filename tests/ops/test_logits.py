@@ -5,8 +5,10 @@ from __future__ import annotations
 import logits_oracle as oracle
 import pytest
 import torch
+from backends import BACKENDS
 from families import DTYPES, ids, shapes_for
 from logits_table import LOSSES, TOLERANCE, Result, assert_close, differentiate, make
+from pairing import paired
 
 from sftn_fast import ops
 
@@ -24,16 +26,15 @@ def check(loss, backend, teacher, students, target):
     assert_close(actual, expected(loss, teacher, students, target), teacher.dtype)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=LOSSES)
 def test_values_and_gradients(backend, loss, dtype):
     for n, c in shapes_for(backend, SHAPES):
         check(loss, backend, *make(loss, n, c, dtype=dtype, device=backend.device))
 
 
-@pytest.mark.parametrize("shape", LARGE, **ids)
-@pytest.mark.parametrize("loss", ["kd_ce-smooth", "sftn", "sftn-reverse"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(
+    backend=BACKENDS, dtype=[torch.float32, torch.bfloat16], loss=["kd_ce-smooth", "sftn", "sftn-reverse"], shape=LARGE
+)
 def test_long_rows_and_many_rows(backend, loss, dtype, shape):
     n, c = shape
     if backend.name == "emulated":
@@ -62,8 +63,7 @@ def test_row_slices_are_not_copied():
     assert allocated < 100_000
 
 
-@pytest.mark.parametrize("student_dtype", DTYPES, **ids)
-@pytest.mark.parametrize("teacher_dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, teacher_dtype=DTYPES, student_dtype=DTYPES)
 def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
     loss = LOSSES["kd_ce"]
     teacher, (student,), target = make(loss, 4, 10, dtype=torch.bfloat16, device=backend.device)
@@ -124,9 +124,12 @@ def test_gradient_of_one_branch(backend, name):
 # ---- extremes ----
 
 
-@pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0, 20.0])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("direction", ["teacher_to_branch", "branch_to_teacher"])
+@paired(
+    backend=BACKENDS,
+    direction=["teacher_to_branch", "branch_to_teacher"],
+    dtype=DTYPES,
+    temperature=[0.05, 1.0, 4.0, 20.0],
+)
 def test_extreme_logits(backend, dtype, temperature, direction):
     loss = LOSSES["sftn"]
     teacher, students, target = make(loss, 4, 1100, dtype=dtype, device=backend.device)
@@ -207,8 +210,7 @@ def test_classes_ruled_out_where_the_rest_is_near(backend, temperature):
     torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-9 * temperature**2 * 1e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, temperature=[0.05, 1.0, 3.0])
 def test_classes_ruled_out(backend, dtype, temperature):
     """-inf in the teacher, in both, and over whole chunks of a row gives a finite loss: 0 * inf counts as 0."""
     teacher, (student,), target = make(LOSSES["kd_ce"], 3, 2100, dtype=dtype, device=backend.device)
@@ -231,8 +233,7 @@ def test_a_class_only_the_student_rules_out_costs_infinity(backend):
     assert ops.kd_loss(student, torch.zeros(1, 2, device=backend.device)).item() == torch.inf
 
 
-@pytest.mark.parametrize("where", ["teacher", "student"])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, where=["teacher", "student"])
 def test_nan_propagates(backend, dtype, where):
     teacher, (student,), target = make(LOSSES["kd_ce"], 3, 1030, dtype=dtype, device=backend.device)
     teacher[:, 5] = -torch.inf  # where the teacher's weight is 0, the student's NaN must still show

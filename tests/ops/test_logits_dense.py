@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import BACKENDS
 from families import DTYPES, MAP_LAYOUTS, ids
+from pairing import paired
 
 from sftn_fast import ops
 
@@ -34,8 +36,7 @@ def gradients(call, *inputs):
     return total.detach(), torch.autograd.grad(total, leaves, torch.full_like(total, 1.5))
 
 
-@pytest.mark.parametrize("places", PLACES, **ids)
-@pytest.mark.parametrize("reduction", ["batchmean", "sum", "none"])
+@paired(backend=BACKENDS, reduction=["batchmean", "sum", "none"], places=PLACES)
 def test_it_is_pytorchs_divergence(backend, reduction, places):
     student, teacher, _ = maps(backend, places)
     value, grads = gradients(lambda s, t: ops.kd_loss(s, t, 3.0, reduction=reduction), student, teacher)
@@ -45,8 +46,7 @@ def test_it_is_pytorchs_divergence(backend, reduction, places):
     torch.testing.assert_close(grads, true_grads, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("places", PLACES[:4], **ids)
+@paired(backend=BACKENDS, places=PLACES[:4], soft=[False, True])
 def test_it_is_pytorchs_cross_entropy(backend, places, soft):
     """``ce`` is the mean over the pixels with a class, ``kd`` divides by the number of images."""
     student, teacher, target = maps(backend, places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import DTYPES, ids, needs_kernels
+from families import DTYPES, FAKES, ids, needs_kernels
 from logits_table import LOSSES, assert_close, differentiate, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,7 +115,7 @@ def test_opcheck(wanted, target):
     options = _logits.Options(4.0, teacher_weight=0.5, ce_weight=1.0)
     teacher, students = torch.randn(3, 7), [torch.randn(3, 7) for _ in range(2)]
     arguments = teacher, students, target, _logits.packed(options), options.ignore_index, *wanted
-    torch.library.opcheck(torch.ops.sftn_fast.logits_both.default, arguments)
+    torch.library.opcheck(torch.ops.sftn_fast.logits_both.default, arguments, test_utils=FAKES)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import logits_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from families import DTYPES, ids
+from backends import BACKENDS
+from families import DTYPES
 from logits_table import LOSSES, assert_close, differentiate, make
+from pairing import paired
 
 from sftn_fast import ops
 
@@ -19,8 +21,7 @@ def of(name, backend, dtype=torch.float32, n=5, c=40):
     return teacher, students, (y * (y > 0.6)).to(torch.float32).to(backend.device)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("classes", [7, 1100])
+@paired(backend=BACKENDS, classes=[7, 1100], smoothing=[0.0, 0.2, 1.0])
 def test_it_is_pytorchs_cross_entropy(backend, classes, smoothing):
     teacher, (student,), y = of("kd_ce", backend, torch.float64, c=classes)
     y = y.double()
@@ -43,8 +44,7 @@ def test_certain_probabilities_are_classes(backend, name):
     assert_close(as_probabilities, as_classes, torch.float64)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("name", ["kd_ce", "sftn"])
+@paired(backend=BACKENDS, name=["kd_ce", "sftn"], dtype=DTYPES)
 def test_classes_ruled_out(backend, name, dtype):
     """A class at -inf costs nothing if its probability is 0, also over whole chunks of a row."""
     teacher, students, y = of(name, backend, dtype, n=3, c=2100)
@@ -72,8 +72,7 @@ def test_nan_propagates(backend, where):
     assert differentiate(LOSSES["kd_ce"], ops, teacher, [student], y).total.isnan()
 
 
-@pytest.mark.parametrize("target_dtype", [torch.float16, torch.bfloat16, torch.float32], **ids)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, target_dtype=[torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes(backend, dtype, target_dtype):
     """The target is read in the dtype of the arithmetic, which it decides only if it is float64."""
     teacher, students, y = of("kd_ce", backend, dtype)

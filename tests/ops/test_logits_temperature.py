@@ -7,8 +7,10 @@ import math
 import logits_oracle as oracle
 import pytest
 import torch
+from backends import BACKENDS
 from families import DTYPES, accumulator, ids, refusals, wave
 from logits_table import LOSSES, TOLERANCE, make, mixed
+from pairing import paired
 
 from sftn_fast import ops
 from sftn_fast.ops.reference import logits as reference
@@ -37,9 +39,7 @@ def differentiate(loss, module, student, teacher, y, temperature):
     return total.detach(), torch.autograd.grad(total, leaves, weight)
 
 
-@pytest.mark.parametrize("value", [0.5, 4.0, 30.0])
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@each
+@paired(backend=BACKENDS, loss=LOSSES_AT, dtype=DTYPES, value=[0.5, 4.0, 30.0])
 def test_values_and_gradients(backend, loss, dtype, value):
     student, teacher, y = inputs(backend, dtype)
     temperature = torch.tensor(value, dtype=torch.float64, device=backend.device)

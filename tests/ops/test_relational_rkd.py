@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import DTYPES, ids, needs_kernels, on_threads, refusals, shapes_for
+from backends import BACKENDS
+from families import DTYPES, FAKES, ids, needs_kernels, on_threads, refusals, shapes_for
+from pairing import paired
 from precision import rounding
 from torch import Tensor
 
@@ -68,8 +70,7 @@ def check(loss: str, student: Tensor, teacher: Tensor) -> None:
         torch.testing.assert_close(grad.double(), true, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=list(LOSSES))
 def test_values_and_gradients(backend, loss, dtype):
     """Every size for the plain losses; weights and eps change no loop, and need no size of several tiles."""
     shapes = SHAPES if loss in ("distance", "angle", "rkd") else SHAPES[:5]
@@ -77,8 +78,7 @@ def test_values_and_gradients(backend, loss, dtype):
         check(loss, *make(*shape, dtype=dtype, device=backend.device))
 
 
-@pytest.mark.parametrize("shape", [(130, 30, 200), (67, 2049, 3)], **ids)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, dtype=[torch.float32, torch.bfloat16], shape=[(130, 30, 200), (67, 2049, 3)])
 def test_large(backend, dtype, shape):
     if backend.name == "emulated":
         shape = (min(shape[0], 40), min(shape[1], 600), shape[2])
@@ -122,15 +122,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, dtype=[torch.float32, torch.bfloat16], layout=LAYOUTS)
 def test_layouts(backend, dtype, layout):
     student, teacher = make(18, 37, 20, dtype=dtype, device=backend.device)
     check("rkd", layout(student), layout(teacher))
 
 
-@pytest.mark.parametrize("student_dtype", DTYPES, **ids)
-@pytest.mark.parametrize("teacher_dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, teacher_dtype=DTYPES, student_dtype=DTYPES)
 def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
     student, teacher = make(6, 5, 4, dtype=torch.bfloat16, device=backend.device)
     student, teacher = student.to(student_dtype).requires_grad_(), teacher.to(teacher_dtype).requires_grad_()
@@ -214,8 +212,11 @@ def clusters(generator: torch.Generator) -> Tensor:
     return torch.randn(4, 64, generator=generator).repeat(12, 1) + 0.1 * torch.randn(48, 64, generator=generator)
 
 
-@pytest.mark.parametrize("make_student", [far_from_the_origin, near_duplicates, nearer_duplicates, clusters])
-@pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
+@paired(
+    backend=BACKENDS,
+    loss=["distance", "angle", "rkd"],
+    make_student=[far_from_the_origin, near_duplicates, nearer_duplicates, clusters],
+)
 def test_accurate_whatever_the_distances(backend, loss, make_student):
     """Any distances give the accuracy of equal distances, to a few roundings of the largest gradient.
 
@@ -234,9 +235,7 @@ def test_accurate_whatever_the_distances(backend, loss, make_student):
 # ---- extremes ----
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("b", [0, 1])
+@paired(backend=BACKENDS, b=[0, 1], dtype=DTYPES, loss=list(LOSSES))
 def test_batch_without_pairs(backend, loss, dtype, b):
     result = differentiate(loss, ops, *make(b, 5, 4, dtype=dtype, device=backend.device))
     assert result.total.item() == 0
@@ -246,8 +245,7 @@ def test_batch_without_pairs(backend, loss, dtype, b):
         assert grad.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, dtype=DTYPES, loss=list(LOSSES))
 def test_equal_rows(backend, loss, dtype):
     """Equal rows in the student, in the teacher and in both give the finite results of float64."""
     student, teacher = make(20, 6, 5, dtype=dtype, device=backend.device)
@@ -277,9 +275,7 @@ def test_half_precision_of_large_norm(backend, dtype):
     check("rkd", student, teacher)
 
 
-@pytest.mark.parametrize("where", [0, 1])
-@pytest.mark.parametrize("loss", ["distance", "angle", "rkd"])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@paired(backend=BACKENDS, bad=[torch.nan, torch.inf], loss=["distance", "angle", "rkd"], where=[0, 1])
 def test_nan_shows(backend, loss, where, bad):
     inputs = make(20, 5, 6, dtype=torch.float32, device=backend.device)
     inputs[where][17, 2] = bad
@@ -333,10 +329,12 @@ def test_opcheck(wanted):
     student, teacher = make(18, 5, 7, dtype=torch.float32, device="cpu")
     namespace = torch.ops.sftn_fast
     options = (25.0, 50.0, 1e-12, True, True, *wanted)
-    torch.library.opcheck(namespace.relational_rkd_forward.default, (student, teacher, *options))
+    torch.library.opcheck(namespace.relational_rkd_forward.default, (student, teacher, *options), test_utils=FAKES)
     total, _, student_pairs, _ = namespace.relational_rkd_forward(student, teacher, *options)
     if wanted[0]:
-        torch.library.opcheck(namespace.relational_rkd_backward.default, (total, student, student_pairs))
+        torch.library.opcheck(
+            namespace.relational_rkd_backward.default, (total, student, student_pairs), test_utils=FAKES
+        )
 
 
 # ---- refusals ----

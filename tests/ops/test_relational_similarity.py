@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from families import DTYPES, MAP_LAYOUTS, accumulator, channels_last, ids, needs_kernels, on_threads, refusals, wave
+from backends import BACKENDS
+from families import (
+    DTYPES,
+    FAKES,
+    MAP_LAYOUTS,
+    accumulator,
+    channels_last,
+    ids,
+    needs_kernels,
+    on_threads,
+    refusals,
+    wave,
+)
+from pairing import paired
 from precision import assert_rounded_once, rounding
 from torch import Tensor
 
@@ -120,8 +133,7 @@ def test_golden_values(backend):
         assert function(*(x.float() for x in inputs)).item() == pytest.approx(golden, rel=1e-6)
 
 
-@pytest.mark.parametrize("mean", [0.5, 3.0, 10.0])
-@pytest.mark.parametrize("name", ["sp", "pkt"])
+@paired(backend=BACKENDS, name=["sp", "pkt"], mean=[0.5, 3.0, 10.0])
 def test_cosines_near_one(backend, name, mean):
     """Features with a mean larger than their differences, as after a ReLU, lose no more than rounding must.
 
@@ -166,8 +178,7 @@ def test_student_close_to_its_teacher(backend, name):
         assert (grad.double() - right).norm() < 1e-3 * right.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], **ids)
-@pytest.mark.parametrize("name", ["sp", "pkt"])
+@paired(backend=BACKENDS, name=["sp", "pkt"], dtype=[torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(backend, name, dtype):
     student, teacher = make(((20, 64), (20, 50)), dtype=dtype, device=backend.device, mean=0.3)
     true = differentiate(LOSSES[name], oracle, student.double(), teacher.double())
@@ -187,8 +198,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], **ids)
+@paired(backend=BACKENDS, dtype=[torch.float32, torch.bfloat16], layout=LAYOUTS)
 def test_layouts_of_maps(backend, dtype, layout):
     student, teacher = make(((6, 5, 3, 4), (6, 4, 2, 3)), dtype=dtype, device=backend.device)
     check(LOSSES["sp"], layout(student), teacher)
@@ -224,8 +234,7 @@ def test_maps_are_not_copied():
     assert allocated < 1.1 * 4 * student.numel()
 
 
-@pytest.mark.parametrize("student_dtype", DTYPES, **ids)
-@pytest.mark.parametrize("teacher_dtype", DTYPES, **ids)
+@paired(backend=BACKENDS, teacher_dtype=DTYPES, student_dtype=DTYPES)
 def test_mixed_dtypes(backend, student_dtype, teacher_dtype):
     student, teacher = make(((5, 6), (5, 7)), dtype=torch.bfloat16, device=backend.device)
     for loss in (LOSSES["sp"], LOSSES["pkt"]):
@@ -285,8 +294,7 @@ def test_batch_of_one_and_no_features(backend):
             assert student_grad.abs().sum() + teacher_grad.abs().sum() < 1e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("side", [0, 1])
+@paired(backend=BACKENDS, side=[0, 1], dtype=DTYPES)
 def test_rows_of_zeros(backend, dtype, side):
     """A sample with all features zero gives finite results, and its neighbours have the authors' gradients."""
     for loss in (LOSSES["sp"], LOSSES["pkt"]):
@@ -300,8 +308,7 @@ def test_rows_of_zeros(backend, dtype, side):
         assert_close(actual, expected, (dtype, dtype))
 
 
-@pytest.mark.parametrize("size", [1e-45, 1e-41, 1e-38, 1e-30, 1e-22, 1e-12])
-@pytest.mark.parametrize("side", [0, 1])
+@paired(backend=BACKENDS, side=[0, 1], size=[1e-45, 1e-41, 1e-38, 1e-30, 1e-22, 1e-12])
 def test_pkt_of_rows_whose_squares_underflow(backend, side, size):
     """Small rows give the results of float64, which divides them by eps; a row of zeros beside them has no gradient."""
     features = make(((6, 5), (6, 7)), device=backend.device)
@@ -342,8 +349,7 @@ def test_large_half_precision(backend):
         check(loss, *(x.half() for x in features))
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("side", [0, 1])
+@paired(backend=BACKENDS, side=[0, 1], bad=[torch.nan, torch.inf])
 def test_pkt_of_bad_rows(backend, side, bad):
     """NaN counts as 0, as in the authors' code: the loss and all other rows' gradients are those of a row of zeros."""
     features = make(((6, 5), (6, 7)), device=backend.device)
@@ -444,8 +450,8 @@ def test_autocast_leaves_the_loss_alone(backend, loss):
 def test_opcheck(dtype, grads):
     student, teacher = make(((5, 6), (5, 7)), dtype=dtype)
     grams, norms = [x @ x.t() for x in (student, teacher)], [x.norm(dim=1) for x in (student, teacher)]
-    torch.library.opcheck(torch.ops.sftn_fast.sp_forward.default, (*grams, *grads))
-    torch.library.opcheck(torch.ops.sftn_fast.pkt_forward.default, (*grams, *norms, 1e-7, *grads))
+    torch.library.opcheck(torch.ops.sftn_fast.sp_forward.default, (*grams, *grads), test_utils=FAKES)
+    torch.library.opcheck(torch.ops.sftn_fast.pkt_forward.default, (*grams, *norms, 1e-7, *grads), test_utils=FAKES)
 
 
 @pytest.mark.parametrize("kind", ["fused", "reference"])
