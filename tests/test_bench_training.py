@@ -189,7 +189,8 @@ def test_what_is_called_inside_counts_once():
 
 
 @pytest.mark.slow
-def test_implementations_train_in_processes_of_their_own():
+def test_implementations_train_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(suite, "TURN", 0.05)
     case = TrainingCase("kd", "resnet8", "resnet8", 8)
     *rows, failed = suite.measure_case(case, ["eager", "ours", "no such"], seconds=0)
     assert [row["implementation"] for row in rows] == ["eager", "ours"]

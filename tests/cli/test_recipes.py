@@ -50,11 +50,13 @@ def test_recipe_runs_for_two_steps(
 
 
 @pytest.mark.parametrize("recipe", PAIRS)
-def test_a_pair_takes_a_step_of_each_kind_of_job(recipe: str) -> None:
+def test_a_pair_takes_a_step_of_the_jobs_with_both_networks(recipe: str) -> None:
+    """The base takes a step of every job; one network alone is the same job with any partner."""
     config, _ = cli.parse(["--config", recipe, *TWO_STEPS])
     images = data.build(config.data, seed=0, batch_size=4, device="cpu")
     assert [job.name for job in plan(config)] == ["teacher", "sftn", "student", "distill-teacher", "distill-sftn"]
-    assert try_jobs(config, plan(config), images) == []
+    both = [job for job in plan(config) if recipe == "cifar100" or job.name in ("sftn", "distill-teacher")]
+    assert try_jobs(config, both, images) == []
 
 
 @pytest.mark.parametrize("recipe", [name for name in cli.recipe_names() if name.startswith(("cifar100_", "imagenet_"))])

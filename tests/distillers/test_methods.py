@@ -16,7 +16,7 @@ SIZE, CLASSES, SAMPLES = 16, 6, 48
 # Options that make a method small enough for a test, and networks that suit it.
 OPTIONS = {"crd": "crd:negatives=20", "fsp": "fsp:variant=joint"}
 NETWORKS = {"fsp": ("resnet8", "resnet14"), "kdsvd": ("resnet8", "resnet14")}
-PAIRS = [("resnet8", "wrn_16_2"), ("vgg8", "resnet8x4"), ("ShuffleV1", "resnet14"), ("MobileNetV2", "vgg8")]
+PAIRS = [("vgg8", "resnet8x4"), ("ShuffleV1", "resnet14"), ("MobileNetV2", "vgg8")]  # those of `build` are another
 ONLY_INITIALISE = {"ab"}  # methods that have no loss once they are initialised
 WITH_CE = {"wsld"}  # methods that weigh images by the student's cross-entropy, and rise if it alone is not taught
 NAMES = registry.names()
@@ -39,13 +39,13 @@ def build(spec, student="resnet8", teacher="wrn_16_2", size=SIZE, labels=True):
     )
 
 
-def batch(n=12, size=SIZE):
+def batch(n=8, size=SIZE):
     generator = torch.Generator().manual_seed(1)
     index = torch.randperm(SAMPLES, generator=generator)[:n]
     return torch.randn(n, 3, size, size, generator=generator), index % CLASSES, index
 
 
-def batch_for(distiller, n=12, size=SIZE):
+def batch_for(distiller, n=8, size=SIZE):
     """Return the batch with a strong view of each image, if the distiller asks for it."""
     images, target, index = batch(n, size)
     return torch.stack([images, images.flip(-1)], 1) if distiller.strong_view else images, target, index
@@ -79,14 +79,14 @@ def learning(distiller):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_own_loss_falls(name):
     distiller = build(f"{spec_of(name)},ce={int(name in WITH_CE)}", *NETWORKS.get(name, ()))
-    for losses in initialise(distiller, steps=12):
+    for losses in initialise(distiller, steps=6):
         assert losses[-1] < losses[0]
     distiller.train(name != "crd")  # CRD's memory changes in training, and its loss with it
     distiller.student.train()
     if name in ONLY_INITIALISE:
         return
     optimizer = torch.optim.Adam(learning(distiller), 1e-3)
-    losses = [minimise(optimizer, lambda: distiller(*batch_for(distiller))["total"]) for _ in range(12)]
+    losses = [minimise(optimizer, lambda: distiller(*batch_for(distiller))["total"]) for _ in range(6)]
     assert losses[-1] < losses[0]
 
 
@@ -132,10 +132,12 @@ def test_gradients_reach_what_learns_and_nothing_else(name):
     assert all(torch.equal(before[key], value) for key, value in distiller.teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [(pair, name) for i, name in enumerate(NAMES) for j, pair in enumerate(PAIRS) if (i + j) % len(PAIRS)],
+)
 def test_networks_of_other_families(name, pair):
-    """Train a pair, or refuse it and say what does not fit."""
+    """Train two of three pairs, or refuse them and say what does not fit."""
     try:
         distiller = build(spec_of(name), *pair, size=32)
     except ValueError as error:

@@ -49,7 +49,7 @@ def networks(images: ImageData, *names: str) -> list[models.StagedNet]:
 
 def distilled(spec: str, *teachers: str) -> Callable[[ImageData], Task]:
     def build(images: ImageData) -> Task:
-        student, *held = networks(images, "resnet8", *(teachers or ("resnet14",)))
+        student, *held = networks(images, "resnet8", *(teachers or ("resnet8",)))
         about = {"num_samples": TRAIN, "image_size": SIZE, "labels": images.train_labels.cpu()}
         return DistillTask(student, distillers.build(spec, student=student, teacher=held, **about))
 
@@ -189,7 +189,7 @@ def test_a_route_records_the_next_anchor(tmp_path: Path, device):
             (teacher,) = networks(images, "resnet14")
             models.save(teacher, tmp_path / f"{number}")
             anchors.append(tmp_path / f"{number}")
-        task = distilled("kd")(images)
+        task = distilled("kd", "resnet14")(images)
         return DistillTask(task.model, task.distiller, Route(anchors, epochs=2))
 
     check_like_eager(build, device)

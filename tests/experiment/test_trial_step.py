@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,10 +58,10 @@ def refused(images: ImageData, config: Config) -> str | None:
     return None
 
 
-def refused_methods(images: ImageData, student: str, teacher: str) -> dict[str, str]:
-    """The methods that can't teach ``student`` from ``teacher``, and why."""
+def refused_methods(images: ImageData, student: str, teacher: str, names: Sequence[str] = NAMES) -> dict[str, str]:
+    """The methods of ``names`` that can't teach ``student`` from ``teacher``, and why."""
     config, found = parse("--stages", "[distill,teacher]", "--student", student, "--teacher", teacher), {}
-    for name in NAMES:
+    for name in names:
         method = {"crd": "crd:negatives=4", "fsp": "fsp:variant=joint"}.get(name, name)
         reason = refused(images, replace(config, distill=method))
         if reason is not None:
@@ -82,8 +82,10 @@ def test_tokens(images: ImageData, student: str, teacher: str) -> None:
 
 @pytest.mark.parametrize("pair", ODD_PAIRS)
 def test_every_method_with_every_network(images: ImageData, pair: tuple[str, str]) -> None:
-    """It trains for a step, or is refused for a reason of its own."""
-    found = refused_methods(images, *pair)
+    """It trains for a step, or is refused for a reason of its own: every method with one stage, a third with others."""
+    number = ODD_PAIRS.index(pair) % 3
+    others = [name for i, name in enumerate(NAMES) if i % 3 == number or name in {*PREACTS, "fsp", "kdsvd"}]
+    found = refused_methods(images, *pair, NAMES if "odd_one_stage" in pair else others)
     assert set(found) <= {*PREACTS, "cat", "fsp", "fitnet", "kdsvd", "uskd", "wkd_f"}
     assert "the side of the smaller last map" in found.get("cat", "the side of the smaller last map")
     assert "two pixels or more" in found.get("wkd_f", "two pixels or more")
