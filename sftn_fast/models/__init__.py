@@ -6,6 +6,7 @@ from sftn_fast.models import (  # noqa: F401 (imported to register their network
     resnet,
     shufflenet_v1,
     shufflenet_v2,
+    timm_networks,
     vgg,
     wrn,
 )
@@ -22,7 +23,7 @@ from sftn_fast.models.export import (
     verify,
 )
 from sftn_fast.models.original_names import export_state_dict
-from sftn_fast.models.registry import build, names, register
+from sftn_fast.models.registry import build, is_buildable, names, register
 from sftn_fast.models.staged import Features, StagedNet
 from sftn_fast.models.weight_files import WeightsError
 from sftn_fast.models.wrap import as_staged
@@ -35,6 +36,7 @@ __all__ = [
     "build",
     "check_not_of_export",
     "export_state_dict",
+    "is_buildable",
     "load",
     "load_export",
     "load_weights",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from sftn_fast.models.copying import copy_network, copy_without_data
 
@@ -19,14 +19,32 @@ BATCH = 2
 
 
 class Layout(NamedTuple):
-    """Permutations of a map's axes: from [N, C, H, W] to the network's own order, and back."""
+    """The order in which a network holds a map [N, C, H, W]: another order of its axes, or tokens [N, H * W, C]."""
 
-    to_own: tuple[int, int, int, int]
-    to_ours: tuple[int, int, int, int]
+    axes: tuple[int, int, int, int] = (0, 1, 2, 3)
+    """Permutation from [N, C, H, W] to the network's own order."""
+    grid: tuple[int, int] | None = None
+    """Height and width of the map that the tokens are; None for a map."""
+
+    def to_own(self, part: fx.Graph, node: fx.Node) -> fx.Node:
+        """Append the steps from [N, C, H, W] to the network's own order."""
+        if self.grid is not None:
+            return part.call_method("transpose", (part.call_method("flatten", (node, 2)), 1, 2))
+        return self._permuted(part, node, self.axes)
+
+    def to_ours(self, part: fx.Graph, node: fx.Node) -> fx.Node:
+        """Append the steps from the network's own order to [N, C, H, W]."""
+        if self.grid is not None:
+            return part.call_method("unflatten", (part.call_method("transpose", (node, 1, 2)), 2, self.grid))
+        back = [self.axes.index(axis) for axis in range(4)]
+        return self._permuted(part, node, tuple(back))
+
+    def _permuted(self, part: fx.Graph, node: fx.Node, axes: tuple[int, ...]) -> fx.Node:
+        return node if self == IN_ORDER else part.call_method("permute", (node, *axes))
 
 
-IN_ORDER = Layout((0, 1, 2, 3), (0, 1, 2, 3))
-CHANNELS_LAST = Layout((0, 2, 3, 1), (0, 3, 1, 2))
+IN_ORDER = Layout()
+CHANNELS_LAST = Layout((0, 2, 3, 1))
 
 Shapes = dict[tuple[int, int], tuple[int, ...]]
 """Shapes of one map by the size of the images."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.utils.text import printable
@@ -17,6 +17,7 @@ MAX_CLASSES, MAX_CHANNELS = 1_000_000, 4096
 """Largest sizes of a classifier and of the images; larger ones are mistakes that would exhaust the memory."""
 
 _factories: dict[str, Factory] = {}
+_prefixed: dict[str, Factory] = {}
 
 
 def register(name: str) -> Callable[[F], F]:
@@ -35,24 +36,61 @@ def register(name: str) -> Callable[[F], F]:
     return add
 
 
+def register_prefix(*prefixes: str) -> Callable[[F], F]:
+    """Register a factory for all names that begin with one of ``prefixes``.
+
+    It is called as ``factory(name, *, num_classes, in_channels, image_size, arguments)`` and names the network itself.
+    """
+
+    def add(factory: F) -> F:
+        _prefixed.update(dict.fromkeys(prefixes, factory))
+        return factory
+
+    return add
+
+
 def names() -> list[str]:
     """Return the names that :func:`build` accepts, in the order of registration."""
     return list(_factories)
 
 
-def build(name: str, *, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
+def is_buildable(name: str) -> bool:
+    """Return whether :func:`build` knows ``name``, or the project that its prefix stands for."""
+    return name in _factories or _with_prefix(name) is not None
+
+
+def _with_prefix(name: str) -> Factory | None:
+    return next((factory for prefix, factory in _prefixed.items() if name.startswith(prefix)), None)
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int = 100,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> StagedNet:
     """Build a network with new parameters, drawn from torch's global generator.
 
     Args:
-        name: One of :func:`names`.
+        name: One of :func:`names`, or a network of timm's, such as ``timm:convnext_tiny``.
         num_classes: Classes, the width of the logits.
         in_channels: Channels of the images.
+        image_size: Side of the images in pixels, for networks of timm's that are made for one size.
+        arguments: Arguments of an exported network of timm's, in place of those in its name.
 
     Raises:
-        ValueError: The name is unknown, or a count is below 1 or too large.
+        ValueError: The name is unknown, or a count is below 1 or too large; or timm can't build the network so.
         TypeError: A count is no whole number, or the function registered for the name returns no ``StagedNet``.
+        ImportError: The network is that of a package which can't be imported.
     """
     require_counts(num_classes=num_classes, in_channels=in_channels)
+    prefixed = _with_prefix(name)
+    if prefixed is not None:
+        return prefixed(
+            name, num_classes=num_classes, in_channels=in_channels, image_size=image_size, arguments=arguments
+        )
     if name not in _factories:
         raise ValueError(unknown_name("network", name, names()))
     net = _factories[name](num_classes=num_classes, in_channels=in_channels)

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from sftn_fast.models.copying import copy_network, copy_without_data
+from sftn_fast.models.own_input import OwnInput
 
 Shape = tuple[int, int, int]
 """(C, H, W) of a map [N, C, H, W]."""
@@ -154,7 +155,16 @@ class StagedNet(nn.Module):
     wrapped_names: Mapping[str, str] = MappingProxyType({})
     """This network's names of tensors by another network's, for a network that is made of the other one's modules."""
 
-    __jit_ignored_attributes__: ClassVar = ["wrapped_names"]  # torch.jit.script does not support the type
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    """Arguments by which :func:`sftn_fast.models.build` makes this network, beside its name."""
+
+    runs_from_stages: ClassVar[bool] = True
+    """Whether the map of a stage is all that the stages after it need; if not, there is no :meth:`tail`."""
+
+    head_names: tuple[str, ...] = ("head.",)
+    """What the names of the classifier's tensors begin with."""
+
+    __jit_ignored_attributes__: ClassVar = ["wrapped_names", "arguments"]  # torch.jit.script does not support the type
 
     def __init__(
         self,
@@ -173,6 +183,8 @@ class StagedNet(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.head = head
+        self.own_input: OwnInput | None = None
+        """Change of the images, for a network that knows another mean and deviation than the data's."""
 
     @property
     def num_stages(self) -> int:
@@ -181,7 +193,7 @@ class StagedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, num_classes] of images [N, in_channels, H, W]."""
-        x = self.stem(x)
+        x = self.stem(x if self.own_input is None else self.own_input(x))
         for stage in self.stages:  # not forward_from(1, x), which torch.jit.script does not support
             x = stage(x)
         return self.head(x)
@@ -208,7 +220,7 @@ class StagedNet(nn.Module):
         """
         if preact:
             self._require_preacts()
-        stem = x = self.stem(x)
+        stem = x = self.stem(x if self.own_input is None else self.own_input(x))
         outputs, preacts = [], []
         for stage in self.stages:
             if preact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def assign(
     candidates = find_candidates(payload, net, own, path, prefix)
     fitting = [each for each in candidates if not _differences(own, each)]
     if not fitting and keep_head:
-        fitting = [each for each in candidates if not _differences(own, each, _num_classes(net))]
+        fitting = [each for each in candidates if not _differences(own, each, _Classes.of(net))]
     chosen = prefer(fitting, path)
     if chosen is None:
         raise WeightsError(_mismatch(net, own, candidates[0], path))
@@ -70,7 +70,19 @@ def assign(
         (say or logger.warning)(f"{escape(path)}: {'; '.join(remarks)}")
 
 
-def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | None = None) -> list[str]:
+class _Classes(NamedTuple):
+    """Number of a network's classes, and what the names of its classifier's tensors begin with."""
+
+    count: int
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, net: nn.Module) -> _Classes | None:
+        """Return those of ``net``; None for a network that does not tell."""
+        return cls(net.num_classes, net.head_names) if isinstance(net, StagedNet) else None
+
+
+def _differences(own: Mapping[str, Tensor], found: Candidate, classes: _Classes | None = None) -> list[str]:
     """Return a line for each tensor that differs in shape or is missing on one side, up to :data:`SHOWN` in all.
 
     If ``classes`` is given, a classifier for that many classes may differ from the file's in its number of classes.
@@ -107,7 +119,7 @@ def _differences(own: Mapping[str, Tensor], found: Candidate, classes: int | Non
 def _mismatch(net: nn.Module, own: Mapping[str, Tensor], nearest: Candidate, path: str | Path) -> str:
     name = net.name if isinstance(net, StagedNet) else type(net).__name__
     what = f"{name} with {net.num_classes} classes" if isinstance(net, StagedNet) else name
-    if not _differences(own, nearest, _num_classes(net)):
+    if not _differences(own, nearest, _Classes.of(net)):
         what += " (all but the classifier does: sftn.init accepts such a file, and load_weights(..., keep_head=True))"
     twins = [other for other in names() if other != name and other.lower() == name.lower()]
     what += "".join(f" ({twin} is another network)" for twin in twins)
@@ -197,14 +209,11 @@ def _same_shape(name: str, given: Tensor, own: Tensor) -> bool:
     return given.shape == own.shape or (_is_counter(name) and given.numel() == 1)
 
 
-def _differs_in_classes(name: str, given: Tensor, own: Tensor, classes: int | None) -> bool:
+def _differs_in_classes(name: str, given: Tensor, own: Tensor, classes: _Classes | None) -> bool:
     """Return whether this tensor of the head has a row per class, and only the number of rows differs."""
-    rows = classes is not None and name.startswith("head.") and 0 < given.dim() == own.dim() and len(own) == classes
-    return rows and given.shape[1:] == own.shape[1:]
-
-
-def _num_classes(net: nn.Module) -> int | None:
-    return net.num_classes if isinstance(net, StagedNet) else None
+    if classes is None or not name.startswith(classes.names):
+        return False
+    return 0 < given.dim() == own.dim() and len(own) == classes.count and given.shape[1:] == own.shape[1:]
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, fx, nn
 from sftn_fast.models.layouts import IN_ORDER, Layout, find_layouts
 from sftn_fast.models.registry import unknown_name
 from sftn_fast.models.staged import StagedNet
+
+FindLayouts = Callable[[Sequence[nn.Module], int, Sequence[str]], list[Layout]]
+"""Finds the layouts of maps, as :func:`~sftn_fast.models.layouts.find_layouts` does, with its arguments."""
 
 
 def as_staged(
@@ -50,6 +53,20 @@ def as_staged(
         ValueError: A name is unknown or given twice; a named module runs never, twice or out of order, or returns no
             map; a value other than a stage's output crosses a cut; or code around the named modules can't be traced.
     """
+    return cut(module, stages, head, find_layouts, stem=stem, in_channels=in_channels, num_classes=num_classes)
+
+
+def cut(
+    module: nn.Module,
+    stages: Sequence[str],
+    head: str,
+    find: FindLayouts,
+    *,
+    stem: str | None,
+    in_channels: int | None,
+    num_classes: int | None,
+) -> StagedNet:
+    """Cut ``module`` as :func:`as_staged` does; ``find`` tells how its maps lie in memory."""
     if not stages:
         raise ValueError("stages must name at least one module")
     named = [*([] if stem is None else [stem]), *stages, head]
@@ -63,7 +80,7 @@ def as_staged(
             _refuse_overwriting(module, cut)
         ends = [start, *cuts, _only_input(head_node), result]
         channels = _in_channels(module) if in_channels is None else in_channels
-        layouts = find_layouts(_split(module, graph, ends)[:-2], channels, [_label(cut) for cut in cuts])
+        layouts = find(_split(module, graph, ends)[:-2], channels, [_label(cut) for cut in cuts])
         stem_part, *stage_parts, pool, classifier = _split(module, graph, ends, layouts)
     net = StagedNet(
         stem_part,
@@ -80,10 +97,14 @@ def as_staged(
 
 def names_in(module: nn.Module, net: nn.Module) -> dict[str, str]:
     """Return ``net``'s names of the tensors that it shares with ``module``, by their names in ``module``."""
+    return names_of(module.state_dict(keep_vars=True), net)
+
+
+def names_of(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, str]:
+    """Return ``net``'s names of those of ``tensors`` that it holds, by their names there."""
     # keep_vars returns the tensors themselves, so that they can be identified.
     own = {id(tensor): name for name, tensor in net.state_dict(keep_vars=True).items()}
-    shared = module.state_dict(keep_vars=True).items()
-    return {name: own[id(tensor)] for name, tensor in shared if id(tensor) in own}
+    return {name: own[id(tensor)] for name, tensor in tensors.items() if id(tensor) in own}
 
 
 class WrappedHead(nn.Module):
@@ -256,7 +277,7 @@ def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Seq
     parts: list[nn.Module] = []
     for start, end, first, stop in zip(ends, ends[1:], stops, stops[1:], strict=False):
         part = fx.Graph()
-        copies = {start: _permuted(part, part.placeholder("x"), moved.get(start, IN_ORDER).to_own)}
+        copies = {start: moved.get(start, IN_ORDER).to_own(part, part.placeholder("x"))}
         for node in nodes[first:stop]:
             for needed in node.all_input_nodes:
                 if needed.op == "get_attr":
@@ -270,13 +291,9 @@ def _split(module: nn.Module, graph: fx.Graph, ends: list[fx.Node], layouts: Seq
                 copies[node] = part.node_copy(node, copies.__getitem__)
         if end not in copies:
             raise ValueError(f"{_label(end)} must depend on {_label(start)}, but it does not")
-        part.output(_permuted(part, copies[end], moved.get(end, IN_ORDER).to_ours))
+        part.output(moved.get(end, IN_ORDER).to_ours(part, copies[end]))
         parts.append(fx.GraphModule(module, part, type(module).__name__))
     return parts
-
-
-def _permuted(part: fx.Graph, node: fx.Node, axes: tuple[int, ...]) -> fx.Node:
-    return node if axes == IN_ORDER.to_own else part.call_method("permute", (node, *axes))
 
 
 def _label(node: fx.Node) -> str:
