@@ -364,8 +364,8 @@ class SFTNConfig:
     share_student: bool = False
     """Share one copy of the student's stages between all branches, instead of one copy per branch."""
     init: FilePath | None = None
-    """Weights to fine-tune from: a file, torchvision:DEFAULT or the like, or "teacher" for this run's own teacher; null
-    to train from scratch."""
+    """Weights to fine-tune from: a file, torchvision:DEFAULT, timm:DEFAULT or the like, or "teacher" for this run's own
+    teacher; null to train from scratch."""
 
     def __post_init__(self) -> None:
         validate(self, "sftn.")
@@ -503,12 +503,18 @@ class Config:
 
     teacher: str = "wrn_16_2"
     """Name of the teacher network. An unknown name is answered with the list of all. ResNet18, ResNet50 and MobileNetV2
-    are for images of 32 pixels; resnet18, resnet50 and mobilenet_v2 are torchvision's, for images of 224."""
+    are for images of 32 pixels; resnet18, resnet50 and mobilenet_v2 are torchvision's, for images of 224. timm:NAME is
+    any network of timm's, with arguments of its own as in timm:vit_tiny_patch16_224:patch_size=4."""
     student: str = "resnet8"
     """Name of the student network."""
+    teacher_pretrained: bool = False
+    """Start the training of each teacher from the weights that torchvision or timm publishes for it. A classifier for
+    other classes is left out. The network sees images by the mean and deviation that its weights belong to."""
+    student_pretrained: bool = False
+    """The same for the student, wherever it is trained."""
     teacher_file: FilePath | None = None
-    """Trained teacher to use instead of training one: a file, or weights published by torchvision, such as
-    torchvision:IMAGENET1K_V1 or torchvision:DEFAULT."""
+    """Trained teacher to use instead of training one: a file, or weights published by torchvision or timm, such as
+    torchvision:IMAGENET1K_V1, torchvision:DEFAULT or timm:DEFAULT."""
     plugins: tuple[FilePath, ...] = ()
     """Python files or modules that register your own networks and methods. They are imported first."""
     stages: tuple[Stage, ...] = ("teacher", "sftn", "student", "distill")

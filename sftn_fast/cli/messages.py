@@ -128,7 +128,7 @@ def _nearest(last: str, names: Collection[str]) -> list[str]:
 def refuse_network(key: str, name: str, known: Collection[str]) -> str:
     """Return the message for an unknown network, with all ``known`` ones and those of a similar name."""
     hint = did_you_mean(map(describe, nearest(name, known)))
-    return f"{key} must be one of {', '.join(known)}, got {name!r}{hint}"
+    return f"{key} must be one of {', '.join(known)}, or timm:NAME, got {name!r}{hint}"
 
 
 def refuse_name(key: str, name: str, known: Collection[str], *, kind: str = "one of") -> str:

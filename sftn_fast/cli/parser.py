@@ -20,6 +20,7 @@ from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
 from sftn_fast.distillers.spec import parse as parse_distill
 from sftn_fast.utils import launcher, safe_yaml
+from sftn_fast.utils.timm_names import is_timm
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "demo"
@@ -125,9 +126,9 @@ def check_names(config: Config) -> None:
 
 
 def check_networks(config: Config, known: Collection[str]) -> None:
-    """Raise :class:`ConfigError` for a network that is not in ``known``."""
+    """Raise :class:`ConfigError` for a network that is not in ``known`` and not one of timm's, which timm knows."""
     for key, name in networks_in(config):
-        if name not in known:
+        if name not in known and not is_timm(name):
             raise ConfigError(refuse_network(key, name, known))
 
 

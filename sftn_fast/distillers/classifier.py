@@ -77,7 +77,7 @@ def _averages(about: NetInfo) -> bool:
     """Return whether the head averages the last stage's map, and does nothing else before its classifier."""
     shape: Shape = about.stages[-1]
     weights = next(about.net.parameters())
-    if len(shape) != 3 or shape[0] != about.pooled or weights.is_meta:
+    if len(shape) != 3 or shape[0] != about.pooled or weights.is_meta or not about.net.runs_from_stages:
         return False
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weights)
     head = copy_network(about.net.head).eval()

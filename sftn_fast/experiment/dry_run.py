@@ -26,8 +26,10 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import listing
 from sftn_fast.engine.optim import state_of
 from sftn_fast.engine.protocols import Splits
+from sftn_fast.experiment import networks
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
+from sftn_fast.experiment.kinds.base import Role
 from sftn_fast.experiment.kinds.snapshots import snapshot_epochs
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.run import prepare, say_precision, worker_on
@@ -113,6 +115,10 @@ def _outcome(state: JobState | None, cost: Cost) -> str:
 
 class CostProbe(JobRunner):
     """Runs a few steps of a job; untrained networks replace those of jobs that are not finished."""
+
+    def start(self, role: Role) -> models.StagedNet:
+        """Return a new network, also in place of one with published weights."""
+        return self.build(self.config.teacher if role == "teacher" else self.config.student)
 
     def finished(self, name: str) -> models.StagedNet:
         """Return an untrained teacher."""
@@ -280,7 +286,7 @@ def _networks(config: Config, images: ImageData) -> Iterable[str]:
     if "collaborate" in config.stages:
         roles |= {f"peer {number}": name for number, name in enumerate(config.collaborate.networks, start=1)}
     for role, name in roles.items():
-        network = models.build(name, num_classes=images.num_classes, in_channels=images.in_channels)
+        network = networks.build(name, images)
         seen = network.probe(images.image_size).stages
         shapes = " -> ".join("x".join(map(str, map_.shape[1:])) for map_ in seen)
         yield f"{role} {name}: {sum(p.numel() for p in network.parameters()):,} parameters, stages {shapes}"

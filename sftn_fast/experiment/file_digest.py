@@ -37,7 +37,8 @@ def of_weights(path: str, network: str) -> str | None:
         None for a file that is missing, or not downloaded yet.
     """
     if is_published(path):
-        return of_file(cached_file(path, network))
+        cached = cached_file(path, network)
+        return None if cached is None else of_file(cached)
     file = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises if there is no such user
     return of_file(file / WEIGHTS if file.is_dir() else file)
 

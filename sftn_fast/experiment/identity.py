@@ -14,7 +14,7 @@ from typing import Any
 from sftn_fast import cli, models
 from sftn_fast.config import Config, OptimConfig
 from sftn_fast.engine.fingerprint import FORMAT, differences
-from sftn_fast.experiment import file_digest
+from sftn_fast.experiment import file_digest, networks
 from sftn_fast.experiment.kinds import KINDS
 from sftn_fast.experiment.plan import RESULT, Job
 from sftn_fast.utils import run_files
@@ -57,7 +57,10 @@ def identity_of(
         identity |= _training(config, job.kind, ranks)
         if (ema := behaviour.ema(config)) is not None:
             identity["ema"] = {"decay": ema.decay, "warmup": ema.warmup}
-    return identity | behaviour.identity(config, job, _Contents(config, seed_folder, augments))
+    contents = _Contents(config, seed_folder, augments)
+    if started := _pretrained(config, job, contents):
+        identity["pretrained"] = started
+    return identity | behaviour.identity(config, job, contents)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,13 @@ class _Contents:
 
     def of_trained(self, job: str) -> str:
         return trained_digest(self.config, self.seed_folder, job) or PENDING
+
+
+def _pretrained(config: Config, job: Job, contents: _Contents) -> dict[str, str | None]:
+    """Return the checksums of the published weights from which networks start in ``job``, by role."""
+    found = {role: networks.pretrained(config, role) for role in job.behaviour.starts(config)}
+    names = {"teacher": config.teacher, "student": config.student}
+    return {role: contents.of_weights(weights[1], names[role]) for role, weights in found.items() if weights}
 
 
 def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:

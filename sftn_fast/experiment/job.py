@@ -25,6 +25,7 @@ from sftn_fast.experiment import (
     best_epoch,
     class_accuracy,
     job_state,
+    networks,
     repair,
     service_runs,
     similarity,
@@ -98,7 +99,11 @@ class JobRunner:
 
     def build(self, name: str) -> StagedNet:
         """Return a new network for the images."""
-        return models.build(name, num_classes=self.data.num_classes, in_channels=self.data.in_channels)
+        return networks.build(name, self.data)
+
+    def start(self, role: networks.Role) -> StagedNet:
+        """Return the configuration's teacher or student as its training starts."""
+        return networks.start(self.config, role, self.data, self._say)
 
     def finished(self, name: str) -> StagedNet:
         """Return the network of the job ``name`` of the same seed that others learn from."""
@@ -109,14 +114,10 @@ class JobRunner:
 
     def load(self, key: str, path: str) -> StagedNet:
         """Return the configuration's teacher with the weights in ``path``, which the setting ``key`` names."""
-        network = self.build(self.config.teacher)
-        try:
-            models.load_weights(
-                network, path, keep_head=key == "sftn.init", say=lambda line: distributed.say(f"  {line}")
-            )
-        except (OSError, models.WeightsError) as error:
-            raise ConfigError(f"{key}: {error}") from error
-        return network
+        return networks.load(self.config.teacher, key, path, self.data, self._say)
+
+    def _say(self, line: str) -> None:
+        distributed.say(f"  {line}")
 
     def snapshot_of(self, teacher: str, epoch: int) -> StagedNet:
         """Return the network of the job ``teacher`` as it was after ``epoch``, counted from 1."""

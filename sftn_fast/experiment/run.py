@@ -23,7 +23,7 @@ from sftn_fast.data import ImageData
 from sftn_fast.distillers.normal_form import refuse_equal
 from sftn_fast.engine import distributed
 from sftn_fast.engine.optimizer_classes import check_optimizer
-from sftn_fast.experiment import every_method, job_state, pool, resume, service_runs
+from sftn_fast.experiment import every_method, job_state, networks, pool, resume, service_runs
 from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate
 from sftn_fast.experiment.exported_student import require_best
@@ -34,6 +34,7 @@ from sftn_fast.experiment.trial_step import try_jobs
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.loggers import Services
 from sftn_fast.models.imagenet import require_torchvision
+from sftn_fast.models.timm_networks import require_timm
 from sftn_fast.utils import launcher, plugins, safe_yaml
 from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.checksummed import DamagedError, read_sealed_text, seal_text
@@ -148,6 +149,7 @@ def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
     """Return jobs and devices of a configuration."""
     jobs = plan(config)
     refuse_equal(config.methods)
+    _check_starts(config, jobs)
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")
     devices = engine.resolve_devices(config.devices, config.engine.device)
@@ -235,8 +237,17 @@ def _check_networks(config: Config) -> None:
     for key, name in cli.networks_in(config):
         try:
             require_torchvision(name)
-        except ImportError as error:
+            require_timm(name)
+        except (ImportError, ValueError) as error:
             raise ConfigError(f"{key}: {error}") from error
+
+
+def _check_starts(config: Config, jobs: list[Job]) -> None:
+    """Raise :class:`ConfigError` if a network is to start from published weights, and none is or no job begins with it."""
+    begun = {role for job in jobs for role in job.behaviour.starts(config)}
+    for role in ("teacher", "student"):
+        if networks.pretrained(config, role) and role not in begun:
+            raise ConfigError(f"{role}_pretrained must be false where no stage trains a new {role}, got True")
 
 
 def _try_jobs(config: Config, jobs: list[Job], images_of: Callable[[int], ImageData]) -> None:
@@ -263,7 +274,7 @@ def _require_files(config: Config, jobs: list[Job], root: Path) -> None:
     """Raise :class:`ConfigError` for a missing file of weights, before anything is read or trained."""
     for key, path in _initial_files(config, jobs, root):
         try:
-            models.require_weights(path, config.teacher)
+            models.require_weights(path, networks.name_of(config, key))
         except (OSError, ImportError, models.WeightsError) as error:
             raise ConfigError(f"{key}: {error}") from error
 
@@ -276,17 +287,15 @@ def _check_files(config: Config, jobs: list[Job], root: Path, images_of: Callabl
 
 
 def _try_file(config: Config, key: str, path: str, images: ImageData) -> None:
-    network = models.build(config.teacher, num_classes=images.num_classes, in_channels=images.in_channels)
-    try:
-        models.load_weights(network, path, keep_head=key == "sftn.init", say=lambda _: None)
-    except (OSError, models.WeightsError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+    networks.load(networks.name_of(config, key), key, path, images, lambda _: None)
 
 
 def _initial_files(config: Config, jobs: list[Job], root: Path) -> list[tuple[str, str]]:
     """Return settings that name a file of weights, and the files, if an unfinished job starts from them."""
     unfinished = {job.kind: job.behaviour for job in jobs if not job.is_finished(root)}
-    return [file for behaviour in unfinished.values() if (file := behaviour.initial_file(config))]
+    files = [behaviour.initial_file(config) for behaviour in unfinished.values()]
+    started = dict.fromkeys(role for behaviour in unfinished.values() for role in behaviour.starts(config))
+    return [file for file in (*files, *(networks.pretrained(config, role) for role in started)) if file]
 
 
 def _check_packages() -> None:

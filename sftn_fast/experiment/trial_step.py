@@ -18,6 +18,7 @@ from sftn_fast.distillers.method import InitTask
 from sftn_fast.engine.schedule import peak_lr
 from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.kinds import KINDS
+from sftn_fast.experiment.kinds.base import Role
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.teacher_check import check_class_names
 from sftn_fast.models import StagedNet
@@ -110,6 +111,10 @@ class Trial(JobRunner):
         images = torch.randn(count, *views, data.in_channels, data.image_size, data.image_size)
         labels = index % data.num_classes
         return images, labels if data.mixing is None else data.mixing.probabilities(labels), index
+
+    def start(self, role: Role) -> StagedNet:
+        """Return a new network, also in place of one with published weights."""
+        return self.build(self.config.teacher if role == "teacher" else self.config.student)
 
     def finished(self, name: str) -> StagedNet:
         """Return an untrained teacher."""

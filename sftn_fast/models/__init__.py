@@ -23,6 +23,8 @@ from sftn_fast.models.export import (
     verify,
 )
 from sftn_fast.models.original_names import export_state_dict
+from sftn_fast.models.own_input import change_of_input, read_input
+from sftn_fast.models.pretrained import default_weights, is_published, published_normalisation
 from sftn_fast.models.registry import build, is_buildable, names, register
 from sftn_fast.models.staged import Features, StagedNet
 from sftn_fast.models.weight_files import WeightsError
@@ -34,15 +36,20 @@ __all__ = [
     "WeightsError",
     "as_staged",
     "build",
+    "change_of_input",
     "check_not_of_export",
+    "default_weights",
     "export_state_dict",
     "is_buildable",
+    "is_published",
     "load",
     "load_export",
     "load_weights",
     "names",
+    "published_normalisation",
     "read_config",
     "read_files",
+    "read_input",
     "register",
     "require_weights",
     "save",

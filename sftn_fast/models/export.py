@@ -18,8 +18,10 @@ from torch import Tensor
 
 from sftn_fast import __version__
 from sftn_fast.config import ConfigError
-from sftn_fast.models.pretrained import find_published, is_published, published
-from sftn_fast.models.registry import build, names, require_counts, unknown_name
+from sftn_fast.models.own_input import KEY as OWN_INPUT
+from sftn_fast.models.own_input import describe_input, read_input
+from sftn_fast.models.pretrained import is_published, published, require_published
+from sftn_fast.models.registry import build, is_buildable, names, require_counts, unknown_name
 from sftn_fast.models.reused_head import KEY, ReusedHead, check_description, describe_head, give_head
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.weight_files import WeightsError, read_file, safetensors
@@ -28,18 +30,26 @@ from sftn_fast.utils.atomic import write_atomically
 from sftn_fast.utils.checksummed import DamagedError, checksum, read_sealed, seal
 from sftn_fast.utils.derived_files import discard
 from sftn_fast.utils.text import printable
+from sftn_fast.utils.timm_names import is_timm
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = 2
-"""Newest format that is read. 2 is that of networks with a :class:`~sftn_fast.models.reused_head.ReusedHead`."""
+ARGUMENTS = "arguments"
+"""Key of ``config.json`` with the arguments by which a network is built, beside its name."""
+FORMAT = 3
+"""Newest format that is read. 2 is that of networks with a :class:`~sftn_fast.models.reused_head.ReusedHead`, 3 that of
+networks with arguments or an :class:`~sftn_fast.models.own_input.OwnInput`."""
 KEYS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("format", "num_classes", "in_channels"), (int, "a whole number")),
     **dict.fromkeys(("name", "sha256"), (str, "a text")),
     "custom": (bool, "true or false"),
     "meta": (dict, "an object"),
     KEY: (dict, "an object"),
+    ARGUMENTS: (dict, "an object"),
+    OWN_INPUT: (dict, "an object"),
 }
-"""Types of the values in ``config.json``, by key. The last two may be missing."""
+"""Types of the values in ``config.json``, by key."""
+OPTIONAL = ("meta", KEY, ARGUMENTS, OWN_INPUT)
+"""Keys that may be missing."""
 MANY_CLASSES = 100_000
 """Above this number, the weights are checked for it first, since a classifier of that size takes gigabytes."""
 
@@ -85,16 +95,19 @@ def to_files(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     data = safetensors().save(tensors)
     head = describe_head(net)  # readers of format 1 would build another network
+    built = {ARGUMENTS: dict(net.arguments)} if net.arguments else {}
+    built |= describe_input(net.own_input)
     config = {
-        "format": FORMAT if head else 1,
+        "format": FORMAT if built else 2 if head else 1,
         "sftn_fast": __version__,
         "name": net.name,
-        "custom": net.name not in names(),
+        "custom": not is_buildable(net.name),
         "num_classes": net.num_classes,
         "in_channels": net.in_channels,
         "sha256": hashlib.sha256(data).hexdigest(),
         "meta": dict(meta or {}),
         **head,
+        **built,
     }
     return {WEIGHTS: data, CONFIG: seal(config).encode()}
 
@@ -112,8 +125,8 @@ def load(
 
     Args:
         path: An export of :func:`save`, as the folder or its ``model.safetensors``; a file of weights from elsewhere
-            (``.pth``, ``.pt``, ``.safetensors``); or weights that torchvision publishes (``torchvision:DEFAULT``). The
-            last two need ``name`` and ``num_classes``.
+            (``.pth``, ``.pt``, ``.safetensors``); or weights that torchvision or timm publishes
+            (``torchvision:DEFAULT``, ``timm:DEFAULT``). The last two need ``name`` and ``num_classes``.
         name: Name of the network; an export must hold this one.
         num_classes: Number of classes; an export must have as many.
         in_channels: Channels of the images; an export must have as many. 3 by default for a file from elsewhere.
@@ -134,9 +147,9 @@ def load(
     if name is None or num_classes is None:
         raise WeightsError(f"{weights_file} does not say which network it holds: give name and num_classes")
     # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
-    weights = _weights_of(path, name)
+    weights = None if is_published(path) else _weights_of(path)
     net = build(name, num_classes=num_classes, in_channels=3 if in_channels is None else in_channels)
-    assign(net, weights, weights_file, prefix=prefix, say=say)
+    assign(net, published(path, net) if weights is None else weights, weights_file, prefix=prefix, say=say)
     return net.eval()
 
 
@@ -164,7 +177,7 @@ def _load_export(
             f"{folder} holds a custom network, {name!r}, that can't be built by name: build it with your own code, "
             f"then call models.load_weights(net, {str(folder)!r})"
         )
-    if name not in names():
+    if not is_buildable(name):
         raise WeightsError(f"{folder / CONFIG}: {unknown_name('network', name, names())}; plugins may register others")
     # Read before building, so that a damaged file costs no time, and one with a wrong size no memory.
     _check_weights(file, config)
@@ -173,11 +186,27 @@ def _load_export(
         num_classes in getattr(tensor, "shape", ()) for tensor in weights.values()
     ):
         raise WeightsError(f"{CONFIG} beside {file} is damaged: no tensor has its {num_classes} classes")
-    net = build(name, num_classes=num_classes, in_channels=config["in_channels"])
+    net = _build(config, folder / CONFIG)
     if KEY in config:
         give_head(net, config[KEY], weights, str(file))
     assign(net, weights, file, prefix=prefix, say=say)
     return net.eval(), config
+
+
+def _build(config: Mapping[str, Any], file: Path) -> StagedNet:
+    """Build the network that ``config``, the content of ``file``, describes, with new weights."""
+    change, given = read_input(config, str(file)), config.get(ARGUMENTS)
+    try:
+        net = build(
+            config["name"],
+            num_classes=config["num_classes"],
+            in_channels=config["in_channels"] if change is None else change.channels,
+            arguments=given if given is not None else {} if is_timm(config["name"]) else None,
+        )
+    except ImportError as error:
+        raise WeightsError(f"{file.parent} can't be loaded: {error}") from error
+    net.in_channels, net.own_input = config["in_channels"], change
+    return net
 
 
 def load_weights(
@@ -200,8 +229,9 @@ def load_weights(
             in it fit; or a tensor is not dense, not floating point or not finite. A ValueError.
     """
     folder, weights_file = (None, Path(path)) if is_published(path) else _locate(path)
-    weights = _weights_of(path, net.name)
-    before, description = getattr(net, "head", None), read_config(folder).get(KEY) if folder is not None else None
+    weights = published(path, net, keep_head=keep_head) if is_published(path) else _weights_of(path)
+    config = {} if folder is None else read_config(folder)
+    before, description = getattr(net, "head", None), config.get(KEY)
     if description is not None and not isinstance(before, ReusedHead):
         give_head(net, description, weights, str(weights_file))
     try:
@@ -210,6 +240,8 @@ def load_weights(
         if before is not None:
             net.head = before
         raise
+    if OWN_INPUT in config:
+        net.own_input = read_input(config, str(weights_file))
 
 
 def require_weights(path: str | Path, name: str) -> None:
@@ -221,11 +253,11 @@ def require_weights(path: str | Path, name: str) -> None:
 
     Raises:
         FileNotFoundError: There is no such file, or no weights in the folder. Another OSError if it can't be accessed.
-        WeightsError: ``path`` names published weights that torchvision does not have for this network. A ValueError.
-        ImportError: ``path`` names published weights, and torchvision is not installed.
+        WeightsError: ``path`` names published weights that are not of this network. A ValueError.
+        ImportError: ``path`` names published weights, and the package that knows them is not installed.
     """
     if is_published(path):
-        find_published(path, name)
+        require_published(path, name)
         return
     _, weights_file = _locate(path)
     if not weights_file.is_file():
@@ -250,7 +282,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if type(written_as) is int and written_as > FORMAT:  # before the keys, which may be others
         raise WeightsError(f"{file} has format {written_as}, this version reads up to {FORMAT}: update sftn_fast")
     for key, (kind, allowed) in KEYS.items():
-        if type(config.get(key, {} if key in ("meta", KEY) else None)) is not kind:  # bool is an int to isinstance
+        if type(config.get(key, {} if key in OPTIONAL else None)) is not kind:  # bool is an int to isinstance
             fault = f"must be {allowed}, got {printable(repr(config[key]))}" if key in config else "is missing"
             raise WeightsError(
                 f"{file} is not the {CONFIG} of an exported network: {key!r} {fault}; where the {WEIGHTS} beside it is "
@@ -350,10 +382,8 @@ def _is_ours(file: Path) -> bool:
     return not config.keys().isdisjoint(("sftn_fast", "sha256"))
 
 
-def _weights_of(path: str | Path, name: str) -> Mapping[Any, Any]:
-    """Return the weights for the network ``name`` from an export, a file, or torchvision."""
-    if is_published(path):
-        return published(path, name)
+def _weights_of(path: str | Path) -> Mapping[Any, Any]:
+    """Return the weights in an export or a file."""
     folder, weights_file = _locate(path)
     return _verified(folder) if folder is not None else read_file(weights_file)
 

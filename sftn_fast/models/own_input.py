@@ -63,6 +63,15 @@ def change_of_input(
     return OwnInput([s / own for _, s, _, own in pairs], [(m - own_m) / own for m, _, own_m, own in pairs])
 
 
+def after(change: OwnInput | None, first: OwnInput | None) -> OwnInput | None:
+    """Return one change that does ``first`` and then ``change``."""
+    if change is None or first is None:
+        return first if change is None else change
+    scale, shift = change.scale.double(), change.shift.double()
+    both = first.scale.double() * scale, first.shift.double() * scale + shift
+    return OwnInput(*(each.flatten().tolist() for each in both))
+
+
 def describe_input(change: OwnInput | None) -> dict[str, Any]:
     """Return what ``config.json`` tells of a network's input; empty for a network that takes the data's images."""
     if change is None:

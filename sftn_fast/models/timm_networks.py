@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sftn_fast.models.copying import copy_without_data
+from sftn_fast.models.copying import copy_network, copy_without_data
 from sftn_fast.models.intermediates import IntermediatesNet, choose_maps, shapes_of_maps
 from sftn_fast.models.layouts import CHANNELS_LAST, IN_ORDER, Layout
 from sftn_fast.models.registry import register_prefix, unknown_name
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.wrap import cut, names_in
 from sftn_fast.utils.text import one_line, printable
-from sftn_fast.utils.timm_names import PREFIX, SOURCES, check_arguments, parse
+from sftn_fast.utils.timm_names import PREFIX, SOURCES, check_arguments, is_timm, parse
 
 BATCH = 2
 MOST = 5
@@ -55,6 +55,17 @@ def timm_module() -> ModuleType:
         raise ModuleNotFoundError(
             f"networks whose names begin with {PREFIX} need timm, which can't be imported ({reason}); pip install timm"
         ) from error
+
+
+def require_timm(name: str) -> None:
+    """Check that the network ``name`` of any project is known, as far as timm is concerned.
+
+    Raises:
+        ImportError: It is one of timm's, which can't be imported.
+        ValueError: timm has no such network.
+    """
+    if is_timm(name):
+        find_source(name)
 
 
 def find_source(name: str) -> Source:
@@ -161,7 +172,8 @@ def _create(label: str, source: Source, arguments: Mapping[str, Any], *, num_cla
         with quiet():
             return timm_module().create_model(source.architecture, **given)
     except Exception as error:  # networks check their arguments in many ways
-        size = f" for images of {arguments['img_size']} pixels" if "img_size" in arguments else ""
+        sized = "img_size" in arguments and not source.arguments  # of its own arguments, one may be wrong
+        size = f" for images of {arguments['img_size']} pixels" if sized else ""
         made = f"; it is made for {source.config.input_size[-1]}" if size else ""
         raise ValueError(f"{label} can't be built{size} ({type(error).__name__}: {_reason(error)}){made}") from error
 
@@ -179,45 +191,55 @@ def quiet() -> Iterator[None]:
 
 
 def _require_patches(label: str, net: Any, size: int) -> None:
-    """Raise ValueError if the patches of ``net`` do not cover images of this size, as timm would not look at the rest."""
+    """Raise ValueError if the patches of ``net`` leave a rest of such images, which timm would not look at."""
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
-    if patch is not None and any(size % side for side in patch):
+    if patch is not None and size % _side(patch):
         raise ValueError(
-            f"{label} cuts images into patches of {patch[0]} pixels, which do not divide {size}: choose another "
+            f"{label} cuts images into patches of {_side(patch)} pixels, which do not divide {size}: choose another "
             f"data.image_size, or name it with a patch size, as in {label}:patch_size=4"
         )
 
 
-def _require_size(label: str, net: Any, images: Tensor, source: Source) -> None:
-    """Raise ValueError if ``net`` can't run on images of this size."""
+def _runnable(label: str, net: Any, images: Tensor, source: Source) -> tuple[Any, Tensor]:
+    """Return a copy of ``net`` and images for it, without data if the network reads none.
+
+    Raises:
+        ValueError: The network can't run on images of this size.
+    """
     size, made = images.shape[-1], source.config.input_size[-1]
+    empty, real = copy_without_data(net).eval(), torch.zeros(images.shape)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy_without_data(net).eval()(images)
+        return _run(empty, images)
     except Exception as error:
-        raise ValueError(
-            f"{label} can't run on images of {size} x {size} pixels ({type(error).__name__}: {_reason(error)}); it is "
-            f"made for {made} x {made}"
-        ) from error
+        if "meta" not in str(error):
+            reason = f"{type(error).__name__}: {_reason(error)}"
+            raise ValueError(
+                f"{label} can't run on images of {size} x {size} pixels ({reason}); it is made for {made} x {made}"
+            ) from error
+    return _run(copy_network(net).eval(), real)
+
+
+def _run(net: Any, images: Tensor) -> tuple[Any, Tensor]:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        net(images)
+    return net, images
 
 
 def _staged(label: str, net: Any, images: Tensor, source: Source, *, num_classes: int) -> StagedNet:
-    classifier = _classifier(net)
+    classifier = classifier_names(net)
     if len(classifier) == 1:
         staged = _cut(net, classifier[0], images, num_classes)
         if staged is not None:
             return staged
-    _require_size(label, net, images, source)
-    shapes = shapes_of_maps(copy_without_data(net).eval(), images) if hasattr(net, "forward_intermediates") else []
+    runs = _runnable(label, net, images, source)
+    shapes = shapes_of_maps(*runs) if hasattr(net, "forward_intermediates") else []
     if not shapes or not classifier:
         lacking = "a classifier" if shapes else "maps [N, C, H, W] of its blocks"
         raise ValueError(f"{label} can't be used here: timm does not give {lacking}")
-    return IntermediatesNet(
-        net, classifier, choose_maps(shapes), num_classes=num_classes, in_channels=images.shape[1]
-    )
+    return IntermediatesNet(net, classifier, choose_maps(shapes), num_classes=num_classes, in_channels=images.shape[1])
 
 
-def _classifier(net: Any) -> list[str]:
+def classifier_names(net: Any) -> list[str]:
     """Return the names of the classifier; several if logits of several are combined."""
     given = net.get_classifier()
     wanted = set(given if isinstance(given, tuple | list | nn.ModuleList) else [given])

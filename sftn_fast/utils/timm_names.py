@@ -1,4 +1,4 @@
-"""Names of timm's networks in a configuration: ``timm:NAME``, ``timm:NAME:patch_size=4``, ``timm:hf-hub:OWNER/NAME``."""
+"""Names of timm's networks: ``timm:NAME``, ``timm:NAME:patch_size=4``, ``timm:hf-hub:OWNER/NAME``."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from sftn_fast.config import Config, EmaConfig
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sftn_fast.models import StagedNet
     from sftn_fast.tasks import Task
 
+Role = Literal["teacher", "student"]
 EndOfEpoch = Callable[[int], None]
 """Callback after an epoch, which is counted from 1."""
 
@@ -79,6 +80,10 @@ class Kind(ABC):
     @abstractmethod
     def networks(self, config: Config) -> tuple[str, ...]:
         """Return the names of the networks that learn; the last one is exported."""
+
+    @abstractmethod
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """Return which networks of the configuration begin in a job of this kind, new or with published weights."""
 
     def needs(self, config: Config, job: Job) -> set[str]:
         """Return the names of the jobs of the same seed that must finish first, if the experiment has them."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.experiment.kinds.base import Contents, Kind
+from sftn_fast.experiment.kinds.base import Contents, Kind, Role
 
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
@@ -30,6 +30,12 @@ class Collaborate(Kind):
         """See :meth:`Kind.networks`."""
         return config.collaborate.networks or (config.teacher, config.student)
 
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        if config.collaborate.networks:
+            return ()
+        return ("student",) if config.collaborate.init else ("teacher", "student")
+
     def learns_from(self, config: Config, job: Job) -> set[str]:
         """See :meth:`Kind.learns_from`."""
         return {config.collaborate.init} if config.collaborate.init else set()
@@ -49,9 +55,13 @@ class Collaborate(Kind):
         from sftn_fast.tasks import CollaborativeTask
 
         config = runner.config.collaborate
-        networks = [runner.build(name) for name in self.networks(runner.config)]
-        if config.init:
-            networks[0] = runner.finished(config.init)
+        first = runner.finished(config.init) if config.init else None
+        if config.networks:
+            networks = [runner.build(name) for name in config.networks]
+        else:
+            networks = [first or runner.start("teacher"), runner.start("student")]
+        if first is not None:
+            networks[0] = first
         return CollaborativeTask(networks, config)
 
     def extra_figures(self, runner: JobRunner, task: Task) -> dict[str, Any]:

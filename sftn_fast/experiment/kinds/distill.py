@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind
+from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
 
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
@@ -41,6 +41,10 @@ class Distill(Kind):
     def networks(self, config: Config) -> tuple[str, ...]:
         """See :meth:`Kind.networks`."""
         return (config.student,)
+
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        return ("student",)
 
     def learns_from(self, config: Config, job: Job) -> set[str]:
         """See :meth:`Kind.learns_from`."""
@@ -80,7 +84,7 @@ class Distill(Kind):
         from sftn_fast.engine import distributed
         from sftn_fast.tasks import DistillTask
 
-        student, teacher = runner.build(runner.config.student), runner.finished(str(runner.job.source))
+        student, teacher = runner.start("student"), runner.finished(str(runner.job.source))
         distiller = distillers.build(
             self.losses(runner.config, runner.job),
             student=student,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.experiment.kinds.base import Contents, Kind
+from sftn_fast.experiment.kinds.base import Contents, Kind, Role
 
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
@@ -43,6 +43,10 @@ class Early(Kind):
     def networks(self, config: Config) -> tuple[str, ...]:
         """See :meth:`Kind.networks`."""
         return (config.teacher,)
+
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        return ()
 
     def learns_from(self, config: Config, job: Job) -> set[str]:
         """See :meth:`Kind.learns_from`."""

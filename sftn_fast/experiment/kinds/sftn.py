@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind
+from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
 from sftn_fast.experiment.kinds.snapshots import snapshots
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class SFTN(Kind):
     def networks(self, config: Config) -> tuple[str, ...]:
         """See :meth:`Kind.networks`."""
         return (config.teacher,)
+
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        return ("student",) if config.sftn.init else ("teacher", "student")
 
     def learns_from(self, config: Config, job: Job) -> set[str]:
         """See :meth:`Kind.learns_from`."""
@@ -70,10 +74,10 @@ class SFTN(Kind):
         elif config.init:
             teacher = runner.load("sftn.init", config.init)
         else:
-            teacher = runner.build(runner.config.teacher)
+            teacher = runner.start("teacher")
         student_aware = StudentAwareTeacher(
             teacher,
-            runner.build(runner.config.student),
+            runner.start("student"),
             image_size=runner.data.image_size,
             branch_stages=config.branch_stages,
             share_student=config.share_student,

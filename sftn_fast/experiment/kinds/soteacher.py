@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftn_fast import cli
 from sftn_fast.config import Config
-from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind
+from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
 from sftn_fast.experiment.kinds.snapshots import snapshots
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ class SoTeacher(Kind):
         """See :meth:`Kind.networks`."""
         return (config.teacher,)
 
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        return ("teacher",)
+
     def identity(self, config: Config, job: Job, contents: Contents) -> dict[str, Any]:
         """See :meth:`Kind.identity`."""
         return {"soteacher": cli.to_dict(config)["soteacher"]}
@@ -38,7 +42,7 @@ class SoTeacher(Kind):
         """See :meth:`Kind.build_task`."""
         from sftn_fast.tasks import SoTeacherTask
 
-        network, epochs = runner.build(runner.config.teacher), runner.config.epochs_of(self.name)
+        network, epochs = runner.start("teacher"), runner.config.epochs_of(self.name)
         return SoTeacherTask(network, runner.config.soteacher, num_samples=runner.data.num_train, epochs=epochs)
 
     def end_of_epoch(self, runner: JobRunner, task: Task) -> EndOfEpoch | None:

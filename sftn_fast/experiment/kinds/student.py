@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sftn_fast.config import Config
-from sftn_fast.experiment.kinds.base import Kind
+from sftn_fast.experiment.kinds.base import Kind, Role
 
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
@@ -24,6 +24,10 @@ class Student(Kind):
         """See :meth:`Kind.networks`."""
         return (config.student,)
 
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        return ("student",)
+
     def needs(self, config: Config, job: Job) -> set[str]:
         """See :meth:`Kind.needs`."""
         return {"teacher"}
@@ -40,4 +44,4 @@ class Student(Kind):
         """See :meth:`Kind.build_task`."""
         from sftn_fast.tasks import SupervisedTask
 
-        return SupervisedTask(runner.build(runner.config.student))
+        return SupervisedTask(runner.start("student"))

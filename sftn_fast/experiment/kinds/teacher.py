@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftn_fast.config import Config, ConfigError
-from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind
+from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
 from sftn_fast.experiment.kinds.snapshots import snapshots
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Teacher(Kind):
         """See :meth:`Kind.networks`."""
         return (config.teacher,)
 
+    def starts(self, config: Config) -> tuple[Role, ...]:
+        """See :meth:`Kind.starts`."""
+        return ("teacher",) if self.trains(config) else ()
+
     def initial_file(self, config: Config) -> tuple[str, str] | None:
         """See :meth:`Kind.initial_file`."""
         return ("teacher_file", config.teacher_file) if config.teacher_file else None
@@ -54,7 +58,7 @@ class Teacher(Kind):
         """See :meth:`Kind.build_task`."""
         from sftn_fast.tasks import SupervisedTask
 
-        return SupervisedTask(runner.build(runner.config.teacher))
+        return SupervisedTask(runner.start("teacher"))
 
     def end_of_epoch(self, runner: JobRunner, task: Task) -> EndOfEpoch | None:
         """See :meth:`Kind.end_of_epoch`."""
