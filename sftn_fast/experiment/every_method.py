@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import torch
 
-from sftn_fast import cli, models
+from sftn_fast import cli
 from sftn_fast.config import ALL_METHODS, Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import NetInfo, Setup, TwoViewMethod
 from sftn_fast.distillers.refusals import refusals
 from sftn_fast.distillers.spec import known, of_method, parse
+from sftn_fast.experiment import networks
 
 
 def expand(config: Config, images: ImageData) -> tuple[Config, list[str]]:
@@ -49,10 +50,7 @@ def _main_method(spec: str) -> str:
 def _left_out(config: Config, specs: list[str], images: ImageData) -> Iterator[tuple[str, str]]:
     with torch.device("meta"):
         student, teacher = (
-            NetInfo.of(
-                models.build(name, num_classes=images.num_classes, in_channels=images.in_channels), images.image_size
-            )
-            for name in (config.student, config.teacher)
+            NetInfo.of(networks.build(name, images), images.image_size) for name in (config.student, config.teacher)
         )
         setup = Setup(student, teacher, images.num_train, images.image_size)
     yield from refusals(specs, setup)

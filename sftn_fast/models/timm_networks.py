@@ -293,7 +293,7 @@ def _cut(net: Any, classifier: str, images: Tensor, num_classes: int) -> StagedN
             in_channels=images.shape[1],
             num_classes=num_classes,
         )
-    except (ValueError, AttributeError):
+    except Exception:  # a trace that is impossible, or a size that the network refuses in any way
         return None
     staged.wrapped_names = names_in(net, staged)
     return staged
