@@ -82,7 +82,7 @@ $(VENV)/built: $(VENV)/installed pyproject.toml setup.py $(SOURCES)
 
 $(VENV)/developed: $(VENV)/built
 	@echo "== installing the packages for tests, checks and benchmarks"
-	@$(INSTALL) --no-build-isolation -e '.[vision,tensorboard,dali,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[vision,timm,tensorboard,dali,dev]'
 	@touch $@
 
 $(VENV)/all-levels: $(VENV)/developed

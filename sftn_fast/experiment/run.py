@@ -243,7 +243,7 @@ def _check_networks(config: Config) -> None:
 
 
 def _check_starts(config: Config, jobs: list[Job]) -> None:
-    """Raise :class:`ConfigError` if a network is to start from published weights, and none is or no job begins with it."""
+    """Raise :class:`ConfigError` if a network is to start from published weights, and no job begins with it."""
     begun = {role for job in jobs for role in job.behaviour.starts(config)}
     for role in ("teacher", "student"):
         if networks.pretrained(config, role) and role not in begun:

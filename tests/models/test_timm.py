@@ -12,6 +12,7 @@ from torch import nn
 from sftn_fast import models
 from sftn_fast.models.timm_networks import Described, choose_stages, layout_of
 from sftn_fast.utils import timm_names
+from sftn_fast.utils.checksummed import seal
 
 timm = pytest.importorskip("timm")
 
@@ -95,14 +96,10 @@ def test_layouts(shape, channels, order, axes, grid):
     assert layout_of(shape, channels, order) == (axes, grid)
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 8, 8, 24), (2, 65, 24), (2, 24), (2, 8, 4, 25)], ids=["other", "class", "vector", "flat"]
-)
+@pytest.mark.parametrize("shape", [(2, 8, 8, 25), (2, 65, 24), (2, 24), (2, 8, 4, 24)])
 def test_what_may_be_read_along_the_wrong_axis_is_no_map(shape):
-    with pytest.raises(
-        ValueError, match="is no map of 25 channels" if shape[-1] != 24 or len(shape) == 4 else "no map"
-    ):
-        layout_of(shape, 25 if len(shape) == 4 else 24, None)
+    with pytest.raises(ValueError, match="is no map of 24 channels"):
+        layout_of(shape, 24, None)
 
 
 def test_stages_are_the_last_maps_of_each_size_or_four_of_many_of_one_size():
@@ -186,22 +183,20 @@ def test_an_export_names_network_and_arguments(name, tmp_path):
     ],
 )
 def test_a_changed_description_builds_nothing_else(change, tmp_path):
-    from sftn_fast.utils.checksummed import seal
-
     models.save(build("test_vit:depth=2"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config.pop("crc32", None)
     (tmp_path / "config.json").write_text(seal(config | change))
-    with pytest.raises(ValueError, match="can't be given|must be a number|can't be built|must be timm's own"):
+    with pytest.raises(ValueError, match=r"can't be given|must be a number|can't be built|must be timm's own"):
         models.load(tmp_path)
 
 
 def test_without_timm_one_line_says_what_to_install(monkeypatch, tmp_path):
     models.save(build("test_convnext"), tmp_path)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError, match="begin with timm: need timm.*pip install timm"):
+    with pytest.raises(ModuleNotFoundError, match=r"begin with timm: need timm.*pip install timm"):
         models.build("timm:test_convnext")
-    with pytest.raises(models.WeightsError, match="need timm.*pip install timm") as caught:
+    with pytest.raises(models.WeightsError, match=r"need timm.*pip install timm") as caught:
         models.load(tmp_path)
     assert "\n" not in str(caught.value)
 
