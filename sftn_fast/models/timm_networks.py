@@ -241,6 +241,9 @@ def _staged(label: str, net: Any, images: Tensor, source: Source, *, num_classes
 
 def classifier_names(net: Any) -> list[str]:
     """Return the names of the classifier; several if logits of several are combined."""
+    described = net.pretrained_cfg.get("classifier")
+    if isinstance(described, tuple | list):  # more than get_classifier tells, in VOLO
+        return [name for name, module in net.named_modules() if name in described and list(module.parameters())]
     given = net.get_classifier()
     wanted = set(given if isinstance(given, tuple | list | nn.ModuleList) else [given])
     return [name for name, module in net.named_modules() if module in wanted and list(module.parameters())]
