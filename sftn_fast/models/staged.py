@@ -164,7 +164,14 @@ class StagedNet(nn.Module):
     head_names: tuple[str, ...] = ("head.",)
     """What the names of the classifier's tensors begin with."""
 
-    __jit_ignored_attributes__: ClassVar = ["wrapped_names", "arguments"]  # torch.jit.script does not support the type
+    undecayed: frozenset[str] = frozenset()
+    """Names of parameters, such as positions, from which weight decay is to be kept away."""
+
+    __jit_ignored_attributes__: ClassVar = [
+        "wrapped_names",
+        "arguments",
+        "undecayed",
+    ]  # torch.jit.script does not support the type
 
     def __init__(
         self,
@@ -257,6 +264,10 @@ class StagedNet(nn.Module):
             ValueError: The family has no such layers.
         """
         return [(norm.weight.detach(), norm.bias.detach()) for norm in self.preact_norms()]
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that don't decay where norms and biases don't."""
+        return set(self.undecayed)
 
     def own_name(self, name: str) -> str:
         """Translate the name of a tensor in a checkpoint from another project to this network's name."""

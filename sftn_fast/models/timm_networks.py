@@ -299,6 +299,8 @@ def _cut(net: Any, classifier: str, images: Tensor, num_classes: int) -> StagedN
     except Exception:  # a trace that is impossible, or a size that the network refuses in any way
         return None
     staged.wrapped_names = names_in(net, staged)
+    exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
+    staged.undecayed = frozenset(staged.wrapped_names[name] for name in exempt if name in staged.wrapped_names)
     return staged
 
 

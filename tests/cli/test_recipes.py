@@ -29,6 +29,15 @@ LIGHT["imagenet"] += ["--engine.amp", "fp32"]
 LIGHT["few_images"] = ["--data.student_size", "6"]
 LIGHT["cutmix_cifar100"] = LIGHT["cifar100"]
 LIGHT["function_matching_cifar100"] = [*LIGHT["cifar100"], "--stage_epochs", "{}"]
+# timm's networks are as large, and their teachers' weights can't be downloaded in a test.
+TIMM = ["--teacher", "timm:test_convnext", "--teacher_file", "null", "--engine.amp", "fp32", "--data.image_size", "32"]
+TIMM += ["--optim.warmup_epochs", "0", "--optim.warmup_lr", "null", "--stage_epochs", "{}"]
+LIGHT["deit"] = [*TIMM, "--student", "timm:test_vit:patch_size=8:depth=2:drop_path_rate=0.1"]
+LIGHT["mobilenetv4"] = [*TIMM, "--student", "timm:test_efficientnet"]
+LIGHT["resnet50_a2"] = [*TIMM, "--student", "timm:test_resnet:drop_path_rate=0.05"]
+for name in ("deit", "resnet50_a2"):
+    LIGHT[name] += ["--stages", "teacher", "distill"]
+LIGHT["mobilenetv4"] += ["--stages", "teacher", "sftn", "distill"]
 # A recipe for a pair differs from its base in the networks alone: a test of its own proves that, and another one trains
 # a step of both networks. The files of a whole run, of 1 to 100 MB a network, are left to the base.
 PAIRS = [name for name in cli.recipe_names() if name.startswith("cifar100")]
@@ -45,8 +54,18 @@ def test_recipe_runs_for_two_steps(
     config, _ = cli.parse(["--config", recipe, *options, "--output", str(tmp_path / "run")])
     train.run(config)
     printed = capsys.readouterr().out
-    assert "student of SFTN teacher" in printed
+    assert f"student of {'SFTN' if 'sftn' in config.stages else 'standard'} teacher" in printed
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["deit", "mobilenetv4", "resnet50_a2"])
+def test_timm_has_the_networks_and_weights_of_its_recipes(recipe: str) -> None:
+    pytest.importorskip("timm")
+    config, _ = cli.parse(["--config", recipe])
+    models.require_weights(config.teacher_file, config.teacher)
+    with torch.device("meta"):
+        student = models.build(config.student, num_classes=1000, image_size=224)
+    assert student.num_stages == 4
 
 
 @pytest.mark.parametrize("recipe", PAIRS)

@@ -37,6 +37,8 @@ REFUSED, KEPT, JOINS = "refused", "kept", "joins"
 OUTCOMES = {
     "teacher": ("resnet20", REFUSED),
     "student": ("resnet14", REFUSED),
+    "teacher_pretrained": ("true", REFUSED),
+    "student_pretrained": ("true", REFUSED),
     "teacher_file": ("{file}", REFUSED),
     "plugins": ("[{plugin}]", REFUSED),
     "stages": ("[teacher,student]", KEPT),
@@ -206,7 +208,9 @@ OF_MIXING = ("data.mixup_prob", "data.mixup_switch_prob", "data.mixed")
 """Keys that only mixed images have."""
 NEEDING = ("optim.arguments", "optim.warmup_lr", "ema.warmup", "ema.networks")
 """Keys that are refused beside the other settings of the finished run."""
-ELSEWHERE = (*OF_FOLDERS, *OF_RANDAUGMENT, *OF_MIXING, *NEEDING)
+OF_PUBLISHED = ("teacher_pretrained", "student_pretrained")
+"""Keys of networks that somebody publishes weights for."""
+ELSEWHERE = (*OF_PUBLISHED, *OF_FOLDERS, *OF_RANDAUGMENT, *OF_MIXING, *NEEDING)
 """Keys of which tests of their own notice other values."""
 
 

@@ -201,6 +201,17 @@ def test_without_timm_one_line_says_what_to_install(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_vit:class_token=false:reg_tokens=0:global_pool=avg"])
+def test_positions_are_not_decayed(name):
+    net = build(name)
+    exempt = {f"{prefix}.{each}".lstrip(".") for prefix, module in net.named_modules() for each in _exempt_of(module)}
+    assert net.own_name("pos_embed") in exempt <= dict(net.named_parameters()).keys()
+
+
+def _exempt_of(module):
+    return module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
+
+
 def test_files_of_timms_training_script_load(tmp_path):
     net = build("test_convnext")
     original = timm.create_model("test_convnext", num_classes=7)
