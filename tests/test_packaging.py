@@ -19,6 +19,7 @@ PACKAGE = ROOT / "sftn_fast"
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow", "nvidia": "nvidia-dali-cuda130"}
 """Names on the package index, where they are others than the module's."""
 OPTIONAL = {"torchvision": "vision", "nvidia": "dali", "tensorboard": "tensorboard", "onnxruntime": "onnx"}
+OPTIONAL |= dict.fromkeys(("timm", "huggingface_hub"), "timm")
 """Modules that are imported where somebody asks for them, and the extra that brings them."""
 
 

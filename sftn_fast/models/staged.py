@@ -165,13 +165,10 @@ class StagedNet(nn.Module):
     """What the names of the classifier's tensors begin with."""
 
     undecayed: frozenset[str] = frozenset()
-    """Names of parameters, such as positions, from which weight decay is to be kept away."""
+    """Names of parameters without weight decay, such as positions."""
 
-    __jit_ignored_attributes__: ClassVar = [
-        "wrapped_names",
-        "arguments",
-        "undecayed",
-    ]  # torch.jit.script does not support the type
+    # torch.jit.script does not support the types.
+    __jit_ignored_attributes__: ClassVar = ["wrapped_names", "arguments", "undecayed"]
 
     def __init__(
         self,

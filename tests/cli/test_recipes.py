@@ -31,7 +31,7 @@ LIGHT["cutmix_cifar100"] = LIGHT["cifar100"]
 LIGHT["function_matching_cifar100"] = [*LIGHT["cifar100"], "--stage_epochs", "{}"]
 # timm's networks are as large, and their teachers' weights can't be downloaded in a test.
 TIMM = ["--teacher", "timm:test_convnext", "--teacher_file", "null", "--engine.amp", "fp32", "--data.image_size", "32"]
-TIMM += ["--optim.warmup_epochs", "0", "--optim.warmup_lr", "null", "--stage_epochs", "{}"]
+TIMM += ["--optim.warmup_epochs", "0", "--optim.warmup_lr", "null", "--stage_epochs", "{}", "--optim.lr_scale", "none"]
 LIGHT["deit"] = [*TIMM, "--student", "timm:test_vit:patch_size=8:depth=2:drop_path_rate=0.1"]
 LIGHT["mobilenetv4"] = [*TIMM, "--student", "timm:test_efficientnet"]
 LIGHT["resnet50_a2"] = [*TIMM, "--student", "timm:test_resnet:drop_path_rate=0.05"]
