@@ -7,7 +7,7 @@ networks, so such a network changes its input first: ``x * scale + shift`` for e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,16 @@ class OwnInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the images that the network knows."""
-        return x * self.scale + self.shift
+        return x * self.scale + self.shift  # type: ignore[operator]
 
     @property
     def channels(self) -> int:
         """Channels of the network."""
-        return len(self.scale)
+        return len(self.numbers()[0])
+
+    def numbers(self) -> tuple[list[float], list[float]]:
+        """Return factor and summand of each channel."""
+        return cast(Tensor, self.scale).flatten().tolist(), cast(Tensor, self.shift).flatten().tolist()
 
 
 def change_of_input(
@@ -67,16 +71,18 @@ def after(change: OwnInput | None, first: OwnInput | None) -> OwnInput | None:
     """Return one change that does ``first`` and then ``change``."""
     if change is None or first is None:
         return first if change is None else change
-    scale, shift = change.scale.double(), change.shift.double()
-    both = first.scale.double() * scale, first.shift.double() * scale + shift
-    return OwnInput(*(each.flatten().tolist() for each in both))
+    (scale, shift), (scale_before, shift_before) = change.numbers(), first.numbers()
+    scales = [own * before for own, before in zip(scale, scale_before, strict=True)]
+    shifts = [own * before + more for own, before, more in zip(scale, shift_before, shift, strict=True)]
+    return OwnInput(scales, shifts)
 
 
 def describe_input(change: OwnInput | None) -> dict[str, Any]:
     """Return what ``config.json`` tells of a network's input; empty for a network that takes the data's images."""
     if change is None:
         return {}
-    return {KEY: {"scale": change.scale.flatten().tolist(), "shift": change.shift.flatten().tolist()}}
+    scale, shift = change.numbers()
+    return {KEY: {"scale": scale, "shift": shift}}
 
 
 def read_input(config: Mapping[str, Any], place: str) -> OwnInput | None:

@@ -73,7 +73,7 @@ def assign(
 class _Classes(NamedTuple):
     """Number of a network's classes, and what the names of its classifier's tensors begin with."""
 
-    count: int
+    number: int
     names: tuple[str, ...]
 
     @classmethod
@@ -213,7 +213,7 @@ def _differs_in_classes(name: str, given: Tensor, own: Tensor, classes: _Classes
     """Return whether this tensor of the head has a row per class, and only the number of rows differs."""
     if classes is None or not name.startswith(classes.names):
         return False
-    return 0 < given.dim() == own.dim() and len(own) == classes.count and given.shape[1:] == own.shape[1:]
+    return 0 < given.dim() == own.dim() and len(own) == classes.number and given.shape[1:] == own.shape[1:]
 
 
 def _shape(tensor: Tensor) -> list[int]:
