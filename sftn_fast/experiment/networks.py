@@ -66,7 +66,7 @@ def load(name: str, key: str, path: str, images: ImageData, say: Say) -> StagedN
         network = models.build(
             name,
             num_classes=images.num_classes,
-            in_channels=images.in_channels if change is None else change.channels,
+            in_channels=images.in_channels if change is None else change.channels(),
             image_size=images.image_size,
         )
         models.load_weights(network, _of_name(path, name), keep_head=key in KEEPS_HEAD, say=say)

@@ -200,7 +200,7 @@ def _build(config: Mapping[str, Any], file: Path) -> StagedNet:
         net = build(
             config["name"],
             num_classes=config["num_classes"],
-            in_channels=config["in_channels"] if change is None else change.channels,
+            in_channels=config["in_channels"] if change is None else change.channels(),
             arguments=given if given is not None else {} if is_timm(config["name"]) else None,
         )
     except ImportError as error:

@@ -40,7 +40,7 @@ class OwnInput(nn.Module):
         """Return the images that the network knows."""
         return x * self.scale + self.shift  # type: ignore[operator]
 
-    @property
+    # No property: torch.jit.script would compile it.
     def channels(self) -> int:
         """Channels of the network."""
         return len(self.numbers()[0])

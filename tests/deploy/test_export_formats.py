@@ -202,7 +202,7 @@ def test_a_student_of_a_newer_version_is_refused_in_one_line(tmp_path, capsys):
     """Whatever its other keys are."""
     exported_as("resnet8", tmp_path)
     (tmp_path / "config.json").write_text(seal({"format": 99, "network": "resnet8"}))
-    message = "has format 99, this version reads up to 2: update sftn_fast"
+    message = "has format 99, this version reads up to 3: update sftn_fast"
     with pytest.raises(models.WeightsError, match=message):
         models.load(tmp_path)
     with pytest.raises(models.WeightsError, match=message):

@@ -183,7 +183,7 @@ def test_a_damaged_config_is_noticed(folder, change, message):
                 1 if key == "custom" else True,
             )
         ),
-        (lambda text: text.replace('"format": 1', '"format": 3'), "format 3, this version reads up to 2"),
+        (lambda text: text.replace('"format": 1', '"format": 4'), "format 4, this version reads up to 3"),
         (lambda text: text.replace('"resnet8"', '"resnet9"'), "unknown network 'resnet9'"),
         (lambda text: text.replace('"resnet8"', '"resnet14"'), "does not fit resnet14"),
         (lambda text: text.replace('"num_classes": 5', '"num_classes": 6'), r"head.fc.weight: \[5, 64\] in the file"),
