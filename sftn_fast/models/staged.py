@@ -337,8 +337,8 @@ def _without_norms(net: StagedNet) -> StagedNet:
     return net
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+def _same(input: Tensor) -> Tensor:
+    return input
 
 
 def _pass(net: StagedNet, image_size: int, device: torch.device) -> Features:
