@@ -129,6 +129,9 @@ class DataConfig:
     """Their magnitude, from 0, which changes nothing or little, to 30; null for 9."""
     random_erasing: Annotated[float, Bound(0, 1)] = 0.0
     """Share of the training images of which a random part, 2 % to 33 % of the image, is hidden behind their mean."""
+    grey: bool = False
+    """Read image files in one channel, as networks then take it: grey ones as they are, of colours the brightness. Not
+    with DALI."""
     class_order: ClassOrder = "name"
     """Order of the class folders, which numbers the classes. name: by the characters of their names, as torchvision
     does: 1, 10, 2. natural: by the numbers in their names: 1, 2, 10."""
@@ -174,6 +177,18 @@ class DataConfig:
             "data.crop_padding",
             self.crop_padding,
             f"null for data.name={self.name} with data.loader={self.loader}, which crops without padding",
+        )
+        check(
+            not self.grey or from_files,
+            "data.grey",
+            self.grey,
+            f"false for data.name={self.name}, which has no image files",
+        )
+        check(
+            not self.grey or self.loader != "dali",
+            "data.loader",
+            self.loader,
+            "auto, memory or torchvision with data.grey, which DALI can't read",
         )
         check(
             self.class_order == "name" or self.name == "folder",

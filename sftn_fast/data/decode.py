@@ -24,6 +24,7 @@ from sftn_fast.config import ConfigError
 from sftn_fast.data import resources
 from sftn_fast.data.bit_depth import BitDepthError, check_colours, read_bit_depth, to_8_bits
 from sftn_fast.data.file_limits import FileLimitError, check_file, check_header
+from sftn_fast.data.grey import to_grey
 from sftn_fast.data.orientation import UPRIGHT, orientation
 from sftn_fast.data.regular_files import MAX_BYTES, open_regular
 from sftn_fast.data.skip_list import SKIP_LIST
@@ -177,7 +178,9 @@ def read_square(path: str | Path, size: int, white: float | None = None) -> np.n
     return np.asarray(square).transpose(2, 0, 1)
 
 
-def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | None = None) -> Tensor:
+def read_images(
+    paths: Sequence[Path], size: int, *, root: Path, white: float | None = None, grey: bool = False
+) -> Tensor:
     """Decode many files in parallel threads, and print progress if it takes long.
 
     Args:
@@ -185,23 +188,26 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | 
         size: Side of the images in pixels; see :func:`read_square`.
         root: The data set's folder, for messages.
         white: ``data.white``.
+        grey: ``data.grey``.
 
     Returns:
-        [N, 3, size, size] uint8.
+        [N, 3, size, size] uint8; one channel with ``grey``.
 
     Raises:
         ConfigError: A file can't be decoded (the first one in ``paths`` is named), or the images do not fit in memory.
     """
     pillow()  # or the error would blame the first file
-    _check_memory(len(paths), size)
-    pixels = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    channels = 1 if grey else 3
+    _check_memory(len(paths), channels, size)
+    pixels = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
     rows = pixels.numpy()
 
     def fill(first: int) -> int:
         last = min(first + CHUNK, len(paths))
         for row in range(first, last):
             try:
-                rows[row] = read_square(paths[row], size, white)
+                square = read_square(paths[row], size, white)
+                rows[row] = to_grey(square) if grey else square
             except DecodeError as error:
                 raise undecodable(paths[row], root, error) from error
         return last
@@ -214,8 +220,8 @@ def read_images(paths: Sequence[Path], size: int, *, root: Path, white: float | 
     return pixels
 
 
-def _check_memory(count: int, size: int) -> None:
-    needed = 2 * count * 3 * size**2  # all images, and a copy of those that are trained on
+def _check_memory(count: int, channels: int, size: int) -> None:
+    needed = 2 * count * channels * size**2  # all images, and a copy of those that are trained on
     available = resources.memory()
     if available is not None and needed > available:
         raise ConfigError(

@@ -20,6 +20,8 @@ def _chosen(config: DataConfig) -> tuple[str, str | None]:
         return config.loader, None
     if config.auto_augment != "none":
         return "torchvision", f"DALI has no data.auto_augment={config.auto_augment}"
+    if config.grey:
+        return "torchvision", "DALI has no data.grey"
     reason = dali_decoder.why_not()
     if reason:
         return "torchvision", f"DALI can't be imported ({reason}); pip install nvidia-dali-cuda130"

@@ -41,7 +41,7 @@ class ImageFormat:
     white: float | None = None  # data.white
 
     def finish(self, pixels: Tensor) -> Tensor:
-        """Convert pixels [B, 3, size, size] uint8 in host memory to float32 images of this format."""
+        """Convert pixels [B, C, size, size] uint8 in host memory to float32 images of this format."""
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         pixels = pixels.to(self.device, non_blocking=True).contiguous(memory_format=memory_format)
         return normalize(pixels, *self._constants)
@@ -64,7 +64,7 @@ class Decoder(Protocol):
     image_format: ImageFormat
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
-        """Decode each of ``batches`` to images [B, 3, size, size].
+        """Decode each of ``batches`` to images [B, C, size, size].
 
         Args:
             batches: Samples of each batch.

@@ -19,7 +19,7 @@ from sftn_fast.data.crops import RESIZED
 from sftn_fast.data.decoder_choice import build_decoder
 from sftn_fast.data.file_contents import digest_of_files, digest_of_sizes
 from sftn_fast.data.file_loaders import Decoder, FileEvalLoader, FileSplit, FileTrainLoader, ImageFormat
-from sftn_fast.data.image_files import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find
+from sftn_fast.data.image_files import ImageFiles, find, statistics
 from sftn_fast.data.loaders import DeviceImages, EvalLoader, TrainLoader
 from sftn_fast.data.mixing import MixedLoader, Mixing
 from sftn_fast.data.notices import print_once
@@ -52,6 +52,7 @@ class ImageData:
     class_names: tuple[str, ...] = ()  # in the order of their labels; empty if unknown
     preprocessing: Preprocessing | None = None  # from an image file to the input of a network
     of_students: ImageData | None = None  # with data.student_size: the same with a part of the training images
+    grey: bool = False  # data.grey
     mixing: Mixing | None = None  # of the training images with each other, if they are mixed or labels are smoothed
 
     @property
@@ -109,6 +110,7 @@ class ImageData:
             "content": self.content,
             **({"files": self.files} if self.files else {}),
             **({} if self.white is None else {"white": self.white}),
+            **({"grey": True} if self.grey else {}),
         }
 
 
@@ -150,7 +152,7 @@ def build(
     select: Callable[[DataConfig], ImageData]
     if config.streams:
         files = find(config)
-        image_format = ImageFormat(files.size, IMAGENET_MEAN, IMAGENET_STD, device, channels_last, config.white)
+        image_format = ImageFormat(files.size, *statistics(grey=config.grey), device, channels_last, config.white)
         decoder = build_decoder(config, image_format, files.root)
         select = partial(_from_files, files, image_format, decoder, step=step, share=share)
     else:
@@ -218,13 +220,16 @@ def _from_files(
         in_channels=len(image_format.mean),
         image_size=files.size,
         num_train=len(train),
-        train=FileTrainLoader(train, decoder, flip=config.flip is not False, view=view_of(config, 3), **step),
+        train=FileTrainLoader(
+            train, decoder, flip=config.flip is not False, view=view_of(config, len(image_format.mean)), **step
+        ),
         val=FileEvalLoader(val, decoder, **share) if len(val) else None,
         test=FileEvalLoader(test, decoder, **share),
         content=_digest_of_names([train, val, test], files.root),
         test_content=_digest_of_names([test], files.root) + digest_of_sizes(test.paths),
         files=digest_of_files([*train.paths, *val.paths, *test.paths]),
         white=config.white,
+        grey=config.grey,
         class_names=tuple(files.class_names),
         mixing=Mixing.of(config, train.labels.to(image_format.device), files.num_classes, files.size),
         preprocessing=Preprocessing(

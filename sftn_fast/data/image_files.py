@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import tensor
 
 from sftn_fast.config import DataConfig
+from sftn_fast.data import grey as grey_images
 from sftn_fast.data.decode import read_images
 from sftn_fast.data.folders import LabelledFiles
 from sftn_fast.data.source import Images, Source, register
@@ -49,7 +50,7 @@ def register_files(name: str) -> Callable[[Finder], Finder]:
 
     def add(finder: Finder) -> Finder:
         _finders[name] = finder
-        register(name)(lambda config: in_memory(finder(config), config.white))
+        register(name)(lambda config: in_memory(finder(config), config.white, grey=config.grey))
         return finder
 
     return add
@@ -66,19 +67,25 @@ def find(config: DataConfig) -> ImageFiles:
     return _finders[config.name](config)
 
 
-def in_memory(files: ImageFiles, white: float | None = None) -> Source:
+def statistics(*, grey: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation by which images from files are normalised, for each channel."""
+    return (grey_images.MEAN, grey_images.STD) if grey else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def in_memory(files: ImageFiles, white: float | None = None, *, grey: bool = False) -> Source:
     """Decode all images to central squares of ``files.size`` pixels, normalised with ImageNet's statistics."""
     train, test = (
-        Images(read_images(split.paths, files.size, root=files.root, white=white), tensor(split.labels))
+        Images(read_images(split.paths, files.size, root=files.root, white=white, grey=grey), tensor(split.labels))
         for split in (files.train, files.test)
     )
+    mean, std = statistics(grey=grey)
     return Source(
         name=files.name,
         num_classes=files.num_classes,
         train=train,
         test=test,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         crop_padding=files.size // 8,
         flip=True,
         class_names=tuple(files.class_names),

@@ -14,6 +14,7 @@ from sftn_fast.config import ConfigError
 from sftn_fast.data.augment import resize_cut_flip
 from sftn_fast.data.crops import center_crop
 from sftn_fast.data.decode import decode, pillow, read_square
+from sftn_fast.data.grey import to_grey
 from sftn_fast.utils.text import printable
 
 LARGEST = 2**15 - 1
@@ -50,7 +51,7 @@ class Preprocessing:
             top, left, height, width = wanted.box
             square = resize_cut_flip(image[:, top : top + height, left : left + width], wanted, self.crop)
         if len(self.mean) == 1:
-            square = np.array(pillow()[0].fromarray(square.transpose(1, 2, 0).copy()).convert("L"))[None]
+            square = to_grey(square)
         return from_numpy(np.ascontiguousarray(square)).float() / 255
 
     def normalize(self, pixels: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from sftn_fast.data.crops import Sample
 from sftn_fast.data.decode import DecodeError, decode, undecodable
 from sftn_fast.data.encoded_image import EncodedImage, read_encoded
 from sftn_fast.data.file_loaders import ImageFormat
+from sftn_fast.data.grey import to_grey
 from sftn_fast.data.source import require
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -53,9 +54,9 @@ class TorchvisionDecoder:
         self.image_format, self.workers, self.root = image_format, workers, root
 
     def __call__(self, batches: Iterable[Sequence[Sample]], largest: int) -> Iterator[Tensor]:
-        """Decode each of ``batches`` to images [B, 3, size, size]."""
+        """Decode each of ``batches`` to images [B, C, size, size]."""
         loader = DataLoader(
-            _Files(self.image_format.size, self.image_format.white),
+            _Files(self.image_format),
             batch_sampler=batches,  # type: ignore[arg-type]  # a worker gets a whole batch
             num_workers=self.workers,
             collate_fn=_identity,
@@ -75,12 +76,13 @@ class TorchvisionDecoder:
 class _Files(Dataset[Tensor]):
     """Files decoded a batch at a time, so that a worker sends one tensor per batch."""
 
-    def __init__(self, size: int, white: float | None) -> None:
-        self.size, self.white = size, white
+    def __init__(self, image_format: ImageFormat) -> None:
+        # Not the format itself, whose device a worker must not touch.
+        self.size, self.white, self.channels = image_format.size, image_format.white, len(image_format.mean)
 
     def __getitems__(self, samples: Sequence[Sample]) -> Tensor | tuple[str, str]:
-        """Return pixels [B, 3, size, size] uint8; or a file that can't be decoded, and the reason."""
-        pixels = np.empty((len(samples), 3, self.size, self.size), np.uint8)
+        """Return pixels [B, channels, size, size] uint8; or a file that can't be decoded, and the reason."""
+        pixels = np.empty((len(samples), self.channels, self.size, self.size), np.uint8)
         image, path = torch.empty(0), ""
         for row, sample in zip(pixels, samples, strict=True):
             try:
@@ -88,7 +90,8 @@ class _Files(Dataset[Tensor]):
                     image, path = self._decode(read_encoded(sample.path, self.white), sample.path), sample.path
                 crop = sample.crop(image.shape[1], image.shape[2], self.size)
                 top, left, height, width = crop.box
-                row[:] = resize_cut_flip(image[:, top : top + height, left : left + width], crop, self.size)
+                square = resize_cut_flip(image[:, top : top + height, left : left + width], crop, self.size)
+                row[:] = to_grey(square) if self.channels == 1 else square
                 if sample.policy:
                     row[:] = sample.change(from_numpy(row))
             except DecodeError as error:

@@ -70,6 +70,7 @@ OUTCOMES = {
     "data.randaugment_ops": ("3", REFUSED),
     "data.randaugment_magnitude": ("5", REFUSED),
     "data.random_erasing": ("0.25", REFUSED),
+    "data.grey": ("true", REFUSED),
     "data.class_order": ("natural", REFUSED),
     "data.mixup": ("1", REFUSED),
     "data.cutmix": ("1", REFUSED),
@@ -200,7 +201,7 @@ def outcome(config: Config, root: Path) -> str:
     return KEPT if all(prepared.states[stage].kept for stage in prepared.jobs) else JOINS
 
 
-OF_FOLDERS = ("data.white", "data.class_order")
+OF_FOLDERS = ("data.white", "data.grey", "data.class_order")
 """Keys that only image files have."""
 OF_RANDAUGMENT = ("data.randaugment_ops", "data.randaugment_magnitude")
 """Keys that only that policy has."""
@@ -261,14 +262,14 @@ def test_another_reading_of_image_files_is_noticed(loader: str, tmp_path: Path) 
             path.parent.mkdir(parents=True, exist_ok=True)
             image.fromarray(np.full((8, 8), 1000 + 100 * number, dtype=np.uint16)).save(path)
 
-    def fingerprint(white: float, order: ClassOrder = "name") -> dict[str, Any]:
-        config = DataConfig(
-            name="folder", root=str(tmp_path), image_size=8, loader=loader, white=white, class_order=order
-        )
+    def fingerprint(white: float, order: ClassOrder = "name", *, grey: bool = False) -> dict[str, Any]:
+        options: dict[str, Any] = {"loader": loader, "white": white, "class_order": order, "grey": grey}
+        config = DataConfig(name="folder", root=str(tmp_path), image_size=8, **options)
         return data.build(config, seed=0, batch_size=2, device="cpu").fingerprint()
 
     assert fingerprint(4095) == fingerprint(4095) != fingerprint(2047)
     assert fingerprint(4095, "natural") != fingerprint(4095)
+    assert fingerprint(4095, grey=True) != fingerprint(4095)
 
 
 @pytest.mark.parametrize("key", OF_RANDAUGMENT)
