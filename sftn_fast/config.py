@@ -151,8 +151,8 @@ class DataConfig:
     """Weight of each image in the cross-entropy with the labels, by its class: balanced for the inverse of the class's
     share of the training images, or a number for each class in their order. Scaled to a mean of 1 over the images."""
     mixed: Literal["all", "students"] = "all"
-    """Networks that are trained on mixed images, smoothed labels and by class weights: all, or only students, alone and
-    with a teacher. Teachers then learn from images and labels as they are."""
+    """Networks that are trained on mixed images, smoothed labels and by class weights: all, or only students: alone,
+    with a teacher, or together (stage "collaborate"). Teachers then learn from images and labels as they are."""
     white: PositiveFloat | None = None
     """Value of white in image files of more than 8 bits that do not state it, such as 4095 for 12 bits or 1 for
     floating-point pixels; null to refuse such files."""
@@ -562,7 +562,7 @@ class Config:
     """Weights that become the exported student. last: the last epoch's, as in the paper. best: those of the epoch with
     the highest accuracy on the validation split, see data.val_size. Without that split it is chosen on the test images,
     which makes the student's accuracy on them optimistic. ema: the last epoch's average, see ema.decay. Teachers teach
-    with their last epoch."""
+    with their last epoch, or by its average where ema.decay keeps one."""
     gather: bool = False
     """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist, srd and mlld, not those
     of each rank."""

@@ -100,7 +100,10 @@ class CommandLine:
             if not has_value and not others:
                 raise ConfigError(f"option {name} needs a value")
             entry = name.rpartition(".")[2]
-            entries = of_text(key, f"{{{entry}: {text if has_value else others.pop(0)}}}")
+            value = text if has_value else others.pop(0)
+            if "," in value and not value.startswith(("[", "{", "'", '"')):
+                value = f"[{value}]"  # a list needs no brackets here either
+            entries = of_text(key, f"{{{entry}: {value}}}")
             given |= {f"{key.name}.{each}": value for each, value in entries.items()}
         return given
 

@@ -147,8 +147,12 @@ def describe_twins(config: Config) -> list[str]:
 def check_distill(config: Config) -> None:
     """Raise :class:`ConfigError` for an unknown method or option, or a method that can't use ``cache_teacher``."""
     methods = [each for each in config.methods if each != ALL_METHODS]
-    for distill in (config.distill, *methods):
-        parse_distill(distill)
+    parse_distill(config.distill)
+    for method in methods:
+        try:
+            parse_distill(method)
+        except ConfigError as error:
+            raise ConfigError(f"methods: {str(error).removeprefix('distill: ')}") from error
     if config.cache_teacher and "distill" in config.stages:
         ranks = launcher.world_size()
         check(ranks == 1, "cache_teacher", True, f"false where torchrun starts {ranks} processes")

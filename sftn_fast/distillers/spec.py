@@ -53,6 +53,15 @@ VARIANTS = {
 """Methods that are published under a name of their own and are settings of another one."""
 
 
+def variant_of(term: Term) -> str | None:
+    """Return the name in :data:`VARIANTS` that ``term`` goes by: the one whose switches are on in it."""
+    for name, variant in VARIANTS.items():
+        switches = {option: value for option, value in variant.options.items() if isinstance(value, bool)}
+        if term.name == variant.name and switches.items() <= term.options.items():
+            return name
+    return None
+
+
 @dataclass(frozen=True)
 class Spec:
     """The methods in the given order, and the weight of the cross-entropy with the labels, which is always added."""

@@ -39,8 +39,9 @@ def check_optimizer(optim: OptimConfig) -> None:
     for name, value in optim.arguments.items():
         key = f"optim.arguments.{name}"
         if name not in known:
-            instead = f"optim.{name}" if name in ("lr", "weight_decay") else ", ".join(known) or "none"
-            raise ConfigError(f"{key} is no argument of {kind.__name__}, which has: {instead}")
+            if name in ("lr", "weight_decay"):
+                raise ConfigError(f"{key} is set by optim.{name}, not by an argument")
+            raise ConfigError(f"{key} is no argument of {kind.__name__}, which has: {', '.join(known) or 'none'}")
         _check_type(key, value, known[name].default)
     if "weight_decay" not in inspect.signature(kind).parameters:
         allowed = f"null or 0 with {kind.__name__}, which has no weight decay"

@@ -89,7 +89,8 @@ class Schedule:
 
     def _describe(self) -> str:
         optim, end = self.optim, f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
-        warmup = f", after {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
+        epochs = f"{optim.warmup_epochs:g} epoch{'s' * (optim.warmup_epochs != 1)}"
+        warmup = f", after {epochs} of warm-up" if optim.warmup_epochs else ""
         if optim.schedule == "cosine":
             return f"learning rate {self.lr:g}{warmup}, down to {optim.min_lr:g} along a cosine over {end}"
         if optim.schedule == "onecycle":

@@ -13,7 +13,7 @@ from sftn_fast.data import ImageData
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.method import NetInfo, Setup, TwoViewMethod
 from sftn_fast.distillers.refusals import refusals
-from sftn_fast.distillers.spec import known, of_method, parse
+from sftn_fast.distillers.spec import VARIANTS, known, of_method, parse, variant_of
 from sftn_fast.experiment import networks
 
 
@@ -26,8 +26,8 @@ def expand(config: Config, images: ImageData) -> tuple[Config, list[str]]:
         The configuration, and a line for each method that is left out, with the reason.
     """
     given = [each for each in config.methods if each != ALL_METHODS]
-    named = {_main_method(each) for each in given}
-    specs = [spec for name in known() if _main_method(spec := settings_of(name, config)) not in named]
+    named = {_name_of(each) for each in given}
+    specs = [settings_of(name, config) for name in known() if name not in named]
     left_out = dict(_left_out(config, specs, images))
     methods = (*given, *(spec for spec in specs if spec not in left_out))
     lines = [f"methods: all leaves out {spec}: {reason}" for spec, reason in left_out.items()]
@@ -35,16 +35,18 @@ def expand(config: Config, images: ImageData) -> tuple[Config, list[str]]:
 
 
 def settings_of(name: str, config: Config) -> str:
-    """Return the losses of the method ``name`` for the networks of ``config``."""
-    published = registry.find(name).published if name in registry.names() else {}
-    specs = published.get(f"{config.teacher} {config.student}", of_method(name))
-    return specs if isinstance(specs, str) else specs[0]
+    """Return the losses of the method or variant ``name`` for the networks of ``config``."""
+    method = VARIANTS[name].name if name in VARIANTS else name
+    published = registry.find(method).published.get(f"{config.teacher} {config.student}", ())
+    specs = (published,) if isinstance(published, str) else published
+    return next((spec for spec in specs if _name_of(spec) == name), of_method(name))
 
 
-def _main_method(spec: str) -> str:
-    """Return the method beside KD in ``spec``, or the whole of KD's own specification."""
-    names = [term.name for term in parse(spec).methods if term.name != "kd"]
-    return names[0] if names else spec
+def _name_of(spec: str) -> str | None:
+    """Return the one method or variant that ``spec`` is about, whether KD is beside it or not; None of several."""
+    terms = parse(spec).methods
+    others = [term for term in terms if term.name != "kd"] or list(terms)
+    return variant_of(others[0]) or others[0].name if len(others) == 1 else None
 
 
 def _left_out(config: Config, specs: list[str], images: ImageData) -> Iterator[tuple[str, str]]:

@@ -148,7 +148,7 @@ def _check_names(config: Config) -> None:
 def _checked_plan(config: Config) -> tuple[list[Job], list[torch.device]]:
     """Return jobs and devices of a configuration."""
     jobs = plan(config)
-    refuse_equal(config.methods)
+    refuse_equal(each for each in config.methods if each != ALL_METHODS)
     _check_starts(config, jobs)
     ranks = distributed.world_size()
     check(ranks == 1 or config.devices == 1, "devices", config.devices, f"1 where torchrun starts {ranks} processes")

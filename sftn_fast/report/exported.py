@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sftn_fast.experiment.best_epoch import IN_WORDS, chosen_by, is_choice
+from sftn_fast.experiment.kinds import KINDS
+from sftn_fast.experiment.labels import LABELS
 from sftn_fast.experiment.settings import LONGEST
 from sftn_fast.report.results import Row
+from sftn_fast.report.statistics import mean_and_deviation
 from sftn_fast.utils import run_files
 from sftn_fast.utils.checksummed import DamagedError, read_sealed
 from sftn_fast.utils.text import printable
@@ -26,6 +29,20 @@ def choice_sentences(rows: Mapping[str, Sequence[Row]]) -> list[str]:
             names.setdefault(choice, []).append(name)
     of = {choice: f" of {', '.join(named)}" if len(names) > 1 else "" for choice, named in names.items()}
     return [f"Top-1 best{of[choice]} is that of the best epoch, {IN_WORDS[choice]}" for choice in names]
+
+
+def average_sentences(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence on each teacher of ``rows`` that teaches by the average of its weights."""
+    sentences = []
+    for row in rows:
+        found = [result["ema"]["top1"] for result in row.results if "ema" in result]
+        if found and row.name in KINDS and KINDS[row.name].teaches:
+            top1 = f"top-1 {mean_and_deviation(found, 2)} %, n = {len(found)}"
+            sentences.append(
+                f"The {LABELS[row.name]} teaches by the average (EMA) of its weights, {top1}; agreement, KL and CKA of "
+                "its students are to that"
+            )
+    return sentences
 
 
 def student_sentences(folder: Path) -> list[str]:

@@ -103,7 +103,7 @@ def _read(folder: Path) -> Content:
             [*table.comparisons(rows), *exported.choice_sentences(_by_label(rows))],
         )
     classes, remarks = _read_classes(folder, rows)
-    sentences += exported.student_sentences(folder)
+    sentences += [*exported.average_sentences(rows), *exported.student_sentences(folder)]
     sentences += table.images_sentences(rows)
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
     sentences = [*warnings(rows), *sentences, *remarks, *notes]

@@ -106,6 +106,12 @@ def test_entries_of_a_dict_are_options() -> None:
     assert config.stage_epochs == {"teacher": 3}
 
 
+def test_a_list_in_a_dict_needs_no_brackets() -> None:
+    for value in ("0.9,0.95", "[0.9,0.95]", "[0.9, 0.95]"):
+        config, _ = cli.parse(["--optim.name", "adamw", "--optim.arguments.betas", value])
+        assert config.optim.arguments == {"betas": (0.9, 0.95)}
+
+
 def test_neutral_keys_are_keys() -> None:
     assert neutral_keys(Config).keys() < keys_of(Config).keys()
     assert {"output", "data.root", "engine.threads"} < neutral_keys(Config).keys()

@@ -69,6 +69,9 @@ def test_a_teacher_teaches_by_its_average(finished: Path) -> None:
     assert averaged != models.read_config(finished / "seed0" / "teacher")["sha256"]
     assert result_of(finished, DISTILLED)["identity"]["teacher"] == averaged
     assert result_of(finished, DISTILLED)["compared_with"] == averaged
+    said = " ".join((finished / "report.md").read_text().split())
+    top1 = result_of(finished, "teacher")["ema"]["top1"]
+    assert f"The standard teacher teaches by the average (EMA) of its weights, top-1 {top1:.2f} %" in said
     config = cli.load(finished / "config.yaml")
     images = data.build(config.data, seed=0, batch_size=16, device=torch.device("cpu"))
     runner = JobRunner(config, Job("distill", 0, "teacher"), finished, torch.device("cpu"), images)
