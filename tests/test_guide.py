@@ -45,6 +45,7 @@ NOT_RUN = {
     r".*cuda:0": "needs GPUs",
     r".*\bimagenet": "needs ImageNet",
     r".*fashion_mnist_matrix": "tests/cli/test_recipes.py runs this recipe, and `matrix` is run here",
+    r".*_pretrained true": "needs a download",
     r".*--logger (wandb|mlflow|trackio)": "needs libraries that the tests do not depend on; tests/loggers has them",
     r".*--data\.loader dali": "starts DALI's threads; tests/test_train_on_files.py has such runs",
 }

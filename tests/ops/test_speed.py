@@ -42,7 +42,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def fastest(steps, seconds=0.4):
+def fastest(steps, seconds=0.75):
     """Return the time of each step's fastest call, in turns, so that other processes hardly affect it.
 
     One call is not enough: CRD's first call, which touches its banks, takes five times as long as the others.
