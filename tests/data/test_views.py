@@ -58,7 +58,7 @@ class WorkerHere:
         self.image_format = image_format
 
     def __call__(self, batches, largest):
-        worker = _Files(self.image_format.size, None)
+        worker = _Files(self.image_format)
         for samples in batches:
             assert len(samples) <= largest
             yield self.image_format.finish(worker.__getitems__(samples))
