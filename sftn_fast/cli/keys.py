@@ -297,8 +297,10 @@ def _name(kind: Any, rules: list[Rule]) -> str:
         return f"{{{'|'.join(names) if names else 'name'}: {name_type(arguments[1])}}}"
     if origin is tuple and not rules:
         element = name_type(arguments[0])
-        first, _, limits = element.partition(" ") if not choices_of(arguments[0]) else (element, "", "")
-        return f"list of {first}{'s' * (not choices_of(arguments[0]))} {limits}".rstrip()
+        if choices_of(arguments[0]):
+            return f"list of {element}"
+        noun = next((noun for noun in NAMES.values() if element.startswith(noun)), element.partition(" ")[0])
+        return f"list of {noun}s{element.removeprefix(noun)}"
     limits = " ".join(str(rule).removeprefix("a ") for rule in rules)
     if origin is tuple:
         return f"list of {limits}"

@@ -149,10 +149,7 @@ def check_distill(config: Config) -> None:
     methods = [each for each in config.methods if each != ALL_METHODS]
     parse_distill(config.distill)
     for method in methods:
-        try:
-            parse_distill(method)
-        except ConfigError as error:
-            raise ConfigError(f"methods: {str(error).removeprefix('distill: ')}") from error
+        parse_distill(method, "methods")
     if config.cache_teacher and "distill" in config.stages:
         ranks = launcher.world_size()
         check(ranks == 1, "cache_teacher", True, f"false where torchrun starts {ranks} processes")

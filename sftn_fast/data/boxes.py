@@ -10,6 +10,7 @@ Neural Networks with Cutout", 2017.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -60,9 +61,21 @@ def fill_boxes(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
     Returns:
         New images [B, C, H, W].
     """
-    top, left, height, width = boxes[:, :, None]
-    rows = torch.arange(images.shape[2], device=images.device)
-    columns = torch.arange(images.shape[3], device=images.device)
-    inside_rows = (rows >= top) & (rows < top + height)  # [B, H]
-    inside_columns = (columns >= left) & (columns < left + width)  # [B, W]
-    return torch.where(inside_rows[:, None, :, None] & inside_columns[:, None, None, :], value, images)
+    top, left, height, width = boxes
+    hidden = inside((top, top + height, left, left + width), *images.shape[2:])
+    return torch.where(hidden[:, None], value, images)
+
+
+def inside(limits: Iterable[Tensor], height: int, width: int) -> Tensor:
+    """Return which pixels of images are in a box.
+
+    Args:
+        limits: Top, bottom, left and right of each box [...]; the lower ones belong to it.
+        height, width: Size of the images in pixels.
+
+    Returns:
+        [..., height, width] bool.
+    """
+    top, bottom, left, right = (limit[..., None] for limit in limits)
+    rows, columns = (torch.arange(length, device=top.device) for length in (height, width))
+    return ((rows >= top) & (rows < bottom))[..., None] & ((columns >= left) & (columns < right))[..., None, :]

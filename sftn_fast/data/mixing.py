@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, from_numpy
 
 from sftn_fast.config import DataConfig, check
+from sftn_fast.data.boxes import inside
 from sftn_fast.data.file_loaders import FileTrainLoader
 from sftn_fast.data.loaders import Batch, DeferredBatch, TrainLoader
 from sftn_fast.data.seeding import generator
@@ -137,13 +138,6 @@ def weights_of(config: DataConfig, labels: Tensor, num_classes: int) -> Tensor |
 def neighbours(count: int, device: torch.device) -> Tensor:
     """Return the place of each image's partner [count] int64: 1, 0, 3, 2, ... The last of an odd number has none."""
     return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
-
-
-def inside(box: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels [height, width] are in a box [4], from top to bottom and from left to right."""
-    rows, columns = (torch.arange(length, device=box.device) for length in (height, width))
-    top, bottom, left, right = box
-    return ((rows >= top) & (rows < bottom))[:, None] & (columns >= left) & (columns < right)
 
 
 def labels_of(target: Tensor) -> Tensor:

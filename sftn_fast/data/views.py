@@ -11,10 +11,10 @@ from torch import Tensor
 from sftn_fast.config import DataConfig
 from sftn_fast.data.auto_augment import Policy, policy_of
 from sftn_fast.data.boxes import cutout_boxes, erasing_boxes
+from sftn_fast.data.grey import to_grey
 
 CUTOUT_COLOUR = (125, 123, 114)
-"""Of a cutout in FixMatch's code, which MLLD's took over; grey images get its luminance."""
-LUMINANCE = (0.299, 0.587, 0.114)
+"""Of a cutout in FixMatch's code, which MLLD's took over; grey images get its brightness."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class View:
         """Return what hidden parts look like in normalised images [C, 1, 1], given ``mean`` and ``std`` [C, 1, 1]."""
         if not self.cutout:
             return torch.zeros_like(mean)
-        grey = round(sum(share * value for share, value in zip(LUMINANCE, CUTOUT_COLOUR, strict=True)))
+        grey = int(to_grey(np.array(CUTOUT_COLOUR, np.uint8).reshape(3, 1, 1)).item())
         colour = CUTOUT_COLOUR if len(mean) == len(CUTOUT_COLOUR) else (grey,) * len(mean)
         return (torch.tensor(colour, dtype=mean.dtype).view(-1, 1, 1).to(mean.device) / 255 - mean) / std
 

@@ -71,8 +71,8 @@ class Spec:
     """None for the default, which depends on the methods."""
 
 
-def parse(text: str) -> Spec:
-    """Read a specification of distillation losses.
+def parse(text: str, key: str = "distill") -> Spec:
+    """Read a specification of distillation losses, which the setting ``key`` gives.
 
     ``kd`` is knowledge distillation with its default weights. ``kd=0.9:temperature=2,ce=0.5`` sets its weight, its
     temperature, and the weight of the cross-entropy with the labels, ``ce``. RepDistiller's names are accepted too.
@@ -81,6 +81,13 @@ def parse(text: str) -> Spec:
     Raises:
         ConfigError: A part is not understood; the message quotes it and lists what is allowed.
     """
+    try:
+        return _parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error.__cause__
+
+
+def _parse(text: str) -> Spec:
     terms = [_parse_term(piece.strip()) for piece in text.split(",")]
     for name, count in Counter(term.name for term in terms).items():
         if count > 1:
@@ -170,4 +177,4 @@ def _meant(name: str) -> str:
 
 
 def _error(piece: str, problem: str) -> ConfigError:
-    return ConfigError(f"distill: in {piece!r}, {problem}")
+    return ConfigError(f"in {piece!r}, {problem}")

@@ -27,13 +27,12 @@ from sftn_fast.engine.fingerprint import listing
 from sftn_fast.engine.optim import state_of
 from sftn_fast.engine.protocols import Splits
 from sftn_fast.experiment import networks
-from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.job_state import JobState
-from sftn_fast.experiment.kinds.base import Role
 from sftn_fast.experiment.kinds.snapshots import snapshot_epochs
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.run import prepare, say_precision, worker_on
 from sftn_fast.experiment.teacher_cache import policy
+from sftn_fast.experiment.untrained import UntrainedRunner
 from sftn_fast.experiment.worker import Worker
 from sftn_fast.ops import CRDMemory
 from sftn_fast.tasks import CollaborativeTask, DistillTask, Route, SFTNTask, Task
@@ -113,16 +112,8 @@ def _outcome(state: JobState | None, cost: Cost) -> str:
     return f"{again}{duration(cost.seconds)}"
 
 
-class CostProbe(JobRunner):
-    """Runs a few steps of a job; untrained networks replace those of jobs that are not finished."""
-
-    def start(self, role: Role) -> models.StagedNet:
-        """Return a new network, also in place of one with published weights."""
-        return self.build(self.config.teacher if role == "teacher" else self.config.student)
-
-    def finished(self, name: str) -> models.StagedNet:
-        """Return an untrained teacher."""
-        return self.build(self.config.teacher)
+class CostProbe(UntrainedRunner):
+    """Runs a few steps of a job."""
 
     def snapshot_of(self, teacher: str, epoch: int) -> models.StagedNet:
         """Return an untrained teacher."""

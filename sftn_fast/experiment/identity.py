@@ -81,8 +81,7 @@ class _Contents:
 def _pretrained(config: Config, job: Job, contents: _Contents) -> dict[str, str | None]:
     """Return the checksums of the published weights from which networks start in ``job``, by role."""
     found = {role: networks.pretrained(config, role) for role in job.behaviour.starts(config)}
-    names = {"teacher": config.teacher, "student": config.student}
-    return {role: contents.of_weights(weights[1], names[role]) for role, weights in found.items() if weights}
+    return {role: contents.of_weights(weights[1], getattr(config, role)) for role, weights in found.items() if weights}
 
 
 def _training(config: Config, kind: str, ranks: int) -> dict[str, Any]:

@@ -16,12 +16,10 @@ from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.method import InitTask
 from sftn_fast.engine.schedule import peak_lr
-from sftn_fast.experiment.job import JobRunner
 from sftn_fast.experiment.kinds import KINDS
-from sftn_fast.experiment.kinds.base import Role
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.teacher_check import check_class_names
-from sftn_fast.models import StagedNet
+from sftn_fast.experiment.untrained import UntrainedRunner
 from sftn_fast.tasks import DistillTask, Route, Task
 from sftn_fast.utils.user_code import describe_error
 
@@ -52,8 +50,8 @@ def try_jobs(config: Config, jobs: Sequence[Job], images: ImageData) -> list[str
     return list(dict.fromkeys(found))
 
 
-class Trial(JobRunner):
-    """Runs one step of a job; untrained networks replace those of other jobs."""
+class Trial(UntrainedRunner):
+    """Runs one step of a job."""
 
     def __init__(self, config: Config, job: Job, images: ImageData) -> None:
         super().__init__(config, job, Path(), torch.device("cpu"), images)
@@ -111,14 +109,6 @@ class Trial(JobRunner):
         images = torch.randn(count, *views, data.in_channels, data.image_size, data.image_size)
         labels = index % data.num_classes
         return images, labels if data.mixing is None else data.mixing.probabilities(labels), index
-
-    def start(self, role: Role) -> StagedNet:
-        """Return a new network, also in place of one with published weights."""
-        return self.build(self.config.teacher if role == "teacher" else self.config.student)
-
-    def finished(self, name: str) -> StagedNet:
-        """Return an untrained teacher."""
-        return self.build(self.config.teacher)
 
     def route(self) -> Route | None:
         """Return None: there are no snapshots yet."""

@@ -16,12 +16,12 @@ from torch import Tensor
 from sftn_fast.models import timm_weights
 from sftn_fast.models.imagenet import CUTS, torchvision_models
 from sftn_fast.models.staged import StagedNet
+from sftn_fast.models.timm_weights import DEFAULT
 from sftn_fast.models.weight_files import WeightsError
 from sftn_fast.utils.timm_names import PREFIX as TIMM
 from sftn_fast.utils.timm_names import is_timm
 
 PREFIX = "torchvision:"
-DEFAULT = "DEFAULT"
 
 
 class Normalisation(NamedTuple):

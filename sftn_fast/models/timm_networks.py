@@ -8,6 +8,7 @@ cut there, as :func:`~sftn_fast.models.wrap.as_staged` cuts any other. A network
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -102,11 +103,11 @@ def _described_elsewhere(model: str) -> tuple[Any, str, dict[str, Any]]:
     read = hub.load_model_config_from_hf if source == "hf-hub" else hub.load_model_config_from_path
     try:
         config, architecture, arguments = read(place)
-        names = {each.name for each in import_module("dataclasses").fields(timm_config())}
+        names = {each.name for each in dataclasses.fields(timm_config())}
         config = timm_config()(**{key: value for key, value in config.items() if key in names})
     except Exception as error:  # no connection, no such network, or a file that is no description
         raise ValueError(
-            f"the description of {PREFIX}{printable(model)} can't be read ({type(error).__name__}: {_reason(error)})"
+            f"the description of {PREFIX}{printable(model)} can't be read ({type(error).__name__}: {reason_of(error)})"
         ) from error
     arguments = {key: value for key, value in (arguments or {}).items() if key not in ("num_classes", "in_chans")}
     return config, architecture, arguments
@@ -175,7 +176,7 @@ def _create(label: str, source: Source, arguments: Mapping[str, Any], *, num_cla
         sized = "img_size" in arguments and not source.arguments  # of its own arguments, one may be wrong
         size = f" for images of {arguments['img_size']} pixels" if sized else ""
         made = f"; it is made for {source.config.input_size[-1]}" if size else ""
-        raise ValueError(f"{label} can't be built{size} ({type(error).__name__}: {_reason(error)}){made}") from error
+        raise ValueError(f"{label} can't be built{size} ({type(error).__name__}: {reason_of(error)}){made}") from error
 
 
 @contextlib.contextmanager
@@ -212,7 +213,7 @@ def _runnable(label: str, net: Any, images: Tensor, source: Source) -> tuple[Any
         return _run(empty, images)
     except Exception as error:
         if "meta" not in str(error):
-            reason = f"{type(error).__name__}: {_reason(error)}"
+            reason = f"{type(error).__name__}: {reason_of(error)}"
             raise ValueError(
                 f"{label} can't run on images of {size} x {size} pixels ({reason}); it is made for {made} x {made}"
             ) from error
@@ -363,5 +364,6 @@ def layout_of(shape: Sequence[int], channels: int | None, order: str | None) -> 
     return fitting[0]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return the first line of a message that timm, or a network in it, gave."""
     return printable(one_line(str(error).strip().partition("\n")[0]), 300)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sftn_fast.models.staged import StagedNet
-from sftn_fast.models.timm_networks import Source, classifier_names, find_source, quiet, timm_module
+from sftn_fast.models.timm_networks import Source, classifier_names, find_source, quiet, reason_of, timm_module
 from sftn_fast.models.weight_files import WeightsError
-from sftn_fast.utils.text import one_line, printable
+from sftn_fast.utils.text import printable
 from sftn_fast.utils.timm_names import PREFIX, SOURCES, is_timm, parse
 
 DEFAULT = "DEFAULT"
@@ -71,10 +71,10 @@ def read(path: str, net: StagedNet, *, keep_head: bool) -> dict[str, Tensor]:
                 **net.arguments,
             )
     except Exception as error:  # no connection, a damaged file, or one of another network
-        reason = printable(one_line(str(error).strip().partition("\n")[0]), 300)
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise WeightsError(
-            f"{path} of {net.name} can't be loaded ({type(error).__name__}: {reason}): download it where there is a "
-            "connection, into the cache that HF_HOME names"
+            f"{path} of {net.name} can't be loaded ({reason}): download it where there is a connection, into the cache "
+            "that HF_HOME names"
         ) from error
     tensors = dict(donor.state_dict())
     if not classes:

@@ -18,6 +18,9 @@ from sftn_fast.ops._autograd import Saved, first_derivatives, is_readable, needs
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
 
+NUMBERS = 16
+"""Of each row, which a GPU's forward op leaves for its backward op: ``kDivergenceNumbers``."""
+
 
 class Divergence(IntEnum):
     """What is summed over the classes, as in the C++ enumeration."""
@@ -166,7 +169,7 @@ def _(student: Tensor, teacher: Tensor, target: Tensor | None, *rest: Any) -> tu
 @register_fake("logits_divergence_forward")
 def _(student: Tensor, teacher: Tensor, target: Tensor | None, *scalars: Any) -> tuple[Tensor, Tensor, Tensor]:
     total, parts = _results_like(student, Options(*scalars), 3)
-    return total, parts, student.new_empty((student.shape[0], 16), dtype=parts.dtype)
+    return total, parts, student.new_empty((student.shape[0], NUMBERS), dtype=parts.dtype)
 
 
 @register_fake("logits_divergence_backward")

@@ -57,11 +57,10 @@ class Collaborate(Kind):
         config = runner.config.collaborate
         first = runner.finished(config.init) if config.init else None
         if config.networks:
-            networks = [runner.build(name) for name in config.networks]
+            built = [runner.build(name) for name in config.networks]
+            networks = built if first is None else [first, *built[1:]]
         else:
             networks = [first or runner.start("teacher"), runner.start("student")]
-        if first is not None:
-            networks[0] = first
         return CollaborativeTask(networks, config)
 
     def extra_figures(self, runner: JobRunner, task: Task) -> dict[str, Any]:
