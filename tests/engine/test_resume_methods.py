@@ -1,4 +1,4 @@
-"""Real methods on real data sets: stopped after 13 of 40 steps and resumed, they end with the bits of an unbroken run,
+"""Real methods on real data sets: stopped after 7 of 20 steps and resumed, they end with the bits of an unbroken run,
 including those of their memories."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sftn_fast.tasks import DistillTask, SFTNTask, Task
 
 from .stubs import StoppingLoader, without_timing
 
-BATCH, STEPS_AN_EPOCH = 8, 20
+BATCH, STEPS_AN_EPOCH = 8, 10
 NOT_COMPARED = ("history", "stopwatch", "log_offsets")  # they depend on the clock
 
 
@@ -113,17 +113,17 @@ def test_a_method_resumed_in_mid_epoch_ends_with_the_same_bits(source, build, tm
         return {key: value for key, value in read_checkpoint(newest).items() if key not in NOT_COMPARED}
 
     whole = train("unbroken", images.mixed(), seed=0)
-    stopping = dataclasses.replace(images.mixed(), train=StoppingLoader(images.mixed().train, 13, signal.SIGTERM))
+    stopping = dataclasses.replace(images.mixed(), train=StoppingLoader(images.mixed().train, 7, signal.SIGTERM))
     with pytest.raises(Interrupted):
         train("broken", stopping, seed=0)
-    assert read_checkpoint(tmp_path / "broken" / "checkpoints" / "step_000000013")["position"] == [0, 13, 13]
+    assert read_checkpoint(tmp_path / "broken" / "checkpoints" / "step_000000007")["position"] == [0, 7, 7]
     resumed = train("broken", images.mixed(), seed=99)  # resuming replaces these weights
 
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert build is not distil or any("student_bank" in name for name in theirs)
     for name in ("unbroken", "broken"):
-        assert everything(name)["position"] == [2, 0, 40]
+        assert everything(name)["position"] == [2, 0, 2 * STEPS_AN_EPOCH]
     assert_equal(everything("broken"), everything("unbroken"))
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("broken", "unbroken")]
     ours, theirs = ([without_timing(json.loads(line)) for line in each] for each in lines)
