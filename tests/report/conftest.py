@@ -12,11 +12,6 @@ from sftn_fast import cli
 from sftn_fast.experiment.plan import Job
 
 
-@pytest.fixture(autouse=True)
-def pictures(rendered: None) -> None:
-    """Real ones in every test of this folder."""
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for seed in range(3):

@@ -23,6 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return [make_run(tmp_path / name, TOP1) for name in ("one", "_two $x$")]
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_picture_is_written_where_a_line_says(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run) for run in runs]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "plot: comparison.png"

@@ -6,6 +6,7 @@ import csv
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 import yaml
 from finished_jobs import METHODS, add_job
 
@@ -90,6 +91,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
     report.write(folder)
     content = (folder / "report.html").read_text()

@@ -75,6 +75,7 @@ def test_gain_pairs_the_seeds_that_both_have(folder: Path) -> None:
     assert report.gain(rows, "distill-sftn", "student") is None
 
 
+@pytest.mark.usefixtures("rendered")
 def test_everything_is_written(folder: Path) -> None:
     text = report.write(folder)
     assert "| standard teacher" in text and "96.00 ± 1.41" in text and "0.4000 ± 0.1414" in text
