@@ -16,6 +16,7 @@ wheel is not needed.
 """
 
 import contextlib
+import hashlib
 import os
 import platform as platform_module
 import re
@@ -41,6 +42,7 @@ except ImportError as error:
 
 ROOT = Path(__file__).resolve().parent
 HEADERS = ("csrc/**/*.h", "csrc/**/*.cuh")
+PRECOMPILED = "csrc/tensor.h"  # with torch's headers behind it, which take a third of most files' time
 COMMON = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # Not -ffast-math: it folds the exponential's rounding away and takes NaN and infinity for impossible.
 CXX_FLAGS = [*COMMON, "-fvisibility=hidden", "-g0"]
@@ -198,6 +200,29 @@ def manylinux(libraries: Iterable[bytes], platform: str) -> str:
     return f"many{platform.replace('linux_', f'linux_2_{min(fitting)}_', 1)}" if contents and fitting else platform
 
 
+def precompiled(flags: list[str], folder: Path) -> list[str]:
+    """Return the flags to compile with PRECOMPILED already read, none if the compiler can't. Keeps it in ``folder``.
+
+    It has another path for other flags, another torch or another text, so whatever was compiled with it is compiled
+    again then.
+    """
+    text = (ROOT / PRECOMPILED).read_bytes()
+    digest = hashlib.sha256(repr((flags, torch.__version__)).encode() + text).hexdigest()[:16]
+    header = folder / f"precompiled-{digest}" / "tensor.h"
+    use = ["-include", str(header.resolve())]
+    check = [*flags, *use, "-Winvalid-pch"]
+    if header.exists() and compiles(*check):
+        return use
+    for other in folder.glob("precompiled-*"):
+        shutil.rmtree(other)
+    header.parent.mkdir(parents=True)
+    header.write_text(f'#include "{ROOT / PRECOMPILED}"\n')
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    command = [*compiler, *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return use if done.returncode == 0 and compiles(*check) else []
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Wait until no other build uses ``folder``: `make` compiles while pip, which builds too, downloads packages."""
@@ -260,6 +285,12 @@ def build_options() -> dict:
         def run(self) -> None:
             with alone(Path(self.build_temp)):
                 super().run()
+
+        def build_extension(self, extension: Extension) -> None:
+            if extension is cpu:
+                own, include = extension.extra_compile_args["cxx"], [f"-I{path}" for path in extension.include_dirs]
+                own += precompiled([*self.compiler.compiler_so[1:], *include, *own], Path(self.build_temp))
+            super().build_extension(extension)
 
     cpu = CppExtension(
         "sftn_fast._C",

@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -261,3 +262,38 @@ def test_without_a_compiler_the_package_is_pure_python(tmp_path):
     built = tmp_path / "lib" / "sftn_fast"
     assert (built / "ops" / "reference" / "logits.py").exists()
     assert not list(built.rglob("*.so"))
+
+
+def test_a_header_is_precompiled_once_for_the_same_flags_and_text(setup_py, tmp_path, monkeypatch):
+    needs_compiler(setup_py)
+    monkeypatch.setattr(setup_py, "ROOT", tmp_path / "clone")
+    text = tmp_path / "clone" / setup_py.PRECOMPILED
+    text.parent.mkdir(parents=True)
+    text.write_text("#pragma once\nstruct Known {};\n")
+    first = setup_py.precompiled(["-O1"], tmp_path)
+    source = tmp_path / "source.cpp"
+    source.write_text("Known known;\n")
+    subprocess.run([*shlex.split(os.environ.get("CXX", "c++")), "-O1", *first, "-fsyntax-only", str(source)], check=True)
+    assert not setup_py.compiles("-O1", "-fno-exceptions", *first, "-Winvalid-pch"), "precompiled for other flags, it is not read"
+
+    (header,) = tmp_path.glob("precompiled-*/tensor.h.gch")
+    written = header.stat().st_mtime_ns
+    assert setup_py.precompiled(["-O1"], tmp_path) == first and header.stat().st_mtime_ns == written
+    text.write_text("#pragma once\nstruct Other {};\n")
+    assert setup_py.precompiled(["-O1"], tmp_path) != first and not header.exists()
+    assert setup_py.precompiled(["-O2"], tmp_path) != setup_py.precompiled(["-O1"], tmp_path)
+    assert len([*tmp_path.glob("precompiled-*")]) == 1
+
+
+def test_without_a_precompiled_header_the_sources_read_the_text(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_py, "ROOT", tmp_path / "clone")
+    text = tmp_path / "clone" / setup_py.PRECOMPILED
+    text.parent.mkdir(parents=True)
+    text.write_text("wrong\n")
+    assert setup_py.precompiled([], tmp_path) == []
+
+
+def test_the_precompiled_header_needs_no_other_of_ours():
+    """ninja doesn't look at what is behind it: its own text and the version of torch are all that is compared."""
+    includes = re.findall(r"^#include (.)", (ROOT / "csrc" / "tensor.h").read_text(), re.MULTILINE)
+    assert set(includes) == {"<"} and len(includes) > 5
