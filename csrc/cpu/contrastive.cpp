@@ -55,7 +55,7 @@ static bool gather(const ContrastiveInput& in, const T* bank, int64_t begin, int
 }
 
 // The same for anchors whose negatives ascend and are in range.
-template <class I, class A, class T>
+template <class A, class T>
 static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
                         const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
   const int64_t anchors = end - begin, dim = whole_blocks(in.d), tile_rows = shared_tile_rows(in);
@@ -70,9 +70,7 @@ static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin
     const A* tile = copies.row(0);
     if constexpr (std::is_same_v<A, T>) tile = in_place ? rows : tile;
     for (int64_t i = 0; i < anchors; ++i) {
-      const I* negatives = in.negatives.data<I>() + (begin + i) * in.negatives.stride;
-      while (cursors[i] < in.k && negatives[cursors[i]] < limit) {
-        take_share(negatives, in.k, first, limit, cursors[i], share);
+      while (take_share(in, begin + i, first, limit, cursors[i], share)) {
         losses[begin + i] += add_share(tile, share, logistic, dim, v.row(i), sums.row(i));
       }
     }
@@ -81,13 +79,16 @@ static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin
 
 // Adds the negatives of anchors begin .. end to their losses and, if requested, to their gradients `sums`, padded to
 // whole blocks of anchors. Returns false and adds nothing if a row is out of range.
-template <class I, class A, class T>
+template <class A, class T>
 static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
                       const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
   const int64_t anchors = end - begin, num_blocks = divide_up(anchors, kLanes), dim = whole_blocks(in.d);
   std::vector<Ascending> negatives(anchors);
   for (int64_t i = 0; i < anchors; ++i) {
-    if (!negatives[i].take(in.negatives.data<I>() + (begin + i) * in.negatives.stride, in.k, in.n)) return false;
+    const int64_t offset = (begin + i) * in.negatives.stride;
+    const bool in_range = in.wide_negatives ? negatives[i].take(in.negatives.data<int64_t>() + offset, in.k, in.n)
+                                            : negatives[i].take(in.negatives.data<int32_t>() + offset, in.k, in.n);
+    if (!in_range) return false;
   }
   AlignedRows<A> transposed(num_blocks * dim, kLanes), copies(kTileRows, dim);
   std::vector<AnchorBlock<A>> blocks(num_blocks);
@@ -102,10 +103,18 @@ static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, 
   for (int64_t first = 0; first < in.n; first += kTileRows) {
     for (AnchorBlock<A>& block : blocks) std::fill(block.times, block.times + kTileRows * kLanes, A(0));
     for (int64_t i = 0; i < anchors; ++i) {
-      negatives[i].count<I>(first, blocks[i / kLanes].times + i % kLanes);
+      negatives[i].count(first, blocks[i / kLanes].times + i % kLanes);
     }
-    score_tile(bank + first * in.d, std::min(kTileRows, in.n - first), in.d, logistic, blocks.data(), num_blocks,
-               copies.row(0));
+    const int64_t count = std::min(kTileRows, in.n - first);
+    const T* rows = bank + first * in.d;
+    const bool in_place = std::is_same_v<A, T> && count == kTileRows && dim == in.d;
+    if (!in_place) {
+      widen_tile(rows, count, in.d, dim, copies.row(0));
+      std::fill(copies.row(0) + count * dim, copies.row(0) + kTileRows * dim, A(0));
+    }
+    const A* tile = copies.row(0);
+    if constexpr (std::is_same_v<A, T>) tile = in_place ? rows : tile;
+    score_tile(tile, dim, logistic, blocks.data(), num_blocks);
   }
   for (int64_t i = 0; i < anchors; ++i) losses[begin + i] += blocks[i / kLanes].losses[i % kLanes];
   return true;
@@ -134,14 +143,6 @@ static Way choose_way(const ContrastiveInput& in) {
   return (in.wide_negatives ? all_ascend<int64_t>(in) : all_ascend<int32_t>(in)) ? Way::kShareTiles : Way::kGather;
 }
 
-template <class I, class A, class T>
-static bool by_tiles(Way way, const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
-                     const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
-  if (way == Way::kEveryRow) return every_row<I>(in, bank, begin, end, logistic, v, sums, losses);
-  share_tiles<I>(in, bank, begin, end, logistic, v, sums, losses);
-  return true;
-}
-
 template <class A, class T>
 static void score(const ContrastiveInput& in, Way way, const ContrastiveSide& side, int64_t begin, int64_t end,
                   double* losses, A* grads, std::atomic<bool>& in_range) {
@@ -161,10 +162,10 @@ static void score(const ContrastiveInput& in, Way way, const ContrastiveSide& si
   bool done = true;
   if (way == Way::kGather) {
     done = gather(in, bank, begin, end, logistic, v, sums, losses);
-  } else if (in.wide_negatives) {
-    done = by_tiles<int64_t>(way, in, bank, begin, end, logistic, v, sums, losses);
+  } else if (way == Way::kShareTiles) {
+    share_tiles(in, bank, begin, end, logistic, v, sums, losses);
   } else {
-    done = by_tiles<int32_t>(way, in, bank, begin, end, logistic, v, sums, losses);
+    done = every_row(in, bank, begin, end, logistic, v, sums, losses);
   }
   if (!done) in_range = false;
 

@@ -25,6 +25,7 @@ class Ascending {
   template <class I>
   bool take(const I* negatives, int64_t k, int64_t n) {
     negatives_ = negatives;
+    wide_ = sizeof(I) == 8;
     k_ = k;
     if (ascends(negatives, k)) return negatives[0] >= 0 && negatives[k - 1] < n;
     std::vector<int32_t> counts(n);
@@ -38,10 +39,11 @@ class Ascending {
   }
 
   // Adds 1 to times[row - first, lane] for each negative below first + kTileRows that is left.
-  template <class I, class A>
+  template <class A>
   void count(int64_t first, A* times) {
-    sorted_.empty() ? count_in(static_cast<const I*>(negatives_), first, times)
-                    : count_in(sorted_.data(), first, times);
+    if (!sorted_.empty()) return count_in(sorted_.data(), first, times);
+    wide_ ? count_in(static_cast<const int64_t*>(negatives_), first, times)
+          : count_in(static_cast<const int32_t*>(negatives_), first, times);
   }
 
  private:
@@ -60,6 +62,7 @@ class Ascending {
   }
 
   const void* negatives_ = nullptr;
+  bool wide_ = false;
   std::vector<int32_t> sorted_;
   int64_t k_ = 0, cursor_ = 0;
 };

@@ -131,26 +131,9 @@ SFTN_INLINE bool logistic_tile(const Logistic<A>& logistic, const A* times, doub
   return broken.sum() == 0;
 }
 
-// The rows themselves, if they are dense and of the arithmetic type.
-template <class A, class T>
-SFTN_INLINE const A* in_place(const T* rows, bool as_wanted) {
-  if constexpr (std::is_same_v<A, T>) {
-    return as_wanted ? rows : nullptr;
-  } else {
-    return nullptr;
-  }
-}
-
-// Scores `count` rows of a bank, at most kTileRows, against blocks of anchors.
-template <int kBytes, class A, class T, class Dim>
-SFTN_INLINE void tile_of_dim(const T* bank, int64_t count, int64_t d, Dim dim, const Logistic<A>& logistic,
-                             AnchorBlock<A>* blocks, int64_t num_blocks, A* copies) {
-  const A* rows = in_place<A>(bank, count == kTileRows && d == dim);
-  if (!rows) {
-    rows = copies;
-    for (int64_t r = 0; r < count; ++r) widen_values<kBytes>(bank + r * d, d, copies + r * dim);
-    std::fill(copies + count * dim, copies + kTileRows * dim, A(0));
-  }
+template <int kBytes, class A, class Dim>
+SFTN_INLINE void tile_of_dim(const A* rows, Dim dim, const Logistic<A>& logistic, AnchorBlock<A>* blocks,
+                             int64_t num_blocks) {
   alignas(64) A scores[kTileRows * kLanes];
   for (AnchorBlock<A>* block = blocks; block < blocks + num_blocks; ++block) {
     multiply_rows<kBytes>(rows, dim, block->v, scores);
@@ -164,12 +147,13 @@ SFTN_INLINE void tile_of_dim(const T* bank, int64_t count, int64_t d, Dim dim, c
   }
 }
 
-template <int kBytes, class A, class T>
-SFTN_INLINE void tile_inline(const T* bank, int64_t count, int64_t d, const Logistic<A>& logistic,
-                             AnchorBlock<A>* blocks, int64_t num_blocks, A* copies) {
+// Scores a tile [kTileRows, dim] against blocks of anchors.
+template <int kBytes, class A>
+SFTN_INLINE void tile_inline(const A* rows, int64_t dim, const Logistic<A>& logistic, AnchorBlock<A>* blocks,
+                             int64_t num_blocks) {
   constexpr std::integral_constant<int64_t, 128> kUsual{};
-  if (d == kUsual) return tile_of_dim<kBytes>(bank, count, d, kUsual, logistic, blocks, num_blocks, copies);
-  return tile_of_dim<kBytes>(bank, count, d, whole_blocks(d), logistic, blocks, num_blocks, copies);
+  if (dim == kUsual) return tile_of_dim<kBytes>(rows, kUsual, logistic, blocks, num_blocks);
+  return tile_of_dim<kBytes>(rows, dim, logistic, blocks, num_blocks);
 }
 
 }  // namespace sftn

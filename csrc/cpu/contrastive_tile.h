@@ -33,20 +33,29 @@ struct Share {
   int64_t count;
 };
 
-// Takes the anchor's negatives below `limit`, starting at the cursor.
+// Takes the anchor's negatives below `limit`, starting at the cursor. Returns false if there are none.
 template <class I>
-void take_share(const I* negatives, int64_t k, int64_t first, int64_t limit, int64_t& cursor, Share& share) {
+bool take_share(const I* negatives, int64_t k, int64_t first, int64_t limit, int64_t& cursor, Share& share) {
   const int64_t end = std::min(k, cursor + kMostTileRows), begin = cursor;
   for (; cursor < end && negatives[cursor] < limit; ++cursor) {
     share.places[cursor - begin] = static_cast<int32_t>(negatives[cursor] - first);
   }
   share.count = cursor - begin;
+  if (share.count == 0) return false;
   std::fill_n(share.places + share.count, kTogether, share.places[0]);
   // Prefetch for the next tile, which comes after all other anchors.
   constexpr int64_t kLine = 64 / sizeof(I);
   for (int64_t ahead = cursor; ahead < std::min(cursor + kMostTileRows / 2, k); ahead += kLine) {
     __builtin_prefetch(negatives + ahead);
   }
+  return true;
+}
+
+inline bool take_share(const ContrastiveInput& in, int64_t anchor, int64_t first, int64_t limit, int64_t& cursor,
+                       Share& share) {
+  const int64_t offset = anchor * in.negatives.stride;
+  return in.wide_negatives ? take_share(in.negatives.data<int64_t>() + offset, in.k, first, limit, cursor, share)
+                           : take_share(in.negatives.data<int32_t>() + offset, in.k, first, limit, cursor, share);
 }
 
 // dots[i] = <row i of the share, v>

@@ -28,7 +28,8 @@ static void attention_range(const AttentionInput& in, const AttentionOutput& out
     A *s = maps + i * q, *t = maps + (in.n() + i) * q, *stats = data_of<A>(out.stats) + 4 * i;
     attend(in.student.data<T>() + i * shapes[0].size(), shapes[0], in.power, s, scratch.data(), staging);
     attend(in.teacher.data<T>() + i * shapes[1].size(), shapes[1], in.power, t, scratch.data(), staging);
-    terms[i] = compare_rows(s, t, q, in.absolute, stats, rows);
+    const A *of_s = s, *of_t = t;  // the type that factor_range has: compiled once
+    terms[i] = compare_rows(of_s, of_t, q, in.absolute, stats, rows);
   }
 }
 
