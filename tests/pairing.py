@@ -22,6 +22,8 @@ def choose_pairs(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     Each row starts with a pair that is missing, and takes from the other axes what meets most for the first time.
     """
     width = len(axes)
+    if not all(len(axis) for axis in axes):  # such as the other levels of a library that has one
+        return []
     if width == 1:
         return [(value,) for value in axes[0]]
     missing = {

@@ -27,6 +27,10 @@ def test_rows_are_few():
     assert len(choose_pairs(range(10), range(4), range(3), range(2))) <= 42
 
 
+def test_without_a_value_for_an_axis_there_is_no_row():
+    assert choose_pairs([]) == choose_pairs("ab", [], "xy") == choose_pairs(range(3), range(2), []) == []
+
+
 def test_each_call_gives_the_same_rows():
     assert choose_pairs("abc", "xyz", [1, 2]) == choose_pairs("abc", "xyz", [1, 2])
 

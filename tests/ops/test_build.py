@@ -273,8 +273,12 @@ def test_a_header_is_precompiled_once_for_the_same_flags_and_text(setup_py, tmp_
     first = setup_py.precompiled(["-O1"], tmp_path)
     source = tmp_path / "source.cpp"
     source.write_text("Known known;\n")
-    subprocess.run([*shlex.split(os.environ.get("CXX", "c++")), "-O1", *first, "-fsyntax-only", str(source)], check=True)
-    assert not setup_py.compiles("-O1", "-fno-exceptions", *first, "-Winvalid-pch"), "precompiled for other flags, it is not read"
+    subprocess.run(
+        [*shlex.split(os.environ.get("CXX", "c++")), "-O1", *first, "-fsyntax-only", str(source)], check=True
+    )
+    assert not setup_py.compiles("-O1", "-fno-exceptions", *first, "-Winvalid-pch"), (
+        "precompiled for other flags, it is not read"
+    )
 
     (header,) = tmp_path.glob("precompiled-*/tensor.h.gch")
     written = header.stat().st_mtime_ns
