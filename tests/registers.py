@@ -1,14 +1,18 @@
-"""The assembler's logs of the CUDA sources: kept under build/ for these very inputs, and made once."""
+"""The assembler's logs of the CUDA sources: kept under build/ for these very inputs, and made once.
+
+nvcc takes four seconds to parse what every source includes. So several sources are compiled as one unit.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -29,7 +33,11 @@ FLAGS = [
     "-Xptxas",
     "-v",
 ]
-SMALLEST = min(SOURCES, key=lambda path: path.stat().st_size)
+UNITS = {f"unit{i}": SOURCES[i::3] for i in range(3)}
+"""Sources that are compiled together, by the name of the unit."""
+WITH_HOST = "unit0"
+"""The unit whose host half nvcc compiles too. The emulator's build compiles all of them, with g++ as nvcc does."""
+CONSTANT = re.compile(r"^constexpr \w+ (k\w+) =", flags=re.MULTILINE)
 
 
 def find_nvcc() -> str | None:
@@ -44,37 +52,48 @@ def _release(nvcc: str) -> str:
 
 
 @contextmanager
-def _lock(source: Path) -> Iterator[None]:
-    """Let one process compile a source at a time."""
+def _lock(unit: str) -> Iterator[None]:
+    """Let one process compile a unit at a time."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f".{source.stem}.lock").open("w") as lock:
+    with (CACHE / f".{unit}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def ptxas_log(nvcc: str, source: Path) -> str:
-    """Return the log of ``-Xptxas -v`` for a source. Compile it unless the log is kept.
+def text_of(sources: Sequence[Path]) -> str:
+    """Return a source that includes others. Each keeps constants of its own, though others have theirs by that name."""
+    lines = []
+    for source in sources:
+        constants = CONSTANT.findall(source.read_text())
+        lines += [f"#define {name} {name}_{source.stem}" for name in constants]
+        lines += [f'#include "{source}"', *(f"#undef {name}" for name in constants)]
+    return "\n".join([*lines, ""])
+
+
+def ptxas_log(nvcc: str, unit: str) -> str:
+    """Return the log of ``-Xptxas -v`` for a unit. Compile it unless the log is kept.
 
     Raises:
-        RuntimeError: the source does not compile; the message holds the end of the log.
+        RuntimeError: a source does not compile; the message holds the end of the log.
 
     """
-    texts = [path.read_text() for path in (source, *HEADERS)]
-    # The emulator's build compiles every host half, with g++ as nvcc does; one of them is compiled by nvcc itself.
-    flags = [*FLAGS, "-c" if source == SMALLEST else "-cubin"]
+    texts = [path.read_text() for path in (*UNITS[unit], *HEADERS)]
+    flags = [*FLAGS, "-c" if unit == WITH_HOST else "-cubin"]
     key = hashlib.sha256("\0".join([_release(nvcc), version("torch"), *flags, *texts]).encode()).hexdigest()[:16]
-    kept = CACHE / f"{source.stem}-{key}.txt"
-    with _lock(source), tempfile.TemporaryDirectory() as folder:
+    kept = CACHE / f"{unit}-{key}.txt"
+    with _lock(unit), tempfile.TemporaryDirectory() as folder:
         if kept.exists():
             return kept.read_text()
         torch = find_spec("torch")
         assert torch is not None and torch.submodule_search_locations
         include = Path(torch.submodule_search_locations[0]) / "include"
+        source = Path(folder) / f"{unit}.cu"
+        source.write_text(text_of(UNITS[unit]))
         command = [nvcc, *flags, f"-isystem={include}", str(source), "-o", f"{folder}/x.o"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         log = done.stdout + done.stderr
         if done.returncode:
-            raise RuntimeError(f"nvcc failed on {source.name}:\n{log[-4000:]}")
+            raise RuntimeError(f"nvcc failed:\n{log[-4000:]}")
         partial = kept.with_suffix(".partial")
         partial.write_text(log)
         partial.replace(kept)
@@ -82,7 +101,7 @@ def ptxas_log(nvcc: str, source: Path) -> str:
 
 
 def compile_all() -> None:
-    """Make the log of every source, the largest first. Do nothing without nvcc."""
+    """Make the log of every unit. Do nothing without nvcc."""
     nvcc = find_nvcc()
-    for source in sorted(SOURCES, key=lambda path: -path.stat().st_size) if nvcc else ():
-        ptxas_log(nvcc, source)  # type: ignore[arg-type]
+    for unit in UNITS if nvcc else ():
+        ptxas_log(nvcc, unit)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 import compile_ahead
 import pytest
 import torch
-from registers import CUDA, SOURCES, find_nvcc, ptxas_log
+from registers import CUDA, SOURCES, UNITS, find_nvcc, ptxas_log
 from simt import test_memory
 from simt.build import kernel_name, load
 
@@ -63,15 +63,31 @@ def demangled(names: list[str]) -> list[str]:
     return [kernel_name(line) for line in done.stdout.splitlines()]
 
 
+def kernels_of(source: Path) -> set[str]:
+    """Return the names of kernels in a source and in the headers of its name."""
+    texts = [path.read_text() for path in (source, *CUDA.glob(f"{source.stem}*.cuh"))]
+    return set(re.findall(r"__global__ void[^;{]*?\b(\w+_kernel)\(", "".join(texts)))
+
+
+def base_name(kernel: str) -> str:
+    """Return a kernel's name without namespaces and template arguments."""
+    return kernel.partition("<")[0].rpartition("::")[2]
+
+
+def test_every_source_is_in_a_unit() -> None:
+    assert sorted(source for unit in UNITS.values() for source in unit) == SOURCES
+    assert all(kernels_of(source) for source in SOURCES)
+
+
 @pytest.mark.slow
 @pytest.mark.compiles(compile_ahead.REGISTERS)
-@pytest.mark.parametrize("source", SOURCES, **ids)
-def test_registers_suffice(source: Path, emulated_ops: object) -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_registers_suffice(unit: str, emulated_ops: object) -> None:
     """Compile for one architecture; no kernel spills, keeps an array in local memory, or is refused at its launch."""
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc on PATH or in CUDA_HOME")
-    log = ptxas_log(nvcc, source)
+    log = ptxas_log(nvcc, unit)
     compiled = kernels(log)
     assert len(compiled) == log.count("Compiling entry function") > 0
     wasteful = [
@@ -80,7 +96,8 @@ def test_registers_suffice(source: Path, emulated_ops: object) -> None:
     assert not wasteful
     needed = dict(zip(demangled([kernel["name"] for kernel in compiled]), compiled, strict=True))
     launched = {name: threads for name, threads in largest_blocks().items() if name in needed}
-    assert launched, "no kernel of this file is launched"
+    for source in UNITS[unit]:
+        assert kernels_of(source).intersection(map(base_name, launched)), f"no kernel of {source.name} is launched"
     for name, threads in launched.items():
         assert int(needed[name]["registers"]) * threads <= REGISTERS, f"{name}: {needed[name]}, {threads} threads"
 
