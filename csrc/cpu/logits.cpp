@@ -29,9 +29,11 @@ class RowReader {
   explicit RowReader(const LogitsInput& in)
       : in_(in),
         classes_(in.class_data()),
+        teacher_(in.teacher.data<T>()),
         students_(in.k()),
         to_next_(1 + in.k()),
         copies_(kCopies ? (1 + in.k()) * in.c : 0) {
+    for (const Matrix& student : in.students) starts_.push_back(student.data<T>());
     // Long rows need no prefetch, and two of them might not fit the cache.
     if (kCopies || in.c * (1 + in.k()) > 16384) return;
     to_next_[0] = in.teacher.stride;
@@ -39,16 +41,15 @@ class RowReader {
   }
 
   LogitsRow<A> operator()(int64_t i) {
-    const A* teacher = row(in_.teacher, i, 0);
-    for (int64_t k = 0; k < in_.k(); ++k) students_[k] = row(in_.students[k], i, 1 + k);
+    const A* teacher = row(teacher_ + i * in_.teacher.stride, 0);
+    for (int64_t k = 0; k < in_.k(); ++k) students_[k] = row(starts_[k] + i * in_.students[k].stride, 1 + k);
     return {teacher, students_.data(), to_next_.data(),
             classes_ && classes_[i] != in_.options.ignore_index ? classes_[i] : -1,
             in_.probabilities ? in_.probabilities->data<A>() + i * in_.probabilities->stride : nullptr};
   }
 
  private:
-  const A* row(const Matrix& matrix, int64_t i, int64_t slot) {
-    const T* from = matrix.data<T>() + i * matrix.stride;
+  const A* row(const T* from, int64_t slot) {
     if constexpr (kCopies) {
       A* copy = copies_.data() + slot * in_.c;
       widen(from, copy, in_.c);
@@ -60,6 +61,8 @@ class RowReader {
 
   const LogitsInput& in_;
   const int64_t* classes_;
+  const T* teacher_;
+  std::vector<const T*> starts_;  // of the students: asking a tensor for its memory costs too much for each row
   std::vector<const A*> students_;
   std::vector<int64_t> to_next_;
   std::vector<A> copies_;
@@ -150,16 +153,17 @@ static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv
   const Kept<A> kept{exponentials.data(), stride};
   std::vector<RowSums<A>> sums(1 + in.k());
   std::vector<StudentGradient<A>> students(in.k());
-  std::vector<A*> out(both.grads.size());
+  std::vector<A*> out;
+  for (const Tensor& grad : both.grads) out.push_back(data_of<A>(grad) + begin * in.c);
   for (int64_t i = begin; i < end; ++i) {
     const LogitsRow<A> row = read(i);
-    for (std::size_t r = 0; r < out.size(); ++r) out[r] = data_of<A>(both.grads[r]) + i * in.c;
     const RowScale scale = scale_of(in.options, row.has_target(), 1, inv_valid);
     sums_row(in, row, kept, sums.data());
     const RowGradient<A> teacher =
         terms_row(in, row, sums.data(), scale, terms + i * (1 + 2 * in.k()), students.data());
     kept_gradient_row(in, row, teacher, students.data(), kept, scale, both.teacher ? out[0] : nullptr,
                       both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr);
+    for (A*& result : out) result += in.c;
   }
 }
 

@@ -10,7 +10,8 @@ namespace sftn {
 
 SFTN_LEVELS(sp_row, sp_row_inline(args...))
 SFTN_LEVELS(sp_slope, sp_slope_inline(args...))
-SFTN_LEVELS(pkt_row, pkt_row_inline(args...))
+SFTN_LEVELS(pkt_row, pkt_row_inline<false>(args...))
+SFTN_LEVELS(pkt_row_of_both, pkt_row_inline<true>(args...))
 SFTN_LEVELS(pkt_student_slope, pkt_slope_inline<false>(args...))
 SFTN_LEVELS(pkt_teacher_slope, pkt_slope_inline<true>(args...))
 
@@ -52,9 +53,14 @@ struct SimilarityCpu {
       const A eps = A(pkt_in.eps);
       PktRows<A> rows{{in.student, pkt_in.student_norm, n, eps}, {in.teacher, pkt_in.teacher_norm, n, eps}, eps, n};
       std::vector<double> losses(n);
-      for_rows(n, [&](int64_t i) { losses[i] = pkt_row(rows, i); });
-      store_mean(losses, out.loss_data<A>());
       A *s_out = out.student_data<A>(), *t_out = out.teacher_data<A>();
+      parallel_rows(n, n, [&](int64_t begin, int64_t end) {
+        std::vector<A> buffer(2 * n);
+        for (int64_t i = begin; i < end; ++i) {
+          losses[i] = t_out ? pkt_row_of_both(rows, i, buffer.data()) : pkt_row(rows, i, buffer.data());
+        }
+      });
+      store_mean(losses, out.loss_data<A>());
       if (s_out) for_rows(n, [&](int64_t i) { pkt_student_slope(rows, i, s_out + i * n); });
       if (t_out) for_rows(n, [&](int64_t i) { pkt_teacher_slope(rows, i, t_out + i * n); });
     });

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../relational_similarity.h"
+#include "bits.h"
 #include "chunk.h"
 #include "log.h"
 
@@ -113,15 +114,13 @@ struct PktRows {
 // C, of an entry of the Gram matrix and its row's and column's scales
 template <class A>
 SFTN_INLINE A pkt_cosine(A gram, A row_scale, A column_scale) {
-  const A c = gram * row_scale * column_scale;
-  return c == c ? c : A(0);
+  return zero_if_nan(gram * row_scale * column_scale);
 }
 
 // K
 template <class A>
 SFTN_INLINE A pkt_similarity(A cosine) {
-  const A k = (cosine + 1) * A(0.5);
-  return k < 0 ? A(0) : k;
+  return at_least_zero((cosine + 1) * A(0.5));
 }
 
 // The share of a pair of probabilities in the loss and in its slopes.
@@ -138,39 +137,42 @@ struct PktEntry {
   }
 };
 
+// Writes the similarities of row i to `to` [B]. Returns their sum.
 template <class A>
-SFTN_INLINE A pkt_similarity_sum(const PktSide<A>& side, int64_t n, int64_t i) {
+SFTN_INLINE A pkt_similarities(const PktSide<A>& side, int64_t n, int64_t i, A* to) {
   const A *x = side.row(i), *scale = side.scale.data();
   const A row_scale = scale[i];
   Lanes<A> sum(0);
-  over_columns(n, SFTN_COLUMN { sum.lane[l] += pkt_similarity(pkt_cosine(x[j], row_scale, scale[j])); });
+  over_columns(
+      n, SFTN_COLUMN {
+        to[j] = pkt_similarity(pkt_cosine(x[j], row_scale, scale[j]));
+        sum.lane[l] += to[j];
+      });
   return sum.sum();
 }
 
-// Computes row i of both sides' numbers. Returns its sum of the loss.
-template <class A>
-SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i) {
+// Computes row i of both sides' numbers, the teacher's mean only if kTeacher. Returns its sum of the loss. `buffer` [2 B]
+// is for the similarities of the row.
+template <bool kTeacher, class A>
+SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i, A* buffer) {
   PktSide<A>&student = rows.student, &teacher = rows.teacher;
   const int64_t n = rows.n;
-  const A eps = rows.eps, s_inverse = 1 / pkt_similarity_sum(student, n, i),
-          t_inverse = 1 / pkt_similarity_sum(teacher, n, i);
-  const A *s = student.row(i), *t = teacher.row(i);
-  const A *s_scale = student.scale.data(), *t_scale = teacher.scale.data();
-  const A s_row = s_scale[i], t_row = t_scale[i];
+  A *k_s = buffer, *k_t = buffer + n;
+  const A eps = rows.eps, s_inverse = 1 / pkt_similarities(student, n, i, k_s),
+          t_inverse = 1 / pkt_similarities(teacher, n, i, k_t);
   Lanes<A> loss(0), s_mean(0), t_mean(0);
   over_columns(
       n, SFTN_COLUMN {
-        const A p_s = pkt_similarity(pkt_cosine(s[j], s_row, s_scale[j])) * s_inverse;
-        const A p_t = pkt_similarity(pkt_cosine(t[j], t_row, t_scale[j])) * t_inverse;
+        const A p_s = k_s[j] * s_inverse, p_t = k_t[j] * t_inverse;
         const PktEntry<A> entry(p_s, p_t, eps);
         loss.lane[l] += entry.loss;
         s_mean.lane[l] += p_s * entry.student_slope;
-        t_mean.lane[l] += p_t * entry.teacher_slope;
+        if (kTeacher) t_mean.lane[l] += p_t * entry.teacher_slope;
       });
   student.inverse_sum[i] = s_inverse;
   student.mean[i] = s_mean.sum();
   teacher.inverse_sum[i] = t_inverse;
-  teacher.mean[i] = t_mean.sum();
+  if (kTeacher) teacher.mean[i] = t_mean.sum();
   return loss.sum();
 }
 

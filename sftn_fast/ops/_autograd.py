@@ -96,7 +96,7 @@ def computes_at_once(*inputs: Tensor) -> bool:
     for x in inputs:
         if type(x) not in PLAIN or not x.is_cpu:
             return False
-    return not torch.compiler.is_compiling()
+    return not _is_compiling()
 
 
 class Refused(Exception):
@@ -112,10 +112,10 @@ def tries_at_once(student: Any, teacher: Any) -> bool:
         not _is_compiling()
         and type(student) in PLAIN
         and type(teacher) in PLAIN
+        and student.requires_grad
         and student.is_cpu
         and teacher.is_cpu
         and student.dtype is teacher.dtype
-        and student.requires_grad
         and _is_grad_enabled()
         and not student.is_inference()
         and forward_ad._current_level < 0
@@ -142,14 +142,8 @@ class AtOnce(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         if grad_total is None:
             return (None,) * len(wanted)
-        saved = ctx.saved_tensors  # read once: activation checkpointing allows a single access
-        if _is_grad_enabled():
-            with torch.no_grad():
-                grads = _kept_gradients(saved, grad_total)
-            grads = [_Once.apply(grad, *saved) for grad in grads]
-        else:
-            grads = _kept_gradients(saved, grad_total)
-        return tuple(in_places(grads, wanted))
+        # saved tensors are read once: activation checkpointing allows a single access
+        return tuple(in_places(kept_gradients(ctx.saved_tensors, grad_total), wanted))
 
 
 def in_places(grads: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -158,8 +152,15 @@ def in_places(grads: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | 
     return [next(remaining) if is_wanted else None for is_wanted in wanted]
 
 
-def _kept_gradients(saved: Saved, grad_total: Tensor) -> Sequence[Tensor]:
-    """Return the gradients times ``grad_total``. ``saved`` holds the inputs, then a gradient for each."""
+def kept_gradients(saved: Saved, grad_total: Tensor) -> Sequence[Tensor]:
+    """Return gradients that a forward pass kept, times ``grad_total``, in the dtype of their inputs.
+
+    ``saved`` holds the inputs, then a gradient for each. Gradients of these raise, as in :func:`first_derivatives`.
+    """
+    if _is_grad_enabled():
+        with torch.no_grad():
+            grads = kept_gradients(saved, grad_total)
+        return [_Once.apply(grad, *saved) for grad in grads]
     grads, dtype = scaled(saved[len(saved) // 2 :], grad_total), saved[0].dtype
     return grads if grads[0].dtype is dtype else [grad.to(dtype) for grad in grads]
 
@@ -170,7 +171,7 @@ def scaled(grads: Sequence[Tensor], grad_total: Tensor) -> Sequence[Tensor]:
     They may be handed out or written to only if no other backward pass needs them, because the caller may write to
     them too. What is fake or recorded can't be compared with 1.
     """
-    if _keeps_graph() or not is_readable(grad_total):
+    if _keeps_graph() or type(grad_total) not in PLAIN or _len_dispatch_stack():
         return [grad * grad_total for grad in grads]
     if grad_total.item() != 1:
         return [grad.mul_(grad_total) for grad in grads]

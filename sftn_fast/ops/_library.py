@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -67,6 +67,18 @@ def has(op: str) -> bool:
     if CPU.loaded and not hasattr(torch.ops.sftn_fast, op):  # the sources were updated without a rebuild
         CPU.error = CUDA.error = f"it is older than the package: it has no {op}; {REBUILD}"
     return CPU.loaded
+
+
+def direct(op: str) -> Callable[..., Any]:
+    """Return the function of an op that losses of a few thousand values call: its lookup would be a part of their cost.
+
+    Without the library it is never called.
+    """
+    return getattr(torch.ops.sftn_fast, op).default._op if has(op) else _missing
+
+
+def _missing(*_: Any) -> Any:
+    raise RuntimeError("the library is not loaded")
 
 
 def register_fake(op: str) -> Callable[[F], F]:

@@ -22,11 +22,12 @@ from sftn_fast.ops._autograd import (
     computes_at_once,
     first_derivatives,
     in_places,
+    kept_gradients,
     needs_function,
     savable,
 )
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
-from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._library import direct, register_fake
 
 
 class Options(NamedTuple):
@@ -146,6 +147,9 @@ def are_classes(target: Any) -> bool:
     return type(target) is Tensor and target.is_cpu and target.dtype is torch.int64
 
 
+_logits_both = direct("logits_both")
+
+
 class OneStudent(AtOnce):
     """The same for one student, with fewer steps: of a small loss they are half the cost.
 
@@ -158,7 +162,7 @@ class OneStudent(AtOnce):
     ) -> Tensor | tuple[Tensor, ...]:
         _, teacher_wanted, _ = ctx.needs_input_grad
         try:
-            results = torch.ops.sftn_fast.logits_both.default(teacher, (student,), *arguments, teacher_wanted, True)
+            results = _logits_both(teacher, (student,), *arguments, teacher_wanted, True)
         except Exception as error:
             raise Refused from error
         if teacher_wanted:
@@ -171,6 +175,13 @@ class OneStudent(AtOnce):
         ctx.mark_non_differentiable(ce, kl)
         ctx.set_materialize_grads(False)
         return total, ce, kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return None, None, None
+        grads = kept_gradients(ctx.saved_tensors, grad_total)
+        return (None, None, *grads) if len(grads) == 1 else (None, *grads)
 
 
 class _InTwoPasses(torch.autograd.Function):

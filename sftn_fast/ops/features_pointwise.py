@@ -29,7 +29,7 @@ from sftn_fast.ops._backend import kernels, runs_cpu_kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
-from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._library import direct, register_fake
 from sftn_fast.ops.features_pool import poolable, pooled_alike
 
 HINT, AB, OH, VID = range(4)
@@ -216,15 +216,16 @@ def _tries_hint(student: Any, teacher: Any) -> bool:
     )
 
 
+_pointwise_both = direct("features_pointwise_both")
+
+
 class _Hint(torch.autograd.Function):
     """The hint loss of a small map and a constant in one op, with fewer steps: they are most of its cost."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
         try:
-            total, grad = torch.ops.sftn_fast.features_pointwise_both.default(
-                student, teacher, None, HINT, 0.0, 1 / student.numel(), True, False, False
-            )
+            total, grad = _pointwise_both(student, teacher, None, HINT, 0.0, 1 / student.numel(), True, False, False)
         except Exception as error:
             raise Refused from error
         ctx.save_for_backward(student, teacher, grad)
