@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "bits.h"
 #include "relational_rkd_rows.h"
 
 namespace sftn::rkd {
@@ -45,24 +46,19 @@ struct TripleRows {
         slope(slope_i[j]) {}
 };
 
-template <class A>
-using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
-// g(x) = min(max(x, -1), 1), with |x| and 1 compared as integers, which order positive floats the same way. For a
-// comparison of floats, GCC generates branches and computes all three outcomes under masks. NaN gives 1 or -1; the
-// other factor of the loss keeps it.
+// g(x) = min(max(x, -1), 1), with |x| and 1 compared as integers. NaN gives 1 or -1; the other factor of the loss keeps
+// it.
 template <class A>
 SFTN_INLINE A clamp_one(A x) {
-  constexpr Bits<A> kSign = std::numeric_limits<Bits<A>>::min();
-  const Bits<A> bits = bit_cast<Bits<A>>(x), magnitude = bits & ~kSign, one = bit_cast<Bits<A>>(A(1));
-  return bit_cast<A>((bits & kSign) | (magnitude < one ? magnitude : one));
+  const Bits<A> bits = bits_of(x), magnitude = bits & ~kSignBit<A>, one = bits_of(A(1));
+  return bit_cast<A>((bits & kSignBit<A>) | (magnitude < one ? magnitude : one));
 }
 
 // a + b - c for squared sides, exact up to one rounding of the result. If a or b is small, the other is close to c, and
-// their difference is taken first. Positive floats are compared as integers, as above.
+// their difference is taken first.
 template <class A>
 SFTN_INLINE A twice_dot(A a, A b, A c, A low) {
-  const Bits<A> a_bits = bit_cast<Bits<A>>(a), b_bits = bit_cast<Bits<A>>(b);
+  const Bits<A> a_bits = bits_of(a), b_bits = bits_of(b);
   const A larger = bit_cast<A>(a_bits > b_bits ? a_bits : b_bits);
   const A smaller = bit_cast<A>(a_bits > b_bits ? b_bits : a_bits);
   return smaller + ((larger - c) + low);
