@@ -1,5 +1,6 @@
-// The bits of floats as integers. Where a loop chooses between floats by comparing them twice, GCC computes all outcomes
-// under masks; choices between integers cost an instruction each. Positive floats are ordered as their bits are.
+// The bits of floats as integers. Where a loop chooses between floats by comparing them twice, GCC computes all
+// outcomes under masks; choices between integers cost an instruction each. Positive floats are ordered as their bits
+// are.
 #pragma once
 
 #include <limits>
