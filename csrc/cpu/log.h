@@ -5,38 +5,54 @@
 // and to s^21 in double (6e-19).
 //
 // If r is near 1, its logarithm is near r - 1, and r itself has lost the last digits of that. So the caller also passes
-// r - 1, computed from the difference of numerator and denominator. It is used if k is 0.
+// r - 1, computed from the difference of numerator and denominator. It is used if k is 0. V is float, double or a block
+// of these.
 #pragma once
 
 #include "vector.h"
 
 namespace sftn {
 
-SFTN_INLINE float fast_log(float r, float r_less_1) {
+// k and 1 + f of a logarithm's argument.
+template <class V>
+struct LogParts {
+  V k, mantissa;
+};
+
+template <class V>
+SFTN_INLINE LogParts<V> log_parts(V r, float) {
   constexpr int32_t kHalfRoot = 0x3F3504F3;  // sqrt(1/2)
-  const int32_t bits = bit_cast<int32_t>(r), k = (bits - kHalfRoot) >> 23;
-  const float f = k == 0 ? r_less_1 : bit_cast<float>(bits - k * (1 << 23)) - 1.f;
-  const float s = f / (2.f + f), z = s * s;
-  float p = 1.f / 9;
+  const auto above = bit_cast<int32_t>(r) - kHalfRoot;
+  return {converted<float>(above >> 23), bit_cast<float>((above & 0x7FFFFF) + kHalfRoot)};
+}
+
+template <class V>
+SFTN_INLINE LogParts<V> log_parts(V r, double) {
+  constexpr int64_t kHalfRoot = 0x3FE6A09E667F3BCD;
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  const auto bits = bit_cast<uint64_t>(r);
+  // k + 1023, converted to double through a sum's low bits: few machines convert vectors of 64-bit integers.
+  const auto biased = (bits + (uint64_t{1023} << 52) - uint64_t(kHalfRoot)) >> 52;
+  const V k = bit_cast<double>(biased + bit_cast<uint64_t>(kRound)) - (kRound + 1023.0);
+  return {k, bit_cast<double>(bits - ((biased - uint64_t(1023)) << 52))};
+}
+
+// log(1 + f)
+template <class V>
+SFTN_INLINE V log_series(V f, float) {
+  const V s = f / (2.f + f), z = s * s;
+  V p = 1.f / 9;
   p = p * z + 1.f / 7;
   p = p * z + 1.f / 5;
   p = p * z + 1.f / 3;
   p = p * z + 1.f;
-  return static_cast<float>(k) * 0.6931471805599453f + 2 * s * p;
+  return 2.f * s * p;
 }
 
-SFTN_INLINE double fast_log(double r, double r_less_1) {
-  constexpr int64_t kHalfRoot = 0x3FE6A09E667F3BCD;
-  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  const int64_t bits = bit_cast<int64_t>(r);
-  const uint64_t shifted = static_cast<uint64_t>(bits - kHalfRoot + (int64_t{1023} << 52));
-  // k + 1023, converted to double through a sum's low bits: few machines convert vectors of 64-bit integers.
-  const uint64_t biased = shifted >> 52;
-  const double k = bit_cast<double>(biased + bit_cast<uint64_t>(kRound)) - (kRound + 1023.0);
-  const double mantissa = bit_cast<double>(bits - static_cast<int64_t>((biased - 1023) << 52));
-  const double f = k == 0 ? r_less_1 : mantissa - 1.0;
-  const double s = f / (2.0 + f), z = s * s;
-  double p = 1.0 / 21;
+template <class V>
+SFTN_INLINE V log_series(V f, double) {
+  const V s = f / (2.0 + f), z = s * s;
+  V p = 1.0 / 21;
   p = p * z + 1.0 / 19;
   p = p * z + 1.0 / 17;
   p = p * z + 1.0 / 15;
@@ -47,7 +63,22 @@ SFTN_INLINE double fast_log(double r, double r_less_1) {
   p = p * z + 1.0 / 5;
   p = p * z + 1.0 / 3;
   p = p * z + 1.0;
-  return k * 0.6931471805599453 + 2 * s * p;
+  return 2.0 * s * p;
+}
+
+template <class V>
+SFTN_INLINE V fast_log(V r, V r_less_1) {
+  using A = typename ScalarOf<V>::type;
+  const LogParts<V> parts = log_parts(r, A());
+  return parts.k * A(0.6931471805599453) + log_series(select(parts.k == 0, r_less_1, parts.mantissa - A(1)), A());
+}
+
+// The same of an r whose distance from 1 is in r itself.
+template <class V>
+SFTN_INLINE V fast_log(V r) {
+  using A = typename ScalarOf<V>::type;
+  const LogParts<V> parts = log_parts(r, A());
+  return parts.k * A(0.6931471805599453) + log_series(parts.mantissa - A(1), A());
 }
 
 }  // namespace sftn

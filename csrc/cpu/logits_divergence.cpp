@@ -15,11 +15,14 @@ SFTN_LEVELS(moments, moments_inline(args...))
 SFTN_LEVELS(maximum, finite_maximum(args...))
 SFTN_LEVELS(place, place_inline(args...))
 SFTN_LEVELS(keep_below, keep_below_inline(args...))
-SFTN_LEVELS(exp_sum, exp_sum_inline(args...))
-SFTN_LEVELS(pair_sums_of_one_rate, pair_sums_inline<true>(args...))
-SFTN_LEVELS(pair_sums_of_two_rates, pair_sums_inline<false>(args...))
-SFTN_LEVELS(terms, terms_inline(args...))
+SFTN_LEVELS(exp_sum, exp_sum_inline<kBytes>(args...))
+SFTN_LEVELS(power_sum, power_sum_inline<kBytes>(args...))
+SFTN_LEVELS(logit_sum, logit_sum_inline<kBytes>(args...))
+SFTN_LEVELS(pair_sums_of_one_rate, pair_sums_inline<kBytes, true>(args...))
+SFTN_LEVELS(pair_sums_of_two_rates, pair_sums_inline<kBytes, false>(args...))
+SFTN_LEVELS(terms, terms_inline<kBytes>(args...))
 SFTN_LEVELS(gradient, gradient_inline(args...))
+SFTN_LEVELS(difference_gradient, difference_gradient_inline(args...))
 SFTN_LEVELS(label_gradient, label_gradient_inline(args...))
 SFTN_LEVELS(standardize_gradient, standardize_gradient_inline(args...))
 
@@ -57,18 +60,24 @@ class DivergenceRows {
 
     const A *s_kept = student, *t_kept = teacher;
     if (options.kept != kAllClasses) mask(student, teacher, y, &s_kept, &t_kept);
-    const PairSums<A> sums = pair_sums(s_kept, t_kept, rates, s_e_, t_e_, d_);
+    const PairSums<A> sums = pair_sums(s_kept, t_kept, rates, ahead(i, student, teacher, grad), s_e_, t_e_, d_);
+    const double weight = options.weighted ? row_weight(teacher, sums) : 1;
     RowTerms of_row{0, 0};
     const bool nothing = options.kept != kAllClasses && sums.t_z == 0;
+    // The slopes of a far row are q - p then, whose sum is 0, and the value follows from the sums.
+    const bool of_sums =
+        !nothing && sums.is_far() && (options.divergence == kKl || options.divergence == kCrossEntropy);
     if (nothing) {
       std::fill(s_e_, s_e_ + size_, A(0));
       std::fill(t_e_, t_e_ + size_, A(0));
+    } else if (of_sums) {
+      of_row.value = sums.kl + (options.divergence == kCrossEntropy ? entropy(t_kept, rates, sums) : 0);
     } else {
       visit_divergence<A>(options, sums.log_sum, [&](const auto& term) {
-        of_row = terms(term, s_kept, t_kept, c, rates, sums, static_cast<const A*>(d_), s_e_, t_e_);
+        of_row =
+            terms(term, s_kept, t_kept, c, rates, sums, static_cast<const A*>(d_), static_cast<const A*>(s_e_), t_e_);
       });
     }
-    const double weight = options.weighted ? row_weight(teacher, sums) : 1;
     terms_of_row[1] = weight * of_row.value;
 
     LabelResult<double> label{0, 0};
@@ -78,7 +87,8 @@ class DivergenceRows {
     if (options.label != kNoLabel && options.label_shares_sums()) {
       label = label_term(rates, sums, student[y], teacher[y]);
       label_rate = a;
-      others = s_e_;  // divided already
+      others = s_e_;
+      others_z = sums.s_z;
     } else if (options.label == kHardCrossEntropy) {
       label = hard_label(student, y, label_rate, &others_z);
       others = label_e_;
@@ -95,7 +105,12 @@ class DivergenceRows {
       label_gradient(c, A(others_z > 0 ? of_label / others_z : 0), others, grad);
       grad[y] += A(of_label);
     };
-    gradient(c, A(factor), A(of_row.slope), static_cast<const A*>(t_e_), static_cast<const A*>(s_e_), grad);
+    const A *s_e = s_e_, *t_e = t_e_;
+    if (of_sums) {
+      difference_gradient(c, A(factor / sums.s_z), A(factor / sums.t_z), s_e, t_e, grad);
+    } else {
+      gradient(c, A(factor), A(nothing ? 0 : of_row.slope / sums.s_z), t_e, s_e, grad);
+    }
     const bool of_plain_logits = options.label == kHardCrossEntropy;
     if (options.label != kNoLabel && !of_plain_logits) add_label();
     if (options.standardize) standardize_gradient(student, c, of_student, grad);
@@ -125,15 +140,32 @@ class DivergenceRows {
     *t_kept = t_kept_;
   }
 
-  PairSums<A> pair_sums(const A* student, const A* teacher, const PairRates<A>& rates, A* s_e, A* t_e, A* d) {
-    return rates.a == rates.b ? pair_sums_of_one_rate(student, teacher, in_.c, rates, s_e, t_e, d)
-                              : pair_sums_of_two_rates(student, teacher, in_.c, rates, s_e, t_e, d);
+  PairSums<A> pair_sums(const A* student, const A* teacher, const PairRates<A>& rates, const RowsAhead<A>& ahead,
+                        A* s_e, A* t_e, A* d) {
+    return rates.a == rates.b ? pair_sums_of_one_rate(student, teacher, in_.c, rates, ahead, s_e, t_e, d)
+                              : pair_sums_of_two_rates(student, teacher, in_.c, rates, ahead, s_e, t_e, d);
   }
 
-  // sum_c softmax(teacher)_c^b, from the sum of exp(b (teacher - max))
+  // Copies are in the cache already.
+  RowsAhead<A> ahead(int64_t i, const A* student, const A* teacher, const A* grad) const {
+    const bool more = !kCopies && i + 1 < in_.n;
+    return {student + (more ? in_.student.stride : 0), teacher + (more ? in_.teacher.stride : 0), grad ? grad : s_e_};
+  }
+
+  // sum_c softmax(teacher)_c^b, from the sum of exp(b (teacher - max)), whose terms are in t_e_. At a whole temperature
+  // the exponentials at temperature 1 are powers of these. The roundings of a power are far below the loss's tolerance.
   double row_weight(const A* teacher, const PairSums<A>& sums) {
-    const double z = exp_sum(teacher, in_.c, sums.t_max, A(kLog2E), static_cast<A*>(nullptr));
-    return std::exp(std::log(sums.t_z) - std::log(z) / in_.options.teacher_temperature);
+    const double temperature = in_.options.teacher_temperature;
+    const bool whole = temperature <= 16 && temperature == std::floor(temperature);
+    const double z = whole ? power_sum(static_cast<const A*>(t_e_), in_.c, int(temperature))
+                           : exp_sum(teacher, in_.c, sums.t_max, A(kLog2E), static_cast<A*>(nullptr));
+    return std::exp(std::log(sums.t_z) - std::log(z) / temperature);
+  }
+
+  // -sum p log p of the kept classes
+  double entropy(const A* teacher, const PairRates<A>& rates, const PairSums<A>& sums) {
+    const double sum = logit_sum(teacher, in_.c, sums.t_max, static_cast<const A*>(t_e_));
+    return std::log(sums.t_z) - double(rates.b) * sum / sums.t_z;
   }
 
   LabelResult<double> label_term(const PairRates<A>& rates, const PairSums<A>& sums, A of_student, A of_teacher) {
@@ -160,14 +192,15 @@ class DivergenceRows {
     const A of_student = student[y], of_teacher = t_kept_[y];
     s_kept_[y] = t_kept_[y] = kMasked;
     const PairRates<A> rates(rate, rate);
-    PairSums<A> sums{maximum(s_others, c), maximum(t_others, c), 0, 0, 0, 0};
+    PairSums<A> sums{maximum(s_others, c), maximum(t_others, c), 0, 0, 0, 0, 0};
     sums.s_z = exp_sum(s_others, c, sums.s_max, rates.a2, label_e_);
     sums.t_z = exp_sum(t_others, c, sums.t_max, rates.b2, static_cast<A*>(nullptr));
     sums.log_sum = std::log(sums.s_z / sums.t_z);
     *z = sums.s_z;
     const LabelResult<double> label = label_term(rates, sums, of_student, of_teacher);
     if (in_.options.label == kLabelCrossEntropy || !(label.value < kNearLogSum)) return label;
-    const PairSums<A> precise = pair_sums(s_others, t_others, rates, label_e_, label_t_e_, d_);
+    const PairSums<A> precise =
+        pair_sums(s_others, t_others, rates, {s_others, t_others, label_e_}, label_e_, label_t_e_, d_);
     return label_term(rates, precise, of_student, of_teacher);
   }
 

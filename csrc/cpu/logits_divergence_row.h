@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "chunk.h"
+#include "block.h"
 #include "exp.h"
 #include "log.h"
 
@@ -14,19 +14,28 @@ namespace sftn {
 
 // The functions that the terms need; see ../logits_divergence_terms.h.
 struct CpuMath {
-  template <class A>
-  SFTN_INLINE static A exp(A y) {
-    return fast_exp2(y * A(kLog2E));
+  template <class V>
+  SFTN_INLINE static V exp(V y) {
+    return fast_exp2(y * V(kLog2E));
   }
-  template <class A>
-  SFTN_INLINE static A exp_remainder(A y) {
+  template <class V>
+  SFTN_INLINE static V exp_remainder(V y) {
     return sftn::exp_remainder(y);
   }
-  template <class A>
-  SFTN_INLINE static A log(A r, A r_less_1) {
+  template <class V>
+  SFTN_INLINE static V log(V r, V r_less_1) {
     return fast_log(r, r_less_1);
   }
+  template <class V>
+  SFTN_INLINE static V log(V r) {
+    return fast_log(r);
+  }
 };
+
+template <int kBytes, class A>
+SFTN_INLINE auto is_near(Block<kBytes, A> y) {
+  return (y <= A(kNearRatio)) & (y >= A(-kNearRatio));
+}
 
 // Mean and unbiased standard deviation of a row.
 struct Moments {
@@ -87,9 +96,11 @@ struct PairRates {
 
   // Of logits less their maxima: a student - b teacher. Where rates and logits are near each other, only differences
   // are rounded. -inf is held, because its product with 0 would be NaN.
-  SFTN_INLINE A difference(A student, A teacher) const {
+  template <class V>
+  SFTN_INLINE V difference(V student, V teacher) const {
     constexpr A kLowest = A(-1e25);
-    const A held_student = student > kLowest ? student : kLowest, held_teacher = teacher > kLowest ? teacher : kLowest;
+    const V held_student = select(student > kLowest, student, V(kLowest));
+    const V held_teacher = select(teacher > kLowest, teacher, V(kLowest));
     return (student - teacher) * both + (held_student * of_student + held_teacher * of_teacher);
   }
 };
@@ -100,6 +111,9 @@ struct PairSums {
   A s_max, t_max;
   double s_z, t_z;
   double mean, log_sum;
+  double kl;  // log_sum of the mean before it is rounded, infinite where the mean is
+
+  SFTN_INLINE bool is_far() const { return log_sum > kFarLogSum; }
 };
 
 template <class A>
@@ -117,90 +131,139 @@ SFTN_INLINE A finite_maximum(const A* row, int64_t c) {
 }
 
 // log1p of sum p (exp(d - mean) - 1), or -1 if the row is not near.
-template <class A>
+template <int kBytes, class A>
 SFTN_INLINE double near_log_sum(const A* d, int64_t c, const PairSums<A>& sums, const A* t_e) {
-  Lanes<A> far(0);
+  using V = Block<kBytes, A>;
+  V lowest = A(0), highest = A(0);
   const A mean = A(sums.mean);
   double total = 0;
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t end = std::min(begin + kChunk, whole_blocks(c));
-    Lanes<A> first(0), rest(0);
+    V first = A(0), rest = A(0);
     for (int64_t j = begin; j < end; j += kLanes) {
-      SFTN_LANES {
-        const A given = d[j + l] - mean;
-        const A y = given == given ? given : A(0);  // NaN for a class that both rule out
-        const A distance = y < 0 ? -y : y;
-        far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
-        first.lane[l] += t_e[j + l] * y;
-        rest.lane[l] += t_e[j + l] * exp_remainder(y);
-      }
+      const V given = V::load(d + j) - mean, e = V::load(t_e + j);
+      const V y = select(given == given, given, V(0));  // NaN for a class that both rule out
+      lowest = select(y < lowest, y, lowest);
+      highest = select(y > highest, y, highest);
+      first += e * y;
+      rest += e * exp_remainder(y);
     }
-    total += double(first.sum()) + rest.sum();
+    total += double(sum_of(first)) + sum_of(rest);
   }
-  return far.max() <= A(kNearRatio) ? std::log1p(total / sums.t_z) : -1;
+  const bool near = max_of(highest) <= A(kNearRatio) && max_of(-lowest) <= A(kNearRatio);
+  return near ? std::log1p(total / sums.t_z) : -1;
 }
 
+// Rows [c] that are fetched meanwhile: the next pair, whose maxima would wait for memory, and the row of the gradient.
+template <class A>
+struct RowsAhead {
+  const A *student, *teacher, *grad;
+};
+
 // Leaves the exponentials of both rows in s_e and t_e, and the differences in d, whole blocks.
-template <bool kOneRate, class A>
+template <int kBytes, bool kOneRate, class A>
 SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int64_t c, const PairRates<A>& rates,
-                                         A* s_e, A* t_e, A* d) {
+                                         const RowsAhead<A>& rows_ahead, A* s_e, A* t_e, A* d) {
+  using V = Block<kBytes, A>;
   Tail<A> s_tail, t_tail;
-  PairSums<A> sums{finite_maximum(student, c), finite_maximum(teacher, c), 0, 0, 0, 0};
+  PairSums<A> sums{finite_maximum(student, c), finite_maximum(teacher, c), 0, 0, 0, 0, 0};
   const A s_max = sums.s_max, t_max = sums.t_max;
   const PairRates<A> by = rates;
+  const RowsAhead<A> ahead = rows_ahead;
   double dot = 0;
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t size = std::min(kChunk, c - begin);
     const ChunkView<A> s(student + begin, size, s_tail), t(teacher + begin, size, t_tail);
-    Lanes<A> s_z(0), t_z(0), of_dot(0);
+    // A loop for each row: the registers of AVX2 hold one polynomial and the sums.
+    V s_z = A(0), t_z = A(0), of_dot = A(0);
     for (int64_t b = 0; b < s.blocks(); ++b) {
-      const A *of_s = s.block(b), *of_t = t.block(b);
-      A *to_s = s_e + begin + b * kLanes, *to_t = t_e + begin + b * kLanes, *to_d = d + begin + b * kLanes;
-      SFTN_LANES {
-        const A x_s = of_s[l] - s_max, x_t = of_t[l] - t_max;
-        const A e_s = fast_exp2(x_s * by.a2), e_t = fast_exp2(x_t * by.b2);
-        to_s[l] = e_s;
-        to_t[l] = e_t;
-        s_z.lane[l] += e_s;
-        t_z.lane[l] += e_t;
-        const A difference = kOneRate ? (x_s - x_t) * by.both : by.difference(x_s, x_t);
-        to_d[l] = difference;
-        of_dot.lane[l] += e_t == 0 ? A(0) : e_t * difference;
-      }
+      __builtin_prefetch(ahead.student + begin + b * kLanes);
+      __builtin_prefetch(ahead.grad + begin + b * kLanes, 1);
+      const V of_s = fast_exp2((V::load(s.block(b)) - s_max) * by.a2);
+      of_s.store(s_e + begin + b * kLanes);
+      s_z += of_s;
     }
-    sums.s_z += s_z.sum();
-    sums.t_z += t_z.sum();
-    dot += of_dot.sum();
+    for (int64_t b = 0; b < t.blocks(); ++b) {
+      const int64_t at = begin + b * kLanes;
+      __builtin_prefetch(ahead.teacher + at);
+      const V x_s = V::load(s.block(b)) - s_max, x_t = V::load(t.block(b)) - t_max;
+      const V of_t = fast_exp2(x_t * by.b2);
+      of_t.store(t_e + at);
+      t_z += of_t;
+      const V difference = kOneRate ? (x_s - x_t) * by.both : by.difference(x_s, x_t);
+      difference.store(d + at);
+      of_dot += select(of_t == 0, V(0), of_t * difference);
+    }
+    sums.s_z += sum_of(s_z);
+    sums.t_z += sum_of(t_z);
+    dot += sum_of(of_dot);
   }
   const double log_ratio = std::log(sums.s_z / sums.t_z);
+  sums.kl = log_ratio - dot / sums.t_z;
   sums.mean = double(A(dot / sums.t_z));
   if (!std::isfinite(sums.mean)) sums.mean = 0;
   sums.log_sum = log_ratio - sums.mean;
   if (sums.log_sum < kNearLogSum) {
-    const double near = near_log_sum(d, c, sums, t_e);
+    const double near = near_log_sum<kBytes>(d, c, sums, t_e);
     if (near > -1) sums.log_sum = near;
   }
   return sums;
 }
 
 // Sum of exp(rate (x - max)); `rate` is to base 2. Leaves the exponentials in e, whole blocks, unless it is null.
-template <class A>
+template <int kBytes, class A>
 SFTN_INLINE double exp_sum_inline(const A* row, int64_t c, A max, A rate, A* e) {
+  using V = Block<kBytes, A>;
   Tail<A> tail;
-  alignas(64) A unwanted[kLanes];
   double sum = 0;
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const ChunkView<A> view(row + begin, std::min(kChunk, c - begin), tail);
-    Lanes<A> of(0);
+    V of = A(0);
     for (int64_t b = 0; b < view.blocks(); ++b) {
-      const A* x = view.block(b);
-      A* to = e == nullptr ? unwanted : e + begin + b * kLanes;
-      SFTN_LANES {
-        to[l] = fast_exp2((x[l] - max) * rate);
-        of.lane[l] += to[l];
-      }
+      const V one = fast_exp2((V::load(view.block(b)) - max) * rate);
+      if (e != nullptr) one.store(e + begin + b * kLanes);
+      of += one;
     }
-    sum += of.sum();
+    sum += sum_of(of);
+  }
+  return sum;
+}
+
+// Sum of e (x - max), of a row's exponentials in whole blocks.
+template <int kBytes, class A>
+SFTN_INLINE double logit_sum_inline(const A* row, int64_t c, A max, const A* e) {
+  using V = Block<kBytes, A>;
+  Tail<A> tail;
+  double sum = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const ChunkView<A> view(row + begin, std::min(kChunk, c - begin), tail);
+    V of = A(0);
+    for (int64_t b = 0; b < view.blocks(); ++b) {
+      const V weight = V::load(e + begin + b * kLanes), x = V::load(view.block(b)) - max;
+      of += select(weight == 0, V(0), weight * x);
+    }
+    sum += sum_of(of);
+  }
+  return sum;
+}
+
+// Sum of e^power, of exponentials in whole blocks.
+template <int kBytes, class A>
+SFTN_INLINE double power_sum_inline(const A* e, int64_t c, int power) {
+  using V = Block<kBytes, A>;
+  double sum = 0;
+  for (int64_t begin = 0; begin < c; begin += kChunk) {
+    const int64_t end = std::min(begin + kChunk, whole_blocks(c));
+    V of = A(0);
+    for (int64_t j = begin; j < end; j += kLanes) {
+      V square = V::load(e + j), result = power & 1 ? square : V(1);
+      for (int bits = power >> 1; bits != 0; bits >>= 1) {
+        square *= square;
+        if (bits & 1) result *= square;
+      }
+      of += result;
+    }
+    sum += sum_of(of);
   }
   return sum;
 }
@@ -233,10 +296,12 @@ struct RowTerms {
   double value, slope;
 };
 
-// Step 4: the sums of values and slopes. Leaves q in place of s_e, and the slopes in place of t_e.
-template <class Term, class A>
+// Step 4: the sums of values and slopes. Leaves the slopes in place of t_e.
+template <int kBytes, class Term, class A>
 SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* teacher, int64_t c,
-                                  const PairRates<A>& rates, const PairSums<A>& sums, const A* d, A* s_e, A* t_e) {
+                                  const PairRates<A>& rates, const PairSums<A>& sums, const A* d, const A* s_e,
+                                  A* t_e) {
+  using V = Block<kBytes, A>;
   Tail<A> s_tail, t_tail;
   const A s_inverse = A(1 / sums.s_z), t_inverse = A(1 / sums.t_z), mean = A(sums.mean), log_sum = A(sums.log_sum);
   const A s_log = A(std::log(sums.s_z)), t_log = A(std::log(sums.t_z));
@@ -247,33 +312,36 @@ SFTN_INLINE RowTerms terms_inline(const Term& term, const A* student, const A* t
   for (int64_t begin = 0; begin < c; begin += kChunk) {
     const int64_t size = std::min(kChunk, c - begin);
     const ChunkView<A> s(student + begin, size, s_tail), t(teacher + begin, size, t_tail);
-    Lanes<A> value(0), slope(0);
+    V value = A(0), slope = A(0);
     for (int64_t b = 0; b < s.blocks(); ++b) {
-      const A *of_s = s.block(b), *of_t = t.block(b);
-      const A* of_d = d + begin + b * kLanes;
-      A *q = s_e + begin + b * kLanes, *w = t_e + begin + b * kLanes;
-      SFTN_LANES {
-        const A x_s = of_s[l] - s_max, x_t = of_t[l] - t_max;
-        const ClassPair<A> pair{w[l] * t_inverse, q[l] * s_inverse, x_t * by.b - t_log, x_s * by.a - s_log,
-                                (of_d[l] - mean) - log_sum};
-        const ClassTerm<A> of = of_class.template of<CpuMath>(pair);
-        value.lane[l] += of.value;
-        slope.lane[l] += of.slope;
-        q[l] = pair.q;
-        w[l] = of.slope;
-      }
+      const int64_t at = begin + b * kLanes;
+      const V x_s = V::load(s.block(b)) - s_max, x_t = V::load(t.block(b)) - t_max;
+      const ClassPair<V> pair{V::load(t_e + at) * t_inverse, V::load(s_e + at) * s_inverse, x_t * by.b - t_log,
+                              x_s * by.a - s_log, (V::load(d + at) - mean) - log_sum};
+      const ClassTerm<V> of = of_class.template of<CpuMath>(pair);
+      value += of.value;
+      slope += of.slope;
+      of.slope.store(t_e + at);
     }
-    row.value += value.sum();
-    row.slope += slope.sum();
+    row.value += sum_of(value);
+    row.slope += sum_of(slope);
   }
   return row;
 }
 
-// Step 7 without the label's term and a varying deviation: g = factor (w - slope q).
+// Step 7 of a far row whose slopes are q - p: g = s_factor s_e - t_factor t_e.
 template <class A>
-SFTN_INLINE void gradient_inline(int64_t c, A factor, A slope, const A* w, const A* q, A* g) {
+SFTN_INLINE void difference_gradient_inline(int64_t c, A s_factor, A t_factor, const A* s_e, const A* t_e, A* g) {
 #pragma omp simd
-  for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * q[j]);
+  for (int64_t j = 0; j < c; ++j) g[j] = s_factor * s_e[j] - t_factor * t_e[j];
+}
+
+// Step 7 without the label's term and a varying deviation: g = factor (w - slope s_e), of a slope that is divided by
+// s_z.
+template <class A>
+SFTN_INLINE void gradient_inline(int64_t c, A factor, A slope, const A* w, const A* s_e, A* g) {
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) g[j] = factor * (w[j] - slope * s_e[j]);
 }
 
 // g -= label r

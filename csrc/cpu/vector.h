@@ -16,4 +16,19 @@ SFTN_INLINE To bit_cast(From from) {
   return to;
 }
 
+// Formulas may be of float, double or a block of these (block.h), whose names for what C++ writes as operators these
+// are.
+template <class A>
+SFTN_INLINE A select(bool condition, A a, A b) {
+  return condition ? a : b;
+}
+template <class To, class From>
+SFTN_INLINE To converted(From from) {
+  return static_cast<To>(from);
+}
+template <class V>
+struct ScalarOf {
+  using type = V;
+};
+
 }  // namespace sftn

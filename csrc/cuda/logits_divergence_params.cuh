@@ -7,6 +7,15 @@
 #include "softmax.cuh"
 #include "team.cuh"
 
+namespace sftn {
+
+template <class A>
+__device__ __forceinline__ A select(bool condition, A a, A b) {
+  return condition ? a : b;
+}
+
+}  // namespace sftn
+
 #define SFTN_TERM __device__ __forceinline__
 #include "../logits_divergence_terms.h"
 
@@ -28,6 +37,10 @@ struct CudaMath {
   template <class A>
   __device__ __forceinline__ static A log(A r, A r_less_1) {
     return magnitude(r_less_1) <= A(0.5) ? log1p_of(r_less_1) : log_of(r);
+  }
+  template <class A>
+  __device__ __forceinline__ static A log(A r) {
+    return log_of(r);
   }
 };
 
