@@ -87,7 +87,7 @@ def wkd_loss(
     student, teacher = same_dtype(widened_beside((student_logits, teacher_logits), cost))
     if needs_function((student, teacher)):
         return _WKDLoss.apply(ops, options, *savable(target, cost, student, teacher))
-    return _forward(ops, options, target, cost, student, teacher)[0]
+    return _forward(ops, options, target, cost, student, teacher).loss
 
 
 def _check_cost(cost: Any, logits: Tensor) -> None:
@@ -107,23 +107,31 @@ class Options(NamedTuple):
     iterations: int
 
 
-def _forward(
-    ops: Any, options: Options, target: Tensor, cost: Tensor, student: Tensor, teacher: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return the loss, the kernel matrix ``K`` and ``v`` of each iteration."""
+class Transport(NamedTuple):
+    """What the forward pass leaves."""
+
+    loss: Tensor
+    kernel: Tensor  # K
+    product: Tensor  # of the last v and the costs: the derivative of the transport along the last u
+    sinks: list[Tensor]  # v of each iteration
+    sources: list[Tensor]  # u of each iteration
+
+
+def _forward(ops: Any, options: Options, target: Tensor, cost: Tensor, student: Tensor, teacher: Tensor) -> Transport:
     source, sink, rows = _marginals(ops, options, target, student, teacher)
     num_classes = student.shape[1]
     with without_autocast(student.device.type):
         cost = cost.to(source.dtype)
         kernel = (cost / -options.regularization).exp_()
         u = torch.full_like(source, 1 / max(num_classes - 1, 1)).scatter_(1, target[:, None], 0.0)
-        steps = []
+        sinks, sources = [], []
         for _ in range(options.iterations):
-            v = ops.wkd_step(sink, u @ kernel)
-            u = ops.wkd_step(source, v @ kernel.t())
-            steps.append(v)
-        loss = ops.wkd_loss(u, steps[-1] @ (kernel * cost).t(), rows, options.gamma)
-    return loss, kernel, steps
+            sinks.append(ops.wkd_step(sink, u @ kernel))
+            u = ops.wkd_step(source, sinks[-1] @ kernel.t())
+            sources.append(u)
+        product = sinks[-1] @ (kernel * cost).t()
+        loss = ops.wkd_loss(u, product, rows, options.gamma)
+    return Transport(loss, kernel, product, sinks, sources)
 
 
 def _marginals(
@@ -137,16 +145,16 @@ def _marginals(
 
 
 class _WKDLoss(torch.autograd.Function):
-    """WKD's autograd. It saves ``v`` of each iteration, and computes ``u`` again from it by one product."""
+    """WKD's autograd. It saves ``u`` and ``v`` of each iteration: a product is dearer than a matrix ``[N, C]``."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, ops: Any, options: Options, target: Tensor, cost: Tensor, student: Tensor, teacher: Tensor
     ) -> Tensor:
-        loss, kernel, steps = _forward(ops, options, target, cost, student, teacher)
-        ctx.save_for_backward(target, cost, student, teacher, kernel, *steps)
+        left = _forward(ops, options, target, cost, student, teacher)
+        ctx.save_for_backward(target, cost, student, teacher, left.kernel, left.product, *left.sinks, *left.sources)
         ctx.ops, ctx.options = ops, options
-        return loss
+        return left.loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -155,40 +163,54 @@ class _WKDLoss(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
     """Return the gradients of student and teacher, None where none is wanted."""
-    target, cost, student, teacher, kernel, *steps = saved
+    target, cost, student, teacher, kernel, product, *steps = saved
     ops, options = ctx.ops, ctx.options
+    sinks, sources = steps[: options.iterations], steps[options.iterations :]
     source, sink, rows = _marginals(ops, options, target, student, teacher)
-    with without_autocast(student.device.type):
-        costs = kernel * cost.to(kernel.dtype)
-        sums = _reverse(ops, source, sink, kernel, costs, steps)
     wanted = ctx.needs_input_grad[-2:]
+    with without_autocast(student.device.type):
+        grad_v = sources[-1] @ (kernel * cost.to(kernel.dtype))
+        sums = _reverse(ops, source, sink, kernel, product, grad_v, sinks, sources, of_sink=wanted[1])
     scalars = options.temperature, options.gamma
     grads = ops.wkd_gradient(grad_loss, student, teacher, target, source, sink, rows, *sums, *scalars, *wanted)
     return in_places(grads, wanted)
 
 
 def _reverse(
-    ops: Any, source: Tensor, sink: Tensor, kernel: Tensor, costs: Tensor, steps: Sequence[Tensor]
+    ops: Any,
+    source: Tensor,
+    sink: Tensor,
+    kernel: Tensor,
+    grad_u: Tensor,
+    grad_v: Tensor,
+    sinks: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    *,
+    of_sink: bool,
 ) -> tuple[Tensor, Tensor]:
     """Go through the iterations from the last to the first.
+
+    Args:
+        grad_u: the derivative of the transport along the last ``u``, as far as that is a factor of it.
+        grad_v: the same of the last ``v``.
+        of_sink: whether the second result is wanted. The first ``v`` is a constant otherwise.
 
     Returns:
         The marginals ``[N, C]``, ``source`` and ``sink``, each times the derivative of the transport along it.
     """
-    source_sum = sink_sum = None
-    grad_u = steps[-1] @ costs.t()
-    for number in reversed(range(len(steps))):
-        v = steps[number]
-        u = ops.wkd_step(source, v @ kernel.t())
-        grad_product, source_sum = ops.wkd_reverse(source, u, grad_u, source_sum)
-        grad_v = grad_product @ kernel
-        if number == len(steps) - 1:
-            grad_v += u @ costs
-        grad_product, sink_sum = ops.wkd_reverse(sink, v, grad_v, sink_sum)
+    source_sum: Tensor | None = None
+    sink_sum: Tensor | None = None
+    last = len(sinks) - 1
+    for number in range(last, -1, -1):
+        grad_product, source_sum = ops.wkd_reverse(source, sources[number], grad_u, source_sum)
+        if number == 0 and not of_sink:
+            break
+        grad_v = torch.addmm(grad_v, grad_product, kernel) if number == last else grad_product @ kernel
+        grad_product, sink_sum = ops.wkd_reverse(sink, sinks[number], grad_v, sink_sum)
         if number > 0:
             grad_u = grad_product @ kernel.t()
-    assert source_sum is not None and sink_sum is not None
-    return source_sum, sink_sum
+    assert source_sum is not None
+    return source_sum, source_sum if sink_sum is None else sink_sum
 
 
 @register_fake("wkd_marginals")

@@ -112,7 +112,7 @@ CALLS: dict[str, tuple[Callable[[Inputs], Any], int]] = {
     "kd_ce standardized": (Inputs.standardized, 2),
     "dist": (lambda x: ops.dist_loss(x.normal(N, WIDTH), x.normal(N, WIDTH)).total, 4),
     "dist long rows": (lambda x: ops.dist_loss(x.normal(N, 2048), x.normal(N, 2048)).total, 4),
-    "wkd": (Inputs.wkd, 14),  # two iterations
+    "wkd": (Inputs.wkd, 12),  # two iterations
     "crd": (Inputs.crd, 4),
     "crd of every row": (lambda x: x.crd(negatives=2 * SAMPLES), 5),
     "negatives": (lambda x: ops.sample_negatives(torch.arange(2), torch.arange(64) % 2, 8), 1),
