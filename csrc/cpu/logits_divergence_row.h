@@ -155,6 +155,7 @@ SFTN_INLINE double near_log_sum(const A* d, int64_t c, const PairSums<A>& sums, 
 }
 
 // Rows [c] that are fetched meanwhile: the next pair, whose maxima would wait for memory, and the row of the gradient.
+// The pair is read once, so it need not replace anything in the second-level cache.
 template <class A>
 struct RowsAhead {
   const A *student, *teacher, *grad;
@@ -177,7 +178,7 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
     // A loop for each row: the registers of AVX2 hold one polynomial and the sums.
     V s_z = A(0), t_z = A(0), of_dot = A(0);
     for (int64_t b = 0; b < s.blocks(); ++b) {
-      __builtin_prefetch(ahead.student + begin + b * kLanes);
+      __builtin_prefetch(ahead.student + begin + b * kLanes, 0, 0);
       __builtin_prefetch(ahead.grad + begin + b * kLanes, 1);
       const V of_s = fast_exp2((V::load(s.block(b)) - s_max) * by.a2);
       of_s.store(s_e + begin + b * kLanes);
@@ -185,7 +186,7 @@ SFTN_INLINE PairSums<A> pair_sums_inline(const A* student, const A* teacher, int
     }
     for (int64_t b = 0; b < t.blocks(); ++b) {
       const int64_t at = begin + b * kLanes;
-      __builtin_prefetch(ahead.teacher + at);
+      __builtin_prefetch(ahead.teacher + at, 0, 0);
       const V x_s = V::load(s.block(b)) - s_max, x_t = V::load(t.block(b)) - t_max;
       const V of_t = fast_exp2(x_t * by.b2);
       of_t.store(t_e + at);

@@ -132,7 +132,7 @@ def _multiply(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]
         grad = grad * grad_total
     else:
         (grad,) = scaled((grad,), grad_total)
-    return [grad.to(student.dtype)]
+    return [grad if grad.dtype is student.dtype else grad.to(student.dtype)]
 
 
 class _InTwoOps(torch.autograd.Function):
