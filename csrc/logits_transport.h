@@ -15,8 +15,9 @@
 //   wkd_gradient   dx = grad_total / N (p_t(y) (p_s - onehot) + gamma / T (A - a sum_c A)), A the sum for a; of the
 //                  teacher grad_total / N (-log p_s(y) p_t(y) (onehot - p_t) + gamma / T (B - b sum_c B))
 //
-// Of the iterations the backward pass needs u and v, which the forward pass saves: 2 L matrices [N, C]. To compute u again
-// from v would save half of them, and cost a quarter of the time: a product for each step. A row whose classes other than y are all at -inf has marginals and transport of 0.
+// Of the iterations the backward pass needs u and v, which the forward pass saves: 2 L matrices [N, C]. To compute u
+// again from v would save half of them, and cost a quarter of the time: a product for each step. A row whose classes
+// other than y are all at -inf has marginals and transport of 0.
 //
 // A backend is a class with static functions `marginals`, `step`, `loss`, `reverse` and `gradient` of the structs
 // below, called with N >= 1.
