@@ -13,14 +13,15 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sftn_fast.models.copying import copy_network, copy_without_data
 from sftn_fast.models.intermediates import IntermediatesNet, choose_maps, shapes_of_maps
 from sftn_fast.models.layouts import CHANNELS_LAST, IN_ORDER, Layout
+from sftn_fast.models.preacts import give_preact
 from sftn_fast.models.registry import register_prefix, unknown_name
 from sftn_fast.models.staged import StagedNet
 from sftn_fast.models.wrap import cut, names_in
@@ -299,6 +300,7 @@ def _cut(net: Any, classifier: str, images: Tensor, num_classes: int) -> StagedN
         )
     except Exception:  # a trace that is impossible, or a size that the network refuses in any way
         return None
+    staged.stages = nn.ModuleList(give_preact(cast(fx.GraphModule, stage)) for stage in staged.stages)
     staged.wrapped_names = names_in(net, staged)
     exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
     staged.undecayed = frozenset(staged.wrapped_names[name] for name in exempt if name in staged.wrapped_names)

@@ -71,7 +71,7 @@ def cut(
         raise ValueError("stages must name at least one module")
     named = [*([] if stem is None else [stem]), *stages, head]
     with _constants(module):
-        graph = _trace(module, named)
+        graph = trace(module, named)
         start, result = _ends(graph)
         *cuts, head_node = _calls_in_order(graph, named)
         if stem is None:
@@ -139,7 +139,12 @@ class _Tracer(fx.Tracer):
         return m not in self.containers
 
 
-def _trace(module: nn.Module, named: list[str]) -> fx.Graph:
+def trace(module: nn.Module, named: Sequence[str] = ()) -> fx.Graph:
+    """Return the graph of ``module``, in which all modules but those around the ``named`` ones are single steps.
+
+    Raises:
+        ValueError: A name is unknown or given twice, or the module can't be traced.
+    """
     modules = dict(module.named_modules())
     for name in named:
         if name not in modules or not name:
