@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, cast
 
 from sftn_fast.validation import (
+    ENTRY,
     LONGEST_NAME,
     LONGEST_PATH,
     MOST_WORKERS,
@@ -27,6 +28,7 @@ from sftn_fast.validation import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ReadWith,
     Series,
     check,
     check_path,
@@ -84,8 +86,26 @@ MAX_LEVEL = 30
 """Highest level of an augmentation's magnitude, as in torchvision."""
 RENAMED = {"sftn.stages": "sftn.branch_stages"}
 """Keys by the names that they had in earlier versions."""
+DOWNLOADED = ("fashion_mnist", "cifar10", "cifar100", "stl10")
+"""Data sets that can be downloaded."""
 SGD = "sgd"
 SGD_DECAY = 5e-4
+STUDENT_STAGES = ("student", "distill", "collaborate")
+OF_STUDENTS = ReadWith("stages", *STUDENT_STAGES)
+DISTILLED = ReadWith("stages", "distill")
+OF_FILES = ReadWith("data.name", *DOWNLOADED, *FILE_DATASETS)
+STREAMED = ReadWith("data.streams", shown=("data.name", "data.loader"))
+OF_RANDAUGMENT = ReadWith("data.auto_augment", "randaugment")
+ALTERED = ReadWith("data.alters", shown=("data.mixup", "data.cutmix", "data.label_smoothing", "data.class_weights"))
+REACHED = ReadWith("reaches", shown=("stages", "data.mixed"))
+AUGMENTED = ReadWith("augment")  # of sftn transfer
+MIXED = ReadWith("data.mixup_prob")
+OF_SGD = ReadWith("optim.name", SGD)
+BY_MILESTONES = ReadWith("optim.schedule", "milestones")
+RISING = ReadWith("optim.rises", shown=("optim.schedule", "optim.warmup_epochs"))
+DIVERGES = ReadWith("sftn.kl_weight")
+AVERAGED = ReadWith("averages", shown=("stages", "ema.networks"))
+"""Marks of several fields."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +115,15 @@ class DataConfig:
     name: Dataset = "digits"
     """Data set. "folder" is any folder of images, as ROOT/train/CLASS/IMAGE.jpg and ROOT/val/CLASS/IMAGE.jpg (or
     test)."""
-    root: Annotated[FilePath, Neutral("images are compared by their content")] = "data"
+    root: Annotated[FilePath, Neutral("images are compared by their content"), OF_FILES] = "data"
     """Folder of the data set's files."""
-    download: Annotated[bool, Neutral("images are compared by their content")] = False
+    download: Annotated[bool, Neutral("images are compared by their content"), ReadWith("data.name", *DOWNLOADED)] = (
+        False
+    )
     """Download the files if they are not in root."""
     train_size: Annotated[int, Bound(2)] | None = None
     """Number of training images to use, a fixed, class-balanced selection; null for all."""
-    student_size: Annotated[int, Bound(2)] | None = None
+    student_size: Annotated[Annotated[int, Bound(2)] | None, OF_STUDENTS] = None
     """Number of these images that students learn from, alone and from a teacher, again a fixed, class-balanced
     selection; null for all. Teachers learn from all of them. For a teacher that knew more images than the student can
     have."""
@@ -113,19 +135,19 @@ class DataConfig:
     loader: Literal["auto", "memory", "dali", "torchvision"] = "auto"
     """memory: keep all decoded images on the device. dali, torchvision: decode image files during training (imagenet,
     folder and tiny_imagenet only). auto: memory; for imagenet dali, or torchvision if DALI is not installed."""
-    workers: Annotated[Workers | None, Neutral("workers only decode; they draw no random numbers")] = None
+    workers: Annotated[Workers | None, Neutral("workers only decode; they draw no random numbers"), STREAMED] = None
     """Threads (dali) or processes (torchvision) per rank that decode images; null for one per core of the rank."""
-    crop_padding: Annotated[int, Bound(0, 16)] | None = None
+    crop_padding: Annotated[Annotated[int, Bound(0, 16)] | None, AUGMENTED] = None
     """Zero padding of the random crop in pixels; null for the data set's own (CIFAR: 4). For loader memory only: dali
     and torchvision crop a random part of 8 % of the image or more."""
-    flip: bool | None = None
+    flip: Annotated[bool | None, AUGMENTED] = None
     """Flip images horizontally at random; null for the data set's own setting (CIFAR: true, digits: false)."""
     auto_augment: Literal["none", "randaugment", "trivialaugment"] = "none"
     """Random operations on each training image after crop and flip, by torchvision. randaugment: several, all of one
     magnitude. trivialaugment: one of any magnitude, over wider ranges."""
-    randaugment_ops: Annotated[int, Bound(1, 14)] | None = None
+    randaugment_ops: Annotated[Annotated[int, Bound(1, 14)] | None, OF_RANDAUGMENT] = None
     """Number of operations with auto_augment randaugment; null for 2."""
-    randaugment_magnitude: Annotated[int, Bound(0, MAX_LEVEL)] | None = None
+    randaugment_magnitude: Annotated[Annotated[int, Bound(0, MAX_LEVEL)] | None, OF_RANDAUGMENT] = None
     """Their magnitude, from 0, which changes nothing or little, to 30; null for 9."""
     random_erasing: Annotated[float, Bound(0, 1)] = 0.0
     """Share of the training images of which a random part, 2 % to 33 % of the image, is hidden behind their mean."""
@@ -135,22 +157,22 @@ class DataConfig:
     class_order: ClassOrder = "name"
     """Order of the class folders, which numbers the classes. name: by the characters of their names, as torchvision
     does: 1, 10, 2. natural: by the numbers in their names: 1, 2, 10."""
-    mixup: NonNegativeFloat = 0.0
+    mixup: Annotated[NonNegativeFloat, MIXED, REACHED] = 0.0
     """Alpha of mixup: each training image is averaged with another, with a weight drawn from Beta(alpha, alpha) once a
     step. All networks of a step see the same mixed images. 0 for none; 0.1 to 1 is usual."""
-    cutmix: NonNegativeFloat = 0.0
+    cutmix: Annotated[NonNegativeFloat, MIXED, REACHED] = 0.0
     """Alpha of cutmix: a box of another image replaces that part of each training image, with the other image's share
     drawn from Beta(alpha, alpha) once a step. 0 for none; 1 is usual."""
-    mixup_prob: Annotated[float, Bound(0, 1)] = 1.0
+    mixup_prob: Annotated[float, Bound(0, 1), ReadWith("data.mixes", shown=("data.mixup", "data.cutmix"))] = 1.0
     """Probability that the images of a step are mixed, by mixup or cutmix."""
-    mixup_switch_prob: Annotated[float, Bound(0, 1)] = 0.5
+    mixup_switch_prob: Annotated[float, Bound(0, 1), ReadWith("data.mixup"), ReadWith("data.cutmix"), MIXED] = 0.5
     """Probability of cutmix rather than mixup in a step, if both are on."""
-    label_smoothing: Annotated[float, Bound(0, below=1)] = 0.0
+    label_smoothing: Annotated[float, Bound(0, below=1), REACHED] = 0.0
     """Share of each training label that is spread over all classes, in the cross-entropy with the labels."""
-    class_weights: Literal["none", "balanced"] | tuple[ClassWeight, ...] = "none"
+    class_weights: Annotated[Literal["none", "balanced"] | tuple[ClassWeight, ...], REACHED] = "none"
     """Weight of each image in the cross-entropy with the labels, by its class: balanced for the inverse of the class's
     share of the training images, or a number for each class in their order. Scaled to a mean of 1 over the images."""
-    mixed: Literal["all", "students"] = "all"
+    mixed: Annotated[Literal["all", "students"], ALTERED] = "all"
     """Networks that are trained on mixed images, smoothed labels and by class weights: all, or only students: alone,
     with a teacher, or together (stage "collaborate"). Teachers then learn from images and labels as they are."""
     white: PositiveFloat | None = None
@@ -221,7 +243,7 @@ class DataConfig:
         unused = "0.5 unless data.mixup and data.cutmix are both above 0"
         check(both or self.mixup_switch_prob == 0.5, "data.mixup_switch_prob", self.mixup_switch_prob, unused)
         unused = "all where data.mixup, data.cutmix and data.label_smoothing are 0, and data.class_weights none"
-        check(self.mixes or self.changes_labels or self.mixed == "all", "data.mixed", self.mixed, unused)
+        check(self.alters or self.mixed == "all", "data.mixed", self.mixed, unused)
 
     @property
     def mixes(self) -> bool:
@@ -232,6 +254,11 @@ class DataConfig:
     def changes_labels(self) -> bool:
         """Train on other targets than the labels, apart from mixed images."""
         return self.label_smoothing > 0 or self.class_weights != "none"
+
+    @property
+    def alters(self) -> bool:
+        """Train on other images or targets than the data set's, apart from augmentation."""
+        return self.mixes or self.changes_labels
 
     @property
     def streams(self) -> bool:
@@ -252,9 +279,9 @@ class OptimConfig:
     lr: PositiveFloat | None = None
     """Learning rate; null for 0.05, or 0.01 for MobileNetV2 and the ShuffleNets, or 0.1 for torchvision's networks.
     With another optimizer than sgd, null is its class's own: 0.001 for adamw."""
-    momentum: Annotated[float, Bound(0, below=1)] = 0.9
+    momentum: Annotated[float, Bound(0, below=1), OF_SGD] = 0.9
     """Momentum of SGD. Other optimizers take theirs in arguments."""
-    nesterov: bool = False
+    nesterov: Annotated[bool, OF_SGD] = False
     """Use Nesterov momentum, in SGD."""
     weight_decay: NonNegativeFloat | None = None
     """Weight decay: in adamw decoupled, in sgd and most others an L2 penalty. Null for 0.0005 in sgd, as in the
@@ -269,25 +296,25 @@ class OptimConfig:
     are means over images do not change. Relational losses and BatchNorm see one part at a time."""
     lr_scale: Literal["none", "linear"] = "none"
     """linear: multiply the learning rate by batch_size / base_batch_size."""
-    base_batch_size: PositiveInt = 64
+    base_batch_size: Annotated[PositiveInt, ReadWith("optim.lr_scale", "linear")] = 64
     """Batch size that lr is meant for, with lr_scale linear."""
     schedule: Literal["milestones", "cosine", "constant", "onecycle"] = "milestones"
     """Learning-rate schedule. onecycle: up to lr along a cosine in the first 3/10 of the steps, or in warmup_epochs if
     they are not 0, and down along another."""
-    milestones: Epochs | None = None
+    milestones: Annotated[Epochs | None, BY_MILESTONES] = None
     """Epochs after which the learning rate is multiplied by gamma; null for 5/8, 6/8 and 7/8 of all epochs, which is
     150, 180 and 210 of 240."""
-    gamma: PositiveFloat = 0.1
+    gamma: Annotated[PositiveFloat, BY_MILESTONES] = 0.1
     """Factor at each milestone."""
     warmup_epochs: NonNegativeFloat = 0.0
     """Epochs of linear warm-up, starting at warmup_lr. It must end before the training and its first milestone."""
-    warmup_lr: NonNegativeFloat | None = None
+    warmup_lr: Annotated[NonNegativeFloat | None, RISING] = None
     """Learning rate of the first step, with a warm-up or onecycle; null for lr / 10, or lr / 25 with onecycle."""
-    min_lr: NonNegativeFloat = 0.0
+    min_lr: Annotated[NonNegativeFloat, ReadWith("optim.schedule", "cosine", "onecycle")] = 0.0
     """Learning rate to which cosine and onecycle fall."""
     clip_grad: PositiveFloat | None = None
     """Largest norm of the gradient, which is clipped to it; null for no clipping."""
-    dot: Annotated[float, Bound(0, below=1)] = 0.0
+    dot: Annotated[float, Bound(0, below=1), OF_SGD, DISTILLED] = 0.0
     """Delta of DOT, for the stage "distill": the gradient of the labels' loss has momentum less delta, that of other
     losses momentum plus delta. The authors' is 0.075 for CIFAR-100 and 0.09 for ImageNet. 0 for one momentum."""
 
@@ -310,6 +337,11 @@ class OptimConfig:
         """Whether the optimizer is the one that momentum, nesterov and dot belong to."""
         return self.name == SGD
 
+    @property
+    def rises(self) -> bool:
+        """Whether the learning rate begins below its peak."""
+        return self.schedule == "onecycle" or self.warmup_epochs > 0
+
     def _check_of_sgd(self) -> None:
         """Refuse settings of SGD beside another optimizer, and the other way round."""
         if self.is_sgd:
@@ -330,10 +362,10 @@ class OptimConfig:
             check(self.clip_grad is None, "optim.clip_grad", self.clip_grad, "null beside optim.dot")
 
     def _check_rates(self) -> None:
-        falls, rises = self.schedule in ("cosine", "onecycle"), self.schedule == "onecycle" or self.warmup_epochs > 0
+        falls = self.schedule in ("cosine", "onecycle")
         check(falls or not self.min_lr, "optim.min_lr", self.min_lr, f"0 with optim.schedule={self.schedule}")
         allowed = "null without optim.warmup_epochs or optim.schedule=onecycle"
-        check(rises or self.warmup_lr is None, "optim.warmup_lr", self.warmup_lr, allowed)
+        check(self.rises or self.warmup_lr is None, "optim.warmup_lr", self.warmup_lr, allowed)
         if self.lr is not None:
             self.check_peak(self.scaled(self.lr))
 
@@ -357,20 +389,22 @@ class OptimConfig:
 class SFTNConfig:
     """Student-aware training of the teacher (SFTN). The defaults are the paper's for CIFAR-100."""
 
+    read_with = (ReadWith("stages", "sftn"),)
+
     teacher_weight: NonNegativeFloat = 1.0
     """Weight of the teacher's cross-entropy (lambda_T)."""
     ce_weight: NonNegativeFloat = 1.0
     """Weight of the branches' cross-entropy (lambda_CE)."""
     kl_weight: NonNegativeFloat = 3.0
     """Weight of the divergence between teacher and branches (lambda_KL)."""
-    kl_warmup_epochs: NonNegativeInt = 0
+    kl_warmup_epochs: Annotated[NonNegativeInt, DIVERGES] = 0
     """Epochs over which this weight rises linearly; 0 for none."""
-    kl_gradient: Literal["both", "branches"] = "both"
+    kl_gradient: Annotated[Literal["both", "branches"], DIVERGES] = "both"
     """Logits that the divergence changes: the teacher's and the branches', or the branches' alone. The teacher's stages
     learn from it through the branches in any case."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[PositiveFloat, DIVERGES] = 1.0
     """Temperature of the divergence (tau)."""
-    direction: Literal["teacher_to_branch", "branch_to_teacher"] = "teacher_to_branch"
+    direction: Annotated[Literal["teacher_to_branch", "branch_to_teacher"], DIVERGES] = "teacher_to_branch"
     """teacher_to_branch: KL(teacher || branch). branch_to_teacher: KL(branch || teacher)."""
     branch_reduction: Literal["mean", "sum"] = "mean"
     """Reduction of the losses over the branches."""
@@ -390,6 +424,8 @@ class SFTNConfig:
 class SoTeacherConfig:
     """Stage "soteacher": a teacher trained with two regularisers, without a student. The defaults are the authors'."""
 
+    read_with = (ReadWith("stages", "soteacher"),)
+
     lipschitz: NonNegativeFloat = 1e-5
     """Weight of the bounds of the layers' Lipschitz constants."""
     consistency: NonNegativeFloat = 1.0
@@ -403,11 +439,11 @@ class SoTeacherConfig:
 class EmaConfig:
     """Exponential moving average (EMA) of a network's weights, which is evaluated beside them. Off by default."""
 
-    decay: Annotated[float, Bound(0, below=1)] = 0.0
+    decay: Annotated[float, Bound(0, below=1), AVERAGED] = 0.0
     """Decay of the average in each step, such as 0.999, or 0.9998 for long trainings; 0 for no average."""
-    warmup: bool = True
+    warmup: Annotated[bool, ReadWith("ema.decay"), AVERAGED] = True
     """Let the decay rise from 0 to decay, as 1 - step^(-2/3), so that the average forgets the first weights."""
-    networks: Literal["all", "teachers", "students"] = "all"
+    networks: Annotated[Literal["all", "teachers", "students"], ReadWith("ema.decay"), AVERAGED] = "all"
     """Networks with an average. A teacher with one teaches by it."""
 
     def __post_init__(self) -> None:
@@ -426,6 +462,8 @@ class EmaConfig:
 @dataclass(frozen=True)
 class RouteConfig:
     """Distillation along the teacher's training (RCO): from snapshots of the teacher, early ones first."""
+
+    read_with = (DISTILLED,)
 
     anchors: NonNegativeInt = 0
     """Number of snapshots, at equal intervals of the teacher's epochs; the last is the finished teacher. 0 for none."""
@@ -447,6 +485,8 @@ class RouteConfig:
 class CollaborateConfig:
     """Stage "collaborate": several networks learn from each other, without a trained teacher."""
 
+    read_with = (ReadWith("stages", "collaborate"),)
+
     method: Literal["dml", "kdcl"] = "dml"
     """dml: each network learns from every other one. kdcl: all learn from a target that combines their logits."""
     networks: tuple[str, ...] = ()
@@ -459,9 +499,9 @@ class CollaborateConfig:
     """Weight of the divergence; null for 1 in dml and 0.5 in kdcl."""
     ce_weight: NonNegativeFloat | None = None
     """Weight of the cross-entropy; null for 1 in dml and 0.5 in kdcl."""
-    peers: Literal["sum", "mean"] = "sum"
+    peers: Annotated[Literal["sum", "mean"], ReadWith("collaborate.method", "dml")] = "sum"
     """Reduction over a network's peers; sum is that of the DML authors' code."""
-    ensemble: Literal["mean", "minlogit"] = "mean"
+    ensemble: Annotated[Literal["mean", "minlogit"], ReadWith("collaborate.method", "kdcl")] = "mean"
     """Target of kdcl. mean: mean of the networks' logits. minlogit: for each class, the least of the networks' logits
     after each network's logit of the label is subtracted."""
     own_views: bool | None = None
@@ -538,19 +578,19 @@ class Config:
     teacher_epoch: PositiveInt | None = None
     """Epoch of the standard teacher whose network teaches in the stage "early"; null for half of its epochs. Setting it
     adds that stage."""
-    distill: str = "kd"
+    distill: Annotated[str, DISTILLED] = "kd"
     """Losses of the stage "distill" with their weights, such as kd=0.9 or kd=1:temperature=2,ce=0.5."""
-    methods: Annotated[tuple[str, ...], HasCommas()] = ()
+    methods: Annotated[tuple[str, ...], HasCommas(), DISTILLED] = ()
     """Several such losses instead of distill, as in kd=1 at=1000,kd=1. Each is distilled in a training of its own.
     all: every other method that this pair of networks can be distilled by, with its authors' settings for the pair
     where they publish any."""
-    cache_teacher: bool = False
+    cache_teacher: Annotated[bool, DISTILLED] = False
     """Save the teacher's logits of each epoch to files. The next method with the same seed and teacher reads them
     instead of running the teacher. For methods that use only the teacher's logits. Each seed and teacher takes epochs x
     images x classes x 4 bytes of disk, or one epoch of this where images are not augmented."""
     epochs: PositiveInt = 240
     """Epochs of each stage."""
-    stage_epochs: dict[Stage, PositiveInt] = field(default_factory=dict)
+    stage_epochs: Annotated[dict[Stage, PositiveInt], ReadWith("stages", ENTRY)] = field(default_factory=dict)
     """Epochs of single stages, if different from epochs."""
     seeds: Annotated[tuple[int, ...], Series(0, "numbers")] = (0,)
     """Seeds. All stages run once per seed."""
@@ -563,7 +603,7 @@ class Config:
     the highest accuracy on the validation split, see data.val_size. Without that split it is chosen on the test images,
     which makes the student's accuracy on them optimistic. ema: the last epoch's average, see ema.decay. Teachers teach
     with their last epoch, or by its average where ema.decay keeps one."""
-    gather: bool = False
+    gather: Annotated[bool, DISTILLED] = False
     """With several ranks: relate the images of the whole batch in rkd, sp, pkt, cc, dist, srd and mlld, not those
     of each rank."""
     devices: Annotated[
@@ -652,6 +692,19 @@ class Config:
             check(known, "devices", list(devices), "all or a whole number of GPUs, or a list of cpu, cuda or cuda:N")
         if devices != 1:
             check(self.engine.device == "auto", "engine.device", self.engine.device, "auto where devices are given")
+
+    @property
+    def averages(self) -> bool:
+        """Whether a network that is trained has an average of its weights."""
+        trained = {
+            stage for stage in self.stages if stage != "early" and not (stage == "teacher" and self.teacher_file)
+        }
+        return any(self.ema.of(teacher=stage not in STUDENT_STAGES) for stage in trained)
+
+    @property
+    def reaches(self) -> bool:
+        """Whether a training learns from mixed images and other targets, if there are any."""
+        return self.data.mixed == "all" or any(stage in STUDENT_STAGES for stage in self.stages)
 
     def optim_of(self, stage: str) -> OptimConfig:
         """Return the optimizer's settings for ``stage``; only students of a teacher have two momenta."""

@@ -49,13 +49,13 @@ def _main(argv: list[str]) -> int:
     launcher.check()
     arguments, dry = cli.split_dry_run(argv)
     try:
-        config, recipe = cli.parse(arguments)
+        parsed = cli.read(arguments)
     except ConfigError as error:
         return fail(error, 2) if launcher.rank() == 0 else 2
-    return _run(config, recipe, dry=dry)
+    return _run(parsed, dry=dry)
 
 
-def _run(config: Config, recipe: str, *, dry: bool) -> int:
+def _run(parsed: cli.Parsed, *, dry: bool) -> int:
     # Imported late, since --help and a wrong option need no torch.
     import torch
 
@@ -64,10 +64,11 @@ def _run(config: Config, recipe: str, *, dry: bool) -> int:
     from sftn_fast.experiment.pool import JobError
     from sftn_fast.utils.checksummed import DamagedError
 
+    config = parsed.config
     if config.engine.device == "cpu" or not torch.cuda.is_available():
         allocator.keep_freed_memory()
-    distributed.say(f"recipe {recipe}, output in {config.output}")
-    for line in cli.describe_twins(config):
+    distributed.say(f"recipe {parsed.recipe}, output in {config.output}")
+    for line in (*cli.describe_twins(config), *(f"warning: {line}" for line in parsed.unread)):
         distributed.say(line)
     try:
         dry_run.run(config) if dry else run(config)

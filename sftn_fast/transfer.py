@@ -247,8 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     launcher.check_alone("sftn_fast.transfer")
+    config, unread = cli.read_transfer(argv, str(__doc__))
+    for line in unread:
+        print(f"warning: {line}", flush=True)
     try:
-        result = run(parse(argv))
+        result = run(config)
     except FloatingPointError as error:
         return program.fail(error, 1)
     scores = "  ".join(f"{key} {result[key]:.2f} %" for key in ("top1", "top5") if key in result)

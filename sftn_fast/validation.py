@@ -11,7 +11,7 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal
@@ -115,6 +115,46 @@ class Neutral:
     """
 
     reason: str
+
+
+@dataclass(frozen=True, init=False)
+class ReadWith:
+    """Mark of a field that is read only where another key has certain values; a group has it as its ``read_with``.
+
+    A run names each value that its user gave although nothing reads it.
+
+    Args:
+        key: The other key, such as ``optim.schedule``; or a property of the configuration, such as ``data.mixes``.
+        values: Values of that key with which the field is read; of a list, elements. Without any, all that are true.
+        shown: Keys that explain the property to the user.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    shown: tuple[str, ...]
+
+    def __init__(self, key: str, *values: Any, shown: Sequence[str] = ()) -> None:
+        for name, value in {"key": key, "values": values, "shown": tuple(shown) or (key,)}.items():
+            object.__setattr__(self, name, value)
+
+    def holds(self, config: Any, entry: str) -> bool:
+        """Return whether ``config`` reads the field, or its ``entry`` if the field is a dict."""
+        try:
+            value = look_up(config, self.key)
+        except AttributeError:  # a program that has no such setting
+            return True
+        values = tuple(entry if each is ENTRY else each for each in self.values)
+        found = value if isinstance(value, tuple) else (value,)
+        return any(each in values for each in found) if values else bool(value)
+
+
+ENTRY = object()
+"""Stands for the name of an entry of a dict in :class:`ReadWith`."""
+
+
+def look_up(config: Any, key: str) -> Any:
+    """Return the value of ``key``, such as ``optim.lr``, in nested dataclasses."""
+    return reduce(getattr, key.split("."), config)
 
 
 class HasCommas:

@@ -7,14 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftn_fast.cli import output_folder
 from sftn_fast.cli.keys import build
 from sftn_fast.cli.messages import refuse_name, refuse_network
 from sftn_fast.cli.network_names import NETWORKS, describe, twin_of
 from sftn_fast.cli.options import CommandLine, Option
-from sftn_fast.cli.recipe import BASE, Reader
+from sftn_fast.cli.recipe import BASE, Reader, is_of_a_run
+from sftn_fast.cli.unread import describe_unread
 from sftn_fast.config import ALL_METHODS, SGD, Config, ConfigError, TransferConfig, check, check_path
 from sftn_fast.distillers import registry
 from sftn_fast.distillers.spec import of_method, of_weights
@@ -82,8 +83,23 @@ def recipe_path(name: str, *, key: str = "config", beside: Path | None = None) -
     raise ConfigError(refuse_name(key, name, recipe_names(), kind="an existing YAML file, or one of") + searched)
 
 
+class Parsed(NamedTuple):
+    """A command line of :mod:`sftn_fast.train`."""
+
+    config: Config
+    recipe: str
+    """Name of its recipe."""
+    unread: list[str]
+    """A line for each setting that the user gave and that nothing reads."""
+
+
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Turn command-line arguments into a checked :class:`Config` and the name of its recipe.
+    """Turn command-line arguments into a checked :class:`Config` and the name of its recipe; see :func:`read`."""
+    return read(argv)[:2]
+
+
+def read(argv: Sequence[str]) -> Parsed:
+    """Check command-line arguments and return what they say.
 
     Raises:
         ConfigError: With one line for any wrong argument or recipe.
@@ -93,9 +109,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     given = line.parse(argv)
     recipes = given.get("config", [DEFAULT_RECIPE])
     reader = Reader(line.keys, ALIASES, COMMAND_LINE_ONLY)
-    files = [each for recipe in recipes for each in _with_bases(recipe, reader)]
+    chains = [_with_bases(recipe, reader) for recipe in recipes]
+    files = [each for chain in chains for each in chain]
     of_recipes = _merge_recipes(files)
-    values = line.merge(_without_other_optimizers(of_recipes, given), given | _resolve_distill(given))
+    given_methods = _resolve_distill(given)
+    values = line.merge(_without_other_optimizers(of_recipes, given), given | given_methods)
     if given.get("compile"):
         if "engine.compile" in given:
             raise ConfigError("compile can't be combined with engine.compile; give one of the two")
@@ -112,7 +130,10 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     if given.get("print_config"):
         print(dump(config), end="")
         raise SystemExit(0)
-    return config, " and ".join(recipes)
+    own = {key for *_, (path, own) in chains if _is_own(path, own) for key in own if key in values}
+    return Parsed(
+        config, " and ".join(recipes), list(describe_unread(config, own | given.keys() | given_methods.keys()))
+    )
 
 
 def check_names(config: Config) -> None:
@@ -194,8 +215,15 @@ def parse_transfer(argv: Sequence[str], description: str) -> TransferConfig:
     Raises:
         ConfigError: With one line for any wrong argument.
     """
+    return read_transfer(argv, description)[0]
+
+
+def read_transfer(argv: Sequence[str], description: str) -> tuple[TransferConfig, list[str]]:
+    """Do as :func:`parse_transfer`, and return a line for each setting in ``argv`` that nothing reads, too."""
     line = transfer_line(description)
-    return build(TransferConfig, line.merge({}, line.parse(argv)))
+    given = line.parse(argv)
+    config = build(TransferConfig, line.merge({}, given))
+    return config, list(describe_unread(config, given))
 
 
 def transfer_line(description: str = "") -> CommandLine:
@@ -222,6 +250,15 @@ def _with_bases(recipe: str, reader: Reader) -> list[tuple[Path, dict[str, Any]]
             raise ConfigError(f"base of {found[0][0]} leads back to itself; remove one of the keys base")
         found.insert(0, (path, reader.read(path)))
     return found
+
+
+def _is_own(path: Path, values: Mapping[str, Any]) -> bool:
+    """Return whether a user chose the ``values`` of the recipe ``path`` one by one.
+
+    Recipes of the package, configurations that a run wrote, and printed ones have settings that nobody chose.
+    """
+    printed = train_line().keys.keys() - {"distill", "methods"} <= values.keys()
+    return path.parent != RECIPES and not is_of_a_run(path) and not printed
 
 
 def _merge_recipes(files: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:

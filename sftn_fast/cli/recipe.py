@@ -42,7 +42,7 @@ class Reader:
                 if name in found:
                     raise ConfigError(f"key {name} is given twice")
                 found[name] = _base_of(value) if name == BASE else of_value(self.keys[name], value)
-            if found.get("methods") and "distill" in found and not _is_of_a_run(path):
+            if found.get("methods") and "distill" in found and not is_of_a_run(path):
                 raise ConfigError("distill can't be combined with methods, which replace it; give one of the two")
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
@@ -66,7 +66,7 @@ class Reader:
                 raise ConfigError(f"unknown key {shorten(name)}{suggest(name, list(self.keys))}")
 
 
-def _is_of_a_run(path: Path) -> bool:
+def is_of_a_run(path: Path) -> bool:
     """Return whether a run wrote the file. Earlier versions wrote ``distill`` beside the methods that replaced it."""
     return read_regular(path).startswith(FIRST_LINE.encode())
 
