@@ -29,6 +29,18 @@ class Deployed(nn.Module):
         logits: Tensor = self.network(self.normalize(pixels))
         return logits
 
+    def network_normalization(self) -> tuple[list[float], list[float]]:
+        """Return the mean and deviation of each channel by which the network was made to see pixels, its own change in.
+
+        A network that changes the data's images first, see :mod:`sftn_fast.models.own_input`, has others than the data.
+        """
+        mean, std = self.mean.flatten().double(), self.std.flatten().double()
+        change = getattr(self.network, "own_input", None)
+        if change is not None:
+            scale, shift = (torch.tensor(numbers, dtype=torch.float64) for numbers in change.numbers())
+            mean, std = mean - shift * std / scale, std / scale
+        return mean.tolist(), std.tolist()
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return what the network takes."""
         return (pixels - self.mean) / self.std

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -166,16 +168,24 @@ def _run_onnx(file: Path) -> Run | None:
 
 
 def _write_state_dict(network: Deployed, example: Tensor, file: Path) -> Run:
-    """Write the tensors under the network's original names: torchvision's, or those of a network of the user's own."""
+    """Write the tensors under the network's original names: torchvision's, timm's, or those of one's own network.
+
+    The file's metadata has the mean and deviation by which that network sees pixels, as a list in JSON each.
+    """
     inner = network.network
     assert isinstance(inner, models.StagedNet)
     tensors = {name: tensor.contiguous().clone() for name, tensor in models.export_state_dict(inner).items()}
-    save_file(tensors, file)
+    mean, std = network.network_normalization()
+    save_file(tensors, file, metadata={"format": "pt", "mean": json.dumps(mean), "std": json.dumps(std)})
     restored = copy_network(inner).eval()
     for tensor in restored.state_dict().values():
         tensor.zero_()
     models.load_weights(restored, file, say=lambda line: None)
-    return lambda pixels: restored(network.normalize(pixels))
+    restored.own_input = None  # as in the network's original code
+    with safe_open(file, "pt") as written:
+        stored = written.metadata()
+    shift, scale = (torch.tensor(json.loads(stored[key])).view(-1, 1, 1) for key in ("mean", "std"))
+    return lambda pixels: restored((pixels - shift) / scale)
 
 
 WRITERS = {

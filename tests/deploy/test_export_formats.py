@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from shallow import make_shallow
 from torch import nn
@@ -168,6 +170,65 @@ def test_a_state_dict_loads_strictly_into_ones_own_network(tmp_path):
     original.load_state_dict(load_file(tmp_path / "student" / "deployed.safetensors"), strict=True)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(original(x), network(x))
+
+
+TIMM = {
+    "timm:test_convnext": 32,
+    "timm:test_vit:patch_size=8:depth=2:embed_dim=16:num_heads=2": 32,
+}
+
+
+def own_input_exported(name: str, folder: Path, channels: int) -> tuple[nn.Module, tuple[list[float], list[float]]]:
+    """Export a network with an input of its own to ``folder``; return timm's network and its mean and deviation."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = models.build(name, num_classes=7, image_size=TIMM[name]).eval()
+    original = timm.create_model(network.name.removeprefix("timm:"), num_classes=7, **network.arguments).eval()
+    original.load_state_dict(models.export_state_dict(network))
+    own = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    given = Preprocessing(32, 32, PREPROCESSING.mean[:channels], PREPROCESSING.std[:channels])
+    network.in_channels, network.own_input = channels, models.change_of_input(given.mean, given.std, *own)
+    models.save(network, folder, meta={"preprocessing": given.to_json()})
+    return original, own
+
+
+@pytest.mark.parametrize(
+    ("format_name", "name", "channels"),
+    [(each, name, 3) for name in TIMM for each in ("onnx", "pt2", "torchscript", "state_dict")]
+    + [("state_dict", "timm:test_convnext", 1), ("onnx-legacy", "timm:test_convnext", 1)],
+)
+@torch.no_grad()
+def test_a_timm_student_with_an_input_of_its_own_in_every_format(format_name, name, channels, tmp_path):
+    for package in formats.WRITERS[format_name].needs:
+        pytest.importorskip(package)
+    original, (mean, std) = own_input_exported(name, tmp_path, channels)
+    pixels = torch.rand(3, channels, 32, 32)
+    expected = original((pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1))
+    assert main([str(tmp_path), "--format", format_name]) == 0
+    (file,) = tmp_path.glob("deployed.*")
+    torch.testing.assert_close(written_logits(format_name, file, pixels, original), expected, rtol=1e-3, atol=1e-4)
+    sample = tmp_path / "a.png"
+    Image.fromarray((pixels[0].permute(1, 2, 0).expand(-1, -1, 3) * 255).byte().numpy()).save(sample)
+    if channels == 3:
+        shown = torch.from_numpy(np.array(Image.open(sample))).permute(2, 0, 1)[None] / 255
+        logits = original((shown - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1))
+        found = predict.classifier.Classifier(tmp_path).probabilities([sample])
+        torch.testing.assert_close(found, logits.softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def written_logits(format_name: str, file: Path, pixels: torch.Tensor, original: nn.Module) -> torch.Tensor:
+    """Return the logits of ``pixels`` by a file alone; of a state_dict, by timm's network with the file's tensors."""
+    if format_name.startswith("onnx"):
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+    if format_name == "pt2":
+        return torch.export.load(file).module()(pixels)
+    if format_name == "torchscript":
+        return torch.jit.load(str(file))(pixels)
+    with safe_open(file, "pt") as written:
+        mean, std = (torch.tensor(json.loads(written.metadata()[key])).view(-1, 1, 1) for key in ("mean", "std"))
+    original.load_state_dict(load_file(file), strict=True)
+    return original((pixels - mean) / std)
 
 
 class Spectral(nn.Module):
