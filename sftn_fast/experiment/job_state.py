@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.data import ImageData
@@ -68,12 +68,26 @@ def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
         return JobState(job, begun=unreadable, differing=again)
     wanted = wanted_identity(config, job, root, images)
     recorded, epochs = _of_result(result, wanted) if result else _of_checkpoint(checkpoint or {})
-    differing = identity.compare(recorded, wanted)
+    differing = _by_mixed(config, job, root, images, recorded, identity.compare(recorded, wanted))
     if not differing and config.resume != "force":
         _require_snapshots(config, job, folder, epochs)
     elif not differing and (missing := _missing_snapshot(config, job, folder, epochs)):
         differing = [(missing[0], "no snapshots", "snapshots")]
     return JobState(job, bool(result), True, differing, (result or checkpoint or {}).get("environment", {}))
+
+
+def _by_mixed(
+    config: Config, job: Job, root: Path, images: ImageData, recorded: dict[str, Any], differing: identity.Differences
+) -> identity.Differences:
+    """Return ``differing`` with the setting ``data.mixed`` itself in place of what it changes for a teacher."""
+    if not differing or images.mixing is None:
+        return differing
+    mixed = config.data.mixed
+    before: Literal["all", "students"] = "students" if mixed == "all" else "all"
+    mixing = dataclasses.replace(images.mixing, config=dataclasses.replace(images.mixing.config, mixed=before))
+    with_it = wanted_identity(config, job, root, dataclasses.replace(images, mixing=mixing))
+    others = identity.compare(recorded, with_it)
+    return [("data.mixed", before, mixed), *others] if len(others) < len(differing) else differing
 
 
 def _of_result(result: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], int]:

@@ -114,6 +114,18 @@ def test_what_is_no_run_is_refused(stopped, unbroken, tmp_path, capsys):
     assert "weight_decay" in refusal(capsys)
 
 
+@pytest.mark.parametrize(("first", "then"), [("all", "students"), ("students", "all")])
+def test_data_mixed_is_refused_by_its_name(first, then, tmp_path, capsys):
+    settings = "--epochs 1 --stages teacher --data.mixup 0.4 --data.label_smoothing 0.1 --data.mixed"
+    options = settings.split()
+    assert run(tmp_path / "run", *options, first) == 0
+    capsys.readouterr()
+    assert run(tmp_path / "run", *options, then) == 2
+    assert f"with other settings (data.mixed: {first} -> {then});" in refusal(capsys)
+    assert run(tmp_path / "run", *options, then, "--data.flip", "true") == 2
+    assert f"(data.mixed: {first} -> {then}; data.flip: " in refusal(capsys)
+
+
 def test_a_run_under_way_is_not_copied(stopped, tmp_path, capsys):
     with engine.RunFolder(stopped):
         assert run(tmp_path / "run", "--resume", str(stopped)) == 2
