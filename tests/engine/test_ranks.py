@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sftn_fast import data
+from sftn_fast import data, distillers, models
 from sftn_fast.config import ConfigError, DataConfig
 from sftn_fast.engine import FingerprintMismatch, Interrupted, NonFiniteError, PeerError, distributed, parallel
+from sftn_fast.tasks import DistillTask
 
 from .faults import processes
 from .ranks import FrozenNormTask, SharedData, SharedTrainLoader, on_ranks
-from .stubs import Batch, TinyTask, make_task, run_fit, without_timing
+from .stubs import CLASSES, SIDE, Batch, TinyTask, make_task, run_fit, without_timing
 
 BATCH = 12  # divides among 1, 2, 3 and 4 ranks
 
@@ -97,17 +98,26 @@ def lines_of(folder: Path) -> list[dict]:
     return [without_timing(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def stop_and_resume(folder: Path) -> dict[str, Any]:
-    """Train forty steps with dropout, once unbroken and once with a stop after the thirteenth."""
-    data, whole, task = SharedData(train_size=160), make_task(), make_task(seed=99)
+def shared_data(count: int, side: int) -> SharedData:
+    data = SharedData(train_size=count)
+    for loader in (data.train, data.test):
+        loader.images = nn.functional.interpolate(loader.images, side)
+    return data
+
+
+def stop_and_resume(
+    folder: Path, make: Callable[..., nn.Module] = make_task, count: int = 160, side: int = SIDE
+) -> dict[str, Any]:
+    """Train on ``count`` images for two epochs, once unbroken and once with a stop after the thirteenth step."""
+    data, whole, task = shared_data(count, side), make(), make(seed=99)
     run_fit(folder / "unbroken", task=whole, data=data)
     rng = torch.get_rng_state()
 
-    broken = SharedData(train_size=160)
+    broken = shared_data(count, side)
     broken.train = Signalled(broken.train, at=13, rank=1)
     stopped = 0
     try:
-        run_fit(folder / "broken", data=broken)
+        run_fit(folder / "broken", data=broken, task=make())
     except Interrupted as stop:
         stopped = stop.signum
     torch.rand(distributed.rank())
@@ -135,6 +145,28 @@ def test_two_ranks_stopped_and_resumed_equal_unbroken_ones_bit_for_bit(tmp_path)
     assert lines_of(tmp_path / "broken") == lines_of(tmp_path / "unbroken")
     steps = [line["step"] for line in lines_of(tmp_path / "broken") if line["kind"] == "train"]
     assert steps == list(range(3, 41, 3)), "each line once: the main rank alone writes"
+
+
+def distil_timm(seed: int = 0) -> nn.Module:
+    """Return a task whose student draws random numbers and has parameters that not every step uses."""
+    torch.manual_seed(7)
+    teacher = models.build("timm:test_convnext", num_classes=CLASSES, image_size=32)
+    torch.manual_seed(seed)
+    name = "timm:test_vit:patch_size=8:depth=4:embed_dim=16:num_heads=2:drop_path_rate=0.2:proj_drop_rate=0.1"
+    student = models.build(name, num_classes=CLASSES, image_size=32)
+    distiller = distillers.build("kd,at=10", student=student, teacher=teacher, num_samples=80, image_size=32)
+    return DistillTask(student, distiller)
+
+
+def test_two_ranks_resume_networks_of_timm_bit_for_bit(tmp_path):
+    pytest.importorskip("timm")
+    first, second = on_ranks(2, stop_and_resume, tmp_path, distil_timm, 80, 32)
+    for rank in (first, second):
+        assert (rank["stopped"], rank["resumed"], rank["different"]) == (signal.SIGTERM, 13, [])
+        assert rank["same_rng"]
+    assert first["rng"] != second["rng"], "drop path has to differ from rank to rank"
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    assert lines_of(tmp_path / "broken") == lines_of(tmp_path / "unbroken")
 
 
 def fit_and_tell(folder: Path, **options: Any) -> str:

@@ -24,11 +24,17 @@ from sftn_fast.tasks import DistillTask, SFTNTask, Task
 from .stubs import StoppingLoader, without_timing
 
 BATCH, STEPS_AN_EPOCH = 8, 10
+CONVNEXT = "timm:test_convnext:drop_path_rate=0.2"
+VIT = "timm:test_vit:patch_size=8:depth=4:embed_dim=16:num_heads=2:drop_path_rate=0.2:proj_drop_rate=0.1"
 NOT_COMPARED = ("history", "stopwatch", "log_offsets")  # they depend on the clock
 
 
 def crops_and_flips(root: Path) -> DataConfig:
     return DataConfig("fake", train_size=BATCH * STEPS_AN_EPOCH, image_size=8, crop_padding=2, flip=True)
+
+
+def larger(root: Path) -> DataConfig:
+    return dataclasses.replace(crops_and_flips(root), image_size=32)
 
 
 def mixed(root: Path) -> DataConfig:
@@ -69,6 +75,20 @@ def distil(images: ImageData, spec: str = "crd:negatives=8,kd,at=10") -> Task:
     return DistillTask(student, distiller)
 
 
+def distil_timm(images: ImageData, *, student: str = CONVNEXT, teacher: str = VIT) -> Task:
+    pytest.importorskip("timm")
+    networks = (models.build(name, num_classes=images.num_classes, image_size=32) for name in (student, teacher))
+    learner, taught_by = networks
+    distiller = distillers.build(
+        "kd,at=10", student=learner, teacher=taught_by, num_samples=images.num_train, image_size=32
+    )
+    return DistillTask(learner, distiller)
+
+
+def distil_into_a_vit(images: ImageData) -> Task:
+    return distil_timm(images, student=VIT, teacher=CONVNEXT)
+
+
 def distil_two_views(images: ImageData) -> Task:
     return distil(images, "mlld,at=10")
 
@@ -84,6 +104,8 @@ def student_aware(images: ImageData) -> Task:
         (crops_and_flips, distil),
         (image_folder, distil),
         (crops_and_flips, student_aware),
+        (larger, distil_timm),
+        (larger, distil_into_a_vit),
         (mixed, distil),
         (mixed_files, distil),
         (mixed, student_aware),

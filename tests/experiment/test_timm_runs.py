@@ -8,12 +8,21 @@ import pytest
 import torch
 
 from sftn_fast import distillers, export, models, predict, train
+from sftn_fast.config import SFTNConfig
 from sftn_fast.data.sources import fake
 from sftn_fast.sftn import StudentAwareTeacher
+from sftn_fast.tasks import SFTNTask
 
 pytest.importorskip("timm")
 
 VIT, CONVNEXT = "timm:test_vit:patch_size=8:depth=4:embed_dim=32:num_heads=2", "timm:test_convnext"
+AVERAGING = [
+    "timm:vit_tiny_patch16_224:class_token=false:global_pool=avg:depth=4:embed_dim=16:num_heads=2",
+    "timm:swin_tiny_patch4_window7_224:embed_dim=16:depths=[1,1,1,1]:num_heads=[1,1,2,2]:window_size=4",
+    CONVNEXT,
+    "timm:edgenext_xx_small",
+]
+"""Networks whose head averages a map, so that each of their ends runs on a map."""
 TINY = "--data.name fake --data.train_size 8 --data.image_size 32 --optim.batch_size 4 --epochs 1 --seeds 0"
 
 
@@ -43,14 +52,29 @@ def test_a_vit_teaches_a_convnext(method, pair):
     assert all(map(torch.equal, before, teacher.parameters()))
 
 
-@pytest.mark.parametrize("name", [VIT, CONVNEXT])
-def test_branches_of_a_timm_student_teach_a_timm_teacher(name, pair):
-    teacher = models.build(name, num_classes=4, image_size=32)
-    aware = StudentAwareTeacher(teacher, pair[1], image_size=32)
-    logits, branches = aware(torch.randn(4, 3, 32, 32))
-    (logits.sum() + sum(each.sum() for each in branches)).backward()
-    assert len(branches) == teacher.num_stages - 1
-    assert all(p.grad is not None for p in aware.branches.parameters())
+@pytest.mark.parametrize(
+    ("teacher", "student", "size"), [(VIT, CONVNEXT, 32), *((each, each, 64) for each in AVERAGING)]
+)
+def test_branches_of_a_timm_student_teach_a_timm_teacher(teacher, student, size):
+    torch.manual_seed(0)
+    networks = [models.build(name, num_classes=4, image_size=size) for name in (teacher, student)]
+    assert networks[1].runs_from_stages
+    task = SFTNTask(StudentAwareTeacher(*networks, image_size=size), SFTNConfig())
+    optimizer = torch.optim.SGD(task.parameters(), 0.01)
+    for step in range(2):
+        index = torch.arange(4) + 4 * step
+        total = task(torch.randn(4, 3, size, size), index % 4, index)["total"]
+        optimizer.zero_grad()
+        total.backward()
+        assert torch.isfinite(total) and all(p.grad is not None for p in task.parameters() if p.requires_grad)
+        optimizer.step()
+    assert len(task.student_aware.branches) == networks[0].num_stages - 1
+    with torch.no_grad():
+        for network in networks:  # of a network that averages, each end runs on a map of its own
+            seen = network.eval().forward_features(torch.randn(2, 3, size, size))
+            if network.runs_from_stages:
+                for number, stage in enumerate(seen.stages, start=2):
+                    torch.testing.assert_close(network.forward_from(number, stage), seen.logits)
 
 
 @pytest.mark.parametrize(
