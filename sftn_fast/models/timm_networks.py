@@ -103,6 +103,8 @@ def _described_elsewhere(model: str) -> tuple[Any, str, dict[str, Any]]:
     source, _, place = model.partition(":")
     read = hub.load_model_config_from_hf if source == "hf-hub" else hub.load_model_config_from_path
     try:
+        if source == "hf-hub":
+            require_hub(place, "config.json")
         config, architecture, arguments = read(place)
         names = {each.name for each in dataclasses.fields(timm_config())}
         config = timm_config()(**{key: value for key, value in config.items() if key in names})
@@ -112,6 +114,20 @@ def _described_elsewhere(model: str) -> tuple[Any, str, dict[str, Any]]:
         ) from error
     arguments = {key: value for key, value in (arguments or {}).items() if key not in ("num_classes", "in_chans")}
     return config, architecture, arguments
+
+
+def require_hub(place: str, file: str) -> None:
+    """Raise an error at once if a ``file`` of ``place`` must be downloaded from the Hub and that can't be reached.
+
+    The Hub's own client tries for a minute. ``place`` is ``OWNER/NAME``, or ``OWNER/NAME@REVISION``.
+    """
+    hub = import_module("huggingface_hub")
+    repository, _, revision = place.partition("@")
+    if isinstance(hub.try_to_load_from_cache(repository, file, revision=revision or None), str):
+        return
+    # An answer is enough, also one that refuses: what it means, the client says.
+    with contextlib.suppress(hub.errors.HfHubHTTPError):
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, revision=revision or None))
 
 
 def timm_config() -> Any:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from sftn_fast.models.staged import StagedNet
-from sftn_fast.models.timm_networks import Source, classifier_names, find_source, quiet, reason_of, timm_module
+from sftn_fast.models.timm_networks import (
+    Source,
+    classifier_names,
+    find_source,
+    quiet,
+    reason_of,
+    require_hub,
+    timm_module,
+)
 from sftn_fast.models.weight_files import WeightsError
 from sftn_fast.utils.text import printable
 from sftn_fast.utils.timm_names import PREFIX, SOURCES, is_timm, parse
@@ -62,6 +70,8 @@ def read(path: str, net: StagedNet, *, keep_head: bool) -> dict[str, Tensor]:
     try:
         # Its initialisation must not advance the generator from which the student is drawn.
         with quiet(), torch.random.fork_rng(devices=[]):
+            if not source.config.file and source.config.hf_hub_id and cached_file(path, net.name) is None:
+                require_hub(source.config.hf_hub_id, source.config.hf_hub_filename or FILES[0])
             donor = timm_module().create_model(
                 source.architecture,
                 pretrained=True,

@@ -212,3 +212,26 @@ def test_what_is_not_there_is_refused_before_anything_is_trained(options, messag
     error = capsys.readouterr().err
     assert re.match(message, error) and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            f"--teacher {NET} --teacher_pretrained true",
+            f"error: teacher_pretrained: timm:DEFAULT of {NET} can't be loaded",
+        ),
+        ("--teacher timm:hf-hub:owner/name", "error: teacher: the description of timm:hf-hub:owner/name can't be read"),
+    ],
+)
+def test_without_a_connection_nothing_is_tried_twice(options, message, offline, tmp_path, capfd, monkeypatch):
+    def unreachable(*args, **how):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(hub.file_download, "get_hf_file_metadata", lambda *args, **how: pytest.fail("tried again"))
+    assert train.main(command(tmp_path, *options.split())) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(message) and "Name or service not known" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
