@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -249,7 +249,7 @@ def _take_out(part: fx.GraphModule, end: _Step) -> nn.Module:
 
 
 def _out_of_place(activation: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(activation)
+    copied: Any = copy.deepcopy(activation)
     if hasattr(copied, "inplace"):
         copied.inplace = False
-    return copied
+    return cast(nn.Module, copied)

@@ -123,13 +123,13 @@ def test_every_file_of_a_run_may_fail(
     run, codes = tmp_path / "run", []
     config = dataclasses.replace(config, output=str(run))
     disk.arm(-1, stays=False)
-    assert train._run(config, "test", dry=False) == 0
+    assert train._run(cli.Parsed(config, "test", []), dry=False) == 0
     shutil.rmtree(run)
     numbers = first_and_last(disk.places)[stays::2]  # every place, in one of the two ways
     assert len(numbers) > 20
     for number in numbers:
         disk.arm(number, stays=stays)
-        code = train._run(config, "test", dry=False)
+        code = train._run(cli.Parsed(config, "test", []), dry=False)
         assert disk.calls >= number
         codes.append(code)
         error = capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_every_file_of_a_run_may_fail(
         assert code != 2 or "output folder" in error, (number, error)
         assert code == 0 or "No space left on device" in error, (number, error)
         disk.arm(-1, stays=False)
-        assert train._run(config, "test", dry=False) == 0, (number, capsys.readouterr().err)
+        assert train._run(cli.Parsed(config, "test", []), dry=False) == 0, (number, capsys.readouterr().err)
         assert models.read_files(run / "student") == unbroken, number
         assert models.verify(run / "seed0" / "student" / "best") is None, number
         assert run_files.faults(run / "seed0" / "student", run_files.read_result(run / "seed0" / "student")) == {}
@@ -162,6 +162,6 @@ def test_a_folder_that_is_removed_during_the_run_is_one_line(
 
     monkeypatch.setattr(report.writer, "draw", draw)
     monkeypatch.setattr(os, "open", remove_first)
-    assert train._run(dataclasses.replace(config, output=str(run)), "test", dry=False) == 1
+    assert train._run(cli.Parsed(dataclasses.replace(config, output=str(run)), "test", []), dry=False) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not run.exists()
