@@ -2,6 +2,7 @@
 //
 // Rows are independent. Each stores its terms, and these are added up in order, so the result does not depend on the
 // number of threads.
+#include <limits>
 #include <vector>
 
 #include "half.h"
@@ -61,15 +62,18 @@ class DivergenceRows {
     const A *s_kept = student, *t_kept = teacher;
     if (options.kept != kAllClasses) mask(student, teacher, y, &s_kept, &t_kept);
     const PairSums<A> sums = pair_sums(s_kept, t_kept, rates, ahead(i, student, teacher, grad), s_e_, t_e_, d_);
-    const double weight = options.weighted ? row_weight(teacher, sums) : 1;
+    // A network that rules out every class, or gives NaN, has no distribution.
+    const bool undefined = options.kept == kAllClasses && !(sums.s_z > 0 && sums.t_z > 0);
+    const double weight = undefined          ? std::numeric_limits<double>::quiet_NaN()
+                          : options.weighted ? row_weight(teacher, sums)
+                                             : 1;
     RowTerms of_row{0, 0};
     const bool nothing = options.kept != kAllClasses && sums.t_z == 0;
     // The slopes of a far row are q - p then, whose sum is 0, and the value follows from the sums.
     const bool of_sums =
         !nothing && sums.is_far() && (options.divergence == kKl || options.divergence == kCrossEntropy);
     if (nothing) {
-      std::fill(s_e_, s_e_ + size_, A(0));
-      std::fill(t_e_, t_e_ + size_, A(0));
+      std::fill(t_e_, t_e_ + size_, A(0));  // the student's are needed for the label's term
     } else if (of_sums) {
       of_row.value = sums.kl + (options.divergence == kCrossEntropy ? entropy(t_kept, rates, sums) : 0);
     } else {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "block.h"
 #include "exp.h"
@@ -76,7 +77,9 @@ SFTN_INLINE Moments moments_inline(const A* row, int64_t c) {
   }
   rest /= c;
   const double variance = (squares - c * rest * rest) / std::max<int64_t>(c - 1, 1);
-  return {double(first) + shift + rest, std::sqrt(std::max(0.0, variance))};
+  // NaN of logits that are not finite, or whose squares are not: a rate of 0 would hide them
+  const double infinity = std::numeric_limits<double>::infinity();
+  return {double(first) + shift + rest, variance < infinity ? std::sqrt(std::max(0.0, variance)) : infinity - infinity};
 }
 
 // How the scaled logits of a pair are computed from its rows: `a` and `b` are natural, a2 and b2 to base 2.

@@ -21,14 +21,14 @@ __global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceBackwardBlo
   using A = accumulator_t<T>;
   const DivergenceOptions& options = p.options;
   const RowTeam team(p.warp_rows);
-  const bool separate_label = options.label != kNoLabel && !options.label_shares_sums();
+  const bool shares = options.label_shares_sums();
   for (int64_t i = team.first_row; i < p.n; i += team.row_step) {
     PairRow<T> row(p, team, i);
     const int y = p.class_of(i);
     const auto numbers = load_whole<RowNumbers<A>>(grad.numbers + i);
     const RowPairs<A> pairs(kept_view(p, y, numbers.limit, numbers.a, numbers.b), numbers);
     const A upstream = grad.grad_total[i * grad.grad_stride], counts = grad.parts[2];
-    const A other_rate = p.label_rate * kLog2E<A>, other_scale = numbers.other_scale * counts;
+    const A other_rate = (shares ? numbers.a : p.label_rate) * kLog2E<A>, other_scale = numbers.other_scale * counts;
     const int left_out = options.label == kHardCrossEntropy ? -1 : y;  // of the label's softmax
     const A first = options.standardize ? row.student(0) : A(0);
     T* out = grad.out + i * p.c;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(BlockTeam::kMaxThreads, kDivergenceBackwardBlo
 #pragma unroll
       for (int k = 0; k < kChunk<T>; ++k) {
         const int column = chunk.column(k);
-        if (separate_label && column != left_out)
+        if (other_scale != A(0) && column != left_out)
           g[k] -= other_scale * exp2_of((s[k] - numbers.other_max) * other_rate);
         if (options.standardize) g[k] -= ((s[k] - first) - numbers.centre) * numbers.pull;
         if (column == y) g[k] += numbers.label * counts;

@@ -127,7 +127,10 @@ __device__ __forceinline__ RowLosses divergence_row(const DivergenceParams<T>& p
   }
   if (team.rank != 0) return {0, 0};
 
-  const A weight = options.weighted ? exp_of(numbers.t_log - b * log_of(sums.plain_z)) : A(1);
+  // A network that rules out every class, or gives NaN, has no distribution.
+  const bool undefined = options.kept == kAllClasses && !(sums.s_z > A(0) && sums.t_z > A(0));
+  A weight = options.weighted ? exp_of(numbers.t_log - b * log_of(sums.plain_z)) : A(1);
+  if (undefined) weight = static_cast<A>(NAN);
   LabelResult<A> label{A(0), A(0)};
   if (has_label) label = label_result(options, label_view, label_sums, row.student(y), teacher_y);
   const A label_rate = shares ? a : p.label_rate;
@@ -137,7 +140,9 @@ __device__ __forceinline__ RowLosses divergence_row(const DivergenceParams<T>& p
   numbers.through = numbers.factor * terms.slope + (shares ? of_label : A(0));
   numbers.label = of_label;
   numbers.other_max = label_sums.s_max;
-  numbers.other_scale = has_label && !shares && label_sums.s_z > A(0) ? of_label / label_sums.s_z : A(0);
+  // Where no class counts for the teacher, q of the others is 0, and the label's term needs their softmax apart.
+  const bool apart = has_label && (!shares || nothing) && label_sums.s_z > A(0);
+  numbers.other_scale = apart ? of_label / label_sums.s_z : A(0);
   numbers.centre = moments.s_mean;
   numbers.pull = A(0);
   if (options.standardize && moments.s_deviation != A(0)) {

@@ -13,8 +13,11 @@ struct RowMoments {
 
 template <class A>
 __device__ __forceinline__ A deviation_of(A squares, A rest, int c) {
-  // what the rounding of the mean left is taken off
-  return sqrt_of(greater(A(0), squares - rest * (rest / A(c))) / A(c > 1 ? c - 1 : 1));
+  // What the rounding of the mean left is taken off. NaN of logits that are not finite, or whose squares are not: a
+  // rate of 0 would hide them.
+  constexpr A kInfinity = static_cast<A>(INFINITY);
+  const A left = squares - rest * (rest / A(c));
+  return left < kInfinity ? sqrt_of(greater(A(0), left) / A(c > 1 ? c - 1 : 1)) : static_cast<A>(NAN);
 }
 
 template <class T, class A = accumulator_t<T>>

@@ -53,6 +53,9 @@ LOSSES = {
     "kd-standardized": without_target("kd_loss", 2.0, standardize=True),
 }
 """A loss of each kind, called with a module, student, teacher and target."""
+OF_OTHERS = {name: LOSSES[name] for name in ("dkd", "dkd-standardized", "nkd", "nkd-T3", "rld", "rld-same-T")}
+"""Those that compare the classes other than the label's, or some of them."""
+OF_ALL = {name: loss for name, loss in LOSSES.items() if name not in OF_OTHERS}
 
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
@@ -199,6 +202,31 @@ def test_large_logits(backend, loss, size):
     assert_as_in_float64(loss, student, teacher, target)
 
 
+@pytest.mark.parametrize("loss", OF_ALL.values(), ids=OF_ALL.keys())
+@pytest.mark.parametrize("what", [-torch.inf, torch.nan], ids=["-inf", "nan"])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_row_without_a_distribution_shows(backend, loss, what, whose):
+    """In the value and in the gradient of that row, so that no training goes on with it unnoticed."""
+    student, teacher, target = draw(3, 10, backend.device)
+    (student if whose == "student" else teacher)[1] = what
+    total, grad = evaluate(ops, loss, student, teacher, target)
+    assert total.isnan()
+    assert grad[1].isnan().any() or not backend.fused  # PyTorch's slope of |NaN| is 0
+    assert grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["kd-standardized", "dkd-standardized"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_standardised_logits_that_are_not_finite_show(backend, name, dtype):
+    for whose in (0, 1):
+        for place in (0, 4):
+            *logits, target = draw(3, 10, backend.device)
+            logits = [x.to(dtype) for x in logits]
+            logits[whose][1, place] = -torch.inf
+            total, grad = evaluate(ops, LOSSES[name], *logits, target)
+            assert total.isnan() and grad[1].isnan().any()
+
+
 FINITE_ONLY = ("dkd-standardized", "kd-standardized")
 RULING_OUT = {name: loss for name, loss in LOSSES.items() if name not in FINITE_ONLY}
 
@@ -214,6 +242,22 @@ def test_classes_that_both_rule_out_count_for_nothing(backend, loss):
     assert total.item() == pytest.approx(few[0].item(), rel=1e-5)
     torch.testing.assert_close(grad[:, :15], few[1], rtol=1e-4, atol=1e-6)
     assert grad[:, 15:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("loss", ["dkd", "nkd", "nkd-T3", "rld", "rld-same-T"])
+@pytest.mark.parametrize("c", [2, 7, 130, 3000])
+def test_a_teacher_that_rules_out_every_other_class(backend, loss, c):
+    """Their part is 0, and the label's term still moves the student's logits of all classes."""
+    student, teacher, target = draw(5, c, backend.device)
+    rows = torch.arange(4)
+    kept = teacher[rows, target[:4]]
+    teacher[:4] = -torch.inf  # the last row is like others
+    teacher[rows, target[:4]] = kept
+    assert_as_in_float64(LOSSES[loss], student, teacher, target)
+    for dtype in (torch.float64, torch.bfloat16):
+        total, grad = evaluate(ops, LOSSES[loss], student.to(dtype), teacher.to(dtype), target)
+        assert total.isfinite() and grad.isfinite().all()
+        assert (grad[:4].abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("loss", RULING_OUT.values(), ids=RULING_OUT.keys())
