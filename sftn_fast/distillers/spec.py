@@ -95,6 +95,8 @@ def _parse(text: str) -> Spec:
     methods = tuple(term for term in terms if term.name != CE)
     if not methods:
         raise _error(text, f"give at least one method of {', '.join(registry.names())}")
+    if all(term.weight == 0 for term in terms) and len(terms) > len(methods):
+        raise _error(text, "every weight is 0, so that nothing would be learned; give one above 0")
     return Spec(methods, ce_weight=next((term.weight for term in terms if term.name == CE), None))
 
 

@@ -153,6 +153,10 @@ def test_variants_are_settings_of_their_method():
         ("kd:divergence=ab:alpha=0", "kd: alpha of divergence=ab must be from 0.01 to 100, got 0"),
         ("kd:divergence=jsd:beta=1.5", "kd: beta of divergence=jsd must be at most 1, got 1.5"),
         ("kd:divergence=skew_kl:alpha=2", "kd: alpha of divergence=skew_kl must be at most 1, got 2"),
+        ("kd:alpha=0.5", "kd: alpha is for divergence=ab or skew_kl or skew_reverse_kl; divergence=kl has none"),
+        ("kd:divergence=jsd:alpha=0.5", "kd: alpha is for divergence=ab or skew_kl or skew_reverse_kl"),
+        ("kd:divergence=skew_kl:beta=0.5", "kd: beta is for divergence=ab or jsd; divergence=skew_kl has none"),
+        ("kd:divergence=tvd:beta=0", "kd: beta is for divergence=ab or jsd; divergence=tvd has none"),
         ("wkd:decay_start=9:decay_end=8", "wkd: decay_start must be at most decay_end, 8, got 9"),
     ],
 )

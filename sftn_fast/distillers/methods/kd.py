@@ -20,6 +20,12 @@ from sftn_fast.ops.reference.logits import standardized
 
 MIXTURES = ("jsd", "skew_kl", "skew_reverse_kl")
 """Divergences whose parameter is a share."""
+ALPHA, BETA = 0.8, 0.3
+PARAMETERS = {
+    "alpha": (ALPHA, ("ab", "skew_kl", "skew_reverse_kl")),
+    "beta": (BETA, ("ab", "jsd")),
+}
+"""Each parameter's default and the divergences that take it."""
 
 
 @register("kd")
@@ -60,8 +66,8 @@ class KD(FusedMethod):
         temperature: Positive = 4.0,
         standardize: bool = False,
         divergence: Literal["kl", "reverse_kl", "jsd", "ab", "tvd", "skew_kl", "skew_reverse_kl"] = "kl",
-        alpha: NonNegative = 0.8,
-        beta: NonNegative = 0.3,
+        alpha: NonNegative = ALPHA,
+        beta: NonNegative = BETA,
     ) -> None:
         super().__init__(setup)
         _check_parameters(divergence, alpha, beta)
@@ -102,7 +108,11 @@ class KD(FusedMethod):
 
 
 def _check_parameters(divergence: str, alpha: float, beta: float) -> None:
-    """Raise ValueError for a parameter that the divergence doesn't take."""
+    """Raise ValueError for a parameter that the divergence doesn't take, or a value of one that it does."""
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        default, kinds = PARAMETERS[name]
+        if value != default and divergence not in kinds:
+            raise ValueError(f"{name} is for divergence={' or '.join(kinds)}; divergence={divergence} has none")
     if divergence == "ab":
         for name, value in (("alpha", alpha), ("beta", beta)):
             if not 0.01 <= value <= 100:
