@@ -139,7 +139,11 @@ def _parse_term(piece: str) -> Term:
         raise _error(piece, f"unknown method {name!r}, known are {', '.join([CE, *known()])}{_meant(name)}")
     base = VARIANTS.get(name, Term(name))
     given = _parse_weight(piece, weight) if has_weight else base.weight
-    return Term(base.name, given, dict(base.options) | _parse_options(piece, base.name, options))
+    chosen = _parse_options(piece, base.name, options)
+    for option, value in base.options.items():
+        if value is True and chosen.get(option) is False:
+            raise _error(piece, f"{name} is {base.name} with {option}=true; write {base.name} for the other one")
+    return Term(base.name, given, dict(base.options) | chosen)
 
 
 def _parse_weight(piece: str, text: str) -> float:

@@ -29,6 +29,8 @@ REFUSED = {
     "ce=1": "at least one method of .*kd",
     "kd,kd=2": "'kd' is given 2 times",
     "kd,ce=1,ce=1": "'ce' is given 2 times",
+    "lskd:standardize=false": "lskd is kd with standardize=true; write kd for the other one",
+    "wttm=2:weighted=false": "wttm is ttm with weighted=true; write ttm",
     "kd=0,ce=0": "every weight is 0, so that nothing would be learned; give one above 0",
     "ce=0,at=0,kd=0": "every weight is 0",
     "kd=": "weight must be a finite number at least 0, got ''",
