@@ -4,11 +4,13 @@
 // Each value is 0 where p = q and of second order around it, and no sum over the classes cancels. So a value may differ
 // from the textbook's by a term whose sum over classes is 0, such as q - p.
 //
-// A backend defines SFTN_TERM, how its functions are declared, select(condition, a, b), and a class Math with
+// A backend defines SFTN_TERM, how its functions are declared, SFTN_SELECT(condition, a, b) for condition ? a : b, and
+// a class Math with
 //   exp(y)               e^y for y up to about 0; 0 for -inf
 //   exp_remainder(y)     e^y - 1 - y for |y| up to about 1/2
 //   log(r, r_less_1)     log r for r > 0, precise around 1, from r - 1; any value for other r
 //   log(r)               the same, precise away from 1
+//   over(x, d)           x / d, where d is that of all classes
 // Nothing branches, because a class may be a block of lanes (cpu/block.h), of type V, whose parameters have type A. `y`
 // is NaN where p = q = 0, and compares as not near.
 //
@@ -42,13 +44,13 @@ SFTN_TERM bool is_near(A y) {
 // q - p
 template <class Math, class A>
 SFTN_TERM A class_difference(const ClassPair<A>& x) {
-  return select(is_near(x.y), x.p * (x.y + Math::exp_remainder(x.y)), x.q - x.p);
+  return SFTN_SELECT(is_near(x.y), x.p * (x.y + Math::exp_remainder(x.y)), x.q - x.p);
 }
 
 // p log(p / m) + m - p, where y = log(m / p)
 template <class Math, class A>
 SFTN_TERM A class_excess(A p, A m, A y) {
-  return select(is_near(y), p * Math::exp_remainder(y), (m - p) - select(p == 0, A(0), p * y));
+  return SFTN_SELECT(is_near(y), p * Math::exp_remainder(y), (m - p) - SFTN_SELECT(p == 0, A(0), p * y));
 }
 
 // KL(p || q)
@@ -56,7 +58,7 @@ template <bool kFar>
 struct KlTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    if constexpr (kFar) return {select(x.p == 0, A(0), -x.p * x.y), x.q - x.p};
+    if constexpr (kFar) return {SFTN_SELECT(x.p == 0, A(0), -x.p * x.y), x.q - x.p};
     return {class_excess<Math>(x.p, x.q, x.y), class_difference<Math>(x)};
   }
 };
@@ -66,8 +68,8 @@ template <bool kFar>
 struct CrossEntropyTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
-    if constexpr (kFar) return {select(x.p == 0, A(0), -x.p * x.q_log), x.q - x.p};
-    const A entropy = select(x.p == 0, A(0), -x.p * x.p_log);
+    if constexpr (kFar) return {SFTN_SELECT(x.p == 0, A(0), -x.p * x.q_log), x.q - x.p};
+    const A entropy = SFTN_SELECT(x.p == 0, A(0), -x.p * x.p_log);
     return {class_excess<Math>(x.p, x.q, x.y) + entropy, class_difference<Math>(x)};
   }
 };
@@ -78,10 +80,10 @@ struct ReverseKlTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
     if constexpr (kFar) {
-      const A value = select(x.q == 0, A(0), x.q * x.y);
+      const A value = SFTN_SELECT(x.q == 0, A(0), x.q * x.y);
       return {value, value};
     }
-    return {class_excess<Math>(x.q, x.p, -x.y), select(x.q == 0, A(0), x.q * x.y)};
+    return {class_excess<Math>(x.q, x.p, -x.y), SFTN_SELECT(x.q == 0, A(0), x.q * x.y)};
   }
 };
 
@@ -91,8 +93,8 @@ struct TotalVariationTerm {
   template <class Math, class A>
   SFTN_TERM ClassTerm<A> of(const ClassPair<A>& x) const {
     const A difference = kFar ? x.q - x.p : class_difference<Math>(x);
-    const A half = A(0.5) * x.q, sign = select(difference > 0, half, -half);
-    return {A(0.5) * select(difference < 0, -difference, difference), select(difference == 0, A(0), sign)};
+    const A half = A(0.5) * x.q, sign = SFTN_SELECT(difference > 0, half, -half);
+    return {A(0.5) * SFTN_SELECT(difference < 0, -difference, difference), SFTN_SELECT(difference == 0, A(0), sign)};
   }
 };
 
@@ -103,22 +105,23 @@ struct AlphaBetaTerm {
 
   template <class Math, class V>
   SFTN_TERM ClassTerm<V> of(const ClassPair<V>& x) const {
-    const A k = a + b, of_a = 1 / a, of_both = 1 / (a * b);  // of a row: multiplying is cheaper than dividing
+    const A k = a + b;
     const V p_k = Math::exp(k * x.p_log), q_k = Math::exp(k * x.q_log), both = Math::exp(a * x.p_log + b * x.q_log);
-    const ClassTerm<V> far{p_k * (1 / (b * k)) + q_k * (1 / (a * k)) - both * of_both, (q_k - both) * of_a};
+    const ClassTerm<V> far{Math::over(p_k, b * k) + Math::over(q_k, a * k) - Math::over(both, a * b),
+                           Math::over(q_k - both, a)};
     if constexpr (kFar) return far;
     const V ky = k * x.y, by = b * x.y, ay = a * x.y, of_b = Math::exp_remainder(by);
-    const V near_value = p_k * (Math::exp_remainder(ky) * (1 / (a * k)) - of_b * of_both);
-    const V near_slope = p_k * (1 + (by + of_b)) * ((ay + Math::exp_remainder(ay)) * of_a);
+    const V near_value = p_k * (Math::over(Math::exp_remainder(ky), a * k) - Math::over(of_b, a * b));
+    const V near_slope = p_k * (1 + (by + of_b)) * Math::over(ay + Math::exp_remainder(ay), a);
     const auto near = is_near(ky);
-    return {select(near, near_value, far.value), select(near, near_slope, far.slope)};
+    return {SFTN_SELECT(near, near_value, far.value), SFTN_SELECT(near, near_slope, far.slope)};
   }
 };
 
 // log(m / p) of a far row, of a mixture m; where p is 0, it counts for nothing
 template <class A>
 SFTN_TERM A far_log(A m_log, A p, A p_log) {
-  return select(p == 0, A(0), m_log - p_log);
+  return SFTN_SELECT(p == 0, A(0), m_log - p_log);
 }
 
 // a KL(p || m) + (1 - a) KL(q || m), m = a p + (1 - a) q
@@ -138,12 +141,12 @@ struct JensenShannonTerm {
     // log(m / p) - log(m / q) = y. The gradient is of log(m / q), so that is computed, unless q is much the smaller
     // one.
     const auto of_q_first = x.y > -1;
-    const V inverse = 1 / select(of_q_first, x.q, x.p);
-    const V apart = select(of_q_first, V(-a), V(rest)) * class_difference<Math>(x) * inverse;
+    const V inverse = 1 / SFTN_SELECT(of_q_first, x.q, x.p);
+    const V apart = SFTN_SELECT(of_q_first, V(-a), V(rest)) * class_difference<Math>(x) * inverse;
     const V first = Math::log(m * inverse, apart);
-    const V of_p = select(of_q_first, first + x.y, first), of_q = select(of_q_first, first, first - x.y);
+    const V of_p = SFTN_SELECT(of_q_first, first + x.y, first), of_q = SFTN_SELECT(of_q_first, first, first - x.y);
     return {a * class_excess<Math>(x.p, m, of_p) + rest * class_excess<Math>(x.q, m, of_q),
-            select(x.q == 0, V(0), -rest * x.q * of_q)};
+            SFTN_SELECT(x.q == 0, V(0), -rest * x.q * of_q)};
   }
 };
 
@@ -155,7 +158,7 @@ struct SkewKlTerm {
   template <class Math, class V>
   SFTN_TERM ClassTerm<V> of(const ClassPair<V>& x) const {
     const A rest = 1 - a;
-    const V m = a * x.p + rest * x.q, share = select(m == 0, V(0), x.q / m);
+    const V m = a * x.p + rest * x.q, share = SFTN_SELECT(m == 0, V(0), x.q / m);
     if constexpr (kFar) {
       return {-x.p * far_log(Math::log(m), x.p, x.p_log), rest * share * (m - x.p)};
     }
@@ -173,14 +176,14 @@ struct SkewReverseKlTerm {
   template <class Math, class V>
   SFTN_TERM ClassTerm<V> of(const ClassPair<V>& x) const {
     const A rest = 1 - a;
-    const V m = a * x.q + rest * x.p, share = select(m == 0, V(0), x.q / m);
+    const V m = a * x.q + rest * x.p, share = SFTN_SELECT(m == 0, V(0), x.q / m);
     if constexpr (kFar) {
       const V value = -x.q * far_log(Math::log(m), x.q, x.q_log);
       return {value, value + a * share * (m - x.q)};
     }
     const V difference = class_difference<Math>(x), q_inverse = 1 / x.q;
     const V of_q = Math::log(m * q_inverse, -rest * difference * q_inverse);
-    return {class_excess<Math>(x.q, m, of_q), select(x.q == 0, V(0), -x.q * of_q - a * rest * share * difference)};
+    return {class_excess<Math>(x.q, m, of_q), SFTN_SELECT(x.q == 0, V(0), -x.q * of_q - a * rest * share * difference)};
   }
 };
 

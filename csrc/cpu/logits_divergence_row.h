@@ -9,6 +9,7 @@
 #include "log.h"
 
 #define SFTN_TERM SFTN_INLINE
+#define SFTN_SELECT select
 #include "../logits_divergence_terms.h"
 
 namespace sftn {
@@ -30,6 +31,10 @@ struct CpuMath {
   template <class V>
   SFTN_INLINE static V log(V r) {
     return fast_log(r);
+  }
+  template <class V, class A>
+  SFTN_INLINE static V over(V x, A divisor) {
+    return x * (A(1) / divisor);
   }
 };
 

@@ -118,6 +118,11 @@ __device__ __forceinline__ RowLosses divergence_row(const DivergenceParams<T>& p
     numbers.s_log = numbers.t_log = kInfinity;
     numbers.mean = numbers.log_sum = A(0);
   }
+  // A network that rules out every class, or gives NaN, has no distribution.
+  if (options.kept == kAllClasses && !(sums.s_z > A(0) && sums.t_z > A(0))) {
+    numbers.s_log = numbers.t_log = numbers.log_sum = static_cast<A>(NAN);
+    sums.kl = A(-1);
+  }
   RowTerms<A> terms{A(0), A(0), A(0), A(0)};
   const A first = options.standardize ? row.student(0) : A(0);
   if (options.divergence == kKl && !options.standardize && sums.kl >= A(0)) {
@@ -127,10 +132,7 @@ __device__ __forceinline__ RowLosses divergence_row(const DivergenceParams<T>& p
   }
   if (team.rank != 0) return {0, 0};
 
-  // A network that rules out every class, or gives NaN, has no distribution.
-  const bool undefined = options.kept == kAllClasses && !(sums.s_z > A(0) && sums.t_z > A(0));
-  A weight = options.weighted ? exp_of(numbers.t_log - b * log_of(sums.plain_z)) : A(1);
-  if (undefined) weight = static_cast<A>(NAN);
+  const A weight = options.weighted ? exp_of(numbers.t_log - b * log_of(sums.plain_z)) : A(1);
   LabelResult<A> label{A(0), A(0)};
   if (has_label) label = label_result(options, label_view, label_sums, row.student(y), teacher_y);
   const A label_rate = shares ? a : p.label_rate;
@@ -141,7 +143,7 @@ __device__ __forceinline__ RowLosses divergence_row(const DivergenceParams<T>& p
   numbers.label = of_label;
   numbers.other_max = label_sums.s_max;
   // Where no class counts for the teacher, q of the others is 0, and the label's term needs their softmax apart.
-  const bool apart = has_label && (!shares || nothing) && label_sums.s_z > A(0);
+  const bool apart = has_label && (!shares || numbers.t_log == kInfinity) && label_sums.s_z > A(0);
   numbers.other_scale = apart ? of_label / label_sums.s_z : A(0);
   numbers.centre = moments.s_mean;
   numbers.pull = A(0);

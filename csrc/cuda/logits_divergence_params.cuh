@@ -7,15 +7,8 @@
 #include "softmax.cuh"
 #include "team.cuh"
 
-namespace sftn {
-
-template <class A>
-__device__ __forceinline__ A select(bool condition, A a, A b) {
-  return condition ? a : b;
-}
-
-}  // namespace sftn
-
+// An operator, and not a function, whose arguments would take more registers than a multiprocessor has for two blocks.
+#define SFTN_SELECT(condition, a, b) ((condition) ? (a) : (b))
 #define SFTN_TERM __device__ __forceinline__
 #include "../logits_divergence_terms.h"
 
@@ -41,6 +34,11 @@ struct CudaMath {
   template <class A>
   __device__ __forceinline__ static A log(A r) {
     return log_of(r);
+  }
+  // Reciprocals would stay in registers.
+  template <class A>
+  __device__ __forceinline__ static A over(A x, A divisor) {
+    return x / divisor;
   }
 };
 
