@@ -151,8 +151,8 @@ SFTN_INLINE A pkt_similarities(const PktSide<A>& side, int64_t n, int64_t i, A* 
   return sum.sum();
 }
 
-// Computes row i of both sides' numbers, the teacher's mean only if kTeacher. Returns its sum of the loss. `buffer` [2 B]
-// is for the similarities of the row.
+// Computes row i of both sides' numbers, the teacher's mean only if kTeacher. Returns its sum of the loss. `buffer`, of
+// 2 B numbers, is for the similarities of the row.
 template <bool kTeacher, class A>
 SFTN_INLINE double pkt_row_inline(PktRows<A>& rows, int64_t i, A* buffer) {
   PktSide<A>&student = rows.student, &teacher = rows.teacher;
