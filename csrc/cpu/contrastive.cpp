@@ -54,7 +54,14 @@ static bool gather(const ContrastiveInput& in, const T* bank, int64_t begin, int
   return walk.in_range();
 }
 
-// The same for anchors whose negatives ascend and are in range.
+// The rows themselves, if they are of the arithmetic type and laid out as wanted.
+template <class A, class T>
+static const A* rows_or_copies(const T* rows, bool in_place, const A* copies) {
+  if constexpr (std::is_same_v<A, T>) return in_place ? rows : copies;
+  return copies;
+}
+
+// The same as gather, for anchors whose negatives ascend and are in range.
 template <class A, class T>
 static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin, int64_t end,
                         const Logistic<A>& logistic, AlignedRows<A>& v, AlignedRows<A>& sums, double* losses) {
@@ -67,8 +74,7 @@ static void share_tiles(const ContrastiveInput& in, const T* bank, int64_t begin
     const int64_t limit = std::min(in.n, first + tile_rows);
     const T* rows = bank + first * in.d;
     if (!in_place) widen_tile(rows, limit - first, in.d, dim, copies.row(0));
-    const A* tile = copies.row(0);
-    if constexpr (std::is_same_v<A, T>) tile = in_place ? rows : tile;
+    const A* tile = rows_or_copies<A>(rows, in_place, copies.row(0));
     for (int64_t i = 0; i < anchors; ++i) {
       while (take_share(in, begin + i, first, limit, cursors[i], share)) {
         losses[begin + i] += add_share(tile, share, logistic, dim, v.row(i), sums.row(i));
@@ -112,8 +118,7 @@ static bool every_row(const ContrastiveInput& in, const T* bank, int64_t begin, 
       widen_tile(rows, count, in.d, dim, copies.row(0));
       std::fill(copies.row(0) + count * dim, copies.row(0) + kTileRows * dim, A(0));
     }
-    const A* tile = copies.row(0);
-    if constexpr (std::is_same_v<A, T>) tile = in_place ? rows : tile;
+    const A* tile = rows_or_copies<A>(rows, in_place, copies.row(0));
     score_tile(tile, dim, logistic, blocks.data(), num_blocks);
   }
   for (int64_t i = 0; i < anchors; ++i) losses[begin + i] += blocks[i / kLanes].losses[i % kLanes];

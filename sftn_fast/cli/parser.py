@@ -130,10 +130,9 @@ def read(argv: Sequence[str]) -> Parsed:
     if given.get("print_config"):
         print(dump(config), end="")
         raise SystemExit(0)
-    own = {key for *_, (path, own) in chains if _is_own(path, own) for key in own if key in values}
-    return Parsed(
-        config, " and ".join(recipes), list(describe_unread(config, own | given.keys() | given_methods.keys()))
-    )
+    chosen = {key for *_, (path, content) in chains if _is_own(path, content) for key in content if key in values}
+    unread = describe_unread(config, chosen | given.keys() | given_methods.keys())
+    return Parsed(config, " and ".join(recipes), list(unread))
 
 
 def check_names(config: Config) -> None:

@@ -56,10 +56,14 @@ VARIANTS = {
 def variant_of(term: Term) -> str | None:
     """Return the name in :data:`VARIANTS` that ``term`` goes by: the one whose switches are on in it."""
     for name, variant in VARIANTS.items():
-        switches = {option: value for option, value in variant.options.items() if isinstance(value, bool)}
-        if term.name == variant.name and switches.items() <= term.options.items():
+        if term.name == variant.name and _switches(variant).items() <= term.options.items():
             return name
     return None
+
+
+def _switches(variant: Term) -> dict[str, OptionValue]:
+    """Return the options that make ``variant`` what its name says."""
+    return {option: value for option, value in variant.options.items() if isinstance(value, bool)}
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,10 @@ def _parse_term(piece: str) -> Term:
     base = VARIANTS.get(name, Term(name))
     given = _parse_weight(piece, weight) if has_weight else base.weight
     chosen = _parse_options(piece, base.name, options)
-    for option, value in base.options.items():
-        if value is True and chosen.get(option) is False:
-            raise _error(piece, f"{name} is {base.name} with {option}=true; write {base.name} for the other one")
+    for option, value in _switches(base).items():
+        if chosen.get(option, value) != value:
+            switch = f"{option}={str(value).lower()}"
+            raise _error(piece, f"{name} is {base.name} with {switch}; write {base.name} for the other one")
     return Term(base.name, given, dict(base.options) | chosen)
 
 

@@ -69,14 +69,14 @@ class IntermediatesNet(StagedNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, num_classes] of images [N, in_channels, H, W]."""
-        x = x if self.own_input is None else self.own_input(x)
+        x = self.own_images(x)
         return self.head(self.body.forward_head(self.body.forward_features(x)))
 
     def forward_features(self, x: Tensor, *, preact: bool = False) -> Features:
         """See :meth:`StagedNet.forward_features`."""
         if preact:
             self._require_preacts()
-        x = x if self.own_input is None else self.own_input(x)
+        x = self.own_images(x)
         taken = sorted(set(self.maps))
         last, given = self.body.forward_intermediates(x, indices=taken, output_fmt="NCHW")
         stem, *stages = (given[taken.index(number)] for number in self.maps)

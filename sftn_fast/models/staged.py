@@ -195,9 +195,13 @@ class StagedNet(nn.Module):
         """Number of stages, S."""
         return len(self.stages)
 
+    def own_images(self, x: Tensor) -> Tensor:
+        """Return images [N, in_channels, H, W] by the mean and deviation that the network was made to see."""
+        return x if self.own_input is None else self.own_input(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, num_classes] of images [N, in_channels, H, W]."""
-        x = self.stem(x if self.own_input is None else self.own_input(x))
+        x = self.stem(self.own_images(x))
         for stage in self.stages:  # not forward_from(1, x), which torch.jit.script does not support
             x = stage(x)
         return self.head(x)
@@ -224,7 +228,7 @@ class StagedNet(nn.Module):
         """
         if preact:
             self._require_preacts()
-        stem = x = self.stem(x if self.own_input is None else self.own_input(x))
+        stem = x = self.stem(self.own_images(x))
         outputs, preacts = [], []
         for stage in self.stages:
             if preact:

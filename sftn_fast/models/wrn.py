@@ -98,7 +98,7 @@ class WideResNet(StagedNet):
         """See :meth:`StagedNet.forward_features`."""
         if not preact:
             return super().forward_features(x)
-        stem = x = self.stem(x if self.own_input is None else self.own_input(x))
+        stem = x = self.stem(self.own_images(x))
         outputs, preacts = [], []
         normed = None
         for stage, norm in zip(self.stages, self.preact_norms(), strict=True):

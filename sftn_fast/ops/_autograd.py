@@ -171,7 +171,7 @@ def scaled(grads: Sequence[Tensor], grad_total: Tensor) -> Sequence[Tensor]:
     They may be handed out or written to only if no other backward pass needs them, because the caller may write to
     them too. What is fake or recorded can't be compared with 1.
     """
-    if _keeps_graph() or type(grad_total) not in PLAIN or _len_dispatch_stack():
+    if _keeps_graph() or not is_readable(grad_total):
         return [grad * grad_total for grad in grads]
     if grad_total.item() != 1:
         return [grad.mul_(grad_total) for grad in grads]
