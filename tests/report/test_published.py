@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pages
 import pytest
 
 from sftn_fast import cli
@@ -138,3 +139,12 @@ def test_networks_alone_on_imagenet():
     for file, expected in (("torchvision:IMAGENET1K_V1", 73.31), ("torchvision:IMAGENET1K_V2", None), ("a.pth", None)):
         found = of_network("teacher", IMAGENET | {"teacher_file": file})
         assert (found and found.top1) == expected
+
+
+def test_the_results_page_has_the_published_numbers_of_each_pair():
+    kd, crd = (dict(zip(PAIRS, row, strict=True)) for name, *row in numbers(REPDISTILLER) if name in ("kd", "crd"))
+    page = (pages.ROOT / "docs" / "results.md").read_text()
+    for teacher, student in PAIRS:
+        alone = f"{TEACHERS[teacher]:.2f} | {STUDENTS[student]:.2f}"
+        published = f"{alone} | {kd[teacher, student]} | {crd[teacher, student]}"
+        assert f"| `sftn train --config {teacher}_{student}` | {published} |" in page
