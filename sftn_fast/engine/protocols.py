@@ -1,6 +1,7 @@
 """Types of what the engine is given: a task to train and data to train it on.
 
-They are protocols: a class fits by what it has, without inheriting from anything here.
+They are protocols: a class fits by what it has, without inheriting from anything here. Those that are asked for at run
+time have methods alone: from Python 3.12 on, ``isinstance`` finds no submodule of an ``nn.Module``, such as ``model``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class EpochTask(Task, Protocol):
+class EpochTask(Protocol):
     """A task that is told when an epoch begins."""
 
     def begin_epoch(self, epoch: int) -> bool:
@@ -58,7 +59,7 @@ class EpochTask(Task, Protocol):
 
 
 @runtime_checkable
-class FrozenTask(Task, Protocol):
+class FrozenTask(Protocol):
     """A task with networks that do not learn."""
 
     def store_frozen(self, autocast: torch.autocast) -> Callable[[], None]:
