@@ -307,8 +307,7 @@ class JobRunner:
         counts: engine.ClassCounts,
         others: Mapping[str, dict[str, Tensor] | None],
     ) -> None:
-        if not self.folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.folder))
+        self._require_folder()
         why = {"chosen_by": best_epoch.LAST} if result["epochs"] else {}
         models.save(network, self.folder, meta=self._meta(result["last"] | why))
         for folder, weights in others.items():
@@ -319,6 +318,10 @@ class JobRunner:
         if warning := class_accuracy.only_class(result):
             print(f"  warning: {warning}", flush=True)
         write_atomically(self.folder / RESULT, seal(result | {run_files.FILES: run_files.checksums(self.folder)}))
+
+    def _require_folder(self) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.folder))
 
     def _meta(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         """Return what an export of the job's network tells; ``scores`` are of the exported weights."""
@@ -349,7 +352,11 @@ class JobRunner:
     ) -> None:
         """Export ``weights`` of ``network`` into the folder ``name``, unless they are there already."""
         averaged = {"ema_decay": self.config.ema.decay} if name == run_files.EMA else {}
-        files = models.to_files(network, weights=weights, meta=self._meta(scores) | averaged)
+        self.write_network(name, models.to_files(network, weights=weights, meta=self._meta(scores) | averaged))
+
+    def write_network(self, name: str, files: dict[str, bytes]) -> None:
+        """Write the ``files`` of an export into the folder ``name`` of the job, unless they are there already."""
+        self._require_folder()
         folder = self.folder / name
         try:
             same = models.read_files(folder) == files

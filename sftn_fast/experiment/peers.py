@@ -20,6 +20,6 @@ def evaluate_peers(runner: JobRunner, task: CollaborativeTask) -> list[dict[str,
     peers = []
     for number, network in enumerate(cast(list[StagedNet], list(task.networks)[:-1]), start=1):
         peers.append({"network": network.name, **engine.evaluate(network, runner.data.test, layout)})
-        distributed.on_main(partial(models.save, network, runner.folder / f"peer{number}"))
+        distributed.on_main(partial(runner.write_network, f"peer{number}", models.to_files(network)))
         distributed.say(f"  peer {network.name}: top-1 {peers[-1]['top1']:.2f} %")
     return peers

@@ -20,6 +20,7 @@ import pytest
 
 from sftn_fast import cli, models, report, train
 from sftn_fast.config import Config
+from sftn_fast.engine import divergence
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_atomically
 
@@ -163,5 +164,19 @@ def test_a_folder_that_is_removed_during_the_run_is_one_line(
     monkeypatch.setattr(report.writer, "draw", draw)
     monkeypatch.setattr(os, "open", remove_first)
     assert train._run(cli.Parsed(dataclasses.replace(config, output=str(run)), "test", []), dry=False) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("stage", ["student", "collaborate"])
+def test_a_folder_that_is_removed_when_the_training_has_ended_is_one_line(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, stage: Any, capsys
+) -> None:
+    """Peers are saved first, and may not make the folder again."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(report.writer, "draw", draw)
+    monkeypatch.setattr(divergence, "verdict", lambda *_, **__: shutil.rmtree(run))
+    changed = dataclasses.replace(config, stages=(stage,), output=str(run))
+    assert train._run(cli.Parsed(changed, "test", []), dry=False) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not run.exists()
