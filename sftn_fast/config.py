@@ -415,6 +415,10 @@ class SFTNConfig:
     init: FilePath | None = None
     """Weights to fine-tune from: a file, torchvision:DEFAULT, timm:DEFAULT or the like, or "teacher" for this run's own
     teacher; null to train from scratch."""
+    branch_lr: NonNegativeFloat = 1.0
+    """Factor on the learning rate of the branches, their transforms included. 0 leaves their weights as they start."""
+    branch_weight_decay: NonNegativeFloat | None = None
+    """Weight decay of the branches; null for optim.weight_decay."""
 
     def __post_init__(self) -> None:
         validate(self, "sftn.")

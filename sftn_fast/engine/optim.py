@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from sftn_fast.config import OptimConfig
 from sftn_fast.engine.optimizer_classes import check_optimizer, construct
+from sftn_fast.engine.protocols import GroupedTask, ParameterGroup
 
 Values = dict[str, Tensor]
+FACTOR = "lr_factor"
+"""Key of a group of an optimizer whose learning rate is that of the schedule times this."""
 
 
 def build_optimizer(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
@@ -34,7 +37,7 @@ def build_optimizer(task: nn.Module, optim: OptimConfig, lr: float) -> torch.opt
     if optim.is_sgd:
         return build_sgd(task, optim, lr)
     check_optimizer(optim)
-    optimizer = construct(_groups(task, optim), optim, lr)
+    optimizer = construct(_groups(task, optim, lr), optim, lr)
     _allocate(optimizer)
     return optimizer
 
@@ -49,7 +52,7 @@ def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD
         ValueError: no parameter of ``task`` requires a gradient.
     """
     sgd = torch.optim.SGD(
-        _groups(task, optim),
+        _groups(task, optim, lr),
         lr,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay or 0.0,
@@ -104,18 +107,34 @@ def runs_on_device(optimizer: torch.optim.Optimizer) -> bool:
     return is_fused(optimizer) or bool(optimizer.defaults.get("capturable"))
 
 
-def _groups(task: nn.Module, optim: OptimConfig) -> list[Any]:
-    """Return what learns in ``task``: as a list, or in two groups if only one of them decays."""
+def _groups(task: nn.Module, optim: OptimConfig, lr: float) -> list[dict[str, Any]]:
+    """Return what learns in ``task``, in one group.
+
+    Parameters with settings of their own are in further groups, and so are those that don't decay, if others do.
+    """
     learning = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     if not learning:
         raise ValueError("the task has no parameter that requires grad: there is nothing to train")
-    if optim.decay_norms_and_biases:
-        return list(learning.values())
-    exempt = _named_exempt(task)
-    free = [p for name, p in learning.items() if p.ndim <= 1 or name in exempt]
-    decaying = [p for name, p in learning.items() if p.ndim > 1 and name not in exempt]
-    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": free, "weight_decay": 0.0}]
+    apart = task.parameter_groups() if isinstance(task, GroupedTask) else []
+    group_of = {id(parameter): number for number, each in enumerate(apart, start=1) for parameter in each.parameters}
+    exempt = set() if optim.decay_norms_and_biases else _exempt(task, learning)
+    groups: list[dict[str, Any]] = []
+    for number, settings in enumerate([{}, *(_settings(each, lr) for each in apart)]):
+        names = [name for name, parameter in learning.items() if group_of.get(id(parameter), 0) == number]
+        decaying, free = [[learning[name] for name in names if (name in exempt) is each] for each in (False, True)]
+        groups += [{"params": decaying, **settings}, {"params": free, **settings, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _settings(group: ParameterGroup, lr: float) -> dict[str, Any]:
+    """Return the entries of an optimizer's group in which ``group`` differs from others in a step of rate ``lr``."""
+    rate = {} if group.lr == 1.0 else {"lr": lr * group.lr, FACTOR: group.lr}
+    return rate if group.weight_decay is None else {**rate, "weight_decay": group.weight_decay}
+
+
+def _exempt(task: nn.Module, learning: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the parameters that don't decay where norms and biases don't."""
+    return {name for name, parameter in learning.items() if parameter.ndim <= 1} | _named_exempt(task)
 
 
 def _named_exempt(task: nn.Module) -> set[str]:

@@ -43,15 +43,20 @@ def check_optimizer(optim: OptimConfig) -> None:
                 raise ConfigError(f"{key} is set by optim.{name}, not by an argument")
             raise ConfigError(f"{key} is no argument of {kind.__name__}, which has: {', '.join(known) or 'none'}")
         _check_type(key, value, known[name].default)
-    if "weight_decay" not in inspect.signature(kind).parameters:
-        allowed = f"null or 0 with {kind.__name__}, which has no weight decay"
-        check(not optim.weight_decay, "optim.weight_decay", optim.weight_decay, allowed)
+    check_weight_decay("optim.weight_decay", optim.weight_decay, optim)
     try:
         construct([nn.Parameter(torch.zeros(1))], optim, default_lr(optim) or 1.0)
     except Exception as error:  # a class may raise anything for its arguments
         raise ConfigError(
             f"optim.arguments: {kind.__name__} refuses {dict(optim.arguments)} ({one_line(str(error))})"
         ) from error
+
+
+def check_weight_decay(key: str, value: float | None, optim: OptimConfig) -> None:
+    """Raise :class:`ConfigError` for the weight decay ``value`` of the setting ``key`` if the class has none."""
+    kind = _class_of(optim)
+    if "weight_decay" not in inspect.signature(kind).parameters:
+        check(not value, key, value, f"null or 0 with {kind.__name__}, which has no weight decay")
 
 
 def default_lr(optim: OptimConfig) -> float | None:

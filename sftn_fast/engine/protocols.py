@@ -6,7 +6,8 @@ time have methods alone: from Python 3.12 on, ``isinstance`` finds no submodule 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -56,6 +57,25 @@ class EpochTask(Protocol):
         A step replayed from a CUDA graph sees new values of the same tensors and no other change. It is recorded again
         if this returns True.
         """
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of a task that learn by settings of their own."""
+
+    parameters: Sequence[Tensor]
+    lr: float = 1.0
+    """Factor on the learning rate, 0 or more, in every step of the schedule."""
+    weight_decay: float | None = None
+    """Weight decay; None for that of the other parameters."""
+
+
+@runtime_checkable
+class GroupedTask(Protocol):
+    """A task of which some parameters learn by settings of their own."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return these parameters, each in one group only. All others learn by the optimizer's settings."""
 
 
 @runtime_checkable

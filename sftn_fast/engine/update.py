@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sftn_fast.engine.finite import Snapshot
-from sftn_fast.engine.optim import is_fused, parameters_of, runs_on_device, state_of
+from sftn_fast.engine.optim import FACTOR, is_fused, parameters_of, runs_on_device, state_of
 
 
 class Update:
@@ -22,15 +22,18 @@ class Update:
         self._snapshot = None
         if self._on_device:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = torch.zeros_like(lr) if FACTOR in group else lr
         if self._on_device and not self._fused:
             self._snapshot = Snapshot([*parameters_of(optimizer), *state_of(optimizer)])
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next step where the optimizer does not read it from the device."""
-        if not self._on_device:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+        """Set the learning rate of the next step where the optimizer does not read that of all groups on the device."""
+        for group in self.optimizer.param_groups:
+            rate = lr * group[FACTOR] if FACTOR in group else lr
+            if not self._on_device:
+                group["lr"] = rate
+            elif FACTOR in group:
+                group["lr"].fill_(rate)
 
     def __call__(self, skipped: Tensor) -> None:
         """Update the weights by their gradients, unless ``skipped``, a 0-dim tensor of 0 or 1."""

@@ -22,7 +22,7 @@ from sftn_fast.config import ALL_METHODS, Config, ConfigError, check
 from sftn_fast.data import ImageData
 from sftn_fast.distillers.normal_form import refuse_equal
 from sftn_fast.engine import distributed
-from sftn_fast.engine.optimizer_classes import check_optimizer
+from sftn_fast.engine.optimizer_classes import check_optimizer, check_weight_decay
 from sftn_fast.experiment import every_method, job_state, networks, pool, resume, service_runs
 from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate
@@ -141,6 +141,8 @@ def _check_names(config: Config) -> None:
     plugins.load(config.plugins)
     cli.check_distill(config)
     check_optimizer(config.optim)
+    if "sftn" in config.stages:
+        check_weight_decay("sftn.branch_weight_decay", config.sftn.branch_weight_decay, config.optim)
     _check_networks(config)
     _check_packages()
 

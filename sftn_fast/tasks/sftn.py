@@ -8,6 +8,7 @@ from torch import Tensor
 from sftn_fast import ops
 from sftn_fast.config import SFTNConfig
 from sftn_fast.distillers.warmup import WarmUp
+from sftn_fast.engine.protocols import ParameterGroup
 from sftn_fast.models import StagedNet
 from sftn_fast.sftn import StudentAwareTeacher
 from sftn_fast.tasks.base import Task
@@ -29,6 +30,16 @@ class SFTNTask(Task):
     def model(self) -> StagedNet:  # type: ignore[override]
         """The teacher without its branches. It is in the state of ``student_aware`` and not registered twice."""
         return self.student_aware.teacher
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the branches, if they learn by settings of their own.
+
+        See :class:`sftn_fast.engine.protocols.GroupedTask`.
+        """
+        lr, weight_decay = self.config.branch_lr, self.config.branch_weight_decay
+        if lr == 1.0 and weight_decay is None:
+            return []
+        return [ParameterGroup(list(self.student_aware.branches.parameters()), lr, weight_decay)]
 
     def begin_epoch(self, epoch: int) -> bool:
         """Set the weight of the divergence, see :meth:`Task.begin_epoch`."""

@@ -113,6 +113,8 @@ OUTCOMES = {
     "sftn.branch_stages": ("[1]", REFUSED),
     "sftn.share_student": ("true", REFUSED),
     "sftn.init": ("teacher", REFUSED),
+    "sftn.branch_lr": ("0.5", REFUSED),
+    "sftn.branch_weight_decay": ("0.1", REFUSED),
     "soteacher.lipschitz": ("1", KEPT),
     "soteacher.consistency": ("2", KEPT),
     "route.anchors": ("2", REFUSED),

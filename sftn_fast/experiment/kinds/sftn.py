@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftn_fast import cli
-from sftn_fast.config import Config, ConfigError
+from sftn_fast.config import Config, ConfigError, SFTNConfig, check
 from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
 from sftn_fast.experiment.kinds.snapshots import snapshots
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FROM_TEACHER = "teacher"
 """Value of ``sftn.init`` by which the network starts as the run's standard teacher."""
+
+ADDED = ("branch_lr", "branch_weight_decay")
+"""Settings that are in an identity only with another value than the default."""
 
 
 class SFTN(Kind):
@@ -29,6 +32,9 @@ class SFTN(Kind):
         """See :meth:`Kind.check`."""
         if config.sftn.init == FROM_TEACHER and FROM_TEACHER not in teachers:
             raise ConfigError("sftn.init=teacher needs the stage teacher, or a teacher_file")
+        if config.optim.name == "rprop":
+            allowed = "greater than 0 with optim.name=rprop, whose smallest step is not a multiple of the learning rate"
+            check(config.sftn.branch_lr > 0, "sftn.branch_lr", config.sftn.branch_lr, allowed)
 
     def networks(self, config: Config) -> tuple[str, ...]:
         """See :meth:`Kind.networks`."""
@@ -49,6 +55,10 @@ class SFTN(Kind):
     def identity(self, config: Config, job: Job, contents: Contents) -> dict[str, Any]:
         """See :meth:`Kind.identity`."""
         settings = dict(cli.to_dict(config)["sftn"])
+        # Identities of earlier versions don't have these.
+        for key in ADDED:
+            if getattr(config.sftn, key) == getattr(SFTNConfig, key):
+                del settings[key]
         if config.sftn.init == FROM_TEACHER:
             return {"student": config.student, "sftn": settings, "init": contents.of_trained(FROM_TEACHER)}
         settings["init"] = contents.of_weights(config.sftn.init, config.teacher)
