@@ -415,6 +415,9 @@ class SFTNConfig:
     init: FilePath | None = None
     """Weights to fine-tune from: a file, torchvision:DEFAULT, timm:DEFAULT or the like, or "teacher" for this run's own
     teacher; null to train from scratch."""
+    init_student: Annotated[bool, DISTILLED] = False
+    """Start the students of this teacher with the stages and the head of its earliest branch, after its last epoch: the
+    average by ema.decay has no branches. The student's other stages, and students of other teachers, start as usual."""
     branch_lr: NonNegativeFloat = 1.0
     """Factor on the learning rate of the branches, their transforms included. 0 leaves their weights as they start."""
     branch_weight_decay: NonNegativeFloat | None = None

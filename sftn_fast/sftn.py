@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -37,11 +38,15 @@ class BranchEntry:
     into_head: bool
     """Whether the student stage is the last one; the branch is then the transform and the student's head."""
 
+    @property
+    def place(self) -> str:
+        """Part of the student that the branch runs first."""
+        return "student head" if self.into_head else f"student stage {self.student_stage + 1}"
+
     def __str__(self) -> str:
-        entry = "student head" if self.into_head else f"student stage {self.student_stage + 1}"
         source, target = (("x".join(map(str, shape))) for shape in (self.teacher_shape, self.student_shape))
         layers = _describe_transform(self.teacher_shape, self.student_shape)
-        return f"teacher stage {self.teacher_stage} {source} -> {layers} -> {entry} input {target}"
+        return f"teacher stage {self.teacher_stage} {source} -> {layers} -> {self.place} input {target}"
 
 
 def branch_entries(student: StagedNet, teacher: StagedNet, image_size: int) -> list[BranchEntry]:
@@ -159,6 +164,19 @@ class StudentAwareTeacher(nn.Module):
     def describe(self) -> list[str]:
         """Return one line a branch: where it leaves the teacher, its transform, where it enters the student."""
         return [str(entry) for entry in self.entries]
+
+    def earliest_branch(self) -> tuple[BranchEntry, dict[str, Tensor]]:
+        """Return the branch that holds the most of the student, of several the one on the earliest teacher stage.
+
+        Returns:
+            Its entry, and the state of its stages and head by the names that they have in the student.
+        """
+        entry = min(self.entries, key=lambda each: (each.student_stage, each.teacher_stage))
+        _, tail = cast(nn.Sequential, self.branches[str(entry.teacher_stage)])
+        state = cast(Tail, tail).head.state_dict(prefix="head.")
+        for number, stage in enumerate(cast(Tail, tail).stages, start=entry.student_stage):
+            state |= stage.state_dict(prefix=f"stages.{number}.")
+        return entry, state
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return logits [N, num_classes] of images [N, in_channels, H, W], in training with those of the branches."""

@@ -322,3 +322,38 @@ def test_unknown_stages_are_refused(stages: list[int]) -> None:
 def test_different_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="teacher has 5 classes, student has 6"):
         StudentAwareTeacher(toy(), toy(num_classes=6))
+
+
+def test_the_earliest_branch_has_the_students_names() -> None:
+    student = toy()
+    aware = StudentAwareTeacher(toy(), student, image_size=16, branch_stages=[3, 2, 1])
+    entry, state = aware.earliest_branch()
+    assert (entry.teacher_stage, entry.student_stage, entry.place) == (1, 1, "student stage 2")
+    late = {
+        name: value for name, value in student.state_dict().items() if name.startswith(("stages.1", "stages.2", "head"))
+    }
+    assert state.keys() == late.keys() and all(torch.equal(state[name], late[name]) for name in late)
+    aware(images())  # which changes its statistics and those of no student
+    statistics = [name for name in state if name.endswith("running_mean")]
+    changed = aware.earliest_branch()[1]
+    assert statistics and not any(torch.equal(changed[name], late[name]) for name in statistics)
+
+
+def test_of_branches_into_one_stage_the_earliest_is_the_first_teacher_stages() -> None:
+    student = toy()
+    target = student.feature_shapes(16)[0]
+    entries = [BranchEntry(t, toy().feature_shapes(16)[t - 1], 1, target, into_head=False) for t in (2, 1)]
+    entry, state = StudentAwareTeacher(toy(), student, image_size=16, entries=entries).earliest_branch()
+    assert entry.teacher_stage == 1 and "stages.1.0.weight" in state
+    head = StudentAwareTeacher(toy(), student, image_size=16, branch_stages=[3]).earliest_branch()
+    assert head[0].place == "student head" and head[1].keys() == {"head.fc.weight", "head.fc.bias"}
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("name", ["ShuffleV1", "vgg8", "MobileNetV2", "resnet8x4", "resnet18"])
+def test_the_earliest_branch_fits_every_family(name: str, share: bool) -> None:
+    student = models.build(name, num_classes=5, image_size=32)
+    aware = StudentAwareTeacher(models.build("wrn_16_1", num_classes=5), student, image_size=32, share_student=share)
+    entry, state = aware.earliest_branch()
+    tail, own = student.tail(entry.student_stage + 1), student.state_dict()
+    assert len(state) == len(tail.state_dict()) and all(torch.equal(value, own[key]) for key, value in state.items())

@@ -179,13 +179,14 @@ class CostProbe(UntrainedRunner):
         network = 0 if task.model is None else _bytes(task.model.state_dict().values())
         state = _bytes(task.state_dict().values())
         peers = state - network if isinstance(task, CollaborativeTask) else 0
+        branch = task.student_aware.earliest_branch()[1] if isinstance(task, SFTNTask) else {}
         anchors = len(snapshot_epochs(self.config, self.job.kind)) if self.behaviour.teaches else 0
         saved = -(-epochs * steps // (self.config.engine.checkpoint_every or steps))
         checkpoints = min(self.config.engine.keep_checkpoints, saved)
         # A checkpoint and the job's folder have the network of the best epoch too, and its average.
         others = 1 if train_step.ema is None else 2
         held = state + _optimizer_bytes(train_step) + others * network
-        return checkpoints * held + (1 + others + anchors) * network + peers
+        return checkpoints * held + (1 + others + anchors) * network + peers + _bytes(branch.values())
 
     def _memory(self, task: Task | InitTask, train_step: engine.TrainStep, batch: Any) -> int:
         """Return the bytes that a step holds; print them by purpose."""

@@ -74,8 +74,8 @@ class _Contents:
     def of_weights(self, path: str | None, network: str) -> str | None:
         return (file_digest.of_weights(path, network) or PENDING) if path else None
 
-    def of_trained(self, job: str) -> str:
-        return trained_digest(self.config, self.seed_folder, job) or PENDING
+    def of_trained(self, job: str, part: str | None = None) -> str:
+        return trained_digest(self.config, self.seed_folder, job, part) or PENDING
 
 
 def _pretrained(config: Config, job: Job, contents: _Contents) -> dict[str, str | None]:
@@ -118,13 +118,16 @@ def teaching_folder(config: Config, seed_folder: Path, name: str) -> Path:
     return folder if KINDS[name].ema(config) is None else folder / run_files.EMA
 
 
-def trained_digest(config: Config, seed_folder: Path, name: str) -> str | None:
+def trained_digest(config: Config, seed_folder: Path, name: str, part: str | None = None) -> str | None:
     """Return the checksum of the weights of the finished job ``name`` that others learn from.
+
+    With ``part``, it is that of the weights in this folder of the job.
 
     None if the job is not finished, or damaged: then it is repaired before anything reads it.
     """
     try:
         finished = (seed_folder / name / RESULT).is_file()
-        return str(models.read_config(teaching_folder(config, seed_folder, name))["sha256"]) if finished else None
+        folder = teaching_folder(config, seed_folder, name) if part is None else seed_folder / name / part
+        return str(models.read_config(folder)["sha256"]) if finished else None
     except (OSError, models.WeightsError):
         return None

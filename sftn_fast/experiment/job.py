@@ -33,6 +33,7 @@ from sftn_fast.experiment import (
 )
 from sftn_fast.experiment.clock import SECONDS, Clock
 from sftn_fast.experiment.identity import teaching_folder, trained_digest
+from sftn_fast.experiment.kinds import branch
 from sftn_fast.experiment.kinds.base import EndOfEpoch
 from sftn_fast.experiment.kinds.snapshots import route_epochs, snapshot
 from sftn_fast.experiment.plan import RESULT, Job
@@ -111,6 +112,14 @@ class JobRunner:
             return models.load(teaching_folder(self.config, self.seed_folder, name))
         except (OSError, models.WeightsError) as error:
             raise DamagedError(str(error)) from error
+
+    def start_as_branch(self, student: StagedNet, teacher: str) -> None:
+        """Copy the earliest branch of the job ``teacher`` into ``student``. Says so."""
+        folder = self.seed_folder / teacher
+        try:
+            self._say(branch.load(student, folder))
+        except (OSError, models.WeightsError) as error:
+            raise DamagedError(f"sftn.init_student needs {folder / run_files.BRANCH}, but {error}") from error
 
     def load(self, key: str, path: str) -> StagedNet:
         """Return the configuration's teacher with the weights in ``path``, which the setting ``key`` names."""
@@ -378,16 +387,19 @@ class JobRunner:
 
     def _repair_sources(self) -> None:
         """Make the networks again that this job reads, if they were damaged after they were finished."""
+        parts = self.behaviour.parts_read(self.config, self.job)
         for name in sorted(self.behaviour.needs(self.config, self.job)):
-            if distributed.on_main(partial(self._is_damaged, name)):
+            if distributed.on_main(partial(self._is_damaged, name, parts)):
                 source = Job(name, self.job.seed)
                 JobRunner(self.config, source, self.root, self.device, self._images, self.services).finish()
 
-    def _is_damaged(self, name: str) -> bool:
-        if not (self.seed_folder / name / RESULT).exists():
+    def _is_damaged(self, name: str, parts: tuple[str, ...]) -> bool:
+        folder = self.seed_folder / name
+        if not (folder / RESULT).exists():
             return False
         try:
-            models.verify(teaching_folder(self.config, self.seed_folder, name))
+            for each in (teaching_folder(self.config, self.seed_folder, name), *(folder / part for part in parts)):
+                models.verify(each)
         except (OSError, models.WeightsError):
             return True
         return False
@@ -410,6 +422,9 @@ class JobRunner:
             job_state.set_aside(found, self.root)
         changes = job_state.environment_changes(self.config, found, surroundings(self.device))
         kept = found.kept and result is not None and repair.repair(self.folder, result)
+        if result and not found.differing and (lacking := self.behaviour.lacks(self.config, result)):
+            how = "made from the last checkpoint, and trained again if there is none"
+            logger.warning("%s is needed and was never saved; %s", self.folder / lacking, how)
         if kept:
             print(f"  finished before, not trained again{changes}", flush=True)
         elif changes:

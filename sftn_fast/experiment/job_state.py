@@ -40,6 +40,7 @@ class JobState:
 
     job: Job
     finished: bool = False
+    """Whether there is a result, and all that other jobs read beside it."""
     begun: bool = False
     """Whether there is a checkpoint or a result."""
     differing: Differences = field(default_factory=list)
@@ -73,7 +74,8 @@ def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
         _require_snapshots(config, job, folder, epochs)
     elif not differing and (missing := _missing_snapshot(config, job, folder, epochs)):
         differing = [(missing[0], "no snapshots", "snapshots")]
-    return JobState(job, bool(result), True, differing, (result or checkpoint or {}).get("environment", {}))
+    finished = result is not None and job.behaviour.lacks(config, result) is None
+    return JobState(job, finished, True, differing, (result or checkpoint or {}).get("environment", {}))
 
 
 def _by_mixed(

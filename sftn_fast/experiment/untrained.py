@@ -17,3 +17,6 @@ class UntrainedRunner(JobRunner):
     def finished(self, name: str) -> StagedNet:
         """Return an untrained teacher."""
         return self.build(self.config.teacher)
+
+    def start_as_branch(self, student: StagedNet, teacher: str) -> None:
+        """Leave the student as it is: nothing has trained a branch."""

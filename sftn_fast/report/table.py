@@ -163,6 +163,14 @@ def images_sentences(rows: Sequence[Row]) -> list[str]:
     return [f"Students, alone or taught, learned from {students:,} of the teachers' {teachers:,} training images"]
 
 
+def start_sentences(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each kind of student that started as a branch of its teacher."""
+    results = ((kind(row.name), result) for row in rows for result in row.results)
+    started = dict.fromkeys(name for name, result in results if result.get("identity", {}).get("init_student") is True)
+    how = "starts with the stages and the head of the teacher's earliest branch, which were trained with the teacher"
+    return [f"{label(name)}: {how}" for name in started]
+
+
 def cost_sentence(rows: Sequence[Row]) -> str:
     """Return a sentence on the cost of all trainings."""
     trainings = sum(len(row.results) for row in rows)

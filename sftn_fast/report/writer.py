@@ -104,7 +104,7 @@ def _read(folder: Path) -> Content:
         )
     classes, remarks = _read_classes(folder, rows)
     sentences += [*exported.average_sentences(rows), *exported.student_sentences(folder)]
-    sentences += table.images_sentences(rows)
+    sentences += [*table.images_sentences(rows), *table.start_sentences(rows)]
     sentences += [*table.published_sentences(rows, lines, settings), table.cost_sentence(rows)]
     sentences = [*warnings(rows), *sentences, *remarks, *notes]
     return Content(rows, lines, settings, cells, sentences, findings(rows), classes)

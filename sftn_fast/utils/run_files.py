@@ -57,11 +57,13 @@ BEST = "best"
 """Folder in a job's folder with its network after the best epoch."""
 EMA = "ema"
 """Folder in a job's folder with the average of its network's weights after the last epoch."""
+BRANCH = "branch"
+"""Folder in the folder of a student-friendly teacher with the student's stages in its earliest branch."""
 TEMPORARY = re.compile(r"(?:\.old)?\.(.+)\.\d+\.tmp", re.DOTALL)
 """Name of a temporary file, and the name of the file that it was for."""
 CLASSES = "by_class.csv"
-EXPORTS = (BEST, EMA, "anchors/epoch*", "peer*")
-"""Patterns of the folders in a job's folder that hold networks."""
+EXPORTS = (BEST, EMA, BRANCH, "anchors/epoch*", "peer*")
+"""Patterns of the folders in a job's folder that hold networks, or a part of one."""
 CHECKED = (*NETWORK, *LOGS, CLASSES, *(f"{part}/{file}" for part in EXPORTS for file in NETWORK))
 CHECKED += tuple(f"init-*/{file}" for file in LOGS)
 """Patterns of the files of a finished job that have a checksum."""

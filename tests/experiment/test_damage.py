@@ -111,6 +111,7 @@ FILES = [
 ]
 FILES += [f"{job}/anchors/epoch0001/{file}" for job in ("teacher", "sftn") for file in run_files.NETWORK]
 FILES += [f"{job}/best/{file}" for job in JOBS for file in run_files.NETWORK]
+FILES += [f"sftn/branch/{file}" for file in run_files.NETWORK]
 FILES += [f"collaborate/peer1/{file}" for file in run_files.NETWORK]
 FILES += [f"distill-teacher/init-ab/{file}" for file in run_files.LOGS]
 

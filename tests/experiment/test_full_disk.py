@@ -168,11 +168,11 @@ def test_a_folder_that_is_removed_during_the_run_is_one_line(
     assert not run.exists()
 
 
-@pytest.mark.parametrize("stage", ["student", "collaborate"])
+@pytest.mark.parametrize("stage", ["student", "sftn", "collaborate"])
 def test_a_folder_that_is_removed_when_the_training_has_ended_is_one_line(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, stage: Any, capsys
 ) -> None:
-    """Peers are saved first, and may not make the folder again."""
+    """A branch and peers are saved first, and may not make the folder again."""
     run = tmp_path / "run"
     monkeypatch.setattr(report.writer, "draw", draw)
     monkeypatch.setattr(divergence, "verdict", lambda *_, **__: shutil.rmtree(run))

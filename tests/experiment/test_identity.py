@@ -113,6 +113,7 @@ OUTCOMES = {
     "sftn.branch_stages": ("[1]", REFUSED),
     "sftn.share_student": ("true", REFUSED),
     "sftn.init": ("teacher", REFUSED),
+    "sftn.init_student": ("true", REFUSED),
     "sftn.branch_lr": ("0.5", REFUSED),
     "sftn.branch_weight_decay": ("0.1", REFUSED),
     "soteacher.lipschitz": ("1", KEPT),

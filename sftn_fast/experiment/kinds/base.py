@@ -31,8 +31,11 @@ class Contents(Protocol):
     def of_weights(self, path: str | None, network: str) -> str | None:
         """Return the checksum of the weights that ``path`` names; None without a path."""
 
-    def of_trained(self, job: str) -> str:
-        """Return the checksum of the network that the job of this name has exported for the same seed."""
+    def of_trained(self, job: str, part: str | None = None) -> str:
+        """Return the checksum of the network that the job of this name has exported for the same seed.
+
+        With ``part``, that of the network in this folder of the job.
+        """
 
 
 class Kind(ABC):
@@ -92,6 +95,17 @@ class Kind(ABC):
     def learns_from(self, config: Config, job: Job) -> set[str]:
         """Return the names of the jobs of the same seed whose networks change what this job computes."""
         return set()
+
+    def parts_read(self, config: Config, job: Job) -> tuple[str, ...]:
+        """Return the folders, in those of the jobs that it learns from, that a job reads beside their networks."""
+        return ()
+
+    def lacks(self, config: Config, result: dict[str, Any]) -> str | None:
+        """Return the folder that others read and that a finished job, of this ``result``, did not save; None if it did.
+
+        The job then resumes where nothing is left to train, and saves it.
+        """
+        return None
 
     def compared_with(self, job: Job) -> str | None:
         """Return the name of the job whose network the exported one is compared with."""

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
+from sftn_fast.experiment.kinds import branch
 from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
+from sftn_fast.experiment.kinds.sftn import SFTN
+from sftn_fast.utils.run_files import BRANCH
 
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
@@ -50,25 +53,32 @@ class Distill(Kind):
         """See :meth:`Kind.learns_from`."""
         return {str(job.source)}
 
+    def parts_read(self, config: Config, job: Job) -> tuple[str, ...]:
+        """See :meth:`Kind.parts_read`."""
+        return (BRANCH,) if job.source == SFTN.name and branch.is_wanted(config) else ()
+
     def compared_with(self, job: Job) -> str | None:
         """See :meth:`Kind.compared_with`."""
         return job.source
 
     def identity(self, config: Config, job: Job, contents: Contents) -> dict[str, Any]:
         """See :meth:`Kind.identity`."""
-        identity = {
+        identity: dict[str, Any] = {
             "distill": self.losses(config, job),
             "route": cli.to_dict(config)["route"],
             "gather": config.gather,
             "teacher": contents.of_trained(str(job.source)),
         }
+        if self.parts_read(config, job):
+            identity |= {"init_student": True, "branch": contents.of_trained(str(job.source), BRANCH)}
         # Logits of images that are never augmented are computed in larger batches, so they are equal up to rounding.
         return identity | ({"cache_teacher": True} if config.cache_teacher and not contents.augments else {})
 
     def describe(self, config: Config, job: Job) -> str:
         """See :meth:`Kind.describe`."""
         source = self.labels[f"{self.name}-{job.source}"].removeprefix("student of ")
-        return f"student {config.student} by {self.losses(config, job)} from {source}"
+        start = ", starting as its branch" if self.parts_read(config, job) else ""
+        return f"student {config.student} by {self.losses(config, job)} from {source}{start}"
 
     def failure(self, config: Config, job: Job, data: str) -> str:
         """See :meth:`Kind.failure`."""
@@ -85,6 +95,8 @@ class Distill(Kind):
         from sftn_fast.tasks import DistillTask
 
         student, teacher = runner.start("student"), runner.finished(str(runner.job.source))
+        if self.parts_read(runner.config, runner.job):
+            runner.start_as_branch(student, str(runner.job.source))
         distiller = distillers.build(
             self.losses(runner.config, runner.job),
             student=student,

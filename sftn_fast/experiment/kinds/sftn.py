@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError, SFTNConfig, check
+from sftn_fast.experiment.kinds import branch
 from sftn_fast.experiment.kinds.base import Contents, EndOfEpoch, Kind, Role
 from sftn_fast.experiment.kinds.snapshots import snapshots
+from sftn_fast.utils.run_files import BRANCH
 
 if TYPE_CHECKING:
     from sftn_fast.experiment.job import JobRunner
@@ -55,6 +57,7 @@ class SFTN(Kind):
     def identity(self, config: Config, job: Job, contents: Contents) -> dict[str, Any]:
         """See :meth:`Kind.identity`."""
         settings = dict(cli.to_dict(config)["sftn"])
+        del settings["init_student"]  # which changes the students
         # Identities of earlier versions don't have these.
         for key in ADDED:
             if getattr(config.sftn, key) == getattr(SFTNConfig, key):
@@ -63,6 +66,10 @@ class SFTN(Kind):
             return {"student": config.student, "sftn": settings, "init": contents.of_trained(FROM_TEACHER)}
         settings["init"] = contents.of_weights(config.sftn.init, config.teacher)
         return {"student": config.student, "sftn": settings}
+
+    def lacks(self, config: Config, result: dict[str, Any]) -> str | None:
+        """See :meth:`Kind.lacks`."""
+        return BRANCH if branch.is_wanted(config) and not branch.is_saved(result) else None
 
     def describe(self, config: Config, job: Job) -> str:
         """See :meth:`Kind.describe`."""
@@ -99,3 +106,8 @@ class SFTN(Kind):
     def end_of_epoch(self, runner: JobRunner, task: Task) -> EndOfEpoch | None:
         """See :meth:`Kind.end_of_epoch`."""
         return snapshots(runner, task)
+
+    def extra_figures(self, runner: JobRunner, task: Task) -> dict[str, Any]:
+        """Save the branch from which students may start; see :meth:`Kind.extra_figures`."""
+        branch.save(runner, task)
+        return {}
