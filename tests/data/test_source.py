@@ -61,7 +61,8 @@ def test_a_name_is_registered_once():
     ],
 )
 def test_a_missing_package_is_named(name, module, package, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
+    for missing in (module.partition(".")[0], module):
+        monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"data.name={name} needs {module}, .*pip install {package}"):
         source.load(DataConfig(name))
 
