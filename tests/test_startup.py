@@ -39,6 +39,28 @@ def test_a_completion_and_a_comparison_import_no_torch():
     assert not found & HEAVY
 
 
+UNUSED = {"sklearn", "scipy", "pandas", "matplotlib", "torchvision", "nvidia", "timm", "tensorboard", "sympy"}
+UNUSED |= {"torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "torch.onnx"}
+DIGITS = """
+from pathlib import Path
+from sftn_fast import cli
+from sftn_fast.experiment.run import run
+options = ["--data.name", "digits", "--data.train_size", "40", "--teacher", "resnet8", "--student", "resnet8"]
+options += ["--epochs", "1", "--seeds", "[0]", "--engine.threads", "1", "--output", {output!r}]
+run(cli.parse([*options, *{more}])[0], report=lambda root: "")
+assert len(list(Path({output!r}).glob("seed0/*/result.json"))) == 5
+print(*sorted(set(sys.modules) & {unused}), sep="\\n", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--optim.name", "adamw", "--optim.lr", "0.001"]])
+def test_a_training_imports_only_what_it_uses(more, tmp_path):
+    code = DIGITS.format(output=str(tmp_path / "run"), more=more, unused=UNUSED)
+    run = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert not set(run.stderr.split()) & UNUSED
+
+
 def test_the_ops_add_nothing_to_torch():
     code = "import torch\nbefore = set(sys.modules)\nimport sftn_fast.ops\nadded = set(sys.modules) - before"
     packages = "added = {name.partition('.')[0] for name in added} - {name.partition('.')[0] for name in before}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sftn_fast.config import OptimConfig
 from sftn_fast.engine.optimizer_classes import check_optimizer, construct
 from sftn_fast.engine.protocols import GroupedTask, ParameterGroup
+from sftn_fast.engine.uncompiled import without_compiler
 
 Values = dict[str, Tensor]
 FACTOR = "lr_factor"
@@ -51,7 +52,7 @@ def build_sgd(task: nn.Module, optim: OptimConfig, lr: float) -> torch.optim.SGD
     Raises:
         ValueError: no parameter of ``task`` requires a gradient.
     """
-    sgd = torch.optim.SGD(
+    sgd = without_compiler(torch.optim.SGD)(
         _groups(task, optim, lr),
         lr,
         momentum=optim.momentum,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sftn_fast.config import ConfigError, OptimConfig, check
+from sftn_fast.engine.uncompiled import without_compiler
 from sftn_fast.utils.similar_names import did_you_mean, nearest
 from sftn_fast.utils.text import one_line
 
@@ -79,7 +80,7 @@ def construct(parameters: list[Any], optim: OptimConfig, lr: float) -> torch.opt
         options["fused"] = True
     elif "capturable" in accepted:
         options["capturable"] = first.is_cuda
-    return cast(Any, kind)(parameters, lr=lr, **options)  # which has no lr in its base class
+    return cast(Any, without_compiler(kind))(parameters, lr=lr, **options)  # which has no lr in its base class
 
 
 def _class_of(optim: OptimConfig) -> type[torch.optim.Optimizer]:

@@ -31,13 +31,25 @@ def copy_network(net: M) -> M:
     return _copy(net, memo)
 
 
-def copy_without_data(net: M) -> M:
-    """Return a copy of ``net`` with its tensors on the meta device, without copying any data.
+def copy_without_hooks(net: M) -> M:
+    """Return a deep copy of ``net`` that calls nobody outside of it.
 
     It keeps only the hooks by which PyTorch computes a layer's weight and those that are the network's own methods.
     """
+    return _drop_hooks(net, copy_network(net))
+
+
+def copy_without_data(net: M) -> M:
+    """Return a copy of ``net`` with its tensors on the meta device, without copying any data.
+
+    It keeps the hooks that :func:`copy_without_hooks` keeps.
+    """
+    return _drop_hooks(net, _copy(net, {id(tensor): _on_meta(tensor) for tensor in _tensors(net)}))
+
+
+def _drop_hooks(net: M, copied: M) -> M:
+    """Remove from a copy of ``net`` the hooks that the network does not need, and return it."""
     inside = set(net.modules())
-    copied = _copy(net, {id(tensor): _on_meta(tensor) for tensor in _tensors(net)})
     for original, module in zip(net.modules(), copied.modules(), strict=True):
         for before, after in zip(_hooks(original), _hooks(module), strict=True):
             for key in [key for key, hook in before.items() if not _is_needed(hook, inside)]:

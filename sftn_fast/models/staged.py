@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
@@ -11,11 +12,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from sftn_fast.models.copying import copy_network, copy_without_data
+from sftn_fast.models.copying import copy_network, copy_without_data, copy_without_hooks
 from sftn_fast.models.own_input import OwnInput
 
 Shape = tuple[int, int, int]
 """(C, H, W) of a map [N, C, H, W]."""
+SMALL = 64
+"""Side in pixels up to which a network on the CPU finds shapes by a real pass: on tensors without data torch computes
+shapes in Python, and imports its compiler for that, which takes longer."""
 
 
 @dataclass
@@ -307,10 +311,13 @@ class StagedNet(nn.Module):
 
         The network's parameters and statistics and torch's random state do not change.
         """
-        try:
+        device = next(self.parameters()).device
+        with suppress(Exception):
+            if device.type == "cpu" and image_size <= SMALL:
+                return _pass(copy_without_hooks(self), image_size, device)
             return _pass(_without_norms(copy_without_data(self)), image_size, torch.device("meta"))
-        except Exception:  # a layer reads values, such as those that learn to quantise
-            return _pass(copy_network(self), image_size, next(self.parameters()).device)
+        # A layer needs a hook, or reads values, such as one that learns to quantise.
+        return _pass(copy_network(self), image_size, device)
 
     def _shapes(self, image_size: int) -> list[Shape]:
         """Return the shapes of the stem's and the stages' outputs.

@@ -12,7 +12,8 @@ from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from sftn_fast import distillers, models
-from sftn_fast.models.copying import copy_network, copy_without_data
+from sftn_fast.models.copying import copy_network, copy_without_data, copy_without_hooks
+from sftn_fast.models.staged import SMALL
 from sftn_fast.sftn import StudentAwareTeacher
 
 SIZE, CLASSES = 16, 5
@@ -146,9 +147,11 @@ def test_a_copy_without_data_calls_no_strangers_hook():
     net, owner, seen = models.build("resnet8", num_classes=CLASSES), Owner(), []
     net.stages[1].register_forward_hook(owner.count)
     net.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    assert net.feature_shapes(SIZE) == models.build("resnet8").feature_shapes(SIZE)
+    for size in (SIZE, 2 * SMALL):  # by a real pass, and by one without data
+        assert net.feature_shapes(size) == models.build("resnet8").feature_shapes(size)
     assert (owner.calls, seen) == (0, [])
-    assert not copy_without_data(net).stem._forward_pre_hooks
+    for copied in (copy_without_data(net), copy_without_hooks(net)):
+        assert not copied.stem._forward_pre_hooks
     net(torch.randn(1, 3, SIZE, SIZE))
     assert (owner.calls, len(seen)) == (1, 1)
 
