@@ -19,6 +19,8 @@ from functools import partial
 
 from sftn_fast import cli
 from sftn_fast.config import Config, ConfigError
+from sftn_fast.experiment import fork_server
+from sftn_fast.experiment.fork_server import ForkServer
 from sftn_fast.utils import allocator, launcher, program
 from sftn_fast.utils.program import fail
 
@@ -32,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program.run(_main, arguments, stopped=stopped, output_matters=dry, tell_of_readers=True)
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, server: ForkServer | None = None) -> None:
     """Train the jobs of ``config``, print the report and export the student.
+
+    Args:
+        config: Of the experiment.
+        server: Forks the processes that run jobs side by side on the CPU; without it they import all by themselves.
 
     Raises:
         ConfigError: A setting or a file can't be used.
@@ -42,7 +48,7 @@ def run(config: Config) -> None:
     from sftn_fast import report
     from sftn_fast.experiment.run import run as run_experiment
 
-    run_experiment(config, report=partial(report.write, width=report.terminal_width()))
+    run_experiment(config, report=partial(report.write, width=report.terminal_width()), server=server)
 
 
 def _main(argv: list[str]) -> int:
@@ -52,10 +58,13 @@ def _main(argv: list[str]) -> int:
         parsed = cli.read(arguments)
     except ConfigError as error:
         return fail(error, 2) if launcher.rank() == 0 else 2
-    return _run(parsed, dry=dry)
+    if dry:
+        return _run(parsed, dry=True)
+    with fork_server.started(parsed.config) as server:  # which imports torch while this process does
+        return _run(parsed, dry=False, server=server)
 
 
-def _run(parsed: cli.Parsed, *, dry: bool) -> int:
+def _run(parsed: cli.Parsed, *, dry: bool, server: ForkServer | None = None) -> int:
     # Imported late, since --help and a wrong option need no torch.
     import torch
 
@@ -71,7 +80,7 @@ def _run(parsed: cli.Parsed, *, dry: bool) -> int:
     for line in (*cli.describe_twins(config), *(f"warning: {line}" for line in parsed.unread)):
         distributed.say(line)
     try:
-        dry_run.run(config) if dry else run(config)
+        dry_run.run(config) if dry else run(config, server=server)
     except Interrupted as interrupted:
         if launcher.rank() == 0:
             print(f"{interrupted}; run the same command to resume", file=sys.stderr)

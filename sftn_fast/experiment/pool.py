@@ -22,6 +22,7 @@ import torch
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.engine import Interrupted
 from sftn_fast.engine.signals import StopSignals
+from sftn_fast.experiment.fork_server import ForkServer
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.worker import DONE, FAILED, REFUSED, STOPPED
 
@@ -40,6 +41,7 @@ def run(
     *,
     lock: int,
     announce: Callable[[Job, str], None],
+    server: ForkServer | None = None,
 ) -> None:
     """Run ``jobs`` on ``devices``. If one fails, those under way finish and no other begins.
 
@@ -50,6 +52,7 @@ def run(
         devices: One for each process; may name a device more than once.
         lock: File descriptor that locks the folder. Processes inherit it, so the lock ends with the last of them.
         announce: Called with each job that begins, and the name of its device.
+        server: Forks the processes that run on the CPU. Others, and all without it, are fresh interpreters.
 
     Raises:
         ConfigError: A job refused the configuration.
@@ -58,7 +61,7 @@ def run(
     """
     waiting, done = list(jobs), set[tuple[int, str]]()
     problems: list[Exception] = []
-    with StopSignals() as stop, _started(config, root, devices, lock) as workers:
+    with StopSignals() as stop, _started(config, root, devices, lock, server) as workers:
         while True:
             if stop.signum is not None:
                 for worker in workers:
@@ -116,19 +119,14 @@ def _begin_next(
 class _Worker:
     """A process that runs jobs on one device, as its parent sees it."""
 
-    def __init__(self, config: Config, root: Path, lock: int) -> None:
+    def __init__(self, config: Config, root: Path, lock: int, server: ForkServer | None) -> None:
         self.device = config.engine.device
         self.job: Job | None = None
         self.seed: int | None = None
         self._signalled = False
         self.connection, theirs = Pipe()
-        # A session of its own: only this process gets Ctrl-C, and passes it on once.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sftn_fast.experiment.worker", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), lock),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
+        forked = server.fork(theirs.fileno(), lock) if server and self.device == "cpu" else None
+        self.process = forked or _interpreter(theirs.fileno(), lock)
         theirs.close()
         self.connection.send((config, root))
 
@@ -165,15 +163,28 @@ class _Worker:
         self.process.wait()
 
 
+def _interpreter(connection: int, lock: int) -> subprocess.Popen[bytes]:
+    """Start a worker as a fresh interpreter with these file descriptors."""
+    # A session of its own: only this process gets Ctrl-C, and passes it on once.
+    return subprocess.Popen(
+        [sys.executable, "-m", "sftn_fast.experiment.worker", str(connection)],
+        pass_fds=(connection, lock),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+
+
 @contextmanager
-def _started(config: Config, root: Path, devices: Sequence[torch.device], lock: int) -> Iterator[list[_Worker]]:
+def _started(
+    config: Config, root: Path, devices: Sequence[torch.device], lock: int, server: ForkServer | None
+) -> Iterator[list[_Worker]]:
     given = config.engine.threads
     threads = given if isinstance(given, int) else max(1, torch.get_num_threads() // len(devices))
     workers: list[_Worker] = []
     try:
         for device in devices:
             engine = dataclasses.replace(config.engine, device=str(device), threads=threads)
-            workers.append(_Worker(dataclasses.replace(config, devices=1, engine=engine), root, lock))
+            workers.append(_Worker(dataclasses.replace(config, devices=1, engine=engine), root, lock, server))
         yield workers
     finally:
         for worker in workers:

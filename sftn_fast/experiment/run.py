@@ -27,6 +27,7 @@ from sftn_fast.experiment import every_method, job_state, networks, pool, resume
 from sftn_fast.experiment.conclusion import conclude
 from sftn_fast.experiment.eta import TimeEstimate
 from sftn_fast.experiment.exported_student import require_best
+from sftn_fast.experiment.fork_server import ForkServer
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.plan import Job, places, plan
 from sftn_fast.experiment.settings import read_settings
@@ -44,7 +45,7 @@ from sftn_fast.utils.progress import duration
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, *, report: Callable[[Path], str]) -> None:
+def run(config: Config, *, report: Callable[[Path], str], server: ForkServer | None = None) -> None:
     """Run the whole experiment, print its report and export the student.
 
     If torchrun started this process, several run the experiment together, see :mod:`sftn_fast.engine`.
@@ -52,6 +53,7 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
     Args:
         config: Of the experiment.
         report: Called with the run's folder; writes its report and returns it as text.
+        server: Forks the processes that run jobs side by side on the CPU.
 
     Raises:
         ConfigError: For what the user can fix.
@@ -79,7 +81,7 @@ def run(config: Config, *, report: Callable[[Path], str]) -> None:
             estimate = TimeEstimate(config, jobs, root, processes=len(devices))
             announce = partial(_announce, config, jobs, estimate)
             if worker is None:
-                pool.run(config, jobs, root, devices, lock=folder.fileno(), announce=announce)
+                pool.run(config, jobs, root, devices, lock=folder.fileno(), announce=announce, server=server)
             else:
                 _run_here(worker, jobs, announce)
             services = worker.services if worker else Services(service_runs.names(config))

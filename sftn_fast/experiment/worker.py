@@ -1,8 +1,9 @@
 """Jobs one after the other on one device, in this process or in one that :mod:`sftn_fast.experiment.pool` started.
 
-As a process it is ``python -m sftn_fast.experiment.worker FD``, where FD is its end of a pipe. It receives the
-configuration and the folder, then jobs, and answers each job with how it ended. When the other end of the pipe closes,
-the parent is gone: the worker saves a checkpoint and stops, as on SIGTERM.
+As a process it is ``python -m sftn_fast.experiment.worker FD``, or a fork of :mod:`sftn_fast.experiment.fork_server`,
+where FD is its end of a pipe. It receives the configuration and the folder, then jobs, and answers each job with how
+it ended. When the other end of the pipe closes, the parent is gone: the worker saves a checkpoint and stops, as on
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,9 +79,13 @@ class PrefixedLines(io.TextIOBase):
         return len(text)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Serve the parent at the other end of the file descriptor named on the command line."""
-    connection: Connection[Any, Any] = Connection(int(argv[0]))
+def run(descriptor: int) -> None:
+    """Serve the parent at the other end of a pipe, as the only work of this process."""
+    with streams.lasting():  # the parent reports a reader that left
+        _serve(Connection(descriptor))
+
+
+def _serve(connection: Connection[Any, Any]) -> None:
     orders: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     out, errors = PrefixedLines(sys.stdout), PrefixedLines(sys.stderr)
@@ -125,5 +129,4 @@ def _outcome(worker: Worker, job: Job) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    with streams.lasting():  # the parent reports a reader that left
-        main(sys.argv[1:])
+    run(int(sys.argv[1]))
