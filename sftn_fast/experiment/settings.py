@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
     if not path.exists():
         return {}, None
     try:
-        settings = safe_yaml.load(read_sealed_text(path), printable(path, LONGEST))
+        settings = _parse(read_sealed_text(path), printable(path, LONGEST))
     except (DamagedError, ConfigError) as error:
         return {}, f"{error}; what depends on it is left out"
     if not isinstance(settings, dict) or not all(
@@ -50,6 +51,12 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
         shown = printable(path, LONGEST)
         return {}, f"{shown} is damaged: it is not a configuration; what depends on it is left out"
     return printable_tree(rename_keys(settings)), None
+
+
+@lru_cache(maxsize=16)
+def _parse(text: str, where: str) -> Any:
+    """Return the content of a file, which a report asks for several times. Nobody changes it in place."""
+    return safe_yaml.load(text, where)
 
 
 def printable_tree(tree: Any) -> Any:
