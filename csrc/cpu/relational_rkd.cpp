@@ -14,17 +14,19 @@
 
 namespace sftn::rkd {
 
-SFTN_LEVELS(squared_distances, squared_distances_inline(args...))
+SFTN_LEVELS(squared_distances, squared_distances_inline<kBytes>(args...))
+SFTN_LEVELS(range_of_row, range_of_row_inline(args...))
 SFTN_LEVELS(prepare_row, prepare_row_inline(args...))
 SFTN_LEVELS(sum_row, sum_row_inline(args...))
 SFTN_LEVELS(finish_row, finish_row_inline(args...))
-SFTN_LEVELS(sweep_values, sweep_inline<false, false>(args...))
-SFTN_LEVELS(sweep_student, sweep_inline<true, false>(args...))
-SFTN_LEVELS(sweep_both, sweep_inline<true, true>(args...))
-SFTN_LEVELS(pull, pull_inline(args...))
-
-// Rows of a span, the unit of tasks over pairs and triples: their distances stay in the first-level cache.
-constexpr int64_t kSpan = 32;
+SFTN_LEVELS(sweep_values, sweep_inline<kBytes, Sides::kOrdered, false, false>(args...))
+SFTN_LEVELS(sweep_student, sweep_inline<kBytes, Sides::kOrdered, true, false>(args...))
+SFTN_LEVELS(sweep_both, sweep_inline<kBytes, Sides::kOrdered, true, true>(args...))
+SFTN_LEVELS(sweep_integer_values, sweep_inline<kBytes, Sides::kInteger, false, false>(args...))
+SFTN_LEVELS(sweep_integer_student, sweep_inline<kBytes, Sides::kInteger, true, false>(args...))
+SFTN_LEVELS(sweep_integer_both, sweep_inline<kBytes, Sides::kInteger, true, true>(args...))
+SFTN_LEVELS(pull, pull_inline<kBytes>(args...))
+SFTN_LEVELS(rows_of_gradient, std::integral_constant<int64_t, grad_rows(kBytes)>::value)
 
 static int64_t num_spans(int64_t b) { return divide_up(b, kSpan); }
 static Span span_of(int64_t index, int64_t b) { return {index * kSpan, std::min(b, (index + 1) * kSpan)}; }
@@ -42,7 +44,9 @@ struct Pairs {
   std::vector<Tensor> owned;
   int64_t b, stride;
   A *squared, *low, *inverse, *inverse_slope, *grad;  // as in AngleMatrices
-  A mean = 0;                                         // m
+  PairRange range;
+  A mean = 0;       // m
+  double unit = 1;  // of the angles' sides
 
   // Allocates also the gradients of the angles, if requested. A row has an odd number of blocks of lanes, and there are
   // gaps between matrices: rows at distances of powers of two would share cache lines.
@@ -75,18 +79,33 @@ struct Pairs {
         squared_distances(x, width, span_of(tasks[t].begin, b), span_of(tasks[t].end, b), squared, low, stride);
       }
     });
-    std::vector<double> sums(b);
+    std::vector<PairRange> of_rows(b);
     parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i * stride;
-        sums[i] = prepare_row(PairRow{i, b}, eps, squared + row, low ? low + row : nullptr, inverse + row,
-                              inverse_slope + row);
+        of_rows[i] = range_of_row(PairRow{i, b}, eps, squared + row, low ? low + row : nullptr);
+      }
+    });
+    for (const PairRange& of_row : of_rows) range.add(of_row);
+    mean = A(range.sum / (0.5 * b * (b - 1)));
+  }
+
+  // Whether the sides differ so little that integers hold them.
+  bool fits_integers() const {
+    return low && std::isfinite(range.sum) && range.greatest > 0 && range.greatest <= kIntegerRatio * range.least;
+  }
+
+  // Fills the inputs of the sweep.
+  void prepare(A eps, bool integers) {
+    if (integers) unit = range.greatest / kGreatestInteger;
+    parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i * stride;
+        prepare_row(PairRow{i, b}, eps, unit, squared + row, low ? low + row : nullptr, inverse + row,
+                    inverse_slope + row);
         if (grad) std::fill(grad + row + i, grad + row + stride, A(0));
       }
     });
-    double sum = 0;
-    for (const double of_row : sums) sum += of_row;
-    mean = A(sum / (0.5 * b * (b - 1)));
   }
 };
 
@@ -95,7 +114,7 @@ struct Pairs {
 // A task is three spans I <= J <= K. It writes to the pairs between I and J, I and K, J and K. Tasks of one round have
 // the same I + J + K modulo the number of spans. They share no pair of spans, because two spans determine the third.
 template <class A>
-static double sweep(const Pairs<A>& student, const Pairs<A>& teacher) {
+static double sweep(const Pairs<A>& student, const Pairs<A>& teacher, bool integers) {
   const int64_t b = student.b, spans = num_spans(b);
   const AngleMatrices<A> s = student.angles(), t = teacher.angles();
   double total = 0;
@@ -116,6 +135,14 @@ static double sweep(const Pairs<A>& student, const Pairs<A>& teacher) {
       for (int64_t index = begin; index < end; ++index) {
         Task& task = tasks[index];
         const Span i = span_of(task.i, b), j = span_of(task.j, b), k = span_of(task.k, b);
+        if constexpr (std::is_same_v<A, float>) {
+          if (integers) {
+            task.sum = t.grad   ? sweep_integer_both(s, t, student.stride, i, j, k)
+                       : s.grad ? sweep_integer_student(s, t, student.stride, i, j, k)
+                                : sweep_integer_values(s, t, student.stride, i, j, k);
+            continue;
+          }
+        }
         task.sum = t.grad   ? sweep_both(s, t, student.stride, i, j, k)
                    : s.grad ? sweep_student(s, t, student.stride, i, j, k)
                             : sweep_values(s, t, student.stride, i, j, k);
@@ -183,7 +210,12 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   teacher.template measure<T>(in.teacher, eps);
 
   PairSums sums = sum_pairs(student, teacher, eps);
-  if (options.angle) sums.angle += sweep(student, teacher);
+  if (options.angle) {
+    const bool integers = student.fits_integers() && teacher.fits_integers();
+    student.prepare(eps, integers);
+    teacher.prepare(eps, integers);
+    sums.angle += sweep(student, teacher, integers);
+  }
 
   const double bb = double(b) * b, bbb = in.num_triples();
   const double distance = options.distance ? 2 * sums.distance / bb : 0;
@@ -199,7 +231,7 @@ static void forward(const RkdInput& in, const RkdOutput& out) {
   const double of_triples = angle_grad ? (2 * options.angle_weight + 0 * angle) / bbb : 0;
   const auto scale = [&](const Pairs<A>& of, double sign, double sum_gr) {
     return PairScale<A>{1 / of.mean, A(of_distance / of.mean), A(sign * 2 * sum_gr / in.num_pairs()),
-                        A(sign * of_triples), A(of_triples)};
+                        A(sign * of_triples / of.unit), A(of_triples)};
   };
   if (out.student_grad) {
     finish(student, teacher, eps, scale(student, 1, sums.student), student.grad, out.student_data<A>());
@@ -219,12 +251,12 @@ static void backward(const RkdGrad& grad) {
   const A* pairs = const_data_of<A>(grad.pairs);
   const A scale = 2 * *const_data_of<A>(grad.grad_total);
   T* out = data_of<T>(grad.out);
-  const int64_t groups = divide_up(b, kGradRows);
-  parallel_rows(groups, kGradRows * b * d / 16, [&](int64_t begin, int64_t end) {
-    alignas(64) A block[kGradRows * kLanes];
+  const int64_t rows = rows_of_gradient(), groups = divide_up(b, rows);
+  parallel_rows(groups, rows * b * d / 16, [&](int64_t begin, int64_t end) {
+    alignas(64) A block[grad_rows(64) * kLanes];
     for (int64_t c = 0; c < d; c += kLanes) {
       for (int64_t group = begin; group < end; ++group) {
-        const int64_t i = group * kGradRows, count = std::min<int64_t>(kGradRows, b - i);
+        const int64_t i = group * rows, count = std::min(rows, b - i);
         pull(panels + c * b, b, i, count, pairs, scale, block);
         for (int64_t r = 0; r < count; ++r) {
           T* to = out + (i + r) * d + c;

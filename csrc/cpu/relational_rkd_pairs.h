@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "relational_rkd_triples.h"
 
@@ -22,25 +23,61 @@ SFTN_INLINE A at_least(A x, A least) {
   return x < least ? least : x;
 }
 
-// Fills a row of `inverse` and `inverse_slope` from `squared`, and the entries of `squared` without a pair. Returns the
-// sum of d.
+// What is known of a network's pairs before the sweep.
+struct PairRange {
+  double sum = 0;                                                        // of d
+  double least = std::numeric_limits<double>::infinity(), greatest = 0;  // D2 other than 0; NaN is in the sum alone
+
+  void add(const PairRange& more) {
+    sum += more.sum;
+    least = std::min(least, more.least);
+    greatest = std::max(greatest, more.greatest);
+  }
+};
+
+// Fills the entries of `squared` and `low` without a pair.
 template <class A>
-SFTN_INLINE double prepare_row_inline(PairRow row, A eps, A* squared, A* low, A* inverse, A* inverse_slope) {
-  Lanes<A> sum(0);
+SFTN_INLINE PairRange range_of_row_inline(PairRow row, A eps, A* squared, A* low) {
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  Lanes<A> sum(0), least(-kInfinity), greatest(0);
   for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
     SFTN_LANES {
       const int64_t j = block + l;
       const bool counts = row.counts(int32_t(j));
-      const A d2 = counts ? squared[j] : A(0), length = std::sqrt(d2);
-      const A n = d2 == 0 ? A(0) : A(1) / at_least(length, eps);
+      const A d2 = counts ? squared[j] : A(0), negative = d2 == 0 ? -kInfinity : -d2;
       squared[j] = d2;
       if constexpr (std::is_same_v<A, float>) low[j] = counts ? low[j] : A(0);
-      inverse[j] = n * A(0.70710678118654752440);
-      inverse_slope[j] = length > eps ? A(0.5) * n * n : A(0);
       sum.lane[l] += counts ? std::sqrt(at_least(d2, eps)) : A(0);
+      least.lane[l] = negative > least.lane[l] ? negative : least.lane[l];
+      greatest.lane[l] = d2 > greatest.lane[l] ? d2 : greatest.lane[l];
     }
   }
-  return sum.sum();
+  return {sum.sum(), -double(least.max()), greatest.max()};
+}
+
+// Fills a row of `inverse` and `inverse_slope` from `squared`, where `unit` is that of the sides. If it is not 1, `low`
+// becomes their integers.
+template <class A>
+SFTN_INLINE void prepare_row_inline(PairRow row, A eps, double unit, const A* squared, A* low, A* inverse,
+                                    A* inverse_slope) {
+  const A to_inverse = A(std::sqrt(0.5 * unit)), to_slope = A(0.5 * unit);
+  for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
+    SFTN_LANES {
+      const int64_t j = block + l;
+      const A d2 = squared[j], length = std::sqrt(d2);
+      const A n = d2 == 0 ? A(0) : A(1) / at_least(length, eps);
+      inverse[j] = n * to_inverse;
+      inverse_slope[j] = length > eps ? to_slope * n * n : A(0);
+    }
+    if constexpr (std::is_same_v<A, float>) {
+      if (unit == 1) continue;
+      const double scale = 1 / unit;
+      SFTN_LANES {
+        const int64_t j = block + l;
+        low[j] = bit_cast<A>(static_cast<int32_t>((double(squared[j]) + double(low[j])) * scale + 0.5));
+      }
+    }
+  }
 }
 
 // Sums over the pairs of a row.
@@ -64,6 +101,14 @@ template <class A>
 SFTN_INLINE A cos_of_itself(A d2, A eps) {
   const A ratio = std::sqrt(d2) / eps;
   return ratio > A(1) ? A(1) : ratio * ratio;
+}
+
+// g(x) = min(max(x, -1), 1), with |x| and 1 compared as integers. NaN gives 1 or -1; the other factor of the loss keeps
+// it.
+template <class A>
+SFTN_INLINE A clamp_one(A x) {
+  const Bits<A> bits = bits_of(x), magnitude = bits & ~kSignBit<A>, one = bits_of(A(1));
+  return bit_cast<A>((bits & kSignBit<A>) | (magnitude < one ? magnitude : one));
 }
 
 template <class A>

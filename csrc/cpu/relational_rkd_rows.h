@@ -4,8 +4,10 @@
 #include <type_traits>
 
 #include "../relational_rkd.h"
+#include "bits.h"
 #include "chunk.h"
 #include "half.h"
+#include "wide_vector.h"
 
 namespace sftn::rkd {
 
@@ -37,71 +39,113 @@ struct Span {
   int64_t begin, end;
 };
 
+// A vector of equal lanes. Its bits are added as integers, which GCC leaves out; a sum of floats it computes, for -0.
+template <int kBytes, class A>
+SFTN_INLINE Vector<kBytes, A> repeated(A x) {
+  return bit_cast<Vector<kBytes, A>>(Vector<kBytes, Bits<A>>{} + bits_of(x));
+}
+
+// Adds halves, in vectors of 16 bytes at last, which every machine has.
+template <int kBytes, class A>
+SFTN_INLINE A sum_of_vector(Vector<kBytes, A> of) {
+  if constexpr (kBytes > 16) {
+    Vector<kBytes / 2, A> halves[2];
+    std::memcpy(halves, &of, sizeof of);
+    return sum_of_vector<kBytes / 2, A>(halves[0] + halves[1]);
+  } else if constexpr (sizeof(A) == 4) {
+    return (of[0] + of[2]) + (of[1] + of[3]);
+  } else {
+    return of[0] + of[1];
+  }
+}
+
 // |x_i - x_j|^2 for i in `of`, j in `to`, j > i. For float rows, whose differences are exact in double, the result has
 // double's precision, as the sum of two floats. If two rows are close, a cosine is a small difference of such squares.
-template <class A>
+//
+// Blocks of rows share the loads of both, so that adders and multipliers are busy, not the loads.
+template <int kBytes, class A>
 SFTN_INLINE void squared_distances_inline(const double* x,  // [B, width]
                                           int64_t width,    // a multiple of kLanes
                                           Span of, Span to,
                                           A* squared,  // [B, stride]
                                           A* low,      // the same; null for double
                                           int64_t stride) {
-  const auto put = [=](int64_t i, int64_t j, double value) __attribute__((always_inline)) {
-    squared[i * stride + j] = A(value);
-    if (low) low[i * stride + j] = A(value - double(A(value)));
-  };
-  for (int64_t j = to.begin; j < to.end; j += 2) {  // two rows j share a load of x_i
-    const bool two = j + 1 < to.end;
-    const double *row0 = x + j * width, *row1 = two ? row0 + width : row0;
-    for (int64_t i = of.begin; i < std::min(of.end, two ? j + 1 : j); ++i) {
-      const double* row = x + i * width;
-      Lanes<double> sum0(0), sum1(0);
-      for (int64_t c = 0; c < width; c += kLanes) {
-        SFTN_LANES {
-          const double d0 = row[c + l] - row0[c + l], d1 = row[c + l] - row1[c + l];
-          sum0.lane[l] += d0 * d0;
-          sum1.lane[l] += d1 * d1;
+  using V = Vector<kBytes, double>;
+  constexpr int64_t kVector = kWidth<kBytes, double>;
+  constexpr int kOf = 2, kTo = 4;
+#define SFTN_OF _Pragma("GCC unroll 8") for (int a = 0; a < kOf; ++a)
+#define SFTN_TO _Pragma("GCC unroll 8") for (int b = 0; b < kTo; ++b)
+  for (int64_t j = to.begin; j < to.end; j += kTo) {
+    const double* to_row[kTo];
+    SFTN_TO to_row[b] = x + std::min(j + b, to.end - 1) * width;
+    for (int64_t i = of.begin; i < std::min(of.end, j + kTo - 1); i += kOf) {
+      const double* of_row[kOf];
+      SFTN_OF of_row[a] = x + std::min(i + a, of.end - 1) * width;
+      V sums[kOf][kTo] = {};
+      for (int64_t c = 0; c < width; c += kVector) {
+        V from[kOf];
+        SFTN_OF from[a] = load_vector<kBytes>(of_row[a] + c);
+        SFTN_TO {
+          const V row = load_vector<kBytes>(to_row[b] + c);
+          SFTN_OF {
+            const V difference = from[a] - row;
+            sums[a][b] += difference * difference;
+          }
         }
       }
-      if (i < j) put(i, j, sum0.sum());
-      if (two) put(i, j + 1, sum1.sum());
+      SFTN_OF SFTN_TO {
+        if (i + a >= of.end || j + b >= to.end || i + a >= j + b) continue;
+        const double value = sum_of_vector<kBytes, double>(sums[a][b]);
+        const int64_t at = (i + a) * stride + j + b;
+        squared[at] = A(value);
+        if (low) low[at] = A(value - double(A(value)));
+      }
     }
   }
+#undef SFTN_OF
+#undef SFTN_TO
 }
 
-// One block of columns of `scale * sum_j pairs_ij (x_i - x_j)`, for up to kGradRows rows i. Differences are taken
-// before they are weighted: far from the origin, sums of x would cancel.
-constexpr int kGradRows = 4;
+// Rows of a block of the gradient: as many as the registers of most levels hold with their sums.
+constexpr int64_t grad_rows(int bytes) { return bytes == 64 ? 8 : 3; }
 
-template <class A>
+// One block of columns of `scale * sum_j pairs_ij (x_i - x_j)`, for up to grad_rows rows i. Differences are taken
+// before they are weighted: far from the origin, sums of x would cancel.
+template <int kBytes, class A>
 SFTN_INLINE void pull_inline(const A* panel,  // [B, kLanes], these columns of x
                              int64_t b, int64_t i, int64_t count,
                              const A* pairs,  // [B, B]
                              A scale,
-                             A* out) {  // [kGradRows, kLanes]
-  const A* of[kGradRows];
-  const A* weights[kGradRows];
-  for (int r = 0; r < kGradRows; ++r) {
-    of[r] = panel + (i + (r < count ? r : 0)) * kLanes;
-    weights[r] = pairs + (i + (r < count ? r : 0)) * b;
-  }
-  Lanes<A> sum0(0), sum1(0), sum2(0), sum3(0);
-  for (int64_t j = 0; j < b; ++j) {
-    const A* x = panel + j * kLanes;
-    const A w0 = weights[0][j], w1 = weights[1][j], w2 = weights[2][j], w3 = weights[3][j];
-    SFTN_LANES {
-      sum0.lane[l] += w0 * (of[0][l] - x[l]);
-      sum1.lane[l] += w1 * (of[1][l] - x[l]);
-      sum2.lane[l] += w2 * (of[2][l] - x[l]);
-      sum3.lane[l] += w3 * (of[3][l] - x[l]);
+                             A* out) {  // [grad_rows, kLanes]
+  using V = Vector<kBytes, A>;
+  constexpr int64_t kVector = kWidth<kBytes, A>, kRows = grad_rows(kBytes);
+  constexpr int64_t kColumns = kLanes / kVector < 2 ? 1 : 2;  // vectors at once
+#define SFTN_ROWS _Pragma("GCC unroll 8") for (int64_t r = 0; r < kRows; ++r)
+#define SFTN_COLUMNS _Pragma("GCC unroll 8") for (int64_t c = 0; c < kColumns; ++c)
+  for (int64_t first = 0; first < kLanes; first += kColumns * kVector) {
+    const A* x = panel + first;
+    const A* weights[kRows];
+    V of[kRows][kColumns], sums[kRows][kColumns] = {};
+    SFTN_ROWS {
+      const int64_t row = i + (r < count ? r : 0);
+      weights[r] = pairs + row * b;
+      SFTN_COLUMNS of[r][c] = load_vector<kBytes>(x + row * kLanes + c * kVector);
+    }
+    for (int64_t j = 0; j < b; ++j) {
+      V other[kColumns];
+      SFTN_COLUMNS other[c] = load_vector<kBytes>(x + j * kLanes + c * kVector);
+      SFTN_ROWS {
+        const V weight = repeated<kBytes>(weights[r][j]);
+        SFTN_COLUMNS sums[r][c] += weight * (of[r][c] - other[c]);
+      }
+    }
+    SFTN_ROWS SFTN_COLUMNS {
+      const V result = scale * sums[r][c];
+      std::memcpy(out + r * kLanes + first + c * kVector, &result, sizeof result);
     }
   }
-  SFTN_LANES {
-    out[l] = scale * sum0.lane[l];
-    out[kLanes + l] = scale * sum1.lane[l];
-    out[2 * kLanes + l] = scale * sum2.lane[l];
-    out[3 * kLanes + l] = scale * sum3.lane[l];
-  }
+#undef SFTN_ROWS
+#undef SFTN_COLUMNS
 }
 
 }  // namespace sftn::rkd
