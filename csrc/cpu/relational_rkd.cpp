@@ -97,7 +97,7 @@ struct Pairs {
 
   // Fills the inputs of the sweep.
   void prepare(A eps, bool integers) {
-    if (integers) unit = range.greatest / kGreatestInteger;
+    if (integers) unit = range.greatest * kRoundedDown / kGreatestInteger;
     parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i * stride;

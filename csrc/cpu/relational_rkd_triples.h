@@ -37,6 +37,7 @@ enum class Sides {
 // is then at most the rounding of a dot product to float, even in the smallest triangle.
 constexpr double kIntegerRatio = 64;
 constexpr double kGreatestInteger = (1 << 30) - 1;  // twice of it is an int32_t
+constexpr double kRoundedDown = 1 + 0x1p-23;        // at least the ratio of D2 to what it was rounded to
 
 template <class V>
 SFTN_INLINE V smaller_of(V a, V b) {

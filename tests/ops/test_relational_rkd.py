@@ -272,6 +272,19 @@ def test_equal_rows(backend, loss, dtype):
     check(loss, student, teacher)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_rows_at_the_greatest_distance(backend, seed):
+    """The two longest sides of a triangle whose third is 0 are the largest numbers of all: none may overflow."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(5, 8, generator=generator).to(backend.device) for _ in range(2))
+    student[1] = student[0] = 3 * student[0]
+    actual = differentiate("angle", ops, student, teacher)
+    right = differentiate("angle", reference, student.double(), teacher.double())
+    assert actual.total.item() == pytest.approx(right.total.item(), rel=1e-5)
+    for grad, true in zip(actual.grads, right.grads, strict=True):
+        assert (grad.double() - true).abs().max() < 1e-6  # of about 0.1
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_all_rows_equal(backend, loss):
     student = torch.ones(18, 4, device=backend.device)
