@@ -38,7 +38,16 @@ TASKS = Path("/proc/self/task")
 def suits(config: Config) -> bool:
     """Return whether several workers on the CPU run the jobs of ``config``, on a system where they can be forked."""
     devices = config.devices if isinstance(config.devices, tuple) else ()
-    return devices.count("cpu") > 1 and hasattr(os, "fork") and TASKS.is_dir()
+    return devices.count("cpu") > 1 and TASKS.is_dir() and _can_watch()
+
+
+def _can_watch() -> bool:
+    """Return whether this system tells a program when a process ends that is not its child."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # not Linux, or a version before 5.3
+        return False
+    return True
 
 
 @contextmanager
@@ -91,30 +100,40 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """A worker that a server has forked, with the methods of ``subprocess.Popen`` that a pool uses."""
+    """A worker that a server has forked, with the methods of ``subprocess.Popen`` that a pool uses.
+
+    It may outlive its server, of which it is the child: it is watched by a descriptor of the process itself.
+    """
 
     def __init__(self, pid: int, report: TextIO) -> None:
         self.pid, self._report = pid, report
         self.returncode: int | None = None
+        try:
+            self._process: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has ended, and the server has noticed
+            self._process = None
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the process runs."""
-        if self.returncode is None and select.select([self._report], [], [], 0)[0]:
+        if self.returncode is None and (self._process is None or select.select([self._process], [], [], 0)[0]):
             self.wait()
         return self.returncode
 
     def wait(self) -> int:
-        """Wait for the end and return the exit code: that of the signal if the server has ended first."""
+        """Wait for the end and return the exit code: that of a kill if the server, which would know, is gone."""
         if self.returncode is None:
+            if self._process is not None:
+                select.select([self._process], [], [])
+                os.close(self._process)
             self.returncode = int(self._report.readline() or -signal.SIGKILL)
             self._report.close()
         return self.returncode
 
     def send_signal(self, signum: int) -> None:
         """Send a signal, unless the process has ended."""
-        if self.poll() is None:
+        if self.poll() is None and self._process is not None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signum)
+                signal.pidfd_send_signal(self._process, signum)
 
 
 def serve(connection: socket.socket) -> int | None:
@@ -138,6 +157,7 @@ def serve(connection: socket.socket) -> int | None:
         if connection in ready:
             message, descriptors, _, _ = socket.recv_fds(connection, 16, 3)
             if not message:
+                signal.set_wakeup_fd(-1)  # a worker may end after its sockets are closed
                 return None
             worker, lock, report = descriptors
             if pid := os.fork():

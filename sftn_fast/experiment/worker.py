@@ -98,7 +98,11 @@ def _serve(connection: Connection[Any, Any]) -> None:
         allocator.keep_freed_memory()
     while (job := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {job.seed} {job.name} | "
-        connection.send(_outcome(worker, job))
+        outcome = _outcome(worker, job)
+        try:
+            connection.send(outcome)
+        except OSError:  # the parent is gone: nobody asks how the job ended
+            return
 
 
 def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:

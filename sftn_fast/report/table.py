@@ -167,7 +167,7 @@ def start_sentences(rows: Sequence[Row]) -> list[str]:
     """Return a sentence for each kind of student that started as a branch of its teacher."""
     results = ((kind(row.name), result) for row in rows for result in row.results)
     started = dict.fromkeys(name for name, result in results if result.get("identity", {}).get("init_student") is True)
-    how = "starts with the stages and the head of the teacher's earliest branch, which were trained with the teacher"
+    how = "starts with the stages and the head of the teacher's earliest branch, as they are after the last epoch"
     return [f"{label(name)}: {how}" for name in started]
 
 

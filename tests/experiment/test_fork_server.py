@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -80,6 +81,26 @@ def test_without_its_server_a_worker_is_an_interpreter(tmp_path: Path) -> None:
         assert isinstance(worker.process, subprocess.Popen)
         worker.close()
         assert worker.process.returncode == 0
+
+
+def test_a_worker_whose_server_was_killed_still_runs_and_can_be_stopped(tmp_path: Path) -> None:
+    with fork_server.started(ON_CPU) as server, (tmp_path / "lock").open("w") as lock:
+        assert server is not None
+        process, connection = forked(server, lock.fileno())
+        server._process.kill()
+        server._process.wait()
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == -signal.SIGKILL  # its own exit code is lost
+        connection.close()
+
+
+def test_a_system_that_cannot_watch_processes_has_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert not fork_server.suits(ON_CPU)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
