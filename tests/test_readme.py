@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 import sftn_fast
+from bench.evidence import choices
 from bench.record import read
 from sftn_fast import models, transfer
 from sftn_fast.config import DATASETS
@@ -63,6 +65,20 @@ def test_the_results_page_has_the_whole_reports(name):
     begin, end = f"<!-- {name}: the report of bench/results -->\n\n", f"\n\n<!-- end of {name} -->"
     text = RESULTS.split(begin)[1].split(end)[0]
     assert text == REPORTS[name].read_text().partition("\n![")[0].strip()
+
+
+def test_the_results_page_has_the_table_of_the_choices():
+    table = (pages.ROOT / "bench" / "results" / "choices" / "choices.md").read_text().strip()
+    assert f"<!-- choices: the table of bench/results -->\n\n{table}\n" in RESULTS
+    record = json.loads((pages.ROOT / "bench" / "results" / "choices" / "choices.json").read_text())
+    by_seed = {
+        name: {
+            job: {key: {int(seed): value for seed, value in values.items()} for key, values in figures.items()}
+            for job, figures in run.items()
+        }
+        for name, run in record.items()
+    }
+    assert choices.table(by_seed) == table
 
 
 def test_the_range_of_whole_steps_is_that_of_the_record():

@@ -23,7 +23,7 @@ RECIPE = HERE / "choices.yaml"
 BASE = "defaults"
 CHOICES: dict[str, dict[str, str]] = {
     BASE: {},
-    "KL(branch || teacher)": {"sftn.direction": "branch_to_teacher"},
+    "the divergence in the other direction": {"sftn.direction": "branch_to_teacher"},
     "sum over the branches": {"sftn.branch_reduction": "sum"},
     "KL's gradient to the branches alone": {"sftn.kl_gradient": "branches"},
     "KL weight 0": {"sftn.kl_weight": "0"},
