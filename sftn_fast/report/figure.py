@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ LINES = {
     "student": ("#5f6570", "--"),
 }
 """Color and line style of each baseline in the plot of several methods."""
+LEGEND_COLUMNS = 6
+"""Most entries of the legend in a row of that plot, whose width they fill."""
 BETTER, WORSE, UNDECIDED = "#3b7d4f", "#b5423c", "#5f6570"
 """Colors of a gain whose confidence interval is above, below or around zero."""
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
@@ -104,9 +107,9 @@ def _plot_rows(plt: ModuleType, rows: Sequence[Row]) -> Figure:
 
 
 def _plot_matrix(plt: ModuleType, rows: Sequence[Row], lines: Sequence[MethodLine]) -> Figure:
-    size = (15, 0.75 * len(lines) + 2.0)
-    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[1.25, 1, 1])
     names, sources = [line.method for line in lines], sources_of(lines)
+    size = (15, max(0.75, 0.35 * len(sources)) * len(lines) + 2.0)
+    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[1.25, 1, 1])
     for axis, column in ((axes[0], TOP1), (axes[2], KL)):
         for height, line in enumerate(reversed(lines)):
             for source, offset in zip(sources, _offsets(len(sources)), strict=True):
@@ -128,7 +131,8 @@ def _plot_matrix(plt: ModuleType, rows: Sequence[Row], lines: Sequence[MethodLin
     for name in (f"distill-{source}" for source in sources):
         axes[0].plot([], [], color=COLORS[name], linewidth=2.5, label=LABELS[name])
     handles = [line for line in axes[0].lines if line.get_label() in LABELS.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / LEGEND_COLUMNS))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import yaml
 from finished_jobs import METHODS, add_job
 
 from sftn_fast import report
+from sftn_fast.report import figure
+from sftn_fast.report.matrix import read_matrix
+from sftn_fast.report.results import read_results
 
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
@@ -31,6 +35,21 @@ def test_means_gains_and_their_test(folder: Path) -> None:
     assert (cells["n"], cells["gain of SFTN"], cells["p (Holm)"]) == ("3", "+2.00 ± 1.00", "0.148")
     assert cells["95 % CI"] == "-0.48 to +4.48"
     assert (cells["KL, standard / SFTN"], cells["seconds, standard / SFTN"]) == ("0.2500 / 0.2500", "10.0 / 10.0")
+
+
+def test_the_legend_fits_into_a_picture_with_every_teacher(tmp_path: Path) -> None:
+    for kind in ("teacher", "early", "soteacher", "sftn", "student"):
+        add_job(tmp_path, kind, 0, 70.0)
+    for source, method in itertools.product(("teacher", "early", "soteacher", "sftn"), ("kd", "crd")):
+        add_job(tmp_path, f"distill-{source}-{method}", 0, 70.0, method)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"methods": ["kd", "crd"]}))
+    rows = read_results(tmp_path)
+    drawn = figure._plot_matrix(figure.pyplot(), rows, read_matrix(rows, {"methods": ["kd", "crd"]}))
+    drawn.canvas.draw()
+    (legend,) = drawn.legends
+    assert len(legend.get_texts()) == 9
+    inside, whole = legend.get_window_extent(), drawn.bbox
+    assert whole.x0 <= inside.x0 and inside.x1 <= whole.x1
 
 
 def test_a_method_with_too_few_pairs_has_no_p(folder: Path) -> None:
