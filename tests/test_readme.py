@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import sftn_fast
-from bench.evidence import choices
+from bench.evidence import choices, teachers
 from bench.record import read
 from sftn_fast import models, transfer
 from sftn_fast.config import DATASETS
@@ -21,6 +21,7 @@ README = (pages.ROOT / "README.md").read_text()
 RESULTS = (pages.ROOT / "docs" / "results.md").read_text()
 MAKEFILE = (pages.ROOT / "Makefile").read_text()
 REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "few_images")}
+SHORTENED = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("few_garments",)}
 PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
 BANNED = (
     *("anew", "beforehand", "hence", "lest", "thereby", "whoever", "whosoever", "goes on with", "go on with"),
@@ -52,12 +53,12 @@ def test_its_table_names_every_method_and_data_set_and_only_networks_that_exist(
 def test_the_evidence_is_that_of_the_reports():
     evidence = readme_section("What came out")
     figures = re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", evidence)
-    reports = "".join(path.read_text() for path in REPORTS.values())
+    reports = "".join(path.read_text() for path in (*REPORTS.values(), *SHORTENED.values()))
     assert len(figures) >= 9
     for figure in figures:
         assert figure in reports, figure
     (picture,) = re.findall(r"!\[.+?\]\((.+?)\)", README)
-    assert Path(picture).parts[-2] in REPORTS
+    assert Path(picture).parts[-2] in {*REPORTS, *SHORTENED}
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -65,6 +66,16 @@ def test_the_results_page_has_the_whole_reports(name):
     begin, end = f"<!-- {name}: the report of bench/results -->\n\n", f"\n\n<!-- end of {name} -->"
     text = RESULTS.split(begin)[1].split(end)[0]
     assert text == REPORTS[name].read_text().partition("\n![")[0].strip()
+
+
+@pytest.mark.parametrize("name", SHORTENED)
+def test_the_results_page_has_reports_without_their_classes_and_the_teachers(name):
+    folder = pages.ROOT / "bench" / "results" / name
+    begin, end = f"<!-- {name}: the report of bench/results -->\n\n", f"\n\n<!-- end of {name} -->"
+    assert RESULTS.split(begin)[1].split(end)[0] == SHORTENED[name].read_text().partition("\n\nAccuracy by class")[0]
+    rows = json.loads((folder / "teachers.json").read_text())
+    assert teachers.table(rows) == (folder / "teachers.md").read_text().strip()
+    assert f"<!-- {name}: the teachers of bench/results -->\n\n{teachers.table(rows)}\n" in RESULTS
 
 
 def test_the_results_page_has_the_table_of_the_choices():

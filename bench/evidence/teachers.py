@@ -34,7 +34,7 @@ COLUMNS = {
     "accuracy, train %": ("train", "accuracy", 2),
     "test %": ("test", "accuracy", 2),
     "confidence, train %": ("train", "confidence", 2),
-    "test, confidence %": ("test", "confidence", 2),
+    "confidence, test %": ("test", "confidence", 2),
     "calibration error, test %": ("test", "calibration_error", 2),
     "entropy at T 4, train, bits": ("train", "soft_entropy", 3),
 }
