@@ -125,7 +125,7 @@ def test_what_a_base_or_a_printed_configuration_sets_is_not_the_users_choice(tmp
 
 
 def test_a_run_says_it_once_at_its_start(monkeypatch, capsys):
-    monkeypatch.setattr(train, "run", lambda config: print("trained"))
+    monkeypatch.setattr(train, "run", lambda config, server: print("trained"))
     assert train.main([*BASE.split(), "--stages", "student", "--optim.gamma", "0.5", "--output", "runs/x"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "recipe demo, output in runs/x",

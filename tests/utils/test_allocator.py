@@ -49,7 +49,7 @@ def test_the_program_that_trains_on_the_cpu_keeps_its_memory(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     ran = []
-    monkeypatch.setattr(train, "run", lambda config: ran.append(list(settings)))
+    monkeypatch.setattr(train, "run", lambda config, server: ran.append(list(settings)))
     assert train.main(["--config", "demo", "--output", str(tmp_path / "run"), *options]) == 0
     assert ran == [KEPT]  # before anything is trained
 
@@ -58,7 +58,7 @@ def test_the_program_that_trains_on_a_gpu_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[tuple[int, int]]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(train, "run", lambda config: None)
+    monkeypatch.setattr(train, "run", lambda config, server: None)
     assert train.main(["--config", "demo", "--engine.device", "cuda", "--output", str(tmp_path / "run")]) == 0
     assert settings == []
 
@@ -73,5 +73,5 @@ def test_a_worker_on_the_cpu_keeps_its_memory(
     here, there = multiprocessing.Pipe()
     here.send((config, tmp_path))
     here.send(None)
-    worker.main([str(os.dup(there.fileno()))])
+    worker.run(os.dup(there.fileno()))
     assert settings == KEPT
