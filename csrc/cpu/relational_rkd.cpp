@@ -101,7 +101,7 @@ struct Pairs {
     parallel_rows(b, stride, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = i * stride;
-        prepare_row(PairRow{i, b}, eps, unit, squared + row, low ? low + row : nullptr, inverse + row,
+        prepare_row(PairRow{i, b}, eps, unit, integers, squared + row, low ? low + row : nullptr, inverse + row,
                     inverse_slope + row);
         if (grad) std::fill(grad + row + i, grad + row + stride, A(0));
       }

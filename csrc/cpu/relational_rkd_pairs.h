@@ -55,11 +55,11 @@ SFTN_INLINE PairRange range_of_row_inline(PairRow row, A eps, A* squared, A* low
   return {sum.sum(), -double(least.max()), greatest.max()};
 }
 
-// Fills a row of `inverse` and `inverse_slope` from `squared`, where `unit` is that of the sides. If it is not 1, `low`
-// becomes their integers.
+// Fills a row of `inverse` and `inverse_slope` from `squared`, where `unit` is that of the sides. If these are
+// integers, `low` becomes them.
 template <class A>
-SFTN_INLINE void prepare_row_inline(PairRow row, A eps, double unit, const A* squared, A* low, A* inverse,
-                                    A* inverse_slope) {
+SFTN_INLINE void prepare_row_inline(PairRow row, A eps, double unit, bool integers, const A* squared, A* low,
+                                    A* inverse, A* inverse_slope) {
   const A to_inverse = A(std::sqrt(0.5 * unit)), to_slope = A(0.5 * unit);
   for (int64_t block = row.first_block(); block < row.b; block += kLanes) {
     SFTN_LANES {
@@ -70,7 +70,7 @@ SFTN_INLINE void prepare_row_inline(PairRow row, A eps, double unit, const A* sq
       inverse_slope[j] = length > eps ? to_slope * n * n : A(0);
     }
     if constexpr (std::is_same_v<A, float>) {
-      if (unit == 1) continue;
+      if (!integers) continue;
       const double scale = 1 / unit;
       SFTN_LANES {
         const int64_t j = block + l;
