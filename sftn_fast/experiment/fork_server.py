@@ -61,18 +61,25 @@ def started(config: Config) -> Iterator[ForkServer | None]:
             server.close()
 
 
+def interpreter(module: str, connection: int, *inherited: int) -> subprocess.Popen[bytes]:
+    """Start ``module`` as a program of this environment that is told the file descriptor of its connection.
+
+    It inherits that one and ``inherited``, and has a session of its own: Ctrl-C reaches its parent alone.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", module, str(connection)],
+        pass_fds=(connection, *inherited),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+
+
 class ForkServer:
     """The server as its parent sees it."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A session of its own: Ctrl-C reaches the parent alone.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sftn_fast.experiment.fork_server", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
+        self._process = interpreter("sftn_fast.experiment.fork_server", theirs.fileno())
         theirs.close()
 
     def fork(self, connection: int, lock: int) -> ForkedProcess | None:

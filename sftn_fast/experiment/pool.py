@@ -7,9 +7,7 @@ would in a single process: it seeds itself, and what it reads is finished.
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +20,7 @@ import torch
 from sftn_fast.config import Config, ConfigError
 from sftn_fast.engine import Interrupted
 from sftn_fast.engine.signals import StopSignals
-from sftn_fast.experiment.fork_server import ForkServer
+from sftn_fast.experiment.fork_server import ForkServer, interpreter
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.worker import DONE, FAILED, REFUSED, STOPPED
 
@@ -126,7 +124,7 @@ class _Worker:
         self._signalled = False
         self.connection, theirs = Pipe()
         forked = server.fork(theirs.fileno(), lock) if server and self.device == "cpu" else None
-        self.process = forked or _interpreter(theirs.fileno(), lock)
+        self.process = forked or interpreter("sftn_fast.experiment.worker", theirs.fileno(), lock)
         theirs.close()
         self.connection.send((config, root))
 
@@ -161,17 +159,6 @@ class _Worker:
                 self.connection.send(None)
         self.connection.close()
         self.process.wait()
-
-
-def _interpreter(connection: int, lock: int) -> subprocess.Popen[bytes]:
-    """Start a worker as a fresh interpreter with these file descriptors."""
-    # A session of its own: only this process gets Ctrl-C, and passes it on once.
-    return subprocess.Popen(
-        [sys.executable, "-m", "sftn_fast.experiment.worker", str(connection)],
-        pass_fds=(connection, lock),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        start_new_session=True,
-    )
 
 
 @contextmanager
