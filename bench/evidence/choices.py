@@ -8,14 +8,15 @@ to the defaults and the p of a paired t-test, corrected by Holm. A second call k
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.tables import markdown
+from sftn_fast.report.results import AGREEMENT, KL, TOP1, read_results
 from sftn_fast.report.statistics import format_p, holm, mean_and_deviation, paired
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "student begins as its branch": {"sftn.init_student": "true"},
 }
 TEACHER, STUDENT = "sftn", "distill-sftn"
-MEASURED = ("top1_last", "agreement", "kl")
+MEASURED = {"top1_last": TOP1, "agreement": AGREEMENT, "kl": KL}
 HEADS = ["choice", "SFTN teacher %", "difference", "student %", "difference", "p (Holm)", "agreement %", "KL", "n"]
 Run = dict[str, dict[str, dict[int, float]]]
 """Figures by job, name and seed."""
@@ -59,14 +60,17 @@ def train(name: str, root: Path, more: list[str]) -> Path:
 
 
 def read(folder: Path) -> Run:
-    """Return the figures of a run by job, figure and seed."""
-    found: Run = {}
-    with (folder / "results.csv").open() as file:
-        for row in csv.DictReader(file):
-            figures = found.setdefault(row["name"], {})
-            for key in filter(row.get, MEASURED):
-                figures.setdefault(key, {})[int(row["seed"])] = float(row[key])
-    return found
+    """Return the figures of the run in ``folder``."""
+    return {row.name: {name: row.by_seed(column) for name, column in MEASURED.items()} for row in read_results(folder)}
+
+
+def load(path: Path) -> dict[str, Run]:
+    """Return the figures of each choice that ``--json`` wrote to ``path``, where seeds are text."""
+    return json.loads(path.read_text(), object_hook=_with_numbers)
+
+
+def _with_numbers(mapping: dict[str, Any]) -> dict[Any, Any]:
+    return {int(key) if key.isdecimal() else key: value for key, value in mapping.items()}
 
 
 def table(results: dict[str, Run]) -> str:
