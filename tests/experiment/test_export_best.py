@@ -54,11 +54,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture
-def own(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 def best_of(output: Path) -> dict[str, bytes]:
     return models.read_files(output / "seed0" / "student" / "best")
 

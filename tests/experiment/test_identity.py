@@ -179,12 +179,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture
-def own(finished: Path, tmp_path: Path) -> Path:
-    """A finished run to be changed."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 def results(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.glob("seed*/*/result.json")}
 

@@ -54,11 +54,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture
-def own(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 def runner_of(output: Path, options: str, job: Job) -> JobRunner:
     config = configure(output, options)
     images = data.build(config.data, seed=0, batch_size=16, device=torch.device("cpu"))
