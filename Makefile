@@ -43,7 +43,7 @@ lint: setup
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CLANGED)
-	@if [ -x $(BIN)/torch-abi-audit ]; then $(BIN)/torch-abi-audit --check torch sftn_fast/_C*.so; \
+	@if [ -x $(BIN)/torch-abi-audit ]; then $(BIN)/torch-abi-audit --check torch sftn_fast/_C.so; \
 	else echo "torch-abi-audit needs Python 3.11: not run"; fi
 
 wheel: setup

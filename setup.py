@@ -1,8 +1,11 @@
-"""Builds two libraries beside the package, both on LibTorch's stable ABI: one wheel for every Python from 3.10.
+"""Builds libraries beside the package, two on LibTorch's stable ABI: one wheel for every Python from 3.10.
 
 sftn_fast/_C        schemas and CPU kernels. Needs a C++17 compiler as g++ or clang; without one, and on Windows, the
                     package is pure Python.
 sftn_fast/_C_cuda   CUDA kernels. Needs a CUDA build of torch and an nvcc, but no GPU.
+sftn_fast/_nodes_*  autograd nodes, for less time in Python. Needs Python's headers. For one version of Python and of
+                    torch, so it is built in place and for editable installs only, and nothing fails without it.
+                    SFTN_NODES=1 makes a failure an error, SFTN_NODES=0 builds none.
 
 CUDA kernels are built for what the machine needs: none without a GPU, its own architecture with one, all of
 ARCHITECTURES for a wheel. SFTN_CUDA=1 builds all in any case and makes a missing nvcc an error, SFTN_CUDA=0 builds
@@ -92,6 +95,11 @@ def machine_level() -> str | None:
             return None
 
 
+def builds_in_place() -> bool:
+    """Return whether what is built is for this machine: in place or for an editable install."""
+    return bool({"editable_wheel", "--inplace", "-i"} & set(sys.argv))
+
+
 def cpu_levels() -> set[str]:
     """Return the levels of vector instructions to compile the CPU kernels for."""
     wanted = os.environ.get("SFTN_CPU_LEVELS", "")
@@ -101,8 +109,7 @@ def cpu_levels() -> set[str]:
             allowed = f"all, unset, or a list of {', '.join(CPU_LEVELS)} with commas between"
             raise SystemExit(f"sftn_fast: SFTN_CPU_LEVELS must be {allowed}, got {wanted!r}")
         return levels
-    in_place = {"editable_wheel", "--inplace", "-i"} & set(sys.argv)
-    own = machine_level() if in_place and not wanted else None
+    own = machine_level() if builds_in_place() and not wanted else None
     if own:
         say(f"CPU kernels for this machine's vector instructions alone, {own} (SFTN_CPU_LEVELS=all builds all levels)")
     return {own} if own else set(CPU_LEVELS)
@@ -263,6 +270,31 @@ def cuda_extension(toolkit: Path, cxx: list[str]) -> Extension:
     return extension
 
 
+def nodes_extension(flags: list[str]) -> Extension | None:
+    """The library of autograd nodes, None where it is not for: wheels, and machines without Python's headers."""
+    wanted = os.environ.get("SFTN_NODES", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"sftn_fast: SFTN_NODES must be 0, 1 or unset, got {wanted!r}")
+    if wanted == "0" or not (wanted or builds_in_place()):
+        return None
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if not headers.exists():
+        if wanted:
+            raise SystemExit(f"sftn_fast: SFTN_NODES=1, but Python's headers are not there: no {headers}")
+        say(f"there is no {headers}: building without autograd nodes, small losses take more time in Python")
+        return None
+    from torch.utils.cpp_extension import CppExtension
+
+    version = "cp{}{}_torch{}".format(*sys.version_info[:2], re.sub(r"\W", "_", torch.__version__))
+    return CppExtension(
+        f"sftn_fast._nodes_{version}",
+        sources("csrc/autograd/*.cpp"),
+        depends=sources(*HEADERS),
+        extra_compile_args={"cxx": flags},
+        optional=not wanted,
+    )
+
+
 def build_options() -> dict:
     """The part of setup()'s arguments that depends on the machine."""
     missing = missing_compiler()
@@ -290,7 +322,13 @@ def build_options() -> dict:
             if extension is cpu:
                 own, include = extension.extra_compile_args["cxx"], [f"-I{path}" for path in extension.include_dirs]
                 own += precompiled([*self.compiler.compiler_so[1:], *include, *own], Path(self.build_temp))
-            super().build_extension(extension)
+            try:
+                super().build_extension(extension)
+            except Exception as error:
+                if not extension.optional:
+                    raise
+                reason = str(error).partition("\n")[0]
+                say(f"the autograd nodes can't be built, small losses take more time in Python: {reason}")
 
     cpu = CppExtension(
         "sftn_fast._C",
@@ -299,8 +337,9 @@ def build_options() -> dict:
         extra_compile_args={"cxx": cxx},
         py_limited_api=True,
     )
+    nodes = nodes_extension(["-O2", "-fvisibility=hidden", "-g0", *without_paths()])
     return {
-        "ext_modules": [cpu, *extensions],
+        "ext_modules": [*([nodes] if nodes else []), cpu, *extensions],
         "cmdclass": {
             "build_ext": Build,
             "bdist_wheel": TaggedWheel,

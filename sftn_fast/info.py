@@ -18,7 +18,7 @@ import torch
 import sftn_fast
 from sftn_fast.cli.options import HELP
 from sftn_fast.config import ConfigError
-from sftn_fast.ops import _capability, _library
+from sftn_fast.ops import _capability, _library, _nodes
 from sftn_fast.utils import program
 
 OPTIONAL = (("torchvision", "torchvision"), ("DALI", "nvidia.dali"), ("TensorBoard", "tensorboard"))
@@ -82,6 +82,7 @@ def lines() -> Iterator[tuple[str, str]]:
     yield "CPU kernels", describe(_library.CPU)
     yield "instructions", instructions()
     yield "CUDA kernels", describe(_library.CUDA)
+    yield "autograd", f"nodes in C++, {describe(_nodes.LIBRARY)}"
     yield from devices()
 
 

@@ -24,11 +24,11 @@ import pytest  # noqa: E402
 import sketched  # noqa: E402
 import torch  # noqa: E402
 import unsynced  # noqa: E402, F401
-from backends import BACKENDS  # noqa: E402
+from backends import BACKENDS, IN_PYTHON  # noqa: E402
 from order import ordered  # noqa: E402
 
 from sftn_fast import ops  # noqa: E402
-from sftn_fast.ops import _backend, _library  # noqa: E402
+from sftn_fast.ops import _backend, _library, _nodes  # noqa: E402
 from sftn_fast.utils import safe_yaml  # noqa: E402
 
 
@@ -62,13 +62,17 @@ def emulated_ops() -> Any:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name = request.param
-    if name == "cpu" and not _library.CPU.loaded:
+    if name in ("cpu", IN_PYTHON) and not _library.CPU.loaded:
         missing(f"no CPU kernels: {_library.CPU.error}")
     if name == "cuda" and not _library.CUDA.loaded:
         pytest.skip(f"no CUDA kernels: {_library.CUDA.error}")
     if name == "emulated":
         emulated = request.getfixturevalue("emulated_ops")
         with ops.backend("fused"), _backend._use_namespace("cpu", emulated):
+            yield Backend(name, "cpu")
+        return
+    if name == IN_PYTHON:
+        with ops.backend("fused"), _nodes.in_python():
             yield Backend(name, "cpu")
         return
     with ops.backend("reference" if name == "reference" else "fused"):

@@ -25,6 +25,7 @@ WORDS = {
     "csrc/README.md": {
         "sftn_fast/_C": "built, not in the repository",
         "sftn_fast/_C_cuda": "built, not in the repository",
+        "sftn_fast/_nodes_cpXY_torchX_Y_Z": "built, not in the repository",
         "foo_loss": "the op to be written",
         "-ffast-math": "an option of compilers",
     },

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 Saved = Sequence[Any]  # tensors, or None
 REMEDY = "compute the loss in plain PyTorch, `with sftn_fast.ops.backend('reference'):`"
+NO_SECOND_DERIVATIVE = f"the fused losses of sftn_fast have no second derivatives; {REMEDY}"
 T = TypeVar("T", bound="Tensor | None")
 
 
@@ -190,4 +191,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"the fused losses of sftn_fast have no second derivatives; {REMEDY}")
+        raise RuntimeError(NO_SECOND_DERIVATIVE)

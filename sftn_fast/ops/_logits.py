@@ -7,7 +7,7 @@ op in each direction or one for both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from sftn_fast.ops._autograd import (
 )
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._library import direct, register_fake
+from sftn_fast.ops._nodes import Loss
 
 
 class Options(NamedTuple):
@@ -60,10 +61,28 @@ def fused(
         teacher, *students = inputs
         total, parts, _ = _call(ops.logits_forward, options, target, teacher, students, *options)
     elif _fits(ops, inputs, options) and computes_at_once(*inputs):
-        return _AtOnce.apply(ops, options, target, *savable(*inputs))
+        return _at_once(ops, options, target, *inputs)
     else:
-        total, parts = _InTwoPasses.apply(ops, options, *savable(target, *inputs))
+        total, parts = _in_two_passes(ops, options, target, *inputs)
     return (total,) if target is None else (total, *parts.unbind()[:3])
+
+
+_AT_ONCE = Loss("logits_both", None, ("teacher", "students"))
+_IN_TWO_PASSES = Loss("logits_forward", "logits_backward", ("teacher", "students"), num_returned=2)
+
+
+def _at_once(ops: Any, options: Options, target: Tensor | None, teacher: Tensor, *students: Tensor) -> Sequence[Tensor]:
+    terms = _call(partial(_AT_ONCE, ops), options, target, teacher, students, packed(options), options.ignore_index)
+    if terms is None:
+        return _AtOnce.apply(ops, options, target, *savable(teacher, *students))
+    return (terms,) if target is None else terms
+
+
+def _in_two_passes(
+    ops: Any, options: Options, target: Tensor | None, teacher: Tensor, *students: Tensor
+) -> tuple[Tensor, Tensor]:
+    results = _call(partial(_IN_TWO_PASSES, ops), options, target, teacher, students, *options)
+    return results or _InTwoPasses.apply(ops, options, *savable(target, teacher, *students))
 
 
 MOST_KEPT = 65536
@@ -138,23 +157,40 @@ def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def fits_one_student(shape: torch.Size) -> bool:
-    """Return whether :class:`OneStudent` takes logits of a shape."""
+    """Return whether :func:`one_student` takes logits of a shape."""
     return len(shape) == 2 and shape[0] > 0 and 0 < shape[1] <= MOST_KEPT // 2
 
 
 def are_classes(target: Any) -> bool:
-    """Return whether a target may be classes, which :class:`OneStudent` takes."""
+    """Return whether a target may be classes, which :func:`one_student` takes."""
     return type(target) is Tensor and target.is_cpu and target.dtype is torch.int64
 
 
 _logits_both = direct("logits_both")
 
 
-class OneStudent(AtOnce):
-    """The same for one student, with fewer steps: of a small loss they are half the cost.
+def one_student(arguments: tuple[Tensor | None, Tensor, int], teacher: Tensor, student: Tensor) -> Any:
+    """Return the total, with a target ``(total, ce, kl)``, of a student that learns: of small losses, in fewer steps.
 
     ``arguments`` are those of ``logits_both`` after the students, up to its flags.
+
+    Raises:
+        Refused: The op refused its arguments.
     """
+    try:
+        terms = _AT_ONCE(torch.ops.sftn_fast, teacher, (student,), *arguments)
+    except RuntimeError as error:  # of the op; what hooks of saved tensors raise is others'
+        raise Refused from error
+    if terms is None:
+        return _OneStudent.apply(arguments, teacher, student)
+    if arguments[0] is None:
+        return terms
+    total, _, ce, kl = terms
+    return total, ce, kl
+
+
+class _OneStudent(AtOnce):
+    """:func:`one_student` in Python: steps are half of its cost."""
 
     @staticmethod
     def forward(  # type: ignore[override]

@@ -8,6 +8,7 @@ arithmetic.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from sftn_fast.ops import validation as check
 from sftn_fast.ops._autograd import Saved, first_derivatives, is_readable, needs_function, savable, scaled
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._nodes import Loss
 
 NUMBERS = 16
 """Of each row, which a GPU's forward op leaves for its backward op: ``kDivergenceNumbers``."""
@@ -82,19 +84,17 @@ def fused_divergence(
     wants_grad = needs_function((student, teacher))
     if _is_one_op(ops, student):
         if wants_grad:
-            return _InOneOp.apply(ops, options, *savable(target, student, teacher))
+            return _in_one_op(ops, options, target, student, teacher)
         total, parts, _ = _call(ops.logits_divergence, student, teacher, target, options, *options[:-1], False)
         return total, parts
     if wants_grad:
-        total, parts = _InTwoOps.apply(ops, options, *savable(target, student, teacher))
+        total, parts = _in_two_ops(ops, options, target, student, teacher)
     else:
         total, parts, _ = _call(ops.logits_divergence_forward, student, teacher, target, options, *options)
     return total, parts[:2]
 
 
-def _call(
-    op: Any, student: Tensor, teacher: Tensor, target: Tensor | None, options: Options, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _call(op: Any, student: Tensor, teacher: Tensor, target: Tensor | None, options: Options, *rest: Any) -> Any:
     try:
         return op(student, teacher, target, *rest)
     except RuntimeError:
@@ -102,6 +102,27 @@ def _call(
             ignored = options.ignore_index if options.label == Label.HARD_CROSS_ENTROPY else None
             check.check_classes(target, student.shape[1], ignored)
         raise
+
+
+_IN_ONE_OP = Loss("logits_divergence", None, ("student",))
+_IN_TWO_OPS = Loss("logits_divergence_forward", "logits_divergence_backward", ("student",), num_returned=2)
+
+
+def _in_one_op(
+    ops: Any, options: Options, target: Tensor | None, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor]:
+    if not options.rows:  # a node multiplies the gradients by one number
+        results = _call(partial(_IN_ONE_OP, ops), student, teacher, target, options, *options[:-1])
+        if results is not None:
+            return results
+    return _InOneOp.apply(ops, options, *savable(target, student, teacher))
+
+
+def _in_two_ops(
+    ops: Any, options: Options, target: Tensor | None, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor]:
+    results = _call(partial(_IN_TWO_OPS, ops), student, teacher, target, options, *options)
+    return results or _InTwoOps.apply(ops, options, *savable(target, student, teacher))
 
 
 class _InOneOp(torch.autograd.Function):

@@ -19,6 +19,7 @@ from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._nodes import Loss
 from sftn_fast.ops.features_pool import poolable, pooled_alike
 
 VARIANTS = ("repdistiller", "paper")
@@ -88,6 +89,9 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, variant: str = "r
     return _fused(ops, student_factor, teacher_factor, 2.0 if variant == "repdistiller" else 0.0, absolute=True)
 
 
+_LOSS = Loss("features_attention_forward", "features_attention_backward", ("student", "teacher"))
+
+
 def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute: bool) -> Tensor:
     student, teacher = same_dtype(pooled_alike(ops, *widened_beside((student, teacher))))
     if power > 0:  # attention sums over channels, so student and teacher may differ in layout
@@ -95,7 +99,8 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, power: float, *, absolute
     else:
         student, teacher = same_layout(student, teacher)
     if needs_function((student, teacher)):
-        return _AttentionLoss.apply(ops, power, absolute, *savable(student, teacher))
+        loss = _LOSS(ops, student, teacher, power, absolute)
+        return _AttentionLoss.apply(ops, power, absolute, *savable(student, teacher)) if loss is None else loss
     loss, _, _ = ops.features_attention_forward(student, teacher, power, absolute)
     return loss
 

@@ -30,6 +30,7 @@ from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype, widened_beside
 from sftn_fast.ops._layout import same_layout
 from sftn_fast.ops._library import direct, register_fake
+from sftn_fast.ops._nodes import Loss
 from sftn_fast.ops.features_pool import poolable, pooled_alike
 
 HINT, AB, OH, VID = range(4)
@@ -54,7 +55,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     if _tries_hint(student_features, teacher_features):
         try:
-            return _Hint.apply(student_features, teacher_features)
+            return _hint_at_once(student_features, teacher_features)
         except Refused:
             pass
     if checked():
@@ -190,6 +191,9 @@ class Options(NamedTuple):
     scale: float
 
 
+_LOSS = Loss("features_pointwise_forward", "features_pointwise_backward", ("student", "teacher", "channel"))
+
+
 def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, options: Options) -> Tensor:
     student, teacher = same_dtype((student, teacher))
     if channel is not None:
@@ -199,7 +203,8 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, channel: Tensor | None, o
     inputs = student, teacher, channel
     if not needs_function(inputs):
         return ops.features_pointwise_forward(*inputs, *options)[0]
-    return _PointwiseLoss.apply(ops, options, *savable(*inputs))
+    loss = _LOSS(ops, *inputs, *options)
+    return _PointwiseLoss.apply(ops, options, *savable(*inputs)) if loss is None else loss
 
 
 SMALL = 65536
@@ -214,6 +219,14 @@ def _tries_hint(student: Any, teacher: Any) -> bool:
         and 0 < student.numel() <= SMALL
         and not (teacher.requires_grad or teacher.is_inference())
     )
+
+
+def _hint_at_once(student: Tensor, teacher: Tensor) -> Tensor:
+    try:
+        loss = _LOSS(torch.ops.sftn_fast, student, teacher, None, HINT, 0.0, 1 / student.numel())
+    except RuntimeError as error:  # of the op; what hooks of saved tensors raise is others'
+        raise Refused from error
+    return _Hint.apply(student, teacher) if loss is None else loss
 
 
 _pointwise_both = direct("features_pointwise_both")

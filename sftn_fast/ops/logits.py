@@ -13,7 +13,7 @@ from sftn_fast.ops._autograd import Refused, tries_at_once
 from sftn_fast.ops._backend import kernels, runs_cpu_kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import widened, widened_beside
-from sftn_fast.ops._logits import OneStudent, Options, fused, packed, remembered
+from sftn_fast.ops._logits import Options, fused, one_student, packed, remembered
 from sftn_fast.ops._logits_arguments import check_logits, check_target, check_temperature_tensor
 from sftn_fast.ops._logits_divergence import Label, fused_divergence, takes_cross_entropy
 from sftn_fast.ops._logits_divergence import Options as DivergenceOptions
@@ -70,7 +70,7 @@ def kd_loss(
         if _logits.fits_one_student(shape) and reduction != "none" and not isinstance(temperature, Tensor):
             try:
                 scalars = _kd_scalars(temperature, reduction, shape[0])
-                return OneStudent.apply((None, scalars, 0), teacher_logits, student_logits)
+                return one_student((None, scalars, 0), teacher_logits, student_logits)
             except Refused:
                 pass
     if checked():
@@ -150,7 +150,7 @@ def kd_ce_loss(
             try:
                 scalars = _kd_ce_scalars(temperature, kd_weight, ce_weight, ignore_index, label_smoothing, shape[0])
                 arguments = target, scalars, ignore_index
-                total, ce, kd = OneStudent.apply(arguments, teacher_logits, student_logits)
+                total, ce, kd = one_student(arguments, teacher_logits, student_logits)
                 return KDTerms(total, kd, ce)
             except Refused:
                 pass

@@ -14,6 +14,7 @@ from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._nodes import Loss
 from sftn_fast.ops.terms import DISTTerms
 
 
@@ -73,10 +74,14 @@ class Options(NamedTuple):
     intra_weight: float
 
 
+_LOSS = Loss("dist_forward", "dist_backward", ("student", "teacher"), num_returned=2)
+
+
 def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Return ``(total, parts)``. Only ``total`` is differentiable."""
     if needs_function((student, teacher)):
-        return _DISTLoss.apply(ops, options, *savable(student, teacher))
+        results = _LOSS(ops, student, teacher, *options)
+        return results or _DISTLoss.apply(ops, options, *savable(student, teacher))
     total, parts, _, _ = ops.dist_forward(student, teacher, *options)
     return total, parts
 

@@ -19,6 +19,7 @@ from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator, same_dtype
 from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._nodes import Loss
 from sftn_fast.ops.reference.relational_rkd import TINY
 from sftn_fast.ops.terms import RKDTerms
 
@@ -128,11 +129,15 @@ class Options(NamedTuple):
     angle: bool = False
 
 
+_LOSS = Loss("relational_rkd_forward", "relational_rkd_backward", ("student", "teacher"), num_returned=2)
+
+
 def _fused(ops: Any, student: Tensor, teacher: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Return ``(total, parts)``. Only ``total`` is differentiable."""
     student, teacher = same_dtype((student, teacher))
     if needs_function((student, teacher)):
-        return _RKDLoss.apply(ops, options, *savable(student, teacher))
+        results = _LOSS(ops, student, teacher, *options)
+        return results or _RKDLoss.apply(ops, options, *savable(student, teacher))
     total, parts, _, _ = ops.relational_rkd_forward(student, teacher, *options, False, False)
     return total, parts
 

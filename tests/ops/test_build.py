@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftn_fast.ops import _capability
+from sftn_fast.ops import _capability, _nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def setup_py(monkeypatch):
     spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA", "SFTN_CPU_LEVELS", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("CUDA_HOME", "CUDA_PATH", "SFTN_CUDA", "SFTN_CPU_LEVELS", "SFTN_NODES", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "argv", ["setup.py", "editable_wheel"])
@@ -301,3 +301,49 @@ def test_the_precompiled_header_needs_no_other_of_ours():
     """ninja doesn't look at what is behind it: its own text and the version of torch are all that is compared."""
     includes = re.findall(r"^#include (.)", (ROOT / "csrc" / "tensor.h").read_text(), re.MULTILINE)
     assert set(includes) == {"<"} and len(includes) > 5
+
+
+def test_the_nodes_are_named_as_the_package_looks_for_them(setup_py, tmp_path, monkeypatch):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(setup_py.sysconfig, "get_path", lambda name: str(tmp_path))
+    nodes = setup_py.nodes_extension([])
+    assert nodes.name == f"sftn_fast.{_nodes.NAME}" and nodes.sources == ["csrc/autograd/module.cpp"]
+    assert nodes.optional
+    monkeypatch.setenv("SFTN_NODES", "1")
+    assert not setup_py.nodes_extension([]).optional
+
+
+@pytest.mark.parametrize("command", ["bdist_wheel", "egg_info"])
+def test_no_wheel_has_nodes(setup_py, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
+    assert setup_py.nodes_extension([]) is None
+
+
+def test_nodes_need_the_headers_of_python(setup_py, monkeypatch, capsys):
+    assert setup_py.nodes_extension([]) is None
+    assert "there is no /nowhere/Python.h" in capsys.readouterr().err
+    monkeypatch.setenv("SFTN_NODES", "1")
+    with pytest.raises(SystemExit, match=r"Python\.h"):
+        setup_py.nodes_extension([])
+    monkeypatch.setenv("SFTN_NODES", "0")
+    assert setup_py.nodes_extension([]) is None
+    monkeypatch.setenv("SFTN_NODES", "yes")
+    with pytest.raises(SystemExit, match="SFTN_NODES must be 0, 1 or unset"):
+        setup_py.nodes_extension([])
+
+
+def test_nodes_that_fail_to_compile_fail_nothing(tmp_path):
+    """The installation goes on in one line; where they are asked for, it ends."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "sftn_fast/__init__.py", "csrc/tensor.h"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "csrc" / "library.cpp").write_text("int nothing;")
+    (tmp_path / "csrc" / "autograd").mkdir()
+    (tmp_path / "csrc" / "autograd" / "module.cpp").write_text("#error of this compiler")
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    for wanted in ("", "1"):
+        env = {**os.environ, "SFTN_CUDA": "0", "SFTN_CPU_LEVELS": "default", "SFTN_NODES": wanted}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) == bool(wanted), done.stderr
+        assert ("the autograd nodes can't be built" in done.stderr) == (not wanted)
+        assert (tmp_path / "sftn_fast" / "_C.so").exists() or wanted

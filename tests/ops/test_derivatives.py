@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import BACKENDS
+from backends import BACKENDS, IN_PYTHON
 from every_op import LOSSES, TABLE, assert_same_bits, evaluate, upstream
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -12,13 +12,15 @@ from torch.utils.checkpoint import checkpoint
 from sftn_fast import ops
 
 each_loss = pytest.mark.parametrize("name", LOSSES)
-fused = pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
+everywhere = pytest.mark.parametrize("backend", [*BACKENDS, IN_PYTHON], indirect=True)
+fused = pytest.mark.parametrize("backend", [*BACKENDS[1:], IN_PYTHON], indirect=True)
 
 
 def double(op, backend, **sizes):
     return op.arguments(dtype=torch.float64, device=backend.device, **sizes)
 
 
+@everywhere
 @pytest.mark.parametrize("name", [name for name in LOSSES if TABLE[name].smooth])
 def test_gradcheck(backend, name):
     op = TABLE[name]
@@ -31,6 +33,7 @@ def test_gradcheck(backend, name):
     assert torch.autograd.gradcheck(total, leaves, eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
+@everywhere
 @each_loss
 def test_gradients_only_where_asked(backend, name):
     """Each input alone gets the same gradient as with the others, and the others get none."""
@@ -46,6 +49,7 @@ def test_gradients_only_where_asked(backend, name):
         torch.testing.assert_close(arguments[wanted].grad, full.grads[wanted], rtol=1e-10, atol=1e-12)
 
 
+@everywhere
 @pytest.mark.parametrize("name", [name for name in LOSSES if not TABLE[name].state])
 def test_activation_checkpointing(backend, name):
     """Saved tensors can be recomputed for the backward pass, which reads them once."""
@@ -57,6 +61,7 @@ def test_activation_checkpointing(backend, name):
     assert_same_bits(evaluate(op, double(op, backend), call=recomputed), evaluate(op, double(op, backend)))
 
 
+@everywhere
 @each_loss
 def test_only_the_total_has_a_gradient(backend, name):
     op = TABLE[name]
@@ -67,6 +72,7 @@ def test_only_the_total_has_a_gradient(backend, name):
     assert [result.requires_grad for result in results] == [True] + [False] * (len(results) - 1)
 
 
+@everywhere
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, op in TABLE.items() for key in op.refused])
 def test_no_gradient_is_an_error(backend, name, key):
     arguments = TABLE[name].arguments(device=backend.device)
@@ -75,6 +81,7 @@ def test_no_gradient_is_an_error(backend, name, key):
         TABLE[name].call(ops, arguments)
 
 
+@everywhere
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, op in TABLE.items() for key in op.constant])
 def test_constants_are_no_part_of_the_graph(backend, name, key):
     arguments = TABLE[name].arguments(device=backend.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from families import DTYPES, FAKES, ids, needs_kernels
@@ -10,10 +12,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftn_fast import ops
-from sftn_fast.ops import _logits
+from sftn_fast.ops import _logits, _nodes
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.usefixtures("autograd")]
 SCALAR = {name: loss for name, loss in LOSSES.items() if name != "kd-none"}
+
+
+@pytest.fixture(params=["nodes", "in Python"])
+def autograd(request):
+    with nullcontext() if request.param == "nodes" else _nodes.in_python():
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+// A call of a loss: its arguments from Python, and whether it is one for these nodes.
+#pragma once
+
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <vector>
+
+#include "plan.h"
+
+namespace sftn {
+
+// The tensors of an argument among those of the call: one, several of a list, or none.
+struct Span {
+  int64_t start, count;
+};
+
+struct Call {
+  const Plan& plan;
+  std::vector<c10::IValue> arguments;
+  std::vector<Span> spans;  // of each argument
+  std::vector<at::Tensor> tensors;
+
+  bool wants(size_t argument) const {
+    const Span& span = spans[argument];
+    for (int64_t i = span.start; i < span.start + span.count; ++i) {
+      if (tensors[i].requires_grad()) return true;
+    }
+    return false;
+  }
+
+  bool wants_any() const {
+    for (const size_t input : plan.inputs) {
+      if (wants(input)) return true;
+    }
+    return false;
+  }
+};
+
+// Whether a tensor holds values of its own. Others go through Python, where their class or a transform is heard.
+inline bool is_plain(const at::Tensor& x) { return !at::isTensorSubclassLike(x) && !x.is_inference(); }
+
+// Adds a tensor of Python's, false if it isn't plain.
+inline bool add_tensor(Call& call, PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return false;
+  const at::Tensor& tensor = THPVariable_Unpack(object);
+  if (!is_plain(tensor)) return false;
+  call.tensors.push_back(tensor);
+  return true;
+}
+
+inline bool add_argument(Call& call, const c10::TypePtr& type, PyObject* object) {
+  const auto start = static_cast<int64_t>(call.tensors.size());
+  switch (type->kind()) {
+    case c10::TypeKind::OptionalType:
+      if (object != Py_None) return add_argument(call, type->containedType(0), object);
+      call.arguments.emplace_back();
+      call.spans.push_back({start, 0});
+      return true;
+    case c10::TypeKind::TensorType:
+      if (!add_tensor(call, object)) return false;
+      call.arguments.emplace_back(call.tensors.back());
+      call.spans.push_back({start, 1});
+      return true;
+    case c10::TypeKind::ListType: {
+      c10::List<at::Tensor> list;
+      for (const py::handle item : py::reinterpret_borrow<py::sequence>(object)) {
+        if (!add_tensor(call, item.ptr())) return false;
+        list.push_back(call.tensors.back());
+      }
+      call.arguments.emplace_back(std::move(list));
+      call.spans.push_back({start, static_cast<int64_t>(call.tensors.size()) - start});
+      return true;
+    }
+    case c10::TypeKind::FloatType:
+      call.arguments.emplace_back(py::cast<double>(py::handle(object)));
+      break;
+    case c10::TypeKind::IntType:
+      call.arguments.emplace_back(py::cast<int64_t>(py::handle(object)));
+      break;
+    default:
+      call.arguments.emplace_back(py::cast<bool>(py::handle(object)));
+  }
+  call.spans.push_back({start, 0});
+  return true;
+}
+
+// The call with a loss's arguments, nothing if it is one for Python: without a gradient, or seen by a mode or a tracer.
+inline std::optional<Call> make_call(const Plan& plan, const py::args& arguments) {
+  TORCH_CHECK(arguments.size() == plan.num_arguments, plan.name, ": ", plan.num_arguments,
+              " arguments are needed, got ", arguments.size());
+  if (!at::GradMode::is_enabled() || torch::jit::tracer::isTracing()) return std::nullopt;
+  Call call{plan, {}, {}, {}};
+  call.arguments.reserve(plan.forward.schema().arguments().size());
+  call.spans.reserve(arguments.size());
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& type = plan.forward.schema().arguments()[i].real_type();
+    if (!add_argument(call, type, PyTuple_GET_ITEM(arguments.ptr(), i))) return std::nullopt;
+  }
+  if (!call.wants_any()) return std::nullopt;
+  return call;
+}
+
+}  // namespace sftn
