@@ -15,9 +15,13 @@ from bench.cases import note_on, of_family
 from bench.cases.case import Case, Step
 from bench.measure import TURN_MS, Effort, cost, interleaved
 from bench.record import Row
-from bench.replay import CALLS, replayed
+from bench.replay import CALLS, Replay, replayed
 
-COLUMNS = ("case", "implementation", "p20 us", "p50 us", "p80 us", "n", "times eager (p50)", "peak KiB")
+COLUMNS = ("case", "implementation", "p20 us", "p50 us", "p80 us", "n", "times eager (p50)", "by turns", "peak KiB")
+SLOW = "CRD"
+SECONDS_A_CASE, SECONDS_TO_COMPILE = (2.5, 11.0), (4.0, 11.0)
+"""Seconds of a case, and those that torch.compile adds, on bench.progress.REFERENCE; second those of a slow case."""
+SECONDS_TO_START, SECONDS_TO_START_COMPILER = 4.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,18 @@ class Kernels:
             return record.failed(row)
         times = [f"{row[key]:.1f}" for key in ("p20", "p50", "p80")]
         share = "" if row["bandwidth_share"] is None else f"{row['bandwidth_share']:.2f}"
-        counts = [row["n"], f"{row['ratio']:.1f}", f"{row['peak_bytes'] / 1024:,.0f}", row["launches"], share]
+        memory = f"{row['peak_bytes'] / 1024:,.0f}"
+        counts = [row["n"], f"{row['ratio']:.1f}", record.interval(row), memory, row["launches"], share]
         name = row["implementation"] + ("\\*" if row.get("graph") is False else "")
         return f"| {' | '.join(map(str, [row['case'], name, *times, *counts]))} |"
+
+    def expected(self, effort: Effort, device: str) -> float:
+        """Return about how many seconds the family takes."""
+        cases = [case.name for case in of_family(self.family, large=effort.large) if effort.wants(case.name)]
+        slow = sum(name.startswith(SLOW) for name in cases)
+        parts = [(SECONDS_TO_START, *SECONDS_A_CASE)]
+        parts += [(SECONDS_TO_START_COMPILER, *SECONDS_TO_COMPILE)] if effort.compile else []
+        return sum(start + (len(cases) - slow) * each + slow * slow_each for start, each, slow_each in parts)
 
     def measure(self, about: dict[str, Any], effort: Effort) -> Iterator[Row]:
         for case in of_family(self.family, large=effort.large):
@@ -54,10 +67,10 @@ class Kernels:
         sample = "the mean of a turn's calls" if about["device"] == "cuda" else "a call each"
         how = (
             f"float32 unless a case says otherwise; {record.facts(about)}. Forward and backward. Implementations take "
-            f"turns of {TURN_MS:g} ms; n counts samples, {sample}. `eager` is the authors' code, `compile` the same "
-            "under torch.compile, `reference` ours in plain PyTorch. Peak is the memory allocated during a call, "
-            "results included. The share of the copy bandwidth is that of the bytes that must move; above 1, caches "
-            "hold them."
+            f"turns of {TURN_MS:g} ms; n counts samples, {sample}. {record.ending(about)}`eager` is the authors' code, "
+            "`compile` the same under torch.compile, `reference` ours in plain PyTorch. Peak is the memory allocated "
+            "during a call, results included. The share of the copy bandwidth is that of the bytes that must move; "
+            "above 1, caches hold them."
         )
         how = " ".join(filter(None, (how, GRAPHS if about.get("graphs") else "", note_on(self.family))))
         text = [f"# {self.family}", "", how, "", f"![{self.family}]({name}.png)", "", self.header(about["device"])]
@@ -81,17 +94,20 @@ def measure_case(case: Case, device: str, effort: Effort, bandwidth: float) -> I
             steps = {"eager": steps["eager"], "compile": compiled(steps["eager"]), **steps}
         except Exception as error:  # no compiler, or code that torch.compile can't compile: measure the others
             failures["compile"] = first_line(error)
-    for step in steps.values():
-        step()
-    graphs = {name: replayed(step) for name, step in steps.items()} if effort.graphs else {}
+    graphs: dict[str, Replay | None] = {}
+    if effort.graphs:
+        for step in steps.values():
+            step()
+        graphs = {name: replayed(step) for name, step in steps.items()}
     timed = {name: graphs.get(name) or step for name, step in steps.items()}
-    times = interleaved(timed, turns=effort.turns, seconds=effort.seconds, device=device)
+    times = interleaved(timed, turns=effort.turns, seconds=effort.seconds, within=effort.within, device=device)
     for name, spread in times.items():
         yield {
             "case": case.name,
             "implementation": name,
             **spread.row(),
             "ratio": round(times["eager"].p50 / spread.p50, 3),
+            **spread.interval(),
             **dataclasses.asdict(cost(steps[name], device)),
             "bandwidth_share": share(case, spread.p50, bandwidth),
             **({"graph": graphs[name] is not None} if effort.graphs else {}),
@@ -104,8 +120,7 @@ def compiled(eager: Step) -> Step:
     """Return the authors' loss under torch.compile, already compiled."""
     torch._dynamo.reset()  # the cases share code and would reach the limit of recompilations
     step = dataclasses.replace(eager, loss=torch.compile(eager.loss, dynamic=False))
-    for _ in range(2):
-        step()
+    step()
     return step
 
 

@@ -20,6 +20,7 @@ from bench.record import Row
 from sftn_fast import ops
 
 THREADS = (1, 2)
+SECONDS_A_CASE = 1.0  # on bench.progress.REFERENCE
 NOTES = (
     "Microseconds of forward and backward, in turns; n counts calls. `empty` is an autograd function with as many "
     "inputs and outputs as the loss, which computes nothing. The ratio is that of the fastest fifths, p20, because a "
@@ -78,6 +79,11 @@ def line(row: Row) -> str:
     return f"| {row['case']} | {row['threads']} | {' | '.join(map(str, times))} | {row['ours']['n']} | {row['ratio']} |"
 
 
+def expected(effort: Effort, device: str) -> float:
+    """Return about how many seconds the suite takes."""
+    return SECONDS_A_CASE * len(THREADS) * sum(effort.wants(case) for case, _ in _cases())
+
+
 def measure(about: dict[str, Any], effort: Effort) -> Iterable[Row]:
     before = torch.get_num_threads()
     try:
@@ -89,7 +95,7 @@ def measure(about: dict[str, Any], effort: Effort) -> Iterable[Row]:
                 nothing = empty(num_results)
                 calls = {"empty": lambda nothing=nothing, inputs=inputs: nothing(*inputs), "ours": loss}
                 steps = {name: step(inputs[:1], call) for name, call in calls.items()}
-                spread = interleaved(steps, turns=effort.turns, seconds=effort.seconds)
+                spread = interleaved(steps, turns=effort.turns, seconds=effort.seconds, within=effort.within)
                 times = {name: of.row() for name, of in spread.items()}
                 yield {
                     "case": case,
@@ -102,5 +108,12 @@ def measure(about: dict[str, Any], effort: Effort) -> Iterable[Row]:
 
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    text = ["# host: the price of a call", "", f"{record.facts(about)}. {NOTES}", "", header("cpu"), *map(line, rows)]
+    text = [
+        "# host: the price of a call",
+        "",
+        f"{record.facts(about)}. {record.ending(about, intervals=False)}{NOTES}",
+        "",
+        header("cpu"),
+        *map(line, rows),
+    ]
     record.save(name, about, rows, text, folder)

@@ -31,8 +31,9 @@ BLOTS = ((4, 96), (16, 64), (64, 42), (256, 64))  # number across and strength: 
 QUALITY = 94
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EAGER = "DataLoader with PIL"
-TURNS = 9  # of whole epochs, at most
-SECONDS_A_TURN = 2
+TURNS = 5  # of whole epochs, at most
+SECONDS_AN_EPOCH = 0.4  # of a loader, about
+SECONDS_A_TURN, SECONDS_TO_START = 4.0, 10.0  # of all loaders, on bench.progress.REFERENCE
 
 Loader = Callable[[int], Iterable[int]]
 
@@ -111,9 +112,18 @@ def decode_only(paths: Sequence[Path], workers: int) -> Iterator[int]:
             yield 1
 
 
+def _turns(effort: Effort) -> int:
+    return max(MIN_TURNS, min(TURNS, round(effort.seconds / SECONDS_AN_EPOCH)))
+
+
+def expected(effort: Effort, device: str) -> float:
+    """Return about how many seconds the suite takes."""
+    return SECONDS_TO_START + _turns(effort) * SECONDS_A_TURN
+
+
 def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
     """Measure whole epochs of each loader in turn, including its start, and yield a row for each."""
-    workers, turns = default_workers(), max(MIN_TURNS, min(TURNS, round(effort.seconds / SECONDS_A_TURN)))
+    workers, turns = default_workers(), _turns(effort)
     with tempfile.TemporaryDirectory() as folder:
         paths = make_files(Path(folder), FILES)
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,12 @@ TURN_MS = 20.0
 MIN_TURNS = 3
 """Least number of turns: quantiles of fewer samples are meaningless."""
 
+CONFIDENCE = 0.95
+
+
+FURTHER = ("reference", "ours, NCHW", "ours, compile")
+"""Implementations of any suite that no table shows. They are measured on request."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -28,6 +35,8 @@ class Effort:
     turns: int
     seconds: float  # approximate time of a case
     compile: bool  # the authors' code under torch.compile too
+    within: float = 0.0  # a case ends when all its ratios are known so well; 0 to take all turns
+    further: bool = True  # implementations that no table shows, too
     graphs: bool = False  # replays of CUDA graphs instead of calls from Python
     large: bool = False  # the cases for a GPU: larger than its L2, and half precision
     cases: tuple[str, ...] = ()  # beginnings of names; empty for all
@@ -39,50 +48,112 @@ class Effort:
 
     def chosen(self, implementations: Iterable[str]) -> list[str]:
         """Return the names of the implementations to measure. "eager" is always among them: ratios refer to it."""
-        return [name for name in implementations if name == "eager" or name in (self.implementations or (name,))]
+        wanted = [name for name in implementations if self.further or self.implementations or name not in FURTHER]
+        return [name for name in wanted if name == "eager" or name in (self.implementations or (name,))]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval of confidence for the median of some samples."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Interval | None:
+        """Return the interval between two of the samples, which assumes no distribution, or None for fewer than six."""
+        beyond, chance = 0, 0.0
+        while True:  # the chance that the median lies below or above this many samples, at either end
+            chance += 2 * math.comb(len(samples), beyond) / 2 ** len(samples)
+            if chance > 1 - CONFIDENCE:
+                break
+            beyond += 1
+        ordered = sorted(samples)
+        return cls(ordered[beyond - 1], ordered[-beyond]) if beyond else None
+
+    def within(self, part: float) -> bool:
+        """Return whether the interval reaches no further than this part of its middle to either side."""
+        return self.high - self.low <= part * (self.high + self.low)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Quantiles of n samples, in the samples' unit."""
+    """Quantiles of n samples, in the samples' unit.
+
+    ``ratio`` is an interval for the time of the first implementation divided by the time of this one, turn by turn.
+    """
 
     n: int
     p20: float
     p50: float
     p80: float
+    ratio: Interval | None = None
 
     @classmethod
-    def of(cls, samples: Sequence[float]) -> Spread:
+    def of(cls, samples: Sequence[float], ratio: Interval | None = None) -> Spread:
         # inclusive: the other method extrapolates below the least of three samples
         p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
-        return cls(len(samples), p20, statistics.median(samples), p80)
+        return cls(len(samples), p20, statistics.median(samples), p80, ratio)
 
     def row(self, digits: int = 2, *, scale: float = 1.0) -> dict[str, float]:
         """Return the entries for a table's row, in units of 1 / ``scale``."""
         return {"n": self.n, **{key: round(scale * getattr(self, key), digits) for key in ("p20", "p50", "p80")}}
 
+    def interval(self) -> dict[str, list[float]]:
+        """Return the entry for a table's row that says how well the ratio is known, if that was found out."""
+        return {"interval": [round(self.ratio.low, 3), round(self.ratio.high, 3)]} if self.ratio else {}
+
 
 def interleaved(
-    steps: dict[str, Step], *, turns: int = 50, seconds: float = float("inf"), device: str = "cpu"
+    steps: dict[str, Step],
+    *,
+    turns: int = 50,
+    seconds: float = float("inf"),
+    within: float = 0.0,
+    device: str = "cpu",
 ) -> dict[str, Spread]:
     """Measure microseconds per call. Steps take turns, `turns` times, each for about `TURN_MS` after an uncounted call.
 
     A sample is a call. On a GPU it is the mean of a turn's calls, because timing each call would drain the queue. If
-    all turns would take more than about `seconds`, there are fewer, but at least `MIN_TURNS`. A graph of several calls
-    counts as these.
+    all turns would take more than about `seconds`, there are fewer, but at least `MIN_TURNS`. There are fewer too
+    if all is :func:`settled` before. A graph of several calls counts as these.
     """
     fastest = {name: _fastest(step, device) for name, step in steps.items()}
     calls = {name: max(1, round(TURN_MS / 1e3 / time)) for name, time in fastest.items()}
     uncounted = {name: int(calls[name] > 1) for name in steps}  # a call longer than a turn needs no warm-up
     one_turn = sum((calls[name] + uncounted[name]) * time for name, time in fastest.items())
-    samples: dict[str, list[float]] = {name: [] for name in steps}
+    taken: dict[str, list[list[float]]] = {name: [] for name in steps}
     for _ in range(max(MIN_TURNS, int(min(turns, seconds / one_turn)))):
         for name, step in steps.items():
             for _ in range(uncounted[name]):
                 step()
-            samples[name] += _seconds(step, calls[name], device)
+            taken[name].append(_seconds(step, calls[name], device))
+        if settled(taken, within):
+            break
+    ratios = intervals(taken)
     each = {name: 1e6 / getattr(step, "calls", 1) for name, step in steps.items()}
-    return {name: Spread.of([each[name] * seconds for seconds in times]) for name, times in samples.items()}
+    return {
+        name: Spread.of([each[name] * seconds for turn in times for seconds in turn], ratios.get(name))
+        for name, times in taken.items()
+    }
+
+
+def settled(taken: dict[str, list[list[float]]], within: float) -> bool:
+    """Return whether after these turns the ratios of all implementations are known to `within` of their value."""
+    found = intervals(taken) if within else {}
+    return 0 < len(found) == len(taken) - 1 and all(interval.within(within) for interval in found.values())
+
+
+def intervals(taken: dict[str, list[list[float]]]) -> dict[str, Interval]:
+    """Return an interval for the time of the first implementation divided by that of each other one.
+
+    ``taken`` has the samples of each turn. Of a turn counts the ratio of the medians, because what slows the machine
+    for a moment slows all implementations of that turn. There is no interval after fewer than six turns.
+    """
+    (first, *others) = taken
+    medians = {name: [statistics.median(turn) for turn in turns] for name, turns in taken.items()}
+    found = {name: Interval.of([a / b for a, b in zip(medians[first], medians[name], strict=True)]) for name in others}
+    return {name: interval for name, interval in found.items() if interval}
 
 
 def _fastest(step: Step, device: str) -> float:

@@ -33,8 +33,11 @@ from sftn_fast import ops
 
 Build = Callable[[int], Mapping[str, Callable[[], object]]]
 BANKS = (50_000, 200_000, 1_000_000, 5_000_000, 10_000_000)
+LARGEST = 5_000_000
+"""The largest bank, unless all is asked for. To draw ten million rows takes as long as to measure all other sizes."""
 IMAGES_A_RANK = 32
-RANKS, RANK_TURNS = (1, 2), 4
+RANKS, RANK_TURNS = (1, 2), 3
+SECONDS_A_RUN, SECONDS_A_BANK, SECONDS_A_SIZE = 12.0, 6.0, 1.0  # on bench.progress.REFERENCE
 NOTES = (
     "Time of forward and backward, in turns; n counts calls. Peak is the memory allocated during a call, results "
     "included; banks, which a run holds all the time, are not in it: in float16 512 bytes an image. The exponent e is "
@@ -102,7 +105,7 @@ def line(row: Row) -> str:
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:
     """Write the record under ``folder``: rows, page and picture."""
-    how = f"{record.facts(about)}. {NOTES}"
+    how = f"{record.facts(about)}. {record.ending(about, intervals=False)}{NOTES}"
     text = ["# scaling: time and memory as the work grows", "", how, "", f"![scaling]({name}.png)", ""]
     grown = {key: f" {value:.2f} |" for key, value in exponents(rows).items()}
     head, rule = header(about["device"]).splitlines()
@@ -158,23 +161,39 @@ def _short(size: int) -> str:
     return str(size)
 
 
+def expected(effort: Effort, device: str) -> float:
+    """Return about how many seconds the suite takes."""
+    sizes = {build: len(_wanted(build, sizes, effort)) for build, sizes in SERIES.values()}
+    banks = sizes.pop(_crd)
+    ranks = RANK_TURNS * len(RANKS) if effort.further else 0
+    return SECONDS_A_SIZE * sum(sizes.values()) + SECONDS_A_BANK * banks + SECONDS_A_RUN * ranks
+
+
 def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
-    """Yield rows of all series, each size measured for about a quarter of a case's seconds, without torch.compile."""
+    """Yield rows of all series, each size measured for at most about a case's seconds, without torch.compile.
+
+    Ranks and the largest bank are measured on request.
+    """
     for series, (build, sizes) in SERIES.items():
-        for size in sizes:
+        for size in _wanted(build, sizes, effort):
             if build is _crd and not _fits(size):
                 print(f"{series}: {size:,} rows need more memory than is free")
                 break
-            yield from _rows(series, build, size, effort.seconds / 4)
-    yield from _ranks()
+            yield from _rows(series, build, size, effort)
+    if effort.further:
+        yield from _ranks()
 
 
-def _rows(series: str, build: Build, size: int, seconds: float) -> Iterator[Row]:
+def _wanted(build: Build, sizes: tuple[int, ...], effort: Effort) -> list[int]:
+    return [size for size in sizes if effort.further or build is not _crd or size <= LARGEST]
+
+
+def _rows(series: str, build: Build, size: int, effort: Effort) -> Iterator[Row]:
     torch.manual_seed(0)
     steps = {name: run for name, run in build(size).items() if name in SHOWN}
     for run in steps.values():
         run()
-    for name, spread in interleaved(dict(steps), seconds=seconds).items():
+    for name, spread in interleaved(dict(steps), seconds=effort.seconds, within=effort.within).items():
         peak = cost(steps[name]).peak_bytes
         yield {"case": series, "size": size, "implementation": name, **spread.row(), "peak_bytes": peak}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ import torch
 import bench.cases
 import bench.family
 from bench import __main__ as main
-from bench import chart, host, loaders, readme, record, replay, scaling
+from bench import chart, host, levels, loaders, readme, record, replay, scaling
 from bench.cases import features, logits
 from bench.cases.case import Case, Step
 from bench.check import TOLERANCE, compare
 from bench.family import Kernels, measure_case
-from bench.measure import MIN_TURNS, Effort, Spread, cost, interleaved, peak_memory
+from bench.measure import MIN_TURNS, Effort, Interval, Spread, cost, interleaved, peak_memory
+from bench.progress import Part, Progress
 from bench.training.worker import OURS, USUAL
 from sftn_fast.ops import _capability
 
@@ -62,6 +64,58 @@ def test_slow_steps_get_few_turns(monkeypatch):
     begun = now[0]
     assert interleaved({"eager": slow, "ours": slow}, turns=1000, seconds=6)["ours"].n == 20  # no call is thrown away
     assert now[0] - begun == pytest.approx(6 + 2 * 0.15)
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks"), [(5, None), (6, (1, 6)), (8, (1, 8)), (9, (2, 8)), (20, (6, 15)), (50, (18, 33))]
+)
+def test_an_interval_lies_between_two_samples(count, ranks):
+    """The ranks are those of tables of the sign test's interval for the median."""
+    samples = [float(x) for x in torch.randperm(count) + 1]
+    assert Interval.of(samples) == (ranks and Interval(*map(float, ranks)))
+
+
+def test_an_interval_holds_the_median_as_often_as_it_says():
+    draws = torch.randn(2000, 15, generator=torch.Generator().manual_seed(0)).exp()
+    found = [Interval.of(samples) for samples in draws.tolist()]
+    assert 0.95 <= sum(interval.low < 1 < interval.high for interval in found) / len(found) < 0.98
+
+
+class Machine:
+    """A clock, and steps that take so many seconds times the slowness of the moment."""
+
+    def __init__(self, monkeypatch, slowness=lambda call: 1.0) -> None:
+        self.now, self.calls, self.slowness = 0.0, 0, slowness
+        monkeypatch.setattr("bench.measure.time.perf_counter", lambda: self.now)
+
+    def step(self, seconds: float, *, steady: bool = False):
+        def call() -> None:
+            self.calls += 1
+            self.now += seconds * (1 if steady else self.slowness(self.calls))
+
+        return call
+
+
+def test_a_known_ratio_ends_the_turns(monkeypatch):
+    machine = Machine(monkeypatch)
+    steps = {"eager": machine.step(0.15), "ours": machine.step(0.05)}
+    found = interleaved(steps, turns=40, within=0.02)
+    assert found["ours"].n == found["eager"].n == 6  # the least number with an interval
+    assert found["ours"].interval() == {"interval": [3, 3]} and found["eager"].interval() == {}
+    assert interleaved(steps, turns=40)["ours"].n == 40
+    assert interleaved(steps, turns=4, within=0.02)["ours"].interval() == {}
+    assert interleaved({"ours": steps["ours"]}, turns=40, within=0.02)["ours"].n == 40  # there is no ratio to know
+
+
+def test_a_machine_that_slows_down_does_not_hide_the_ratio(monkeypatch):
+    """What slows all implementations alike leaves their ratio as it is; what slows one does not."""
+    machine = Machine(monkeypatch, slowness=lambda call: 1 + 0.01 * (call // 10))
+    eager = machine.step(0.15)
+    assert interleaved({"eager": eager, "ours": machine.step(0.15)}, turns=40, within=0.02)["ours"].n < 20
+    uneven = Machine(monkeypatch, slowness=lambda call: 1 + 0.5 * (call % 4 < 2))
+    steps = {"eager": uneven.step(0.15), "ours": uneven.step(0.15, steady=True)}
+    found = interleaved(steps, turns=40, within=0.02)["ours"]
+    assert found.n == 40 and not found.ratio.within(0.02)
 
 
 @pytest.mark.parametrize("samples", [[1.0, 2.0, 9.0], [4.0, 1.0, 2.0, 3.0], [*range(100)]])
@@ -124,11 +178,14 @@ def test_what_torch_compile_has_nothing_to_do_for_has_no_row():
 def test_a_measurement_is_written_and_read_back(family, tmp_path):
     rows = list(measure_case(small_case(), "cpu", EFFORT, bandwidth=1e9))
     rows.append({"case": "squares", "implementation": "compile", "error": "RuntimeError: none"})
-    about, suite = record.conditions("cpu"), Kernels(family)
+    rows[1]["interval"] = [2.0, 2.125]
+    about, suite = record.conditions("cpu") | record.limits(EFFORT), Kernels(family)
     suite.write("squares-cpu", about, rows, tmp_path)
     assert record.read("squares-cpu", tmp_path) == (about, rows)
     page = (tmp_path / "squares-cpu.md").read_text()
     assert "squares-cpu.png" in page and bench.cases.note_on(family) in page
+    assert "| 2.00 to 2.12 |" in page and "seconds 0.1, within 0.0. Forward" in page and record.ending(about) in page
+    assert "by turns" in record.ending(about) and not record.ending(record.conditions("cpu"))
     assert all(suite.line(row) in page for row in rows)
     assert (tmp_path / "squares-cpu.png").stat().st_size > 5000
 
@@ -165,8 +222,9 @@ OF_THE_README = ("kernels", "status")
 def test_every_recorded_case_is_on_the_benchmarks_page():
     page = readme.PAGES[1].read_text()
     for family in bench.cases.FAMILIES:
-        for row in record.read(f"{family}-cpu")[1]:
-            assert f"| {row['case']} |" in page, row["case"]
+        for level, (_, rows) in record.by_level(family).items():
+            for row in rows:
+                assert level == "default" or f"| {row['case']} |" in page, row["case"]
     assert all(readme.marks(section)[0] in page for section in readme.SECTIONS if section not in OF_THE_README)
 
 
@@ -273,7 +331,8 @@ def test_records_and_tables_name_the_level():
     about = record.conditions("cpu")
     assert about["level"] == _capability.current()
     for level in ("avx2", "avx512"):
-        assert f"at level {level}, torch" in readme._where(about | {"level": level})
+        assert f"at level {level}, torch" in readme._where([about | {"level": level}])
+    assert levels.of({"simd": "AVX512"}) == "avx512"  # a record from before there was a choice
 
 
 @pytest.mark.parametrize(
@@ -284,11 +343,175 @@ def test_the_command_measures_all_that_a_device_has(device, families, tmp_path, 
     measured: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(main, "run", lambda family, *_: (measured.append(family), ({}, []))[1])
-    monkeypatch.setattr(main, "SUITES", dict.fromkeys(main.SUITES, SimpleNamespace(write=lambda *_: None)))
+    empty = SimpleNamespace(write=lambda *_: None, expected=lambda *_: 60.0)
+    monkeypatch.setattr(main, "SUITES", dict.fromkeys(main.SUITES, empty))
     monkeypatch.setattr("sys.argv", ["bench", "--device", device, "--folder", str(tmp_path)])
     with pytest.raises(SystemExit):
         main.main()
     assert measured == families
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """A machine with both levels, and a library that was built for all."""
+    monkeypatch.setattr(_capability, "available", lambda: _capability.LEVELS)
+    monkeypatch.setattr(_capability, "current", lambda: "avx512")
+
+
+def asked(monkeypatch, *options: str) -> Namespace:
+    """Return the command's arguments."""
+    monkeypatch.setattr(record, "mismatch", lambda: None)
+    monkeypatch.setattr("sys.argv", ["bench", "--device", "cpu", *options])
+    return main.parse()
+
+
+def test_kernels_are_measured_at_both_levels(both, monkeypatch):
+    names = [str(part) for part in main.parts(asked(monkeypatch, "--levels"))]
+    kernels = [f"{family} at {level}" for family in bench.cases.FAMILIES for level in ("avx2", "avx512")]
+    assert names == [*kernels, "training", "loaders", "scaling", "host"]
+    checked = main.parts(asked(monkeypatch, "--levels", "--check"))
+    assert [str(part) for part in checked] == [*kernels, "training"]
+    assert [str(part) for part in main.parts(asked(monkeypatch, "logits"))] == ["logits"]
+
+
+def test_a_machine_with_one_level_is_measured_at_that(monkeypatch):
+    for level, available in (("avx2", ("default", "avx2")), ("default", ("default",))):
+        for name in ("available", "of_machine"):
+            monkeypatch.setattr(_capability, name, lambda found=available: found)
+        monkeypatch.setattr(_capability, "current", lambda found=level: found)
+        assert levels.to_measure() == (level,)
+        assert [str(part) for part in main.parts(asked(monkeypatch, "logits", "--levels"))] == ["logits"]
+
+
+def test_levels_that_are_not_built_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(_capability, "available", lambda: ("avx512",))
+    monkeypatch.setattr(_capability, "current", lambda: "avx512")
+    monkeypatch.setattr(_capability, "of_machine", lambda: _capability.LEVELS)
+    with pytest.raises(SystemExit, match="2"):
+        asked(monkeypatch, "logits", "--levels")
+    assert "only level avx512 is built: `SFTN_CPU_LEVELS=all pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--all", "--check", "--cases", "KD + CE", "RKD", "--label", "x", "--turns", "4"]]
+)
+def test_a_level_is_measured_in_a_process_of_its_own(options, both, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(
+        main.subprocess,
+        "run",
+        lambda *words, **how: (ran.append((*words, how["env"])), SimpleNamespace(returncode=1))[1],
+    )
+    args = asked(monkeypatch, "logits", "--levels", "--seconds", "3", "--folder", str(tmp_path), *options)
+    for level in ("avx2", "avx512"):
+        assert not main.measure_apart("logits", args, level)
+        command, environment = ran.pop()
+        assert environment["SFTN_CPU_CAPABILITY"] == environment["ATEN_CPU_CAPABILITY"] == level
+        child = asked(monkeypatch, *command[3:])
+        same = "device", "turns", "seconds", "within", "all", "check", "cases", "label", "folder"
+        assert child.families == ["logits"] and not child.levels
+        assert all(getattr(child, name) == getattr(args, name) for name in same)
+        assert main.effort_for("logits", child, None) == main.effort_for("logits", args, level)
+
+
+def test_torch_compile_runs_at_the_higher_level_unless_all_is_asked_for(both, monkeypatch):
+    for options, expected in (([], [False, True]), (["--all"], [True, True]), (["--no-compile"], [False, False])):
+        args = asked(monkeypatch, *options)
+        assert [main.effort_for("logits", args, level).compile for level in ("avx2", "avx512")] == expected
+        assert main.effort_for("logits", args, None).compile == expected[-1]  # in the process of a level
+    assert main.effort_for("logits", asked(monkeypatch, "--all"), None).further
+
+
+def test_everything_is_expected_to_take_twenty_minutes_at_most(both, monkeypatch):
+    parts = main.parts(asked(monkeypatch, "--levels"))
+    assert all(part.seconds > 0 for part in parts)
+    assert sum(part.seconds for part in parts) < 20 * 60
+    assert sum(part.seconds for part in main.parts(asked(monkeypatch, "--levels", "--all"))) > 20 * 60
+    few = main.parts(asked(monkeypatch, "logits", "--cases", "KD + CE (64", "--no-compile"))
+    assert 0 < few[0].seconds < 10
+
+
+def test_the_time_left_follows_the_pace(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bench.progress.time.monotonic", lambda: now[0])
+    progress = Progress([Part("logits", "avx2", 120.0), Part("logits", "avx512", 240.0), Part("host", None, 60.0)])
+    assert progress.plan().startswith("3 parts, about 7 minutes on ")
+    assert progress.plan().endswith(": logits at avx2, logits at avx512, host")
+    assert progress.at(0) == "part 1 of 3: logits at avx2; 7 minutes left"
+    now[0] += 240  # twice as long as expected
+    assert progress.at(1) == "part 2 of 3: logits at avx512; 10 minutes left"
+    now[0] += 480
+    assert progress.at(2) == "part 3 of 3: host; 2 minutes left"
+
+
+ABOUT = {"threads": 2, "processor": "P", "torch": "T", "date": "2026-01-01"}
+
+
+def measured(case: str, *names: str) -> list[dict]:
+    times = {"eager": 8.0, "compile": 4.0, "ours": 2.0}
+    return [row(case, 8 / times[name], name) | {"p50": times[name], "peak_bytes": 2**20} for name in names]
+
+
+def save(folder: Path, family: str, level: str, rows: list[dict], **about) -> None:
+    record.save_rows(record.named(family, "cpu", level), ABOUT | {"level": level} | about, rows, folder)
+
+
+def test_a_table_has_both_levels_of_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "FAMILIES", ("x", "y"))
+    save(tmp_path, "x", "default", measured("A", "eager", "ours"))
+    save(tmp_path, "x", "avx2", measured("A", "eager", "ours"))
+    failed = {"case": "A", "implementation": "compile", "error": "RuntimeError: no compiler"}
+    save(tmp_path, "x", "avx512", [*measured("A", "eager", "ours"), failed])
+    save(tmp_path, "y", "avx2", measured("B", "eager", "ours"), date="2026-01-02")
+    save(tmp_path, "y", "avx512", measured("B", "eager", "compile", "ours"))
+    (table,) = readme.losses(tmp_path).split("\n\nMedians")[:-1]
+    assert table.splitlines()[0] == (
+        "| forward + backward, float32 | avx2: authors' code | ours | times as fast "
+        "| avx512: authors' code | torch.compile | ours | times as fast | memory, theirs / ours |"
+    )
+    assert table.splitlines()[2:] == [
+        "| A | 8 us | 2 us | **4.0** | 8 us | - | 2 us | **4.0** | 1.0 MiB / 1.0 MiB |",
+        "| B | 8 us | 2 us | **4.0** | 8 us | 4 us | 2 us | **4.0** | 1.0 MiB / 1.0 MiB |",
+    ]
+    where = "; 2 threads of P at levels avx2 and avx512, torch T, 2026-01-01 to 2026-01-02."
+    assert readme.losses(tmp_path).endswith(where)
+    monkeypatch.setattr(readme, "SHOWN", ("B",))
+    assert "| B |" in readme.kernels(tmp_path) and "| A |" not in readme.kernels(tmp_path)
+
+
+def test_machines_do_not_share_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "FAMILIES", ("x",))
+    monkeypatch.setattr(readme, "SHOWN", ("A", "B"))
+    save(tmp_path, "x", "avx2", measured("A", "eager", "ours"), **{"family and model": "25 1"})
+    both = measured("A", "eager", "ours") + measured("B", "eager", "ours")
+    save(tmp_path, "x", "avx512", both, **{"family and model": "25 17"})
+    assert readme.losses(tmp_path).count("| A |") == 2 and "avx2:" not in readme.losses(tmp_path)
+    assert "P (family and model 25 1) at level avx2, torch" in readme.losses(tmp_path)
+    shown = readme.kernels(tmp_path)  # of the machine that measured most
+    assert shown.count("| A |") == shown.count("| B |") == 1 and "avx2" not in shown
+
+
+def test_a_table_says_that_the_machine_had_other_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "FAMILIES", ("x",))
+    for load, said in ((3.9, "2026-01-01."), (17.1, "2026-01-01, beside other work (load 17.1).")):
+        save(tmp_path, "x", "avx2", measured("A", "eager", "ours"), load=load)
+        assert readme.losses(tmp_path).endswith(said)
+
+
+def test_a_machine_without_vectors_is_shown_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "FAMILIES", ("x",))
+    save(tmp_path, "x", "default", measured("A", "eager", "ours"))
+    assert "| A |" in readme.losses(tmp_path) and "at level default, torch" in readme.losses(tmp_path)
+
+
+def test_a_record_is_compared_with_its_level(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main, "run", lambda *_: ({}, [row("squares", 2.0)]))
+    args = asked(monkeypatch, "logits", "--check", "--folder", str(tmp_path))
+    save(tmp_path, "logits", _capability.current(), [row("squares", 2.0)])
+    assert main.measure("logits", args, None)
+    save(tmp_path, "logits", _capability.current(), [row("squares", 4.0)])
+    assert not main.measure("logits", args, None)
+    assert "SLOWER  squares" in capsys.readouterr().out
 
 
 def test_rows_are_saved_as_they_come(tmp_path, monkeypatch):
@@ -408,9 +631,9 @@ def test_a_case_that_fails_costs_only_its_row(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
         main.main()
     assert end.value.code  # what ours could not do is no success
-    failed, *measured = record.read("logits-cpu-try", tmp_path)[1]
+    failed, *measured = record.read(f"logits-cpu-{_capability.current()}-try", tmp_path)[1]
     assert failed == {"case": "large", "implementation": "ours", "error": "RuntimeError: out of memory"}
-    assert [row["implementation"] for row in measured] == ["eager", "reference", "ours"]
+    assert [row["implementation"] for row in measured] == ["eager", "ours"]
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import readme, record, scaling
+from bench import levels, readme, record, scaling
 from bench.check import compare
 from bench.eager import training as eager
+from bench.measure import Effort
 from bench.training import ours, suite, worker
 from bench.training.cases import CASES, TrainingCase
 from bench.training.split import PARTS, Split
@@ -22,6 +24,7 @@ from sftn_fast.config import EngineConfig
 from sftn_fast.data import Batch
 from sftn_fast.data.source import Images
 
+EFFORT = Effort(turns=3, seconds=0.0, compile=False)
 ABOUT = {"device": "cpu", "threads": 1, "processor": "P", "simd": "S", "torch": "T", "date": "D"}
 
 
@@ -128,18 +131,27 @@ class FakeTrainer:
     """A trainer with steps of a hundredth of a second. Its process ends at turn ``ends``, counted from 1."""
 
     ends: ClassVar[dict[str, int]] = {}
+    events: ClassVar[list[tuple[str, str]]] = []
 
     def __init__(self, case, name, device):
-        self.name, self.seconds, self.split, self.peak_bytes, self.first_step = name, [], [], 2**20, 0.5
+        self.name, self.turns, self.split, self.peak_bytes, self.first_step = name, [], [], 2**20, 0.5
+
+    def prepared(self):
+        self.events.append((self.name, "prepared"))
+
+    def begin(self):
+        self.events.append((self.name, "begin"))
         self._maybe_end(0)
 
     def _maybe_end(self, turn):
         if self.ends.get(self.name) == turn:
             raise RuntimeError("out of memory")
 
+    seconds = suite.Trainer.seconds
+
     def turn(self):
-        self.seconds.append(0.01 if self.name == "eager" else 0.005)
-        self._maybe_end(len(self.seconds))
+        self.turns.append([0.01 if self.name == "eager" else 0.005])
+        self._maybe_end(len(self.turns))
 
     def close(self):
         self.said = []
@@ -159,7 +171,7 @@ class FakeTrainer:
 def test_an_implementation_that_ends_costs_only_its_row(device, ends, measured, monkeypatch, tmp_path):
     monkeypatch.setattr(suite, "Trainer", FakeTrainer)
     monkeypatch.setattr(FakeTrainer, "ends", ends)
-    rows = list(suite.measure_case(CASES[0], ["eager", "ours"], 0.0, device))
+    rows = list(suite.measure_case(CASES[0], ["eager", "ours"], EFFORT, device))
     assert [row["implementation"] for row in rows if "error" not in row] == measured
     assert {row["implementation"]: row["error"] for row in rows if "error" in row} == dict.fromkeys(
         ends, "RuntimeError: out of memory"
@@ -172,6 +184,52 @@ def test_an_implementation_that_ends_costs_only_its_row(device, ends, measured, 
         suite.write(f"training-{device}", ABOUT | {"device": device}, rows, tmp_path)
         page = (tmp_path / f"training-{device}.md").read_text()
         assert suite.HOW[device] in page and all(suite.line(row) in page for row in rows)
+
+
+def test_whole_steps_end_when_their_ratio_is_known(monkeypatch):
+    monkeypatch.setattr(suite, "Trainer", FakeTrainer)
+    monkeypatch.setattr(suite, "MIN_TURNS", 9)
+    known = replace(EFFORT, within=0.02)
+    for effort, turns in ((EFFORT, 9), (known, 6)):
+        eager, ours = suite.measure_case(CASES[0], ["eager", "ours"], effort)
+        assert eager["n"] == ours["n"] == turns
+        assert ours["interval"] == [2, 2] and "interval" not in eager
+
+
+def test_no_step_is_taken_while_another_implementation_prepares(monkeypatch):
+    monkeypatch.setattr(suite, "Trainer", FakeTrainer)
+    monkeypatch.setattr(FakeTrainer, "events", [])
+    list(suite.measure_case(CASES[0], ["eager", "ours"], EFFORT))
+    assert FakeTrainer.events == [(name, what) for what in ("prepared", "begin") for name in ("eager", "ours")]
+
+
+def test_a_turn_of_one_step_has_no_other_before_it(monkeypatch):
+    asked: list[tuple[int, int]] = []
+    trainer = suite.Trainer.__new__(suite.Trainer)
+    trainer._device, trainer.turns, trainer.split = "cpu", [], []
+    monkeypatch.setattr(
+        suite.Trainer, "_steps", lambda self, *counts: (asked.append(counts), {"seconds": [1.0], "split": []})[1]
+    )
+    for seconds in (0.25, 3.0):
+        trainer.step_seconds = seconds
+        trainer.turn()
+    trainer._device = "cuda"
+    trainer.turn()
+    assert asked == [(1, 4), (0, 1), (suite.UNCOUNTED["cuda"], 1)]
+    assert trainer.seconds == [1.0] * 3
+
+
+def test_variants_that_no_table_shows_are_measured_on_request(monkeypatch):
+    measured: list[list[str]] = []
+    monkeypatch.setattr(suite, "measure_case", lambda case, names, *_: measured.append(names) or [])
+    for further in (False, True):
+        list(suite.measure({"device": "cpu"}, replace(EFFORT, compile=True, further=further, cases=("KD", "CRD"))))
+    asked = replace(EFFORT, compile=True, further=False, implementations=("ours, compile",), cases=("KD: wrn",))
+    list(suite.measure({"device": "cpu"}, asked))
+    pair = ["eager", "ours"]
+    assert measured[:4] == [[*pair, "ours, bf16"], pair, pair, pair]
+    assert measured[4:8] == [[*pair, "ours, NCHW", "ours, bf16", "ours, compile"], pair, pair, pair]
+    assert measured[8:] == [["eager", "ours, compile"]]
 
 
 def test_cases_are_named_apart():
@@ -192,7 +250,7 @@ def test_what_is_called_inside_counts_once():
 def test_implementations_train_in_processes_of_their_own(monkeypatch):
     monkeypatch.setattr(suite, "TURN", 0.05)
     case = TrainingCase("kd", "resnet8", "resnet8", 8)
-    *rows, failed = suite.measure_case(case, ["eager", "ours", "no such"], seconds=0)
+    *rows, failed = suite.measure_case(case, ["eager", "ours", "no such"], EFFORT)
     assert [row["implementation"] for row in rows] == ["eager", "ours"]
     for row in rows:
         assert row["n"] >= 3 and row["ratio"] > 0 and row["peak_bytes"] > 2**26 and row["said"] == []
@@ -257,6 +315,14 @@ def test_a_process_does_not_count_the_memory_of_the_one_that_starts_it():
     assert 2**20 < 1024 * int(through.stdout) < len(held) < worker.peak_resident()
 
 
+def test_ranks_and_the_largest_bank_are_measured_on_request(monkeypatch):
+    monkeypatch.setattr(scaling, "_rows", lambda series, build, size, effort: iter([size]))
+    monkeypatch.setattr(scaling, "_ranks", lambda: iter(["ranks"]))
+    monkeypatch.setattr(scaling, "_fits", lambda size: True)
+    few, everything = (list(scaling.measure({}, replace(EFFORT, further=further))) for further in (False, True))
+    assert scaling.LARGEST in few and set(everything) - set(few) == {"ranks", scaling.BANKS[-1]}
+
+
 def test_ranks_take_turns(monkeypatch):
     asked = []
     monkeypatch.setattr(scaling, "_train", lambda ranks: (asked.append(ranks), (1000.0 * ranks, 2**20 * len(asked)))[1])
@@ -289,11 +355,12 @@ def test_losses_and_steps_with_the_smallest_gain_are_named(tmp_path, monkeypatch
     times = {"eager": 9.0, "compile": 6.0, "ours": 3.0}
     rows = [{"case": "A", "implementation": name, "p50": p50} for name, p50 in times.items()]
     rows += [{"case": "B", "implementation": name, "p50": p50} for name, p50 in {"eager": 4.5, "ours": 3.0}.items()]
-    record.save("made_up-cpu", ABOUT, rows, [], tmp_path)
+    rows.append({"case": "C", "implementation": "ours", "error": "RuntimeError: out of memory"})
+    record.save("made_up-cpu-avx2", ABOUT | {"level": "avx2"}, rows, [], tmp_path)
     steps = rows_of_a_step(1.5)
     suite.write("training-cpu", ABOUT, steps, tmp_path)
     lines = readme.limits(tmp_path).splitlines()
-    assert lines[0].endswith(": B 1.5; A 2.0.")
+    assert lines[0].endswith(": B at avx2, 1.5; A at avx2, 2.0.")
     assert lines[1].endswith(": KD, 1.50 times as fast.") and lines[2].endswith(": none.")
     steps[1]["peak_bytes"] += 2**20
     suite.write("training-cpu", ABOUT, steps, tmp_path)
@@ -316,9 +383,15 @@ def test_the_command_records_a_suite(tmp_path, monkeypatch, capsys):
     assert record.read("training-cpu", tmp_path)[1] == rows
     assert suite.line(rows[1]) in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*options, "--check"])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert not end.value.code
+    for level, said in (
+        (levels.of(record.conditions("cpu")), "ok      KD: 1.50 times eager"),
+        ("other", "at level other"),
+    ):
+        record.save("training-cpu", ABOUT | {"level": level}, rows, [], tmp_path)
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        assert not end.value.code
+        assert said in capsys.readouterr().out
 
 
 def test_starts_of_python_are_rows_too(monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import chart, record
 from bench.family import first_line
-from bench.measure import MIN_TURNS, Effort, Spread, interleaved
+from bench.measure import MIN_TURNS, Effort, Spread, interleaved, intervals, settled
 from bench.record import Row
 from bench.training.cases import CASES, WORKERS, TrainingCase
 from bench.training.split import PARTS
@@ -26,15 +26,20 @@ ALWAYS = {device: [*usual, "ours"] for device, usual in USUAL.items()}
 TURN = 1.0
 """Approximate seconds of an implementation's turn."""
 
+SECONDS_TO_PREPARE, SECONDS_A_CASE, SECONDS_OF_STARTS = 5.0, 20.0, 25.0
+"""Seconds of an implementation, of a case's steps and of the starts of Python, on bench.progress.REFERENCE."""
+
 UNCOUNTED = {"cpu": 1, "cuda": 2 * WORKERS}
 """Uncounted steps before a turn. On a GPU they use up the batches that loader processes prepared in the meantime. On a
-CPU that would take longer than the turns, so the usual loop gets those batches for free."""
+CPU that would take longer than the turns, so the usual loop gets those batches for free; and a turn of a single step,
+which is longer than the caches remember, needs no other one before it."""
 
 
 class Trainer:
     """An implementation in a separate process, so that allocators, threads and memory do not affect each other.
 
-    The constructor and :meth:`turn` raise RuntimeError, with the process's last line, if the process has ended.
+    The constructor starts the process, which prepares all but the first step, beside others that do the same.
+    :meth:`begin` and :meth:`turn` raise RuntimeError, with the process's last line, if the process has ended.
     """
 
     def __init__(self, case: TrainingCase, implementation: str, device: str) -> None:
@@ -43,19 +48,33 @@ class Trainer:
         pipe = subprocess.PIPE
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in close(); an unread pipe would fill up
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
-        self._uncounted = UNCOUNTED[device]
-        self.first_step: float = self._answer()["first_step"]
-        self.seconds: list[float] = []
+        self._device = device
+        self.first_step = 0.0
+        self.turns: list[list[float]] = []  # seconds of each step
         self.split: list[dict[str, float]] = []
         self.said: list[str] = []
         self.peak_bytes = 0
-        self._steps(self._uncounted - 1, 1)
+
+    def prepared(self) -> None:
+        """Wait until the process could take its first step."""
+        self._answer()
+
+    def begin(self) -> None:
+        """Take the first steps, while nothing else runs."""
+        self.first_step = self._steps(0, 1)["seconds"][0]
+        self._steps(UNCOUNTED[self._device] - 1, 1)
 
     def turn(self) -> None:
         """Train for about :data:`TURN` seconds, after uncounted steps."""
-        answer = self._steps(self._uncounted, max(1, round(TURN / self.step_seconds)))
-        self.seconds += answer["seconds"]
+        single = self._device == "cpu" and self.step_seconds >= TURN
+        answer = self._steps(0 if single else UNCOUNTED[self._device], max(1, round(TURN / self.step_seconds)))
+        self.turns.append(answer["seconds"])
         self.split += answer["split"]
+
+    @property
+    def seconds(self) -> list[float]:
+        """The seconds of every step."""
+        return [step for turn in self.turns for step in turn]
 
     def _steps(self, uncounted: int, counted: int) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -86,7 +105,18 @@ class Trainer:
 
 
 def header(device: str) -> str:
-    names = ["case", "implementation", "p20 ms", "p50 ms", "p80 ms", "n", "images/s", "times eager", "peak MiB"]
+    names = [
+        "case",
+        "implementation",
+        "p20 ms",
+        "p50 ms",
+        "p80 ms",
+        "n",
+        "images/s",
+        "times eager",
+        "by turns",
+        "peak MiB",
+    ]
     cells = [*names, "first step ms", *(f"{part} ms" for part in _parts(device))]
     rule = ["---", "---", *["---:"] * (len(cells) - 2)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells, rule))
@@ -102,7 +132,7 @@ def line(row: Row) -> str:
     cells = [row[key] for key in ("case", "implementation", "p20", "p50", "p80", "n")]
     if "ratio" in row:  # else the row of a program start, which has no more columns
         memory = f"{row['peak_bytes'] / 2**20:,.0f}"
-        cells += [row["images_per_second"], f"{row['ratio']:.2f}", memory, row["first_step"]]
+        cells += [row["images_per_second"], f"{row['ratio']:.2f}", record.interval(row), memory, row["first_step"]]
         cells += ["" if ms is None else ms for ms in row["split"].values()]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -136,9 +166,9 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
     """Write the record under ``folder``: rows, page and picture."""
     how = (
         f"{record.facts(about)}. A step from the data to the updated weights, images of 32 x 32 in 100 classes. Each "
-        f"implementation trains in a process of its own, in turns of about {TURN:g} s. {HOW[about['device']]} The last "
-        "rows are starts of Python from the shell to its end; the first step, in the table, has compilation in it for "
-        "`compile`, and what a first call takes for all."
+        f"implementation trains in a process of its own, in turns of about {TURN:g} s. {record.ending(about)}"
+        f"{HOW[about['device']]} The last rows are starts of Python from the shell to its end; the first step, in the "
+        "table, has compilation in it for `compile`, and what a first call takes for all."
     )
     text = ["# training: whole steps", "", how, "", f"![training]({name}.png)", "", header(about["device"])]
     said = [f"- {row['case']}, {row['implementation']}: {what}" for row in rows for what in row.get("said", ())]
@@ -146,16 +176,30 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
     chart.draw(folder / f"{name}.png", "training", about, rows, of_what="the usual loop, a whole step")
 
 
+def expected(effort: Effort, device: str) -> float:
+    """Return about how many seconds the suite takes."""
+    cases = [effort.chosen(_names(number, effort, device)) for number, case in _wanted(effort)]
+    measured = sum(SECONDS_TO_PREPARE * len(names) + max(effort.seconds, SECONDS_A_CASE) for names in cases)
+    return measured + SECONDS_OF_STARTS * effort.wants("start")
+
+
 def measure(about: dict[str, Any], effort: Effort) -> Iterator[Row]:
-    """Yield rows of all cases. Each trains for about the effort's seconds, starts not counted."""
+    """Yield rows of all cases. Each trains for about the effort's seconds at most, starts not counted."""
     device = about["device"]
-    further = [name for name in OURS[device] if name != "ours" and (effort.compile or name != "ours, compile")]
-    for number, case in enumerate(CASES):
-        if effort.wants(case.name):
-            names = [*ALWAYS[device], *(further if number == 0 or effort.implementations else [])]
-            yield from measure_case(case, effort.chosen(names), effort.seconds, device)
+    for number, case in _wanted(effort):
+        yield from measure_case(case, effort.chosen(_names(number, effort, device)), effort, device)
     if effort.wants("start"):
         yield from starts()
+
+
+def _wanted(effort: Effort) -> list[tuple[int, TrainingCase]]:
+    return [(number, case) for number, case in enumerate(CASES) if effort.wants(case.name)]
+
+
+def _names(number: int, effort: Effort, device: str) -> list[str]:
+    """Return the implementations of a case: the first one has all, unless some are asked for."""
+    more = [name for name in OURS[device] if name != "ours" and (effort.compile or name != "ours, compile")]
+    return [*ALWAYS[device], *(more if number == 0 or effort.implementations else [])]
 
 
 def starts() -> Iterator[Row]:
@@ -178,35 +222,43 @@ def starts() -> Iterator[Row]:
         yield {"case": "start", "implementation": name, **spread.row(1, scale=1e-3)}
 
 
-def measure_case(case: TrainingCase, implementations: list[str], seconds: float, device: str = "cpu") -> Iterator[Row]:
+def measure_case(case: TrainingCase, implementations: list[str], effort: Effort, device: str = "cpu") -> Iterator[Row]:
     """Yield a row or an error for each implementation. Rows compare with "eager"; without it there are none."""
     trainers: dict[str, Trainer] = {}
     failures: dict[str, str] = {}
     try:
         for name in implementations:
-            try:
-                trainers[name] = Trainer(case, name, device)
-            except RuntimeError as error:  # for example no C++ compiler: measure the others
-                failures[name] = first_line(error)
-        if "eager" in trainers:
-            _take_turns(trainers, failures, seconds)
+            trainers[name] = Trainer(case, name, device)
+        for what in (Trainer.prepared, Trainer.begin):  # no first step before all are prepared
+            for name in [name for name in trainers if name not in failures]:
+                try:
+                    what(trainers[name])
+                except (RuntimeError, BrokenPipeError) as error:  # no C++ compiler, for example: measure the others
+                    failures[name] = first_line(error)
+        if "eager" not in failures:
+            _take_turns(trainers, failures, effort)
     finally:
         for trainer in trainers.values():
             trainer.close()
     if "eager" not in failures:
-        usual = statistics.median(trainers["eager"].seconds)
-        for name, trainer in trainers.items():
-            if name not in failures:
-                yield {"case": case.name, "implementation": name, **_figures(case, trainer, usual, device)}
+        good = {name: trainer for name, trainer in trainers.items() if name not in failures}
+        ratios = intervals({name: trainer.turns for name, trainer in good.items()})
+        usual = statistics.median(good["eager"].seconds)
+        for name, trainer in good.items():
+            spread = Spread.of(trainer.seconds, ratios.get(name))
+            yield {"case": case.name, "implementation": name, **_figures(case, trainer, spread, usual, device)}
     for name, message in failures.items():
         yield {"case": case.name, "implementation": name, "error": message}
 
 
-def _take_turns(trainers: dict[str, Trainer], failures: dict[str, str], seconds: float) -> None:
-    """Let implementations take turns for about ``seconds``. Add one with an ended process to ``failures``."""
+def _take_turns(trainers: dict[str, Trainer], failures: dict[str, str], effort: Effort) -> None:
+    """Let implementations take turns for about the effort's seconds, or until their ratios are known.
+
+    Add one with an ended process to ``failures``.
+    """
     start = time.perf_counter()
     turns = 0
-    while turns < MIN_TURNS or time.perf_counter() - start < seconds:
+    while turns < MIN_TURNS or time.perf_counter() - start < effort.seconds:
         turns += 1
         for name, trainer in trainers.items():
             if name in failures:
@@ -215,10 +267,12 @@ def _take_turns(trainers: dict[str, Trainer], failures: dict[str, str], seconds:
                 trainer.turn()
             except (RuntimeError, BrokenPipeError) as error:
                 failures[name] = first_line(error)
+        taken = {name: trainer.turns for name, trainer in trainers.items() if name not in failures}
+        if "eager" in failures or settled(taken, effort.within):
+            break
 
 
-def _figures(case: TrainingCase, trainer: Trainer, usual: float, device: str) -> Row:
-    spread = Spread.of(trainer.seconds)
+def _figures(case: TrainingCase, trainer: Trainer, spread: Spread, usual: float, device: str) -> Row:
 
     def median_ms(part: str) -> float | None:
         seconds = [step.get(part, 0.0) for step in trainer.split]
@@ -228,6 +282,7 @@ def _figures(case: TrainingCase, trainer: Trainer, usual: float, device: str) ->
         **spread.row(1, scale=1e3),
         "images_per_second": round(case.batch_size / spread.p50, 1),
         "ratio": round(usual / spread.p50, 3),
+        **spread.interval(),
         "peak_bytes": trainer.peak_bytes,
         "first_step": round(1e3 * trainer.first_step, 1),
         "split": {part: median_ms(part) for part in _parts(device)},

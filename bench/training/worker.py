@@ -1,7 +1,7 @@
 """One implementation of one case in a separate process, which takes steps on request.
 
 Run `python -m bench.training.worker DEVICE METHOD TEACHER STUDENT BATCH IMPLEMENTATION`. It answers each input line of
-two numbers, uncounted and counted steps, with a line of JSON. It writes the first answer without a request, after the
+two numbers, uncounted and counted steps, with a line of JSON. It writes the first answer without a request, before the
 first step. It stops at the end of its input.
 """
 
@@ -108,7 +108,7 @@ def main() -> None:
     def train() -> None:
         step(next_batch())
 
-    answer(device, first_step=all_at_once(train, 1, device)["seconds"][0])
+    answer(device)
     for line in sys.stdin:
         uncounted, counted = map(int, line.split())
         for _ in range(uncounted):
