@@ -41,18 +41,35 @@ struct Once : torch::autograd::Function<Once> {
   }
 };
 
-inline const Plan& plan_of(AutogradContext* ctx) {
-  return *reinterpret_cast<const Plan*>(ctx->saved_data["plan"].toInt());
+// What a backward pass needs besides tensors: the plan, by its address, because plans are never deleted; the number of
+// the call's tensors; then what the function adds. In one entry, as numbers, which compiled autograd can compare.
+inline void remember(AutogradContext* ctx, const Call& call, std::vector<c10::IValue> more) {
+  more.insert(more.begin(), {reinterpret_cast<int64_t>(&call.plan), static_cast<int64_t>(call.tensors.size())});
+  ctx->saved_data["call"] = c10::ivalue::Tuple::create(std::move(more));
 }
 
-// The plan of a call, by its address: plans are never deleted.
-inline void remember(AutogradContext* ctx, const Call& call) {
-  ctx->saved_data["plan"] = reinterpret_cast<int64_t>(&call.plan);
+struct Remembered {
+  const Plan& plan;
+  int64_t num_tensors;
+  c10::ArrayRef<c10::IValue> more;
+};
+
+inline Remembered remembered(AutogradContext* ctx) {
+  const c10::ArrayRef<c10::IValue> all = ctx->saved_data["call"].toTupleRef().elements();
+  return {*reinterpret_cast<const Plan*>(all[0].toInt()), all[1].toInt(), all.slice(2)};
+}
+
+// Saves tensors for the backward pass, and leaves the first result alone differentiable.
+inline variable_list finish(AutogradContext* ctx, variable_list saved, variable_list results) {
+  ctx->save_for_backward(std::move(saved));
+  if (results.size() > 1) ctx->mark_non_differentiable({results.begin() + 1, results.end()});
+  ctx->set_materialize_grads(false);
+  return results;
 }
 
 // Runs `gradients` outside autograd, and makes what it returns raise if differentiated again.
 template <class F>
-variable_list first_derivatives(AutogradContext* ctx, const variable_list& saved, F&& gradients) {
+variable_list first_derivatives(const Plan& plan, const variable_list& saved, F&& gradients) {
   const bool is_differentiated = at::GradMode::is_enabled();
   variable_list grads;
   {
@@ -61,7 +78,7 @@ variable_list first_derivatives(AutogradContext* ctx, const variable_list& saved
   }
   if (is_differentiated) {
     for (at::Tensor& grad : grads) {
-      if (grad.defined()) grad = Once::apply(grad, at::TensorList(saved), plan_of(ctx).no_second_derivative);
+      if (grad.defined()) grad = Once::apply(grad, at::TensorList(saved), plan.no_second_derivative);
     }
   }
   return grads;
@@ -88,22 +105,17 @@ struct Kept : torch::autograd::Function<Kept> {
     for (const int64_t i : wanted) saved.push_back(tensors[i]);
     for (const int64_t i : kept) saved.push_back(results[num_terms + i]);
     results.resize(num_terms);
-    ctx->save_for_backward(std::move(saved));
-    ctx->mark_non_differentiable({results.begin() + 1, results.end()});
-    ctx->set_materialize_grads(false);
-    remember(ctx, *call);
-    ctx->saved_data["wanted"] = std::move(wanted);
-    ctx->saved_data["num_tensors"] = static_cast<int64_t>(tensors.size());
-    return results;
+    remember(ctx, *call, {wanted.begin(), wanted.end()});
+    return finish(ctx, std::move(saved), std::move(results));
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list placed(ctx->saved_data["num_tensors"].toInt() + 1);
+    const Remembered call = remembered(ctx);
+    variable_list placed(call.num_tensors + 1);
     if (!grads[0].defined()) return placed;
     const variable_list saved = ctx->get_saved_variables();
-    const auto scaled = first_derivatives(ctx, saved, [&] { return scale(saved, grads[0]); });
-    const auto wanted = ctx->saved_data["wanted"].toIntVector();
-    for (size_t i = 0; i < wanted.size(); ++i) placed[wanted[i]] = scaled[i];
+    variable_list scaled = first_derivatives(call.plan, saved, [&] { return scale(saved, grads[0]); });
+    for (size_t i = 0; i < scaled.size(); ++i) placed[call.more[i].toInt()] = std::move(scaled[i]);
     return placed;
   }
 
@@ -143,35 +155,30 @@ struct TwoOps : torch::autograd::Function<TwoOps> {
     variable_list results = call_op(plan.forward, std::move(stack)), saved(tensors.begin(), tensors.end());
     saved.insert(saved.end(), results.begin(), results.end());
     results.resize(plan.num_returned);
-    ctx->save_for_backward(std::move(saved));
-    ctx->mark_non_differentiable({results.begin() + 1, results.end()});
-    ctx->set_materialize_grads(false);
-    remember(ctx, *call);
-    ctx->saved_data["num_tensors"] = static_cast<int64_t>(tensors.size());
-    ctx->saved_data["arguments"] = without_tensors(*call);
-    return results;
+    remember(ctx, *call, without_tensors(*call));
+    return finish(ctx, std::move(saved), std::move(results));
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const int64_t num_tensors = ctx->saved_data["num_tensors"].toInt();
-    if (!grads[0].defined()) return variable_list(num_tensors + 1);
+    const Remembered call = remembered(ctx);
+    if (!grads[0].defined()) return variable_list(call.num_tensors + 1);
     const variable_list saved = ctx->get_saved_variables();
-    return first_derivatives(ctx, saved, [&] {
-      const Restored call{ctx, plan_of(ctx), saved, num_tensors, ctx->saved_data["arguments"].toTupleRef().elements()};
-      return call.plan.for_each_input ? call.each(grads[0]) : call.together(grads[0]);
+    const Restored restored{ctx, call.plan, saved, call.num_tensors, call.more};
+    return first_derivatives(call.plan, saved, [&] {
+      return call.plan.for_each_input ? restored.each(grads[0]) : restored.together(grads[0]);
     });
   }
 
  private:
-  // The arguments with spans in place of tensors: as numbers, which compiled autograd can compare.
-  static c10::IValue without_tensors(const Call& call) {
+  // The arguments, with spans in place of tensors.
+  static std::vector<c10::IValue> without_tensors(const Call& call) {
     std::vector<c10::IValue> arguments;
     for (size_t i = 0; i < call.arguments.size(); ++i) {
       const c10::IValue& argument = call.arguments[i];
       const bool holds_tensors = argument.isTensor() || argument.isTensorList();
       arguments.push_back(holds_tensors ? c10::IValue(call.spans[i].start << 32 | call.spans[i].count) : argument);
     }
-    return c10::ivalue::Tuple::create(std::move(arguments));
+    return arguments;
   }
 
   // A call in its backward pass.

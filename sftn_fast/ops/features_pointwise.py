@@ -55,7 +55,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     if _tries_hint(student_features, teacher_features):
         try:
-            return _hint_at_once(student_features, teacher_features)
+            return _Hint.apply(student_features, teacher_features)
         except Refused:
             pass
     if checked():
@@ -219,14 +219,6 @@ def _tries_hint(student: Any, teacher: Any) -> bool:
         and 0 < student.numel() <= SMALL
         and not (teacher.requires_grad or teacher.is_inference())
     )
-
-
-def _hint_at_once(student: Tensor, teacher: Tensor) -> Tensor:
-    try:
-        loss = _LOSS(torch.ops.sftn_fast, student, teacher, None, HINT, 0.0, 1 / student.numel())
-    except RuntimeError as error:  # of the op; what hooks of saved tensors raise is others'
-        raise Refused from error
-    return _Hint.apply(student, teacher) if loss is None else loss
 
 
 _pointwise_both = direct("features_pointwise_both")
