@@ -1,12 +1,14 @@
 """The price of a call: small losses beside an autograd function that computes nothing, forward and backward.
 
-A ratio of 1 would be a loss for free. Both save the student and return a gradient of its size.
+A ratio of 1 would be a loss for free. Both save the student and return a gradient of its size. Losses are measured with
+their autograd nodes in C++, if these were built, and with their autograd functions in Python, as in a wheel.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,16 @@ from bench.cases.case import step
 from bench.measure import Effort, interleaved
 from bench.record import Row
 from sftn_fast import ops
+from sftn_fast.ops import _nodes
 
 THREADS = (1, 2)
+AUTOGRAD = ("C++", "Python")
 SECONDS_A_CASE = 1.0  # on bench.progress.REFERENCE
 NOTES = (
     "Microseconds of forward and backward, in turns; n counts calls. `empty` is an autograd function with as many "
-    "inputs and outputs as the loss, which computes nothing. The ratio is that of the fastest fifths, p20, because a "
-    "call of a tenth of a millisecond is easily disturbed."
+    "inputs and outputs as the loss, which computes nothing. `C++` is the loss with its autograd node, `Python` with "
+    "its function in Python. The ratio is that of the fastest fifths, p20, because a call of a tenth of a millisecond "
+    "is easily disturbed."
 )
 
 Case = tuple[tuple[Tensor, ...], int, Callable[[], Tensor]]  # inputs, the student first; number of results; the loss
@@ -69,19 +74,24 @@ def empty(num_results: int) -> Callable[..., Tensor]:
 
 def header(device: str) -> str:
     return (
-        "| case | threads | empty p20 us | ours p20 us | empty p50 us | ours p50 us | n | ratio |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|"
+        "| case | autograd in | threads | empty p20 us | ours p20 us | empty p50 us | ours p50 us | n | ratio |\n"
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|"
     )
 
 
 def line(row: Row) -> str:
     times = [row[name][key] for key in ("p20", "p50") for name in ("empty", "ours")]
-    return f"| {row['case']} | {row['threads']} | {' | '.join(map(str, times))} | {row['ours']['n']} | {row['ratio']} |"
+    counts = [row["autograd"], row["threads"], *times, row["ours"]["n"], row["ratio"]]
+    return f"| {row['case']} | {' | '.join(map(str, counts))} |"
 
 
 def expected(effort: Effort, device: str) -> float:
     """Return about how many seconds the suite takes."""
-    return SECONDS_A_CASE * len(THREADS) * sum(effort.wants(case) for case, _ in _cases())
+    return SECONDS_A_CASE * len(THREADS) * len(_built()) * sum(effort.wants(case) for case, _ in _cases())
+
+
+def _built() -> tuple[str, ...]:
+    return AUTOGRAD if _nodes.LIBRARY.loaded else AUTOGRAD[1:]
 
 
 def measure(about: dict[str, Any], effort: Effort) -> Iterable[Row]:
@@ -89,22 +99,23 @@ def measure(about: dict[str, Any], effort: Effort) -> Iterable[Row]:
     try:
         for threads in (count for count in THREADS if count <= (os.cpu_count() or 1)):
             torch.set_num_threads(threads)
-            for case, (inputs, num_results, loss) in _cases():
-                if not effort.wants(case):
-                    continue
-                nothing = empty(num_results)
-                calls = {"empty": lambda nothing=nothing, inputs=inputs: nothing(*inputs), "ours": loss}
-                steps = {name: step(inputs[:1], call) for name, call in calls.items()}
-                spread = interleaved(steps, turns=effort.turns, seconds=effort.seconds, within=effort.within)
-                times = {name: of.row() for name, of in spread.items()}
-                yield {
-                    "case": case,
-                    "threads": threads,
-                    **times,
-                    "ratio": round(times["ours"]["p20"] / times["empty"]["p20"], 2),
-                }
+            for name, case in _cases():
+                for autograd in _built() if effort.wants(name) else ():
+                    with nullcontext() if autograd == "C++" else _nodes.in_python():
+                        times = _times(case, effort)
+                    ratio = round(times["ours"]["p20"] / times["empty"]["p20"], 2)
+                    yield {"case": name, "autograd": autograd, "threads": threads, **times, "ratio": ratio}
     finally:
         torch.set_num_threads(before)
+
+
+def _times(case: Case, effort: Effort) -> dict[str, Any]:
+    inputs, num_results, loss = case
+    nothing = empty(num_results)
+    calls = {"empty": lambda: nothing(*inputs), "ours": loss}
+    steps = {name: step(inputs[:1], call) for name, call in calls.items()}
+    spread = interleaved(steps, turns=effort.turns, seconds=effort.seconds, within=effort.within)
+    return {name: of.row() for name, of in spread.items()}
 
 
 def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> None:

@@ -89,6 +89,24 @@ def loaders(folder: Path) -> str:
     return f"{markdown(names, lines)}\n\nMedians; {_where([conditions])}."
 
 
+def host(folder: Path) -> str:
+    """Return the table of small losses beside a function that computes nothing, and where they were measured."""
+    conditions, rows = read("host-cpu", folder)
+    found: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["case"], row["threads"]), {})[row["autograd"]] = row
+    autograd = list(dict.fromkeys(row["autograd"] for row in rows))
+    names = ["forward + backward, float32", "threads", "empty"]
+    names += [name for of in autograd for name in (f"ours, autograd in {of}", "ratio")]
+    lines = []
+    for (case, threads), by in found.items():
+        cells = [case, str(threads), duration(by[autograd[0]]["empty"]["p20"])]
+        for of in autograd:
+            cells += [duration(by[of]["ours"]["p20"]), f"**{by[of]['ratio']:.2f}**"]
+        lines.append(cells)
+    return f"{markdown(names, lines)}\n\n20th percentiles; {_where([conditions])}."
+
+
 def limits(folder: Path) -> str:
     """Return a list of the recorded cases in which the gain is smallest, and of those that cost more memory."""
     gains = sorted(
@@ -120,6 +138,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "losses": losses,
     "steps": steps,
     "loaders": loaders,
+    "host": host,
     "limits": limits,
     "status": page.status,
     "gpu": page.measured,

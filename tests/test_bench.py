@@ -25,7 +25,7 @@ from bench.family import Kernels, measure_case
 from bench.measure import MIN_TURNS, Effort, Interval, Spread, cost, interleaved, peak_memory
 from bench.progress import Part, Progress
 from bench.training.worker import OURS, USUAL
-from sftn_fast.ops import _capability
+from sftn_fast.ops import _capability, _nodes
 
 EFFORT = Effort(turns=3, seconds=0.1, compile=False)
 SUITES = Path(bench.__file__).parent
@@ -250,11 +250,18 @@ def test_the_price_of_a_call(tmp_path, monkeypatch):
     before = torch.get_num_threads()
     rows = list(host.measure({}, Effort(turns=1, seconds=0.0, compile=False, cases=("KD",))))
     assert torch.get_num_threads() == before
-    assert [row["case"] for row in rows] == ["KD (64, 100)", "KD + CE (64, 100)"]
+    autograd = host.AUTOGRAD if _nodes.LIBRARY.loaded else host.AUTOGRAD[1:]
+    assert [(row["case"], row["autograd"]) for row in rows] == [
+        (case, of) for case in ("KD (64, 100)", "KD + CE (64, 100)") for of in autograd
+    ]
     assert all(row["ratio"] == round(row["ours"]["p20"] / row["empty"]["p20"], 2) for row in rows)
     host.write("host-cpu", {"device": "cpu"}, rows, tmp_path)
     assert record.read("host-cpu", tmp_path)[1] == rows
     assert all(host.line(row) in (tmp_path / "host-cpu.md").read_text() for row in rows)
+    monkeypatch.setattr(readme, "_where", lambda conditions: "here")
+    table = readme.host(tmp_path)
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| KD (64, 100)", "| KD + CE (64, 100)"]
+    assert all(f"**{row['ratio']:.2f}**" in table for row in rows) and table.endswith("20th percentiles; here.")
 
 
 @pytest.mark.parametrize("num_results", [1, 3])
