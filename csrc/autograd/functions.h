@@ -153,7 +153,7 @@ struct TwoOps : torch::autograd::Function<TwoOps> {
       for (const size_t input : plan.inputs) stack.emplace_back(call->wants(input));
     }
     variable_list results = call_op(plan.forward, std::move(stack)), saved(tensors.begin(), tensors.end());
-    saved.insert(saved.end(), results.begin(), results.end());
+    for (const size_t result : plan.saved) saved.push_back(results[result]);
     results.resize(plan.num_returned);
     remember(ctx, *call, without_tensors(*call));
     return finish(ctx, std::move(saved), std::move(results));

@@ -22,7 +22,7 @@ namespace sftn {
 
 struct Source {
   enum Kind { kArgument, kResult, kInput, kResultOfInput } kind;
-  size_t index;  // of the argument or result; of the first input's result; of nothing
+  size_t index;  // of the argument; of the result among those that are saved, the first input's; of nothing
 };
 
 struct Plan {
@@ -35,6 +35,7 @@ struct Plan {
   bool for_each_input;          // the backward op is called for each
   std::vector<size_t> inputs;   // the forward op's arguments that may receive a gradient
   std::vector<Source> sources;  // of the backward op's arguments between the gradient of the total and the flags
+  std::vector<size_t> saved;    // the forward op's results that the backward op gets
   size_t num_returned;          // how many of the forward op's results the caller gets, if there is a backward op
   std::string no_second_derivative;
 };
@@ -50,6 +51,12 @@ inline c10::OperatorHandle find_op(const std::string& name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
 }
 
+// The position of a result among those that are saved. The total is none of them, since callers may write to it.
+inline size_t save_result(Plan& plan, size_t result) {
+  plan.saved.push_back(result);
+  return plan.saved.size() - 1;
+}
+
 // Fills in what follows from the backward op's schema.
 inline void plan_backward(Plan& plan, const std::string& first_input) {
   const auto& from = plan.forward.schema();
@@ -63,13 +70,18 @@ inline void plan_backward(Plan& plan, const std::string& first_input) {
     const std::string& name = to.arguments()[i].name();
     if (plan.for_each_input) {
       const auto result = find(from.returns(), first_input + "_" + name);
-      plan.sources.push_back(result ? Source{Source::kResultOfInput, *result} : Source{Source::kInput, 0});
+      if (!result) {
+        plan.sources.push_back({Source::kInput, 0});
+        continue;
+      }
+      plan.sources.push_back({Source::kResultOfInput, save_result(plan, *result)});
+      for (size_t other = 1; other < n; ++other) save_result(plan, *result + other);
     } else if (const auto argument = find(from.arguments(), name)) {
       plan.sources.push_back({Source::kArgument, *argument});
     } else {
       const auto result = find(from.returns(), name);
       TORCH_CHECK(result, to.name(), ": ", name, " is neither an argument nor a result of ", from.name());
-      plan.sources.push_back({Source::kResult, *result});
+      plan.sources.push_back({Source::kResult, save_result(plan, *result)});
     }
   }
 }
@@ -77,17 +89,12 @@ inline void plan_backward(Plan& plan, const std::string& first_input) {
 // `inputs` are the names of the forward op's arguments that may receive a gradient.
 inline Plan make_plan(const std::string& forward, const std::optional<std::string>& backward,
                       const std::vector<std::string>& inputs, size_t num_returned, std::string no_second_derivative) {
-  Plan plan{forward,
-            find_op(forward),
-            std::nullopt,
-            0,
-            false,
-            false,
-            false,
-            {},
-            {},
-            num_returned,
-            std::move(no_second_derivative)};
+  Plan plan{forward,      find_op(forward),
+            std::nullopt, 0,
+            false,        false,
+            false,        {},
+            {},           {},
+            num_returned, std::move(no_second_derivative)};
   const auto& arguments = plan.forward.schema().arguments();
   for (const std::string& name : inputs) {
     const auto position = find(arguments, name);

@@ -73,6 +73,21 @@ def test_only_the_total_has_a_gradient(backend, name):
 
 
 @everywhere
+@each_loss
+def test_the_total_may_be_written_to(backend, name):
+    """As by ``loss += other`` and ``loss /= steps``: the backward pass doesn't need its value."""
+    op = TABLE[name]
+
+    def gradients(doubled):
+        arguments = double(op, backend)
+        leaves = [arguments[key].requires_grad_() for key in op.differentiable]
+        return torch.autograd.grad(doubled(op.call(ops, arguments)[0]).sum(), leaves)
+
+    written, computed = gradients(lambda total: total.mul_(2)), gradients(lambda total: total * 2)
+    assert all(map(torch.equal, written, computed))
+
+
+@everywhere
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, op in TABLE.items() for key in op.refused])
 def test_no_gradient_is_an_error(backend, name, key):
     arguments = TABLE[name].arguments(device=backend.device)
