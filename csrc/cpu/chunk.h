@@ -69,10 +69,11 @@ SFTN_INLINE void over_columns(int64_t n, F f) {
 
 #define SFTN_COLUMN [&](int64_t j, int64_t l) __attribute__((always_inline))
 
-// A buffer in which the incomplete last block of a row is read or computed as a whole block.
+// A buffer in which the incomplete last block of a row is read or computed as a whole block. The second half is for
+// padding.
 template <class A>
 struct alignas(64) Tail {
-  A lane[kLanes];
+  A lane[2 * kLanes];
 };
 
 // `size` values of a row, block by block. The last block is padded, for logits with -inf, whose exponential is 0.
@@ -82,7 +83,15 @@ class ChunkView {
   SFTN_INLINE ChunkView(const A* from, int64_t size, Tail<A>& tail, A padding = -std::numeric_limits<A>::infinity())
       : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {
     if (whole_ == blocks_) return;
-    SFTN_LANES tail.lane[l] = whole_ * kLanes + l < size ? from[whole_ * kLanes + l] : padding;
+    const int64_t rest = size - whole_ * kLanes;
+    if (size < kLanes) {
+      SFTN_LANES tail.lane[l] = l < rest ? from[l] : padding;
+      return;
+    }
+    // The row's last lanes with the padding behind them: the rest alone would be copied value by value.
+    std::memcpy(tail.lane, from + size - kLanes, kLanes * sizeof(A));
+    SFTN_LANES tail.lane[kLanes + l] = padding;
+    tail_ = tail.lane + kLanes - rest;
   }
 
   SFTN_INLINE int64_t blocks() const { return blocks_; }

@@ -6,7 +6,8 @@
 // leaves n + bias in the low bits of the sum; a shift makes it the exponent of 2^n. 2^f is a polynomial: in float the
 // minimax polynomial of degree 6 (relative error 2e-9), in double the Taylor polynomial of exp(f ln 2) to degree 13
 // (4e-18). 2^0 is exactly 1, and NaN gives NaN. Arguments are clamped to the exponent whose biased form is 0, where 2^n
-// is 0. So -inf and everything that would underflow give exactly 0, which callers rely on.
+// is 0, by a comparison that is one instruction of x86. So -inf and everything that would underflow give exactly 0,
+// which callers rely on.
 #pragma once
 
 #include "vector.h"
@@ -28,7 +29,7 @@ struct Exp2Parts {
 template <class V>
 SFTN_INLINE Exp2Parts<V> exp2_parts(V y, float) {
   constexpr float kLowest = -127.f, kRound = 12582912.f + 127.f;  // 1.5 * 2^23, and the bias
-  const V held = select(y < kLowest, V(kLowest), y);
+  const V held = select(V(kLowest) > y, V(kLowest), y);
   const V rounded = held + kRound;
   const V f = held - (rounded - kRound);
   V p = 1.5345812e-4f;
@@ -43,7 +44,7 @@ SFTN_INLINE Exp2Parts<V> exp2_parts(V y, float) {
 template <class V>
 SFTN_INLINE Exp2Parts<V> exp2_parts(V y, double) {
   constexpr double kLowest = -1023.0, kRound = 6755399441055744.0 + 1023.0;  // 1.5 * 2^52, and the bias
-  const V held = select(y < kLowest, V(kLowest), y);
+  const V held = select(V(kLowest) > y, V(kLowest), y);
   const V rounded = held + kRound;
   const V r = (held - (rounded - kRound)) * 0.6931471805599453;
   V p = 1.0 / 6227020800;

@@ -12,11 +12,11 @@
 namespace sftn {
 
 // What two passes share is a function of its own: it is compiled for every level.
-SFTN_LEVELS(sums_row, sums_row_inline(args...))
+SFTN_LEVELS(sums_row, sums_row_inline<kBytes>(args...))
 SFTN_LEVELS(forward_row, forward_row_inline(args...))
 SFTN_LEVELS(terms_row, terms_row_inline(args...))
-SFTN_LEVELS(gradient_row, gradient_row_inline<false>(args...))
-SFTN_LEVELS(kept_gradient_row, gradient_row_inline<true>(args...))
+SFTN_LEVELS(gradient_row, gradient_row_inline<false, kBytes>(args...))
+SFTN_LEVELS(kept_gradient_row, gradient_row_inline<true, kBytes>(args...))
 
 // Provides a thread with the inputs' rows in the accumulator's type: the tensor's own memory, or a converted copy of
 // one row each.

@@ -19,16 +19,24 @@ struct RowSums {
   double mass = 0;   // sum y
 };
 
-template <class A>
-SFTN_INLINE A max_of(const A* row, int64_t c) {
+template <int kBytes, class A>
+SFTN_INLINE A largest_of(const A* row, int64_t c) {
+  using V = Block<kBytes, A>;
+  constexpr A kLeast = -std::numeric_limits<A>::infinity();
   Tail<A> tail;
-  Lanes<A> max(-std::numeric_limits<A>::infinity());
   const ChunkView<A> view(row, c, tail);
-  for (int64_t b = 0; b < view.blocks(); ++b) {
-    const A* x = view.block(b);
-    SFTN_LANES max.lane[l] = x[l] > max.lane[l] ? x[l] : max.lane[l];
+  V even(kLeast), odd(kLeast);  // two blocks at once: a maximum waits for the one before
+  int64_t b = 0;
+  for (; b + 2 <= view.blocks(); b += 2) {
+    const V x = V::load(view.block(b)), y = V::load(view.block(b + 1));
+    even = select(x > even, x, even);
+    odd = select(y > odd, y, odd);
   }
-  return max.max();
+  if (b < view.blocks()) {
+    const V x = V::load(view.block(b));
+    even = select(x > even, x, even);
+  }
+  return max_of(select(even > odd, even, odd));
 }
 
 template <class A>
@@ -56,62 +64,48 @@ SFTN_INLINE void add_cross(RowSums<A>& sums, const A* x, const A* probabilities,
   sums.mass += mass.sum();
 }
 
-template <int kPower, class A>
-SFTN_INLINE void add_at_one(Lanes<A>& z1, const A* x, const A* e, int temperature) {
-  if constexpr (kPower != kNotAtOne) {
-    alignas(64) A at_one[kLanes];
-    exp_at_one<kPower>(x, e, temperature, at_one);
-    SFTN_LANES z1.lane[l] += at_one[l];
-  }
-}
-
 // Adds a chunk of the teacher to its sums and leaves exp((t - max) / T) in `weights`. `rate` is log2(e) / T.
-template <int kPower, class A>
-SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, int temperature, A* weights,
+template <int kPower, int kBytes, class A>
+SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, int power, A* weights,
                              int64_t to_next) {
-  Lanes<A> z(0), z1(0);
-  const A max = sums.max;
+  using V = Block<kBytes, A>;
+  V z(0), z1(0);
+  const V max(sums.max), of_rate(rate);
   for (int64_t b = 0; b < view.blocks(); ++b) {
     const A* t = view.block(b);
-    A* e = weights + b * kLanes;
     __builtin_prefetch(t + to_next);
-    alignas(64) A x[kLanes];
-    SFTN_LANES {
-      x[l] = t[l] - max;
-      e[l] = fast_exp2(x[l] * rate);
-      z.lane[l] += e[l];
-    }
-    add_at_one<kPower>(z1, x, e, temperature);
+    const V x = V::load(t) - max, e = fast_exp2(x * of_rate);
+    e.store(weights + b * kLanes);
+    z += e;
+    if constexpr (kPower != kNotAtOne) z1 += exp_at_one<kPower>(x, e, power);
   }
-  sums.z += z.sum();
-  sums.z1 += z1.sum();
+  sums.z += sum_of(z);
+  if constexpr (kPower != kNotAtOne) sums.z1 += sum_of(z1);
 }
 
 // Adds a chunk of a student to its sums, and to its dot the sum over classes of weight * difference of the two logits
 // less their maxima: the teacher's weights and t - s, or the student's and s - t. A weight of 0 contributes nothing,
 // however large the difference. Leaves exp((s - max) / T) in `s_weights`.
-template <int kPower, bool kStudentWeighs, class A>
-SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, int temperature,
-                             const ChunkView<A>& teacher, A t_max, const A* t_weights, A* s_weights, int64_t to_next) {
-  Lanes<A> z(0), z1(0), dot(0);
-  const A max = sums.max;
+template <int kPower, bool kStudentWeighs, int kBytes, class A>
+SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, int power, const ChunkView<A>& teacher,
+                             A t_max, const A* t_weights, A* s_weights, int64_t to_next) {
+  using V = Block<kBytes, A>;
+  V z(0), z1(0), dot(0);
+  const V max(sums.max), of_rate(rate), largest_t(t_max);
   for (int64_t b = 0; b < view.blocks(); ++b) {
-    const A *s = view.block(b), *t = teacher.block(b), *t_e = t_weights + b * kLanes;
-    A* e = s_weights + b * kLanes;
+    const A* s = view.block(b);
     __builtin_prefetch(s + to_next);
-    alignas(64) A x[kLanes];
-    SFTN_LANES {
-      x[l] = s[l] - max;
-      e[l] = fast_exp2(x[l] * rate);
-      z.lane[l] += e[l];
-      const A apart = (t[l] - t_max) - x[l], weight = kStudentWeighs ? e[l] : t_e[l];
-      dot.lane[l] += weight == 0 ? A(0) : weight * (kStudentWeighs ? -apart : apart);
-    }
-    add_at_one<kPower>(z1, x, e, temperature);
+    const V x = V::load(s) - max, e = fast_exp2(x * of_rate);
+    e.store(s_weights + b * kLanes);
+    const V of_t = V::load(teacher.block(b)) - largest_t;
+    const V apart = kStudentWeighs ? x - of_t : of_t - x, weight = kStudentWeighs ? e : V::load(t_weights + b * kLanes);
+    z += e;
+    dot += select(weight == V(0), V(0), weight * apart);
+    if constexpr (kPower != kNotAtOne) z1 += exp_at_one<kPower>(x, e, power);
   }
-  sums.z += z.sum();
-  sums.z1 += z1.sum();
-  sums.dot += dot.sum();
+  sums.z += sum_of(z);
+  if constexpr (kPower != kNotAtOne) sums.z1 += sum_of(z1);
+  sums.dot += sum_of(dot);
 }
 
 // Where the exponentials of a row are left: [1 + K] rows of `stride`, a multiple of the lanes, or nowhere.
@@ -127,7 +121,7 @@ struct Kept {
 
 // The sums of a row [1 + K], the teacher's first, its exponentials kept or not. Each chunk chooses how exponentials at
 // temperature 1 are computed: chosen for the whole row, all code would be compiled for each way.
-template <class A>
+template <int kBytes, class A>
 SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
                                  RowSums<A>* sums) {
   const LogitsOptions& options = in.options;
@@ -135,31 +129,32 @@ SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row,
   const bool teacher_ce = has_target && options.teacher_weight != 0;
   const int64_t k_count = in.k();
   const A rate = A(kLog2E / options.temperature);
-  const int temperature = int(std::min(options.temperature, double(kMostPower)));
+  const int power = whole_power(options.temperature);
   Tail<A> t_tail, s_tail;
   alignas(64) A t_chunk[kChunk], s_chunk[kChunk];
 
-  for (int64_t r = 0; r <= k_count; ++r) sums[r] = {max_of(r == 0 ? row.teacher : row.students[r - 1], in.c)};
+  for (int64_t r = 0; r <= k_count; ++r)
+    sums[r] = {largest_of<kBytes>(r == 0 ? row.teacher : row.students[r - 1], in.c)};
   RowSums<A>& teacher = sums[0];
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
     const ChunkView<A> t(row.teacher + begin, size, t_tail);
     A* t_weights = kept.at(0, begin, t_chunk);
-    with_power(teacher_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
-      add_teacher<power>(teacher, t, rate, temperature, t_weights, row.to_next[0]);
+    with_power<A>(teacher_ce, options.temperature, [&](auto known) __attribute__((always_inline)) {
+      add_teacher<known, kBytes>(teacher, t, rate, power, t_weights, row.to_next[0]);
     });
     for (int64_t k = 0; k < k_count; ++k) {
       RowSums<A>& student = sums[1 + k];
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
       A* s_weights = kept.at(1 + k, begin, s_chunk);
-      with_power(has_target, options.temperature, [&](auto power) __attribute__((always_inline)) {
-        if (options.student_to_teacher) {
-          add_student<power, true>(student, s, rate, temperature, t, teacher.max, t_weights, s_weights,
-                                   row.to_next[1 + k]);
-        } else {
-          add_student<power, false>(student, s, rate, temperature, t, teacher.max, t_weights, s_weights,
-                                    row.to_next[1 + k]);
-        }
+      if (options.student_to_teacher) {
+        add_student<kAnyPower, true, kBytes>(student, s, rate, power, t, teacher.max, t_weights, s_weights,
+                                             row.to_next[1 + k]);
+        continue;
+      }
+      with_power<A>(has_target, options.temperature, [&](auto known) __attribute__((always_inline)) {
+        add_student<known, false, kBytes>(student, s, rate, power, t, teacher.max, t_weights, s_weights,
+                                          row.to_next[1 + k]);
       });
     }
     for (int64_t r = 0; smooth && r <= k_count; ++r) {

@@ -23,22 +23,13 @@ struct RowGradient {
   SFTN_INLINE RowGradient(A max, double inv_z, double inv_z1, double ce, double smoothing, int64_t c)
       : max(max), inv_z(A(inv_z)), ce_scale(A(ce * inv_z1)), uniform(A(ce * smoothing / c)) {}
 
-  // q = softmax(x / T) of a block, and grad = the cross-entropy's gradient without the target's part, or 0 if no
-  // target. `kept` has the block's exponentials if kKept.
-  template <int kPower, bool kKept>
-  SFTN_INLINE void probabilities(const A* logits, const A* kept, A rate, int temperature, A* x, A* q, A* grad) const {
-    alignas(64) A e[kLanes];
-    SFTN_LANES {
-      x[l] = logits[l] - max;
-      e[l] = kKept ? kept[l] : fast_exp2(x[l] * rate);
-      q[l] = e[l] * inv_z;
-    }
+  // The cross-entropy's gradient without the target's part, from x = logits - max and e = exp(x / T); 0 if no target.
+  template <int kPower, class V>
+  SFTN_INLINE V cross_entropy(V x, V e, int power) const {
     if constexpr (kPower == kNotAtOne) {
-      SFTN_LANES grad[l] = A(0);
+      return V(A(0));
     } else {
-      alignas(64) A at_one[kLanes];
-      exp_at_one<kPower>(x, e, temperature, at_one);
-      SFTN_LANES grad[l] = at_one[l] * ce_scale - uniform;
+      return exp_at_one<kPower>(x, e, power) * V(ce_scale) - V(uniform);
     }
   }
 };
@@ -52,32 +43,20 @@ struct StudentGradient {
 };
 
 // Gradient of the divergence with respect to the weighting distribution: scale q (d - mean of d), with d the difference
-// of the two logits less their maxima. This is q (log q - log other - KL) without the terms that cancel, which at
-// logits of 1e4 are all of float's digits. A probability of 0 has no gradient, however far the other is.
-template <class A>
-SFTN_INLINE void add_weighing(A* grad, A scale, const A* q, const A* x, const A* other, A mean) {
-  SFTN_LANES grad[l] += q[l] == 0 ? A(0) : scale * q[l] * ((x[l] - other[l]) - mean);
+// `apart` of the two logits less their maxima. This is q (log q - log other - KL) without the terms that cancel, which
+// at logits of 1e4 are all of float's digits. A probability of 0 has no gradient, however far the other is.
+template <class V, class A>
+SFTN_INLINE V along_weighing(A scale, V q, V apart, A mean) {
+  return select(q == V(A(0)), V(A(0)), V(scale) * q * (apart - V(mean)));
 }
 
-// Gradient of the divergence with respect to the other distribution.
-template <class A>
-SFTN_INLINE void add_followed(A* grad, A scale, const A* q, const A* weight) {
-  SFTN_LANES grad[l] += scale * (q[l] - weight[l]);
+// Gradient of the divergence with respect to the other distribution if the two are near, from the logarithm of their
+// ratio. Elsewhere it is scale (q - weight).
+template <class V, class A>
+SFTN_INLINE V along_near(A scale, V weight, V apart, A mean, A inverse_temperature, A kl) {
+  const V log_ratio = (V(mean) - apart) * V(inverse_temperature) - V(kl);
+  return select(weight == V(A(0)), V(A(0)), V(scale) * weight * (log_ratio + exp_remainder(log_ratio)));
 }
-
-// The same if the two are near, from the logarithm of their ratio. `of_weight` and `of_other` are their logits less the
-// maxima.
-template <class A>
-struct NearGradient {
-  A mean, inverse_temperature, kl;
-
-  SFTN_INLINE void add_followed(A* grad, A scale, const A* weight, const A* of_weight, const A* of_other) const {
-    SFTN_LANES {
-      const A log_ratio = (mean - (of_weight[l] - of_other[l])) * inverse_temperature - kl;
-      grad[l] += weight[l] == 0 ? A(0) : scale * weight[l] * (log_ratio + exp_remainder(log_ratio));
-    }
-  }
-};
 
 // Subtracts a target's part of the cross-entropy's gradient from a chunk.
 template <class A>
@@ -91,62 +70,114 @@ SFTN_INLINE void subtract_target(const ChunkResult<A>& grad, const A* probabilit
   }
 }
 
+// A chunk of teacher and one student: what is read, and where gradients go.
+template <class A>
+struct GradientChunk {
+  const ChunkView<A>&t, &s;
+  const A *t_e, *s_e;                // exponentials; the student's if they were kept
+  const ChunkResult<A>*t_to, *s_to;  // null if not requested
+  int64_t to_next;                   // from the student's row
+};
+
+// Numbers of a row that all blocks need.
+template <class A>
+struct GradientScale {
+  A rate, inverse_temperature, kl, weighing;
+  int power;  // see whole_power
+};
+
+// Adds a student's share of the teacher's gradient to it, and writes the student's own without the target's part.
+// kFar: of the usual direction, and not near, where few numbers are needed.
+template <int kPower, bool kKept, bool kFar, bool kTeacher, int kBytes, class A>
+SFTN_INLINE void add_gradients(const GradientChunk<A>& chunk, const GradientScale<A>& given_scale,
+                               const RowGradient<A>& given_teacher, const StudentGradient<A>& given_student,
+                               bool student_to_teacher) {
+  using V = Block<kBytes, A>;
+  // copies, which no store of a gradient can change
+  const GradientScale<A> scale = given_scale;
+  const RowGradient<A> teacher = given_teacher;
+  const StudentGradient<A> student = given_student;
+  const RowGradient<A>& row = student.row;
+  for (int64_t b = 0; b < chunk.s.blocks(); ++b) {
+    const int64_t at = b * kLanes;
+    const A* s = chunk.s.block(b);
+    if (!kKept) __builtin_prefetch(s + chunk.to_next);
+    const V x = V::load(s) - V(row.max), of_t = V::load(chunk.t.block(b)) - V(teacher.max), apart = of_t - x;
+    const V e = kKept ? V::load(chunk.s_e + at) : fast_exp2(x * V(scale.rate));
+    const V q = e * V(row.inv_z), of_teacher = V::load(chunk.t_e + at) * V(teacher.inv_z);
+    V s_grad = row.template cross_entropy<kPower>(x, e, scale.power), t_grad(0);
+    if (kFar) {
+      s_grad += V(scale.kl) * (q - of_teacher);
+      if (kTeacher) t_grad = along_weighing(scale.weighing, of_teacher, apart, student.mean);
+    } else if (student_to_teacher) {
+      s_grad += along_weighing(scale.weighing, q, -apart, student.mean);
+      t_grad = student.near ? along_near(scale.kl, q, -apart, student.mean, scale.inverse_temperature, student.kl)
+                            : V(scale.kl) * (of_teacher - q);
+    } else {
+      s_grad += student.near
+                    ? along_near(scale.kl, of_teacher, apart, student.mean, scale.inverse_temperature, student.kl)
+                    : V(scale.kl) * (q - of_teacher);
+      t_grad = along_weighing(scale.weighing, of_teacher, apart, student.mean);
+    }
+    if (chunk.s_to) s_grad.store(chunk.s_to->block(b));
+    if (kTeacher && chunk.t_to) (V::load(chunk.t_to->block(b)) + t_grad).store(chunk.t_to->block(b));
+  }
+}
+
 // One row of the requested gradients: t_out [C] and K of s_out [C], null if not requested. The exponentials are
 // computed, or those that were kept.
-template <bool kKept, class A>
+template <bool kKept, int kBytes, class A>
 SFTN_INLINE void gradient_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,
                                      const StudentGradient<A>* students, const Kept<A>& kept, const RowScale& scale,
                                      A* t_out, A* const* s_out) {
+  using V = Block<kBytes, A>;
   const LogitsOptions& options = in.options;
-  const A inverse = A(1 / options.temperature), rate = A(kLog2E / options.temperature);
-  const A kl = A(scale.kl), weighing = A(scale.kl / options.temperature);
+  const GradientScale<A> of_row{A(kLog2E / options.temperature), A(1 / options.temperature), A(scale.kl),
+                                A(scale.kl / options.temperature), whole_power(options.temperature)};
   const A t_target = A(scale.t_ce * (1 - options.label_smoothing));
   const A s_target = A(scale.s_ce * (1 - options.label_smoothing));
-  const int temperature = int(std::min(options.temperature, double(kMostPower)));
   const bool want_t = t_out != nullptr, want_s = s_out != nullptr;
   const bool t_ce = want_t && scale.t_ce != 0, s_ce = want_s && scale.s_ce != 0;
   Tail<A> t_tail, s_tail, t_grad, s_grad;
-  alignas(64) A t_q[kChunk], t_x[kChunk], t_unwanted[kLanes], s_unwanted[kLanes];
+  alignas(64) A t_chunk[kKept ? kLanes : kChunk];
 
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
     const ChunkView<A> t(row.teacher + begin, size, t_tail);
     const ChunkResult<A> t_result(want_t ? t_out + begin : nullptr, size, t_grad);
-    const A* t_kept = kept.at(0, begin, t_x);
-    with_power(t_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
+    A* t_e = kept.at(0, begin, t_chunk);
+    if (!kKept || want_t) {
       for (int64_t b = 0; b < t.blocks(); ++b) {
-        A* to = want_t ? t_result.block(b) : t_unwanted;
-        __builtin_prefetch(t.block(b) + row.to_next[0]);
-        teacher.template probabilities<power, kKept>(t.block(b), t_kept + b * kLanes, rate, temperature,
-                                                     t_x + b * kLanes, t_q + b * kLanes, to);
+        if (!kKept) __builtin_prefetch(t.block(b) + row.to_next[0]);
+        const V x = V::load(t.block(b)) - V(teacher.max);
+        const V e = kKept ? V::load(t_e + b * kLanes) : fast_exp2(x * V(of_row.rate));
+        if (!kKept) e.store(t_e + b * kLanes);
+        if (want_t) teacher.template cross_entropy<kAnyPower>(x, e, of_row.power).store(t_result.block(b));
       }
-    });
+    }
     for (int64_t k = 0; k < in.k(); ++k) {
       const StudentGradient<A>& student = students[k];
-      const NearGradient<A> when_near{student.mean, inverse, student.kl};
       const ChunkView<A> s(row.students[k] + begin, size, s_tail);
       const ChunkResult<A> s_result(want_s ? s_out[k] + begin : nullptr, size, s_grad);
-      const A* s_kept = kept.at(1 + k, begin, t_x);
-      with_power(s_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
-        for (int64_t b = 0; b < s.blocks(); ++b) {
-          alignas(64) A x[kLanes], q[kLanes];
-          A* s_to = want_s ? s_result.block(b) : s_unwanted;
-          A* t_to = want_t ? t_result.block(b) : t_unwanted;
-          const A *of_t = t_x + b * kLanes, *weights = t_q + b * kLanes;
-          __builtin_prefetch(s.block(b) + row.to_next[1 + k]);
-          student.row.template probabilities<power, kKept>(s.block(b), s_kept + b * kLanes, rate, temperature, x, q,
-                                                           s_to);
-          if (options.student_to_teacher) {
-            add_weighing(s_to, weighing, q, x, of_t, student.mean);
-            if (want_t && student.near) when_near.add_followed(t_to, kl, q, x, of_t);
-            if (want_t && !student.near) add_followed(t_to, kl, weights, q);
+      const GradientChunk<A> chunk{t,
+                                   s,
+                                   t_e,
+                                   kept.at(1 + k, begin, nullptr),
+                                   want_t ? &t_result : nullptr,
+                                   want_s ? &s_result : nullptr,
+                                   row.to_next[1 + k]};
+      if (!kKept || options.student_to_teacher || student.near) {
+        add_gradients<kAnyPower, kKept, false, true, kBytes>(chunk, of_row, teacher, student,
+                                                             options.student_to_teacher);
+      } else {
+        with_power<A>(s_ce, options.temperature, [&](auto power) __attribute__((always_inline)) {
+          if (want_t) {
+            add_gradients<power, true, true, true, kBytes>(chunk, of_row, teacher, student, false);
           } else {
-            if (student.near) when_near.add_followed(s_to, kl, weights, of_t, x);
-            if (!student.near) add_followed(s_to, kl, q, weights);
-            if (want_t) add_weighing(t_to, weighing, weights, of_t, x, student.mean);
+            add_gradients<power, true, true, false, kBytes>(chunk, of_row, teacher, student, false);
           }
-        }
-      });
+        });
+      }
       if (s_ce && row.probabilities) subtract_target(s_result, row.probabilities + begin, size, s_target);
       if (want_s) s_result.finish();
     }

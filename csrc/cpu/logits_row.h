@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "../logits.h"
-#include "chunk.h"
+#include "block.h"
 #include "exp.h"
 
 namespace sftn {
@@ -23,33 +23,42 @@ struct LogitsRow {
   bool has_target() const { return y >= 0 || probabilities != nullptr; }
 };
 
-// How exp(x) follows from exp(x / T): not needed, as its T-th power, or computed separately. A whole T up to kMostPower
-// is a power, whose T roundings are far below the losses' tolerance. 1 and 4 are known at compile time.
-constexpr int kNotAtOne = 0, kWhole = -1, kAnew = -2, kMostPower = 16;
+// How exp(x) follows from e = exp(x / T): not needed, or e to a power that the compiler knows, 1 or 4, or any other
+// way. Double has only the last, which is compiled once.
+constexpr int kNotAtOne = 0, kAnyPower = -1;
 
-template <class F>
+template <class A, class F>
 SFTN_INLINE void with_power(bool at_one, double temperature, F f) {
-  if (!at_one) return f(Int<kNotAtOne>{});
-  if (temperature == 1) return f(Int<1>{});
-  if (temperature == 4) return f(Int<4>{});
-  if (temperature <= kMostPower && temperature == std::floor(temperature)) return f(Int<kWhole>{});
-  f(Int<kAnew>{});
+  if constexpr (std::is_same_v<A, float>) {
+    if (!at_one) return f(Int<kNotAtOne>{});
+    if (temperature == 1) return f(Int<1>{});
+    if (temperature == 4) return f(Int<4>{});
+  }
+  f(Int<kAnyPower>{});
 }
 
-// exp(x) of a block, from e = exp(x / T)
-template <int kPower, class A>
-SFTN_INLINE void exp_at_one(const A* x, const A* e, int temperature, A* result) {
-  if constexpr (kPower == 4) SFTN_LANES result[l] = (e[l] * e[l]) * (e[l] * e[l]);
-  if constexpr (kPower == 1) SFTN_LANES result[l] = e[l];
-  if constexpr (kPower == kAnew) SFTN_LANES result[l] = fast_exp2(x[l] * A(kLog2E));
-  if constexpr (kPower == kWhole) {
-    alignas(64) A square[kLanes];
-    SFTN_LANES square[l] = e[l];
-    SFTN_LANES result[l] = temperature & 1 ? e[l] : A(1);
-    for (int bits = temperature >> 1; bits != 0; bits >>= 1) {
-      SFTN_LANES square[l] *= square[l];
-      if (bits & 1) SFTN_LANES result[l] *= square[l];
+// T if exp(x) is computed as the T-th power of exp(x / T), else 0. The roundings of up to 16 factors are far below the
+// losses' tolerance.
+inline int whole_power(double temperature) {
+  return temperature <= 16 && temperature == std::floor(temperature) ? int(temperature) : 0;
+}
+
+// exp(x), from e = exp(x / T)
+template <int kPower, class V>
+SFTN_INLINE V exp_at_one(V x, V e, int power) {
+  using A = typename ScalarOf<V>::type;
+  if constexpr (kPower == 4) {
+    return (e * e) * (e * e);
+  } else if constexpr (kPower == 1) {
+    return e;
+  } else {
+    if (power == 0) return fast_exp2(x * V(A(kLog2E)));
+    V square = e, result = power & 1 ? e : V(A(1));
+    for (int bits = power >> 1; bits != 0; bits >>= 1) {
+      square *= square;
+      if (bits & 1) result *= square;
     }
+    return result;
   }
 }
 

@@ -4,6 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+// The ABI for returning vectors differs between levels, so functions that do are always inlined.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
 #define SFTN_INLINE inline __attribute__((always_inline))
 
 namespace sftn {

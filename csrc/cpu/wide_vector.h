@@ -6,11 +6,6 @@
 #include "../tensor.h"
 #include "vector.h"
 
-// The ABI for returning vectors differs between levels, so these functions are always inlined.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
-
 // Four lanes out of the eight of two vectors.
 #if defined(__clang__)
 #define SFTN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
