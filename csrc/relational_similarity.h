@@ -25,10 +25,13 @@
 // a norm. If all cosines are near 1, that would double the gradient's error.
 //
 // A backend is a class with two static functions, `sp(const GramPair&, const SimilarityOutput&)` and
-// `pkt(const GramPair&, const PktInput&, const SimilarityOutput&)`, called with B >= 1.
+// `pkt(const GramPair&, const PktInput&, const SimilarityOutput&)`, called with B >= 1. A backend with a third,
+// `pkt_both(const PktPair&, const PktResults&)`, registers `pkt_both<Backend>` too.
 #pragma once
 
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "tensor.h"
 
@@ -44,6 +47,11 @@ constexpr const char* kPktForwardSchema =
     "pkt_forward(Tensor student_gram, Tensor teacher_gram, Tensor student_norm, Tensor teacher_norm, float eps, "
     "bool student_grad, bool teacher_grad) "
     "-> (Tensor loss, Tensor student_slope, Tensor teacher_slope)";
+
+// PKT of small batches from the features [B, D] and [B, D'] on: the loss, and the requested gradients by the features
+// for a grad_loss of 1. Its products take less time than a library takes to share them among threads.
+constexpr const char* kPktBothSchema =
+    "pkt_both(Tensor student, Tensor teacher, float eps, bool student_grad, bool teacher_grad) -> Tensor[]";
 
 struct GramPair {
   Matrix student, teacher;  // [B, B]
@@ -127,6 +135,50 @@ std::tuple<Tensor, Tensor, Tensor> pkt_forward(const Tensor& student_gram, const
   const SimilarityOutput out = similarity_output(in, student_grad, teacher_grad);
   if (in.n > 0) Backend::pkt(in, {student_norm, teacher_norm, eps}, out);
   return {out.loss, out.student_slope, out.teacher_slope};
+}
+
+struct PktPair {
+  Matrix student, teacher;  // [B, D], [B, D']
+  double eps;
+
+  int64_t n() const { return student.tensor.size(0); }
+  ScalarType dtype() const { return student.tensor.scalar_type(); }
+};
+
+struct PktResults {
+  Tensor loss;                             // []
+  std::optional<Tensor> student, teacher;  // like the features, contiguous
+
+  template <class A>
+  static A* data(const std::optional<Tensor>& grad) {
+    return grad ? data_of<A>(*grad) : nullptr;
+  }
+};
+
+template <class Backend>
+std::vector<Tensor> pkt_both(const Tensor& student, const Tensor& teacher, double eps, bool student_grad,
+                             bool teacher_grad) {
+  const ScalarType dtype = student.scalar_type();
+  STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0),
+                  "pkt: features must be [B, D] of one batch");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "pkt: both at once is for float32 and float64");
+  STD_TORCH_CHECK(teacher.scalar_type() == dtype, "pkt: features must have the same dtype");
+  STD_TORCH_CHECK(eps > 0, "pkt: eps must be positive, got ", eps);
+  const PktPair in{Matrix(student), Matrix(teacher), eps};
+  const auto gradient = [&](const Tensor& of) {
+    return empty(std::array<int64_t, 2>{of.size(0), of.size(1)}, dtype, student);
+  };
+  PktResults out{empty(std::array<int64_t, 0>{}, dtype, student), {}, {}};
+  std::vector<Tensor> results{out.loss};
+  if (student_grad) results.push_back(*(out.student = gradient(student)));
+  if (teacher_grad) results.push_back(*(out.teacher = gradient(teacher)));
+  if (in.n() > 0) {
+    Backend::pkt_both(in, out);
+  } else {
+    torch::stable::fill_(out.loss, 0);
+  }
+  return results;
 }
 
 }  // namespace sftn

@@ -33,6 +33,7 @@ void define_ops(Library& m) {
   m.def(kLogitsDivergenceBackwardSchema);
   m.def(kLogitsForwardSchema);
   m.def(kLogitsBackwardSchema);
+  m.def(kPktBothSchema);
   m.def(kPktForwardSchema);
   m.def(kPointwiseBothSchema);
   m.def(kPointwiseForwardSchema);

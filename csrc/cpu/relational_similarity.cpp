@@ -4,6 +4,7 @@
 
 #include "level.h"
 #include "parallel.h"
+#include "relational_similarity_products.h"
 #include "relational_similarity_row.h"
 
 namespace sftn {
@@ -14,6 +15,9 @@ SFTN_LEVELS(pkt_row, pkt_row_inline<false>(args...))
 SFTN_LEVELS(pkt_row_of_both, pkt_row_inline<true>(args...))
 SFTN_LEVELS(pkt_student_slope, pkt_slope_inline<false>(args...))
 SFTN_LEVELS(pkt_teacher_slope, pkt_slope_inline<true>(args...))
+SFTN_LEVELS(norm, norm_inline(args...))
+SFTN_LEVELS(gram_row, gram_inline<kBytes>(args...))
+SFTN_LEVELS(gradient_of_rows, gradient_inline<kBytes>(args...))
 
 // Calls f(i) for all rows.
 template <class F>
@@ -30,6 +34,58 @@ static void store_mean(const std::vector<double>& rows, A* loss) {
   for (const double row : rows) sum += row;
   *loss = A(sum / (double(rows.size()) * rows.size()));
 }
+
+// The slopes go to s_out and t_out [B, B], if these are not null.
+template <class A>
+static void pkt_of(PktRows<A>& rows, A* loss, A* s_out, A* t_out) {
+  const int64_t n = rows.n;
+  std::vector<double> losses(n);
+  parallel_rows(n, n, [&](int64_t begin, int64_t end) {
+    std::vector<A> buffer(2 * n);
+    for (int64_t i = begin; i < end; ++i) {
+      losses[i] = t_out ? pkt_row_of_both(rows, i, buffer.data()) : pkt_row(rows, i, buffer.data());
+    }
+  });
+  store_mean(losses, loss);
+  if (s_out) for_rows(n, [&](int64_t i) { pkt_student_slope(rows, i, s_out + i * n); });
+  if (t_out) for_rows(n, [&](int64_t i) { pkt_teacher_slope(rows, i, t_out + i * n); });
+}
+
+// The features of a small batch, and what PKT needs of them.
+template <class A>
+struct SmallBatch {
+  FeatureRows<A> x;
+  std::vector<A> gram, norms, slope;  // [B, B], [B], [B, B] or empty
+
+  SmallBatch(const Matrix& features, bool with_slope)
+      : x{features.data<A>(), features.stride, features.tensor.size(0), features.tensor.size(1)},
+        gram(x.n * x.n),
+        norms(x.n),
+        slope(with_slope ? x.n * x.n : 0) {
+    products(x.n, x.d, [&](int64_t i) {
+      norms[i] = norm(x, i);
+      gram_row(x, i, gram.data());
+    });
+  }
+
+  A* slope_data() { return slope.empty() ? nullptr : slope.data(); }
+
+  void write_gradient(A* out) const {
+    const A* of_slope = slope.data();
+    products(divide_up(x.n, kGradientRows), kGradientRows * x.d,
+             [&](int64_t k) { gradient_of_rows(x, of_slope, k, out); });
+  }
+
+ private:
+  // Calls f(i) for rows whose products with B rows take that many terms each. Some fifty take as long as an
+  // exponential.
+  template <class F>
+  void products(int64_t rows, int64_t terms, const F& f) const {
+    parallel_rows(rows, x.n * terms / 50, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i);
+    });
+  }
+};
 
 struct SimilarityCpu {
   static void sp(const GramPair& in, const SimilarityOutput& out) {
@@ -51,18 +107,28 @@ struct SimilarityCpu {
       using A = typename decltype(tag)::type;
       const int64_t n = in.n;
       const A eps = A(pkt_in.eps);
-      PktRows<A> rows{{in.student, pkt_in.student_norm, n, eps}, {in.teacher, pkt_in.teacher_norm, n, eps}, eps, n};
-      std::vector<double> losses(n);
-      A *s_out = out.student_data<A>(), *t_out = out.teacher_data<A>();
-      parallel_rows(n, n, [&](int64_t begin, int64_t end) {
-        std::vector<A> buffer(2 * n);
-        for (int64_t i = begin; i < end; ++i) {
-          losses[i] = t_out ? pkt_row_of_both(rows, i, buffer.data()) : pkt_row(rows, i, buffer.data());
-        }
-      });
-      store_mean(losses, out.loss_data<A>());
-      if (s_out) for_rows(n, [&](int64_t i) { pkt_student_slope(rows, i, s_out + i * n); });
-      if (t_out) for_rows(n, [&](int64_t i) { pkt_teacher_slope(rows, i, t_out + i * n); });
+      const A *s_norm = const_data_of<A>(pkt_in.student_norm), *t_norm = const_data_of<A>(pkt_in.teacher_norm);
+      PktRows<A> rows{{in.student.data<A>(), in.student.stride, s_norm, n, eps},
+                      {in.teacher.data<A>(), in.teacher.stride, t_norm, n, eps},
+                      eps,
+                      n};
+      pkt_of(rows, out.loss_data<A>(), out.student_data<A>(), out.teacher_data<A>());
+    });
+  }
+
+  static void pkt_both(const PktPair& in, const PktResults& out) {
+    visit_accumulator(in.dtype(), [&](auto tag) {
+      using A = typename decltype(tag)::type;
+      const int64_t n = in.n();
+      const A eps = A(in.eps);
+      SmallBatch<A> student(in.student, out.student.has_value()), teacher(in.teacher, out.teacher.has_value());
+      PktRows<A> rows{{student.gram.data(), n, student.norms.data(), n, eps},
+                      {teacher.gram.data(), n, teacher.norms.data(), n, eps},
+                      eps,
+                      n};
+      pkt_of(rows, data_of<A>(out.loss), student.slope_data(), teacher.slope_data());
+      if (out.student) student.write_gradient(data_of<A>(*out.student));
+      if (out.teacher) teacher.write_gradient(data_of<A>(*out.teacher));
     });
   }
 };
@@ -71,5 +137,6 @@ struct SimilarityCpu {
 
 STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
   m.impl("sp_forward", TORCH_BOX(&sftn::sp_forward<sftn::SimilarityCpu>));
+  m.impl("pkt_both", TORCH_BOX(&sftn::pkt_both<sftn::SimilarityCpu>));
   m.impl("pkt_forward", TORCH_BOX(&sftn::pkt_forward<sftn::SimilarityCpu>));
 }

@@ -90,9 +90,8 @@ struct PktSide {
   std::vector<A> inverse_sum;   // 1 / sum_j K_ij
   std::vector<A> mean;          // sum_j p_ij g_ij
 
-  PktSide(const Matrix& matrix, const Tensor& norms, int64_t n, A eps)
-      : gram(matrix.data<A>()), stride(matrix.stride), scale(n), inverse_norm(n), inverse_sum(n), mean(n) {
-    const A* norm = const_data_of<A>(norms);
+  PktSide(const A* gram, int64_t stride, const A* norm, int64_t n, A eps)
+      : gram(gram), stride(stride), scale(n), inverse_norm(n), inverse_sum(n), mean(n) {
     for (int64_t i = 0; i < n; ++i) {
       using Limits = std::numeric_limits<A>;
       if (!(norm[i] > 0 && norm[i] * norm[i] <= Limits::max())) continue;

@@ -3,7 +3,7 @@
 Both depend on the features only through the Gram matrix ``F F^T``, which PyTorch's matrix product computes. One op,
 ``csrc/relational_similarity.h``, does the rest on ``[B, B]`` and also returns the loss's gradient with respect to the
 Gram matrix. One more product then gives the gradient of the features. A sum over features does not depend on their
-order, so each map is read in its memory order.
+order, so each map is read in its memory order. PKT of a small batch on the CPU is one op that does all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sftn_fast.ops import reference
 from sftn_fast.ops import validation as check
-from sftn_fast.ops._autograd import Saved, first_derivatives, needs_function, savable
+from sftn_fast.ops._autograd import AtOnce, Saved, computes_at_once, first_derivatives, needs_function, savable
 from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator
@@ -84,8 +84,12 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
     """Compute PKT, or SP if ``eps`` is None."""
+    at_once = eps is not None and _is_small(ops, student, teacher)
     if needs_function((student, teacher)):
-        return _SimilarityLoss.apply(ops, eps, *savable(student, teacher))
+        function = _SmallPkt if at_once else _SimilarityLoss
+        return function.apply(ops, eps, *savable(student, teacher))
+    if at_once:
+        return ops.pkt_both(student, teacher, eps, False, False)[0]
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
     return loss
 
@@ -107,6 +111,30 @@ def _forward(
 def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the norm of each row in ``dtype``, right even if the squares of its values underflow in ``dtype``."""
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(dtype)
+
+
+MOST_TERMS = 2**21
+"""Most terms that the entries of a Gram matrix may have in all for the op for small batches, some 50 microseconds."""
+
+
+def _is_small(ops: Any, student: Tensor, teacher: Tensor) -> bool:
+    """Return whether the CPU has one op for PKT and its gradients, which multiplies matrices itself.
+
+    PyTorch shares its three products among threads. For a small batch this takes longer than the products.
+    """
+    if student.dtype is not teacher.dtype or student.dtype not in (torch.float32, torch.float64):
+        return False
+    (batch, width), teacher_width = student.shape, teacher.shape[1]
+    terms = batch * batch * max(width, teacher_width)
+    return terms <= MOST_TERMS and ops is torch.ops.sftn_fast and computes_at_once(student, teacher)
+
+
+class _SmallPkt(AtOnce):
+    @staticmethod
+    def forward(ctx: Any, ops: Any, eps: float, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
+        loss, *grads = ops.pkt_both(student, teacher, eps, *ctx.needs_input_grad[2:])
+        AtOnce.keep(ctx, (ops, eps, student, teacher), grads)
+        return loss
 
 
 class _SimilarityLoss(torch.autograd.Function):
@@ -182,6 +210,12 @@ def _without_autocast(device_type: str) -> AbstractContextManager:
 @register_fake("sp_forward")
 def _(student_gram: Tensor, teacher_gram: Tensor, student_grad: bool, teacher_grad: bool) -> tuple[Tensor, ...]:
     return _fake_outputs(student_gram, student_grad, teacher_grad)
+
+
+@register_fake("pkt_both")
+def _(student: Tensor, teacher: Tensor, eps: float, student_grad: bool, teacher_grad: bool) -> list[Tensor]:
+    wanted = (x for x, asked in ((student, student_grad), (teacher, teacher_grad)) if asked)
+    return [student.new_empty(()), *(x.new_empty(x.shape) for x in wanted)]
 
 
 @register_fake("pkt_forward")

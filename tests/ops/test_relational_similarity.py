@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bench.eager import relational as eager
 from sftn_fast import ops
-from sftn_fast.ops import _library
+from sftn_fast.ops import _library, relational_similarity
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,30 @@ def test_many_rows(backend, dtype):
     batch = 140 if backend.name == "emulated" else 300
     for loss in (LOSSES["sp"], LOSSES["pkt"]):
         check(loss, *make(((batch, 20), (batch, 31)), dtype=dtype, device=backend.device))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
+def test_small_batches_by_matrix_products(monkeypatch, dtype):
+    """One op has small batches to itself, also with rows that have no direction. Larger ones agree with it."""
+    most = relational_similarity.MOST_TERMS
+    for shapes in (((16, 9), (16, 30)), ((33, 64), (33, 17)), ((50, 7), (50, 7)), ((64, 128), (64, 31))):
+        for bad in (None, 0.0, torch.nan, torch.inf):
+            features = make(shapes, dtype=dtype)
+            for i, x in enumerate(features):
+                if bad is not None:
+                    x[-i] *= bad
+            monkeypatch.setattr(relational_similarity, "MOST_TERMS", most)
+            small = differentiate(LOSSES["pkt"], ops, *features)
+            monkeypatch.setattr(relational_similarity, "MOST_TERMS", -1)
+            assert_close(small, differentiate(LOSSES["pkt"], ops, *features), (dtype, dtype))
+
+
+@needs_kernels
+def test_which_batches_are_small():
+    for shape, name in (((64, 512), "_SmallPkt"), ((64, 513), "_SimilarityLoss")):
+        (student,) = make((shape,))
+        assert ops.pkt_loss(student.requires_grad_(), student.detach()).grad_fn.name().startswith(name)
 
 
 def test_golden_values(backend):
@@ -415,6 +439,9 @@ def test_threads_do_not_change_the_bits(eps):
     inputs += [x.norm(dim=1) for x in features] if eps else []
     op = torch.ops.sftn_fast.pkt_forward if eps else torch.ops.sftn_fast.sp_forward
     results = on_threads(lambda: op(*inputs, *eps, True, True))
+    if eps:
+        both = on_threads(lambda: torch.ops.sftn_fast.pkt_both(*features, *eps, True, True))
+        assert all(torch.equal(a, b) for result in both[1:] for a, b in zip(result, both[0], strict=True))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
@@ -431,6 +458,11 @@ def test_addresses_do_not_change_the_bits(batch):
             assert torch.equal(op(*arguments, False, False)[0], loss)
             assert torch.equal(op(*arguments, True, False)[1], student)
             assert torch.equal(op(*arguments, False, True)[2], teacher)
+        both = torch.ops.sftn_fast.pkt_both
+        loss, student, teacher = both(*features, 0.25, True, True)
+        for wanted, grads in (((False, False), ()), ((True, False), (student,)), ((False, True), (teacher,))):
+            for value, expected in zip(both(*features, 0.25, *wanted), (loss, *grads), strict=True):
+                assert torch.equal(value, expected)
 
 
 def test_autocast_leaves_the_loss_alone(backend, loss):
@@ -452,6 +484,7 @@ def test_opcheck(dtype, grads):
     grams, norms = [x @ x.t() for x in (student, teacher)], [x.norm(dim=1) for x in (student, teacher)]
     torch.library.opcheck(torch.ops.sftn_fast.sp_forward.default, (*grams, *grads), test_utils=FAKES)
     torch.library.opcheck(torch.ops.sftn_fast.pkt_forward.default, (*grams, *norms, 1e-7, *grads), test_utils=FAKES)
+    torch.library.opcheck(torch.ops.sftn_fast.pkt_both.default, (student, teacher, 1e-7, *grads), test_utils=FAKES)
 
 
 @pytest.mark.parametrize("kind", ["fused", "reference"])
