@@ -21,7 +21,10 @@ README = (pages.ROOT / "README.md").read_text()
 RESULTS = (pages.ROOT / "docs" / "results.md").read_text()
 MAKEFILE = (pages.ROOT / "Makefile").read_text()
 REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "few_images")}
-SHORTENED = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("few_garments", "garment_pairs", "long_garments")}
+SHORTENED = {
+    name: pages.ROOT / "bench" / "results" / name / "report.md"
+    for name in ("few_garments", "garment_pairs", "long_garments")
+}
 PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
 BANNED = (
     *("anew", "beforehand", "hence", "lest", "thereby", "whoever", "whosoever", "goes on with", "go on with"),

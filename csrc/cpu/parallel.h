@@ -9,10 +9,11 @@
 namespace sftn {
 
 // Calls f(begin, end) for disjoint ranges that cover [0, rows). The unit of `row_cost` is an element passed through an
-// exponential; a thread should have some twenty microseconds of work. f must not throw.
+// exponential; a thread should have some twenty to forty microseconds of work, because waking it takes ten, and a hundred
+// where other processes use its core. f must not throw.
 template <class F>
 void parallel_rows(int64_t rows, int64_t row_cost, const F& f) {
-  constexpr int64_t kWorthAThread = 16384;
+  constexpr int64_t kWorthAThread = 32768;
   const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, row_cost));
   if (rows <= grain) return f(int64_t{0}, rows);
   torch::stable::parallel_for(0, rows, grain, f);

@@ -21,6 +21,7 @@ from sftn_fast.ops._backend import kernels
 from sftn_fast.ops._checking import checked
 from sftn_fast.ops._dtype import accumulator
 from sftn_fast.ops._library import register_fake
+from sftn_fast.ops._nodes import Loss
 
 
 def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -86,8 +87,9 @@ def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Ten
     """Compute PKT, or SP if ``eps`` is None."""
     at_once = eps is not None and _is_small(ops, student, teacher)
     if needs_function((student, teacher)):
+        loss = _PKT_AT_ONCE(ops, student, teacher, eps) if at_once else None
         function = _SmallPkt if at_once else _SimilarityLoss
-        return function.apply(ops, eps, *savable(student, teacher))
+        return function.apply(ops, eps, *savable(student, teacher)) if loss is None else loss
     if at_once:
         return ops.pkt_both(student, teacher, eps, False, False)[0]
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
@@ -127,6 +129,9 @@ def _is_small(ops: Any, student: Tensor, teacher: Tensor) -> bool:
     (batch, width), teacher_width = student.shape, teacher.shape[1]
     terms = batch * batch * max(width, teacher_width)
     return terms <= MOST_TERMS and ops is torch.ops.sftn_fast and computes_at_once(student, teacher)
+
+
+_PKT_AT_ONCE = Loss("pkt_both", None, ("student", "teacher"))
 
 
 class _SmallPkt(AtOnce):

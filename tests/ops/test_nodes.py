@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sftn_fast import ops
 from sftn_fast.ops import _nodes
 
-IN_PYTHON = {"crd", "crd-frozen", "crd-half", "crd-first", "wkd", "wkd-T8", "sp", "pkt"}
+IN_PYTHON = {"crd", "crd-frozen", "crd-half", "crd-first", "wkd", "wkd-T8", "sp"}
 IN_PYTHON |= {"adapted_hint", "adapted_hint-eval", "divergence-none"}
 """Losses without a node: their cost is not Python's, or a row has a gradient of its own."""
 
