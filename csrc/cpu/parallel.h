@@ -9,8 +9,8 @@
 namespace sftn {
 
 // Calls f(begin, end) for disjoint ranges that cover [0, rows). The unit of `row_cost` is an element passed through an
-// exponential; a thread should have some twenty to forty microseconds of work, because waking it takes ten, and a hundred
-// where other processes use its core. f must not throw.
+// exponential; a thread should have some thirty microseconds of work, because waking it may take a hundred where
+// other processes use its core. f must not throw.
 template <class F>
 void parallel_rows(int64_t rows, int64_t row_cost, const F& f) {
   constexpr int64_t kWorthAThread = 32768;
