@@ -270,11 +270,27 @@ def cuda_extension(toolkit: Path, cxx: list[str]) -> Extension:
     return extension
 
 
-def nodes_extension(flags: list[str]) -> Extension | None:
-    """The library of autograd nodes, None where it is not for: wheels, and machines without Python's headers."""
+def nodes_name() -> str:
+    """Return the name of the library of autograd nodes, as sftn_fast/ops/_nodes.py has it."""
+    version = re.sub(r"\W", "_", torch.__version__)
+    return "_nodes_cp{}{}{}_torch{}".format(*sys.version_info[:2], sys.abiflags, version)
+
+
+def wanted_nodes() -> str:
     wanted = os.environ.get("SFTN_NODES", "")
     if wanted not in ("", "0", "1"):
         raise SystemExit(f"sftn_fast: SFTN_NODES must be 0, 1 or unset, got {wanted!r}")
+    return wanted
+
+
+def remove_nodes() -> None:
+    """Remove the nodes of an earlier build, which may be of other sources."""
+    (ROOT / "sftn_fast" / f"{nodes_name()}.so").unlink(missing_ok=True)
+
+
+def nodes_extension(flags: list[str]) -> Extension | None:
+    """The library of autograd nodes, None where it is not for: wheels, and machines without Python's headers."""
+    wanted = wanted_nodes()
     if wanted == "0" or not (wanted or builds_in_place()):
         return None
     headers = Path(sysconfig.get_path("include")) / "Python.h"
@@ -285,9 +301,8 @@ def nodes_extension(flags: list[str]) -> Extension | None:
         return None
     from torch.utils.cpp_extension import CppExtension
 
-    version = "cp{}{}_torch{}".format(*sys.version_info[:2], re.sub(r"\W", "_", torch.__version__))
     return CppExtension(
-        f"sftn_fast._nodes_{version}",
+        f"sftn_fast.{nodes_name()}",
         sources("csrc/autograd/*.cpp"),
         depends=sources(*HEADERS),
         extra_compile_args={"cxx": flags},
@@ -298,6 +313,8 @@ def nodes_extension(flags: list[str]) -> Extension | None:
 def build_options() -> dict:
     """The part of setup()'s arguments that depends on the machine."""
     missing = missing_compiler()
+    if missing and wanted_nodes() == "1":
+        raise SystemExit(f"sftn_fast: SFTN_NODES=1, but {missing}")
     if missing:
         say(f"{missing}: installing pure Python, the ops run on their reference")
         return {}
@@ -316,6 +333,8 @@ def build_options() -> dict:
 
         def run(self) -> None:
             with alone(Path(self.build_temp)):
+                if nodes is None and builds_in_place():
+                    remove_nodes()
                 super().run()
 
         def build_extension(self, extension: Extension) -> None:
@@ -327,6 +346,7 @@ def build_options() -> dict:
             except Exception as error:
                 if not extension.optional:
                     raise
+                remove_nodes()
                 reason = str(error).partition("\n")[0]
                 say(f"the autograd nodes can't be built, small losses take more time in Python: {reason}")
 

@@ -1,6 +1,7 @@
 // A call of a loss: its arguments from Python, and whether it is one for these nodes.
 #pragma once
 
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
@@ -17,11 +18,16 @@ struct Span {
   int64_t start, count;
 };
 
+// What a call throws that may be refused by its op.
+struct Refusal {};
+
 struct Call {
   const Plan& plan;
+  bool may_be_refused;
   std::vector<c10::IValue> arguments;
   std::vector<Span> spans;  // of each argument
   std::vector<at::Tensor> tensors;
+  std::vector<at::Tensor> others;  // the results besides the total, once it was computed
 
   bool wants(size_t argument) const {
     const Span& span = spans[argument];
@@ -87,17 +93,25 @@ inline bool add_argument(Call& call, const c10::TypePtr& type, PyObject* object)
   return true;
 }
 
-// The call with a loss's arguments, nothing if it is one for Python: without a gradient, or seen by a mode or a tracer.
-inline std::optional<Call> make_call(const Plan& plan, const py::args& arguments) {
+// Whether Python must hear of what is called: a mode or a tracer.
+inline bool is_heard() { return at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing(); }
+
+// The call with a loss's arguments, nothing if it is one for Python: it is heard, or without a gradient, or an argument
+// has another type, which Python's message names.
+inline std::optional<Call> make_call(const Plan& plan, const py::args& arguments, bool may_be_refused) {
   TORCH_CHECK(arguments.size() == plan.num_arguments, plan.name, ": ", plan.num_arguments,
               " arguments are needed, got ", arguments.size());
-  if (!at::GradMode::is_enabled() || torch::jit::tracer::isTracing()) return std::nullopt;
-  Call call{plan, {}, {}, {}};
+  if (!at::GradMode::is_enabled() || is_heard()) return std::nullopt;
+  Call call{plan, may_be_refused, {}, {}, {}, {}};
   call.arguments.reserve(plan.forward.schema().arguments().size());
   call.spans.reserve(arguments.size());
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto& type = plan.forward.schema().arguments()[i].real_type();
-    if (!add_argument(call, type, PyTuple_GET_ITEM(arguments.ptr(), i))) return std::nullopt;
+    try {
+      if (!add_argument(call, type, PyTuple_GET_ITEM(arguments.ptr(), i))) return std::nullopt;
+    } catch (const py::cast_error&) {
+      return std::nullopt;
+    }
   }
   if (!call.wants_any()) return std::nullopt;
   return call;

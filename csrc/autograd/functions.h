@@ -59,12 +59,24 @@ inline Remembered remembered(AutogradContext* ctx) {
   return {*reinterpret_cast<const Plan*>(all[0].toInt()), all[1].toInt(), all.slice(2)};
 }
 
-// Saves tensors for the backward pass, and leaves the first result alone differentiable.
-inline variable_list finish(AutogradContext* ctx, variable_list saved, variable_list results) {
+// Runs the forward op. Of a call that may be refused, its error is a Refusal, apart from those of hooks of saved
+// tensors.
+inline variable_list call_forward(const Call& call, torch::jit::Stack stack) {
+  if (!call.may_be_refused) return call_op(call.plan.forward, std::move(stack));
+  try {
+    return call_op(call.plan.forward, std::move(stack));
+  } catch (const std::exception&) {
+    throw Refusal();
+  }
+}
+
+// Saves tensors for the backward pass, and returns the total. The other results go around autograd, which they are no
+// part of: compiled autograd takes no function that marks results as not differentiable.
+inline at::Tensor finish(AutogradContext* ctx, variable_list saved, variable_list results, Call& call) {
   ctx->save_for_backward(std::move(saved));
-  if (results.size() > 1) ctx->mark_non_differentiable({results.begin() + 1, results.end()});
   ctx->set_materialize_grads(false);
-  return results;
+  call.others.assign(results.begin() + 1, results.end());
+  return results[0];
 }
 
 // Runs `gradients` outside autograd, and makes what it returns raise if differentiated again.
@@ -86,7 +98,7 @@ variable_list first_derivatives(const Plan& plan, const variable_list& saved, F&
 
 // A loss whose op leaves its gradients. It saves the inputs that want one, then the gradients.
 struct Kept : torch::autograd::Function<Kept> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Call* call) {
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList tensors, Call* call) {
     torch::jit::Stack stack = call->arguments;
     std::vector<int64_t> wanted, kept;  // positions of tensors, and of their gradients among those that the op leaves
     int64_t num_grads = 0;
@@ -100,13 +112,13 @@ struct Kept : torch::autograd::Function<Kept> {
         kept.push_back(num_grads);
       }
     }
-    variable_list results = call_op(call->plan.forward, std::move(stack)), saved;
+    variable_list results = call_forward(*call, std::move(stack)), saved;
     const auto num_terms = static_cast<int64_t>(results.size()) - num_grads;
     for (const int64_t i : wanted) saved.push_back(tensors[i]);
     for (const int64_t i : kept) saved.push_back(results[num_terms + i]);
     results.resize(num_terms);
     remember(ctx, *call, {wanted.begin(), wanted.end()});
-    return finish(ctx, std::move(saved), std::move(results));
+    return finish(ctx, std::move(saved), std::move(results), *call);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -121,23 +133,26 @@ struct Kept : torch::autograd::Function<Kept> {
 
  private:
   // The gradients times that of the total, which is mostly 1. They are handed out or written to only if no other
-  // backward pass needs them. What is fake or recorded has no value to look at.
+  // backward pass needs them.
   static variable_list scale(const variable_list& saved, const at::Tensor& grad_total) {
     const size_t half = saved.size() / 2;
-    const bool is_known =
-        !torch::autograd::get_current_graph_task_keep_graph() && grad_total.is_cpu() && is_plain(grad_total);
+    const at::Tensor factor = grad_total.layout() == at::kStrided ? grad_total : grad_total.to_dense();
+    const bool is_kept = torch::autograd::get_current_graph_task_keep_graph() || !has_value(factor);
+    const bool is_one = !is_kept && value(factor) == 1;
     variable_list grads(saved.begin() + static_cast<std::ptrdiff_t>(half), saved.end());
-    const bool is_one = is_known && value(grad_total) == 1;
     for (size_t i = 0; i < half; ++i) {
-      if (!is_known) {
-        grads[i] = at::mul(grads[i], grad_total);
+      if (is_kept) {
+        grads[i] = at::mul(grads[i], factor);
       } else if (!is_one) {
-        grads[i].mul_(grad_total);
+        grads[i].mul_(factor);
       }
       if (grads[i].scalar_type() != saved[i].scalar_type()) grads[i] = grads[i].to(saved[i].scalar_type());
     }
     return grads;
   }
+
+  // Whether a tensor's memory has its value: not if it is fake or recorded, on a GPU, all zeros, or negated when read.
+  static bool has_value(const at::Tensor& x) { return x.is_cpu() && is_plain(x) && !x.is_neg() && !x._is_zerotensor(); }
 
   static double value(const at::Tensor& x) {
     return x.scalar_type() == at::kDouble ? *x.const_data_ptr<double>() : *x.const_data_ptr<float>();
@@ -146,17 +161,17 @@ struct Kept : torch::autograd::Function<Kept> {
 
 // A loss with a backward op. It saves the call's tensors, then the results of the forward op that the backward op gets.
 struct TwoOps : torch::autograd::Function<TwoOps> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Call* call) {
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList tensors, Call* call) {
     const Plan& plan = call->plan;
     torch::jit::Stack stack = call->arguments;
     if (plan.forward_has_flags) {
       for (const size_t input : plan.inputs) stack.emplace_back(call->wants(input));
     }
-    variable_list results = call_op(plan.forward, std::move(stack)), saved(tensors.begin(), tensors.end());
+    variable_list results = call_forward(*call, std::move(stack)), saved(tensors.begin(), tensors.end());
     for (const size_t result : plan.saved) saved.push_back(results[result]);
     results.resize(plan.num_returned);
     remember(ctx, *call, without_tensors(*call));
-    return finish(ctx, std::move(saved), std::move(results));
+    return finish(ctx, std::move(saved), std::move(results), *call);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {

@@ -17,20 +17,31 @@ class Loss {
       : plan_(make_plan(forward, backward, inputs, num_returned, std::move(no_second_derivative))) {}
 
   // The total, or a tuple that begins with it; None for a call that Python must do.
-  py::object operator()(const py::args& arguments) const {
+  py::object operator()(const py::args& arguments) const { return run(arguments, false); }
+
+  // The same, and NotImplemented for a call that the op refuses.
+  py::object attempt(const py::args& arguments) const { return run(arguments, true); }
+
+ private:
+  py::object run(const py::args& arguments, bool may_be_refused) const {
     HANDLE_TH_ERRORS
-    const std::optional<Call> call = make_call(plan_, arguments);
+    std::optional<Call> call = make_call(plan_, arguments, may_be_refused);
     if (!call) return py::none();
-    const variable_list results = apply(*call);
-    if (results.size() == 1) return wrapped(results[0]);
-    py::tuple all(results.size());
-    for (size_t i = 0; i < results.size(); ++i) all[i] = wrapped(results[i]);
-    return all;
+    at::Tensor total;
+    try {
+      total = total_of(*call);
+    } catch (const Refusal&) {
+      return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+    }
+    if (call->others.empty()) return wrapped(total);
+    py::tuple results(1 + call->others.size());
+    results[0] = wrapped(total);
+    for (size_t i = 0; i < call->others.size(); ++i) results[1 + i] = wrapped(call->others[i]);
+    return results;
     END_HANDLE_TH_ERRORS_PYBIND
   }
 
- private:
-  variable_list apply(const Call& call) const {
+  at::Tensor total_of(Call& call) const {
     const py::gil_scoped_release others_may_run;
     const at::TensorList tensors(call.tensors);
     return plan_.backward ? TwoOps::apply(tensors, &call) : Kept::apply(tensors, &call);
@@ -51,5 +62,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<sftn::Loss, std::unique_ptr<sftn::Loss, py::nodelete>>(module, "Loss")
       .def(py::init<const std::string&, const std::optional<std::string>&, const std::vector<std::string>&, size_t,
                     std::string>())
-      .def("__call__", &sftn::Loss::operator());
+      .def("__call__", &sftn::Loss::operator())
+      .def("attempt", &sftn::Loss::attempt);
+  module.attr("interface") = 1;  // as in sftn_fast/ops/_nodes.py, which calls this: to be raised with every change
 }

@@ -236,7 +236,7 @@ struct LogitsCpu {
     visit_floating(in.dtype, "logits_both", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using A = accumulator_t<T>;
-      parallel_rows(in.n, 2 * in.c * (1 + in.k()),
+      parallel_rows(in.n, in.c * (1 + in.k()),
                     [&](int64_t begin, int64_t end) { both_range<T>(in, both, inv_valid, terms.data(), begin, end); });
       A parts[4];
       reduce(in, terms, inv_valid, parts, data_of<A>(both.terms[0]));

@@ -177,12 +177,11 @@ def one_student(arguments: tuple[Tensor | None, Tensor, int], teacher: Tensor, s
     Raises:
         Refused: The op refused its arguments.
     """
-    try:
-        terms = _AT_ONCE(torch.ops.sftn_fast, teacher, (student,), *arguments)
-    except RuntimeError as error:  # of the op; what hooks of saved tensors raise is others'
-        raise Refused from error
+    terms = _AT_ONCE.attempt(torch.ops.sftn_fast, teacher, (student,), *arguments)
     if terms is None:
         return _OneStudent.apply(arguments, teacher, student)
+    if terms is NotImplemented:
+        raise Refused
     if arguments[0] is None:
         return terms
     total, _, ce, kl = terms
@@ -205,11 +204,11 @@ class _OneStudent(AtOnce):
             ctx.save_for_backward(teacher, student, *results[-2:])
         else:
             ctx.save_for_backward(student, results[-1])
+        ctx.set_materialize_grads(False)
         if arguments[0] is None:
             return results[0]
         total, _, ce, kl = results[:4]
         ctx.mark_non_differentiable(ce, kl)
-        ctx.set_materialize_grads(False)
         return total, ce, kl
 
     @staticmethod
@@ -226,7 +225,7 @@ class _InTwoPasses(torch.autograd.Function):
         ctx: Any, ops: Any, options: Options, target: Tensor | None, teacher: Tensor, *students: Tensor
     ) -> tuple[Tensor, Tensor]:
         total, parts, stats = _call(ops.logits_forward, options, target, teacher, students, *options)
-        ctx.save_for_backward(target, parts, stats, teacher, *students)
+        ctx.save_for_backward(teacher, *students, target, parts, stats)
         ctx.ops, ctx.options = ops, options
         ctx.mark_non_differentiable(parts)
         ctx.set_materialize_grads(False)
@@ -241,7 +240,7 @@ class _InTwoPasses(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_total: Tensor, saved: Saved) -> list[Tensor | None]:
     """Return the gradients of the teacher, then of the students, None where none is wanted."""
-    target, parts, stats, teacher, *students = saved
+    teacher, *students, target, parts, stats = saved
     _, _, _, teacher_wanted, *wanted = ctx.needs_input_grad
     grads = ctx.ops.logits_backward(
         grad_total, teacher, students, target, parts, stats, *ctx.options, teacher_wanted, True in wanted

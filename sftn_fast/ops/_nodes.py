@@ -21,8 +21,10 @@ import torch
 from sftn_fast.ops._autograd import NO_SECOND_DERIVATIVE
 from sftn_fast.ops._library import CPU, PACKAGE, PURE_PYTHON, REBUILD, Library
 
-NAME = "_nodes_cp{}{}_torch{}".format(*sys.version_info[:2], re.sub(r"\W", "_", torch.__version__))
+NAME = "_nodes_cp{}{}{}_torch{}".format(*sys.version_info[:2], sys.abiflags, re.sub(r"\W", "_", torch.__version__))
 """Of the library's file; setup.py gives the same."""
+INTERFACE = 1
+"""Of the library's module, see ``csrc/autograd/module.cpp``."""
 
 
 def _import(path: Path) -> ModuleType:
@@ -43,7 +45,10 @@ def _load() -> tuple[ModuleType | None, Library]:
     if not path.exists():
         return None, Library(NAME, None, f"sftn_fast/{NAME}.so was not built; {REBUILD}")
     try:
-        return _import(path), Library(NAME, path, None)
+        module = _import(path)
+        if module.interface != INTERFACE:
+            return None, Library(NAME, path, f"it is of another version of the package; {REBUILD}")
+        return module, Library(NAME, path, None)
     except Exception as error:  # a broken file, or one of a torch that calls itself the same
         return None, Library(NAME, path, f"{type(error).__name__}: {error}")
 
@@ -73,11 +78,19 @@ class Loss:
     def __call__(self, ops: Any, *arguments: Any) -> Any:
         if _module is None or _is_compiling():
             return None
-        loss = self._of.get(ops)
-        if loss is None:
-            forward, backward = (name and f"{ops.name}::{name}" for name in self._ops)
-            loss = self._of[ops] = _module.Loss(forward, backward, *self._rest)
-        return loss(*arguments)
+        return (self._of.get(ops) or self._node(ops))(*arguments)
+
+    def attempt(self, ops: Any, *arguments: Any) -> Any:
+        """Do the same, and return NotImplemented if the op refuses its arguments."""
+        if _module is None or _is_compiling():
+            return None
+        return (self._of.get(ops) or self._node(ops)).attempt(*arguments)
+
+    def _node(self, ops: Any) -> Any:
+        assert _module is not None
+        forward, backward = (name and f"{ops.name}::{name}" for name in self._ops)
+        node = self._of[ops] = _module.Loss(forward, backward, *self._rest)
+        return node
 
 
 @contextmanager

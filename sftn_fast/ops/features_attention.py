@@ -113,10 +113,13 @@ class _AttentionLoss(torch.autograd.Function):
         loss, maps, stats = ops.features_attention_forward(student, teacher, power, absolute)
         ctx.save_for_backward(student, teacher, maps, stats)
         ctx.ops, ctx.power, ctx.absolute = ops, power, absolute
+        ctx.set_materialize_grads(False)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_loss is None:
+            return (None,) * 5
         return None, None, None, *first_derivatives(_backward, ctx, grad_loss)
 
 

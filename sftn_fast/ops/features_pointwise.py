@@ -234,10 +234,13 @@ class _Hint(torch.autograd.Function):
         except Exception as error:
             raise Refused from error
         ctx.save_for_backward(student, teacher, grad)
+        ctx.set_materialize_grads(False)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return None, None
         return *first_derivatives(_hint_backward, ctx, grad_total), None
 
 
@@ -259,10 +262,13 @@ class _PointwiseLoss(torch.autograd.Function):
         total, stats = ops.features_pointwise_forward(student, teacher, channel, *options)
         ctx.save_for_backward(student, teacher, channel, stats)
         ctx.ops, ctx.options = ops, options
+        ctx.set_materialize_grads(False)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return (None,) * 5
         return None, None, *first_derivatives(_backward, ctx, grad_total)
 
 

@@ -45,10 +45,13 @@ class _Pool(torch.autograd.Function):
     def forward(ctx: Any, ops: Any, height: int, width: int, features: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(features)
         ctx.ops = ops
+        ctx.set_materialize_grads(False)
         return ops.features_pool_forward(features, height, width)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None:
+            return (None,) * 4
         return None, None, None, *first_derivatives(_backward, ctx, grad)
 
 

@@ -154,10 +154,13 @@ class _WKDLoss(torch.autograd.Function):
         left = _forward(ops, options, target, cost, student, teacher)
         ctx.save_for_backward(target, cost, student, teacher, left.kernel, left.product, *left.sinks, *left.sources)
         ctx.ops, ctx.options = ops, options
+        ctx.set_materialize_grads(False)
         return left.loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_loss is None:
+            return (None,) * 6
         return None, None, None, None, *first_derivatives(_backward, ctx, grad_loss)
 
 

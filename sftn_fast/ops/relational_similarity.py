@@ -150,10 +150,13 @@ class _SimilarityLoss(torch.autograd.Function):
         rows = student if student_grad else None, teacher if teacher_grad else None
         ctx.save_for_backward(*rows, student_slope, teacher_slope)
         ctx.skip_nan = eps is not None
+        ctx.set_materialize_grads(False)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_loss is None:
+            return (None,) * 4
         return None, None, *first_derivatives(_backward, ctx, grad_loss)
 
 

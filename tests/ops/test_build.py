@@ -332,6 +332,17 @@ def test_nodes_need_the_headers_of_python(setup_py, monkeypatch, capsys):
         setup_py.nodes_extension([])
 
 
+def test_nodes_that_are_asked_for_need_a_compiler(setup_py, monkeypatch):
+    monkeypatch.setattr(setup_py, "missing_compiler", lambda: "no C++17 compiler was found")
+    assert setup_py.build_options() == {}
+    monkeypatch.setenv("SFTN_NODES", "1")
+    with pytest.raises(SystemExit, match="no C\\+\\+17 compiler"):
+        setup_py.build_options()
+    monkeypatch.setenv("SFTN_NODES", "all")
+    with pytest.raises(SystemExit, match="must be 0, 1 or unset"):
+        setup_py.build_options()
+
+
 def test_nodes_that_fail_to_compile_fail_nothing(tmp_path):
     """The installation goes on in one line; where they are asked for, it ends."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "sftn_fast/__init__.py", "csrc/tensor.h"):
@@ -341,9 +352,11 @@ def test_nodes_that_fail_to_compile_fail_nothing(tmp_path):
     (tmp_path / "csrc" / "autograd").mkdir()
     (tmp_path / "csrc" / "autograd" / "module.cpp").write_text("#error of this compiler")
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    for wanted in ("", "1"):
+    old = tmp_path / "sftn_fast" / f"{_nodes.NAME}.so"
+    for wanted in ("", "0", "1"):
+        old.write_text("of an earlier build")
         env = {**os.environ, "SFTN_CUDA": "0", "SFTN_CPU_LEVELS": "default", "SFTN_NODES": wanted}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert (done.returncode != 0) == bool(wanted), done.stderr
+        assert (done.returncode != 0) == (wanted == "1"), done.stderr
         assert ("the autograd nodes can't be built" in done.stderr) == (not wanted)
-        assert (tmp_path / "sftn_fast" / "_C.so").exists() or wanted
+        assert (tmp_path / "sftn_fast" / "_C.so").exists() and (old.exists() == (wanted == "1"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 from every_op import LOSSES, TABLE, Outcome, assert_same_bits, evaluate
 from families import needs_kernels
+from torch._dynamo import compiled_autograd
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftn_fast import ops
@@ -190,6 +193,8 @@ def test_refusals_read_alike():
         "dtype": lambda: ops.hint_loss(student, teacher.long()),
         "value": lambda: ops.kd_loss(student, teacher, -1.0),
         "unchecked": lambda: unchecked(lambda: ops.dkd_loss(student, teacher[:3], torch.zeros(4, dtype=torch.int64))),
+        "type": lambda: unchecked(lambda: ops.ab_loss(student, teacher, margin="wide")),
+        "flag": lambda: unchecked(lambda: ops.ttm_loss(student, teacher, weighted="no")),
         "too large": lambda: ops.kd_ce_loss(student, teacher, torch.zeros(4, dtype=torch.int64), ignore_index=2**70),
     }
 
@@ -207,6 +212,106 @@ def test_refusals_read_alike():
         with _nodes.in_python():
             assert message(call) == in_cpp, what
         assert "c10" not in in_cpp[1] and "frame #" not in in_cpp[1]
+
+
+SCALED = ["kd", "kd_ce", "sftn", "dkd", "nkd", "pkt", "vid", "at", "rkd", "dist"]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_gradient_of_the_total_that_is_no_plain_number(name):
+    """The memory of a negative view, as of ``(z.conj() - 1).imag``, holds another number; zeros may have none."""
+
+    def gradients(upstream):
+        total, leaves = total_of(name)
+        return torch.autograd.grad(total, leaves, upstream, allow_unused=True)
+
+    one = torch.ones(())
+    for negated in (torch._neg_view(one), torch.complex(torch.zeros(()), one).conj().imag):
+        for found, expected in zip(gradients(negated), gradients(one), strict=True):
+            assert torch.equal(found, -expected)
+    assert not any(grad.any() for grad in gradients(torch._efficientzerotensor(())))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_a_sparse_gradient_of_the_total(name):
+    total, leaves = total_of(name)
+    for grad in torch.autograd.grad(total, leaves, torch.ones(()).to_sparse()):
+        assert grad.layout == torch.strided and grad.any()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not TABLE[name].state])
+def test_an_undefined_gradient_of_the_total_leaves_none(name):
+    class Drop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    for where in (nullcontext, _nodes.in_python):
+        with where():
+            total, leaves = total_of(name)
+            Drop.apply(total).sum().backward()
+            assert all(leaf.grad is None for leaf in leaves), where
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not TABLE[name].state])
+def test_tensors_are_saved_in_one_order(name):
+    """Activation checkpointing counts them, and may see only one of the two ways in a mode."""
+
+    def saved():
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):
+            total_of(name)
+        return shapes
+
+    in_cpp = saved()
+    with _nodes.in_python():
+        assert saved() == in_cpp
+
+
+@pytest.mark.parametrize("name", ["kd", "kd_ce", "sftn", "kd-none", "dkd", "rkd", "dist", "at"])
+@pytest.mark.compiles
+def test_compiled_autograd(name):
+    total, leaves = total_of(name)
+    expected = torch.autograd.grad(total.sum(), leaves)
+    total, leaves = total_of(name)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        total.sum().backward()
+    assert all(map(torch.equal, [leaf.grad for leaf in leaves], expected))
+
+
+def test_a_hook_that_fails_once_is_heard():
+    failures = [RuntimeError("the disk is full")]
+
+    def pack(x):
+        if failures:
+            raise failures.pop()
+        return x
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+    with hooks, pytest.raises(RuntimeError, match="the disk is full"):
+        total_of("kd")
+
+
+def test_modes_of_functions_see_the_ops():
+    class Named(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with Named():
+        assert not is_node(total_of("dkd")[0])
+    assert any("logits_divergence" in name for name in names)
+
+
+def test_a_library_of_another_interface_is_refused(monkeypatch):
+    monkeypatch.setattr(_nodes, "INTERFACE", -1)
+    module, library = _nodes._load()
+    assert module is None and "another version of the package" in library.error
 
 
 def test_a_library_of_another_torch_is_not_loaded(tmp_path, monkeypatch):
