@@ -45,8 +45,11 @@ struct Call {
   }
 };
 
-// Whether a tensor holds values of its own. Others go through Python, where their class or a transform is heard.
-inline bool is_plain(const at::Tensor& x) { return !at::isTensorSubclassLike(x) && !x.is_inference(); }
+// Whether a tensor is dense and holds values of its own. Others go through Python, where their class or a transform is
+// heard, or which names what is wrong with them.
+inline bool is_plain(const at::Tensor& x) {
+  return x.layout() == at::kStrided && !x.is_nested() && !at::isTensorSubclassLike(x) && !x.is_inference();
+}
 
 // Adds a tensor of Python's, false if it isn't plain.
 inline bool add_tensor(Call& call, PyObject* object) {

@@ -3,6 +3,8 @@
 Their library needs LibTorch's unstable API. It serves the version of torch and of Python that it was built for, and its
 file is named after both, so that one of others is never loaded. It is built only from source. Without it, and wherever
 Python must hear of a call (compilers, subclasses of tensors, modes, transforms), the autograd functions do the same.
+
+As with PyTorch's own nodes, a hook of saved tensors that walks the same graph again waits for itself.
 """
 
 from __future__ import annotations
