@@ -16,6 +16,15 @@ namespace sftn {
 // The tensors of an argument among those of the call: one, several of a list, or none.
 struct Span {
   int64_t start, count;
+
+  // Whether a condition holds for the position of one of them.
+  template <class F>
+  bool any(F&& holds) const {
+    for (int64_t i = start; i < start + count; ++i) {
+      if (holds(i)) return true;
+    }
+    return false;
+  }
 };
 
 // What a call throws that may be refused by its op.
@@ -30,11 +39,7 @@ struct Call {
   std::vector<at::Tensor> others;  // the results besides the total, once it was computed
 
   bool wants(size_t argument) const {
-    const Span& span = spans[argument];
-    for (int64_t i = span.start; i < span.start + span.count; ++i) {
-      if (tensors[i].requires_grad()) return true;
-    }
-    return false;
+    return spans[argument].any([&](int64_t i) { return tensors[i].requires_grad(); });
   }
 
   bool wants_any() const {
@@ -60,18 +65,16 @@ inline bool add_tensor(Call& call, PyObject* object) {
   return true;
 }
 
-inline bool add_argument(Call& call, const c10::TypePtr& type, PyObject* object) {
-  const auto start = static_cast<int64_t>(call.tensors.size());
+// Adds an argument's value and its tensors, false if one of these isn't plain.
+inline bool add_value(Call& call, const c10::TypePtr& type, PyObject* object) {
   switch (type->kind()) {
     case c10::TypeKind::OptionalType:
-      if (object != Py_None) return add_argument(call, type->containedType(0), object);
+      if (object != Py_None) return add_value(call, type->containedType(0), object);
       call.arguments.emplace_back();
-      call.spans.push_back({start, 0});
       return true;
     case c10::TypeKind::TensorType:
       if (!add_tensor(call, object)) return false;
       call.arguments.emplace_back(call.tensors.back());
-      call.spans.push_back({start, 1});
       return true;
     case c10::TypeKind::ListType: {
       c10::List<at::Tensor> list;
@@ -80,19 +83,24 @@ inline bool add_argument(Call& call, const c10::TypePtr& type, PyObject* object)
         list.push_back(call.tensors.back());
       }
       call.arguments.emplace_back(std::move(list));
-      call.spans.push_back({start, static_cast<int64_t>(call.tensors.size()) - start});
       return true;
     }
     case c10::TypeKind::FloatType:
       call.arguments.emplace_back(py::cast<double>(py::handle(object)));
-      break;
+      return true;
     case c10::TypeKind::IntType:
       call.arguments.emplace_back(py::cast<int64_t>(py::handle(object)));
-      break;
+      return true;
     default:
       call.arguments.emplace_back(py::cast<bool>(py::handle(object)));
+      return true;
   }
-  call.spans.push_back({start, 0});
+}
+
+inline bool add_argument(Call& call, const c10::TypePtr& type, PyObject* object) {
+  const auto start = static_cast<int64_t>(call.tensors.size());
+  if (!add_value(call, type, object)) return false;
+  call.spans.push_back({start, static_cast<int64_t>(call.tensors.size()) - start});
   return true;
 }
 

@@ -211,11 +211,7 @@ struct TwoOps : torch::autograd::Function<TwoOps> {
     }
 
     bool wants(size_t argument) const {
-      const Span of = span(argument);
-      for (int64_t i = of.start; i < of.start + of.count; ++i) {
-        if (ctx->needs_input_grad(i)) return true;
-      }
-      return false;
+      return span(argument).any([&](int64_t i) { return ctx->needs_input_grad(i); });
     }
 
     c10::IValue argument(size_t index) const {

@@ -85,13 +85,10 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
     """Compute PKT, or SP if ``eps`` is None."""
-    at_once = eps is not None and _is_small(ops, student, teacher)
+    if eps is not None and _is_small(ops, student, teacher):
+        return _small_pkt(ops, student, teacher, eps)
     if needs_function((student, teacher)):
-        loss = _PKT_AT_ONCE(ops, student, teacher, eps) if at_once else None
-        function = _SmallPkt if at_once else _SimilarityLoss
-        return function.apply(ops, eps, *savable(student, teacher)) if loss is None else loss
-    if at_once:
-        return ops.pkt_both(student, teacher, eps, False, False)[0]
+        return _SimilarityLoss.apply(ops, eps, *savable(student, teacher))
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
     return loss
 
@@ -132,6 +129,13 @@ def _is_small(ops: Any, student: Tensor, teacher: Tensor) -> bool:
 
 
 _PKT_AT_ONCE = Loss("pkt_both", None, ("student", "teacher"))
+
+
+def _small_pkt(ops: Any, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+    if not needs_function((student, teacher)):
+        return ops.pkt_both(student, teacher, eps, False, False)[0]
+    loss = _PKT_AT_ONCE(ops, student, teacher, eps)
+    return _SmallPkt.apply(ops, eps, *savable(student, teacher)) if loss is None else loss
 
 
 class _SmallPkt(AtOnce):
