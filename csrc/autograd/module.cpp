@@ -5,7 +5,7 @@
 // source, and the losses work without it.
 #include <torch/csrc/Exceptions.h>
 
-#include "functions.h"
+#include "gradients.h"
 
 namespace sftn {
 namespace {
@@ -29,7 +29,8 @@ class Loss {
     if (!call) return py::none();
     at::Tensor total;
     try {
-      total = total_of(*call);
+      const py::gil_scoped_release others_may_run;
+      total = compute(*call);
     } catch (const Refusal&) {
       return py::reinterpret_borrow<py::object>(Py_NotImplemented);
     }
@@ -39,12 +40,6 @@ class Loss {
     for (size_t i = 0; i < call->others.size(); ++i) results[1 + i] = wrapped(call->others[i]);
     return results;
     END_HANDLE_TH_ERRORS_PYBIND
-  }
-
-  at::Tensor total_of(Call& call) const {
-    const py::gil_scoped_release others_may_run;
-    const at::TensorList tensors(call.tensors);
-    return plan_.backward ? TwoOps::apply(tensors, &call) : Kept::apply(tensors, &call);
   }
 
   static py::object wrapped(const at::Tensor& tensor) {
@@ -64,5 +59,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                     std::string>())
       .def("__call__", &sftn::Loss::operator())
       .def("attempt", &sftn::Loss::attempt);
-  module.attr("interface") = 1;  // as in sftn_fast/ops/_nodes.py, which calls this: to be raised with every change
+  module.attr("interface") = 2;  // as in sftn_fast/ops/_nodes.py, which calls this: to be raised with every change
 }

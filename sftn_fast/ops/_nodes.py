@@ -25,7 +25,7 @@ from sftn_fast.ops._library import CPU, PACKAGE, PURE_PYTHON, REBUILD, Library
 
 NAME = "_nodes_cp{}{}{}_torch{}".format(*sys.version_info[:2], sys.abiflags, re.sub(r"\W", "_", torch.__version__))
 """Of the library's file; setup.py gives the same."""
-INTERFACE = 1
+INTERFACE = 2
 """Of the library's module, see ``csrc/autograd/module.cpp``."""
 
 
