@@ -103,17 +103,51 @@ class ChunkView {
   int64_t whole_, blocks_;
 };
 
-// `size` results of a row, block by block. finish() copies the incomplete last block to its place.
+// Zeros, then ones: read from kLanes - front on, it tells which lanes are behind the `front` first ones.
+constexpr int32_t kBehind[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+// The same with the last block padded in front: it is the row's last lanes, some of them ruled out. Written at once, it
+// is read without a wait, but a lane is no longer a class's remainder.
 template <class A>
-class ChunkResult {
+class FrontView {
  public:
-  SFTN_INLINE ChunkResult(A* to, int64_t size, Tail<A>& tail)
+  SFTN_INLINE FrontView(const A* from, int64_t size, Tail<A>& tail, A padding = -std::numeric_limits<A>::infinity())
+      : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {
+    if (whole_ == blocks_) return;
+    const int64_t front = blocks_ * kLanes - size;
+    if (size < kLanes) {
+      SFTN_LANES tail.lane[l] = l < front ? padding : from[l - front];
+      return;
+    }
+    const A* last = from + size - kLanes;
+    const int32_t* is_behind = kBehind + kLanes - front;
+    SFTN_LANES {
+      const A x = last[l];
+      tail.lane[l] = is_behind[l] ? x : padding;
+    }
+  }
+
+  SFTN_INLINE int64_t blocks() const { return blocks_; }
+  SFTN_INLINE const A* block(int64_t b) const { return b < whole_ ? from_ + b * kLanes : tail_; }
+
+ private:
+  const A* from_;
+  const A* tail_;
+  int64_t whole_, blocks_;
+};
+
+// `size` results of a row, block by block. finish() copies the last block to its place, if it is padded in front.
+template <class A>
+class FrontResult {
+ public:
+  SFTN_INLINE FrontResult(A* to, int64_t size, Tail<A>& tail)
       : to_(to), tail_(tail.lane), size_(size), whole_(size / kLanes) {}
 
   SFTN_INLINE A* block(int64_t b) const { return b < whole_ ? to_ + b * kLanes : tail_; }
 
   SFTN_INLINE void finish() const {
-    for (int64_t j = whole_ * kLanes; j < size_; ++j) to_[j] = tail_[j - whole_ * kLanes];
+    for (int64_t j = whole_ * kLanes; j < size_; ++j) to_[j] = tail_[j - size_ + kLanes];
   }
 
  private:

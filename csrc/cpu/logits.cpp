@@ -12,27 +12,27 @@
 namespace sftn {
 
 // What two passes share is a function of its own: it is compiled for every level.
-SFTN_LEVELS(sums_row, sums_row_inline<kBytes>(args...))
-SFTN_LEVELS(forward_row, forward_row_inline(args...))
-SFTN_LEVELS(terms_row, terms_row_inline(args...))
+SFTN_LEVELS(sums_rows, sums_rows_inline<kBytes>(args...))
+SFTN_LEVELS(forward_rows, forward_rows_inline<kBytes>(args...))
+SFTN_LEVELS(terms_rows, terms_rows_inline<kBytes>(args...))
 SFTN_LEVELS(gradient_row, gradient_row_inline<false, kBytes>(args...))
-SFTN_LEVELS(kept_gradient_row, gradient_row_inline<true, kBytes>(args...))
+SFTN_LEVELS(kept_gradient_rows, gradient_rows_inline<kBytes>(args...))
 
-// Provides a thread with the inputs' rows in the accumulator's type: the tensor's own memory, or a converted copy of
-// one row each.
+// Provides a thread with the inputs' rows in the accumulator's type: the tensor's own memory, or a converted copy. Each
+// of `slots` holds a row.
 template <class T>
 class RowReader {
  public:
   using A = accumulator_t<T>;
   static constexpr bool kCopies = !std::is_same_v<T, A>;
 
-  explicit RowReader(const LogitsInput& in)
+  explicit RowReader(const LogitsInput& in, int64_t slots = 1)
       : in_(in),
         classes_(in.class_data()),
         teacher_(in.teacher.data<T>()),
-        students_(in.k()),
+        students_(slots * in.k()),
         to_next_(1 + in.k()),
-        copies_(kCopies ? (1 + in.k()) * in.c : 0) {
+        copies_(kCopies ? slots * (1 + in.k()) * in.c : 0) {
     for (const Matrix& student : in.students) starts_.push_back(student.data<T>());
     // Long rows need no prefetch, and two of them might not fit the cache.
     if (kCopies || in.c * (1 + in.k()) > 16384) return;
@@ -40,20 +40,21 @@ class RowReader {
     for (int64_t k = 0; k < in.k(); ++k) to_next_[1 + k] = in.students[k].stride;
   }
 
-  LogitsRow<A> operator()(int64_t i) {
-    const A* teacher = row(teacher_ + i * in_.teacher.stride, 0);
-    for (int64_t k = 0; k < in_.k(); ++k) students_[k] = row(starts_[k] + i * in_.students[k].stride, 1 + k);
-    return {teacher, students_.data(), to_next_.data(),
-            classes_ && classes_[i] != in_.options.ignore_index ? classes_[i] : -1,
+  LogitsRow<A> operator()(int64_t i, int64_t slot = 0) {
+    const int64_t copy = slot * (1 + in_.k());
+    const A* teacher = row(teacher_ + i * in_.teacher.stride, copy);
+    const A** students = students_.data() + slot * in_.k();
+    for (int64_t k = 0; k < in_.k(); ++k) students[k] = row(starts_[k] + i * in_.students[k].stride, copy + 1 + k);
+    return {teacher, students, to_next_.data(), classes_ && classes_[i] != in_.options.ignore_index ? classes_[i] : -1,
             in_.probabilities ? in_.probabilities->data<A>() + i * in_.probabilities->stride : nullptr};
   }
 
  private:
-  const A* row(const T* from, int64_t slot) {
+  const A* row(const T* from, int64_t copy) {
     if constexpr (kCopies) {
-      A* copy = copies_.data() + slot * in_.c;
-      widen(from, copy, in_.c);
-      return copy;
+      A* to = copies_.data() + copy * in_.c;
+      widen(from, to, in_.c);
+      return to;
     } else {
       return from;
     }
@@ -68,15 +69,30 @@ class RowReader {
   std::vector<A> copies_;
 };
 
+// Calls f(first row, its group) for rows from begin to end. Exponentials are those of whole rows if they are kept.
+template <class T, class F>
+static void over_groups(const LogitsInput& in, bool keeps, int64_t begin, int64_t end, const F& f) {
+  using A = accumulator_t<T>;
+  const int64_t networks = 1 + in.k(), stride = whole_blocks(keeps ? in.c : std::min(in.c, kChunk));
+  const int64_t most = std::clamp<int64_t>(kMostExponentials / (networks * whole_blocks(in.c)), 1, kMostRows);
+  RowReader<T> read(in, most);
+  std::vector<LogitsRow<A>> rows(most);
+  std::vector<A> exponentials(most * networks * stride);
+  for (int64_t i = begin; i < end; i += most) {
+    const int64_t count = std::min(most, end - i);
+    for (int64_t r = 0; r < count; ++r) rows[r] = read(i + r, r);
+    f(i, RowGroup<A>{rows.data(), count, exponentials.data(), stride, networks, keeps});
+  }
+}
+
 template <class T>
 static void forward_range(const LogitsInput& in, accumulator_t<T>* stats, double* terms, int64_t begin, int64_t end) {
-  RowReader<T> read(in);
-  std::vector<RowSums<accumulator_t<T>>> sums(1 + in.k());
-  for (int64_t i = begin; i < end; ++i) {
-    const LogitsRow<accumulator_t<T>> row = read(i);
-    sums_row(in, row, Kept<accumulator_t<T>>{}, sums.data());
-    forward_row(in, row, sums.data(), stats + i * in.stats_width(), terms + i * (1 + 2 * in.k()));
-  }
+  using A = accumulator_t<T>;
+  std::vector<RowSums<A>> sums(kMostRows * (1 + in.k()));
+  over_groups<T>(in, false, begin, end, [&](int64_t i, const RowGroup<A>& group) {
+    sums_rows(in, group, sums.data());
+    forward_rows(in, group, sums.data(), stats + i * in.stats_width(), terms + i * (1 + 2 * in.k()));
+  });
 }
 
 // Rows of the results, or buffers where they are computed before rounding.
@@ -132,12 +148,13 @@ static void backward_range(const LogitsInput& in, const LogitsGrad& grad, int64_
   RowReader<T> read(in);
   RowWriter<T> write(in, grad);
   std::vector<StudentGradient<A>> students(in.k());
+  const A* none_kept = nullptr;
   for (int64_t i = begin; i < end; ++i) {
     const LogitsRow<A> row = read(i);
     const RowScale scale = scale_of(in.options, row.has_target(), upstream[i * grad.grad_stride], inv_valid);
     const RowGradient<A> teacher = gradients_of(in, stats + i * in.stats_width(), scale, students.data());
     A* const* out = write.open(i);
-    gradient_row(in, row, teacher, students.data(), Kept<A>{}, scale, grad.teacher ? out[0] : nullptr,
+    gradient_row(in, row, teacher, students.data(), none_kept, int64_t{0}, scale, grad.teacher ? out[0] : nullptr,
                  grad.students ? out + (grad.teacher ? 1 : 0) : nullptr);
     write.close(i);
   }
@@ -147,24 +164,25 @@ template <class T>
 static void both_range(const LogitsInput& in, const LogitsBoth& both, double inv_valid, double* terms, int64_t begin,
                        int64_t end) {
   using A = accumulator_t<T>;
-  RowReader<T> read(in);
-  const int64_t stride = whole_blocks(in.c);
-  std::vector<A> exponentials((1 + in.k()) * stride);
-  const Kept<A> kept{exponentials.data(), stride};
-  std::vector<RowSums<A>> sums(1 + in.k());
-  std::vector<StudentGradient<A>> students(in.k());
+  const int64_t width = 1 + 2 * in.k();
+  std::vector<RowSums<A>> sums(kMostRows * (1 + in.k()));
+  std::vector<RowScale> scales(kMostRows);
+  std::vector<RowGradient<A>> teachers(kMostRows);
+  std::vector<StudentGradient<A>> students(kMostRows * in.k());
+  std::vector<double> logs(whole_blocks(kMostRows * width), 1);
+  const GroupGradients<A> gradients{scales.data(), teachers.data(), students.data()};
   std::vector<A*> out;
   for (const Tensor& grad : both.grads) out.push_back(data_of<A>(grad) + begin * in.c);
-  for (int64_t i = begin; i < end; ++i) {
-    const LogitsRow<A> row = read(i);
-    const RowScale scale = scale_of(in.options, row.has_target(), 1, inv_valid);
-    sums_row(in, row, kept, sums.data());
-    const RowGradient<A> teacher =
-        terms_row(in, row, sums.data(), scale, terms + i * (1 + 2 * in.k()), students.data());
-    kept_gradient_row(in, row, teacher, students.data(), kept, scale, both.teacher ? out[0] : nullptr,
-                      both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr);
-    for (A*& result : out) result += in.c;
-  }
+  A** const t_out = both.teacher ? out.data() : nullptr;
+  A** const s_out = both.students ? out.data() + (both.teacher ? 1 : 0) : nullptr;
+  over_groups<T>(in, true, begin, end, [&](int64_t i, const RowGroup<A>& group) {
+    for (int64_t r = 0; r < group.count; ++r) {
+      scales[r] = scale_of(in.options, group.rows[r].has_target(), 1, inv_valid);
+    }
+    sums_rows(in, group, sums.data());
+    terms_rows(in, group, sums.data(), gradients, logs.data(), terms + i * width);
+    kept_gradient_rows(in, group, gradients, t_out, s_out);
+  });
 }
 
 // 1 / the number of rows with a target, 0 if there are none. Throws for a class out of range; this happens here

@@ -1,4 +1,4 @@
-// The forward pass of one row of the losses on logits: its sums, then its terms.
+// The forward pass of rows of the losses on logits: their sums, then their terms.
 //
 // A row is read from memory once: its maximum, then its sums, chunk by chunk while the row is in the cache.
 #pragma once
@@ -23,18 +23,22 @@ template <int kBytes, class A>
 SFTN_INLINE A largest_of(const A* row, int64_t c) {
   using V = Block<kBytes, A>;
   constexpr A kLeast = -std::numeric_limits<A>::infinity();
-  Tail<A> tail;
-  const ChunkView<A> view(row, c, tail);
   V even(kLeast), odd(kLeast);  // two blocks at once: a maximum waits for the one before
-  int64_t b = 0;
-  for (; b + 2 <= view.blocks(); b += 2) {
-    const V x = V::load(view.block(b)), y = V::load(view.block(b + 1));
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= c; j += 2 * kLanes) {
+    const V x = V::load(row + j), y = V::load(row + j + kLanes);
     even = select(x > even, x, even);
     odd = select(y > odd, y, odd);
   }
-  if (b < view.blocks()) {
-    const V x = V::load(view.block(b));
+  if (j + kLanes <= c) {
+    const V x = V::load(row + j);
     even = select(x > even, x, even);
+    j += kLanes;
+  }
+  if (j < c) {
+    Tail<A> tail;
+    const V x = V::load(c < kLanes ? FrontView<A>(row, c, tail).block(0) : row + c - kLanes);
+    odd = select(x > odd, x, odd);
   }
   return max_of(select(even > odd, even, odd));
 }
@@ -51,7 +55,7 @@ template <class A>
 SFTN_INLINE void add_cross(RowSums<A>& sums, const A* x, const A* probabilities, int64_t size) {
   Tail<A> x_tail, y_tail;
   Lanes<A> cross(0), mass(0);
-  const ChunkView<A> logits(x, size, x_tail), target(probabilities, size, y_tail, 0);
+  const FrontView<A> logits(x, size, x_tail), target(probabilities, size, y_tail, 0);
   const A max = sums.max;
   for (int64_t b = 0; b < logits.blocks(); ++b) {
     const A *x_l = logits.block(b), *y = target.block(b);
@@ -66,7 +70,7 @@ SFTN_INLINE void add_cross(RowSums<A>& sums, const A* x, const A* probabilities,
 
 // Adds a chunk of the teacher to its sums and leaves exp((t - max) / T) in `weights`. `rate` is log2(e) / T.
 template <int kPower, int kBytes, class A>
-SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate, int power, A* weights,
+SFTN_INLINE void add_teacher(RowSums<A>& sums, const FrontView<A>& view, A rate, int power, A* weights,
                              int64_t to_next) {
   using V = Block<kBytes, A>;
   V z(0), z1(0);
@@ -87,7 +91,7 @@ SFTN_INLINE void add_teacher(RowSums<A>& sums, const ChunkView<A>& view, A rate,
 // less their maxima: the teacher's weights and t - s, or the student's and s - t. A weight of 0 contributes nothing,
 // however large the difference. Leaves exp((s - max) / T) in `s_weights`.
 template <int kPower, bool kStudentWeighs, int kBytes, class A>
-SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate, int power, const ChunkView<A>& teacher,
+SFTN_INLINE void add_student(RowSums<A>& sums, const FrontView<A>& view, A rate, int power, const FrontView<A>& teacher,
                              A t_max, const A* t_weights, A* s_weights, int64_t to_next) {
   using V = Block<kBytes, A>;
   V z(0), z1(0), dot(0);
@@ -108,60 +112,54 @@ SFTN_INLINE void add_student(RowSums<A>& sums, const ChunkView<A>& view, A rate,
   sums.dot += sum_of(dot);
 }
 
-// Where the exponentials of a row are left: [1 + K] rows of `stride`, a multiple of the lanes, or nowhere.
-template <class A>
-struct Kept {
-  A* exponentials = nullptr;
-  int64_t stride = 0;
-
-  SFTN_INLINE A* at(int64_t row, int64_t begin, A* otherwise) const {
-    return exponentials ? exponentials + row * stride + begin : otherwise;
-  }
-};
-
-// The sums of a row [1 + K], the teacher's first, its exponentials kept or not. Each chunk chooses how exponentials at
-// temperature 1 are computed: chosen for the whole row, all code would be compiled for each way.
+// The sums of a group's rows, [1 + K] of each, the teacher's first. Each chunk chooses how exponentials at temperature
+// 1 are computed: chosen for the whole group, all code would be compiled for each way.
 template <int kBytes, class A>
-SFTN_INLINE void sums_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const Kept<A>& kept,
-                                 RowSums<A>* sums) {
+SFTN_INLINE void sums_rows_inline(const LogitsInput& in, const RowGroup<A>& group, RowSums<A>* sums) {
   const LogitsOptions& options = in.options;
   const bool has_target = in.has_target(), smooth = has_target && options.label_smoothing != 0;
   const bool teacher_ce = has_target && options.teacher_weight != 0;
-  const int64_t k_count = in.k();
+  const int64_t networks = 1 + in.k();
   const A rate = A(kLog2E / options.temperature);
   const int power = whole_power(options.temperature);
   Tail<A> t_tail, s_tail;
-  alignas(64) A t_chunk[kChunk], s_chunk[kChunk];
 
-  for (int64_t r = 0; r <= k_count; ++r)
-    sums[r] = {largest_of<kBytes>(r == 0 ? row.teacher : row.students[r - 1], in.c)};
-  RowSums<A>& teacher = sums[0];
+  for (int64_t r = 0; r < group.count; ++r) {
+    for (int64_t i = 0; i < networks; ++i) sums[r * networks + i] = {largest_of<kBytes>(group.rows[r].logits(i), in.c)};
+  }
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
-    const ChunkView<A> t(row.teacher + begin, size, t_tail);
-    A* t_weights = kept.at(0, begin, t_chunk);
     with_power<A>(teacher_ce, options.temperature, [&](auto known) __attribute__((always_inline)) {
-      add_teacher<known, kBytes>(teacher, t, rate, power, t_weights, row.to_next[0]);
-    });
-    for (int64_t k = 0; k < k_count; ++k) {
-      RowSums<A>& student = sums[1 + k];
-      const ChunkView<A> s(row.students[k] + begin, size, s_tail);
-      A* s_weights = kept.at(1 + k, begin, s_chunk);
-      if (options.student_to_teacher) {
-        add_student<kAnyPower, true, kBytes>(student, s, rate, power, t, teacher.max, t_weights, s_weights,
-                                             row.to_next[1 + k]);
-        continue;
+      for (int64_t r = 0; r < group.count; ++r) {
+        const LogitsRow<A>& row = group.rows[r];
+        const FrontView<A> t(row.teacher + begin, size, t_tail);
+        add_teacher<known, kBytes>(sums[r * networks], t, rate, power, group.at(r, 0, begin), row.to_next[0]);
       }
-      with_power<A>(has_target, options.temperature, [&](auto known) __attribute__((always_inline)) {
-        add_student<known, false, kBytes>(student, s, rate, power, t, teacher.max, t_weights, s_weights,
-                                          row.to_next[1 + k]);
-      });
+    });
+    const auto add_students = [&](auto known, auto student_weighs) __attribute__((always_inline)) {
+      for (int64_t r = 0; r < group.count; ++r) {
+        const LogitsRow<A>& row = group.rows[r];
+        const FrontView<A> t(row.teacher + begin, size, t_tail);
+        for (int64_t i = 1; i < networks; ++i) {
+          const FrontView<A> s(row.logits(i) + begin, size, s_tail);
+          add_student<known, student_weighs, kBytes>(sums[r * networks + i], s, rate, power, t, sums[r * networks].max,
+                                                     group.at(r, 0, begin), group.at(r, i, begin), row.to_next[i]);
+        }
+      }
+    };
+    if (options.student_to_teacher) {
+      add_students(Int<kAnyPower>{}, Int<true>{});
+    } else {
+      with_power<A>(has_target, options.temperature,
+                    [&](auto known) __attribute__((always_inline)) { add_students(known, Int<false>{}); });
     }
-    for (int64_t r = 0; smooth && r <= k_count; ++r) {
-      add_below(sums[r], (r == 0 ? row.teacher : row.students[r - 1]) + begin, size);
-    }
-    for (int64_t r = teacher_ce ? 0 : 1; row.probabilities && r <= k_count; ++r) {
-      add_cross(sums[r], (r == 0 ? row.teacher : row.students[r - 1]) + begin, row.probabilities + begin, size);
+    for (int64_t r = 0; (smooth || in.probabilities) && r < group.count; ++r) {
+      const LogitsRow<A>& row = group.rows[r];
+      RowSums<A>* of_row = sums + r * networks;
+      for (int64_t i = 0; smooth && i < networks; ++i) add_below(of_row[i], row.logits(i) + begin, size);
+      for (int64_t i = teacher_ce ? 0 : 1; row.probabilities && i < networks; ++i) {
+        add_cross(of_row[i], row.logits(i) + begin, row.probabilities + begin, size);
+      }
     }
   }
 }
@@ -194,36 +192,36 @@ struct NearRow {
   double kl = -1, mean = 0;
 };
 
-// `z` is the sum of the weighting distribution's exponentials, `mean` the mean difference. kl is -1 if not near.
-template <bool kStudentWeighs, class A>
-SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* student, A t_max, A s_max, double z,
-                             A mean) {
+// `z` is the sum of the weighting distribution's exponentials, `mean` the mean difference. The exponentials are read
+// from `weights`, or computed if it is null. kl is -1 if not near.
+template <bool kStudentWeighs, int kBytes, class A>
+SFTN_INLINE NearRow near_row(const LogitsInput& in, const A* teacher, const A* student, const A* weights, A t_max,
+                             A s_max, double z, A mean) {
+  using V = Block<kBytes, A>;
   const double temperature = in.options.temperature;
   const A rate = A(kLog2E / temperature), inverse = A(1 / temperature);
   Tail<A> t_tail, s_tail;
-  Lanes<A> far(0);
+  V far(0);
   double first = 0, rest = 0;  // sums of weight * y, of weight * (exp(y) - 1 - y)
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
-    const ChunkView<A> t(teacher + begin, size, t_tail), s(student + begin, size, s_tail);
-    Lanes<A> first_of(0), rest_of(0);
+    const FrontView<A> t(teacher + begin, size, t_tail), s(student + begin, size, s_tail);
+    V first_of(0), rest_of(0);
     for (int64_t b = 0; b < t.blocks(); ++b) {
-      const A *of_t = t.block(b), *of_s = s.block(b);
-      SFTN_LANES {
-        const A t_l = of_t[l] - t_max, s_l = of_s[l] - s_max;
-        const A weight = fast_exp2((kStudentWeighs ? s_l : t_l) * rate);
-        const A given = (mean - (kStudentWeighs ? s_l - t_l : t_l - s_l)) * inverse;
-        const A y = given == given ? given : A(0);  // NaN for a class that both rule out
-        const A distance = y < 0 ? -y : y;
-        far.lane[l] = distance > far.lane[l] ? distance : far.lane[l];
-        first_of.lane[l] += weight * y;
-        rest_of.lane[l] += weight * exp_remainder(y);
-      }
+      const V of_t = V::load(t.block(b)) - V(t_max), of_s = V::load(s.block(b)) - V(s_max);
+      const V weight =
+          weights ? V::load(weights + begin + b * kLanes) : fast_exp2((kStudentWeighs ? of_s : of_t) * V(rate));
+      const V given = (V(mean) - (kStudentWeighs ? of_s - of_t : of_t - of_s)) * V(inverse);
+      const V y = select(given == given, given, V(0));  // NaN for a class that both rule out
+      const V distance = select(y < V(0), -y, y);
+      far = select(distance > far, distance, far);
+      first_of += weight * y;
+      rest_of += weight * exp_remainder(y);
     }
-    first += first_of.sum();
-    rest += rest_of.sum();
+    first += sum_of(first_of);
+    rest += sum_of(rest_of);
   }
-  if (!(far.max() <= A(kNearDifference))) return {};
+  if (!(max_of(far) <= A(kNearDifference))) return {};
   first /= z;
   rest /= z;
   const double e = first + rest;
@@ -236,19 +234,22 @@ struct Divergence {
   bool near;
 };
 
-// `log_ratio` is the difference of the logarithms of z, the followed one's less the weighing one's.
-template <class A>
-SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const LogitsRow<A>& row, int64_t k, const RowSums<A>* sums,
-                                     double log_ratio) {
+// Of a group's row. `log_ratio` is the difference of the logarithms of z, the followed one's less the weighing one's.
+template <int kBytes, class A>
+SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const RowGroup<A>& group, int64_t r, int64_t k,
+                                     const RowSums<A>* sums, double log_ratio) {
   const bool student_weighs = in.options.student_to_teacher;
+  const LogitsRow<A>& row = group.rows[r];
   const RowSums<A>&teacher = sums[0], &student = sums[1 + k];
   const double z = student_weighs ? student.z : teacher.z, mean = student.dot / z;
   const double kl = mean / in.options.temperature + log_ratio;
   if (kl < kNearDivergence) {
+    const A* weights = group.keeps || in.c <= kChunk ? group.at(r, student_weighs ? 1 + k : 0, 0) : nullptr;
     // not by a pointer to one of the two, which would be at the lowest level
-    const NearRow near = student_weighs
-                             ? near_row<true>(in, row.teacher, row.students[k], teacher.max, student.max, z, A(mean))
-                             : near_row<false>(in, row.teacher, row.students[k], teacher.max, student.max, z, A(mean));
+    const NearRow near =
+        student_weighs
+            ? near_row<true, kBytes>(in, row.teacher, row.students[k], weights, teacher.max, student.max, z, A(mean))
+            : near_row<false, kBytes>(in, row.teacher, row.students[k], weights, teacher.max, student.max, z, A(mean));
     if (near.kl >= 0) return {near.kl, near.mean, true};
   }
   return {kl, mean, false};
@@ -256,9 +257,10 @@ SFTN_INLINE Divergence divergence_of(const LogitsInput& in, const LogitsRow<A>& 
 
 // Writes one row's statistics to `stats` [stats_width()] and its terms to `terms` [1 + 2 K]: CE of the teacher, then CE
 // and KL of each student.
-template <class A>
-SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums, A* stats,
-                                    double* terms) {
+template <int kBytes, class A>
+SFTN_INLINE void forward_row(const LogitsInput& in, const RowGroup<A>& group, int64_t r, const RowSums<A>* sums,
+                             A* stats, double* terms) {
+  const LogitsRow<A>& row = group.rows[r];
   const LogitsOptions& options = in.options;
   const bool has_target = in.has_target(), teacher_ce = has_target && options.teacher_weight != 0;
   const double mass = target_mass(row, sums, options.label_smoothing);
@@ -277,7 +279,7 @@ SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& r
     const RowSums<A>& student = sums[1 + k];
     const double s_log_z = std::log(student.z), s_log_z1 = has_target ? std::log(student.z1) : 0;
     const double log_ratio = options.student_to_teacher ? t_log_z - s_log_z : s_log_z - t_log_z;
-    const Divergence divergence = divergence_of(in, row, k, sums, log_ratio);
+    const Divergence divergence = divergence_of<kBytes>(in, group, r, k, sums, log_ratio);
     A* of_student = stats + 3 + 5 * k;
     of_student[0] = student.max;
     of_student[1] = A(s_log_z1);
@@ -290,6 +292,16 @@ SFTN_INLINE void forward_row_inline(const LogitsInput& in, const LogitsRow<A>& r
       of_terms[0] = cross_entropy(row, student, row.students[k], mass, s_log_z1, options.label_smoothing, in.c);
     }
     of_terms[1] = divergence.kl;
+  }
+}
+
+// The same of a group's rows.
+template <int kBytes, class A>
+SFTN_INLINE void forward_rows_inline(const LogitsInput& in, const RowGroup<A>& group, const RowSums<A>* sums, A* stats,
+                                     double* terms) {
+  for (int64_t r = 0; r < group.count; ++r) {
+    forward_row<kBytes>(in, group, r, sums + r * group.networks, stats + r * in.stats_width(),
+                        terms + r * (1 + 2 * in.k()));
   }
 }
 

@@ -1,5 +1,5 @@
-// The gradients of one row of the losses on logits: from the statistics that a forward pass saved, or at once from its
-// sums and its exponentials.
+// The gradients of rows of the losses on logits: from the statistics that a forward pass saved, or at once from their
+// sums and their exponentials.
 #pragma once
 
 #include "logits_forward_row.h"
@@ -60,9 +60,9 @@ SFTN_INLINE V along_near(A scale, V weight, V apart, A mean, A inverse_temperatu
 
 // Subtracts a target's part of the cross-entropy's gradient from a chunk.
 template <class A>
-SFTN_INLINE void subtract_target(const ChunkResult<A>& grad, const A* probabilities, int64_t size, A factor) {
+SFTN_INLINE void subtract_target(const FrontResult<A>& grad, const A* probabilities, int64_t size, A factor) {
   Tail<A> tail;
-  const ChunkView<A> target(probabilities, size, tail, 0);
+  const FrontView<A> target(probabilities, size, tail, 0);
   for (int64_t b = 0; b < target.blocks(); ++b) {
     const A* y = target.block(b);
     A* to = grad.block(b);
@@ -73,9 +73,9 @@ SFTN_INLINE void subtract_target(const ChunkResult<A>& grad, const A* probabilit
 // A chunk of teacher and one student: what is read, and where gradients go.
 template <class A>
 struct GradientChunk {
-  const ChunkView<A>&t, &s;
+  const FrontView<A>&t, &s;
   const A *t_e, *s_e;                // exponentials; the student's if they were kept
-  const ChunkResult<A>*t_to, *s_to;  // null if not requested
+  const FrontResult<A>*t_to, *s_to;  // null if not requested
   int64_t to_next;                   // from the student's row
 };
 
@@ -125,11 +125,11 @@ SFTN_INLINE void add_gradients(const GradientChunk<A>& chunk, const GradientScal
 }
 
 // One row of the requested gradients: t_out [C] and K of s_out [C], null if not requested. The exponentials are
-// computed, or those that were kept.
+// computed, or those in `kept`, [1 + K] rows of `stride`.
 template <bool kKept, int kBytes, class A>
 SFTN_INLINE void gradient_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowGradient<A>& teacher,
-                                     const StudentGradient<A>* students, const Kept<A>& kept, const RowScale& scale,
-                                     A* t_out, A* const* s_out) {
+                                     const StudentGradient<A>* students, const A* kept, int64_t stride,
+                                     const RowScale& scale, A* t_out, A* const* s_out) {
   using V = Block<kBytes, A>;
   const LogitsOptions& options = in.options;
   const GradientScale<A> of_row{A(kLog2E / options.temperature), A(1 / options.temperature), A(scale.kl),
@@ -143,26 +143,26 @@ SFTN_INLINE void gradient_row_inline(const LogitsInput& in, const LogitsRow<A>& 
 
   for (int64_t begin = 0; begin < in.c; begin += kChunk) {
     const int64_t size = std::min(kChunk, in.c - begin);
-    const ChunkView<A> t(row.teacher + begin, size, t_tail);
-    const ChunkResult<A> t_result(want_t ? t_out + begin : nullptr, size, t_grad);
-    A* t_e = kept.at(0, begin, t_chunk);
+    const FrontView<A> t(row.teacher + begin, size, t_tail);
+    const FrontResult<A> t_result(want_t ? t_out + begin : nullptr, size, t_grad);
+    const A* t_e = kKept ? kept + begin : t_chunk;
     if (!kKept || want_t) {
       for (int64_t b = 0; b < t.blocks(); ++b) {
         if (!kKept) __builtin_prefetch(t.block(b) + row.to_next[0]);
         const V x = V::load(t.block(b)) - V(teacher.max);
         const V e = kKept ? V::load(t_e + b * kLanes) : fast_exp2(x * V(of_row.rate));
-        if (!kKept) e.store(t_e + b * kLanes);
+        if (!kKept) e.store(t_chunk + b * kLanes);
         if (want_t) teacher.template cross_entropy<kAnyPower>(x, e, of_row.power).store(t_result.block(b));
       }
     }
     for (int64_t k = 0; k < in.k(); ++k) {
       const StudentGradient<A>& student = students[k];
-      const ChunkView<A> s(row.students[k] + begin, size, s_tail);
-      const ChunkResult<A> s_result(want_s ? s_out[k] + begin : nullptr, size, s_grad);
+      const FrontView<A> s(row.students[k] + begin, size, s_tail);
+      const FrontResult<A> s_result(want_s ? s_out[k] + begin : nullptr, size, s_grad);
       const GradientChunk<A> chunk{t,
                                    s,
                                    t_e,
-                                   kept.at(1 + k, begin, nullptr),
+                                   kKept ? kept + (1 + k) * stride + begin : nullptr,
                                    want_t ? &t_result : nullptr,
                                    want_s ? &s_result : nullptr,
                                    row.to_next[1 + k]};
@@ -205,30 +205,81 @@ SFTN_INLINE RowGradient<A> gradients_of(const LogitsInput& in, const A* stats, c
   return {stats[0], inverse(true, stats[2]), mass * inverse(scale.t_ce != 0, stats[1]), scale.t_ce, smoothing, in.c};
 }
 
-// The same from the sums; and writes the row's terms, as the forward pass does.
-template <class A>
-SFTN_INLINE RowGradient<A> terms_row_inline(const LogitsInput& in, const LogitsRow<A>& row, const RowSums<A>* sums,
-                                            const RowScale& scale, double* terms, StudentGradient<A>* students) {
+// The same from the sums. `terms` holds the logarithms of what log_arguments gives, and then the row's terms.
+template <int kBytes, class A>
+SFTN_INLINE RowGradient<A> terms_row(const LogitsInput& in, const RowGroup<A>& group, int64_t r, const RowSums<A>* sums,
+                                     const RowScale& scale, double* terms, StudentGradient<A>* students) {
+  const LogitsRow<A>& row = group.rows[r];
   const LogitsOptions& options = in.options;
   const double smoothing = options.label_smoothing, mass = target_mass(row, sums, smoothing);
   const bool teacher_ce = row.has_target() && options.teacher_weight != 0;
   const RowSums<A>& teacher = sums[0];
-  terms[0] = teacher_ce ? cross_entropy(row, teacher, row.teacher, mass, std::log(teacher.z1), smoothing, in.c) : 0;
+  terms[0] = teacher_ce ? cross_entropy(row, teacher, row.teacher, mass, terms[0], smoothing, in.c) : 0;
   for (int64_t k = 0; k < in.k(); ++k) {
     const RowSums<A>& student = sums[1 + k];
-    const double log_ratio = std::log(options.student_to_teacher ? teacher.z / student.z : student.z / teacher.z);
-    const Divergence divergence = divergence_of(in, row, k, sums, log_ratio);
-    double* of_terms = terms + 1 + 2 * k;
-    of_terms[0] = 0;
-    if (row.has_target()) {
-      of_terms[0] = cross_entropy(row, student, row.students[k], mass, std::log(student.z1), smoothing, in.c);
-    }
-    of_terms[1] = divergence.kl;
+    double &ce = terms[1 + 2 * k], &kl = terms[2 + 2 * k];
+    const Divergence divergence = divergence_of<kBytes>(in, group, r, k, sums, kl);
+    ce = row.has_target() ? cross_entropy(row, student, row.students[k], mass, ce, smoothing, in.c) : 0;
+    kl = divergence.kl;
     const RowGradient<A> gradient(student.max, 1 / student.z, row.has_target() ? mass / student.z1 : 0, scale.s_ce,
                                   smoothing, in.c);
     students[k] = {gradient, A(divergence.mean), A(divergence.kl), divergence.near};
   }
   return {teacher.max, 1 / teacher.z, teacher_ce ? mass / teacher.z1 : 0, scale.t_ce, smoothing, in.c};
+}
+
+// What a row's terms are logarithms of, in their places.
+template <class A>
+SFTN_INLINE void log_arguments(const LogitsInput& in, const RowSums<A>* sums, double* terms) {
+  const bool has_target = in.has_target();
+  const RowSums<A>& teacher = sums[0];
+  terms[0] = has_target && in.options.teacher_weight != 0 ? teacher.z1 : 1;
+  for (int64_t k = 0; k < in.k(); ++k) {
+    const RowSums<A>& student = sums[1 + k];
+    terms[1 + 2 * k] = has_target ? student.z1 : 1;
+    terms[2 + 2 * k] = in.options.student_to_teacher ? teacher.z / student.z : student.z / teacher.z;
+  }
+}
+
+// A group's gradients.
+template <class A>
+struct GroupGradients {
+  RowScale* scales;              // [count]
+  RowGradient<A>* teachers;      // [count]
+  StudentGradient<A>* students;  // [count, K]
+};
+
+// Fills in a group's maps from the sums, and writes the rows' terms [1 + 2 K], as the forward pass does. `logs` holds
+// as many numbers in whole blocks.
+template <int kBytes, class A>
+SFTN_INLINE void terms_rows_inline(const LogitsInput& in, const RowGroup<A>& group, const RowSums<A>* sums,
+                                   const GroupGradients<A>& gradients, double* logs, double* terms) {
+  using V = Block<kBytes, double>;
+  const int64_t width = 1 + 2 * in.k(), size = group.count * width;
+  for (int64_t r = 0; r < group.count; ++r) log_arguments(in, sums + r * group.networks, logs + r * width);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const V x = V::load(logs + i);
+    select(x == x, fast_log(x), x).store(logs + i);
+  }
+  std::copy(logs, logs + size, terms);
+  for (int64_t r = 0; r < group.count; ++r) {
+    gradients.teachers[r] = terms_row<kBytes>(in, group, r, sums + r * group.networks, gradients.scales[r],
+                                              terms + r * width, gradients.students + r * in.k());
+  }
+}
+
+// Rows of the requested gradients of a group whose exponentials were kept. The pointers to the results, [1] and [K],
+// are moved on.
+template <int kBytes, class A>
+SFTN_INLINE void gradient_rows_inline(const LogitsInput& in, const RowGroup<A>& group,
+                                      const GroupGradients<A>& gradients, A** t_out, A** s_out) {
+  for (int64_t r = 0; r < group.count; ++r) {
+    gradient_row_inline<true, kBytes>(in, group.rows[r], gradients.teachers[r], gradients.students + r * in.k(),
+                                      group.at(r, 0, 0), group.stride, gradients.scales[r], t_out ? *t_out : nullptr,
+                                      s_out);
+    if (t_out) *t_out += in.c;
+    for (int64_t k = 0; s_out && k < in.k(); ++k) s_out[k] += in.c;
+  }
 }
 
 }  // namespace sftn

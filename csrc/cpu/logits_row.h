@@ -7,6 +7,7 @@
 #include "../logits.h"
 #include "block.h"
 #include "exp.h"
+#include "log.h"
 
 namespace sftn {
 
@@ -20,8 +21,28 @@ struct LogitsRow {
   int64_t y;               // class, -1 without
   const A* probabilities;  // [C] of the target, null without
 
-  bool has_target() const { return y >= 0 || probabilities != nullptr; }
+  SFTN_INLINE bool has_target() const { return y >= 0 || probabilities != nullptr; }
+  SFTN_INLINE const A* logits(int64_t network) const { return network == 0 ? teacher : students[network - 1]; }
 };
+
+// Rows that take each step together, so that one's arithmetic fills the time in which another waits for its sum.
+template <class A>
+struct RowGroup {
+  const LogitsRow<A>* rows;
+  int64_t count;
+  // exp((x - max) / T), for each row [1 + K] rows of `stride`, a multiple of the lanes: whole ones, or a chunk's if
+  // they are not kept
+  A* exponentials;
+  int64_t stride, networks;
+  bool keeps;
+
+  SFTN_INLINE A* at(int64_t row, int64_t network, int64_t begin) const {
+    return exponentials + (row * networks + network) * stride + (keeps ? begin : 0);
+  }
+};
+
+// Most rows of a group, and most exponentials: the first-level cache holds these and their logits.
+constexpr int64_t kMostRows = 16, kMostExponentials = 2048;
 
 // How exp(x) follows from e = exp(x / T): not needed, or e to a power that the compiler knows, 1 or 4, or any other
 // way. Double has only the last, which is compiled once.
