@@ -23,7 +23,10 @@ MAKEFILE = (pages.ROOT / "Makefile").read_text()
 REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "few_images")}
 SHORTENED = {
     name: pages.ROOT / "bench" / "results" / name / "report.md"
-    for name in ("few_garments", "garment_pairs", "garment_pairs_cutmix", "long_garments", "unlike_garments")
+    for name in (
+        *("few_garments", "garment_pairs", "garment_pairs_kl1", "garment_pairs_kl0.5", "garment_pairs_cutmix"),
+        *("long_garments", "unlike_garments"),
+    )
 }
 PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
 BANNED = (
