@@ -76,14 +76,30 @@ struct alignas(64) Tail {
   A lane[2 * kLanes];
 };
 
-// `size` values of a row, block by block. The last block is padded, for logits with -inf, whose exponential is 0.
+// `size` values of a row, block by block. The last block, if it is incomplete, is read from a buffer.
 template <class A>
-class ChunkView {
+class ChunkBlocks {
+ public:
+  SFTN_INLINE int64_t blocks() const { return blocks_; }
+  SFTN_INLINE const A* block(int64_t b) const { return b < whole_ ? from_ + b * kLanes : tail_; }
+
+ protected:
+  SFTN_INLINE ChunkBlocks(const A* from, int64_t size, const A* tail)
+      : from_(from), tail_(tail), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {}
+
+  const A* from_;
+  const A* tail_;
+  int64_t whole_, blocks_;
+};
+
+// The last block is padded, for logits with -inf, whose exponential is 0.
+template <class A>
+class ChunkView : public ChunkBlocks<A> {
  public:
   SFTN_INLINE ChunkView(const A* from, int64_t size, Tail<A>& tail, A padding = -std::numeric_limits<A>::infinity())
-      : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {
-    if (whole_ == blocks_) return;
-    const int64_t rest = size - whole_ * kLanes;
+      : ChunkBlocks<A>(from, size, tail.lane) {
+    if (this->whole_ == this->blocks_) return;
+    const int64_t rest = size - this->whole_ * kLanes;
     if (size < kLanes) {
       SFTN_LANES tail.lane[l] = l < rest ? from[l] : padding;
       return;
@@ -91,31 +107,23 @@ class ChunkView {
     // The row's last lanes with the padding behind them: the rest alone would be copied value by value.
     std::memcpy(tail.lane, from + size - kLanes, kLanes * sizeof(A));
     SFTN_LANES tail.lane[kLanes + l] = padding;
-    tail_ = tail.lane + kLanes - rest;
+    this->tail_ = tail.lane + kLanes - rest;
   }
-
-  SFTN_INLINE int64_t blocks() const { return blocks_; }
-  SFTN_INLINE const A* block(int64_t b) const { return b < whole_ ? from_ + b * kLanes : tail_; }
-
- private:
-  const A* from_;
-  const A* tail_;
-  int64_t whole_, blocks_;
 };
 
 // Zeros, then ones: read from kLanes - front on, it tells which lanes are behind the `front` first ones.
 constexpr int32_t kBehind[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-// The same with the last block padded in front: it is the row's last lanes, some of them ruled out. Written at once, it
-// is read without a wait, but a lane is no longer a class's remainder.
+// The last block is padded in front: it is the row's last lanes, some of them ruled out. Written at once, it is read
+// without a wait, but a lane is no longer a class's remainder.
 template <class A>
-class FrontView {
+class FrontView : public ChunkBlocks<A> {
  public:
   SFTN_INLINE FrontView(const A* from, int64_t size, Tail<A>& tail, A padding = -std::numeric_limits<A>::infinity())
-      : from_(from), tail_(tail.lane), whole_(size / kLanes), blocks_(divide_up(size, kLanes)) {
-    if (whole_ == blocks_) return;
-    const int64_t front = blocks_ * kLanes - size;
+      : ChunkBlocks<A>(from, size, tail.lane) {
+    if (this->whole_ == this->blocks_) return;
+    const int64_t front = this->blocks_ * kLanes - size;
     if (size < kLanes) {
       SFTN_LANES tail.lane[l] = l < front ? padding : from[l - front];
       return;
@@ -127,14 +135,6 @@ class FrontView {
       tail.lane[l] = is_behind[l] ? x : padding;
     }
   }
-
-  SFTN_INLINE int64_t blocks() const { return blocks_; }
-  SFTN_INLINE const A* block(int64_t b) const { return b < whole_ ? from_ + b * kLanes : tail_; }
-
- private:
-  const A* from_;
-  const A* tail_;
-  int64_t whole_, blocks_;
 };
 
 // `size` results of a row, block by block. finish() copies the last block to its place, if it is padded in front.
