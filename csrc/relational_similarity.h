@@ -26,7 +26,8 @@
 //
 // A backend is a class with two static functions, `sp(const GramPair&, const SimilarityOutput&)` and
 // `pkt(const GramPair&, const PktInput&, const SimilarityOutput&)`, called with B >= 1. A backend with a third,
-// `pkt_both(const PktPair&, const PktResults&)`, registers `pkt_both<Backend>` too.
+// `pkt_both(const PktPair&, const PktResults&)`, registers `pkt_both<Backend>` too, and with `gram(const Matrix&, const
+// Tensor&)` `gram<Backend>`.
 #pragma once
 
 #include <optional>
@@ -48,8 +49,11 @@ constexpr const char* kPktForwardSchema =
     "bool student_grad, bool teacher_grad) "
     "-> (Tensor loss, Tensor student_slope, Tensor teacher_slope)";
 
-// PKT of small batches from the features [B, D] and [B, D'] on: the loss, and the requested gradients by the features
-// for a grad_loss of 1. Its products take less time than a library takes to share them among threads.
+// The Gram matrix of rows [B, D], in the accumulator's dtype.
+constexpr const char* kGramSchema = "gram(Tensor rows) -> Tensor";
+
+// PKT from the features [B, D] and [B, D'] on: the loss, and the requested gradients by the features for a grad_loss
+// of 1.
 constexpr const char* kPktBothSchema =
     "pkt_both(Tensor student, Tensor teacher, float eps, bool student_grad, bool teacher_grad) -> Tensor[]";
 
@@ -135,6 +139,16 @@ std::tuple<Tensor, Tensor, Tensor> pkt_forward(const Tensor& student_gram, const
   const SimilarityOutput out = similarity_output(in, student_grad, teacher_grad);
   if (in.n > 0) Backend::pkt(in, {student_norm, teacher_norm, eps}, out);
   return {out.loss, out.student_slope, out.teacher_slope};
+}
+
+template <class Backend>
+Tensor gram(const Tensor& rows) {
+  STD_TORCH_CHECK(rows.dim() == 2, "gram: rows must be [B, D]");
+  const Matrix in(rows);
+  const int64_t n = rows.size(0);
+  Tensor out = empty(std::array<int64_t, 2>{n, n}, accumulator_dtype(rows.scalar_type()), rows);
+  if (n > 0) Backend::gram(in, out);
+  return out;
 }
 
 struct PktPair {

@@ -27,6 +27,7 @@ void define_ops(Library& m) {
   m.def(kContrastiveUpdateSchema);
   m.def(kDistForwardSchema);
   m.def(kDistBackwardSchema);
+  m.def(kGramSchema);
   m.def(kLogitsBothSchema);
   m.def(kLogitsDivergenceSchema);
   m.def(kLogitsDivergenceForwardSchema);

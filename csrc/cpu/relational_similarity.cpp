@@ -1,5 +1,6 @@
 // CPU kernels of the losses on similarities. Threads share the rows, and the loss is added up in the order of the rows,
 // so the result does not depend on the number of threads.
+#include <memory>
 #include <vector>
 
 #include "level.h"
@@ -15,9 +16,6 @@ SFTN_LEVELS(pkt_row, pkt_row_inline<false>(args...))
 SFTN_LEVELS(pkt_row_of_both, pkt_row_inline<true>(args...))
 SFTN_LEVELS(pkt_student_slope, pkt_slope_inline<false>(args...))
 SFTN_LEVELS(pkt_teacher_slope, pkt_slope_inline<true>(args...))
-SFTN_LEVELS(norm, norm_inline(args...))
-SFTN_LEVELS(gram_row, gram_inline<kBytes>(args...))
-SFTN_LEVELS(gradient_of_rows, gradient_inline<kBytes>(args...))
 
 // Calls f(i) for all rows.
 template <class F>
@@ -51,40 +49,24 @@ static void pkt_of(PktRows<A>& rows, A* loss, A* s_out, A* t_out) {
   if (t_out) for_rows(n, [&](int64_t i) { pkt_teacher_slope(rows, i, t_out + i * n); });
 }
 
-// The features of a small batch, and what PKT needs of them.
+// The features of a batch, and what PKT needs of them.
 template <class A>
-struct SmallBatch {
+struct Batch {
   FeatureRows<A> x;
-  std::vector<A> gram, norms, slope;  // [B, B], [B], [B, B] or empty
+  std::unique_ptr<A[]> gram, norms, slope;  // [B, B], [B], [B, B] or null
 
-  SmallBatch(const Matrix& features, bool with_slope)
+  Batch(const Matrix& features, bool with_slope)
       : x{features.data<A>(), features.stride, features.tensor.size(0), features.tensor.size(1)},
-        gram(x.n * x.n),
-        norms(x.n),
-        slope(with_slope ? x.n * x.n : 0) {
-    products(x.n, x.d, [&](int64_t i) {
-      norms[i] = norm(x, i);
-      gram_row(x, i, gram.data());
+        gram(new A[x.n * x.n]),
+        norms(new A[x.n]),
+        slope(with_slope ? new A[x.n * x.n] : nullptr) {
+    parallel_rows(x.n, x.d / 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) norms[i] = norm(x, i);
     });
+    Gram<A, A>(x.data, x.stride, x.n, x.d).write(gram.get());
   }
 
-  A* slope_data() { return slope.empty() ? nullptr : slope.data(); }
-
-  void write_gradient(A* out) const {
-    const A* of_slope = slope.data();
-    products(divide_up(x.n, kGradientRows), kGradientRows * x.d,
-             [&](int64_t k) { gradient_of_rows(x, of_slope, k, out); });
-  }
-
- private:
-  // Calls f(i) for rows whose products with B rows take that many terms each. Some fifty take as long as an
-  // exponential.
-  template <class F>
-  void products(int64_t rows, int64_t terms, const F& f) const {
-    parallel_rows(rows, x.n * terms / 50, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) f(i);
-    });
-  }
+  void write_gradient(A* out) const { write_product(slope.get(), x, out); }
 };
 
 struct SimilarityCpu {
@@ -116,17 +98,26 @@ struct SimilarityCpu {
     });
   }
 
+  static void gram(const Matrix& rows, const Tensor& out) {
+    const int64_t n = rows.tensor.size(0), d = rows.tensor.size(1);
+    visit_floating(rows.tensor.scalar_type(), "gram", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using A = accumulator_t<T>;
+      Gram<T, A>(rows.data<T>(), rows.stride, n, d).write(data_of<A>(out));
+    });
+  }
+
   static void pkt_both(const PktPair& in, const PktResults& out) {
     visit_accumulator(in.dtype(), [&](auto tag) {
       using A = typename decltype(tag)::type;
       const int64_t n = in.n();
       const A eps = A(in.eps);
-      SmallBatch<A> student(in.student, out.student.has_value()), teacher(in.teacher, out.teacher.has_value());
-      PktRows<A> rows{{student.gram.data(), n, student.norms.data(), n, eps},
-                      {teacher.gram.data(), n, teacher.norms.data(), n, eps},
+      Batch<A> student(in.student, out.student.has_value()), teacher(in.teacher, out.teacher.has_value());
+      PktRows<A> rows{{student.gram.get(), n, student.norms.get(), n, eps},
+                      {teacher.gram.get(), n, teacher.norms.get(), n, eps},
                       eps,
                       n};
-      pkt_of(rows, data_of<A>(out.loss), student.slope_data(), teacher.slope_data());
+      pkt_of(rows, data_of<A>(out.loss), student.slope.get(), teacher.slope.get());
       if (out.student) student.write_gradient(data_of<A>(*out.student));
       if (out.teacher) teacher.write_gradient(data_of<A>(*out.teacher));
     });
@@ -137,6 +128,7 @@ struct SimilarityCpu {
 
 STABLE_TORCH_LIBRARY_IMPL(sftn_fast, CPU, m) {
   m.impl("sp_forward", TORCH_BOX(&sftn::sp_forward<sftn::SimilarityCpu>));
+  m.impl("gram", TORCH_BOX(&sftn::gram<sftn::SimilarityCpu>));
   m.impl("pkt_both", TORCH_BOX(&sftn::pkt_both<sftn::SimilarityCpu>));
   m.impl("pkt_forward", TORCH_BOX(&sftn::pkt_forward<sftn::SimilarityCpu>));
 }

@@ -1,10 +1,12 @@
-// Products of a small batch's features [B, D]: norms and Gram matrix, and the gradient of the features from a slope
+// What PKT needs of features [B, D] besides their Gram matrix: norms, and the gradient of the features from a slope
 // [B, B].
 #pragma once
 
 #include <cmath>
 
-#include "block.h"
+#include "level.h"
+#include "parallel.h"
+#include "relational_similarity_gram.h"
 
 namespace sftn {
 
@@ -26,79 +28,82 @@ SFTN_INLINE A norm_inline(const FeatureRows<A>& x, int64_t i) {
   return A(std::sqrt(sum.sum()));
 }
 
-// Entries (i, j) to (i, j + kRows - 1) of the Gram matrix [B, B], and their mirror images.
-template <int kRows, int kBytes, class A>
-SFTN_INLINE void gram_entries(const FeatureRows<A>& x, int64_t i, int64_t j, A* gram) {
-  using V = Block<kBytes, A>;
-  const A* of_i = x.row(i);
-  V sums[kRows];
-  A rest[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    sums[r] = V(0);
-    rest[r] = 0;
-  }
-  int64_t c = 0;
-  for (; c + kLanes <= x.d; c += kLanes) {
-    const V value = V::load(of_i + c);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sums[r] += value * V::load(x.row(j + r) + c);
-  }
-  for (; c < x.d; ++c) {
-    for (int r = 0; r < kRows; ++r) rest[r] += of_i[c] * x.row(j + r)[c];
-  }
-  for (int r = 0; r < kRows; ++r) {
-    gram[i * x.n + j + r] = gram[(j + r) * x.n + i] = sum_of(sums[r]) + rest[r];
-  }
+// The gradient is computed in panels, all rows of a few columns: two vectors.
+template <class A>
+constexpr int64_t panel_columns(int bytes) {
+  return 2 * bytes / int64_t(sizeof(A));
 }
+// Rows of it at once: as many as the registers hold with their sums.
+constexpr int product_rows(int bytes) { return bytes == 64 ? 8 : 4; }
 
-// Row i of the Gram matrix up to its diagonal, and the mirror image.
+// Copies `count` columns of all rows from column c on, padded with zeros to a panel. Values that are not finite become
+// 0: their rows have slope 0 to all rows, but 0 times NaN is NaN.
 template <int kBytes, class A>
-SFTN_INLINE void gram_inline(const FeatureRows<A>& x, int64_t i, A* gram) {
-  int64_t j = 0;
-  for (; j + 4 <= i + 1; j += 4) gram_entries<4, kBytes>(x, i, j, gram);
-  for (; j <= i; ++j) gram_entries<1, kBytes>(x, i, j, gram);
-}
-
-// Rows i to i + kRows - 1 of slope [B, B] times features. A row of features that holds NaN or infinity has slope 0 to
-// all rows and is left out: its product would be NaN.
-template <int kRows, int kBytes, class A>
-SFTN_INLINE void gradient_rows(const FeatureRows<A>& x, const A* slope, int64_t i, A* out) {
-  using V = Block<kBytes, A>;
-  const auto left_out = [&](int64_t j) __attribute__((always_inline)) {
-    bool all = true;
-    for (int r = 0; r < kRows; ++r) all &= slope[(i + r) * x.n + j] == 0;
-    return all;
-  };
-  int64_t c = 0;
-  for (; c + kLanes <= x.d; c += kLanes) {
-    V sums[kRows];
-    for (int r = 0; r < kRows; ++r) sums[r] = V(0);
-    for (int64_t j = 0; j < x.n; ++j) {
-      if (left_out(j)) continue;
-      const V value = V::load(x.row(j) + c);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) sums[r] += V(slope[(i + r) * x.n + j]) * value;
+SFTN_INLINE void copy_panel_inline(const FeatureRows<A>& x, int64_t c, int64_t count, A* panel) {
+  constexpr int64_t kColumns = panel_columns<A>(kBytes);
+  for (int64_t j = 0; j < x.n; ++j) {
+    const A* row = x.row(j) + c;
+    A* to = panel + j * kColumns;
+    if (count == kColumns) {
+#pragma omp simd
+      for (int64_t k = 0; k < kColumns; ++k) to[k] = row[k] - row[k] == 0 ? row[k] : A(0);
+    } else {
+      for (int64_t k = 0; k < kColumns; ++k) to[k] = k < count && row[k] - row[k] == 0 ? row[k] : A(0);
     }
-    for (int r = 0; r < kRows; ++r) sums[r].store(out + (i + r) * x.d + c);
-  }
-  for (; c < x.d; ++c) {
-    A sums[kRows] = {};
-    for (int64_t j = 0; j < x.n; ++j) {
-      if (left_out(j)) continue;
-      for (int r = 0; r < kRows; ++r) sums[r] += slope[(i + r) * x.n + j] * x.row(j)[c];
-    }
-    for (int r = 0; r < kRows; ++r) out[(i + r) * x.d + c] = sums[r];
   }
 }
 
-// The same of four rows, the k-th four.
-constexpr int64_t kGradientRows = 4;
-
+// Writes to `out` [rows, product_rows] times a panel: row i is the sum over j of slope_ij panel_j.
 template <int kBytes, class A>
-SFTN_INLINE void gradient_inline(const FeatureRows<A>& x, const A* slope, int64_t k, A* out) {
-  int64_t i = k * kGradientRows;
-  if (i + kGradientRows <= x.n) return gradient_rows<kGradientRows, kBytes>(x, slope, i, out);
-  for (; i < x.n; ++i) gradient_rows<1, kBytes>(x, slope, i, out);
+SFTN_INLINE void panel_product_inline(const A* slope, int64_t n, int64_t rows, const A* panel, A* out) {
+  using V = Vector<kBytes, A>;
+  constexpr int kRows = product_rows(kBytes);
+  constexpr int64_t kVector = kWidth<kBytes, A>;
+  const A* of_row[kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) of_row[i] = slope + (i < rows ? i : 0) * n;
+  V sums[kRows][2] = {};
+  for (int64_t j = 0; j < n; ++j) {
+    const V left = load_vector<kBytes>(panel + j * 2 * kVector);
+    const V right = load_vector<kBytes>(panel + j * 2 * kVector + kVector);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const A weight = of_row[i][j];
+      sums[i][0] += weight * left;
+      sums[i][1] += weight * right;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) std::memcpy(out + i * 2 * kVector, sums[i], sizeof sums[i]);
+}
+
+SFTN_LEVELS(norm, norm_inline(args...))
+SFTN_LEVELS(copy_panel, copy_panel_inline<kBytes>(args...))
+SFTN_LEVELS(panel_product, panel_product_inline<kBytes>(args...))
+SFTN_LEVELS(bytes_of_level, kBytes)
+
+// Writes the gradient slope * x to `out` [B, D].
+template <class A>
+void write_product(const A* slope, const FeatureRows<A>& x, A* out) {
+  if (x.d == 0) return;
+  const int64_t columns = panel_columns<A>(bytes_of_level()), rows = product_rows(bytes_of_level());
+  const int64_t panels = divide_up(x.d, columns), groups = divide_up(x.n, rows);
+  // A panel is several tasks if there are few: each copies it.
+  constexpr int64_t kTasks = 32, kFewestGroups = 8;
+  const int64_t shares = std::clamp<int64_t>(std::min(divide_up(kTasks, panels), groups / kFewestGroups), 1, kTasks);
+  parallel_rows(panels * shares, x.n * x.n * columns / shares / 50, [&](int64_t begin, int64_t end) {
+    std::vector<A> panel_buffer(x.n * columns + kLanes), block(rows * columns);
+    A* panel = aligned_to_lines(panel_buffer.data());
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t c = task / shares * columns, share = task % shares, count = std::min(columns, x.d - c);
+      copy_panel(x, c, count, panel);
+      for (int64_t group = share * groups / shares; group < (share + 1) * groups / shares; ++group) {
+        const int64_t i = group * rows, of_i = std::min(rows, x.n - i);
+        panel_product(slope + i * x.n, x.n, of_i, panel, block.data());
+        for (int64_t r = 0; r < of_i; ++r) std::copy_n(block.data() + r * columns, count, out + (i + r) * x.d + c);
+      }
+    }
+  });
 }
 
 }  // namespace sftn

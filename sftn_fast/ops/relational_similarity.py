@@ -1,9 +1,10 @@
 """Losses on the similarities between the samples of a batch: SP and PKT.
 
-Both depend on the features only through the Gram matrix ``F F^T``, which PyTorch's matrix product computes. One op,
-``csrc/relational_similarity.h``, does the rest on ``[B, B]`` and also returns the loss's gradient with respect to the
-Gram matrix. One more product then gives the gradient of the features. A sum over features does not depend on their
-order, so each map is read in its memory order. PKT of a small batch on the CPU is one op that does all of it.
+Both depend on the features only through the Gram matrix ``F F^T``. On a GPU it is a matrix product, on the CPU an op
+that computes one of its equal halves. Another op, ``csrc/relational_similarity.h``, does the rest on ``[B, B]`` and
+also returns the loss's gradient with respect to the Gram matrix. A matrix product then gives the gradient of the
+features. A sum over features does not depend on their order, so each map is read in its memory order. PKT on the CPU is
+one op that does all of it.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 def _fused(ops: Any, student: Tensor, teacher: Tensor, eps: float | None) -> Tensor:
     """Compute PKT, or SP if ``eps`` is None."""
-    if eps is not None and _is_small(ops, student, teacher):
-        return _small_pkt(ops, student, teacher, eps)
+    if eps is not None and _has_one_op(ops, student, teacher):
+        return _pkt_at_once(ops, student, teacher, eps)
     if needs_function((student, teacher)):
         return _SimilarityLoss.apply(ops, eps, *savable(student, teacher))
     loss, _, _ = _forward(ops, eps, student, teacher, False, False)
@@ -98,9 +99,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss and its slopes, the matrices that map the student's and the teacher's rows to gradients."""
     dtype = accumulator(student, teacher)
-    student, teacher = _rows(student, dtype), _rows(teacher, dtype)
+    student, teacher = _rows(student), _rows(teacher)
     with _without_autocast(student.device.type):
-        grams = _gram(student, dtype), _gram(teacher, dtype)
+        grams = _gram(ops, student, dtype), _gram(ops, teacher, dtype)
         if eps is None:
             return ops.sp_forward(*grams, student_grad, teacher_grad)
         norms = _norms(student, dtype), _norms(teacher, dtype)
@@ -112,33 +113,24 @@ def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(dtype)
 
 
-MOST_TERMS = 2**21
-"""Most terms that the entries of a Gram matrix may have in all for the op for small batches, some 50 microseconds."""
-
-
-def _is_small(ops: Any, student: Tensor, teacher: Tensor) -> bool:
-    """Return whether the CPU has one op for PKT and its gradients, which multiplies matrices itself.
-
-    PyTorch shares its three products among threads. For a small batch this takes longer than the products.
-    """
+def _has_one_op(ops: Any, student: Tensor, teacher: Tensor) -> bool:
+    """Return whether one op computes PKT and its gradients."""
     if student.dtype is not teacher.dtype or student.dtype not in (torch.float32, torch.float64):
         return False
-    (batch, width), teacher_width = student.shape, teacher.shape[1]
-    terms = batch * batch * max(width, teacher_width)
-    return terms <= MOST_TERMS and ops is torch.ops.sftn_fast and computes_at_once(student, teacher)
+    return ops is torch.ops.sftn_fast and computes_at_once(student, teacher)
 
 
 _PKT_AT_ONCE = Loss("pkt_both", None, ("student", "teacher"))
 
 
-def _small_pkt(ops: Any, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
+def _pkt_at_once(ops: Any, student: Tensor, teacher: Tensor, eps: float) -> Tensor:
     if not needs_function((student, teacher)):
         return ops.pkt_both(student, teacher, eps, False, False)[0]
     loss = _PKT_AT_ONCE(ops, student, teacher, eps)
-    return _SmallPkt.apply(ops, eps, *savable(student, teacher)) if loss is None else loss
+    return _PktAtOnce.apply(ops, eps, *savable(student, teacher)) if loss is None else loss
 
 
-class _SmallPkt(AtOnce):
+class _PktAtOnce(AtOnce):
     @staticmethod
     def forward(ctx: Any, ops: Any, eps: float, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
         loss, *grads = ops.pkt_both(student, teacher, eps, *ctx.needs_input_grad[2:])
@@ -174,7 +166,7 @@ def _backward(ctx: Any, grad_loss: Tensor, saved: Saved) -> list[Tensor | None]:
 def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_nan: bool) -> Tensor | None:
     if features is None:
         return None
-    rows = _rows(features, slope.dtype)
+    rows = _rows(features)
     if rows.dtype != slope.dtype:
         rows = rows.to(slope.dtype)
     if skip_nan:
@@ -190,22 +182,23 @@ def _gradient(features: Tensor | None, slope: Tensor, grad_loss: Tensor, skip_na
     return grad.view(features.shape)
 
 
-def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def _gram(ops: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    if accumulator(rows) != dtype:
+        rows = rows.to(dtype)
+    if ops is torch.ops.sftn_fast and not rows.is_cuda:
+        return ops.gram(rows)
     if rows.dtype == dtype:
         return torch.mm(rows, rows.t())
-    return torch.mm(rows, rows.t(), out_dtype=dtype)  # exact products of half precision, summed in float32
+    if rows.is_cuda:  # exact products of half precision, summed in float32
+        return torch.mm(rows, rows.t(), out_dtype=dtype)
+    return _gram(ops, rows.to(dtype), dtype)
 
 
-def _rows(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the features as ``[B, D]`` in memory order, as a view if possible.
-
-    The result has ``dtype``, or stays in half precision if the device multiplies that into ``dtype``.
-    """
+def _rows(features: Tensor) -> Tensor:
+    """Return the features as ``[B, D]`` in memory order, as a view if possible."""
     if features.dim() > 2:
-        features = (features.movedim(1, -1) if _channels_last(features) else features).flatten(1)
-    if features.dtype == dtype or (features.is_cuda and dtype == torch.float32):
-        return features
-    return features.to(dtype)
+        return (features.movedim(1, -1) if _channels_last(features) else features).flatten(1)
+    return features
 
 
 def _channels_last(features: Tensor) -> bool:
@@ -222,6 +215,11 @@ def _without_autocast(device_type: str) -> AbstractContextManager:
 @register_fake("sp_forward")
 def _(student_gram: Tensor, teacher_gram: Tensor, student_grad: bool, teacher_grad: bool) -> tuple[Tensor, ...]:
     return _fake_outputs(student_gram, student_grad, teacher_grad)
+
+
+@register_fake("gram")
+def _(rows: Tensor) -> Tensor:
+    return rows.new_empty((rows.shape[0], rows.shape[0]), dtype=accumulator(rows))
 
 
 @register_fake("pkt_both")

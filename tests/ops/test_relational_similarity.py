@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bench.eager import relational as eager
 from sftn_fast import ops
-from sftn_fast.ops import _library, _nodes, relational_similarity
+from sftn_fast.ops import _library, relational_similarity
 
 
 @dataclass(frozen=True)
@@ -122,27 +122,51 @@ def test_many_rows(backend, dtype):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
-def test_small_batches_by_matrix_products(monkeypatch, dtype):
-    """One op has small batches to itself, also with rows that have no direction. Larger ones agree with it."""
-    most = relational_similarity.MOST_TERMS
-    for shapes in (((16, 9), (16, 30)), ((33, 64), (33, 17)), ((50, 7), (50, 7)), ((64, 128), (64, 31))):
+def test_one_op_of_pkt_agrees_with_several(monkeypatch, dtype):
+    """The op that does all of PKT gives what matrix products and the other op do, also of rows without a direction."""
+    shapes = ((16, 9), (16, 30)), ((33, 64), (33, 17)), ((50, 7), (50, 7)), ((64, 128), (64, 31)), ((97, 600), (97, 12))
+    for pair in shapes:
         for bad in (None, 0.0, torch.nan, torch.inf):
-            features = make(shapes, dtype=dtype)
+            features = make(pair, dtype=dtype)
             for i, x in enumerate(features):
                 if bad is not None:
                     x[-i] *= bad
-            monkeypatch.setattr(relational_similarity, "MOST_TERMS", most)
-            small = differentiate(LOSSES["pkt"], ops, *features)
-            monkeypatch.setattr(relational_similarity, "MOST_TERMS", -1)
-            assert_close(small, differentiate(LOSSES["pkt"], ops, *features), (dtype, dtype))
+            with monkeypatch.context() as patch:
+                patch.setattr(relational_similarity, "_has_one_op", lambda *_: False)
+                several = differentiate(LOSSES["pkt"], ops, *features)
+            assert_close(differentiate(LOSSES["pkt"], ops, *features), several, (dtype, dtype))
 
 
 @needs_kernels
-def test_which_batches_are_small():
-    for shape, name in (((64, 512), "_SmallPkt"), ((64, 513), "_SimilarityLoss")):
-        (student,) = make((shape,))
-        with _nodes.in_python():
-            assert ops.pkt_loss(student.requires_grad_(), student.detach()).grad_fn.name().startswith(name)
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@pytest.mark.parametrize("batch", [1, 2, 3, 11, 12, 13, 24, 47, 48, 49, 97, 150])
+def test_gram_of_every_size(dtype, batch):
+    """Tiles, panels, pieces and lanes end anywhere; rows may have gaps. Every entry is exact up to rounding."""
+    gram = torch.ops.sftn_fast.gram
+    for width in (0, 1, 15, 16, 17, 511, 512, 513, 2049, 5000):
+        (rows,) = make(((batch, width + 3),), dtype=dtype)
+        for x in (rows[:, :width], rows[:, 3:].contiguous(), rows[:1, :width].expand(batch, width)):
+            result, exact = gram(x), x.double() @ x.double().t()
+            assert result.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+            assert torch.equal(result, result.t())
+            size = x.double().norm(dim=1)
+            error = (result - exact).abs() / (size[:, None] * size).clamp(min=1e-30)
+            assert error.max() < (1e-14 if dtype is torch.float64 else 1e-6)
+
+
+@needs_kernels
+def test_gram_keeps_rows_apart():
+    """What is not finite stays in its row and column. Equal rows have equal entries, wherever they are."""
+    (rows,) = make(((75, 700),))
+    rows[60] = rows[3]
+    clean = torch.ops.sftn_fast.gram(rows)
+    others = torch.arange(75) != 20
+    assert torch.equal(clean[60][others & (torch.arange(75) != 60)], clean[3][others & (torch.arange(75) != 60)])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        rows[20, 650] = bad
+        gram = torch.ops.sftn_fast.gram(rows)
+        assert not gram[20].isfinite().any()
+        assert torch.equal(gram[others][:, others], clean[others][:, others])
 
 
 def test_golden_values(backend):
@@ -434,12 +458,12 @@ def test_same_inputs_same_bits(backend, loss):
 @needs_kernels
 @pytest.mark.parametrize("eps", [(), (1e-7,)], ids=["sp", "pkt"])
 def test_threads_do_not_change_the_bits(eps):
-    """This tests the kernels only: matrix products are PyTorch's."""
-    features = make(((259, 30), (259, 40)))
+    """This tests the kernels only: SP's last matrix product is PyTorch's."""
+    features = make(((259, 30), (259, 4000)))
     inputs = [x @ x.t() for x in features]
     inputs += [x.norm(dim=1) for x in features] if eps else []
     op = torch.ops.sftn_fast.pkt_forward if eps else torch.ops.sftn_fast.sp_forward
-    results = on_threads(lambda: op(*inputs, *eps, True, True))
+    results = on_threads(lambda: (*op(*inputs, *eps, True, True), *map(torch.ops.sftn_fast.gram, features)))
     if eps:
         both = on_threads(lambda: torch.ops.sftn_fast.pkt_both(*features, *eps, True, True))
         assert all(torch.equal(a, b) for result in both[1:] for a, b in zip(result, both[0], strict=True))
@@ -483,6 +507,7 @@ def test_autocast_leaves_the_loss_alone(backend, loss):
 def test_opcheck(dtype, grads):
     student, teacher = make(((5, 6), (5, 7)), dtype=dtype)
     grams, norms = [x @ x.t() for x in (student, teacher)], [x.norm(dim=1) for x in (student, teacher)]
+    torch.library.opcheck(torch.ops.sftn_fast.gram.default, (student,), test_utils=FAKES)
     torch.library.opcheck(torch.ops.sftn_fast.sp_forward.default, (*grams, *grads), test_utils=FAKES)
     torch.library.opcheck(torch.ops.sftn_fast.pkt_forward.default, (*grams, *norms, 1e-7, *grads), test_utils=FAKES)
     torch.library.opcheck(torch.ops.sftn_fast.pkt_both.default, (student, teacher, 1e-7, *grads), test_utils=FAKES)
