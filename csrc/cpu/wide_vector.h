@@ -6,6 +6,13 @@
 #include "../tensor.h"
 #include "vector.h"
 
+// Four lanes out of the eight of two vectors.
+#if defined(__clang__)
+#define SFTN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SFTN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ::sftn::Vector<16, int32_t>{__VA_ARGS__})
+#endif
+
 namespace sftn {
 
 template <int kBytes, class A>
