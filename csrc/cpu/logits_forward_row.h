@@ -182,8 +182,11 @@ SFTN_INLINE double target_mass(const LogitsRow<A>& row, const RowSums<A>* sums, 
 template <class A>
 SFTN_INLINE double cross_entropy(const LogitsRow<A>& row, const RowSums<A>& sums, const A* logits, double mass,
                                  double log_z1, double smoothing, int64_t c) {
-  const double cross = row.probabilities ? sums.cross : double(logits[row.y]) - double(sums.max);
-  const double loss = mass * log_z1 - (1 - smoothing) * cross;
+  double loss = mass * log_z1;
+  if (smoothing != 1) {  // 0 times an infinite sum would be NaN
+    const double cross = row.probabilities ? sums.cross : double(logits[row.y]) - double(sums.max);
+    loss -= (1 - smoothing) * cross;
+  }
   return smoothing == 0 ? loss : loss - smoothing * sums.below / c;
 }
 

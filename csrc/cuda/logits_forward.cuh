@@ -38,7 +38,10 @@ template <class T, class A>
 __device__ A cross_entropy(const LogitsParams<T>& p, const Softmax<A>& softmax, const T* row, int target_class,
                            A mass) {
   if (target_class < 0) return mass * log_of(softmax.sum_one) + softmax.below;
-  A loss = log_of(softmax.sum_one) - (A(1) - p.smoothing) * (static_cast<A>(row[target_class]) - softmax.max);
+  A loss = log_of(softmax.sum_one);
+  if (p.smoothing != A(1)) {  // 0 times an infinite difference would be NaN
+    loss -= (A(1) - p.smoothing) * (static_cast<A>(row[target_class]) - softmax.max);
+  }
   if (p.smoothing != A(0)) loss += p.smoothing * softmax.below / A(p.c);
   return loss;
 }

@@ -59,10 +59,11 @@ def test_classes_ruled_out(backend, name, dtype):
     assert_close(actual, true, dtype)
 
 
-def test_a_possible_class_that_the_student_rules_out_costs_infinity(backend):
+@paired(backend=BACKENDS, smoothing=[0.0, 0.5, 1.0], certain=[True, False])
+def test_a_possible_class_that_the_student_rules_out_costs_infinity(backend, smoothing, certain):
     student = torch.tensor([[0.0, -torch.inf]], device=backend.device)
-    y = torch.tensor([[0.5, 0.5]], device=backend.device)
-    assert ops.kd_ce_loss(student, student, y).ce.item() == torch.inf
+    y = torch.tensor([1] if certain else [[0.5, 0.5]], device=backend.device)
+    assert ops.kd_ce_loss(student, student, y, label_smoothing=smoothing).ce.item() == torch.inf
 
 
 @pytest.mark.parametrize("where", ["teacher", "student", "target"])

@@ -166,4 +166,7 @@ def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100, labe
     except IndexError:
         check_classes(target, logits.shape[1], ignore_index)
         raise
-    return total / (target != ignore_index).sum().clamp(min=1)
+    valid = target != ignore_index
+    if label_smoothing == 1:  # PyTorch multiplies the class's logarithm, which may be infinite, by 0
+        total = -torch.where(valid, logits.log_softmax(dim=1).mean(dim=1), 0.0).sum()
+    return total / valid.sum().clamp(min=1)
