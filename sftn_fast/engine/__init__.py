@@ -5,7 +5,7 @@ networks.
 """
 
 from sftn_fast.engine.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
-from sftn_fast.engine.device import Layout, amp_dtype, multiplies_bfloat16, resolve_device, resolve_devices
+from sftn_fast.engine.device import Layout, amp_dtype, bfloat16_instructions, resolve_device, resolve_devices
 from sftn_fast.engine.distributed import PeerError
 from sftn_fast.engine.evaluate import ClassCounts, count_by_class, evaluate
 from sftn_fast.engine.fingerprint import FingerprintMismatch
@@ -34,12 +34,12 @@ __all__ = [
     "Schedule",
     "TrainStep",
     "amp_dtype",
+    "bfloat16_instructions",
     "build_step",
     "count_by_class",
     "evaluate",
     "fastest_threads",
     "fit",
-    "multiplies_bfloat16",
     "process_group",
     "read_checkpoint",
     "resolve_device",

@@ -106,9 +106,10 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def multiplies_bfloat16() -> bool:
-    """Return whether this CPU has instructions for matrices of bfloat16 (AMX), which are faster than float32's."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def bfloat16_instructions() -> str | None:
+    """Return what this CPU multiplies bfloat16 with faster than float32: AMX, AVX-512 or None."""
+    has = torch.cpu.get_capabilities()
+    return "AMX" if has.get("amx_bf16") else "AVX-512" if has.get("avx512_bf16") else None
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype:

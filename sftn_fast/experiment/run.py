@@ -211,8 +211,10 @@ def say_precision(config: Config, devices: Sequence[torch.device]) -> None:
         return
     if config.engine.amp == "fp16":
         distributed.say("warning: engine.amp fp16 is slow on a CPU; fp32 is faster there")
-    if config.engine.amp == "fp32" and engine.multiplies_bfloat16():
-        distributed.say("this CPU multiplies matrices of bfloat16 (AMX): --engine.amp bf16 may be 2 to 3 times as fast")
+    instructions = engine.bfloat16_instructions()
+    if config.engine.amp == "fp32" and instructions:
+        gain = "2 to 3 times" if instructions == "AMX" else "up to twice"
+        distributed.say(f"this CPU multiplies bfloat16 ({instructions}): --engine.amp bf16 may be {gain} as fast")
 
 
 def worker_on(device: torch.device, config: Config, root: Path) -> Worker:

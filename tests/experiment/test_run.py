@@ -223,18 +223,19 @@ def test_slow_arithmetic_is_named(
 @pytest.mark.parametrize(
     ("amp", "device", "capabilities", "offered"),
     [
-        ("fp32", "cpu", {"avx512_bf16": True, "amx_bf16": True}, True),
-        ("bf16", "cpu", {"amx_bf16": True}, False),
-        ("fp32", "cuda:0", {"amx_bf16": True}, False),
-        ("fp32", "cpu", {"avx512_bf16": True, "amx_bf16": False}, False),
-        ("fp32", "cpu", {"architecture": "aarch64"}, False),
+        ("fp32", "cpu", {"avx512_bf16": True, "amx_bf16": True}, "2 to 3 times"),
+        ("bf16", "cpu", {"amx_bf16": True}, None),
+        ("fp32", "cuda:0", {"amx_bf16": True}, None),
+        ("fp32", "cpu", {"avx512_bf16": True, "amx_bf16": False}, "up to twice"),
+        ("fp32", "cpu", {"avx512_f": True}, None),
+        ("fp32", "cpu", {"architecture": "aarch64"}, None),
     ],
 )
-def test_bfloat16_is_offered_where_the_cpu_multiplies_matrices_of_it(
+def test_bfloat16_is_offered_where_the_cpu_multiplies_it(
     amp: str,
     device: str,
     capabilities: dict[str, object],
-    offered: bool,
+    offered: str | None,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,4 +243,5 @@ def test_bfloat16_is_offered_where_the_cpu_multiplies_matrices_of_it(
     config = cli.parse(["--engine.amp", amp])[0]
     experiment.say_precision(config, [torch.device(device)])
     out = capsys.readouterr().out
-    assert ("--engine.amp bf16" in out) == offered and out.count("\n") == offered
+    assert f"--engine.amp bf16 may be {offered} as fast" in out if offered else not out
+    assert out.count("\n") == bool(offered)
