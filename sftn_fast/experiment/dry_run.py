@@ -62,7 +62,7 @@ def run(config: Config) -> None:
             distributed.say(line)
         kept = {job for job, state in states.items() if state.kept}
         costs = _costs(worker, jobs, images, states)
-        left = sum(cost.seconds for job, cost in costs.items() if job not in kept)
+        left = sum(cost.seconds * _share_left(checked, states.get(job), job) for job, cost in costs.items())
         peak = max(cost.memory for cost in costs.values())
         beside = f"beside {readable_bytes(_resident(images))} of images"
         if checked.cache_teacher:
@@ -100,16 +100,28 @@ def _costs(worker: Worker, jobs: Sequence[Job], images: ImageData, states: Mappi
         if kind not in kinds:
             kinds[kind] = CostProbe(worker.config, job, worker.root, worker.device, images).cost()
         costs[job] = kinds[kind]
-        distributed.say(f"  {_outcome(states.get(job), costs[job])}")
+        state = states.get(job)
+        left = _share_left(worker.config, state, job)
+        distributed.say(f"  {_outcome(state, duration(left * costs[job].seconds))}")
     return costs
 
 
-def _outcome(state: JobState | None, cost: Cost) -> str:
-    """Return what the run would do about the job, and what that costs."""
+def _share_left(config: Config, state: JobState | None, job: Job) -> float:
+    """Return how much of the job is left to do, from 0 to 1."""
+    if state is not None and state.kept:
+        return 0.0
+    if state is None or state.differing or not state.epochs:
+        return 1.0
+    return 1 - min(1.0, state.epochs / config.epochs_of(job.kind))
+
+
+def _outcome(state: JobState | None, time_left: str) -> str:
+    """Return what the run would do about the job, and how long that takes."""
     if state is not None and state.kept:
         return "has its result already"
-    again = f"trained again, since {listing(state.differing)}; " if state is not None and state.differing else ""
-    return f"{again}{duration(cost.seconds)}"
+    if state is not None and state.differing:
+        return f"trained again, since {listing(state.differing)}; {time_left}"
+    return f"resumes after epoch {state.epochs}; {time_left}" if state is not None and state.epochs else time_left
 
 
 class CostProbe(UntrainedRunner):

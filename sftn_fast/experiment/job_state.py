@@ -47,6 +47,8 @@ class JobState:
     """Settings in which the job's files differ from the wanted ones."""
     environment: dict[str, str] = field(default_factory=dict)
     """Versions and device of its last training."""
+    epochs: int = 0
+    """Whole epochs that the job's last checkpoint has behind it, without those of a method's initialisation."""
 
     @property
     def kept(self) -> bool:
@@ -75,7 +77,8 @@ def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
     elif not differing and (missing := _missing_snapshot(config, job, folder, epochs)):
         differing = [(missing[0], "no snapshots", "snapshots")]
     finished = result is not None and job.behaviour.lacks(config, result) is None
-    return JobState(job, finished, True, differing, (result or checkpoint or {}).get("environment", {}))
+    behind = epochs if _checkpoints(folder, initialisation=False) else 0
+    return JobState(job, finished, True, differing, (result or checkpoint or {}).get("environment", {}), behind)
 
 
 def _by_mixed(
@@ -228,9 +231,9 @@ def _result(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a job, newest first; those of a method's initialisation if the job has none."""
-    for pattern in ("checkpoints/step_*", "init-*/checkpoints/step_*"):
+def _checkpoints(folder: Path, *, initialisation: bool = True) -> list[Path]:
+    """Return the checkpoints of a job, newest first; those of a method's ``initialisation`` if the job has none."""
+    for pattern in ("checkpoints/step_*", *(("init-*/checkpoints/step_*",) if initialisation else ())):
         if found := sorted(filter(is_checkpoint, folder.glob(pattern)), reverse=True):
             return found
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import programs
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from sftn_fast import cli, data, engine, models, train
+from sftn_fast.experiment import dry_run, job_state
 from sftn_fast.experiment import run as experiment
 from sftn_fast.experiment.dry_run import _activations
 from sftn_fast.tasks import SupervisedTask
@@ -90,6 +92,20 @@ def test_what_has_its_result_takes_no_time(finished: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert said.count("has its result already") == 3 and "time: nothing left" in said
     assert names(finished) == before
+
+
+def test_of_a_stopped_job_the_rest_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"{SMALL} --epochs 4 --stages [student] --seeds [0] --engine.checkpoint_every 5"
+    train.run(cli.parse(["--output", str(tmp_path), *options.split()])[0])
+    folder = tmp_path / "seed0" / "student"
+    (folder / "result.json").unlink()
+    shutil.rmtree(max((folder / "checkpoints").iterdir()))  # one within the third epoch is left
+    capsys.readouterr()
+    assert train.main(["--dry-run", "--output", str(tmp_path), *options.split()]) == 0
+    said = capsys.readouterr().out
+    assert "  resumes after epoch 2; " in said and said.count("resumes") == 1
+    state = job_state.JobState(experiment.plan(cli.parse(options.split())[0])[0], begun=True, epochs=2)
+    assert dry_run._share_left(cli.parse(options.split())[0], state, state.job) == 0.5
 
 
 @pytest.mark.parametrize("option", ["--optim.lr 0.3", "--student resnet14", "--distill at", "--resume never"])
