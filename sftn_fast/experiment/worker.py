@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import traceback
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -90,12 +91,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     out, errors = PrefixedLines(sys.stdout), PrefixedLines(sys.stderr)
     sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
-    config, root = orders.get()
-    plugins.load(config.plugins)  # this process has not imported them yet
-    data.mute_notices()  # the parent has printed them
-    worker = Worker(config, root)
-    if worker.device.type == "cpu":
-        allocator.keep_freed_memory()
+    worker = cache(partial(_prepare, *orders.get()))  # of the first job, so that it answers what goes wrong here
     while (job := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {job.seed} {job.name} | "
         outcome = _outcome(worker, job)
@@ -103,6 +99,15 @@ def _serve(connection: Connection[Any, Any]) -> None:
             connection.send(outcome)
         except OSError:  # the parent is gone: nobody asks how the job ended
             return
+
+
+def _prepare(config: Config, root: Path) -> Worker:
+    plugins.load(config.plugins)  # this process has not imported them yet
+    data.mute_notices()  # the parent has printed them
+    worker = Worker(config, root)
+    if worker.device.type == "cpu":
+        allocator.keep_freed_memory()
+    return worker
 
 
 def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:
@@ -115,9 +120,9 @@ def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _outcome(worker: Worker, job: Job) -> tuple[str, str]:
+def _outcome(worker: Callable[[], Worker], job: Job) -> tuple[str, str]:
     try:
-        worker.run(job)
+        worker().run(job)
     except engine.Interrupted as interrupted:
         return STOPPED, str(interrupted)
     except ConfigError as error:

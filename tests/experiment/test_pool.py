@@ -126,6 +126,16 @@ def test_a_stage_that_goes_wrong_fails_the_run(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("seed*/distill*")), "a stage began although its teacher has failed"
 
 
+def test_a_plugin_that_fails_in_a_process_alone_is_one_line(tmp_path: Path) -> None:
+    plugin = tmp_path / "first_only.py"
+    plugin.write_text(f"open({str(tmp_path / 'imported')!r}, 'x')")  # raises from the second time on
+    done = programs.train(*on_two(tmp_path / "run", "--plugins", str(plugin)))
+    assert done.returncode == 2, done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"error: seed 0 teacher: plugins: {plugin} can't be imported: FileExistsError")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_refused_configuration_comes_back_as_such(together: tuple[Path, str]) -> None:
     before = computed(together[0])
     with pytest.raises(ConfigError, match=r"seed0/teacher in .*weight_decay"):  # before a process is started
