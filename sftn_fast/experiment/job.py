@@ -423,8 +423,8 @@ class JobRunner:
         changes = job_state.environment_changes(self.config, found, surroundings(self.device))
         kept = found.kept and result is not None and repair.repair(self.folder, result)
         if result and not found.differing and (lacking := self.behaviour.lacks(self.config, result)):
-            how = "made from the last checkpoint, and trained again if there is none"
-            logger.warning("%s is needed and was never saved; %s", self.folder / lacking, how)
+            source = repair.source_of(self.folder)
+            logger.warning("%s is needed and was never saved; made %s", self.folder / lacking, source)
         if kept:
             print(f"  finished before, not trained again{changes}", flush=True)
         elif changes:
@@ -440,7 +440,7 @@ class JobRunner:
         try:
             return run_files.read_result(self.folder)
         except DamagedError as error:
-            logger.warning("%s; made again from the last checkpoint", error)
+            logger.warning("%s; made again %s", error, repair.source_of(self.folder))
             return None
 
     def _compare_again(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sftn_fast import models
 from sftn_fast.engine import CheckpointStore
+from sftn_fast.engine.checkpoint import is_checkpoint
 from sftn_fast.engine.run_log import open_log, write_summary
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_all, write_atomically
@@ -39,9 +40,16 @@ def repair(folder: Path, result: dict[str, Any]) -> bool:
             # Only the training itself can write a snapshot of it.
             logger.warning("%s %s; only a route needs it: to get it back, remove %s", folder / name, fault, folder)
         elif Path(name).name in (*run_files.NETWORK, run_files.CLASSES):
-            logger.warning("%s %s; made again from the last checkpoint", folder / name, fault)
+            logger.warning("%s %s; made again %s", folder / name, fault, source_of(folder))
             intact = False
     return intact
+
+
+def source_of(folder: Path) -> str:
+    """Return in words what a lost network of the job in ``folder`` is made from."""
+    if any(map(is_checkpoint, (folder / "checkpoints").glob("step_*"))):
+        return "from the last checkpoint"
+    return "with the whole job, since it has no checkpoint"
 
 
 def find_damage(folder: Path, result: dict[str, Any]) -> dict[str, str]:

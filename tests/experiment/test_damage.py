@@ -210,7 +210,7 @@ def test_a_teacher_damaged_when_distilling_begins_is_made_again(
 
 @pytest.mark.parametrize("left", ["no checkpoint", "damaged ones"])
 def test_a_damaged_job_without_a_checkpoint_is_trained_again_or_refused(
-    run: Path, images: ImageData, left: str, finished: Path
+    run: Path, images: ImageData, left: str, finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = run / "seed0" / "student" / "checkpoints"
     flip_bit(run / "seed0" / "student" / "model.safetensors")
@@ -223,6 +223,7 @@ def test_a_damaged_job_without_a_checkpoint_is_trained_again_or_refused(
         return
     shutil.rmtree(checkpoints)
     job_of(run, images, "student").finish()
+    assert "made again with the whole job, since it has no checkpoint" in caplog.text
     assert figures(find_results(run).results) == figures(find_results(finished).results)
 
 
