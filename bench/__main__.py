@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -209,6 +210,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
 
 
 def main() -> None:
+    # an exception, so that the process of a level is not left behind
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     args = parse()
     todo = parts(args)
     progress, several, good = Progress(todo), len(todo) > 1, True
