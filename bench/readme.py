@@ -66,7 +66,9 @@ def losses(folder: Path) -> str:
 def steps(folder: Path) -> str:
     """Return the table of whole steps of training, a row for each case, and where they were measured."""
     conditions, rows = read("training-cpu", folder)
+    layers = list(next((row["shares"] for row in rows if "shares" in row), ()))
     names = ["a whole step", "usual loop, images/s", "ours, images/s", "times as fast", "memory, theirs / ours"]
+    names += [" / ".join(layers) + " in ours"] if layers else []
     lines = [
         [
             case,
@@ -74,6 +76,7 @@ def steps(folder: Path) -> str:
             f"{found['ours']['images_per_second']:.0f}",
             f"**{found['ours']['ratio']:.2f}**",
             memory(found),
+            *([" / ".join(f"{share:.0%}" for share in found["ours"].get("shares", {}).values())] if layers else []),
         ]
         for case, found in by_case(rows).items()
         if _measured(found)

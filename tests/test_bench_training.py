@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from bench import __main__ as command
 from bench import levels, readme, record, scaling
@@ -18,7 +19,7 @@ from bench.eager import training as eager
 from bench.measure import Effort
 from bench.training import ours, suite, worker
 from bench.training.cases import CASES, TrainingCase
-from bench.training.split import PARTS, Split
+from bench.training.split import PARTS, Split, shares
 from bench.training.worker import OURS, USUAL
 from sftn_fast.config import EngineConfig
 from sftn_fast.data import Batch
@@ -135,6 +136,11 @@ class FakeTrainer:
 
     def __init__(self, case, name, device):
         self.name, self.turns, self.split, self.peak_bytes, self.first_step = name, [], [], 2**20, 0.5
+        self.shares = {}
+
+    def profile(self):
+        self._maybe_end("profile")
+        self.shares = {"convolutions": 0.75}
 
     def prepared(self):
         self.events.append((self.name, "prepared"))
@@ -246,6 +252,24 @@ def test_what_is_called_inside_counts_once():
     assert split.take(0.5) == {"rest": 0.5}
 
 
+def test_shares_of_the_layers_in_a_step():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+    x = torch.rand(8, 3, 32, 32)
+    found = shares(lambda: (net(x).sum() + torch.logsumexp(x, 1).sum()).backward())
+    assert list(found) == ["convolutions", "BatchNorm", "ReLU"]
+    assert all(share > 0.01 for share in found.values()) and sum(found.values()) < 1
+
+
+def test_shares_are_those_of_ours(monkeypatch):
+    monkeypatch.setattr(suite, "Trainer", FakeTrainer)
+    eager, ours = suite.measure_case(CASES[0], ["eager", "ours"], EFFORT)
+    assert "shares" not in eager and ours["shares"] == {"convolutions": 0.75}
+    assert suite._notes(ours)[0] == "convolutions 75%"
+    monkeypatch.setattr(FakeTrainer, "ends", {"ours": "profile"})
+    _, ours = suite.measure_case(CASES[0], ["eager", "ours"], EFFORT)
+    assert ours["error"] == "RuntimeError: out of memory"
+
+
 @pytest.mark.slow
 def test_implementations_train_in_processes_of_their_own(monkeypatch):
     monkeypatch.setattr(suite, "TURN", 0.05)
@@ -255,6 +279,7 @@ def test_implementations_train_in_processes_of_their_own(monkeypatch):
     for row in rows:
         assert row["n"] >= 3 and row["ratio"] > 0 and row["peak_bytes"] > 2**26 and row["said"] == []
         assert all(row["split"][part] > 0 for part in ("frozen forward", "forward", "backward"))
+    assert rows[1]["shares"]["convolutions"] > 0.1
     assert "no such" in failed["error"]
     assert suite.line(failed).startswith("| KD: resnet8")
 
@@ -279,6 +304,10 @@ def test_a_record_of_whole_steps(tmp_path):
     assert "KD, ours, compile: engine.compile: not compiled" in page
     assert (tmp_path / "training-cpu.png").stat().st_size > 5000
     assert "| KD | 100 | 150 | **1.50** | 1,024.0 MiB / 1,024.0 MiB |" in readme.steps(tmp_path)
+    rows[1]["shares"] = {"convolutions": 0.746, "ReLU": 0.05}
+    suite.write("training-cpu", ABOUT, rows, tmp_path)
+    assert "| convolutions / ReLU in ours |" in readme.steps(tmp_path)
+    assert "1,024.0 MiB / 1,024.0 MiB | 75% / 5% |" in readme.steps(tmp_path)
     assert [verdict.regressed for verdict in compare(rows, rows_of_a_step(1.2))] == [False]
     assert [verdict.regressed for verdict in compare(rows, rows_of_a_step(1.0))] == [True]
 

@@ -1,4 +1,4 @@
-"""The parts of a step's time, by clocks around functions that every loop calls."""
+"""The parts of a step's time, by clocks around functions that every loop calls, and the layers' shares of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ from sftn_fast.sftn import StudentAwareTeacher
 
 PARTS = ("data", "frozen forward", "forward", "backward", "optimizer", "rest")
 """Forward passes are those of the networks. The rest is losses, adapters and everything else outside autograd."""
+
+LAYERS = {
+    "convolutions": ("convolution",),
+    "BatchNorm": ("batch_norm",),
+    "ReLU": ("relu", "threshold_backward", "clamp_min"),
+}
+"""Layers by words in the names of PyTorch's operators, forward and backward."""
+
+
+def shares(train: Callable[[], object]) -> dict[str, float]:
+    """Take one step under PyTorch's profiler, and return which part of its operators' time each kind of layer takes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train()
+    seconds = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    whole = sum(seconds.values())
+    return {
+        layer: sum(each for name, each in seconds.items() if any(word in name for word in words)) / whole
+        for layer, words in LAYERS.items()
+    }
 
 
 class Split:

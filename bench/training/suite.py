@@ -19,7 +19,7 @@ from bench.measure import MIN_TURNS, Effort, Spread, interleaved, intervals, set
 from bench.record import Row
 from bench.training.cases import CASES, WORKERS, TrainingCase
 from bench.training.split import PARTS
-from bench.training.worker import OURS, USUAL
+from bench.training.worker import OURS, PROFILE, USUAL
 
 ALWAYS = {device: [*usual, "ours"] for device, usual in USUAL.items()}
 """Implementations that run in each case; the others run in the first case only."""
@@ -52,6 +52,7 @@ class Trainer:
         self.first_step = 0.0
         self.turns: list[list[float]] = []  # seconds of each step
         self.split: list[dict[str, float]] = []
+        self.shares: dict[str, float] = {}  # of the layers in a step
         self.said: list[str] = []
         self.peak_bytes = 0
 
@@ -71,19 +72,26 @@ class Trainer:
         self.turns.append(answer["seconds"])
         self.split += answer["split"]
 
+    def profile(self) -> None:
+        """Take one step under PyTorch's profiler, which makes it slower."""
+        self.shares = self._ask(PROFILE)["shares"]
+
     @property
     def seconds(self) -> list[float]:
         """The seconds of every step."""
         return [step for turn in self.turns for step in turn]
 
     def _steps(self, uncounted: int, counted: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{uncounted} {counted}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
+        answer = self._ask(f"{uncounted} {counted}")
         self.step_seconds = min(answer["seconds"])
         self.peak_bytes = answer["peak_bytes"]
         return answer
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -146,7 +154,8 @@ HOW = {
         f"{USUAL}, in float32 too; `NCHW` with engine.channels_last=false, `bf16` with engine.amp=bf16, `compile` with "
         "engine.compile=true. n counts steps. While others have their turn, the loader processes of `eager` get "
         "batches ready that it has for free. Peak is the process's resident memory, all images included, loader "
-        "processes not. The parts are medians; the rest holds losses and checks."
+        "processes not. The parts are medians; the rest holds losses and checks. Below the table stand the shares of "
+        "the layers in a step, forward and backward, by PyTorch's profiler."
     ),
     "cuda": (
         f"{USUAL} with engine.amp=bf16 and engine.channels_last=true; `float32` differs from `ours` in "
@@ -171,9 +180,15 @@ def write(name: str, about: dict[str, Any], rows: list[Row], folder: Path) -> No
         "table, has compilation in it for `compile`, and what a first call takes for all."
     )
     text = ["# training: whole steps", "", how, "", f"![training]({name}.png)", "", header(about["device"])]
-    said = [f"- {row['case']}, {row['implementation']}: {what}" for row in rows for what in row.get("said", ())]
+    said = [f"- {row['case']}, {row['implementation']}: {what}" for row in rows for what in _notes(row)]
     record.save(name, about, rows, [*text, *map(line, rows), "", *said], folder)
     chart.draw(folder / f"{name}.png", "training", about, rows, of_what="the usual loop, a whole step")
+
+
+def _notes(row: Row) -> list[str]:
+    """Return what a row has to say below the table."""
+    of_layers = ", ".join(f"{layer} {share:.0%}" for layer, share in row.get("shares", {}).items())
+    return [*([of_layers] if of_layers else []), *row.get("said", ())]
 
 
 def expected(effort: Effort, device: str) -> float:
@@ -237,6 +252,8 @@ def measure_case(case: TrainingCase, implementations: list[str], effort: Effort,
                     failures[name] = first_line(error)
         if "eager" not in failures:
             _take_turns(trainers, failures, effort)
+            if device == "cpu" and "ours" in trainers.keys() - failures.keys():
+                _profile(trainers["ours"], failures)
     finally:
         for trainer in trainers.values():
             trainer.close()
@@ -272,6 +289,13 @@ def _take_turns(trainers: dict[str, Trainer], failures: dict[str, str], effort: 
             break
 
 
+def _profile(trainer: Trainer, failures: dict[str, str]) -> None:
+    try:
+        trainer.profile()
+    except (RuntimeError, BrokenPipeError) as error:
+        failures["ours"] = first_line(error)
+
+
 def _figures(case: TrainingCase, trainer: Trainer, spread: Spread, usual: float, device: str) -> Row:
 
     def median_ms(part: str) -> float | None:
@@ -286,5 +310,6 @@ def _figures(case: TrainingCase, trainer: Trainer, spread: Spread, usual: float,
         "peak_bytes": trainer.peak_bytes,
         "first_step": round(1e3 * trainer.first_step, 1),
         "split": {part: median_ms(part) for part in _parts(device)},
+        **({"shares": {layer: round(share, 3) for layer, share in trainer.shares.items()}} if trainer.shares else {}),
         "said": trainer.said,
     }

@@ -1,8 +1,8 @@
 """One implementation of one case in a separate process, which takes steps on request.
 
 Run `python -m bench.training.worker DEVICE METHOD TEACHER STUDENT BATCH IMPLEMENTATION`. It answers each input line of
-two numbers, uncounted and counted steps, with a line of JSON. It writes the first answer without a request, before the
-first step. It stops at the end of its input.
+two numbers, uncounted and counted steps, with a line of JSON, and `profile` with the shares of the layers in a step. It
+writes the first answer without a request, before the first step. It stops at the end of its input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from bench.measure import synchronize
 from bench.training.cases import TrainingCase
-from bench.training.split import Split
+from bench.training.split import Split, shares
 from sftn_fast import ops
 from sftn_fast.config import EngineConfig
 
@@ -43,6 +43,9 @@ USUAL: dict[str, dict[str, dict[str, bool]]] = {
     "cuda": {"eager": {}, "eager, NHWC": {"channels_last": True}},
 }
 """Options of :func:`bench.eager.training.training` for each implementation of the usual loop, on each device."""
+
+PROFILE = "profile"
+"""A request for one step under PyTorch's profiler."""
 
 Train = Callable[[], object]
 
@@ -110,6 +113,9 @@ def main() -> None:
 
     answer(device)
     for line in sys.stdin:
+        if line.strip() == PROFILE:
+            answer(device, shares=shares(train))
+            continue
         uncounted, counted = map(int, line.split())
         for _ in range(uncounted):
             train()
