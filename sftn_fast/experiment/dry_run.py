@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from sftn_fast.engine import distributed
 from sftn_fast.engine.fingerprint import listing
 from sftn_fast.engine.optim import state_of
 from sftn_fast.engine.protocols import Splits
-from sftn_fast.experiment import networks
+from sftn_fast.experiment import networks, repair
 from sftn_fast.experiment.job_state import JobState
 from sftn_fast.experiment.kinds.snapshots import snapshot_epochs
 from sftn_fast.experiment.plan import Job
@@ -61,8 +62,9 @@ def run(config: Config) -> None:
         for line in _networks(config, images):
             distributed.say(line)
         kept = {job for job, state in states.items() if state.kept}
-        costs = _costs(worker, jobs, images, states)
-        left = sum(cost.seconds * _share_left(checked, states.get(job), job) for job, cost in costs.items())
+        rests = {job: _rest(checked, states.get(job), job, root) for job in jobs}
+        costs = _costs(worker, jobs, images, rests)
+        left = sum(rests[job].seconds(cost) for job, cost in costs.items())
         peak = max(cost.memory for cost in costs.values())
         beside = f"beside {readable_bytes(_resident(images))} of images"
         if checked.cache_teacher:
@@ -86,9 +88,47 @@ class Cost:
     seconds: float
     memory: int
     disk: int
+    first_seconds: float = 0.0
+    """Seconds of a method's initialisations, which come before."""
 
 
-def _costs(worker: Worker, jobs: Sequence[Job], images: ImageData, states: Mapping[Job, JobState]) -> dict[Job, Cost]:
+@dataclass(frozen=True)
+class Rest:
+    """What is left of a job, from 0 to 1: of its initialisations and of the job proper."""
+
+    initialisations: float
+    proper: float
+    words: str = ""
+    """What the run would do about the job, up to the time that this takes."""
+
+    def seconds(self, cost: Cost) -> float:
+        """Return how long that takes, on one device."""
+        return self.initialisations * cost.first_seconds + self.proper * cost.seconds
+
+
+WHOLE = Rest(1.0, 1.0)
+
+
+def _rest(config: Config, state: JobState | None, job: Job, root: Path) -> Rest:
+    """Return what is left of ``job``."""
+    if state is None:
+        return WHOLE
+    if state.differing:
+        return replace(WHOLE, words=f"trained again, since {listing(state.differing)}; ")
+    if state.kept:
+        folder = job.folder(root)
+        if not (damage := repair.lost(folder)):
+            return Rest(0.0, 0.0, "has its result already")
+        name, fault = next(iter(damage.items()))
+        words = f"{name} {fault}; made again {repair.source_of(folder)}; "
+        return Rest(0.0, 0.0, words) if repair.has_checkpoint(folder) else replace(WHOLE, words=words)
+    if not state.epochs:
+        return WHOLE
+    share = 1 - min(1.0, state.epochs / config.epochs_of(job.kind))
+    return Rest(0.0, share, f"resumes after epoch {state.epochs}; ")
+
+
+def _costs(worker: Worker, jobs: Sequence[Job], images: ImageData, rests: Mapping[Job, Rest]) -> dict[Job, Cost]:
     """Try each kind of job once; print what each job is and costs."""
     kinds: dict[tuple[str, str | None], Cost] = {}
     costs = {}
@@ -100,28 +140,10 @@ def _costs(worker: Worker, jobs: Sequence[Job], images: ImageData, states: Mappi
         if kind not in kinds:
             kinds[kind] = CostProbe(worker.config, job, worker.root, worker.device, images).cost()
         costs[job] = kinds[kind]
-        state = states.get(job)
-        left = _share_left(worker.config, state, job)
-        distributed.say(f"  {_outcome(state, duration(left * costs[job].seconds))}")
+        rest = rests[job]
+        seconds = rest.seconds(costs[job])
+        distributed.say(f"  {rest.words}{duration(seconds) if seconds or rest.words.endswith('; ') else ''}")
     return costs
-
-
-def _share_left(config: Config, state: JobState | None, job: Job) -> float:
-    """Return how much of the job is left to do, from 0 to 1."""
-    if state is not None and state.kept:
-        return 0.0
-    if state is None or state.differing or not state.epochs:
-        return 1.0
-    return 1 - min(1.0, state.epochs / config.epochs_of(job.kind))
-
-
-def _outcome(state: JobState | None, time_left: str) -> str:
-    """Return what the run would do about the job, and how long that takes."""
-    if state is not None and state.kept:
-        return "has its result already"
-    if state is not None and state.differing:
-        return f"trained again, since {listing(state.differing)}; {time_left}"
-    return f"resumes after epoch {state.epochs}; {time_left}" if state is not None and state.epochs else time_left
 
 
 class CostProbe(UntrainedRunner):
@@ -151,8 +173,8 @@ class CostProbe(UntrainedRunner):
                 costs.append(self._fit_cost(first.task, first.epochs))
                 first.task.finish()
         costs.append(self._fit_cost(task, epochs))
-        seconds, disk = sum(cost.seconds for cost in costs), sum(cost.disk for cost in costs)
-        return Cost(seconds, max(cost.memory for cost in costs), disk)
+        before, disk = sum(cost.seconds for cost in costs[:-1]), sum(cost.disk for cost in costs)
+        return Cost(costs[-1].seconds, max(cost.memory for cost in costs), disk, before)
 
     def _fit_cost(self, task: Task | InitTask, epochs: int) -> Cost:
         """Return the cost of training ``task`` for ``epochs``."""

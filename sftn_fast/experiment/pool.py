@@ -23,6 +23,7 @@ from sftn_fast.engine.signals import StopSignals
 from sftn_fast.experiment.fork_server import ForkServer, interpreter
 from sftn_fast.experiment.plan import Job
 from sftn_fast.experiment.worker import DONE, FAILED, REFUSED, STOPPED
+from sftn_fast.utils.text import LONGEST_MESSAGE, printable
 
 POLL = 0.2  # seconds until a signal to this process is seen
 
@@ -77,7 +78,8 @@ def run(
                     done.add((job.seed, job.name))
                 elif stop.signum is None:
                     problems.append(_problem(job, outcome, text))
-                    print(f"{problems[-1]}: no further job begins", file=sys.stderr, flush=True)
+                    said = printable(problems[-1], LONGEST_MESSAGE)
+                    print(f"{said}: no further job begins", file=sys.stderr, flush=True)
     if stop.signum is not None:
         raise Interrupted(stop.signum)
     if problems:

@@ -18,7 +18,7 @@ from sftn_fast.engine.checkpoint import is_checkpoint
 from sftn_fast.engine.run_log import open_log, write_summary
 from sftn_fast.utils import run_files
 from sftn_fast.utils.atomic import write_all, write_atomically
-from sftn_fast.utils.checksummed import checksum, seal
+from sftn_fast.utils.checksummed import DamagedError, checksum, seal
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,33 @@ def repair(folder: Path, result: dict[str, Any]) -> bool:
         if name.startswith("anchors/"):
             # Only the training itself can write a snapshot of it.
             logger.warning("%s %s; only a route needs it: to get it back, remove %s", folder / name, fault, folder)
-        elif Path(name).name in (*run_files.NETWORK, run_files.CLASSES):
+        elif _takes_the_job(name):
             logger.warning("%s %s; made again %s", folder / name, fault, source_of(folder))
             intact = False
     return intact
 
 
+def lost(folder: Path) -> dict[str, str]:
+    """Return the faults, by name, for which the finished job in ``folder`` has to resume. Changes nothing."""
+    try:
+        damage = find_damage(folder, run_files.read_result(folder))
+    except DamagedError as error:
+        return {run_files.RESULT: str(error)}
+    return {name: fault for name, fault in damage.items() if _takes_the_job(name)}
+
+
+def _takes_the_job(name: str) -> bool:
+    return not name.startswith("anchors/") and Path(name).name in (*run_files.NETWORK, run_files.CLASSES)
+
+
 def source_of(folder: Path) -> str:
     """Return in words what a lost network of the job in ``folder`` is made from."""
-    if any(map(is_checkpoint, (folder / "checkpoints").glob("step_*"))):
-        return "from the last checkpoint"
-    return "with the whole job, since it has no checkpoint"
+    return "from the last checkpoint" if has_checkpoint(folder) else "with the whole job, since it has no checkpoint"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether the job in ``folder`` has a checkpoint, readable or not."""
+    return any(map(is_checkpoint, (folder / "checkpoints").glob("step_*")))
 
 
 def find_damage(folder: Path, result: dict[str, Any]) -> dict[str, str]:

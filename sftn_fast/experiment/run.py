@@ -76,7 +76,8 @@ def run(config: Config, *, report: Callable[[Path], str], server: ForkServer | N
             distributed.on_main(partial(_write_settings, config, jobs, root))
             _say_batch(config)
             _say_loader(config)
-            say_precision(config, devices)
+            if sum(state.kept for state in states.values()) < len(jobs):
+                say_precision(config, devices)
             samples = _samples(config, jobs, worker)
             estimate = TimeEstimate(config, jobs, root, processes=len(devices))
             announce = partial(_announce, config, jobs, estimate)
@@ -214,7 +215,8 @@ def say_precision(config: Config, devices: Sequence[torch.device]) -> None:
     instructions = engine.bfloat16_instructions()
     if config.engine.amp == "fp32" and instructions:
         gain = "2 to 3 times" if instructions == "AMX" else "up to twice"
-        distributed.say(f"this CPU multiplies bfloat16 ({instructions}): --engine.amp bf16 may be {gain} as fast")
+        offer = f"--engine.amp bf16 may be {gain} as fast, unless the images are tiny"
+        distributed.say(f"this CPU multiplies bfloat16 ({instructions}): {offer}")
 
 
 def worker_on(device: torch.device, config: Config, root: Path) -> Worker:

@@ -104,8 +104,45 @@ def test_of_a_stopped_job_the_rest_counts(tmp_path: Path, capsys: pytest.Capture
     assert train.main(["--dry-run", "--output", str(tmp_path), *options.split()]) == 0
     said = capsys.readouterr().out
     assert "  resumes after epoch 2; " in said and said.count("resumes") == 1
-    state = job_state.JobState(experiment.plan(cli.parse(options.split())[0])[0], begun=True, epochs=2)
-    assert dry_run._share_left(cli.parse(options.split())[0], state, state.job) == 0.5
+    config = cli.parse(options.split())[0]
+    state = job_state.JobState(experiment.plan(config)[0], begun=True, epochs=2)
+    rest = dry_run._rest(config, state, state.job, tmp_path)
+    assert rest.seconds(dry_run.Cost(seconds=10.0, memory=0, disk=0, first_seconds=30.0)) == 5.0
+
+
+def test_what_initialisations_cost_is_apart(tmp_path: Path) -> None:
+    config = cli.parse(
+        f"{SMALL} --seeds [0] --stages [teacher,distill] --distill ab --output {tmp_path / 'run'}".split()
+    )[0]
+    checked, _, jobs, devices, _, _ = experiment.prepare(config, tmp_path / "run")
+    worker = experiment.worker_on(devices[0], checked, tmp_path / "run")
+    probe = dry_run.CostProbe(checked, jobs[-1], tmp_path / "run", devices[0], worker.images_of(0))
+    assert probe.cost().first_seconds > 0
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_what_is_damaged_is_made_again(
+    checkpoints: bool,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    folder = output / "seed0" / "student"
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    if not checkpoints:
+        shutil.rmtree(folder / "checkpoints")
+    before = names(output)
+    for dry in (True, False):
+        capsys.readouterr()
+        assert train.main([*["--dry-run"][: int(dry)], "--output", str(output), *DONE.split()]) == 0
+        said = capsys.readouterr()
+        source = "from the last checkpoint" if checkpoints else "with the whole job, since it has no checkpoint"
+        assert f"; made again {source}" in (said.out if dry else caplog.text)
+        assert said.out.count("has its result already") == (2 if dry else 0)
+        assert not dry or names(output) == before
 
 
 @pytest.mark.parametrize("option", ["--optim.lr 0.3", "--student resnet14", "--distill at", "--resume never"])
