@@ -25,7 +25,15 @@ SHORTENED = {
     name: pages.ROOT / "bench" / "results" / name / "report.md"
     for name in (
         *("few_garments", "garment_pairs", "garment_pairs_kl1", "garment_pairs_kl0.5", "garment_pairs_kl0.5_fresh"),
-        *("few_garments_kd", "garment_pairs_kl0", "garment_pairs_cutmix", "long_garments", "unlike_garments"),
+        *(
+            "few_garments_kd",
+            "few_garments_kl0.5",
+            "more_garments",
+            "garment_pairs_kl0",
+            "garment_pairs_cutmix",
+            "long_garments",
+            "unlike_garments",
+        ),
     )
 }
 PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
