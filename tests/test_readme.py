@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pages
 import pytest
@@ -22,20 +24,10 @@ RESULTS = (pages.ROOT / "docs" / "results.md").read_text()
 MAKEFILE = (pages.ROOT / "Makefile").read_text()
 REPORTS = {name: pages.ROOT / "bench" / "results" / name / "report.md" for name in ("fashion_mnist", "few_images")}
 SHORTENED = {
-    name: pages.ROOT / "bench" / "results" / name / "report.md"
-    for name in (
-        *("few_garments", "garment_pairs", "garment_pairs_kl1", "garment_pairs_kl0.5", "garment_pairs_kl0.5_fresh"),
-        *(
-            "few_garments_kd",
-            "few_garments_kl0.5",
-            "more_garments",
-            "garment_pairs_kl0",
-            "garment_pairs_cutmix",
-            "long_garments",
-            "unlike_garments",
-        ),
-    )
+    path.parent.name: path.parent / "report.md"
+    for path in sorted((pages.ROOT / "bench" / "results").glob("*/teachers.json"))
 }
+"""Reports whose tables by class the page leaves out. It has what their teachers knew instead."""
 PROSE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *pages.page_names())
 BANNED = (
     *("anew", "beforehand", "hence", "lest", "thereby", "whoever", "whosoever", "goes on with", "go on with"),
@@ -90,6 +82,41 @@ def test_the_results_page_has_reports_without_their_classes_and_the_teachers(nam
     rows = json.loads((folder / "teachers.json").read_text())
     assert teachers.table(rows) == (folder / "teachers.md").read_text().strip()
     assert f"<!-- {name}: the teachers of bench/results -->\n\n{teachers.table(rows)}\n" in RESULTS
+
+
+WEIGHTS = {
+    "2,000 images, 10 classes, 60 epochs": (("few_garments_kd",), (), ("few_garments_kl0.5",), ()),
+    "5,000 images, 10 classes, 30 epochs": (("more_garments",), (), ("more_garments_kl0.5",), ()),
+    "500 images, 10 classes, 240 epochs": (("long_garments",), (), ("long_garments_kl0.5",), ()),
+    "2,000 images, 100 classes, 60 epochs": (
+        ("garment_pairs",),
+        ("garment_pairs_kl1",),
+        ("garment_pairs_kl0.5", "garment_pairs_kl0.5_fresh"),
+        ("garment_pairs_kl0",),
+    ),
+    "2,000 images, 10 classes, wrn_16_2 to vgg8, 30 epochs": (("unlike_garments",), (), (), ()),
+}
+"""Experiments by task, then by the weight of SFTN's divergence: 3, 1, 0.5 and 0."""
+
+
+def gains_of(experiments):
+    """Return the points that each seed's student by KD gains with a student-friendly teacher."""
+    found = []
+    for name in experiments:
+        rows = csv.DictReader((pages.ROOT / "bench" / "results" / name / "results.csv").read_text().splitlines())
+        of = {(row["name"], row["seed"]): float(row["top1_last"]) for row in rows if row["method"] == "kd"}
+        found += [of["distill-sftn-kd", seed] - top1 for (job, seed), top1 in of.items() if job == "distill-teacher-kd"]
+    return found
+
+
+def test_the_table_of_the_weights_is_that_of_the_results():
+    lines = ["| task | weight 3, the paper's | 1 | 0.5 | 0 |", "|---|---:|---:|---:|---:|"]
+    for task, experiments in WEIGHTS.items():
+        gains = [gains_of(names) for names in experiments]
+        cells = [f"{mean(of):+.2f} ± {stdev(of):.2f} ({len(of)})" if of else "-" for of in gains]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    begin, end = "<!-- weights: from the results of the experiments below -->\n\n", "\n\n<!-- end of weights -->"
+    assert RESULTS.split(begin)[1].split(end)[0] == "\n".join(lines)
 
 
 def test_the_results_page_has_the_table_of_the_choices():
