@@ -62,7 +62,7 @@ def run(config: Config) -> None:
         for line in _networks(config, images):
             distributed.say(line)
         kept = {job for job, state in states.items() if state.kept}
-        rests = {job: _rest(checked, states.get(job), job, root) for job in jobs}
+        rests = {job: _rest(checked, states.get(job), job, source or root) for job in jobs}
         costs = _costs(worker, jobs, images, rests)
         left = sum(rests[job].seconds(cost) for job, cost in costs.items())
         peak = max(cost.memory for cost in costs.values())

@@ -14,8 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -91,7 +90,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     out, errors = PrefixedLines(sys.stdout), PrefixedLines(sys.stderr)
     sys.stdout, sys.stderr = out, errors  # type: ignore[assignment]
-    worker = cache(partial(_prepare, *orders.get()))  # of the first job, so that it answers what goes wrong here
+    worker = _prepare(*orders.get())
     while (job := orders.get()) is not None:
         out.prefix = errors.prefix = f"seed {job.seed} {job.name} | "
         outcome = _outcome(worker, job)
@@ -101,8 +100,12 @@ def _serve(connection: Connection[Any, Any]) -> None:
             return
 
 
-def _prepare(config: Config, root: Path) -> Worker:
-    plugins.load(config.plugins)  # this process has not imported them yet
+def _prepare(config: Config, root: Path) -> Worker | ConfigError:
+    """Return a worker, or the error that the first job is answered with."""
+    try:
+        plugins.load(config.plugins)  # this process has not imported them yet
+    except ConfigError as error:
+        return error
     data.mute_notices()  # the parent has printed them
     worker = Worker(config, root)
     if worker.device.type == "cpu":
@@ -120,9 +123,11 @@ def _listen(connection: Connection[Any, Any], orders: SimpleQueue[Any]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _outcome(worker: Callable[[], Worker], job: Job) -> tuple[str, str]:
+def _outcome(worker: Worker | ConfigError, job: Job) -> tuple[str, str]:
+    if isinstance(worker, ConfigError):
+        return REFUSED, str(worker)
     try:
-        worker().run(job)
+        worker.run(job)
     except engine.Interrupted as interrupted:
         return STOPPED, str(interrupted)
     except ConfigError as error:
