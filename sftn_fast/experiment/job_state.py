@@ -22,6 +22,7 @@ from sftn_fast.experiment import identity
 from sftn_fast.experiment.identity import Differences
 from sftn_fast.experiment.kinds.snapshots import snapshot, snapshot_epochs
 from sftn_fast.experiment.plan import RESULT, Job
+from sftn_fast.experiment.repair import has_checkpoint
 from sftn_fast.loggers import run_ids
 from sftn_fast.utils.checksummed import DamagedError, read_sealed
 
@@ -77,7 +78,7 @@ def look(config: Config, job: Job, root: Path, images: ImageData) -> JobState:
     elif not differing and (missing := _missing_snapshot(config, job, folder, epochs)):
         differing = [(missing[0], "no snapshots", "snapshots")]
     finished = result is not None and job.behaviour.lacks(config, result) is None
-    behind = epochs if _checkpoints(folder, initialisation=False) else 0
+    behind = epochs if has_checkpoint(folder) else 0
     return JobState(job, finished, True, differing, (result or checkpoint or {}).get("environment", {}), behind)
 
 
@@ -231,9 +232,9 @@ def _result(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _checkpoints(folder: Path, *, initialisation: bool = True) -> list[Path]:
-    """Return the checkpoints of a job, newest first; those of a method's ``initialisation`` if the job has none."""
-    for pattern in ("checkpoints/step_*", *(("init-*/checkpoints/step_*",) if initialisation else ())):
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a job, newest first; those of a method's initialisation if the job has none."""
+    for pattern in ("checkpoints/step_*", "init-*/checkpoints/step_*"):
         if found := sorted(filter(is_checkpoint, folder.glob(pattern)), reverse=True):
             return found
     return []
